@@ -1,0 +1,47 @@
+"""Packaging. `tools/` installs as `vaescale.tools`, so `vaescale fit-gmm` and `tools/fit_gmm.py` are one file."""
+
+from setuptools import find_packages, setup
+
+DEPENDENCIES = [
+    "accelerate>=1.15",
+    "datasets>=5.0",
+    "einops>=0.8",
+    "matplotlib>=3.9",
+    "mlflow>=3.5",
+    "numpy>=2.0",
+    "omegaconf>=2.3",
+    "pillow>=11.0",
+    "pydantic>=2.9",
+    "rich>=13.7",
+    "safetensors>=0.5",
+    "scikit-learn>=1.5",
+    "torch>=2.13",
+    "webdataset>=1.0.2",
+]
+EXTRAS = {
+    # accelerate's DeepSpeed path imports transformers.
+    "deepspeed": ["deepspeed>=0.18", "ninja>=1.11", "transformers>=5.0"],
+    "dev": [
+        "hypothesis>=6.100",
+        "mypy>=1.15",
+        "pre-commit>=4.0",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.9",
+        "types-PyYAML>=6.0",
+    ],
+}
+
+setup(
+    name="vaescale",
+    version="0.1.0",
+    description="Variational autoencoders with calibrated decoders, from one laptop to many GPU nodes",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["vaescale", "vaescale.*"]), "vaescale.tools"],
+    package_dir={"vaescale.tools": "tools"},
+    package_data={"vaescale": ["py.typed"]},
+    install_requires=DEPENDENCIES,
+    extras_require={**EXTRAS, "all": sorted({name for extra in EXTRAS.values() for name in extra})},
+    entry_points={"console_scripts": ["vaescale = vaescale.cli:main"]},
+)

@@ -1,0 +1,56 @@
+"""Train a recipe, or go on where it stopped: the same command does both.
+
+Any key of the recipe can be overridden: `optimizer.lr=1e-3 training.steps=2000 run_dir=runs/again`. On several
+processes: `accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train RECIPE`; the curve is the
+same on any number of them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE, overrides and options."""
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/digits/optimal.yaml")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="recipe keys to override")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop")
+    parser.add_argument("--processes", type=int, metavar="N", help="refuse to run on another number of processes")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train, or describe what would be trained. Returns the summary, or recipe and plan."""
+    from vaescale.recipe import load_recipe
+    from vaescale.session import Session
+    from vaescale.training import backends
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    accelerator = backends.start(recipe.training.precision, processes=arguments.processes)
+    try:
+        session = Session(recipe, accelerator)
+        return session.describe() if arguments.dry_run else session.run()
+    finally:
+        backends.stop(accelerator)
+
+
+def show(result: dict[str, Any]) -> None:
+    """The recipe and the plan of a dry run, or a run's held-out numbers and the next commands."""
+    from vaescale.console import say, table
+
+    if "plan" in result:
+        import yaml
+
+        sys.stdout.write(yaml.safe_dump(result["recipe"], sort_keys=False))
+        table("\nplan", [(name, str(value)) for name, value in result["plan"].items()])
+        return
+    rows = [(name, f"{value:.6g}") for name, value in result["val"].items()]
+    table(f"{result['run_dir']}: held-out data", rows)
+    run = result["run_dir"]
+    say(f"next: vaescale evaluate {run}; vaescale fit-gmm {run}; vaescale sample {run}")
+
+
+if __name__ == "__main__":
+    from vaescale.cli import run_tool
+
+    sys.exit(run_tool(sys.modules[__name__]))

@@ -1,0 +1,7 @@
+"""`python -m vaescale VERB`: the same front door as `vaescale VERB`."""
+
+import sys
+
+from vaescale.cli import main
+
+sys.exit(main())

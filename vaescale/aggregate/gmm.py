@@ -1,0 +1,115 @@
+"""A Gaussian mixture with full covariances, fitted by expectation-maximization. Dempster, Laird & Rubin 1977.
+
+Legend: z [N, Z], K components, weights [K], means [K, Z], covariances [K, Z, Z]; float64 throughout.
+Start: k-means++ centres (Arthur & Vassilvitskii 2007) and a few Lloyd steps.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vaescale.errors import UserError
+
+FORMAT = {"format": "vaescale-gmm", "version": 1, "covariance": "full"}
+
+
+class Mixture(NamedTuple):
+    """Weights [K], means [K, Z], covariances [K, Z, Z], float64."""
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+
+def fit(
+    z: Tensor, num_components: int, *, seed: int, ridge: float = 1e-6, tolerance: float = 1e-4, max_iterations: int = 500
+) -> tuple[Mixture, list[float]]:
+    """Fit a mixture to z [N, Z]. Returns it with the mean log-likelihood in nats before each iteration.
+
+    ridge: added to the covariances' diagonals. Stops when an iteration gains less than `tolerance` nats.
+    Raises UserError when there are fewer points than components or when the points are constant.
+    """
+    if len(z) < num_components:
+        raise UserError(f"{len(z)} latents cannot feed {num_components} components; lower --components")
+    if (z.var(dim=0) < 1e-12).all():
+        raise UserError("the latents are constant: the posterior has collapsed and there is nothing to fit")
+    mixture = _maximization(z, _kmeans(z, num_components, seed), ridge)
+    history: list[float] = []
+    for _ in range(max_iterations):
+        joint = _log_joint(mixture, z)
+        evidence = torch.logsumexp(joint, dim=1)
+        history.append(float(evidence.mean()))
+        if len(history) > 1 and history[-1] - history[-2] < tolerance:
+            break
+        mixture = _maximization(z, torch.exp(joint - evidence[:, None]), ridge)
+    return mixture, history
+
+
+def log_density(mixture: Mixture, z: Tensor) -> Tensor:
+    """Log density of z [N, Z] in nats, [N]."""
+    return torch.logsumexp(_log_joint(mixture, z), dim=1)
+
+
+def standard_normal_log_density(z: Tensor) -> Tensor:
+    """Log density of N(0, I) at z [N, Z] in nats, [N]."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=1)
+
+
+def save(mixture: Mixture, folder: Path, details: dict[str, object]) -> None:
+    """Write mixture.safetensors and mixture.json to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in mixture._asdict().items()}, folder / "mixture.safetensors")
+    (folder / "mixture.json").write_text(json.dumps({**FORMAT, **details}, indent=1) + "\n")
+
+
+def load(folder: Path) -> Mixture:
+    """The mixture in `folder`. Raises UserError when there is none or it is not a mixture."""
+    if not (folder / "mixture.json").is_file():
+        raise UserError(f"{folder} holds no fitted mixture; fit one with `vaescale fit-gmm {folder.parent}`")
+    details = json.loads((folder / "mixture.json").read_text())
+    tensors = load_file(folder / "mixture.safetensors")
+    if any(details.get(key) != value for key, value in FORMAT.items()) or set(tensors) != set(Mixture._fields):
+        raise UserError(f"{folder} holds no mixture of this version; fit it again with `vaescale fit-gmm`")
+    return Mixture(**tensors)
+
+
+def _log_joint(mixture: Mixture, z: Tensor) -> Tensor:
+    """log weight_k + log N(z_n; mean_k, covariance_k), [N, K]."""
+    cholesky = torch.linalg.cholesky(mixture.covariances)
+    columns = []
+    for weight, mean, factor in zip(mixture.weights, mixture.means, cholesky, strict=True):
+        whitened = torch.linalg.solve_triangular(factor, (z - mean).T, upper=False)
+        log_det = factor.diagonal().log().sum()
+        columns.append(weight.log() - log_det - 0.5 * whitened.square().sum(0))
+    return torch.stack(columns, dim=1) - 0.5 * z.shape[1] * math.log(2 * math.pi)
+
+
+def _maximization(z: Tensor, responsibilities: Tensor, ridge: float) -> Mixture:
+    counts = responsibilities.sum(0) + 10 * torch.finfo(z.dtype).eps
+    means = (responsibilities.T @ z) / counts[:, None]
+    identity = torch.eye(z.shape[1], dtype=z.dtype)
+    covariances = []
+    for column, mean, count in zip(responsibilities.T, means, counts, strict=True):
+        centred = z - mean
+        covariances.append((centred * column[:, None]).T @ centred / count + ridge * identity)
+    return Mixture(counts / counts.sum(), means, torch.stack(covariances))
+
+
+def _kmeans(z: Tensor, num_components: int, seed: int, lloyd_steps: int = 10) -> Tensor:
+    """Responsibilities [N, K] of zeros and ones."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = z[torch.randint(len(z), (1,), generator=generator)]
+    for _ in range(num_components - 1):
+        distance = torch.cdist(z, centres).square().amin(dim=1)
+        distance = torch.where(distance.sum() > 0, distance, torch.ones_like(distance))
+        centres = torch.cat([centres, z[torch.multinomial(distance, 1, generator=generator)]])
+    for _ in range(lloyd_steps):
+        assignment = torch.nn.functional.one_hot(torch.cdist(z, centres).argmin(dim=1), num_components).to(z)
+        counts = assignment.sum(0)[:, None]
+        centres = torch.where(counts > 0, (assignment.T @ z) / counts.clamp_min(1), centres)
+    return torch.nn.functional.one_hot(torch.cdist(z, centres).argmin(dim=1), num_components).to(z)

@@ -1,0 +1,23 @@
+"""Where z comes from when a model is sampled: the prior or a fitted mixture, a function of (seed, number) alone."""
+
+import torch
+from torch import Tensor
+
+from vaescale import noise
+from vaescale.aggregate.gmm import Mixture
+
+
+def sample_prior(stream: noise.Stream, latent_dim: int) -> Tensor:
+    """Draws from N(0, I), float32 [B, Z], one a slot."""
+    return noise.normal(stream, noise.PRIOR, (latent_dim,))
+
+
+def sample_mixture(stream: noise.Stream, mixture: Mixture) -> Tensor:
+    """Draws from the mixture, float32 [B, Z], one a slot."""
+    edges = mixture.weights.cumsum(0) / mixture.weights.sum()
+    place = noise.uniform(stream, noise.MIXTURE, ()).double().cpu()
+    component = torch.searchsorted(edges, place, right=True).clamp_max(len(edges) - 1)
+    white = noise.normal(stream, noise.PRIOR, (mixture.means.shape[1],)).double().cpu()
+    factor = torch.linalg.cholesky(mixture.covariances)[component]
+    z = mixture.means[component] + torch.einsum("nij,nj->ni", factor, white)
+    return z.float().to(stream.slots.device)

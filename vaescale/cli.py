@@ -1,0 +1,112 @@
+"""The front door: `vaescale VERB`. Each verb is one file of `tools/`, imported when it is used.
+
+A tool module has `add_arguments(parser)`, `run(arguments) -> dict` and, if its result is more than a table,
+`show(result)`. Words go to stderr; with --json the result is one JSON object on stdout.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NoReturn
+
+VERBS = {
+    "doctor": "print versions, devices, how processes were launched, and what is missing",
+    "make-shards": "write a data set as WebDataset shards with an index",
+    "train": "train a recipe, or go on where it stopped",
+    "evaluate": "evaluate a run on held-out data",
+    "fit-gmm": "fit a Gaussian mixture to a run's aggregate posterior",
+    "sample": "draw samples from the prior and the mixture",
+    "sync": "send to MLflow what a run could not send while it trained",
+    "quickstart": "all of the above, end to end, on scikit-learn's handwritten digits",
+}
+EPILOG = """examples:
+  vaescale make-shards digits data/digits
+  vaescale train recipes/digits/optimal.yaml optimizer.lr=1e-3
+  accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train recipes/digits/optimal.yaml
+  vaescale evaluate runs/digits-optimal
+
+exit codes: 0 done, 2 recipe or arguments, 3 data, 4 training stopped. `vaescale VERB --help` says more."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse, with errors of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line on stderr."""
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in VERBS:
+        return run_tool(importlib.import_module(f"vaescale.tools.{words[0].replace('-', '_')}"), words[1:])
+    parser = Parser(
+        prog="vaescale",
+        description="Train variational autoencoders with calibrated decoders, then measure and sample them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
+    for name, meaning in VERBS.items():
+        verbs.add_parser(name, help=meaning)
+    parser.parse_args(words)
+    raise AssertionError("parse_args exits: no verb was given")
+
+
+def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
+    """Run a tool module as a program. Returns the exit code; a user's fault is one sentence on stderr."""
+    from vaescale.errors import UserError
+
+    verb = tool.__name__.rpartition(".")[2].replace("_", "-")
+    if verb == "--main--":
+        verb = os.path.basename(sys.argv[0]).removesuffix(".py").replace("_", "-")
+    parser = Parser(
+        prog=f"vaescale {verb}", description=tool.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    tool.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    try:
+        result = tool.run(options)
+    except UserError as error:
+        if _speaks():
+            sys.stderr.write(f"vaescale {verb}: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from the last checkpoint\n" if verb == "train" else "\n")
+        return 130
+    if _speaks():
+        _print(tool, result, as_json=options.json)
+    return 0
+
+
+def _print(tool: ModuleType, result: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    elif hasattr(tool, "show"):
+        tool.show(result)
+    else:
+        from vaescale.console import table
+
+        table("", [(name, _words(value)) for name, value in result.items()])
+
+
+def _words(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _speaks() -> bool:
+    """Only the first of several processes does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _version() -> str:
+    from vaescale import __version__
+
+    return f"vaescale {__version__}"

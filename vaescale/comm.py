@@ -1,0 +1,86 @@
+"""The one caller of collectives. Each is unconditional on every rank and carries the step, which is checked.
+
+Ranks that fall out of step do not hang at first: an all-reduce pairs one rank's step 5 with another's step 6 and
+returns a wrong sum. Every sum here therefore carries (step, step^2): they agree with the own step times the world
+size only if all ranks are at the same one.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+_MODULUS = 1 << 20  # step^2 * 4096 ranks stays below 2^53, exact in float64
+_step = 0
+
+
+def at_step(step: int) -> None:
+    """Say which step this process is at; the collectives that follow are checked against it."""
+    global _step
+    _step = step
+
+
+def world_size() -> int:
+    """The number of processes that take part."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return rank() == 0
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """The sum of `values` [N] over all ranks, in float64.
+
+    Raises RuntimeError when the ranks are not at the same step.
+    """
+    values = values.detach().to(torch.float64)
+    if world_size() == 1:
+        return values
+    own = float(_step % _MODULUS)
+    message = torch.cat([values, values.new_tensor([own, own * own])])
+    dist.all_reduce(message)
+    total, steps = message[:-2], message[-2:] / world_size()
+    torch._assert_async(
+        (steps == steps.new_tensor([own, own * own])).all(),
+        f"a rank is not at step {_step} as rank {rank()} is: the ranks' sums no longer belong together",
+    )
+    return total
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's `value`, on every rank. For small Python values, outside of the step."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 alone and return its result on every rank; what it raises is raised on every rank."""
+    result: T | None = None
+    fault: Exception | None = None
+    if is_main():
+        try:
+            result = function()
+        except Exception as error:
+            fault = error
+    result, fault = broadcast_object((result, fault))
+    if fault is not None:
+        raise fault
+    return cast(T, result)

@@ -1,0 +1,21 @@
+"""The base of every recipe section: frozen, nothing unknown, nothing infinite."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class Config(BaseModel):
+    """A recipe section. Unknown keys, NaN, Inf and truth values posing as numbers are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, values: Any) -> Any:
+        # YAML 1.1 reads `yes` and `on` as true, and pydantic would take true for 1.
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and field.annotation is not bool:
+                raise ValueError(f"{name} (={value}) is a truth value; quote it or write a number")
+        return values

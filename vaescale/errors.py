@@ -1,0 +1,19 @@
+"""What a user can get wrong: one sentence with the value and the remedy, and the exit code that says whose it is."""
+
+
+class UserError(ValueError):
+    """A recipe or an argument that cannot work. The message names the value and the remedy."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Data that is missing, damaged or unfit for the recipe."""
+
+    exit_code = 3
+
+
+class TrainingStopped(UserError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+    exit_code = 4

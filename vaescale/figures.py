@@ -1,0 +1,108 @@
+"""Arrays to PNG files, without a display. Legend: images [N, C, H, W] in [0, 1], N read row by row."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Images = NDArray[np.float32]
+CELL_INCHES = 0.62
+# Okabe & Ito's palette: distinct for the colour-blind and in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+
+def reconstructions(path: Path, originals: Images, means: Images, *, title: str, columns: int = 12) -> None:
+    """Pairs of rows: originals above, decoded means below."""
+    rows: list[tuple[str, Images]] = []
+    for start in range(0, len(originals), columns):
+        rows += [("original", originals[start : start + columns]), ("decoded", means[start : start + columns])]
+    image_rows(path, rows, title=title)
+
+
+def image_rows(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:
+    """One named row of images under another."""
+    columns = max(len(images) for _, images in rows)
+    size = (CELL_INCHES * columns + 1.1, CELL_INCHES * len(rows) + 0.5)
+    figure, axes = _subplots(len(rows), columns, size)
+    for line, (name, images) in zip(axes, rows, strict=True):
+        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+        for cell, image in zip(line, images, strict=False):
+            _show(cell, image)
+    _finish(figure, path, title)
+
+
+def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: str, columns: int = 8) -> None:
+    """Named square panels of samples, two beside each other."""
+    count = len(panels[0][1])
+    rows = math.ceil(count / columns)
+    size = (2 * columns * CELL_INCHES * 0.75 + 0.6, math.ceil(len(panels) / 2) * (rows * CELL_INCHES * 0.75 + 0.4) + 0.4)
+    figure, axes = _subplots(math.ceil(len(panels) / 2), 2, size)
+    for cell, (name, images) in zip(axes.flat, panels, strict=False):
+        _show(cell, _montage(images, columns))
+        cell.set_title(name, fontsize=9)
+    _finish(figure, path, title)
+
+
+def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> None:
+    """Negative ELBO, its two parts, sigma, and the learning rate, over steps; training lines, held-out dots."""
+    panels = (
+        ("negative ELBO (nats)", ("neg_elbo_nats",), "linear"),
+        ("KL (nats)", ("kl_nats",), "linear"),
+        ("mean squared error", ("mse",), "log"),
+        ("sigma", ("sigma",), "log"),
+    )
+    figure, axes = _subplots(1, len(panels), (3.1 * len(panels), 2.9), frame=True)
+    for axis, (label, names, scale) in zip(axes.flat, panels, strict=True):
+        for name in names:
+            for prefix, style, colour in (("train", "-", COLOURS[0]), ("val", "o", COLOURS[1])):
+                points = [(row["step"], row[f"{prefix}/{name}"]) for row in rows if f"{prefix}/{name}" in row]
+                if points:
+                    steps, values = zip(*points, strict=True)
+                    axis.plot(steps, values, style, color=colour, label=prefix, linewidth=1.3, markersize=4)
+        axis.set_title(label, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.set_yscale(scale)
+        axis.tick_params(labelsize=7, which="both")
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=7, frameon=False)
+    _finish(figure, path, title)
+
+
+def _subplots(rows: int, columns: int, size: tuple[float, float], *, frame: bool = False) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    if not frame:
+        for axis in axes.flat:
+            axis.set_axis_off()
+    return figure, axes
+
+
+def _show(axis: Any, image: Images) -> None:
+    picture = np.clip(np.moveaxis(image, 0, -1), 0, 1)
+    axis.imshow(picture[:, :, 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=1)
+
+
+def _montage(images: Images, columns: int, gap: int = 1) -> Images:
+    """[N, C, H, W] to one [C, rows*(H+gap)-gap, columns*(W+gap)-gap], white between the images."""
+    count, channels, height, width = images.shape
+    rows = math.ceil(count / columns)
+    canvas = np.ones((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), dtype=np.float32)
+    for number, image in enumerate(images):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        canvas[:, top : top + height, left : left + width] = image
+    return canvas
+
+
+def _finish(figure: Any, path: Path, title: str) -> None:
+    figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png", metadata={"Software": None})
+    temporary.replace(path)

@@ -1,0 +1,12 @@
+"""q(z|x) bodies and decoders. To add one, write its file, add a line to NETWORKS and write a recipe.
+
+The contract, an nn.Module built from (config, image_size, channels, out_channels):
+
+    encode(x) -> [B, 2 * latent_dim]                 x [B, C, H, W] in [0, 1]; raw parameters of the posterior
+    decode(z) -> [B, out_channels, H, W]             z [B, latent_dim]; raw parameters of the likelihood
+"""
+
+from vaescale.networks.conv import ConvConfig, ConvNetwork
+
+NetworkConfig = ConvConfig
+NETWORKS = {"conv": ConvNetwork}

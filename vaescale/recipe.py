@@ -1,0 +1,130 @@
+"""A YAML file and `key=value` overrides to one validated, frozen Recipe, made of its owners' own sections."""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, Field, ValidationError
+
+from vaescale.config import Config
+from vaescale.data.reader import DataConfig
+from vaescale.errors import UserError
+from vaescale.likelihoods import LikelihoodConfig
+from vaescale.models.posterior import PosteriorConfig
+from vaescale.networks import NetworkConfig
+from vaescale.objectives.elbo import ElboConfig
+from vaescale.training.loop import TrainingConfig
+from vaescale.training.optimizer import OptimizerConfig
+from vaescale.training.tracking import TrackingConfig
+
+# What may change between two starts of one run without changing a single number of it.
+OPERATIONAL = {
+    "name": True,
+    "run_dir": True,
+    "data": {"train", "val", "cache", "workers"},
+    "training": {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "resume"},
+    "tracking": True,
+}
+
+
+class Recipe(Config):
+    """Everything that a run is made from."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, '.', '_' and '-'")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    run_dir: str = "runs/${name}"
+    data: DataConfig
+    network: NetworkConfig
+    posterior: PosteriorConfig = PosteriorConfig()
+    likelihood: LikelihoodConfig = LikelihoodConfig()
+    objective: ElboConfig = ElboConfig()
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    tracking: TrackingConfig = TrackingConfig()
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the run's numbers: everything but paths, names and how often something is written."""
+        content: dict[str, Any] = self.model_dump(mode="json", exclude=OPERATIONAL)  # type: ignore[arg-type]
+        return content
+
+    @property
+    def hash(self) -> str:
+        """Sha256 of the identity: two runs with one recipe hash and one data hash have the same curve."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; loading it gives this recipe again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read, interpolate, override and validate. Raises UserError with one sentence for the first fault."""
+    if not path.is_file():
+        raise UserError(f"recipe {path} does not exist; see `ls recipes/*/*.yaml`")
+    for override in overrides or []:
+        key, equals, _ = override.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"override {override!r} is not key=value, such as optimizer.lr=1e-3")
+    try:
+        base = OmegaConf.create({"run_dir": Recipe.model_fields["run_dir"].default})
+        merged = OmegaConf.merge(base, OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+        content = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+        raise UserError(f"{path} does not load: {' '.join(str(error).split())}") from error
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError(_sentence(error, content)) from error
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for each value that differs between two nested mappings."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        name, a, b = f"{prefix}{key}", old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{name}.")
+        elif a != b:
+            lines.append(f"{name}: {a} -> {b}")
+    return lines
+
+
+def _sentence(error: ValidationError, content: Any) -> str:
+    """The first fault in words: where, the value, what would be right."""
+    fault = error.errors()[0]
+    place = [part for part in fault["loc"] if isinstance(part, int) or part in _names(content)]
+    key, value, kind = ".".join(map(str, place or fault["loc"])), fault["input"], fault["type"]
+    if kind == "extra_forbidden":
+        return f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), _known_keys(place[:-1]), place[:-1])}"
+    if kind == "missing":
+        return f"{'.'.join(map(str, fault['loc']))} is missing; add it to the recipe or as KEY=VALUE"
+    if kind == "literal_error":
+        allowed = fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{key} is {value!r}; {_nearest(str(value), allowed, [])}"
+    return f"{key} is {value!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _nearest(word: str, known: list[str], parents: list[Any]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    prefix = "".join(f"{part}." for part in parents)
+    return f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
+
+
+def _known_keys(parents: list[Any]) -> list[str]:
+    section: Any = Recipe
+    for part in parents:
+        section = section.model_fields[part].annotation
+    assert issubclass(section, BaseModel)
+    return list(section.model_fields)
+
+
+def _names(content: Any) -> set[str]:
+    """Every key that the recipe holds: pydantic's locations name union members besides."""
+    if not isinstance(content, dict):
+        return set()
+    return set(content).union(*(_names(value) for value in content.values()))

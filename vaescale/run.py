@@ -1,0 +1,70 @@
+"""From a recipe to its parts, and from a run folder back to a trained model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from vaescale import comm
+from vaescale.data.reader import Batch, ShardReader, evaluation_batches, open_reader
+from vaescale.errors import UserError
+from vaescale.models.vae import VAE
+from vaescale.recipe import Recipe, load_recipe
+from vaescale.training import checkpoint
+from vaescale.training import folder as run_folder
+
+EVALUATION_BATCH = 500
+
+
+class Run(NamedTuple):
+    """A trained model and where it came from."""
+
+    folder: Path
+    recipe: Recipe
+    model: VAE
+    step: int
+    weights: str
+
+
+def build_model(recipe: Recipe) -> VAE:
+    """The recipe's model with weights from the recipe's seed: the same on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return VAE(
+            recipe.network,
+            recipe.posterior,
+            recipe.likelihood,
+            image_size=recipe.data.image_size,
+            channels=recipe.data.channels,
+        )
+
+
+def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
+    """The newest sound checkpoint of a run, in evaluation mode, on a GPU if there is one.
+
+    weights: `ema` takes the averaged ones when the run has them. Raises UserError when there is nothing to open.
+    """
+    if not (folder / run_folder.RECIPE).is_file():
+        raise UserError(f"{folder} is not a run folder (no {run_folder.RECIPE}); give the run_dir of a training run")
+    recipe = load_recipe(folder / run_folder.RECIPE)
+    found = checkpoint.newest(folder / "checkpoints")
+    if found is None:
+        raise UserError(f"{folder} has no sound checkpoint; train it first: `vaescale train RECIPE run_dir={folder}`")
+    model = build_model(recipe)
+    averaged = found.tensors("ema") if weights == "ema" else None
+    tensors = averaged or found.tensors("model")
+    assert tensors is not None
+    model.load_state_dict(tensors)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Run(folder, recipe, model.eval().to(device), found.step, "ema" if averaged else "raw")
+
+
+def in_order(reader: ShardReader) -> Iterator[Batch]:
+    """All images in order, this rank's share of each batch."""
+    return evaluation_batches(reader, batch=EVALUATION_BATCH, rank=comm.rank(), world_size=comm.world_size())
+
+
+def open_split(recipe: Recipe, split: Literal["train", "val"]) -> ShardReader:
+    """The reader of one of the recipe's two data sets."""
+    return open_reader(recipe.data.train if split == "train" else recipe.data.val, recipe.data)

@@ -1,0 +1,210 @@
+"""One start of a training run: its parts put together, and what happens beside the steps.
+
+The loop knows steps. This knows the run folder: who may write to it, where training goes on, what is logged,
+evaluated and saved.
+"""
+
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import vaescale
+from vaescale import comm
+from vaescale.console import Progress, say
+from vaescale.data.plan import Plan, rank_slots
+from vaescale.data.reader import open_reader, training_batches
+from vaescale.errors import DataError, UserError
+from vaescale.evaluation.likelihood import evaluate
+from vaescale.figures import training_curves
+from vaescale.recipe import Recipe, differences, load_recipe
+from vaescale.run import build_model, in_order
+from vaescale.training import checkpoint
+from vaescale.training import folder as run_folder
+from vaescale.training.ema import Ema
+from vaescale.training.loop import Trainee, Watchers, train
+from vaescale.training.memory import estimate
+from vaescale.training.optimizer import build_optimizer
+from vaescale.training.tracking import Drain
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Session:
+    """A recipe on this many processes. Building it reads the data's index and refuses what cannot work."""
+
+    def __init__(self, recipe: Recipe, accelerator: "Accelerator") -> None:
+        self.recipe, self.accelerator, self.folder = recipe, accelerator, Path(recipe.run_dir)
+        world_size, accumulation = accelerator.num_processes, recipe.training.accumulation
+        rank_slots(recipe.data.global_batch, rank=0, world_size=world_size, accumulation=accumulation)
+        self.model = build_model(recipe).to(accelerator.device)
+        self.train_reader = open_reader(recipe.data.train, recipe.data)
+        self.val_reader = open_reader(recipe.data.val, recipe.data)
+        self.plan = Plan(len(self.train_reader), recipe.data.global_batch, recipe.seed)
+        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.ema = Ema(self.model, recipe.training.ema_decay) if recipe.training.ema_decay else None
+
+    def describe(self) -> dict[str, Any]:
+        """What a dry run prints: the resolved recipe and the plan."""
+        recipe = self.recipe
+        per_rank = recipe.data.global_batch // self.accelerator.num_processes
+        memory = estimate(
+            self.model,
+            images=per_rank // recipe.training.accumulation,
+            ema=self.ema is not None,
+            precision=recipe.training.precision,
+        )
+        plan = {
+            "processes": self.accelerator.num_processes,
+            "device": str(self.accelerator.device),
+            "train_images": len(self.train_reader),
+            "val_images": len(self.val_reader),
+            "steps_per_epoch": self.plan.steps_per_epoch,
+            "epochs": round(recipe.training.steps / self.plan.steps_per_epoch, 2),
+            "images_per_process_and_step": per_rank,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            **{f"memory_{name}_bytes": size for name, size in memory.items()},
+            **self._tags(),
+        }
+        return {"recipe": recipe.model_dump(mode="json"), "plan": plan}
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step, or go on from the newest sound checkpoint. All ranks call it.
+
+        Returns run_dir, step, and the sections of summary.json.
+        """
+        with ExitStack() as stack:
+
+            def claim() -> None:
+                self._refuse_foreign_folder()
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(run_folder.locked(self.folder))
+                (self.folder / run_folder.RECIPE).write_text(self.recipe.to_yaml())
+                run_folder.write_json(self.folder / run_folder.TAGS, self._tags())
+
+            comm.on_main(claim)
+            start = self._restore()
+            if start < self.recipe.training.steps:
+                self._train(start)
+            elif comm.is_main():
+                say(f"{self.folder} is trained to step {start} already; choose another run_dir to train again")
+            summary = comm.on_main(lambda: run_folder.read_json(self.folder / run_folder.SUMMARY))
+        return {"run_dir": str(self.folder), "step": self.recipe.training.steps, **summary}
+
+    def _train(self, start: int) -> None:
+        recipe, world_size = self.recipe, self.accelerator.num_processes
+        prepared, optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        batches = training_batches(
+            self.train_reader,
+            self.plan,
+            steps=range(start, recipe.training.steps),
+            rank=comm.rank(),
+            world_size=world_size,
+            accumulation=recipe.training.accumulation,
+            workers=recipe.data.workers,
+        )
+        self._started = time.perf_counter()
+        self._progress = Progress(f"train {recipe.name}", recipe.training.steps, start=start, shown=comm.is_main())
+        with Drain(self.folder, recipe.tracking, shown=comm.is_main()), self._progress:
+            train(
+                self.accelerator,
+                Trainee(prepared, optimizer, self.model, self.ema),
+                batches,
+                Watchers(self._log, self._evaluate, self._checkpoint),
+                config=recipe.training,
+                optimizer_config=recipe.optimizer,
+                objective=recipe.objective,
+                seed=recipe.seed,
+                start=start,
+            )
+            if comm.is_main():
+                rows = run_folder.read_metrics(self.folder)
+                training_curves(self.folder / "figures" / "curves.png", rows, title=recipe.name)
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        if not comm.is_main():
+            return
+        run_folder.append_metrics(self.folder, step, metrics)
+        note = f"neg_elbo {metrics['train/neg_elbo_nats']:.2f} nats"
+        note += f"  sigma {metrics['train/sigma']:.4f}" if "train/sigma" in metrics else ""
+        self._progress.update(step, f"{note}  {metrics['perf/images_per_second']:.0f} images/s")
+        if step == self.recipe.training.steps:
+            seconds = round(time.perf_counter() - self._started, 2)
+            run_folder.update_summary(self.folder, "train", {"step": step, "seconds": seconds, **metrics})
+
+    def _evaluate(self, step: int) -> None:
+        model = self.model if self.ema is None else self.ema.model
+        metrics = evaluate(model, in_order(self.val_reader), seed=self.recipe.seed)
+        if comm.is_main():
+            run_folder.append_metrics(self.folder, step, {f"val/{name}": value for name, value in metrics.items()})
+            run_folder.update_summary(self.folder, "val", {"step": step, **metrics})
+
+    def _checkpoint(self, step: int) -> None:
+        if not comm.is_main():
+            return
+        tensors = {
+            "model": self.model.state_dict(),
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.model),
+        }
+        if self.ema is not None:
+            tensors["ema"] = self.ema.model.state_dict()
+        keep = self.recipe.training.keep_checkpoints
+        checkpoint.write(self.folder / "checkpoints", step, tensors, {**self._tags()}, keep=keep)
+
+    def _restore(self) -> int:
+        """Load the newest sound checkpoint into the parts, on every rank. Returns the steps done."""
+        found = comm.on_main(lambda: checkpoint.newest(self.folder / "checkpoints"))
+        if found is None:
+            return 0
+        self.model.load_state_dict(found.tensors("model") or {})
+        checkpoint.load_optimizer(self.optimizer, self.model, found.tensors("optimizer") or {})
+        if self.ema is not None:
+            self.ema.model.load_state_dict(found.tensors("ema") or {})
+        return found.step
+
+    def _refuse_foreign_folder(self) -> None:
+        """Raise UserError or DataError when the folder holds another run, or something else."""
+        path = self.folder / run_folder.RECIPE
+        if not path.is_file():
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                raise UserError(f"run_dir {self.folder} holds files but no run; choose another run_dir")
+            return
+        if changed := differences(load_recipe(path).identity(), self.recipe.identity()):
+            raise UserError(
+                f"run_dir {self.folder} holds a run of another recipe ({'; '.join(changed)}); choose another run_dir "
+                f"or delete that folder"
+            )
+        if self.recipe.training.resume == "never":
+            raise UserError(f"run_dir {self.folder} holds a run and training.resume is never; choose another run_dir")
+        before = run_folder.read_json(self.folder / run_folder.TAGS).get("data_hash")
+        if before not in (None, self.train_reader.index.data_hash):
+            raise DataError(
+                f"run_dir {self.folder} was trained on other data than {self.recipe.data.train}; choose another run_dir"
+            )
+
+    def _tags(self) -> dict[str, Any]:
+        """What identifies a run: in its folder, its checkpoints and MLflow."""
+        return {
+            "git_revision": git_revision(),
+            "recipe_hash": self.recipe.hash,
+            "data_hash": self.train_reader.index.data_hash,
+            "val_data_hash": self.val_reader.index.data_hash,
+            "plan_hash": self.plan.hash,
+            "world_size": self.accelerator.num_processes,
+            "vaescale_version": vaescale.__version__,
+            "torch_version": str(torch.__version__),
+        }
+
+
+def git_revision() -> str:
+    """The commit of the working folder, `-dirty` with changes, or `none` outside of a repository."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "none"
+    return done.stdout.strip() or "none"

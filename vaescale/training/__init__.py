@@ -1,0 +1,1 @@
+"""The loop and what it leans on: the launch, the step, checkpoints, the run folder, tracking."""

@@ -1,0 +1,70 @@
+"""Starting: one Accelerator, on the device there is, with as many processes as were asked for.
+
+accelerate trains on fewer processes than asked, in silence, in two cases: `accelerate launch --cpu
+--num_processes 2` starts one process, and `--multi_gpu` on a machine without GPUs starts two that each believe to
+be alone. The second is mended here (gloo on CPU), both are checked.
+"""
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vaescale.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+MIXED_PRECISION = {"fp32": "no", "bf16": "bf16"}
+
+
+def start(precision: str, *, processes: int | None = None) -> "Accelerator":
+    """Join the other processes. precision: fp32 or bf16 (by autocast).
+
+    processes: the number asked for, if it was. Raises UserError when another number is there.
+    """
+    refuse_lost_processes(os.environ)
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, which accelerate imports, warns of it
+    # A kernel with one input channel has two equally good stride patterns; DDP takes them for two different ones.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    class DataParallelOptions(DistributedDataParallelKwargs):  # type: ignore[misc]
+        """Buffers are the same on all ranks by construction: sending them with each forward would be wasted.
+
+        accelerate knows this option by its old name alone, of which torch 2.13 warns.
+        """
+
+        def to_kwargs(self) -> dict[str, Any]:
+            return {"forward_sync_buffers": False}
+
+    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=[DataParallelOptions()])
+    asked = processes or int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise UserError(
+            f"{asked} processes were asked for and {accelerator.num_processes} came; launch with "
+            "`accelerate launch --config_file recipes/backends/cpu2.yaml` or `--multi_gpu --num_processes N`"
+        )
+    return accelerator
+
+
+def stop(accelerator: "Accelerator") -> None:
+    """Leave the process group in order."""
+    accelerator.end_training()
+
+
+def refuse_lost_processes(environment: "os._Environ[str] | dict[str, str]") -> None:
+    """Raise UserError when a launcher was asked for several processes and started only this one.
+
+    Its single-process path sets MASTER_ADDR if, and only if, more than one process or machine was asked for, and
+    never sets WORLD_SIZE.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in environment and "WORLD_SIZE" not in environment
+    if launched and "MASTER_ADDR" in environment:
+        raise UserError(
+            "several processes were asked for and the launcher started one; on CPU launch with `accelerate launch "
+            "--config_file recipes/backends/cpu2.yaml`, or `--multi_gpu --num_processes N` in place of `--cpu`"
+        )

@@ -1,0 +1,149 @@
+"""Checkpoints that are either whole or absent: safetensors and JSON, listed with their sha256 in a manifest.
+
+    checkpoints/step-000000600/
+        model.safetensors       weights and buffers, the sigma state among them
+        ema.safetensors         the averaged weights, if there are any
+        optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/step for each parameter NAME
+        state.json              step, recipe hash, plan hash, world size
+        manifest.json           bytes and sha256 of each file above
+
+A folder is written under a temporary name, synced, renamed, and its parent synced; an older one is deleted only
+after that. No pickle is ever read.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from vaescale.console import say
+
+MANIFEST = "manifest.json"
+NAME = re.compile(r"step-(\d{9})")
+
+
+class Checkpoint(NamedTuple):
+    """A verified checkpoint folder and its step."""
+
+    folder: Path
+    step: int
+
+    def tensors(self, name: str) -> dict[str, Tensor] | None:
+        """The tensors of `NAME.safetensors`, or None if the checkpoint has no such file."""
+        path = self.folder / f"{name}.safetensors"
+        return load_file(path) if path.is_file() else None
+
+    def state(self) -> dict[str, Any]:
+        """What state.json says."""
+        state: dict[str, Any] = json.loads((self.folder / "state.json").read_text())
+        return state
+
+
+def write(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int
+) -> Checkpoint:
+    """Write one checkpoint into `folder` and keep the newest `keep`. Call it on the main process only."""
+    final = folder / f"step-{step:09d}"
+    temporary = folder / f"{final.name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    files = {
+        **{f"{name}.safetensors": save(_on_cpu(group)) for name, group in tensors.items()},
+        "state.json": json.dumps({"step": step, **state}, indent=1).encode(),
+    }
+    manifest = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }
+    files[MANIFEST] = json.dumps({"version": 1, "files": manifest}, indent=1).encode()
+    for name, content in files.items():
+        _write_synced(temporary / name, content)
+    _sync_folder(temporary)
+    if final.exists():  # written before this run came back to the same step
+        final.rename(folder / f"{final.name}.tmp-old-{os.getpid()}")
+    temporary.rename(final)
+    _sync_folder(folder)
+    _delete_surplus(folder, keep)
+    return Checkpoint(final, step)
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None. Says why it passes over a newer one."""
+    for path in sorted(_finished(folder), reverse=True):
+        fault = verify(path)
+        if fault is None:
+            return Checkpoint(path, int(path.name.removeprefix("step-")))
+        say(f"passing over checkpoint {path}: {fault}")
+    return None
+
+
+def verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None. Reads every byte."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())["files"]
+        for name, entry in manifest.items():
+            if name != os.path.basename(name):
+                return f"the manifest names {name!r}, which is outside of the checkpoint"
+            content = (path / name).read_bytes()
+            if len(content) != entry["bytes"]:
+                return f"{name} has {len(content)} bytes, the manifest says {entry['bytes']}"
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                return f"{name} does not match its sha256"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    parameters = dict(model.named_parameters())
+    for path, value in tensors.items():
+        name, key = path.rsplit("/", 1)
+        parameter = parameters[name]
+        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter)
+
+
+def _finished(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step-*") if NAME.fullmatch(path.name)] if folder.is_dir() else []
+
+
+def _delete_surplus(folder: Path, keep: int) -> None:
+    for path in sorted(_finished(folder))[:-keep]:
+        shutil.rmtree(path)
+    for path in folder.glob("step-*.tmp-*"):
+        shutil.rmtree(path)
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

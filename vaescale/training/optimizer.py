@@ -1,0 +1,42 @@
+"""Adam and AdamW, with the learning rate as a pure function of the step."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from vaescale.config import Config
+from vaescale.schedules import SCHEDULES
+
+
+class OptimizerConfig(Config):
+    """Kingma & Ba 2015 (adam); Loshchilov & Hutter 2019 (adamw)."""
+
+    kind: Literal["adam", "adamw"] = "adamw"
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(default=0, ge=0)
+    final_fraction: float = Field(default=0.0, ge=0, le=1, description="of lr, at the last step of the cosine")
+    clip_norm: float | None = Field(
+        default=None, gt=0, description="largest gradient norm; the loss is in nats per image, so it grows with D"
+    )
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Weight decay on matrices and kernels only, never on biases and norms."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[config.kind](groups, lr=config.lr, betas=config.betas)
+
+
+def learning_rate(step: int, config: OptimizerConfig, *, total_steps: int) -> float:
+    """The learning rate of an optimizer step, counted from 0."""
+    schedule = SCHEDULES[config.schedule]
+    return config.lr * schedule(
+        step, total_steps=total_steps, warmup_steps=config.warmup_steps, final_fraction=config.final_fraction
+    )

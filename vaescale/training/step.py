@@ -1,0 +1,89 @@
+"""One optimizer step: the loss goes through the prepared module, so that its gradients are averaged over ranks."""
+
+import contextlib
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vaescale import comm, noise
+from vaescale.data.reader import Batch
+from vaescale.errors import TrainingStopped
+from vaescale.evaluation.likelihood import bits_per_dim
+from vaescale.models.vae import VAE
+from vaescale.objectives.elbo import ElboConfig, elbo_loss
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class StepSums(NamedTuple):
+    """This rank's share of a step, on the device. sums float64 [4]: log_px, kl, squared error, images.
+
+    grad_norm [] is the global gradient's, before clipping; images counts the global batch.
+    """
+
+    sums: Tensor
+    grad_norm: Tensor
+    images: int
+
+
+def train_step(
+    accelerator: "Accelerator",
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: list[Batch],
+    *,
+    objective: ElboConfig,
+    seed: int,
+    step: int,
+    clip_norm: float | None,
+) -> StepSums:
+    """Forward and backward over the micro-batches, one gradient exchange, one optimizer step."""
+    optimizer.zero_grad()
+    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+    for number, batch in enumerate(micro_batches, start=1):
+        images, slots, mask = (
+            tensor.to(accelerator.device, non_blocking=True) for tensor in (batch.images, batch.slots, batch.mask)
+        )
+        last = number == len(micro_batches)
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            terms = model(images, noise.Stream(seed, step, slots), mask)
+            accelerator.backward(elbo_loss(terms, beta=objective.beta) / len(micro_batches))
+        with torch.no_grad():
+            columns = [terms.log_px, terms.kl.sum(1), terms.squared_error, mask]
+            sums += torch.stack([column.double().sum() for column in columns])
+    grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
+    optimizer.step()
+    accelerator.unwrap_model(model).likelihood.end_step()
+    images = sum(len(batch.slots) for batch in micro_batches) * comm.world_size()
+    return StepSums(sums, grad_norm, images)
+
+
+def step_metrics(result: StepSums, model: VAE, *, beta: float) -> dict[str, float]:
+    """This step's means over the global batch. Nats are per image; mse and bits are per value."""
+    sums = comm.all_reduce_sum(result.sums)
+    log_px, kl, squared_error = (sums[:3] / sums[3]).tolist()
+    dimensions = math.prod(model.image_shape)
+    metrics: dict[str, float] = {
+        "train/neg_elbo_nats": kl - log_px,
+        "train/loss_nats": beta * kl - log_px,
+        "train/log_px_nats": log_px,
+        "train/kl_nats": kl,
+        "train/bits_per_dim": bits_per_dim(kl - log_px, dimensions),
+        "train/mse": squared_error / dimensions,
+        "train/grad_norm": float(result.grad_norm),
+    }
+    if model.likelihood.sigma is not None:
+        metrics["train/sigma"] = float(model.likelihood.sigma)
+    return metrics
+
+
+def refuse_non_finite(metrics: dict[str, float], step: int) -> None:
+    """Raise TrainingStopped when a metric is NaN or Inf, before anything is written from such weights."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrainingStopped(
+                f"{name} is {value} at step {step}; lower optimizer.lr, set optimizer.clip_norm, or use fp32"
+            )

@@ -1,0 +1,184 @@
+"""MLflow, fed from the run folder: metrics.jsonl is written first, and drained in the background.
+
+A run can therefore train with the tracking server away. What was not sent stays in the folder; `vaescale sync RUN`
+sends the rest. `RUN/mlflow.json` remembers the MLflow run and how far it got, so nothing is sent twice.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from pydantic import Field
+
+from vaescale.config import Config
+from vaescale.console import say
+from vaescale.training import folder as run_folder
+
+STATE = "mlflow.json"
+BATCH_METRICS = 1000  # MLflow's limit for one request
+PARAM_CHARACTERS = 6000
+ARTIFACTS = ("recipe.yaml", "summary.json", "figures/*.png", "evaluation/*.json", "gmm/*")
+
+
+class TrackingConfig(Config):
+    """Where runs are compared."""
+
+    mlflow: str | None = Field(default="sqlite:///runs/mlflow.db", description="tracking URI; null for none")
+    experiment: str = "vaescale"
+
+
+class Drain:
+    """`with Drain(folder, config):` sends a run folder to MLflow from a thread, every few seconds and at the end.
+
+    Never raises and never makes a step wait. shown: false on all processes but the first, which alone sends.
+    """
+
+    def __init__(
+        self, folder: Path, config: TrackingConfig, *, shown: bool, every_seconds: float = 5.0, patience: float = 60.0
+    ) -> None:
+        self._folder, self._config, self._every, self._patience = folder, config, every_seconds, patience
+        self._active = shown and config.mlflow is not None
+        self._stop = threading.Event()
+        self._status = "RUNNING"
+        self._fault: Exception | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow")
+
+    def __enter__(self) -> "Drain":
+        if self._active:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not self._active:
+            return
+        self._status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+        self._stop.set()
+        self._thread.join(self._patience)
+        if self._thread.is_alive() or self._fault is not None:
+            reason = self._fault or f"no answer in {self._patience:.0f} s"
+            say(f"MLflow at {self._config.mlflow} is behind ({reason}); later: `vaescale sync {self._folder}`")
+
+    def _work(self) -> None:
+        last = False
+        while not last:
+            last = self._stop.wait(self._every)
+            try:
+                sync(self._folder, self._config, status=self._status)
+                self._fault = None
+            except Exception as error:  # whatever a server or a network may raise; the run goes on
+                self._fault = error
+
+
+def sync(folder: Path, config: TrackingConfig, *, status: str = "FINISHED") -> dict[str, Any]:
+    """Send what MLflow does not have yet: tags, params, metrics, artifacts. Returns what mlflow.json then says.
+
+    Raises whatever MLflow raises when the store does not answer.
+    """
+    assert config.mlflow is not None
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default blocks for minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    with _quiet():
+        from mlflow import MlflowClient
+
+        state = run_folder.read_json(folder / STATE)
+        client = MlflowClient(tracking_uri=state.get("tracking_uri") or absolute_uri(config.mlflow))
+        if not state:
+            state = _create_run(client, folder, config)
+        _send_metrics(client, folder, state)
+        _send_artifacts(client, folder, state)
+        client.update_run(state["run_id"], status=status)
+    run_folder.write_json(folder / STATE, state)
+    return state
+
+
+def absolute_uri(uri: str) -> str:
+    """A relative SQLite path made absolute, and its folder made."""
+    prefix = "sqlite:///"
+    if not uri.startswith(prefix):
+        return uri
+    path = Path(uri.removeprefix(prefix)).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return prefix + str(path)
+
+
+def _create_run(client: Any, folder: Path, config: TrackingConfig) -> dict[str, Any]:
+    uri = absolute_uri(config.mlflow or "")
+    experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is None:
+        local = uri.startswith("sqlite:///")
+        place = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
+        experiment_id = client.create_experiment(config.experiment, artifact_location=place)
+    else:
+        experiment_id = experiment.experiment_id
+    tags = {name: str(value) for name, value in run_folder.read_json(folder / run_folder.TAGS).items()}
+    run = client.create_run(experiment_id, run_name=folder.name, tags=tags)
+    recipe = OmegaConf.to_container(OmegaConf.load(folder / run_folder.RECIPE))
+    for name, value in _flat(recipe):
+        client.log_param(run.info.run_id, name, str(value)[:PARAM_CHARACTERS])
+    state = {"tracking_uri": uri, "experiment_id": experiment_id, "run_id": run.info.run_id}
+    state |= {"sent_bytes": 0, "sent_step": {}, "artifacts": {}}
+    run_folder.write_json(folder / STATE, state)
+    return state
+
+
+def _send_metrics(client: Any, folder: Path, state: dict[str, Any]) -> None:
+    """Complete lines after the last one sent. A step replayed after a resume is not sent again."""
+    from mlflow.entities import Metric
+
+    with (folder / run_folder.METRICS).open("rb") as file:
+        file.seek(state["sent_bytes"])
+        content = file.read()
+    complete = content[: content.rfind(b"\n") + 1]
+    metrics = []
+    for line in complete.splitlines():
+        row = json.loads(line)
+        for name in row.keys() - {"step", "time"}:
+            if row["step"] > state["sent_step"].get(name, -1):
+                metrics.append(Metric(name, row[name], int(row["time"] * 1000), row["step"]))
+                state["sent_step"][name] = row["step"]
+    for start in range(0, len(metrics), BATCH_METRICS):
+        client.log_batch(state["run_id"], metrics=metrics[start : start + BATCH_METRICS])
+    state["sent_bytes"] += len(complete)
+
+
+def _send_artifacts(client: Any, folder: Path, state: dict[str, Any]) -> None:
+    for pattern in ARTIFACTS:
+        for path in sorted(folder.glob(pattern)):
+            name = str(path.relative_to(folder))
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if state["artifacts"].get(name) != digest:
+                place = str(path.relative_to(folder).parent)
+                client.log_artifact(state["run_id"], str(path), None if place == "." else place)
+                state["artifacts"][name] = digest
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"data": {"train": 1}}` to ("data.train", 1)."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow narrates its migrations on the root of alembic's and its own loggers."""
+    import logging
+
+    names = ("alembic", "mlflow")
+    levels = [logging.getLogger(name).level for name in names]
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in zip(names, levels, strict=True):
+            logging.getLogger(name).setLevel(level)

@@ -7,7 +7,7 @@ be alone. The second is mended here (gloo on CPU), both are checked.
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -32,16 +32,11 @@ def start(precision: str, *, processes: int | None = None) -> "Accelerator":
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    class DataParallelOptions(DistributedDataParallelKwargs):  # type: ignore[misc]
-        """Buffers are the same on all ranks by construction: sending them with each forward would be wasted.
-
-        accelerate knows this option by its old name alone, of which torch 2.13 warns.
-        """
-
-        def to_kwargs(self) -> dict[str, Any]:
-            return {"forward_sync_buffers": False}
-
-    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=[DataParallelOptions()])
+    # Buffers are the same on all ranks by construction: sending them with each forward would be wasted. accelerate
+    # knows this option by its old name alone, of which torch 2.13 warns.
+    data_parallel = DistributedDataParallelKwargs()
+    data_parallel.to_kwargs = lambda: {"forward_sync_buffers": False}
+    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[precision], kwargs_handlers=[data_parallel])
     asked = processes or int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
         raise UserError(

@@ -98,6 +98,16 @@ def sync(folder: Path, config: TrackingConfig, *, status: str = "FINISHED") -> d
     return state
 
 
+def push(folder: Path, config: TrackingConfig) -> None:
+    """Send a run folder's new results, if there is a store. Says so when it does not answer."""
+    if config.mlflow is None:
+        return
+    try:
+        sync(folder, config)
+    except Exception as error:  # whatever a server or a network may raise; the results are in the folder
+        say(f"MLflow at {config.mlflow} is behind ({error}); later: `vaescale sync {folder}`")
+
+
 def absolute_uri(uri: str) -> str:
     """A relative SQLite path made absolute, and its folder made."""
     prefix = "sqlite:///"

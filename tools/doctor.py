@@ -1,0 +1,84 @@
+"""Print versions, devices, how processes were launched, and what is missing.
+
+Run it the way you run training, for example under `accelerate launch --config_file recipes/backends/cpu2.yaml`, to
+see what training would see.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from typing import Any
+
+NEEDED = ("torch", "accelerate", "webdataset", "datasets", "mlflow", "einops", "pydantic", "omegaconf", "safetensors")
+OPTIONAL = {"deepspeed": "DeepSpeed ZeRO", "transformers": "accelerate's DeepSpeed path"}
+PROGRAMS = {"g++": "DeepSpeed's operators", "git": "the git revision of runs"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Nothing to choose."""
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
+    """Look around. Returns versions, devices, launch and missing parts."""
+    import torch
+
+    import vaescale
+
+    versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    missing = [f"{name}: pip install -c constraints.txt {name}" for name in NEEDED if versions[name] is None]
+    missing += [f"{name} (for {use}): optional" for name, use in OPTIONAL.items() if versions[name] is None]
+    missing += [f"{name} (for {use}): optional" for name, use in PROGRAMS.items() if shutil.which(name) is None]
+    return {
+        "vaescale": vaescale.__version__,
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": gpus,
+        "bf16_on_device": torch.cuda.is_bf16_supported() if gpus else True,
+        "launch": _launch(),
+        "missing": missing,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """A table; lists in one line each."""
+    from vaescale.console import table
+
+    def words(name: str, value: Any) -> str:
+        if isinstance(value, list):
+            return "; ".join(value) or ("none: training runs on the CPU" if name == "gpus" else "nothing")
+        return "not installed" if value is None else str(value)
+
+    table("vaescale doctor", [(name, words(name, value)) for name, value in result.items()])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _launch() -> str:
+    """How this process came about, in words."""
+    from vaescale.errors import UserError
+    from vaescale.training.backends import refuse_lost_processes
+
+    try:
+        refuse_lost_processes(os.environ)
+    except UserError as error:
+        return str(error)
+    if "WORLD_SIZE" in os.environ:
+        return f"process {os.environ.get('RANK', '0')} of {os.environ['WORLD_SIZE']}, started by a launcher"
+    return "one process"
+
+
+if __name__ == "__main__":
+    from vaescale.cli import run_tool
+
+    sys.exit(run_tool(sys.modules[__name__]))

@@ -1,0 +1,74 @@
+"""Evaluate a run: ELBO with the running sigma, and pictures of originals beside their reconstructions.
+
+Writes RUN/evaluation/SPLIT.json with the protocol beside the numbers, and RUN/figures/reconstructions.png.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+PROTOCOL = {
+    "bound": "one-sample ELBO per image, running sigma, float32",
+    "bits_per_dim": "neg_elbo_nats / (D ln 2) + 8: images in [0, 1], 8 bits",
+    "active_units": "latents whose posterior mean varies by more than 0.01 over the data",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN, split and weights."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="default: val")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="default: ema, if the run has them")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate, write, draw. Returns the numbers with their protocol."""
+    import torch
+
+    from vaescale import figures
+    from vaescale.evaluation.likelihood import evaluate
+    from vaescale.models.vae import to_unit
+    from vaescale.run import in_order, open_run, open_split
+    from vaescale.training.folder import write_json
+    from vaescale.training.tracking import push
+
+    opened = open_run(arguments.run, weights=arguments.weights)
+    reader = open_split(opened.recipe, arguments.split)
+    metrics = evaluate(opened.model, in_order(reader), seed=opened.recipe.seed)
+    result = {
+        "run": str(opened.folder),
+        "split": arguments.split,
+        "step": opened.step,
+        "weights": opened.weights,
+        "recipe_hash": opened.recipe.hash,
+        "data_hash": reader.index.data_hash,
+        "protocol": PROTOCOL,
+        "metrics": metrics,
+    }
+    write_json(opened.folder / "evaluation" / f"{arguments.split}.json", result)
+    with torch.no_grad():
+        originals = to_unit(next(in_order(reader)).images[:24].to(next(opened.model.parameters()).device))
+        mu, _ = opened.model.encode(originals)
+        means = opened.model.likelihood.mean(opened.model.decode(mu))
+    title = f"{opened.recipe.name}, step {opened.step}: {arguments.split} images and decoded posterior means"
+    path = opened.folder / "figures" / "reconstructions.png"
+    figures.reconstructions(path, originals.cpu().numpy(), means.cpu().numpy(), title=title)
+    push(opened.folder, opened.recipe.tracking)
+    return {**result, "figure": str(path)}
+
+
+def show(result: dict[str, Any]) -> None:
+    """The numbers as a table."""
+    from vaescale.console import table
+
+    table(
+        f"{result['run']}, step {result['step']}, {result['split']} ({result['weights']} weights)",
+        [(name, f"{value:.6g}") for name, value in result["metrics"].items()] + [("figure", result["figure"])],
+    )
+
+
+if __name__ == "__main__":
+    from vaescale.cli import run_tool
+
+    sys.exit(run_tool(sys.modules[__name__]))

@@ -1,0 +1,58 @@
+"""Draw samples from a run: z from the prior and, once fitted, the mixture; decoded as mean and as ancestral samples.
+
+A decoder mean is E[x|z]; an ancestral sample adds the decoder's noise, as the model says images come about.
+Writes RUN/figures/samples.png. Sample number i is the same whatever --count is.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from vaescale.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN, count and seed."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
+    parser.add_argument("--count", type=int, default=64, metavar="N", help="samples of each kind; default: 64")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Draw and write the picture. Returns where it is."""
+    import torch
+
+    from vaescale import figures, noise
+    from vaescale.aggregate import gmm, samplers
+    from vaescale.console import say
+    from vaescale.run import open_run
+    from vaescale.training.tracking import push
+
+    if arguments.count < 1:
+        raise UserError(f"--count (={arguments.count}) must be at least 1")
+    opened = open_run(arguments.run)
+    model = opened.model
+    slots = torch.arange(arguments.count, device=next(model.parameters()).device)
+    stream = noise.Stream(arguments.seed, 0, slots)
+    latents = {"prior": samplers.sample_prior(stream, model.latent_dim)}
+    if (opened.folder / "gmm").is_dir():
+        latents["mixture"] = samplers.sample_mixture(stream, gmm.load(opened.folder / "gmm"))
+    else:
+        say(f"no mixture in {opened.folder}; `vaescale fit-gmm {opened.folder}` adds its samples")
+    panels = []
+    with torch.no_grad():
+        for name, z in latents.items():
+            params = model.decode(z)
+            panels.append((f"{name}, decoder mean", model.likelihood.mean(params).cpu().numpy()))
+            panels.append((f"{name}, ancestral", model.likelihood.sample(params, stream).cpu().numpy()))
+    path = opened.folder / "figures" / "samples.png"
+    figures.sample_panels(path, panels, title=f"{opened.recipe.name}, step {opened.step}: samples")
+    push(opened.folder, opened.recipe.tracking)
+    return {"run": str(opened.folder), "step": opened.step, "priors": list(latents), "figure": str(path)}
+
+
+if __name__ == "__main__":
+    from vaescale.cli import run_tool
+
+    sys.exit(run_tool(sys.modules[__name__]))

@@ -12,7 +12,17 @@ import shutil
 import sys
 from typing import Any
 
-NEEDED = ("torch", "accelerate", "webdataset", "datasets", "mlflow", "einops", "pydantic", "omegaconf", "safetensors")
+NEEDED = (
+    "torch",
+    "accelerate",
+    "webdataset",
+    "datasets",
+    "mlflow",
+    "einops",
+    "pydantic",
+    "omegaconf",
+    "safetensors",
+)
 OPTIONAL = {"deepspeed": "DeepSpeed ZeRO", "transformers": "accelerate's DeepSpeed path"}
 PROGRAMS = {"g++": "DeepSpeed's operators", "git": "the git revision of runs"}
 
@@ -31,7 +41,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     missing = [f"{name}: pip install -c constraints.txt {name}" for name in NEEDED if versions[name] is None]
     missing += [f"{name} (for {use}): optional" for name, use in OPTIONAL.items() if versions[name] is None]
-    missing += [f"{name} (for {use}): optional" for name, use in PROGRAMS.items() if shutil.which(name) is None]
+    missing += [
+        f"{name} (for {use}): optional" for name, use in PROGRAMS.items() if shutil.which(name) is None
+    ]
     return {
         "vaescale": vaescale.__version__,
         "python": platform.python_version(),

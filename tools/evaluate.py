@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RUN, split and weights."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="default: val")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="default: ema, if the run has them")
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), default="ema", help="default: ema, if the run has them"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -64,7 +66,8 @@ def show(result: dict[str, Any]) -> None:
 
     table(
         f"{result['run']}, step {result['step']}, {result['split']} ({result['weights']} weights)",
-        [(name, f"{value:.6g}") for name, value in result["metrics"].items()] + [("figure", result["figure"])],
+        [(name, f"{value:.6g}") for name, value in result["metrics"].items()]
+        + [("figure", result["figure"])],
     )
 
 

@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RUN, size, draws and seed."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
     parser.add_argument("--components", type=int, default=10, metavar="K", help="default: 10")
-    parser.add_argument("--samples-per-image", type=int, default=8, metavar="S", help="draws from q(z|x); default: 8")
+    parser.add_argument(
+        "--samples-per-image", type=int, default=8, metavar="S", help="draws from q(z|x); default: 8"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the starting centres; default: 0")
 
 

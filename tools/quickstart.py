@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
             f"vaescale make-shards digits {data}",
             lambda: all((data / split / "index.json").is_file() for split in ("train", "val")),
         ),
-        "train": Step(f"Train on {PROCESSES} processes, in bf16, with the optimal sigma", launch, lambda: trained),
+        "train": Step(
+            f"Train on {PROCESSES} processes, in bf16, with the optimal sigma", launch, lambda: trained
+        ),
         "evaluate": Step(
             "Evaluate on held-out digits", f"vaescale evaluate {folder}", lambda: same("evaluation/val.json")
         ),
@@ -111,8 +113,14 @@ def show(result: dict[str, Any]) -> None:
     table(
         "\n== Next",
         [
-            ("see all runs", f".venv/bin/mlflow ui --backend-store-uri {result['mlflow']}  # http://127.0.0.1:5000"),
-            ("change a line", f".venv/bin/vaescale train {RECIPE} name=digits-wide-sigma likelihood.sigma=0.3"),
+            (
+                "see all runs",
+                f".venv/bin/mlflow ui --backend-store-uri {result['mlflow']}  # http://127.0.0.1:5000",
+            ),
+            (
+                "change a line",
+                f".venv/bin/vaescale train {RECIPE} name=digits-wide-sigma likelihood.sigma=0.3",
+            ),
             ("more samples", f".venv/bin/vaescale sample {folder} --count 256"),
             ("what is here", ".venv/bin/vaescale --help"),
         ],
@@ -131,7 +139,9 @@ def _call(command: str) -> None:
         check=False,
     )
     if done.returncode:
-        raise TrainingStopped(f"`{command}` failed with exit code {done.returncode}; its last words stand above")
+        raise TrainingStopped(
+            f"`{command}` failed with exit code {done.returncode}; its last words stand above"
+        )
 
 
 def _newer(path: Path, than: Path) -> bool:

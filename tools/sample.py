@@ -15,7 +15,9 @@ from vaescale.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RUN, count and seed."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
-    parser.add_argument("--count", type=int, default=64, metavar="N", help="samples of each kind; default: 64")
+    parser.add_argument(
+        "--count", type=int, default=64, metavar="N", help="samples of each kind; default: 64"
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
 
 

@@ -24,11 +24,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{arguments.run} is not a run folder (no {run_folder.RECIPE})")
     config = load_recipe(path).tracking
     if config.mlflow is None:
-        raise UserError(f"{path} has tracking.mlflow: null; name a store there, such as sqlite:///runs/mlflow.db")
+        raise UserError(
+            f"{path} has tracking.mlflow: null; name a store there, such as sqlite:///runs/mlflow.db"
+        )
     try:
         state = sync(arguments.run, config)
     except Exception as error:
-        raise UserError(f"MLflow at {config.mlflow} does not answer ({error}); try again when it does") from error
+        raise UserError(
+            f"MLflow at {config.mlflow} does not answer ({error}); try again when it does"
+        ) from error
     return {name: state[name] for name in ("tracking_uri", "experiment_id", "run_id")}
 
 

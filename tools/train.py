@@ -13,10 +13,16 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE, overrides and options."""
-    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/digits/optimal.yaml")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/digits/optimal.yaml"
+    )
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="recipe keys to override")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop")
-    parser.add_argument("--processes", type=int, metavar="N", help="refuse to run on another number of processes")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop"
+    )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="refuse to run on another number of processes"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

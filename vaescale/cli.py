@@ -67,7 +67,9 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     if verb == "--main--":
         verb = os.path.basename(sys.argv[0]).removesuffix(".py").replace("_", "-")
     parser = Parser(
-        prog=f"vaescale {verb}", description=tool.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"vaescale {verb}",
+        description=tool.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     tool.add_arguments(parser)
@@ -79,14 +81,16 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"vaescale {verb}: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from the last checkpoint\n" if verb == "train" else "\n")
+        sys.stderr.write(
+            "stopped; the same command goes on from the last checkpoint\n" if verb == "train" else "\n"
+        )
         return 130
     if _speaks():
-        _print(tool, result, as_json=options.json)
+        _print(tool, result, title=f"vaescale {verb}", as_json=options.json)
     return 0
 
 
-def _print(tool: ModuleType, result: dict[str, Any], *, as_json: bool) -> None:
+def _print(tool: ModuleType, result: dict[str, Any], *, title: str, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
     elif hasattr(tool, "show"):
@@ -94,10 +98,12 @@ def _print(tool: ModuleType, result: dict[str, Any], *, as_json: bool) -> None:
     else:
         from vaescale.console import table
 
-        table("", [(name, _words(value)) for name, value in result.items()])
+        table(title, [(name, _words(value)) for name, value in result.items()])
 
 
 def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

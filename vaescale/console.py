@@ -21,22 +21,32 @@ class Progress:
 
     def __init__(self, name: str, total: int, *, start: int = 0, shown: bool = True) -> None:
         self._name, self._total, self._shown = name, total, shown
-        self._spoke = 0.0
+        self._spoke, self._note = 0.0, ""
         self._bar = None
         if shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
             self._task = self._bar.add_task(name, total=total, completed=start, note="")
 
     def update(self, done: int, note: str = "") -> None:
         """Show that `done` of the total are done. An empty note leaves the one before."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, **({"note": note} if note else {}))
-        elif self._shown and note and (done >= self._total or time.monotonic() - self._spoke > LINE_EVERY_SECONDS):
+            self._note = note or self._note
+            self._bar.update(self._task, completed=done, note=self._note)
+        elif (
+            self._shown
+            and note
+            and (done >= self._total or time.monotonic() - self._spoke > LINE_EVERY_SECONDS)
+        ):
             self._spoke = time.monotonic()
             say(f"{self._name} {done}/{self._total}  {note}")
 

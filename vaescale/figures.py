@@ -10,15 +10,18 @@ from numpy.typing import NDArray
 
 Images = NDArray[np.float32]
 CELL_INCHES = 0.62
-# Okabe & Ito's palette: distinct for the colour-blind and in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+# From Okabe & Ito's palette: distinct for the colour-blind and in grey.
+COLOURS = ("#0072B2", "#D55E00")
 
 
 def reconstructions(path: Path, originals: Images, means: Images, *, title: str, columns: int = 12) -> None:
     """Pairs of rows: originals above, decoded means below."""
     rows: list[tuple[str, Images]] = []
     for start in range(0, len(originals), columns):
-        rows += [("original", originals[start : start + columns]), ("decoded", means[start : start + columns])]
+        rows += [
+            ("original", originals[start : start + columns]),
+            ("decoded", means[start : start + columns]),
+        ]
     image_rows(path, rows, title=title)
 
 
@@ -38,7 +41,10 @@ def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: st
     """Named square panels of samples, two beside each other."""
     count = len(panels[0][1])
     rows = math.ceil(count / columns)
-    size = (2 * columns * CELL_INCHES * 0.75 + 0.6, math.ceil(len(panels) / 2) * (rows * CELL_INCHES * 0.75 + 0.4) + 0.4)
+    size = (
+        2 * columns * CELL_INCHES * 0.75 + 0.6,
+        math.ceil(len(panels) / 2) * (rows * CELL_INCHES * 0.75 + 0.4) + 0.4,
+    )
     figure, axes = _subplots(math.ceil(len(panels) / 2), 2, size)
     for cell, (name, images) in zip(axes.flat, panels, strict=False):
         _show(cell, _montage(images, columns))
@@ -47,27 +53,27 @@ def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: st
 
 
 def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> None:
-    """Negative ELBO, its two parts, sigma, and the learning rate, over steps; training lines, held-out dots."""
+    """Negative ELBO, KL, mean squared error and sigma over steps: training as lines, held-out data as dots."""
     panels = (
-        ("negative ELBO (nats)", ("neg_elbo_nats",), "linear"),
-        ("KL (nats)", ("kl_nats",), "linear"),
-        ("mean squared error", ("mse",), "log"),
-        ("sigma", ("sigma",), "log"),
+        ("negative ELBO (nats)", "neg_elbo_nats", "linear"),
+        ("KL (nats)", "kl_nats", "linear"),
+        ("mean squared error", "mse", "log"),
+        ("running sigma", "sigma", "log"),
     )
     figure, axes = _subplots(1, len(panels), (3.1 * len(panels), 2.9), frame=True)
-    for axis, (label, names, scale) in zip(axes.flat, panels, strict=True):
-        for name in names:
-            for prefix, style, colour in (("train", "-", COLOURS[0]), ("val", "o", COLOURS[1])):
-                points = [(row["step"], row[f"{prefix}/{name}"]) for row in rows if f"{prefix}/{name}" in row]
-                if points:
-                    steps, values = zip(*points, strict=True)
-                    axis.plot(steps, values, style, color=colour, label=prefix, linewidth=1.3, markersize=4)
+    for axis, (label, name, scale) in zip(axes.flat, panels, strict=True):
+        for prefix, style, colour in (("train", "-", COLOURS[0]), ("val", "o", COLOURS[1])):
+            points = [(row["step"], row[f"{prefix}/{name}"]) for row in rows if f"{prefix}/{name}" in row]
+            if points:
+                steps, values = zip(*points, strict=True)
+                axis.plot(steps, values, style, color=colour, label=prefix, linewidth=1.3, markersize=4)
         axis.set_title(label, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.set_yscale(scale)
         axis.tick_params(labelsize=7, which="both")
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=7, frameon=False)
+        if axis.lines:
+            axis.legend(fontsize=7, frameon=False)
     _finish(figure, path, title)
 
 

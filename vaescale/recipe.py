@@ -35,7 +35,9 @@ OPERATIONAL = {
 class Recipe(Config):
     """Everything that a run is made from."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, '.', '_' and '-'")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, '.', '_' and '-'"
+    )
     seed: int = Field(default=0, ge=0, lt=2**63)
     run_dir: str = "runs/${name}"
     data: DataConfig
@@ -100,7 +102,9 @@ def _sentence(error: ValidationError, content: Any) -> str:
     place = [part for part in fault["loc"] if isinstance(part, int) or part in _names(content)]
     key, value, kind = ".".join(map(str, place or fault["loc"])), fault["input"], fault["type"]
     if kind == "extra_forbidden":
-        return f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), _known_keys(place[:-1]), place[:-1])}"
+        return (
+            f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), _known_keys(place[:-1]), place[:-1])}"
+        )
     if kind == "missing":
         return f"{'.'.join(map(str, fault['loc']))} is missing; add it to the recipe or as KEY=VALUE"
     if kind == "literal_error":

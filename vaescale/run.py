@@ -46,11 +46,15 @@ def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
     weights: `ema` takes the averaged ones when the run has them. Raises UserError when there is nothing to open.
     """
     if not (folder / run_folder.RECIPE).is_file():
-        raise UserError(f"{folder} is not a run folder (no {run_folder.RECIPE}); give the run_dir of a training run")
+        raise UserError(
+            f"{folder} is not a run folder (no {run_folder.RECIPE}); give the run_dir of a training run"
+        )
     recipe = load_recipe(folder / run_folder.RECIPE)
     found = checkpoint.newest(folder / "checkpoints")
     if found is None:
-        raise UserError(f"{folder} has no sound checkpoint; train it first: `vaescale train RECIPE run_dir={folder}`")
+        raise UserError(
+            f"{folder} has no sound checkpoint; train it first: `vaescale train RECIPE run_dir={folder}`"
+        )
     model = build_model(recipe)
     averaged = found.tensors("ema") if weights == "ema" else None
     tensors = averaged or found.tensors("model")

@@ -91,7 +91,9 @@ class Session:
             if start < self.recipe.training.steps:
                 self._train(start)
             elif comm.is_main():
-                say(f"{self.folder} is trained to step {start} already; choose another run_dir to train again")
+                say(
+                    f"{self.folder} is trained to step {start} already; choose another run_dir to train again"
+                )
             summary = comm.on_main(lambda: run_folder.read_json(self.folder / run_folder.SUMMARY))
         return {"run_dir": str(self.folder), "step": self.recipe.training.steps, **summary}
 
@@ -108,7 +110,9 @@ class Session:
             workers=recipe.data.workers,
         )
         self._started = time.perf_counter()
-        self._progress = Progress(f"train {recipe.name}", recipe.training.steps, start=start, shown=comm.is_main())
+        self._progress = Progress(
+            f"train {recipe.name}", recipe.training.steps, start=start, shown=comm.is_main()
+        )
         with Drain(self.folder, recipe.tracking, shown=comm.is_main()), self._progress:
             train(
                 self.accelerator,
@@ -140,7 +144,9 @@ class Session:
         model = self.model if self.ema is None else self.ema.model
         metrics = evaluate(model, in_order(self.val_reader), seed=self.recipe.seed)
         if comm.is_main():
-            run_folder.append_metrics(self.folder, step, {f"val/{name}": value for name, value in metrics.items()})
+            run_folder.append_metrics(
+                self.folder, step, {f"val/{name}": value for name, value in metrics.items()}
+            )
             run_folder.update_summary(self.folder, "val", {"step": step, **metrics})
 
     def _checkpoint(self, step: int) -> None:
@@ -179,7 +185,9 @@ class Session:
                 f"or delete that folder"
             )
         if self.recipe.training.resume == "never":
-            raise UserError(f"run_dir {self.folder} holds a run and training.resume is never; choose another run_dir")
+            raise UserError(
+                f"run_dir {self.folder} holds a run and training.resume is never; choose another run_dir"
+            )
         before = run_folder.read_json(self.folder / run_folder.TAGS).get("data_hash")
         if before not in (None, self.train_reader.index.data_hash):
             raise DataError(

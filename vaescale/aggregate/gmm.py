@@ -27,7 +27,13 @@ class Mixture(NamedTuple):
 
 
 def fit(
-    z: Tensor, num_components: int, *, seed: int, ridge: float = 1e-6, tolerance: float = 1e-4, max_iterations: int = 500
+    z: Tensor,
+    num_components: int,
+    *,
+    seed: int,
+    ridge: float = 1e-6,
+    tolerance: float = 1e-4,
+    max_iterations: int = 500,
 ) -> tuple[Mixture, list[float]]:
     """Fit a mixture to z [N, Z]. Returns it with the mean log-likelihood in nats before each iteration.
 
@@ -63,7 +69,10 @@ def standard_normal_log_density(z: Tensor) -> Tensor:
 def save(mixture: Mixture, folder: Path, details: dict[str, object]) -> None:
     """Write mixture.safetensors and mixture.json to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in mixture._asdict().items()}, folder / "mixture.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in mixture._asdict().items()},
+        folder / "mixture.safetensors",
+    )
     (folder / "mixture.json").write_text(json.dumps({**FORMAT, **details}, indent=1) + "\n")
 
 
@@ -73,7 +82,9 @@ def load(folder: Path) -> Mixture:
         raise UserError(f"{folder} holds no fitted mixture; fit one with `vaescale fit-gmm {folder.parent}`")
     details = json.loads((folder / "mixture.json").read_text())
     tensors = load_file(folder / "mixture.safetensors")
-    if any(details.get(key) != value for key, value in FORMAT.items()) or set(tensors) != set(Mixture._fields):
+    if any(details.get(key) != value for key, value in FORMAT.items()) or set(tensors) != set(
+        Mixture._fields
+    ):
         raise UserError(f"{folder} holds no mixture of this version; fit it again with `vaescale fit-gmm`")
     return Mixture(**tensors)
 

@@ -42,10 +42,14 @@ class Plan:
     @property
     def hash(self) -> str:
         """Identifies the order: two runs with one hash see the same samples in the same slots."""
-        return hashlib.sha256(f"permutation-1 {self.num_samples} {self.global_batch} {self.seed}".encode()).hexdigest()
+        return hashlib.sha256(
+            f"permutation-1 {self.num_samples} {self.global_batch} {self.seed}".encode()
+        ).hexdigest()
 
 
-def rank_slots(global_batch: int, *, rank: int, world_size: int, accumulation: int) -> list[NDArray[np.int64]]:
+def rank_slots(
+    global_batch: int, *, rank: int, world_size: int, accumulation: int
+) -> list[NDArray[np.int64]]:
     """The slots of each of a rank's micro-batches in one step: `accumulation` arrays of equal size.
 
     Micro-batch m is a fixed part of the global batch and the ranks share it, so that what it contains does not

@@ -33,7 +33,9 @@ class DataConfig(Config):
     channels: int = Field(default=1, ge=1, le=4)
     global_batch: int = Field(gt=0, description="images per optimizer step, over all processes")
     cache: Literal["memory", "none"] = "none"
-    workers: int = Field(default=2, ge=0, description="reading processes per rank; none are needed with cache: memory")
+    workers: int = Field(
+        default=2, ge=0, description="reading processes per rank; none are needed with cache: memory"
+    )
 
 
 class Batch(NamedTuple):
@@ -115,14 +117,23 @@ def open_reader(folder: str, config: DataConfig) -> ShardReader:
     index = read_index(Path(folder))
     height, width, channels = index.image
     if (height, width) != (config.image_size, config.image_size):
-        raise DataError(f"{folder} holds {height}x{width} images, data.image_size is {config.image_size}; change one")
+        raise DataError(
+            f"{folder} holds {height}x{width} images, data.image_size is {config.image_size}; change one"
+        )
     if channels != config.channels:
         raise DataError(f"{folder} holds {channels} channels, data.channels is {config.channels}; change one")
     return ShardReader(index, cache=config.cache)
 
 
 def training_batches(
-    reader: ShardReader, plan: Plan, *, steps: range, rank: int, world_size: int, accumulation: int, workers: int
+    reader: ShardReader,
+    plan: Plan,
+    *,
+    steps: range,
+    rank: int,
+    world_size: int,
+    accumulation: int,
+    workers: int,
 ) -> Iterator[list[Batch]]:
     """For each optimizer step, this rank's micro-batches."""
     slots = rank_slots(plan.global_batch, rank=rank, world_size=world_size, accumulation=accumulation)
@@ -157,5 +168,5 @@ def _loader(reader: ShardReader, numbers: Any, *, workers: int) -> DataLoader[An
     )
 
 
-def _as_fetched(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch
+def _as_fetched(batch: Any) -> Any:
+    return batch  # `__getitems__` made tensors of it already

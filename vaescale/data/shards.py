@@ -70,7 +70,9 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
         for sample in batch:
             shape = shape or sample.image.shape
             if sample.image.shape != shape:
-                raise DataError(f"{sample.key} is {sample.image.shape}, the images before it {shape}; resize them")
+                raise DataError(
+                    f"{sample.key} is {sample.image.shape}, the images before it {shape}; resize them"
+                )
             classes = max(classes, sample.label + 1)
         shards.append(_write_shard(batch, folder / f"shard-{len(shards):06d}.tar"))
     if shape is None:
@@ -90,9 +92,13 @@ def read_index(folder: Path) -> ShardIndex:
     """The index of a folder of shards. Raises DataError when it is missing, foreign or unsafe."""
     path = folder / INDEX
     if not folder.is_dir():
-        raise DataError(f"data folder {folder} does not exist; write it with `vaescale make-shards SOURCE {folder}`")
+        raise DataError(
+            f"data folder {folder} does not exist; write it with `vaescale make-shards SOURCE {folder}`"
+        )
     if not path.is_file():
-        raise DataError(f"{folder} has no {INDEX}; write the shards again with `vaescale make-shards SOURCE {folder}`")
+        raise DataError(
+            f"{folder} has no {INDEX}; write the shards again with `vaescale make-shards SOURCE {folder}`"
+        )
     try:
         content = json.loads(path.read_text())
         if any(content[key] != value for key, value in FORMAT.items()):
@@ -124,11 +130,15 @@ def read_offsets(folder: Path, shard: Shard) -> NDArray[np.int64]:
 def _check_shard(folder: Path, shard: Shard) -> None:
     path = folder / shard.name
     if shard.name != os.path.basename(shard.name) or not shard.name.endswith(".tar"):
-        raise DataError(f"{folder / INDEX} names shard {shard.name!r}, which is not a plain .tar name in {folder}")
+        raise DataError(
+            f"{folder / INDEX} names shard {shard.name!r}, which is not a plain .tar name in {folder}"
+        )
     if not path.is_file():
         raise DataError(f"shard {path} is missing; write the shards again or copy it back")
     if path.stat().st_size != shard.bytes:
-        raise DataError(f"shard {path} has {path.stat().st_size} bytes, its index says {shard.bytes}; copy it again")
+        raise DataError(
+            f"shard {path} has {path.stat().st_size} bytes, its index says {shard.bytes}; copy it again"
+        )
 
 
 def _write_shard(samples: list[Sample], path: Path) -> Shard:

@@ -7,6 +7,7 @@ Rybkin, Daniilidis & Levine 2021, "Simple and effective VAE training with calibr
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -24,7 +25,8 @@ class GaussianConfig(Config):
 
     kind: Literal["gaussian"] = "gaussian"
     sigma: Positive | Literal["optimal"] = Field(
-        default="optimal", description="a fixed noise level, or `optimal`: maximum likelihood over the global batch"
+        default="optimal",
+        description="a fixed noise level, or `optimal`: maximum likelihood over the global batch",
     )
     sigma_floor: float = Field(default=1e-4, gt=0, description="optimal sigma never goes below it")
     horizon_steps: float = Field(default=100, ge=1, description="averaging horizon of the running sigma")
@@ -97,9 +99,9 @@ class Gaussian(nn.Module):
         # (-6 + softplus(log_sigma + 6)) inflates sigma by 1.8% at log sigma = -2 and by 13.5% at -4.
         return (sums[0] / sums[1]).sqrt().clamp_min(self.config.sigma_floor)
 
-    def _apply(self, *arguments: object, **options: object) -> "Gaussian":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Gaussian":
         # `.bfloat16()` and `.half()`, which sharding backends call on whole models, must not touch the state.
         state = self.running
-        super()._apply(*arguments, **options)  # type: ignore[arg-type]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.running = state.to(self.running.device)
         return self

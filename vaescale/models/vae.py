@@ -44,7 +44,10 @@ class VAE(nn.Module):
         self.posterior = posterior
         self.likelihood = LIKELIHOODS[likelihood.kind](likelihood)
         self.network = NETWORKS[network.kind](
-            network, image_size=image_size, channels=channels, out_channels=self.likelihood.num_params(channels)
+            network,
+            image_size=image_size,
+            channels=channels,
+            out_channels=self.likelihood.num_params(channels),
         )
 
     def forward(self, images: Tensor, stream: noise.Stream, mask: Tensor) -> Terms:

@@ -4,6 +4,7 @@ Legend: x [B, C, S, S], W = widths[-1], s = S / 2^len(widths), z [B, Z]. GroupNo
 depend on how many images a process holds.
 """
 
+import itertools
 import math
 from typing import Annotated, Literal
 
@@ -34,7 +35,7 @@ class ConvNetwork(nn.Module):
         widths = [channels, *config.widths]
         features = config.widths[-1] * small * small
         self.encoder = nn.Sequential(
-            *(_down(wide, wider) for wide, wider in zip(widths[:-1], widths[1:], strict=True)),  # [B, W, s, s]
+            *(_down(wide, wider) for wide, wider in itertools.pairwise(widths)),  # [B, W, s, s]
             Rearrange("b w i j -> b (w i j)"),
             nn.Linear(features, 2 * config.latent_dim),  # [B, 2 Z]
         )
@@ -42,7 +43,7 @@ class ConvNetwork(nn.Module):
         self.decoder = nn.Sequential(
             nn.Linear(config.latent_dim, features),
             Rearrange("b (w i j) -> b w i j", i=small, j=small),
-            *(_up(wide, narrow) for wide, narrow in zip(widths[:-1], widths[1:], strict=True)),  # [B, widths[0], S, S]
+            *(_up(wide, narrow) for wide, narrow in itertools.pairwise(widths)),  # [B, widths[0], S, S]
             nn.Conv2d(widths[-1], out_channels, 3, padding=1),  # [B, out_channels, S, S]
         )
 
@@ -70,7 +71,7 @@ def _norm(width: int) -> nn.GroupNorm:
 
 
 def _smallest_map(image_size: int, halvings: int) -> int:
-    factor = 2**halvings
+    factor = 1 << halvings
     if image_size % factor:
         below = image_size // factor * factor
         fits = " or ".join(str(size) for size in (below, below + factor) if size)

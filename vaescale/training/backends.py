@@ -29,7 +29,9 @@ def start(precision: str, *, processes: int | None = None) -> "Accelerator":
         os.environ["ACCELERATE_USE_CPU"] = "true"
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, which accelerate imports, warns of it
     # A kernel with one input channel has two equally good stride patterns; DDP takes them for two different ones.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
+    warnings.filterwarnings(
+        "ignore", message="Grad strides do not match bucket view strides", category=UserWarning
+    )
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     # Buffers are the same on all ranks by construction: sending them with each forward would be wasted. accelerate

@@ -59,7 +59,8 @@ def write(
         "state.json": json.dumps({"step": step, **state}, indent=1).encode(),
     }
     manifest = {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in files.items()
     }
     files[MANIFEST] = json.dumps({"version": 1, "files": manifest}, indent=1).encode()
     for name, content in files.items():
@@ -102,11 +103,10 @@ def verify(path: Path) -> str | None:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state by parameter name."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}/{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
     }
 
 

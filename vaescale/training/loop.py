@@ -25,7 +25,9 @@ class TrainingConfig(Config):
     """How long, how precise, and how often something is written."""
 
     steps: int = Field(gt=0, description="optimizer steps")
-    precision: Literal["fp32", "bf16"] = Field(default="bf16", description="bf16: autocast, weights stay fp32")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="bf16", description="bf16: autocast, weights stay fp32"
+    )
     accumulation: int = Field(default=1, gt=0, description="micro-batches per optimizer step")
     ema_decay: float = Field(default=0.999, ge=0, lt=1, description="of the averaged weights; 0 for none")
     log_every: int = Field(default=10, gt=0)
@@ -95,7 +97,15 @@ def train(
             metrics = step_metrics(result, trainee.model, beta=objective.beta)
             refuse_non_finite(metrics, done)
         if log:
-            watch.log(done, {**metrics, "train/lr": lr, "train/beta": objective.beta, **clock.metrics(result.images)})
+            watch.log(
+                done,
+                {
+                    **metrics,
+                    "train/lr": lr,
+                    "train/beta": objective.beta,
+                    **clock.metrics(result.global_batch),
+                },
+            )
         if evaluate:
             watch.evaluate(done)
         if checkpoint:

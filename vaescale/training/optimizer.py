@@ -1,5 +1,6 @@
 """Adam and AdamW, with the learning rate as a pure function of the step."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,6 +9,11 @@ from torch import nn
 
 from vaescale.config import Config
 from vaescale.schedules import SCHEDULES
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
 
 
 class OptimizerConfig(Config):
@@ -19,9 +25,13 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(default=0, ge=0)
-    final_fraction: float = Field(default=0.0, ge=0, le=1, description="of lr, at the last step of the cosine")
+    final_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="of lr, at the last step of the cosine"
+    )
     clip_norm: float | None = Field(
-        default=None, gt=0, description="largest gradient norm; the loss is in nats per image, so it grows with D"
+        default=None,
+        gt=0,
+        description="largest gradient norm; the loss is in nats per image, so it grows with D",
     )
 
 
@@ -29,9 +39,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     """Weight decay on matrices and kernels only, never on biases and norms."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[config.kind](groups, lr=config.lr, betas=config.betas)
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return OPTIMIZERS[config.kind](groups, lr=config.lr, betas=config.betas)
 
 
 def learning_rate(step: int, config: OptimizerConfig, *, total_steps: int) -> float:

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class StepSums(NamedTuple):
     """This rank's share of a step, on the device. sums float64 [4]: log_px, kl, squared error, images.
 
-    grad_norm [] is the global gradient's, before clipping; images counts the global batch.
+    grad_norm [] is the global gradient's, before clipping.
     """
 
     sums: Tensor
     grad_norm: Tensor
-    images: int
+    global_batch: int
 
 
 def train_step(
@@ -45,7 +45,8 @@ def train_step(
     sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     for number, batch in enumerate(micro_batches, start=1):
         images, slots, mask = (
-            tensor.to(accelerator.device, non_blocking=True) for tensor in (batch.images, batch.slots, batch.mask)
+            tensor.to(accelerator.device, non_blocking=True)
+            for tensor in (batch.images, batch.slots, batch.mask)
         )
         last = number == len(micro_batches)
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
@@ -57,8 +58,8 @@ def train_step(
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
     optimizer.step()
     accelerator.unwrap_model(model).likelihood.end_step()
-    images = sum(len(batch.slots) for batch in micro_batches) * comm.world_size()
-    return StepSums(sums, grad_norm, images)
+    global_batch = sum(len(batch.slots) for batch in micro_batches) * comm.world_size()
+    return StepSums(sums, grad_norm, global_batch)
 
 
 def step_metrics(result: StepSums, model: VAE, *, beta: float) -> dict[str, float]:

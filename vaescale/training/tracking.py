@@ -40,7 +40,13 @@ class Drain:
     """
 
     def __init__(
-        self, folder: Path, config: TrackingConfig, *, shown: bool, every_seconds: float = 5.0, patience: float = 60.0
+        self,
+        folder: Path,
+        config: TrackingConfig,
+        *,
+        shown: bool,
+        every_seconds: float = 5.0,
+        patience: float = 60.0,
     ) -> None:
         self._folder, self._config, self._every, self._patience = folder, config, every_seconds, patience
         self._active = shown and config.mlflow is not None
@@ -62,7 +68,9 @@ class Drain:
         self._thread.join(self._patience)
         if self._thread.is_alive() or self._fault is not None:
             reason = self._fault or f"no answer in {self._patience:.0f} s"
-            say(f"MLflow at {self._config.mlflow} is behind ({reason}); later: `vaescale sync {self._folder}`")
+            say(
+                f"MLflow at {self._config.mlflow} is behind ({reason}); later: `vaescale sync {self._folder}`"
+            )
 
     def _work(self) -> None:
         last = False

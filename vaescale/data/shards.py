@@ -21,11 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vaescale.data.sources import Sample
 from vaescale.errors import DataError
 
 INDEX = "index.json"
 FORMAT = {"format": "vaescale-shards", "version": 1}
+
+
+class Sample(NamedTuple):
+    """One image to write: a unique key, uint8 [H, W, C], and its class."""
+
+    key: str
+    image: NDArray[np.uint8]
+    label: int
 
 
 class Shard(NamedTuple):

@@ -1,20 +1,11 @@
 """Where images come from: each source yields samples to be written as shards."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vaescale.data.shards import Sample
 from vaescale.errors import UserError
-
-
-class Sample(NamedTuple):
-    """One image to write: a unique key, uint8 [H, W, C], and its class."""
-
-    key: str
-    image: NDArray[np.uint8]
-    label: int
 
 
 def digits(split: str) -> Iterator[Sample]:

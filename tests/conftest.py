@@ -1,0 +1,111 @@
+"""Fixtures: the digits as shards, a small recipe over them, and verbs run in this process."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import yaml
+
+from vaescale.data.shards import Sample, write_shards
+from vaescale.data.sources import open_source
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+ROOT = Path(__file__).parents[1]
+
+
+class Outcome(NamedTuple):
+    """What a verb printed and returned."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the digits' train and val shards. Read only."""
+    folder = tmp_path_factory.mktemp("digits")
+    for split in ("train", "val"):
+        write_shards(open_source("digits", split), folder / split, samples_per_shard=500)
+    return folder
+
+
+@pytest.fixture
+def recipe_content(digits: Path, tmp_path: Path) -> dict[str, Any]:
+    """A recipe that trains in a second. Change what you like."""
+    return {
+        "name": "tiny",
+        "run_dir": str(tmp_path / "run"),
+        "data": {
+            "train": str(digits / "train"),
+            "val": str(digits / "val"),
+            "image_size": 8,
+            "global_batch": 64,
+            "cache": "memory",
+        },
+        "network": {"kind": "conv", "latent_dim": 4, "widths": [8, 16]},
+        "likelihood": {"kind": "gaussian", "sigma": "optimal"},
+        "optimizer": {"kind": "adamw", "lr": 2e-3},
+        "training": {
+            "steps": 12,
+            "precision": "fp32",
+            "log_every": 1,
+            "evaluate_every": 6,
+            "checkpoint_every": 6,
+        },
+        "tracking": {"mlflow": None},
+    }
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
+    """Writes a recipe and returns its path."""
+
+    def write(content: dict[str, Any], name: str = "recipe.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def vaescale(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs `vaescale VERB ...` in this process."""
+
+    def run(*words: object) -> Outcome:
+        from accelerate.state import AcceleratorState, GradientState
+
+        from vaescale.cli import main
+
+        # One process of a person makes one Accelerator; here many tests share the process.
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        capfd.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def make_samples() -> Callable[..., list[Sample]]:
+    """Random images of one shape, with classes 0 to 2."""
+
+    def make(count: int, *, shape: tuple[int, int, int] = (8, 8, 1), seed: int = 0) -> list[Sample]:
+        images = np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+        return [Sample(f"{number:05d}", image, number % 3) for number, image in enumerate(images)]
+
+    return make

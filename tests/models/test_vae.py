@@ -1,0 +1,88 @@
+"""The model against torch.distributions and a Monte-Carlo estimate; its noise against position."""
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from vaescale import noise
+from vaescale.likelihoods import LikelihoodConfig
+from vaescale.models.posterior import LOG_SIGMA_BOUND, PosteriorConfig, diagonal, gaussian_kl
+from vaescale.models.vae import VAE, to_unit
+from vaescale.networks import NetworkConfig
+
+
+@pytest.fixture
+def model() -> VAE:
+    torch.manual_seed(0)
+    network = NetworkConfig(latent_dim=3, widths=(8,))
+    return VAE(network, PosteriorConfig(), LikelihoodConfig(sigma=0.3), image_size=4, channels=1).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (5, 1, 4, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def stream(slots: torch.Tensor, *, step: int = 0) -> noise.Stream:
+    return noise.Stream(0, step, slots)
+
+
+def everything(count: int) -> torch.Tensor:
+    return torch.ones(count, dtype=torch.bool)
+
+
+def test_kl_agrees_with_torch() -> None:
+    torch.manual_seed(0)
+    mu, log_sigma = torch.randn(7, 4), torch.randn(7, 4)
+    expected = kl_divergence(Normal(mu, log_sigma.exp()), Normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(gaussian_kl(mu, log_sigma), expected)
+    assert gaussian_kl(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0
+
+
+def test_log_sigma_is_bounded_smoothly() -> None:
+    raw = torch.tensor([[0.0, -1e4, 0.0, 1e4], [0.0, 0.1, 0.0, -0.1]], requires_grad=True)
+    _, log_sigma = diagonal(raw)
+    assert log_sigma.abs().max() <= LOG_SIGMA_BOUND
+    torch.testing.assert_close(log_sigma[1], raw[1, 2:], rtol=1e-3, atol=1e-3)
+    moderate = torch.full((1, 4), 20.0, requires_grad=True)
+    diagonal(moderate)[1].sum().backward()
+    assert (moderate.grad[:, 2:] > 0).all(), "the bound must leave a gradient back"
+
+
+def test_terms_are_the_elbo_s(model: VAE, images: torch.Tensor) -> None:
+    terms = model(images, stream(torch.arange(5)), everything(5))
+    assert terms.log_px.shape == (5,)
+    assert terms.kl.shape == (5, 1)
+    assert terms.mu.shape == (5, 3)
+    x = images.double() / 255
+    mu, log_sigma = model.encode(to_unit(images))
+    epsilon = noise.normal(stream(torch.arange(5)), noise.POSTERIOR, (3,))
+    mean = torch.sigmoid(model.decode(mu + log_sigma.exp() * epsilon)).double()
+    expected = Normal(mean, 0.3).log_prob(x).flatten(1).sum(1)
+    torch.testing.assert_close(terms.log_px.double(), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        terms.squared_error.double(), (x - mean).square().flatten(1).sum(1), rtol=1e-5, atol=1e-5
+    )
+    expected_kl = kl_divergence(Normal(mu, log_sigma.exp()), Normal(0.0, 1.0)).sum(1, keepdim=True)
+    torch.testing.assert_close(terms.kl, expected_kl)
+
+
+def test_the_elbo_is_below_the_evidence(model: VAE, images: torch.Tensor) -> None:
+    """log p(x) from 200,000 prior draws, against the mean of many one-sample ELBOs."""
+    with torch.no_grad():
+        draws = noise.normal(stream(torch.arange(200_000)), noise.PRIOR, (3,))
+        means = torch.sigmoid(model.decode(draws))
+        log_px = Normal(means, 0.3).log_prob(to_unit(images[:1])).flatten(1).sum(1)
+        evidence = torch.logsumexp(log_px.double(), 0) - torch.log(torch.tensor(200_000.0))
+        many = images[:1].expand(2000, -1, -1, -1)
+        terms = model(many, stream(torch.arange(2000)), everything(2000))
+        elbo = (terms.log_px - terms.kl.sum(1)).mean()
+    assert elbo < evidence
+
+
+def test_noise_depends_on_the_slot_and_the_step_alone(model: VAE, images: torch.Tensor) -> None:
+    whole = model(images, stream(torch.arange(5)), everything(5)).log_px
+    part = model(images[3:], stream(torch.tensor([3, 4])), everything(2)).log_px
+    torch.testing.assert_close(part, whole[3:], rtol=1e-5, atol=1e-5)
+    later = model(images, stream(torch.arange(5), step=1), everything(5)).log_px
+    assert not torch.allclose(later, whole)

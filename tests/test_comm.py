@@ -1,0 +1,64 @@
+"""Collectives on one process and on two gloo ranks."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from vaescale import comm
+from vaescale.errors import UserError
+
+
+def test_alone_a_sum_is_itself_in_float64() -> None:
+    total = comm.all_reduce_sum(torch.tensor([1.5, 2.0]))
+    assert total.dtype == torch.float64
+    assert total.tolist() == [1.5, 2.0]
+    assert (comm.rank(), comm.world_size(), comm.is_main()) == (0, 1, True)
+
+
+def _start(rank: int, world_size: int, store: str, work: Callable[[int], None]) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    try:
+        work(rank)
+    finally:
+        dist.destroy_process_group()
+
+
+def on_two_ranks(tmp_path: Path, work: Callable[[int], None]) -> None:
+    mp.spawn(_start, (2, str(tmp_path / "store"), work), nprocs=2)
+
+
+def _sums(rank: int) -> None:
+    comm.at_step(7)
+    # In float32 the small value would be lost beside the large one.
+    total = comm.all_reduce_sum(torch.tensor([1e9 if rank else 0.125, rank], dtype=torch.float64))
+    assert total.tolist() == [1e9 + 0.125, 1.0]
+
+
+def _one_behind(rank: int) -> None:
+    comm.at_step(7 - rank)
+    with pytest.raises(RuntimeError, match=f"not at step {7 - rank} as rank {rank} is"):
+        comm.all_reduce_sum(torch.ones(1))
+
+
+def _main_speaks(rank: int) -> None:
+    assert comm.on_main(comm.rank) == 0
+    assert comm.broadcast_object(rank) == 0
+
+    def refuse() -> None:
+        raise UserError("the folder is taken")
+
+    with pytest.raises(UserError, match="the folder is taken"):
+        comm.on_main(refuse)
+    comm.barrier()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("work", [_sums, _one_behind, _main_speaks])
+def test_on_two_ranks(tmp_path: Path, work: Callable[[int], None]) -> None:
+    on_two_ranks(tmp_path, work)

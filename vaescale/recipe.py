@@ -76,7 +76,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         base = OmegaConf.create({"run_dir": Recipe.model_fields["run_dir"].default})
         merged = OmegaConf.merge(base, OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
         content = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} does not load: {' '.join(str(error).split())}") from error
     try:
         return Recipe.model_validate(content)
@@ -98,7 +98,12 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 def _sentence(error: ValidationError, content: Any) -> str:
     """The first fault in words: where, the value, what would be right."""
-    fault = error.errors()[0]
+    faults = error.errors()
+    # Of the members of a union (`sigma: a number | optimal`), the one with words fits a word best.
+    alike = [
+        fault for fault in faults if fault["input"] is faults[0]["input"] and isinstance(fault["input"], str)
+    ]
+    fault = next((fault for fault in alike if fault["type"] == "literal_error"), faults[0])
     place = [part for part in fault["loc"] if isinstance(part, int) or part in _names(content)]
     key, value, kind = ".".join(map(str, place or fault["loc"])), fault["input"], fault["type"]
     if kind == "extra_forbidden":

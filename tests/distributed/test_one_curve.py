@@ -1,0 +1,102 @@
+"""The first promise, with real processes: one run, any number of devices, the same curve."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STEPS = 50
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+def launch(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """`vaescale train recipes/digits/optimal.yaml` in a folder that holds the recipes and the data."""
+    command = [sys.executable, "-m", *launcher, *(("-m",) if launcher else ()), "vaescale", "train"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE")}
+    return subprocess.run(
+        [*command, "recipes/digits/optimal.yaml", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+TWO = ("accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    place = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "recipes", place / "recipes")
+    (place / "data").mkdir()
+    (place / "data" / "digits").symlink_to(digits)
+    return place
+
+
+def curve(run: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "train/mse" in row]
+
+
+@pytest.mark.parametrize("extra", [(), ("training.accumulation=2",)], ids=["plain", "accumulated"])
+def test_one_and_two_processes_give_the_same_curve(folder: Path, extra: tuple[str, ...]) -> None:
+    options = (
+        f"training.steps={STEPS}",
+        "training.precision=fp32",
+        "training.log_every=1",
+        "tracking.mlflow=null",
+        *extra,
+    )
+    name = extra[0] if extra else "plain"
+    one = launch(folder, *options, f"run_dir=runs/one-{name}", "--processes", "1")
+    two = launch(folder, *options, f"run_dir=runs/two-{name}", "--processes", "2", "--json", launcher=TWO)
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    assert json.loads(two.stdout)["step"] == STEPS, "one JSON object, from one of the processes"
+    tags = [json.loads((folder / "runs" / f"{n}-{name}" / "run.json").read_text()) for n in ("one", "two")]
+    assert [tag["world_size"] for tag in tags] == [1, 2]
+    assert tags[0]["recipe_hash"] == tags[1]["recipe_hash"]
+    rows = list(zip(curve(folder / f"runs/one-{name}"), curve(folder / f"runs/two-{name}"), strict=True))
+    assert len(rows) == STEPS
+    for a, b in rows:
+        assert a["step"] == b["step"]
+        for metric in ("train/neg_elbo_nats", "train/sigma", "train/kl_nats", "train/grad_norm"):
+            assert b[metric] == pytest.approx(a[metric], rel=1e-4), (a["step"], metric)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:
+    """20 steps on two processes, stopped by a non-finite value's stead: a copied folder, then the rest on one."""
+    options = ("training.steps=40", "training.precision=fp32", "training.log_every=1", "tracking.mlflow=null")
+    options += ("training.checkpoint_every=20", "training.keep_checkpoints=5")
+    whole, parts = folder / "runs/whole", folder / "runs/parts"
+    assert launch(folder, *options, f"run_dir={whole}").returncode == 0
+    assert launch(folder, *options, f"run_dir={parts}", launcher=TWO).returncode == 0
+    shutil.rmtree(parts / "checkpoints/step-000000040")
+    (parts / "metrics.jsonl").unlink()
+    outcome = launch(folder, *options, f"run_dir={parts}")
+    assert outcome.returncode == 0, outcome.stderr
+    for a, b in zip(curve(whole)[20:], curve(parts), strict=True):
+        assert b["step"] == a["step"]
+        assert b["train/neg_elbo_nats"] == pytest.approx(a["train/neg_elbo_nats"], rel=1e-4)
+
+
+def test_the_launcher_s_silent_one_process_fallback_is_refused(folder: Path) -> None:
+    cpu = ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    outcome = launch(folder, "run_dir=runs/lost", launcher=cpu)
+    assert outcome.returncode != 0
+    assert "several processes were asked for and the launcher started one" in outcome.stderr
+    assert not (folder / "runs/lost").exists()
+
+
+def test_a_fault_on_two_processes_is_said_once(folder: Path) -> None:
+    outcome = launch(folder, "run_dir=runs/odd", "data.global_batch=127", launcher=TWO)
+    assert outcome.returncode != 0
+    assert outcome.stderr.count("data.global_batch (=127) cannot be shared equally by 2 processes") == 1

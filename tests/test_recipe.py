@@ -1,0 +1,152 @@
+"""Recipes: what is read, and what is refused, each with one sentence and the remedy."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vaescale.errors import UserError
+from vaescale.recipe import Recipe, differences, load_recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(recipe_file: Callable[..., str], content: dict[str, Any], *overrides: str) -> Recipe:
+    return load_recipe(Path(recipe_file(content)), list(overrides))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("[!b]*/*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.run_dir == f"runs/{recipe.name}"
+
+
+def test_every_recipe_opens_with_its_command_cost_and_number() -> None:
+    for path in (ROOT / "recipes").glob("[!b]*/*.yaml"):
+        header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        assert any(f"vaescale train recipes/{path.parent.name}/{path.name}" in line for line in header), path
+        assert any(line.startswith("# cost:") for line in header), path
+        assert any(line.startswith("# expect:") for line in header), path
+
+
+def test_overrides_interpolation_and_numbers(recipe_file, recipe_content) -> None:
+    del recipe_content["run_dir"]
+    recipe = load(
+        recipe_file,
+        recipe_content,
+        "optimizer.lr=1e-3",
+        "name=other",
+        "likelihood.sigma=.5",
+        "network.widths=[4,8]",
+    )
+    assert recipe.optimizer.lr == 1e-3
+    assert recipe.run_dir == "runs/other"
+    assert recipe.likelihood.sigma == 0.5
+    assert recipe.network.widths == (4, 8)
+
+
+def test_1e_3_in_the_file_is_a_number(tmp_path, recipe_file, recipe_content) -> None:
+    text = yaml.safe_dump(recipe_content).replace("lr: 0.002", "lr: 1e-3")
+    assert "1e-3" in text
+    (tmp_path / "plain.yaml").write_text(text)
+    assert load_recipe(tmp_path / "plain.yaml").optimizer.lr == 1e-3
+
+
+REFUSED = {
+    "seeed=1": "unknown key seeed (=1); did you mean seed?",
+    "training.stepz=3": "unknown key training.stepz (=3); did you mean training.steps?",
+    "likelihood.sigmaa=1": "unknown key likelihood.sigmaa (=1); did you mean likelihood.sigma?",
+    "data.xyzzy=1": "unknown key data.xyzzy (=1); known here: train, val, image_size",
+    "optimizer.lr=nan": "optimizer.lr is 'nan'; input should be a finite number",
+    "optimizer.lr=.inf": "optimizer.lr is inf; input should be a finite number",
+    "optimizer.lr=-1": "optimizer.lr is -1; input should be greater than 0",
+    "optimizer.lr=fast": "optimizer.lr is 'fast'; input should be a valid number",
+    "network.widths=[8,-4]": "network.widths.1 is -4; input should be greater than 0",
+    "network.widths=[]": "network.widths is []",
+    "network.kind=convv": "network.kind is 'convv'; did you mean conv?",
+    "training.precision=bf32": "training.precision is 'bf32'; did you mean",
+    "likelihood.sigma=optimum": "likelihood.sigma is 'optimum'; did you mean optimal?",
+    "likelihood.sigma=-0.1": "likelihood.sigma is -0.1; input should be greater than 0",
+    "likelihood.sigma=.nan": "likelihood.sigma is nan; input should be a finite number",
+    "training.steps=yes": "steps (=True) is a truth value",
+    "training.steps=2.5": "training.steps is 2.5; input should be a valid integer",
+    "data=3": "data is 3; input should be",
+    "data.global_batch=0": "data.global_batch is 0; input should be greater than 0",
+    "name=../escape": "name is '../escape'",
+    "run_dir=runs/${nme}": "does not load",
+    "optimizer.lr": "is not key=value",
+    "=3": "is not key=value",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_refusals_are_one_sentence_with_the_value(recipe_file, recipe_content, override: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(recipe_file, recipe_content, override)
+    assert REFUSED[override] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_section_is_named(recipe_file, recipe_content) -> None:
+    del recipe_content["optimizer"]
+    with pytest.raises(UserError, match="optimizer is missing"):
+        load(recipe_file, recipe_content)
+    del recipe_content["data"]["train"]
+    recipe_content["optimizer"] = {"lr": 1e-3}
+    with pytest.raises(UserError, match=r"data\.train is missing"):
+        load(recipe_file, recipe_content)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- 1\n- 2\n", "name: [", "3", "a: b: c", "name: !!python/object:os.system x"]
+)
+def test_files_that_are_no_recipe(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_recipe(tmp_path / "bad.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        load_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_the_resolved_recipe_loads_to_itself(tmp_path: Path, recipe_file, recipe_content) -> None:
+    recipe = load(recipe_file, recipe_content)
+    (tmp_path / "resolved.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
+
+
+def test_the_hash_is_that_of_the_numbers(recipe_file, recipe_content) -> None:
+    recipe = load(recipe_file, recipe_content)
+    for same in (
+        "name=b",
+        "run_dir=elsewhere",
+        "data.cache=none",
+        "training.log_every=7",
+        "tracking.experiment=x",
+    ):
+        assert load(recipe_file, recipe_content, same).hash == recipe.hash, same
+    for other in (
+        "seed=1",
+        "optimizer.lr=1e-4",
+        "training.steps=13",
+        "likelihood.sigma=1",
+        "data.global_batch=32",
+    ):
+        assert load(recipe_file, recipe_content, other).hash != recipe.hash, other
+
+
+def test_recipes_are_frozen(recipe_file, recipe_content) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load(recipe_file, recipe_content).seed = 1
+
+
+def test_differences_name_the_keys() -> None:
+    old = {"a": 1, "b": {"c": 2, "d": 3}}
+    assert differences(old, {"a": 1, "b": {"c": 5, "d": 3}}) == ["b.c: 2 -> 5"]
+    assert differences(old, old) == []

@@ -1,0 +1,236 @@
+"""Whole runs in one process: the run folder, going on after a stop, and what is refused."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vaescale.training.folder import read_metrics
+
+TRAIN_METRICS = {
+    "neg_elbo_nats",
+    "log_px_nats",
+    "kl_nats",
+    "bits_per_dim",
+    "mse",
+    "sigma",
+    "grad_norm",
+    "lr",
+    "beta",
+}
+
+
+def lines(run: str | Path) -> list[dict]:
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(run: str | Path) -> list[dict]:
+    """The metrics without what depends on the clock."""
+    rows = read_metrics(Path(run))
+    return [{k: v for k, v in row.items() if k != "time" and not k.startswith("perf/")} for row in rows]
+
+
+def test_a_run_folder_holds_what_is_promised(vaescale, recipe_file, recipe_content) -> None:
+    outcome = vaescale("train", recipe_file(recipe_content), "--json")
+    assert outcome.code == 0, outcome.err
+    run = Path(recipe_content["run_dir"])
+    assert {path.name for path in run.iterdir()} == {
+        "recipe.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoints",
+        "figures",
+    }
+    rows = lines(run)
+    train = [row for row in rows if "train/mse" in row]
+    assert [row["step"] for row in train] == list(range(1, 13))
+    assert TRAIN_METRICS <= {name.removeprefix("train/") for name in train[0]}
+    perf = ("images_per_second", "step_seconds", "data_wait_fraction", "memory_bytes")
+    assert all(train[0][f"perf/{name}"] >= 0 for name in perf)
+    assert [row["step"] for row in rows if "val/mse" in row] == [6, 12]
+    assert outcome.json["step"] == 12
+    assert outcome.json["val"]["images"] == 360
+    assert train[-1]["train/neg_elbo_nats"] < train[0]["train/neg_elbo_nats"]
+    tags = json.loads((run / "run.json").read_text())
+    assert {"git_revision", "recipe_hash", "data_hash", "plan_hash", "world_size"} <= tags.keys()
+    assert (run / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_words_go_to_stderr_and_json_alone_to_stdout(vaescale, recipe_file, recipe_content) -> None:
+    outcome = vaescale("train", recipe_file(recipe_content), "--json")
+    assert len(outcome.out.splitlines()) == 1
+    assert "train tiny 12/12" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"accumulation": 2}, {"ema_decay": 0.0}], ids=["plain", "accumulated", "no ema"]
+)
+def test_resuming_is_bit_equal_to_never_stopping(
+    vaescale, recipe_file, recipe_content, tmp_path, extra, monkeypatch
+) -> None:
+    recipe_content["training"] |= extra
+    straight, stopped = str(tmp_path / "straight"), str(tmp_path / "stopped")
+    path = recipe_file(recipe_content)
+    assert vaescale("train", path, f"run_dir={straight}").code == 0
+
+    from vaescale.session import Session
+
+    real = Session._log
+
+    def stop_at_nine(self, step, metrics):
+        real(self, step, metrics)
+        if step == 9:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_log", stop_at_nine)
+        assert vaescale("train", path, f"run_dir={stopped}").code == 130
+    assert not (Path(stopped) / "lock").exists()
+    again = vaescale("train", path, f"run_dir={stopped}")
+    assert again.code == 0, again.err
+    assert [row["step"] for row in lines(stopped) if "train/mse" in row] == [*range(1, 10), *range(7, 13)]
+    assert numbers(straight) == numbers(stopped)
+    names = ["model", "optimizer"] + (["ema"] if extra.get("ema_decay") != 0.0 else [])
+    for name in names:
+        a, b = (
+            load_file(Path(run) / "checkpoints/step-000000012" / f"{name}.safetensors")
+            for run in (straight, stopped)
+        )
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+
+
+def test_a_damaged_checkpoint_is_passed_over(vaescale, recipe_file, recipe_content) -> None:
+    path, run = recipe_file(recipe_content), Path(recipe_content["run_dir"])
+    assert vaescale("train", path).code == 0
+    expected = numbers(run)
+    os.truncate(run / "checkpoints/step-000000012/model.safetensors", 100)
+    outcome = vaescale("train", path)
+    assert outcome.code == 0
+    assert "passing over checkpoint" in outcome.err
+    assert numbers(run) == expected
+
+
+def test_a_finished_run_is_not_trained_again(vaescale, recipe_file, recipe_content) -> None:
+    path = recipe_file(recipe_content)
+    first = vaescale("train", path, "--json")
+    before = lines(recipe_content["run_dir"])
+    again = vaescale("train", path, "--json")
+    assert "trained to step 12 already" in again.err
+    assert again.json == first.json
+    assert lines(recipe_content["run_dir"]) == before
+
+
+def test_the_seed_decides(vaescale, recipe_file, recipe_content, tmp_path) -> None:
+    path = recipe_file(recipe_content)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert vaescale("train", path, f"run_dir={tmp_path / name}", f"seed={seed}").code == 0
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    assert numbers(tmp_path / "a") != numbers(tmp_path / "c")
+
+
+def test_cache_and_workers_do_not_change_the_curve(vaescale, recipe_file, recipe_content, tmp_path) -> None:
+    path = recipe_file(recipe_content)
+    assert vaescale("train", path, f"run_dir={tmp_path / 'a'}").code == 0
+    assert vaescale("train", path, f"run_dir={tmp_path / 'b'}", "data.cache=none", "data.workers=2").code == 0
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+
+
+def test_bf16_stays_close_to_fp32(vaescale, recipe_file, recipe_content, tmp_path) -> None:
+    path = recipe_file(recipe_content)
+    for precision in ("fp32", "bf16"):
+        assert (
+            vaescale("train", path, f"run_dir={tmp_path / precision}", f"training.precision={precision}").code
+            == 0
+        )
+    for a, b in zip(numbers(tmp_path / "fp32"), numbers(tmp_path / "bf16"), strict=True):
+        assert b["train/sigma"] == pytest.approx(a["train/sigma"], rel=0.02)
+
+
+def _refused(outcome, code: int, *words: str) -> None:
+    assert outcome.code == code, outcome.err
+    assert outcome.out == ""
+    last = outcome.err.strip().splitlines()[-1]
+    assert last.startswith("vaescale train: ")
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in last
+
+
+def test_another_recipe_s_folder_is_refused(vaescale, recipe_file, recipe_content) -> None:
+    path = recipe_file(recipe_content)
+    assert vaescale("train", path).code == 0
+    before = (Path(recipe_content["run_dir"]) / "recipe.yaml").read_text()
+    outcome = vaescale("train", path, "optimizer.lr=1e-4", "seed=3")
+    _refused(outcome, 2, "optimizer.lr: 0.002 -> 0.0001", "seed: 0 -> 3", "choose another run_dir")
+    assert (Path(recipe_content["run_dir"]) / "recipe.yaml").read_text() == before
+    _refused(vaescale("train", path, "training.resume=never"), 2, "training.resume is never")
+
+
+def test_a_folder_of_other_files_is_refused(vaescale, recipe_file, recipe_content) -> None:
+    run = Path(recipe_content["run_dir"])
+    run.mkdir()
+    (run / "thesis.tex").write_text("")
+    _refused(vaescale("train", recipe_file(recipe_content)), 2, "holds files but no run")
+    assert [path.name for path in run.iterdir()] == ["thesis.tex"]
+
+
+def test_other_data_is_refused(vaescale, recipe_file, recipe_content, tmp_path, make_samples) -> None:
+    from vaescale.data.shards import write_shards
+
+    assert vaescale("train", recipe_file(recipe_content)).code == 0
+    write_shards(make_samples(1437), tmp_path / "other")
+    outcome = vaescale("train", recipe_file(recipe_content), f"data.train={tmp_path / 'other'}")
+    _refused(outcome, 3, "was trained on other data")
+
+
+def test_missing_data_and_indivisible_batches_are_refused(vaescale, recipe_file, recipe_content) -> None:
+    path = recipe_file(recipe_content)
+    _refused(
+        vaescale("train", path, "data.train=/nowhere"),
+        3,
+        "data folder /nowhere does not exist",
+        "make-shards",
+    )
+    _refused(vaescale("train", path, "training.accumulation=3"), 2, "data.global_batch (=64)", "use 63")
+    _refused(vaescale("train", path, "data.global_batch=5000"), 3, "exceeds the 1437 training samples")
+    _refused(vaescale("train", path, "data.image_size=6"), 2, "cannot be halved 2 times", "use 4 or 8")
+    _refused(vaescale("train", path, "--processes", "2"), 2, "2 processes were asked for and 1 came")
+    assert not Path(recipe_content["run_dir"]).exists()
+
+
+def test_a_held_lock_is_refused_and_a_stale_one_taken(vaescale, recipe_file, recipe_content) -> None:
+    import socket
+
+    run = Path(recipe_content["run_dir"])
+    assert vaescale("train", recipe_file(recipe_content)).code == 0
+    (run / "lock").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+    _refused(vaescale("train", recipe_file(recipe_content)), 2, f"process {os.getpid()} on")
+    (run / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    _refused(vaescale("train", recipe_file(recipe_content)), 2, "process 1 on elsewhere")
+    (run / "lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1}))
+    assert vaescale("train", recipe_file(recipe_content)).code == 0
+
+
+def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(vaescale, recipe_file, recipe_content) -> None:
+    outcome = vaescale("train", recipe_file(recipe_content), "optimizer.lr=1e30")
+    _refused(outcome, 4, "lower optimizer.lr")
+    assert not list(Path(recipe_content["run_dir"]).glob("checkpoints/step-*"))
+
+
+def test_a_dry_run_describes_and_writes_nothing(vaescale, recipe_file, recipe_content) -> None:
+    outcome = vaescale("train", recipe_file(recipe_content), "--dry-run", "--json", "optimizer.lr=5e-4")
+    assert outcome.code == 0, outcome.err
+    plan = outcome.json["plan"]
+    assert outcome.json["recipe"]["optimizer"]["lr"] == 5e-4
+    assert plan["steps_per_epoch"] == 22
+    assert plan["images_per_process_and_step"] == 64
+    assert plan["memory_total_bytes"] > 16 * plan["parameters"]
+    assert not Path(recipe_content["run_dir"]).exists()
+    words = vaescale("train", recipe_file(recipe_content), "--dry-run")
+    assert "steps_per_epoch" in words.out
+    assert "latent_dim: 4" in words.out

@@ -1,0 +1,83 @@
+"""The small parts of training: the launch's checks, the optimizer, the average, the clock, the memory estimate."""
+
+import pytest
+import torch
+
+from vaescale.errors import UserError
+from vaescale.models.vae import VAE
+from vaescale.recipe import Recipe
+from vaescale.run import build_model
+from vaescale.training.backends import refuse_lost_processes
+from vaescale.training.clock import Clock
+from vaescale.training.ema import Ema
+from vaescale.training.memory import estimate
+from vaescale.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
+
+
+@pytest.fixture
+def model(recipe_content) -> VAE:
+    return build_model(Recipe.model_validate(recipe_content))
+
+
+def test_the_launcher_s_silent_fallback_is_refused() -> None:
+    launched = {"ACCELERATE_MIXED_PRECISION": "no"}
+    refuse_lost_processes({})
+    refuse_lost_processes(launched)
+    refuse_lost_processes({**launched, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"})
+    with pytest.raises(UserError, match="launcher started one"):
+        refuse_lost_processes({**launched, "MASTER_ADDR": "127.0.0.1"})
+
+
+def test_weight_decay_spares_biases_and_norms(model: VAE) -> None:
+    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-3, weight_decay=0.1))
+    decayed, spared = optimizer.param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+    assert type(build_optimizer(model, OptimizerConfig(kind="adam", lr=1e-3))) is torch.optim.Adam
+
+
+def test_the_learning_rate_follows_the_schedule() -> None:
+    config = OptimizerConfig(lr=0.5, warmup_steps=2)
+    assert [learning_rate(step, config, total_steps=10) for step in (0, 1, 2, 9)] == [0.25, 0.5, 0.5, 0.0]
+    assert learning_rate(9, OptimizerConfig(lr=0.5, schedule="constant"), total_steps=10) == 0.5
+
+
+def test_the_average_is_the_recursion_s(model: VAE) -> None:
+    ema = Ema(model, 0.9)
+    expected = [parameter.detach().clone() for parameter in model.parameters()]
+    for step in range(30):
+        with torch.no_grad():
+            for number, parameter in enumerate(model.parameters()):
+                parameter.add_(0.01 * (number + step))
+        model.likelihood.running.fill_(step)
+        ema.update(model, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = [
+            decay * old + (1 - decay) * new for old, new in zip(expected, model.parameters(), strict=True)
+        ]
+    for average, value in zip(ema.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(average, value)
+        assert not average.requires_grad
+    assert ema.model.likelihood.running.tolist() == [29, 29]
+
+
+def test_the_clock_counts_batches_and_passes_them_on() -> None:
+    clock = Clock()
+    assert list(clock.waiting_for("abc")) == ["a", "b", "c"]
+    metrics = clock.metrics(10)
+    assert metrics["perf/images_per_second"] == pytest.approx(10 / metrics["perf/step_seconds"])
+    assert 0 <= metrics["perf/data_wait_fraction"] <= 1
+    assert metrics["perf/memory_bytes"] > 0
+
+
+def test_the_memory_estimate_adds_up_and_grows_in_a_line(model: VAE) -> None:
+    one, two, ten = (estimate(model, images=n, ema=True, precision="fp32") for n in (1, 2, 10))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert one["weights"] == one["gradients"] == one["ema"] == 4 * parameters
+    assert one["optimizer"] == 8 * parameters
+    assert one["total"] == sum(value for name, value in one.items() if name != "total")
+    slope = two["activations"] - one["activations"]
+    assert slope > 64 * 4  # at least the image itself, in float32
+    assert ten["activations"] == one["activations"] + 9 * slope
+    assert estimate(model, images=1, ema=False, precision="fp32")["ema"] == 0

@@ -1,0 +1,153 @@
+"""Tracking against a real MLflow store in SQLite: everything arrives once, and an absent server stops nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from vaescale.training import folder as run_folder
+from vaescale.training import tracking
+from vaescale.training.tracking import Drain, TrackingConfig, push, sync
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow and SQLAlchemy warn of themselves
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "digits-optimal"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({"name": "digits-optimal", "optimizer": {"lr": 0.1, "kind": "adam"}})
+    )
+    run_folder.write_json(folder / "run.json", {"git_revision": "abc", "world_size": 2})
+    run_folder.append_metrics(folder, 1, {"train/mse": 0.5})
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrackingConfig:
+    return TrackingConfig(mlflow=f"sqlite:///{tmp_path}/store/mlflow.db", experiment="tests")
+
+
+def history(config: TrackingConfig, state: dict, name: str) -> list[tuple[int, float]]:
+    rows = MlflowClient(config.mlflow).get_metric_history(state["run_id"], name)
+    return sorted((row.step, row.value) for row in rows)
+
+
+def test_everything_arrives_once(run: Path, config: TrackingConfig) -> None:
+    (run / "figures").mkdir()
+    (run / "figures" / "curves.png").write_bytes(b"png")
+    sync(run, config, status="RUNNING")
+    run_folder.append_metrics(run, 2, {"train/mse": 0.25, "val/mse": 1.0})
+    sync(run, config)
+    state = sync(run, config)
+    client = MlflowClient(config.mlflow)
+    mlflow_run = client.get_run(state["run_id"])
+    assert mlflow_run.info.status == "FINISHED"
+    assert mlflow_run.info.run_name == "digits-optimal"
+    assert mlflow_run.data.params == {
+        "name": "digits-optimal",
+        "optimizer.lr": "0.1",
+        "optimizer.kind": "adam",
+    }
+    assert {"git_revision": "abc", "world_size": "2"}.items() <= mlflow_run.data.tags.items()
+    assert history(config, state, "train/mse") == [(1, 0.5), (2, 0.25)]
+    assert history(config, state, "val/mse") == [(2, 1.0)]
+    assert {item.path for item in client.list_artifacts(state["run_id"])} == {"figures", "recipe.yaml"}
+    assert len(client.search_runs([state["experiment_id"]])) == 1
+
+
+def test_replayed_steps_are_not_sent_again(run: Path, config: TrackingConfig) -> None:
+    run_folder.append_metrics(run, 2, {"train/mse": 0.25})
+    sync(run, config)
+    for step, value in ((2, 0.25), (3, 0.125)):  # resumed from step 1
+        run_folder.append_metrics(run, step, {"train/mse": value})
+    state = sync(run, config)
+    assert history(config, state, "train/mse") == [(1, 0.5), (2, 0.25), (3, 0.125)]
+
+
+def test_a_half_written_line_waits_for_its_end(run: Path, config: TrackingConfig) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "time": 0, "trai')
+    sync(run, config)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('n/mse": 0.25}\n')
+    assert history(config, sync(run, config), "train/mse") == [(1, 0.5), (2, 0.25)]
+
+
+def test_a_changed_figure_is_sent_again(run: Path, config: TrackingConfig, monkeypatch) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(
+        MlflowClient, "log_artifact", lambda _, __, path, place=None: sent.append(Path(path).name)
+    )
+    sync(run, config)
+    (run / "recipe.yaml").write_text("name: b\n")
+    sync(run, config)
+    sync(run, config)
+    assert sent == ["recipe.yaml", "recipe.yaml"]
+
+
+def test_the_drain_sends_in_the_background_and_finishes(run: Path, config: TrackingConfig) -> None:
+    with Drain(run, config, shown=True, every_seconds=0.05):
+        for step in range(2, 6):
+            run_folder.append_metrics(run, step, {"train/mse": 1 / step})
+    state = run_folder.read_json(run / tracking.STATE)
+    assert [step for step, _ in history(config, state, "train/mse")] == [1, 2, 3, 4, 5]
+    assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == "FINISHED"
+
+
+def test_a_failed_run_is_marked(run: Path, config: TrackingConfig) -> None:
+    with pytest.raises(ZeroDivisionError), Drain(run, config, shown=True):
+        raise ZeroDivisionError
+    state = run_folder.read_json(run / tracking.STATE)
+    assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == "FAILED"
+
+
+def test_an_absent_server_stops_nothing(run: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = TrackingConfig(mlflow="http://127.0.0.1:9", experiment="tests")
+    with Drain(run, away, shown=True, every_seconds=0.05, patience=30):
+        run_folder.append_metrics(run, 2, {"train/mse": 0.25})
+    push(run, away)
+    words = capsys.readouterr().err
+    assert words.count("vaescale sync") == 2
+    assert len(run_folder.read_metrics(run)) == 2
+
+
+def test_none_means_none(run: Path) -> None:
+    with Drain(run, TrackingConfig(mlflow=None), shown=True):
+        pass
+    push(run, TrackingConfig(mlflow=None))
+    assert not (run / tracking.STATE).exists()
+
+
+def test_rows_lost_by_a_crash_in_the_middle_are_sent_again(
+    run: Path, config: TrackingConfig, monkeypatch
+) -> None:
+    """MLflow raises in the second request: the next sync must bring what the first call did not record."""
+    monkeypatch.setattr(tracking, "BATCH_METRICS", 2)
+    for step in range(2, 6):
+        run_folder.append_metrics(run, step, {"train/mse": 1 / step})
+    real, calls = MlflowClient.log_batch, []
+
+    def failing(self, *arguments, **options):
+        calls.append(options)
+        if len(calls) == 2:
+            raise ConnectionError("gone")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", failing)
+    with pytest.raises(ConnectionError):
+        sync(run, config)
+    state = sync(run, config)
+    assert [step for step, _ in history(config, state, "train/mse")] == [1, 2, 3, 4, 5]
+
+
+def test_metrics_survive_a_crash_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 2, "a": 1}\n{"step": 1, "a": 0}\n{"step": 2, "a": 3}\n{"st'
+    )
+    assert run_folder.read_metrics(tmp_path) == [{"step": 1, "a": 0}, {"step": 2, "a": 3}]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["a"] == 1

@@ -73,7 +73,7 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     tool.add_arguments(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # KEY=VALUE may follow --dry-run
     try:
         result = tool.run(options)
     except UserError as error:

@@ -73,7 +73,7 @@ def test_one_and_two_processes_give_the_same_curve(folder: Path, extra: tuple[st
 
 
 def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:
-    """20 steps on two processes, stopped by a non-finite value's stead: a copied folder, then the rest on one."""
+    """A run on two processes loses its last checkpoint and goes on from the middle on one."""
     options = ("training.steps=40", "training.precision=fp32", "training.log_every=1", "tracking.mlflow=null")
     options += ("training.checkpoint_every=20", "training.keep_checkpoints=5")
     whole, parts = folder / "runs/whole", folder / "runs/parts"

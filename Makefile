@@ -1,0 +1,40 @@
+# make quickstart   set up, then the main job end to end on handwritten digits
+# make test         set up, then every test
+# make check        format, lint, types, the layer test and the fast tests
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: quickstart test check lint format setup clean
+
+quickstart: setup
+	@$(BIN)/vaescale quickstart
+
+test: setup
+	$(BIN)/pytest
+
+check: lint
+	$(BIN)/pytest -m "not slow and not distributed"
+
+lint: setup
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+setup: .venv/installed
+
+# torch first and by itself: DeepSpeed asks for it while it is built, and what comes later must not replace it.
+.venv/installed: setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version}; try make PYTHON=python3.12")'
+	@echo "== setting up .venv (minutes on the first call)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) torch setuptools wheel
+	@$(PIP) --no-build-isolation --editable '.[deepspeed,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,70 @@
+"""The front door: help, versions, usage errors, and nothing heavy imported for them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vaescale.cli import VERBS
+
+HEAVY = ("torch", "accelerate", "mlflow", "deepspeed", "sklearn", "matplotlib", "numpy", "pydantic", "rich")
+
+
+def imported_by(*words: str) -> set[str]:
+    code = (
+        "import sys\nfrom vaescale.cli import main\n"
+        f"try:\n    main({list(words)!r})\nexcept SystemExit:\n    pass\n"
+        "sys.stderr.write(' '.join(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "words", [("--help",), ("train", "--help"), ("evaluate", "--help"), ("fit-gmm", "--help")]
+)
+def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
+    loaded = imported_by(*words)
+    assert "vaescale.cli" in loaded
+    assert not loaded.intersection(HEAVY)
+
+
+def test_help_names_every_verb(vaescale) -> None:
+    outcome = vaescale("--help")
+    assert outcome.code == 0
+    for verb in VERBS:
+        assert verb in outcome.out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_a_tool_that_explains_itself(vaescale, verb: str) -> None:
+    tool = Path(__file__).parents[1] / "tools" / f"{verb.replace('-', '_')}.py"
+    assert tool.is_file()
+    outcome = vaescale(verb, "--help")
+    assert outcome.code == 0
+    assert outcome.out.startswith(f"usage: vaescale {verb}")
+    assert "--json" in outcome.out
+
+
+def test_every_tool_is_a_verb() -> None:
+    tools = {path.stem.replace("_", "-") for path in (Path(__file__).parents[1] / "tools").glob("[a-z]*.py")}
+    assert tools == set(VERBS)
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("trian",), ("train",), ("train", "--nonsense"), ("evaluate", "a", "b")]
+)
+def test_usage_errors_are_one_line(vaescale, words: tuple[str, ...]) -> None:
+    outcome = vaescale(*words)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert len(outcome.err.splitlines()) == 1
+    assert "--help" in outcome.err
+
+
+def test_tools_run_by_themselves() -> None:
+    tool = Path(__file__).parents[1] / "tools" / "make_shards.py"
+    done = subprocess.run([sys.executable, str(tool), "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: vaescale make-shards")

@@ -1,0 +1,66 @@
+"""The quickstart, whole, with real processes, in an empty folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_quickstart_end_to_end_and_again(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+
+    def quickstart() -> tuple[dict, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "vaescale", "quickstart", "--json"],
+            cwd=tmp_path,
+            env={k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE")},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout), done.stderr
+
+    result, words = quickstart()
+    assert words.count("== ") == 5
+    run = tmp_path / result["run"]
+    assert json.loads((run / "run.json").read_text())["world_size"] == 2
+    metrics = result["metrics"]
+    assert -60 < metrics["neg_elbo_nats"] < -35
+    assert 6 < metrics["bits_per_dim"] < 7.3
+    assert 0.05 < metrics["sigma"] < 0.1
+    assert metrics["active_units"] >= 10
+    gmm = result["gmm"]
+    assert gmm["gmm/val_log_density_nats"] > gmm["gmm/val_standard_normal_log_density_nats"] + 1
+    assert [Path(path).name for path in result["figures"]] == [
+        "curves.png",
+        "reconstructions.png",
+        "samples.png",
+    ]
+    for path in result["figures"]:
+        with Image.open(tmp_path / path) as image:
+            assert image.width > 600
+    assert (tmp_path / "runs" / "mlflow.db").is_file()
+
+    again, words = quickstart()
+    assert words.count("there already") == 5
+    assert {k: v for k, v in again.items() if k != "seconds"} == {
+        k: v for k, v in result.items() if k != "seconds"
+    }
+
+
+def test_elsewhere_it_says_where_to_go(vaescale, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = vaescale("quickstart")
+    assert outcome.code == 2
+    assert "run the quickstart in the project's folder" in outcome.err

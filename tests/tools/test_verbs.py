@@ -1,0 +1,178 @@
+"""The verbs after training, as a person would call them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vaescale.aggregate import gmm
+from vaescale.run import open_run
+
+
+@pytest.fixture
+def run(vaescale, recipe_file, recipe_content) -> Path:
+    outcome = vaescale("train", recipe_file(recipe_content))
+    assert outcome.code == 0, outcome.err
+    return Path(recipe_content["run_dir"])
+
+
+def refused(outcome, code: int, *words: str) -> None:
+    assert outcome.code == code
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    last = outcome.err.strip().splitlines()[-1]
+    for word in words:
+        assert word in last
+
+
+def test_make_shards_writes_once(vaescale, tmp_path: Path) -> None:
+    first = vaescale("make-shards", "digits", tmp_path / "digits", "--json")
+    assert {split: part["samples"] for split, part in first.json.items()} == {"train": 1437, "val": 360}
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
+    again = vaescale("make-shards", "digits", tmp_path / "digits", "--json")
+    assert again.json == first.json
+    assert "is there already" in again.err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")} == times
+    words = vaescale("make-shards", "digits", tmp_path / "digits")
+    assert "1437 images of 8x8x1 in 3 shards" in words.out
+
+
+def test_make_shards_refuses_what_it_does_not_know(vaescale, tmp_path: Path) -> None:
+    refused(vaescale("make-shards", "celebahq", tmp_path), 2, "'celebahq' is unknown", "digits")
+    refused(
+        vaescale("make-shards", "digits", tmp_path, "--samples-per-shard", 0), 2, "(=0) must be at least 1"
+    )
+
+
+def test_evaluate_repeats_the_last_evaluation_of_training(vaescale, run: Path) -> None:
+    outcome = vaescale("evaluate", run, "--json")
+    assert outcome.code == 0, outcome.err
+    during = json.loads((run / "summary.json").read_text())["val"]
+    assert during.pop("step") == outcome.json["step"] == 12
+    assert outcome.json["metrics"] == during
+    assert json.loads((run / "evaluation" / "val.json").read_text())["metrics"] == during
+    assert "neg_elbo_nats / (D ln 2) + 8" in outcome.json["protocol"]["bits_per_dim"]
+    assert (run / "figures" / "reconstructions.png").is_file()
+    assert "neg_elbo_nats" in vaescale("evaluate", run).out
+
+
+def test_evaluate_takes_a_split_and_weights(vaescale, run: Path) -> None:
+    outcome = vaescale("evaluate", run, "--split", "train", "--weights", "raw", "--json")
+    assert outcome.json["metrics"]["images"] == 1437
+    assert outcome.json["weights"] == "raw"
+    assert (run / "evaluation" / "train.json").is_file()
+
+
+def test_fit_gmm_saves_a_mixture_of_the_latents(vaescale, run: Path) -> None:
+    outcome = vaescale("fit-gmm", run, "--components", 3, "--samples-per-image", 2, "--json")
+    assert outcome.code == 0, outcome.err
+    mixture = gmm.load(run / "gmm")
+    assert mixture.means.shape == (3, 4)
+    assert float(mixture.weights.sum()) == pytest.approx(1)
+    assert outcome.json["gmm/val_log_density_nats"] > outcome.json["gmm/val_standard_normal_log_density_nats"]
+    assert json.loads((run / "summary.json").read_text())["gmm"]["components"] == 3
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 12
+    assert rows[-1]["gmm/val_log_density_nats"] == outcome.json["gmm/val_log_density_nats"]
+
+
+def test_fit_gmm_refuses_what_cannot_be_fitted(vaescale, run: Path) -> None:
+    refused(vaescale("fit-gmm", run, "--components", 0), 2, "--components (=0)")
+    refused(vaescale("fit-gmm", run, "--components", 99999), 2, "lower --components")
+
+
+def test_sample_draws_with_and_without_a_mixture(vaescale, run: Path) -> None:
+    outcome = vaescale("sample", run, "--count", 4, "--json")
+    assert outcome.json["priors"] == ["prior"]
+    assert "vaescale fit-gmm" in outcome.err
+    small = (run / "figures" / "samples.png").stat().st_size
+    assert vaescale("fit-gmm", run, "--components", 2).code == 0
+    outcome = vaescale("sample", run, "--count", 4, "--json")
+    assert outcome.json["priors"] == ["prior", "mixture"]
+    assert (run / "figures" / "samples.png").stat().st_size > small
+    refused(vaescale("sample", run, "--count", 0), 2, "--count (=0)")
+
+
+def test_open_run_gives_the_trained_weights(run: Path) -> None:
+    ema, raw = open_run(run), open_run(run, weights="raw")
+    assert (ema.weights, raw.weights, raw.step) == ("ema", "raw", 12)
+    pairs = zip(ema.model.parameters(), raw.model.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)
+    assert torch.equal(ema.model.likelihood.running, raw.model.likelihood.running)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "fit-gmm", "sample", "sync"])
+def test_a_folder_that_is_no_run_is_refused(vaescale, tmp_path: Path, verb: str) -> None:
+    refused(vaescale(verb, tmp_path), 2, "is not a run folder")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "fit-gmm", "sample"])
+def test_a_run_without_a_checkpoint_is_refused(vaescale, run: Path, verb: str) -> None:
+    for path in run.glob("checkpoints/*/manifest.json"):
+        path.unlink()
+    refused(vaescale(verb, run), 2, "has no sound checkpoint")
+
+
+def test_sync_without_a_store_is_refused(vaescale, run: Path) -> None:
+    refused(vaescale("sync", run), 2, "tracking.mlflow: null")
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow and SQLAlchemy warn of themselves
+def test_all_results_reach_mlflow(vaescale, recipe_file, recipe_content, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    recipe_content["tracking"] = {"mlflow": uri, "experiment": "verbs"}
+    run = recipe_content["run_dir"]
+    for words in (
+        ("train", recipe_file(recipe_content)),
+        ("evaluate", run),
+        ("fit-gmm", run),
+        ("sample", run),
+        ("sync", run),
+    ):
+        outcome = vaescale(*words)
+        assert outcome.code == 0, outcome.err
+    client = MlflowClient(uri)
+    state = json.loads((Path(run) / "mlflow.json").read_text())
+    stored = client.get_run(state["run_id"])
+    assert {"git_revision", "recipe_hash", "data_hash", "world_size"} <= stored.data.tags.keys()
+    assert stored.data.params["likelihood.sigma"] == "optimal"
+    assert {
+        "train/neg_elbo_nats",
+        "train/sigma",
+        "val/bits_per_dim",
+        "gmm/val_log_density_nats",
+    } <= stored.data.metrics.keys()
+    assert len(client.get_metric_history(state["run_id"], "train/sigma")) == 12
+    assert {item.path for item in client.list_artifacts(state["run_id"], "figures")} == {
+        "figures/curves.png",
+        "figures/reconstructions.png",
+        "figures/samples.png",
+    }
+
+
+def test_doctor_tells_versions_and_the_launch(vaescale, monkeypatch) -> None:
+    outcome = vaescale("doctor", "--json")
+    assert outcome.json["torch"] == torch.__version__
+    assert outcome.json["launch"] == "one process"
+    assert outcome.json["cores"] >= 1
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert "launcher started one" in vaescale("doctor").out
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn(run: Path) -> None:
+    from vaescale import noise
+    from vaescale.aggregate.samplers import sample_prior
+
+    opened = open_run(run)
+    few, many = (
+        opened.model.likelihood.mean(
+            opened.model.decode(sample_prior(noise.Stream(0, 0, torch.arange(n)), 4))
+        )
+        for n in (2, 5)
+    )
+    np.testing.assert_allclose(few.detach(), many[:2].detach(), atol=1e-6)

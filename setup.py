@@ -12,6 +12,7 @@ DEPENDENCIES = [
     "omegaconf>=2.3",
     "pillow>=11.0",
     "pydantic>=2.9",
+    "pyyaml>=6.0",
     "rich>=13.7",
     "safetensors>=0.5",
     "scikit-learn>=1.5",

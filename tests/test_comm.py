@@ -55,10 +55,29 @@ def _main_speaks(rank: int) -> None:
 
     with pytest.raises(UserError, match="the folder is taken"):
         comm.on_main(refuse)
-    comm.barrier()
+
+
+def _all_hear(rank: int) -> None:
+    assert comm.together(lambda: rank) == rank
+
+    def refuse_on_the_second() -> None:
+        if rank == 1:
+            raise UserError("no data here")
+
+    with pytest.raises(UserError, match="no data here"):
+        comm.together(refuse_on_the_second)
+
+    def refuse_unsendably() -> None:
+        class Local(Exception):
+            pass
+
+        raise Local("cannot be pickled")
+
+    with pytest.raises(Exception, match="cannot be pickled"):
+        comm.together(refuse_unsendably)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("work", [_sums, _one_behind, _main_speaks])
+@pytest.mark.parametrize("work", [_sums, _one_behind, _main_speaks, _all_hear])
 def test_on_two_ranks(tmp_path: Path, work: Callable[[int], None]) -> None:
     on_two_ranks(tmp_path, work)

@@ -45,7 +45,7 @@ def test_normals_are_normal_and_uniforms_uniform() -> None:
     assert stats.kstest(normals**2, stats.chi2(1).cdf).pvalue > 0.01
     uniforms = noise.uniform(stream(4000), noise.PRIOR, (50,)).numpy().ravel()
     assert stats.kstest(uniforms, "uniform").pvalue > 0.01
-    assert 0 <= uniforms.min()
+    assert uniforms.min() >= 0
     assert uniforms.max() < 1
 
 

@@ -70,7 +70,7 @@ REFUSED = {
     "likelihood.sigma=optimum": "likelihood.sigma is 'optimum'; did you mean optimal?",
     "likelihood.sigma=-0.1": "likelihood.sigma is -0.1; input should be greater than 0",
     "likelihood.sigma=.nan": "likelihood.sigma is nan; input should be a finite number",
-    "training.steps=yes": "steps (=True) is a truth value",
+    "training.steps=yes": "training.steps (=True) is a truth value",
     "training.steps=2.5": "training.steps is 2.5; input should be a valid integer",
     "data=3": "data is 3; input should be",
     "data.global_batch=0": "data.global_batch is 0; input should be greater than 0",
@@ -78,6 +78,9 @@ REFUSED = {
     "run_dir=runs/${nme}": "does not load",
     "optimizer.lr": "is not key=value",
     "=3": "is not key=value",
+    "[=1": "is not key=value",
+    "optimizer.betas=[1.5,0.9]": "optimizer.betas.0 is 1.5; input should be less than 1",
+    "data.channels=2": "data.channels is 2",
 }
 
 

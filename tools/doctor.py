@@ -13,15 +13,18 @@ import sys
 from typing import Any
 
 NEEDED = (
-    "torch",
-    "accelerate",
-    "webdataset",
-    "datasets",
-    "mlflow",
-    "einops",
-    "pydantic",
-    "omegaconf",
-    "safetensors",
+    *(
+        "torch",
+        "accelerate",
+        "webdataset",
+        "datasets",
+        "mlflow",
+        "einops",
+        "numpy",
+        "scikit-learn",
+        "matplotlib",
+    ),
+    *("pydantic", "omegaconf", "pyyaml", "safetensors", "pillow", "rich"),
 )
 OPTIONAL = {"deepspeed": "DeepSpeed ZeRO", "transformers": "accelerate's DeepSpeed path"}
 PROGRAMS = {"g++": "DeepSpeed's operators", "git": "the git revision of runs"}
@@ -33,12 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
     """Look around. Returns versions, devices, launch and missing parts."""
-    import torch
-
     import vaescale
 
     versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    gpus, bf16 = _gpus() if versions["torch"] else ([], False)
     missing = [f"{name}: pip install -c constraints.txt {name}" for name in NEEDED if versions[name] is None]
     missing += [f"{name} (for {use}): optional" for name, use in OPTIONAL.items() if versions[name] is None]
     missing += [
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpus": gpus,
-        "bf16_on_device": torch.cuda.is_bf16_supported() if gpus else True,
+        "bf16": bf16,
         "launch": _launch(),
         "missing": missing,
     }
@@ -69,6 +70,14 @@ def show(result: dict[str, Any]) -> None:
     table("vaescale doctor", [(name, words(name, value)) for name, value in result.items()])
 
 
+def _gpus() -> tuple[list[str], bool]:
+    """The GPUs' names, and whether the device that training takes computes in bf16."""
+    import torch
+
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return names, torch.cuda.is_bf16_supported() if names else True
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -79,11 +88,12 @@ def _version(package: str) -> str | None:
 def _launch() -> str:
     """How this process came about, in words."""
     from vaescale.errors import UserError
-    from vaescale.training.backends import refuse_lost_processes
 
     try:
+        from vaescale.training.backends import refuse_lost_processes
+
         refuse_lost_processes(os.environ)
-    except UserError as error:
+    except (UserError, ImportError) as error:
         return str(error)
     if "WORLD_SIZE" in os.environ:
         return f"process {os.environ.get('RANK', '0')} of {os.environ['WORLD_SIZE']}, started by a launcher"

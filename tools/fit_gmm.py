@@ -30,9 +30,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale.training.folder import append_metrics, update_summary
     from vaescale.training.tracking import push
 
-    for name in ("components", "samples_per_image"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} (={getattr(arguments, name)}) must be at least 1")
+    for name, least in (("components", 1), ("samples_per_image", 1), ("seed", 0)):
+        if getattr(arguments, name) < least:
+            raise UserError(
+                f"--{name.replace('_', '-')} (={getattr(arguments, name)}) must be at least {least}"
+            )
     opened = open_run(arguments.run)
     train, val = (
         sample_aggregate(
@@ -45,7 +47,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     mixture, history = gmm.fit(train, arguments.components, seed=arguments.seed)
     metrics = {
-        "gmm/train_log_density_nats": history[-1],
+        "gmm/train_log_density_nats": float(gmm.log_density(mixture, train).mean()),
         "gmm/val_log_density_nats": float(gmm.log_density(mixture, val).mean()),
         "gmm/val_standard_normal_log_density_nats": float(gmm.standard_normal_log_density(val).mean()),
     }

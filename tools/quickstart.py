@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaescale.console import say
-from vaescale.errors import TrainingStopped, UserError
+from vaescale.errors import UserError
 
 RECIPE = Path("recipes/digits/optimal.yaml")
 BACKEND = Path("recipes/backends/cpu2.yaml")
@@ -139,9 +139,9 @@ def _call(command: str) -> None:
         check=False,
     )
     if done.returncode:
-        raise TrainingStopped(
-            f"`{command}` failed with exit code {done.returncode}; its last words stand above"
-        )
+        error = UserError(f"`{command}` failed with exit code {done.returncode}; its words stand above")
+        error.exit_code = done.returncode if done.returncode in (2, 3, 4) else 4
+        raise error
 
 
 def _newer(path: Path, than: Path) -> bool:

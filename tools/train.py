@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale.training import backends
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    accelerator = backends.start(recipe.training.precision, processes=arguments.processes)
+    accelerator = backends.start(processes=arguments.processes)
     try:
         session = Session(recipe, accelerator)
         return session.describe() if arguments.dry_run else session.run()

@@ -5,6 +5,7 @@ returns a wrong sum. Every sum here therefore carries (step, step^2): they agree
 size only if all ranks are at the same one.
 """
 
+import pickle
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -47,11 +48,12 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     if world_size() == 1:
         return values
     own = float(_step % _MODULUS)
-    message = torch.cat([values, values.new_tensor([own, own * own])])
+    steps_own = torch.stack([torch.full_like(values[0], own), torch.full_like(values[0], own * own)])
+    message = torch.cat([values, steps_own])
     dist.all_reduce(message)
     total, steps = message[:-2], message[-2:] / world_size()
     torch._assert_async(
-        (steps == steps.new_tensor([own, own * own])).all(),
+        (steps == steps_own).all(),
         f"a rank is not at step {_step} as rank {rank()} is: the ranks' sums no longer belong together",
     )
     return total
@@ -65,10 +67,19 @@ def broadcast_object(value: T) -> T:
     return box[0]
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    if world_size() > 1:
-        dist.barrier()
+def together(function: Callable[[], T]) -> T:
+    """Call `function` on every rank; if it raises on some, the lowest one's exception is raised on all."""
+    result: T | None = None
+    fault: Exception | None = None
+    try:
+        result = function()
+    except Exception as error:
+        fault = error
+    faults = _gather_object(fault)
+    for other in faults:
+        if other is not None:
+            raise other
+    return cast(T, result)
 
 
 def on_main(function: Callable[[], T]) -> T:
@@ -80,7 +91,24 @@ def on_main(function: Callable[[], T]) -> T:
             result = function()
         except Exception as error:
             fault = error
-    result, fault = broadcast_object((result, fault))
+    result, fault = broadcast_object((result, _sendable(fault)))
     if fault is not None:
         raise fault
     return cast(T, result)
+
+
+def _gather_object(value: Exception | None) -> list[Exception | None]:
+    if world_size() == 1:
+        return [value]
+    box: list[Exception | None] = [None] * world_size()
+    dist.all_gather_object(box, _sendable(value))
+    return box
+
+
+def _sendable(fault: Exception | None) -> Exception | None:
+    """An exception that cannot be sent to other ranks would leave them waiting."""
+    try:
+        pickle.dumps(fault)
+    except Exception:
+        return RuntimeError(repr(fault))
+    return fault

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Recipe(Config):
 
     def to_yaml(self) -> str:
         """The resolved recipe; loading it gives this recipe again."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -70,13 +71,14 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"recipe {path} does not exist; see `ls recipes/*/*.yaml`")
     for override in overrides or []:
         key, equals, _ = override.partition("=")
-        if not equals or not key.strip():
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise UserError(f"override {override!r} is not key=value, such as optimizer.lr=1e-3")
     try:
-        base = OmegaConf.create({"run_dir": Recipe.model_fields["run_dir"].default})
-        merged = OmegaConf.merge(base, OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
+        default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
+        merged = OmegaConf.merge(OmegaConf.create(default), given)
         content = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} does not load: {' '.join(str(error).split())}") from error
     try:
         return Recipe.model_validate(content)
@@ -110,6 +112,8 @@ def _sentence(error: ValidationError, content: Any) -> str:
         return (
             f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), _known_keys(place[:-1]), place[:-1])}"
         )
+    if kind == "value_error":
+        return f"{'.'.join([*map(str, place), ''])}{fault['ctx']['error']}"
     if kind == "missing":
         return f"{'.'.join(map(str, fault['loc']))} is missing; add it to the recipe or as KEY=VALUE"
     if kind == "literal_error":

@@ -56,12 +56,10 @@ def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
             f"{folder} has no sound checkpoint; train it first: `vaescale train RECIPE run_dir={folder}`"
         )
     model = build_model(recipe)
-    averaged = found.tensors("ema") if weights == "ema" else None
-    tensors = averaged or found.tensors("model")
-    assert tensors is not None
-    model.load_state_dict(tensors)
+    taken = "ema" if weights == "ema" and found.has("ema") else "model"
+    model.load_state_dict(found.tensors(taken))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Run(folder, recipe, model.eval().to(device), found.step, "ema" if averaged else "raw")
+    return Run(folder, recipe, model.eval().to(device), found.step, "ema" if taken == "ema" else "raw")
 
 
 def in_order(reader: ShardReader) -> Iterator[Batch]:

@@ -4,9 +4,10 @@ The loop knows steps. This knows the run folder: who may write to it, where trai
 evaluated and saved.
 """
 
+import os
 import subprocess
-import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from vaescale.training.ema import Ema
 from vaescale.training.loop import Trainee, Watchers, train
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
-from vaescale.training.tracking import Drain
+from vaescale.training.tracking import Drain, push
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,6 +40,11 @@ class Session:
 
     def __init__(self, recipe: Recipe, accelerator: "Accelerator") -> None:
         self.recipe, self.accelerator, self.folder = recipe, accelerator, Path(recipe.run_dir)
+        comm.together(self._open_parts)
+        self._tags = comm.on_main(self._find_tags)
+
+    def _open_parts(self) -> None:
+        recipe, accelerator = self.recipe, self.accelerator
         world_size, accumulation = accelerator.num_processes, recipe.training.accumulation
         rank_slots(recipe.data.global_batch, rank=0, world_size=world_size, accumulation=accumulation)
         self.model = build_model(recipe).to(accelerator.device)
@@ -68,7 +74,7 @@ class Session:
             "images_per_process_and_step": per_rank,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             **{f"memory_{name}_bytes": size for name, size in memory.items()},
-            **self._tags(),
+            **self._tags,
         }
         return {"recipe": recipe.model_dump(mode="json"), "plan": plan}
 
@@ -83,17 +89,20 @@ class Session:
                 self._refuse_foreign_folder()
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(run_folder.locked(self.folder))
-                (self.folder / run_folder.RECIPE).write_text(self.recipe.to_yaml())
-                run_folder.write_json(self.folder / run_folder.TAGS, self._tags())
+                run_folder.write_text(self.folder / run_folder.RECIPE, self.recipe.to_yaml())
+                run_folder.write_json(self.folder / run_folder.TAGS, self._tags)
+                run_folder.mend_metrics(self.folder)
 
             comm.on_main(claim)
-            start = self._restore()
+            self._found = comm.on_main(lambda: checkpoint.newest(self.folder / "checkpoints"))
+            start = comm.together(self._restore)
             if start < self.recipe.training.steps:
                 self._train(start)
             elif comm.is_main():
                 say(
                     f"{self.folder} is trained to step {start} already; choose another run_dir to train again"
                 )
+            comm.on_main(self._finish)
             summary = comm.on_main(lambda: run_folder.read_json(self.folder / run_folder.SUMMARY))
         return {"run_dir": str(self.folder), "step": self.recipe.training.steps, **summary}
 
@@ -109,11 +118,10 @@ class Session:
             accumulation=recipe.training.accumulation,
             workers=recipe.data.workers,
         )
-        self._started = time.perf_counter()
         self._progress = Progress(
             f"train {recipe.name}", recipe.training.steps, start=start, shown=comm.is_main()
         )
-        with Drain(self.folder, recipe.tracking, shown=comm.is_main()), self._progress:
+        with Drain(self.folder, recipe.tracking, shown=comm.is_main()), self._progress, alone_with_its_data():
             train(
                 self.accelerator,
                 Trainee(prepared, optimizer, self.model, self.ema),
@@ -125,9 +133,23 @@ class Session:
                 seed=recipe.seed,
                 start=start,
             )
-            if comm.is_main():
-                rows = run_folder.read_metrics(self.folder)
-                training_curves(self.folder / "figures" / "curves.png", rows, title=recipe.name)
+
+    def _finish(self) -> None:
+        """Sum up the run from its folder, once it is trained: the start that finished it may have been killed."""
+        if (
+            run_folder.read_json(self.folder / run_folder.SUMMARY).get("train", {}).get("step")
+            == self.recipe.training.steps
+        ):
+            return
+        rows = run_folder.read_metrics(self.folder)
+        training_curves(self.folder / "figures" / "curves.png", rows, title=self.recipe.name)
+        for section in ("train", "val"):
+            last = next(row for row in reversed(rows) if f"{section}/mse" in row)
+            metrics = {
+                k.removeprefix(f"{section}/"): v for k, v in last.items() if k.startswith(f"{section}/")
+            }
+            run_folder.update_summary(self.folder, section, {"step": last["step"], **metrics})
+        push(self.folder, self.recipe.tracking, status="FINISHED")
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         if not comm.is_main():
@@ -136,9 +158,6 @@ class Session:
         note = f"neg_elbo {metrics['train/neg_elbo_nats']:.2f} nats"
         note += f"  sigma {metrics['train/sigma']:.4f}" if "train/sigma" in metrics else ""
         self._progress.update(step, f"{note}  {metrics['perf/images_per_second']:.0f} images/s")
-        if step == self.recipe.training.steps:
-            seconds = round(time.perf_counter() - self._started, 2)
-            run_folder.update_summary(self.folder, "train", {"step": step, "seconds": seconds, **metrics})
 
     def _evaluate(self, step: int) -> None:
         model = self.model if self.ema is None else self.ema.model
@@ -147,7 +166,6 @@ class Session:
             run_folder.append_metrics(
                 self.folder, step, {f"val/{name}": value for name, value in metrics.items()}
             )
-            run_folder.update_summary(self.folder, "val", {"step": step, **metrics})
 
     def _checkpoint(self, step: int) -> None:
         if not comm.is_main():
@@ -159,24 +177,30 @@ class Session:
         if self.ema is not None:
             tensors["ema"] = self.ema.model.state_dict()
         keep = self.recipe.training.keep_checkpoints
-        checkpoint.write(self.folder / "checkpoints", step, tensors, {**self._tags()}, keep=keep)
+        checkpoint.write(self.folder / "checkpoints", step, tensors, self._tags, keep=keep)
 
     def _restore(self) -> int:
-        """Load the newest sound checkpoint into the parts, on every rank. Returns the steps done."""
-        found = comm.on_main(lambda: checkpoint.newest(self.folder / "checkpoints"))
+        """Load the checkpoint found into the parts, on every rank. Returns the steps done."""
+        found = self._found
         if found is None:
             return 0
-        self.model.load_state_dict(found.tensors("model") or {})
-        checkpoint.load_optimizer(self.optimizer, self.model, found.tensors("optimizer") or {})
+        for name in ("recipe_hash", "plan_hash", "data_hash"):
+            if found.state()[name] != self._tags[name]:
+                raise UserError(f"checkpoint {found.folder} has another {name}; choose another run_dir")
+        self.model.load_state_dict(found.tensors("model"))
+        checkpoint.load_optimizer(self.optimizer, self.model, found.tensors("optimizer"))
         if self.ema is not None:
-            self.ema.model.load_state_dict(found.tensors("ema") or {})
+            self.ema.model.load_state_dict(found.tensors("ema"))
         return found.step
 
     def _refuse_foreign_folder(self) -> None:
         """Raise UserError or DataError when the folder holds another run, or something else."""
         path = self.folder / run_folder.RECIPE
         if not path.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
+            # A start that was killed early leaves a lock and half-written files, which belong to nobody.
+            if self.folder.is_dir() and any(
+                p.name != "lock" and not p.name.startswith(".") for p in self.folder.iterdir()
+            ):
                 raise UserError(f"run_dir {self.folder} holds files but no run; choose another run_dir")
             return
         if changed := differences(load_recipe(path).identity(), self.recipe.identity()):
@@ -188,13 +212,14 @@ class Session:
             raise UserError(
                 f"run_dir {self.folder} holds a run and training.resume is never; choose another run_dir"
             )
-        before = run_folder.read_json(self.folder / run_folder.TAGS).get("data_hash")
-        if before not in (None, self.train_reader.index.data_hash):
-            raise DataError(
-                f"run_dir {self.folder} was trained on other data than {self.recipe.data.train}; choose another run_dir"
-            )
+        before = run_folder.read_json(self.folder / run_folder.TAGS)
+        for name, now in (("data_hash", self.recipe.data.train), ("val_data_hash", self.recipe.data.val)):
+            if before.get(name, self._tags[name]) != self._tags[name]:
+                raise DataError(
+                    f"run_dir {self.folder} was made with other data than {now}; choose another run_dir"
+                )
 
-    def _tags(self) -> dict[str, Any]:
+    def _find_tags(self) -> dict[str, Any]:
         """What identifies a run: in its folder, its checkpoints and MLflow."""
         return {
             "git_revision": git_revision(),
@@ -206,6 +231,20 @@ class Session:
             "vaescale_version": vaescale.__version__,
             "torch_version": str(torch.__version__),
         }
+
+
+@contextmanager
+def alone_with_its_data() -> Iterator[None]:
+    """A rank whose data fails cannot tell the others, which wait in a collective: it speaks and ends, and the launcher
+    ends them.
+    """
+    try:
+        yield
+    except DataError as error:
+        if comm.world_size() == 1:
+            raise
+        say(f"vaescale train: rank {comm.rank()}: {error}")
+        os._exit(error.exit_code)
 
 
 def git_revision() -> str:

@@ -90,9 +90,9 @@ def _config(folder: Path, **changes) -> DataConfig:
 def test_the_recipe_s_shape_is_checked(shards) -> None:
     folder, _, _ = shards
     assert len(open_reader(str(folder), _config(folder))) == 23
-    with pytest.raises(DataError, match="4x4 images, data.image_size is 8"):
+    with pytest.raises(DataError, match=r"4x4 images, data.image_size is 8"):
         open_reader(str(folder), _config(folder, image_size=8))
-    with pytest.raises(DataError, match="3 channels, data.channels is 1"):
+    with pytest.raises(DataError, match=r"3 channels, data.channels is 1"):
         open_reader(str(folder), _config(folder, channels=1))
 
 
@@ -107,7 +107,7 @@ def _damage(folder: Path, number: int, content: bytes) -> None:
 def test_a_damaged_image_is_named(shards) -> None:
     folder, _, _ = shards
     _damage(folder, 2, b"not a png")
-    with pytest.raises(DataError, match="sample 2 in shard-000000.tar at byte"):
+    with pytest.raises(DataError, match=r"sample 2 in shard-000000.tar at byte"):
         ShardReader(read_index(folder)).__getitems__([2])
 
 

@@ -108,6 +108,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "index is not JSON": (lambda folder: (folder / INDEX).write_text("{"), "not a shard index"),
     "index is a list": (lambda folder: (folder / INDEX).write_text("[]"), "not a shard index"),
     "another version": (lambda f: _index(f, lambda c: c.update(version=99)), "not a shard index"),
+    "numbers are words": (
+        lambda f: _index(f, lambda c: c["shards"][0].update(samples="10")),
+        "not a shard index",
+    ),
+    "name is a number": (lambda f: _index(f, lambda c: c["shards"][0].update(name=5)), "not a shard index"),
+    "negative": (lambda f: _index(f, lambda c: c["shards"][0].update(samples=-1)), "not a shard index"),
+    "no shards": (lambda f: _index(f, lambda c: c.update(shards=[])), "not a shard index"),
+    "nested for ever": (lambda f: (f / INDEX).write_text("[" * 100_000), "not a shard index"),
+    "infinite": (lambda f: _index(f, lambda c: c.update(classes=float("inf"))), "not a shard index"),
     "shard is missing": (lambda folder: (folder / "shard-000001.tar").unlink(), "is missing"),
     "shard is cut": (lambda folder: (folder / "shard-000001.tar").write_bytes(b"x"), "has 1 bytes"),
     "path escapes": (

@@ -81,6 +81,7 @@ def test_fit_gmm_saves_a_mixture_of_the_latents(vaescale, run: Path) -> None:
 def test_fit_gmm_refuses_what_cannot_be_fitted(vaescale, run: Path) -> None:
     refused(vaescale("fit-gmm", run, "--components", 0), 2, "--components (=0)")
     refused(vaescale("fit-gmm", run, "--components", 99999), 2, "lower --components")
+    refused(vaescale("fit-gmm", run, "--seed", -1), 2, "--seed (=-1)")
 
 
 def test_sample_draws_with_and_without_a_mixture(vaescale, run: Path) -> None:
@@ -92,6 +93,8 @@ def test_sample_draws_with_and_without_a_mixture(vaescale, run: Path) -> None:
     outcome = vaescale("sample", run, "--count", 4, "--json")
     assert outcome.json["priors"] == ["prior", "mixture"]
     assert (run / "figures" / "samples.png").stat().st_size > small
+    (run / "gmm" / "mixture.safetensors").write_bytes(b"")
+    refused(vaescale("sample", run), 2, "is damaged")
     refused(vaescale("sample", run, "--count", 0), 2, "--count (=0)")
 
 
@@ -112,7 +115,7 @@ def test_a_folder_that_is_no_run_is_refused(vaescale, tmp_path: Path, verb: str)
 def test_a_run_without_a_checkpoint_is_refused(vaescale, run: Path, verb: str) -> None:
     for path in run.glob("checkpoints/*/manifest.json"):
         path.unlink()
-    refused(vaescale(verb, run), 2, "has no sound checkpoint")
+    refused(vaescale(verb, run), 2, "none of the 2 checkpoints")
 
 
 def test_sync_without_a_store_is_refused(vaescale, run: Path) -> None:

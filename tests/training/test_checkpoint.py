@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from vaescale.errors import UserError
 from vaescale.training import checkpoint
 from vaescale.training.checkpoint import MANIFEST, newest, verify, write
 
 
 def save(folder: Path, step: int, *, keep: int = 2, value: float | None = None) -> checkpoint.Checkpoint:
     weights = {"w": torch.full((3,), float(step) if value is None else value), "n": torch.tensor(7)}
-    return write(folder, step, {"model": weights}, {"recipe_hash": "abc"}, keep=keep)
+    return write(folder, step, {"model": weights, "optimizer": {}}, {"recipe_hash": "abc"}, keep=keep)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -24,11 +25,12 @@ def test_round_trip(tmp_path: Path) -> None:
     tensors = found.tensors("model")
     assert tensors["w"].tolist() == [5, 5, 5]
     assert tensors["n"].item() == 7
-    assert found.tensors("ema") is None
+    assert not found.has("ema")
     assert found.state() == {"step": 5, "recipe_hash": "abc"}
     assert sorted(path.name for path in found.folder.iterdir()) == [
         MANIFEST,
         "model.safetensors",
+        "optimizer.safetensors",
         "state.json",
     ]
 
@@ -39,7 +41,7 @@ def test_float64_and_bf16_survive(tmp_path: Path) -> None:
         "b": torch.rand(3).bfloat16(),
         "c": torch.rand(4, 4).T,
     }
-    write(tmp_path, 1, {"model": tensors}, {}, keep=1)
+    write(tmp_path, 1, {"model": tensors, "optimizer": {}}, {}, keep=1)
     for name, value in newest(tmp_path).tensors("model").items():
         assert value.dtype == tensors[name].dtype
         assert torch.equal(value, tensors[name])
@@ -80,6 +82,30 @@ def test_a_damaged_one_is_passed_over_aloud(tmp_path: Path, capsys, damage: str)
     DAMAGE[damage](save(tmp_path, 2).folder)
     assert newest(tmp_path).step == 1
     assert "passing over checkpoint" in capsys.readouterr().err
+
+
+def test_the_last_good_one_outlives_newer_damaged_ones(tmp_path: Path) -> None:
+    save(tmp_path, 200)
+    for step in (400, 600):
+        flip(save(tmp_path, step, keep=3).folder / "model.safetensors")
+    assert newest(tmp_path).step == 200
+    save(tmp_path, 300)  # trained on from step 200
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000200", "step-000000300"]
+    assert newest(tmp_path).step == 300
+
+
+def test_when_none_is_sound_starting_over_is_a_decision(tmp_path: Path) -> None:
+    flip(save(tmp_path, 1).folder / "model.safetensors")
+    with pytest.raises(UserError, match="none of the 1 checkpoints"):
+        newest(tmp_path)
+
+
+def test_a_renamed_or_emptied_one_does_not_verify(tmp_path: Path) -> None:
+    folder = save(tmp_path, 2).folder
+    renamed = folder.rename(tmp_path / "step-000000900")
+    assert "holds step 2" in verify(renamed)
+    (renamed / MANIFEST).write_text('{"files": {}}')
+    assert "lacks model.safetensors" in verify(renamed)
 
 
 def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:

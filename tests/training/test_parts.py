@@ -7,7 +7,7 @@ from vaescale.errors import UserError
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe
 from vaescale.run import build_model
-from vaescale.training.backends import refuse_lost_processes
+from vaescale.training.backends import refuse_lost_processes, start
 from vaescale.training.clock import Clock
 from vaescale.training.ema import Ema
 from vaescale.training.memory import estimate
@@ -19,11 +19,16 @@ def model(recipe_content) -> VAE:
     return build_model(Recipe.model_validate(recipe_content))
 
 
-def test_the_launcher_s_silent_fallback_is_refused() -> None:
+def test_what_a_launcher_would_lose_in_silence_is_refused(monkeypatch) -> None:
     launched = {"ACCELERATE_MIXED_PRECISION": "no"}
     refuse_lost_processes({})
     refuse_lost_processes(launched)
     refuse_lost_processes({**launched, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"})
+    for variable in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, "true")
+            with pytest.raises(UserError, match="not supported yet"):
+                start()
     with pytest.raises(UserError, match="launcher started one"):
         refuse_lost_processes({**launched, "MASTER_ADDR": "127.0.0.1"})
 

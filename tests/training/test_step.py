@@ -30,7 +30,7 @@ def one_step(recipe: Recipe, parts: int, **options):
     model = build_model(recipe)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    defaults = {"objective": ElboConfig(), "seed": 0, "step": 3, "clip_norm": None}
+    defaults = {"objective": ElboConfig(), "precision": "fp32", "seed": 0, "step": 3, "clip_norm": None}
     result = train_step(accelerator, prepared, optimizer, batches(parts), **(defaults | options))
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     return model, result, gradients
@@ -83,5 +83,5 @@ def test_clipping_scales_the_gradient_and_reports_the_norm_before(recipe_content
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_non_finite_metrics_stop_training(value: float) -> None:
     refuse_non_finite({"train/mse": 1.0}, 3)
-    with pytest.raises(TrainingStopped, match="train/mse is .* at step 3; lower optimizer.lr"):
+    with pytest.raises(TrainingStopped, match=r"train/mse is .* at step 3; lower optimizer.lr"):
         refuse_non_finite({"train/mse": value}, 3)

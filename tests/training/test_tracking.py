@@ -1,6 +1,8 @@
 """Tracking against a real MLflow store in SQLite: everything arrives once, and an absent server stops nothing."""
 
 import json
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -41,7 +43,7 @@ def test_everything_arrives_once(run: Path, config: TrackingConfig) -> None:
     (run / "figures" / "curves.png").write_bytes(b"png")
     sync(run, config, status="RUNNING")
     run_folder.append_metrics(run, 2, {"train/mse": 0.25, "val/mse": 1.0})
-    sync(run, config)
+    sync(run, config, status="FINISHED")
     state = sync(run, config)
     client = MlflowClient(config.mlflow)
     mlflow_run = client.get_run(state["run_id"])
@@ -79,14 +81,16 @@ def test_a_half_written_line_waits_for_its_end(run: Path, config: TrackingConfig
 
 def test_a_changed_figure_is_sent_again(run: Path, config: TrackingConfig, monkeypatch) -> None:
     sent: list[str] = []
-    monkeypatch.setattr(
-        MlflowClient, "log_artifact", lambda _, __, path, place=None: sent.append(Path(path).name)
-    )
+
+    def note(self, run_id, path, place=None):
+        sent.append((Path(path).name, place))
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", note)
     sync(run, config)
     (run / "recipe.yaml").write_text("name: b\n")
     sync(run, config)
     sync(run, config)
-    assert sent == ["recipe.yaml", "recipe.yaml"]
+    assert sent == [("recipe.yaml", None)] * 2
 
 
 def test_the_drain_sends_in_the_background_and_finishes(run: Path, config: TrackingConfig) -> None:
@@ -143,6 +147,58 @@ def test_rows_lost_by_a_crash_in_the_middle_are_sent_again(
         sync(run, config)
     state = sync(run, config)
     assert [step for step, _ in history(config, state, "train/mse")] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_without_metrics_is_closed(run: Path, config: TrackingConfig) -> None:
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(ZeroDivisionError), Drain(run, config, shown=True):
+        raise ZeroDivisionError
+    state = run_folder.read_json(run / tracking.STATE)
+    assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == "FAILED"
+    sync(run, config)  # as `vaescale evaluate` does: the status is the training's
+    assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == "FAILED"
+
+
+def test_a_server_that_fails_early_leaves_one_run(run: Path, config: TrackingConfig, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("gone"))
+        )
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                sync(run, config)
+    state = sync(run, config)
+    client = MlflowClient(config.mlflow)
+    assert len(client.search_runs([state["experiment_id"]])) == 1
+    assert client.get_run(state["run_id"]).data.params["optimizer.lr"] == "0.1"
+
+
+def test_a_cut_line_is_mended_and_passed_over(run: Path, config: TrackingConfig) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "ti')
+    run_folder.mend_metrics(run)
+    run_folder.mend_metrics(run)
+    run_folder.append_metrics(run, 3, {"train/mse": 0.25})
+    assert history(config, sync(run, config), "train/mse") == [(1, 0.5), (3, 0.25)]
+    assert [row["step"] for row in run_folder.read_metrics(run)] == [1, 3]
+
+
+def test_a_second_fit_is_sent_too(run: Path, config: TrackingConfig) -> None:
+    for value in (1.0, 2.0):
+        run_folder.append_metrics(run, 5, {"gmm/val_log_density_nats": value})
+        time.sleep(0.01)  # MLflow tells values of one step apart by their milliseconds
+        state = sync(run, config)
+    assert history(config, state, "gmm/val_log_density_nats") == [(5, 1.0), (5, 2.0)]
+
+
+def test_a_deleted_or_changed_store_gets_a_new_run(run: Path, config: TrackingConfig, tmp_path: Path) -> None:
+    sync(run, config)
+    shutil.rmtree(tmp_path / "store")
+    state = sync(
+        run, TrackingConfig(mlflow=config.mlflow.replace("mlflow.db", "other.db"), experiment="tests")
+    )
+    assert "other.db" in state["tracking_uri"]
+    assert MlflowClient(state["tracking_uri"]).get_run(state["run_id"]).data.metrics == {"train/mse": 0.5}
 
 
 def test_metrics_survive_a_crash_in_a_line(tmp_path: Path) -> None:

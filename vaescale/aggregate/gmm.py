@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -53,7 +54,9 @@ def fit(
         history.append(float(evidence.mean()))
         if len(history) > 1 and history[-1] - history[-2] < tolerance:
             break
-        mixture = _maximization(z, torch.exp(joint - evidence[:, None]), ridge)
+        responsibilities = torch.exp(joint - evidence[:, None])
+        # Denormal numbers make the products that follow many times slower and change nothing.
+        mixture = _maximization(z, torch.where(responsibilities > 1e-100, responsibilities, 0.0), ridge)
     return mixture, history
 
 
@@ -81,8 +84,13 @@ def load(folder: Path) -> Mixture:
     """The mixture in `folder`. Raises UserError when there is none or it is not a mixture."""
     if not (folder / "mixture.json").is_file():
         raise UserError(f"{folder} holds no fitted mixture; fit one with `vaescale fit-gmm {folder.parent}`")
-    details = json.loads((folder / "mixture.json").read_text())
-    tensors = load_file(folder / "mixture.safetensors")
+    try:
+        details = dict(json.loads((folder / "mixture.json").read_text()))
+        tensors = load_file(folder / "mixture.safetensors")
+    except (ValueError, TypeError, OSError, SafetensorError) as error:
+        raise UserError(
+            f"the mixture in {folder} is damaged ({error}); fit it again with `vaescale fit-gmm`"
+        ) from error
     if any(details.get(key) != value for key, value in FORMAT.items()) or set(tensors) != set(
         Mixture._fields
     ):

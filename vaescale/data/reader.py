@@ -6,6 +6,7 @@ decoded once per process and batches are gathered from it, which needs no worker
 
 import io
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +24,8 @@ from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.shards import ShardIndex, read_index, read_offsets
 from vaescale.errors import DataError
 
+OPEN_SHARDS = 128
+
 
 class DataConfig(Config):
     """Where the images are and how they are batched."""
@@ -30,7 +33,7 @@ class DataConfig(Config):
     train: str = Field(description="folder of training shards")
     val: str = Field(description="folder of held-out shards")
     image_size: int = Field(gt=0, description="height and width of the images in pixels")
-    channels: int = Field(default=1, ge=1, le=4)
+    channels: Literal[1, 3] = Field(default=1, description="1: grey, 3: RGB")
     global_batch: int = Field(gt=0, description="images per optimizer step, over all processes")
     cache: Literal["memory", "none"] = "none"
     workers: int = Field(
@@ -57,7 +60,7 @@ class ShardReader(Dataset[tuple[Tensor, Tensor]]):
         self.index = index
         self._starts = np.cumsum([0] + [shard.samples for shard in index.shards])
         self._offsets: dict[int, NDArray[np.int64]] = {}
-        self._files: dict[int, int] = {}
+        self._files: OrderedDict[int, int] = OrderedDict()
         self._memory = self._decode_all() if cache == "memory" else None
 
     def __len__(self) -> int:
@@ -86,9 +89,10 @@ class ShardReader(Dataset[tuple[Tensor, Tensor]]):
         if shard_number not in self._offsets:
             self._offsets[shard_number] = read_offsets(self.index.folder, shard)
         offset, size, label = self._offsets[shard_number][number - self._starts[shard_number]].tolist()
-        if shard_number not in self._files:
-            self._files[shard_number] = os.open(self.index.folder / shard.name, os.O_RDONLY)
-        content = os.pread(self._files[shard_number], size, offset)
+        try:
+            content = os.pread(self._descriptor(shard_number), size, offset)
+        except OSError as error:
+            raise DataError(f"{self.index.folder / shard.name} cannot be read: {error.strerror}") from error
         try:
             # Only the formats that shards hold: Pillow must not guess among its dozens of decoders.
             with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
@@ -106,6 +110,18 @@ class ShardReader(Dataset[tuple[Tensor, Tensor]]):
                 f"sample {number} in {shard.name} is {image.dtype} {image.shape}, not uint8 {self.index.image}"
             )
         return image, label
+
+    def _descriptor(self, shard_number: int) -> int:
+        """An open file of the shard. The least recently used one is closed: a process may have 1,024 by default."""
+        if shard_number in self._files:
+            self._files.move_to_end(shard_number)
+        else:
+            self._files[shard_number] = os.open(
+                self.index.folder / self.index.shards[shard_number].name, os.O_RDONLY
+            )
+        if len(self._files) > OPEN_SHARDS:
+            os.close(self._files.popitem(last=False)[1])
+        return self._files[shard_number]
 
     def __del__(self) -> None:
         for descriptor in self.__dict__.get("_files", {}).values():
@@ -138,7 +154,7 @@ def training_batches(
     """For each optimizer step, this rank's micro-batches."""
     slots = rank_slots(plan.global_batch, rank=rank, world_size=world_size, accumulation=accumulation)
     numbers = (plan.samples(step)[part].tolist() for step in steps for part in slots)
-    batches = iter(_loader(reader, numbers, workers=workers))
+    batches = _with_own_words(_loader(reader, numbers, workers=workers))
     slot_tensors = [torch.from_numpy(part) for part in slots]
     for _ in steps:
         step = [next(batches) for _ in slots]
@@ -166,6 +182,14 @@ def _loader(reader: ShardReader, numbers: Any, *, workers: int) -> DataLoader[An
         collate_fn=_as_fetched,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _with_own_words(batches: DataLoader[Any]) -> Iterator[Any]:
+    """The same batches. torch wraps what a worker raises in a page of traceback; the last line is the sentence."""
+    try:
+        yield from batches
+    except DataError as error:
+        raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
 
 
 def _as_fetched(batch: Any) -> Any:

@@ -15,16 +15,41 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field, ValidationError
 
+from vaescale.config import Config
 from vaescale.errors import DataError
 
 INDEX = "index.json"
 FORMAT = {"format": "vaescale-shards", "version": 1}
+
+
+class _ShardEntry(Config):
+    name: str
+    bytes: int = Field(gt=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    samples: int = Field(gt=0)
+
+
+class _ImageShape(Config):
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    channels: int = Field(gt=0)
+
+
+class _IndexFile(Config):
+    """What index.json must hold. It may come from anywhere, so nothing of it is trusted."""
+
+    format: Literal["vaescale-shards"]
+    version: Literal[1]
+    shards: list[_ShardEntry] = Field(min_length=1)
+    image: _ImageShape
+    classes: int = Field(ge=0)
 
 
 class Sample(NamedTuple):
@@ -107,15 +132,16 @@ def read_index(folder: Path) -> ShardIndex:
             f"{folder} has no {INDEX}; write the shards again with `vaescale make-shards SOURCE {folder}`"
         )
     try:
-        content = json.loads(path.read_text())
-        if any(content[key] != value for key, value in FORMAT.items()):
-            raise ValueError(f"not {FORMAT}")
-        shards = tuple(Shard(**shard) for shard in content["shards"])
-        image = tuple(int(content["image"][name]) for name in ("height", "width", "channels"))
-        index = ShardIndex(folder, shards, (image[0], image[1], image[2]), int(content["classes"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a shard index ({error}); write the shards again") from error
-    for shard in shards:
+        content = _IndexFile.model_validate_json(path.read_bytes(), strict=True)
+    except (ValueError, OSError) as error:
+        raise DataError(
+            f"{path} is not a shard index ({_first_line(error)}); write the shards again"
+        ) from error
+    image = (content.image.height, content.image.width, content.image.channels)
+    index = ShardIndex(
+        folder, tuple(Shard(**shard.model_dump()) for shard in content.shards), image, content.classes
+    )
+    for shard in index.shards:
         _check_shard(folder, shard)
     return index
 
@@ -193,6 +219,13 @@ def _write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        fault = error.errors()[0]
+        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    return str(error).splitlines()[0]
 
 
 def describe(index: ShardIndex) -> dict[str, Any]:

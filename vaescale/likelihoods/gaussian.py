@@ -38,6 +38,9 @@ class Gaussian(nn.Module):
     The training sigma is a constant for the gradient. That changes nothing: sigma is the argmax, so the gradient
     through it is zero. It also makes the mean of the ranks' gradients equal to the single-process gradient.
 
+    The global batch is all of an optimizer step's images on all ranks; with gradient accumulation each micro-batch of
+    it takes its own sigma in the loss, and the running one pools them all.
+
     `running` float64 [2] holds exponential averages of (sum of squared errors, number of values). Their ratio needs
     no bias correction, since both start at zero with the same weights. It is a buffer and equal on all ranks.
     """
@@ -83,7 +86,7 @@ class Gaussian(nn.Module):
     def sigma(self) -> Tensor:
         """The fixed or running sigma, float64 []. 1 before the first training step."""
         if self.config.sigma != "optimal":
-            return self.running.new_tensor(self.config.sigma)
+            return torch.full_like(self.running[0], self.config.sigma)
         return torch.where(self.running[1] > 0, self._maximum_likelihood(self.running), 1.0)
 
     def _log_sigma(self, squared_error: Tensor, mask: Tensor, dimensions: int) -> Tensor:

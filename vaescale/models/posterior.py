@@ -31,3 +31,6 @@ def gaussian_kl(mu: Tensor, log_sigma: Tensor) -> Tensor:
     mu, log_sigma: [B, Z]. Returns [B]. Kingma & Welling 2014, appendix B.
     """
     return 0.5 * (mu.square() + torch.exp(2 * log_sigma) - 1 - 2 * log_sigma).sum(dim=1)
+
+
+POSTERIORS = {"diagonal": diagonal}

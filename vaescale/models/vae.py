@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vaescale import noise
 from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
-from vaescale.models.posterior import PosteriorConfig, diagonal, gaussian_kl
+from vaescale.models.posterior import POSTERIORS, PosteriorConfig, gaussian_kl
 from vaescale.networks import NETWORKS, NetworkConfig
 
 
@@ -41,7 +41,7 @@ class VAE(nn.Module):
         super().__init__()
         self.latent_dim = network.latent_dim
         self.image_shape = (channels, image_size, image_size)
-        self.posterior = posterior
+        self._posterior = POSTERIORS[posterior.kind]
         self.likelihood = LIKELIHOODS[likelihood.kind](likelihood)
         self.network = NETWORKS[network.kind](
             network,
@@ -65,7 +65,7 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log sigma of q(z|x), [B, Z] each. x [B, C, H, W] in [0, 1]. For use without a gradient."""
-        return diagonal(self.network.encode(x))
+        return self._posterior(self.network.encode(x))
 
     def decode(self, z: Tensor) -> Tensor:
         """The likelihood's raw parameters from z [B, Z]. For use without a gradient."""

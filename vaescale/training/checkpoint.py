@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vaescale.console import say
+from vaescale.errors import UserError
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d{9})")
@@ -35,10 +36,14 @@ class Checkpoint(NamedTuple):
     folder: Path
     step: int
 
-    def tensors(self, name: str) -> dict[str, Tensor] | None:
-        """The tensors of `NAME.safetensors`, or None if the checkpoint has no such file."""
-        path = self.folder / f"{name}.safetensors"
-        return load_file(path) if path.is_file() else None
+    def has(self, name: str) -> bool:
+        """Whether there is a `NAME.safetensors`: `ema` is there only if weights were averaged."""
+        return (self.folder / f"{name}.safetensors").is_file()
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `NAME.safetensors`."""
+        tensors: dict[str, Tensor] = load_file(self.folder / f"{name}.safetensors")
+        return tensors
 
     def state(self) -> dict[str, Any]:
         """What state.json says."""
@@ -70,17 +75,25 @@ def write(
         final.rename(folder / f"{final.name}.tmp-old-{os.getpid()}")
     temporary.rename(final)
     _sync_folder(folder)
-    _delete_surplus(folder, keep)
+    _delete_surplus(folder, final, keep)
     return Checkpoint(final, step)
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None. Says why it passes over a newer one."""
-    for path in sorted(_finished(folder), reverse=True):
+    """The newest checkpoint that verifies, or None if there is none at all. Says why it passes over a newer one.
+
+    Raises UserError when there are checkpoints and none verifies: starting over must be somebody's decision.
+    """
+    found = sorted(_finished(folder), reverse=True)
+    for path in found:
         fault = verify(path)
         if fault is None:
             return Checkpoint(path, int(path.name.removeprefix("step-")))
         say(f"passing over checkpoint {path}: {fault}")
+    if found:
+        raise UserError(
+            f"none of the {len(found)} checkpoints in {folder} is sound; delete {folder} to start over"
+        )
     return None
 
 
@@ -88,6 +101,8 @@ def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None. Reads every byte."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())["files"]
+        if missing := {"model.safetensors", "optimizer.safetensors", "state.json"} - manifest.keys():
+            return f"the manifest lacks {', '.join(sorted(missing))}"
         for name, entry in manifest.items():
             if name != os.path.basename(name):
                 return f"the manifest names {name!r}, which is outside of the checkpoint"
@@ -96,6 +111,10 @@ def verify(path: Path) -> str | None:
                 return f"{name} has {len(content)} bytes, the manifest says {entry['bytes']}"
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
                 return f"{name} does not match its sha256"
+        if (step := json.loads((path / "state.json").read_text())["step"]) != int(
+            path.name.removeprefix("step-")
+        ):
+            return f"it holds step {step}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -123,8 +142,11 @@ def _finished(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step-*") if NAME.fullmatch(path.name)] if folder.is_dir() else []
 
 
-def _delete_surplus(folder: Path, keep: int) -> None:
-    for path in sorted(_finished(folder))[:-keep]:
+def _delete_surplus(folder: Path, written: Path, keep: int) -> None:
+    """Leave `written` and the `keep` - 1 before it. Later ones did not verify, or training had not come back here."""
+    finished = sorted(_finished(folder))
+    upto = [path for path in finished if path.name <= written.name]
+    for path in set(finished) - set(upto[-keep:]):
         shutil.rmtree(path)
     for path in folder.glob("step-*.tmp-*"):
         shutil.rmtree(path)

@@ -1,14 +1,16 @@
 """A run folder: recipe.yaml, run.json, metrics.jsonl, summary.json, checkpoints/, figures/, and `lock` in training."""
 
+import fcntl
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from vaescale.console import say
 from vaescale.errors import UserError
 
 METRICS = "metrics.jsonl"
@@ -24,30 +26,51 @@ def append_metrics(folder: Path, step: int, metrics: Mapping[str, float]) -> Non
         file.write(line + "\n")
 
 
+def mend_metrics(folder: Path) -> None:
+    """End a line that a crash cut short, so that the next one stands by itself."""
+    path = folder / METRICS
+    if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        with path.open("a") as file:
+            file.write("\n")
+
+
+def parse_metrics(text: str) -> Iterator[dict[str, float]]:
+    """The rows of metrics.jsonl's text. A line that a crash cut short is passed over."""
+    for line in text.splitlines():
+        with suppress(ValueError):
+            yield json.loads(line)
+
+
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """One row a step in order; where a step was replayed after a resume, its last value of each metric."""
     path = folder / METRICS
-    rows: dict[int, dict[str, float]] = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:  # a line cut by a crash
-            continue
+    rows: dict[float, dict[str, float]] = {}
+    for row in parse_metrics(path.read_text() if path.is_file() else ""):
         rows.setdefault(row["step"], {}).update(row)
     return [rows[step] for step in sorted(rows)]
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a small JSON file whole or not at all."""
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a small JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} when the file is absent."""
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    """A JSON object, or {} when the file is absent. Raises UserError when it holds something else."""
+    try:
+        content = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or delete it to do without") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold a JSON object; restore it, or delete it to do without")
     return content
 
 
@@ -58,32 +81,40 @@ def update_summary(folder: Path, section: str, content: Mapping[str, Any]) -> No
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder/lock` while training. Raises UserError when a living process holds it."""
+    """Hold `folder/lock` while training. Raises UserError when another process holds it.
+
+    The kernel holds the lock and lets go when the process ends, however it ends; the file's words are for people.
+    """
     path = folder / "lock"
-    own = {"host": socket.gethostname(), "pid": os.getpid()}
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        holder = read_json(path)
-        if holder.get("host") != own["host"] or _alive(holder.get("pid")):
+    with _locked_file(path) as file:
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked_file(path: Path) -> IO[str]:
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read()
+            file.close()
             raise UserError(
-                f"process {holder.get('pid')} on {holder.get('host')} trains in {folder}; wait for it, choose another "
-                f"run_dir, or delete {path} if that process is gone"
+                f"another process trains in {path.parent} ({holder}); wait for it or choose another run_dir"
             ) from None
-        descriptor = os.open(path, os.O_TRUNC | os.O_WRONLY)  # left by a process that was killed on this host
-    with os.fdopen(descriptor, "w") as file:
-        file.write(json.dumps(own))
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _alive(pid: int | None) -> bool:
-    try:
-        os.kill(pid or 0, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return bool(pid)
+        except OSError as error:
+            say(
+                f"{path.parent} cannot be locked ({error.strerror}); take care that one job alone trains there"
+            )
+            return file
+        # The holder before may have deleted the file between our opening and our locking it.
+        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            return file
+        file.close()

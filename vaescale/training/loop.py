@@ -28,7 +28,11 @@ class TrainingConfig(Config):
     precision: Literal["fp32", "bf16"] = Field(
         default="bf16", description="bf16: autocast, weights stay fp32"
     )
-    accumulation: int = Field(default=1, gt=0, description="micro-batches per optimizer step")
+    accumulation: int = Field(
+        default=1,
+        gt=0,
+        description="micro-batches per optimizer step; each has its own optimal sigma in the loss",
+    )
     ema_decay: float = Field(default=0.999, ge=0, lt=1, description="of the averaged weights; 0 for none")
     log_every: int = Field(default=10, gt=0)
     evaluate_every: int = Field(default=200, gt=0)
@@ -82,6 +86,7 @@ def train(
             trainee.optimizer,
             micro_batches,
             objective=objective,
+            precision=config.precision,
             seed=seed,
             step=step,
             clip_norm=optimizer_config.clip_norm,

@@ -1,7 +1,7 @@
 """Adam and AdamW, with the learning rate as a pure function of the step."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -10,6 +10,7 @@ from torch import nn
 from vaescale.config import Config
 from vaescale.schedules import SCHEDULES
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -21,7 +22,7 @@ class OptimizerConfig(Config):
 
     kind: Literal["adam", "adamw"] = "adamw"
     lr: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(default=0, ge=0)

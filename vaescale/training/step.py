@@ -36,11 +36,15 @@ def train_step(
     micro_batches: list[Batch],
     *,
     objective: ElboConfig,
+    precision: str,
     seed: int,
     step: int,
     clip_norm: float | None,
 ) -> StepSums:
-    """Forward and backward over the micro-batches, one gradient exchange, one optimizer step."""
+    """Forward and backward over the micro-batches, one gradient exchange, one optimizer step.
+
+    precision: `bf16` by autocast in the forward pass, or `fp32`. Weights and the loss are float32 in both.
+    """
     optimizer.zero_grad()
     sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
     for number, batch in enumerate(micro_batches, start=1):
@@ -50,7 +54,8 @@ def train_step(
         )
         last = number == len(micro_batches)
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            terms = model(images, noise.Stream(seed, step, slots), mask)
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                terms = model(images, noise.Stream(seed, step, slots), mask)
             accelerator.backward(elbo_loss(terms, beta=objective.beta) / len(micro_batches))
         with torch.no_grad():
             columns = [terms.log_px, terms.kl.sum(1), terms.squared_error, mask]

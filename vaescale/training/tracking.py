@@ -6,7 +6,6 @@ sends the rest. `RUN/mlflow.json` remembers the MLflow run and how far it got, s
 
 import contextlib
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Iterator
@@ -21,8 +20,11 @@ from vaescale.console import say
 from vaescale.training import folder as run_folder
 
 STATE = "mlflow.json"
-BATCH_METRICS = 1000  # MLflow's limit for one request
+SQLITE = "sqlite:///"
+BATCH_METRICS = 1000  # MLflow's limits for one request
+BATCH_PARAMS = 100
 PARAM_CHARACTERS = 6000
+REPLAYED = ("train/", "val/", "perf/", "data/")
 ARTIFACTS = ("recipe.yaml", "summary.json", "figures/*.png", "evaluation/*.json", "gmm/*")
 
 
@@ -51,7 +53,7 @@ class Drain:
         self._folder, self._config, self._every, self._patience = folder, config, every_seconds, patience
         self._active = shown and config.mlflow is not None
         self._stop = threading.Event()
-        self._status = "RUNNING"
+        self._status: str | None = "RUNNING"
         self._fault: Exception | None = None
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow")
 
@@ -83,10 +85,11 @@ class Drain:
                 self._fault = error
 
 
-def sync(folder: Path, config: TrackingConfig, *, status: str = "FINISHED") -> dict[str, Any]:
+def sync(folder: Path, config: TrackingConfig, *, status: str | None = None) -> dict[str, Any]:
     """Send what MLflow does not have yet: tags, params, metrics, artifacts. Returns what mlflow.json then says.
 
-    Raises whatever MLflow raises when the store does not answer.
+    status: the run's, when it changes; remembered until it is sent. Raises whatever MLflow raises when the store does
+    not answer.
     """
     assert config.mlflow is not None
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -96,71 +99,106 @@ def sync(folder: Path, config: TrackingConfig, *, status: str = "FINISHED") -> d
         from mlflow import MlflowClient
 
         state = run_folder.read_json(folder / STATE)
-        client = MlflowClient(tracking_uri=state.get("tracking_uri") or absolute_uri(config.mlflow))
-        if not state:
-            state = _create_run(client, folder, config)
+        if state.get("configured") != config.mlflow or not _run_exists(
+            MlflowClient(state["tracking_uri"]), state
+        ):
+            state = _create_run(folder, config)
+        client = MlflowClient(state["tracking_uri"])
+        if status is not None and status != state["status"]:
+            state |= {"status": status, "status_sent": False}
+            run_folder.write_json(folder / STATE, state)
+        if not state["params_sent"]:
+            _send_params(client, folder, state)
         _send_metrics(client, folder, state)
         _send_artifacts(client, folder, state)
-        client.update_run(state["run_id"], status=status)
+        if not state["status_sent"]:
+            client.update_run(state["run_id"], status=state["status"])
+            state["status_sent"] = True
     run_folder.write_json(folder / STATE, state)
     return state
 
 
-def push(folder: Path, config: TrackingConfig) -> None:
+def push(folder: Path, config: TrackingConfig, *, status: str | None = None) -> None:
     """Send a run folder's new results, if there is a store. Says so when it does not answer."""
     if config.mlflow is None:
         return
     try:
-        sync(folder, config)
+        sync(folder, config, status=status)
     except Exception as error:  # whatever a server or a network may raise; the results are in the folder
         say(f"MLflow at {config.mlflow} is behind ({error}); later: `vaescale sync {folder}`")
 
 
 def absolute_uri(uri: str) -> str:
     """A relative SQLite path made absolute, and its folder made."""
-    prefix = "sqlite:///"
-    if not uri.startswith(prefix):
+    if not uri.startswith(SQLITE):
         return uri
-    path = Path(uri.removeprefix(prefix)).absolute()
+    path = Path(uri.removeprefix(SQLITE)).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    return prefix + str(path)
+    return SQLITE + str(path)
 
 
-def _create_run(client: Any, folder: Path, config: TrackingConfig) -> dict[str, Any]:
+def _run_exists(client: Any, state: dict[str, Any]) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(state["run_id"])
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the store was deleted or replaced
+            return False
+        raise
+    return True
+
+
+def _create_run(folder: Path, config: TrackingConfig) -> dict[str, Any]:
+    """A new MLflow run with the run folder's tags, written down before anything else can fail."""
+    from mlflow import MlflowClient
+
     uri = absolute_uri(config.mlflow or "")
+    client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(config.experiment)
     if experiment is None:
-        local = uri.startswith("sqlite:///")
-        place = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
+        local = uri.startswith(SQLITE)
+        place = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri() if local else None
         experiment_id = client.create_experiment(config.experiment, artifact_location=place)
     else:
         experiment_id = experiment.experiment_id
     tags = {name: str(value) for name, value in run_folder.read_json(folder / run_folder.TAGS).items()}
     run = client.create_run(experiment_id, run_name=folder.name, tags=tags)
-    recipe = OmegaConf.to_container(OmegaConf.load(folder / run_folder.RECIPE))
-    for name, value in _flat(recipe):
-        client.log_param(run.info.run_id, name, str(value)[:PARAM_CHARACTERS])
-    state = {"tracking_uri": uri, "experiment_id": experiment_id, "run_id": run.info.run_id}
+    state = {"configured": config.mlflow, "tracking_uri": uri, "experiment_id": experiment_id}
+    state |= {"run_id": run.info.run_id, "status": "RUNNING", "status_sent": True, "params_sent": False}
     state |= {"sent_bytes": 0, "sent_step": {}, "artifacts": {}}
     run_folder.write_json(folder / STATE, state)
     return state
 
 
+def _send_params(client: Any, folder: Path, state: dict[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    recipe = OmegaConf.to_container(OmegaConf.load(folder / run_folder.RECIPE))
+    params = [Param(name, str(value)[:PARAM_CHARACTERS]) for name, value in _flat(recipe)]
+    for start in range(0, len(params), BATCH_PARAMS):
+        client.log_batch(state["run_id"], params=params[start : start + BATCH_PARAMS])
+    state["params_sent"] = True
+
+
 def _send_metrics(client: Any, folder: Path, state: dict[str, Any]) -> None:
-    """Complete lines after the last one sent. A step replayed after a resume is not sent again."""
+    """Complete lines after the last one sent. A training step replayed after a resume is not sent again."""
     from mlflow.entities import Metric
 
-    with (folder / run_folder.METRICS).open("rb") as file:
+    path = folder / run_folder.METRICS
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
         file.seek(state["sent_bytes"])
         content = file.read()
     complete = content[: content.rfind(b"\n") + 1]
     metrics = []
-    for line in complete.splitlines():
-        row = json.loads(line)
+    for row in run_folder.parse_metrics(complete.decode()):
         for name in row.keys() - {"step", "time"}:
-            if row["step"] > state["sent_step"].get(name, -1):
-                metrics.append(Metric(name, row[name], int(row["time"] * 1000), row["step"]))
-                state["sent_step"][name] = row["step"]
+            if name.startswith(REPLAYED) and row["step"] <= state["sent_step"].get(name, -1):
+                continue
+            metrics.append(Metric(name, row[name], int(row["time"] * 1000), int(row["step"])))
+            state["sent_step"][name] = row["step"]
     for start in range(0, len(metrics), BATCH_METRICS):
         client.log_batch(state["run_id"], metrics=metrics[start : start + BATCH_METRICS])
     state["sent_bytes"] += len(complete)
@@ -188,10 +226,12 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """MLflow narrates its migrations on the root of alembic's and its own loggers."""
+    """MLflow narrates its migrations, on loggers that importing it sets up."""
     import logging
 
-    names = ("alembic", "mlflow")
+    import mlflow  # noqa: F401
+
+    names = ("alembic", "alembic.runtime.migration", "mlflow", "mlflow.store.db.utils")
     levels = [logging.getLogger(name).level for name in names]
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -50,7 +50,7 @@ def show(result: dict[str, Any]) -> None:
         sys.stdout.write(yaml.safe_dump(result["recipe"], sort_keys=False))
         table("\nplan", [(name, str(value)) for name, value in result["plan"].items()])
         return
-    rows = [(name, f"{value:.6g}") for name, value in result["val"].items()]
+    rows = [(name, f"{value:.6g}") for name, value in result.get("val", {}).items()]
     table(f"{result['run_dir']}: held-out data", rows)
     run = result["run_dir"]
     say(f"next: vaescale evaluate {run}; vaescale fit-gmm {run}; vaescale sample {run}")

@@ -62,8 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     """Run a tool module as a program. Returns the exit code; a user's fault is one sentence on stderr."""
-    from vaescale.errors import UserError
-
     verb = tool.__name__.rpartition(".")[2].replace("_", "-")
     if verb == "--main--":
         verb = os.path.basename(sys.argv[0]).removesuffix(".py").replace("_", "-")
@@ -75,25 +73,7 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     tool.add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)  # KEY=VALUE may follow --dry-run
-    code = 0
-    try:
-        if _processes() > 1 and verb not in DISTRIBUTED:
-            raise UserError("runs on one process for now; call it without `accelerate launch`")
-        result = tool.run(options)
-        if _speaks():
-            _print(tool, result, title=f"vaescale {verb}", as_json=options.json)
-    except UserError as error:
-        code = error.exit_code
-        if _speaks():
-            sys.stderr.write(f"vaescale {verb}: {error}\n")
-    except OSError as error:
-        code = 2
-        sys.stderr.write(f"vaescale {verb}: {error.filename or 'a file'}: {error.strerror or error}\n")
-    except KeyboardInterrupt:
-        code = 130
-        sys.stderr.write(
-            "stopped; the same command goes on from the last checkpoint\n" if verb == "train" else "\n"
-        )
+    code = _call(tool, verb, options)
     if _processes() > 1:
         # A gloo thread that lets go of its last tensor while Python shuts down aborts the process ("terminate called
         # without an active exception": 4 of 26 short runs). So end without that shutdown.
@@ -101,6 +81,30 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
+    from vaescale.errors import UserError
+
+    try:
+        if _processes() > 1 and verb not in DISTRIBUTED:
+            raise UserError("runs on one process for now; call it without `accelerate launch`")
+        result = tool.run(options)
+        if _speaks():
+            _print(tool, result, title=f"vaescale {verb}", as_json=options.json)
+    except UserError as error:
+        if _speaks():
+            sys.stderr.write(f"vaescale {verb}: {error}\n")
+        return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"vaescale {verb}: {error.filename or 'a file'}: {error.strerror or error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "stopped; the same command goes on from the last checkpoint\n" if verb == "train" else "\n"
+        )
+        return 130
+    return 0
 
 
 def _print(tool: ModuleType, result: dict[str, Any], *, title: str, as_json: bool) -> None:

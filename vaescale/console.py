@@ -64,7 +64,7 @@ class Progress:
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:
     """A two-column table on stdout."""
-    width = max(len(name) for name, _ in rows)
+    width = max((len(name) for name, _ in rows), default=0)
     lines = [f"  {name:<{width}}  {value}" for name, value in rows]
     sys.stdout.write("\n".join([title, *lines]) + "\n")
     sys.stdout.flush()

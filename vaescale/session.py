@@ -90,7 +90,6 @@ class Session:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(run_folder.locked(self.folder))
                 run_folder.write_text(self.folder / run_folder.RECIPE, self.recipe.to_yaml())
-                run_folder.write_json(self.folder / run_folder.TAGS, self._tags)
                 run_folder.mend_metrics(self.folder)
 
             comm.on_main(claim)
@@ -99,9 +98,7 @@ class Session:
             if start < self.recipe.training.steps:
                 self._train(start)
             elif comm.is_main():
-                say(
-                    f"{self.folder} is trained to step {start} already; choose another run_dir to train again"
-                )
+                say(f"{self.folder} is trained to step {start} already; another run_dir trains again")
             comm.on_main(self._finish)
             summary = comm.on_main(lambda: run_folder.read_json(self.folder / run_folder.SUMMARY))
         return {"run_dir": str(self.folder), "step": self.recipe.training.steps, **summary}
@@ -118,9 +115,10 @@ class Session:
             accumulation=recipe.training.accumulation,
             workers=recipe.data.workers,
         )
-        self._progress = Progress(
-            f"train {recipe.name}", recipe.training.steps, start=start, shown=comm.is_main()
-        )
+        if comm.is_main():
+            run_folder.write_json(self.folder / run_folder.TAGS, self._tags)
+        steps, shown = recipe.training.steps, comm.is_main()
+        self._progress = Progress(f"train {recipe.name}", steps, start=start, shown=shown)
         with Drain(self.folder, recipe.tracking, shown=comm.is_main()), self._progress, alone_with_its_data():
             train(
                 self.accelerator,
@@ -136,18 +134,15 @@ class Session:
 
     def _finish(self) -> None:
         """Sum up the run from its folder, once it is trained: the start that finished it may have been killed."""
-        if (
-            run_folder.read_json(self.folder / run_folder.SUMMARY).get("train", {}).get("step")
-            == self.recipe.training.steps
-        ):
+        summary = run_folder.read_json(self.folder / run_folder.SUMMARY)
+        if summary.get("train", {}).get("step") == self.recipe.training.steps:
             return
         rows = run_folder.read_metrics(self.folder)
         training_curves(self.folder / "figures" / "curves.png", rows, title=self.recipe.name)
         for section in ("train", "val"):
-            last = next(row for row in reversed(rows) if f"{section}/mse" in row)
-            metrics = {
-                k.removeprefix(f"{section}/"): v for k, v in last.items() if k.startswith(f"{section}/")
-            }
+            last = next((row for row in reversed(rows) if f"{section}/mse" in row), {"step": 0})
+            prefix = f"{section}/"
+            metrics = {k.removeprefix(prefix): v for k, v in last.items() if k.startswith(prefix)}
             run_folder.update_summary(self.folder, section, {"step": last["step"], **metrics})
         push(self.folder, self.recipe.tracking, status="FINISHED")
 

@@ -102,15 +102,8 @@ def train(
             metrics = step_metrics(result, trainee.model, beta=objective.beta)
             refuse_non_finite(metrics, done)
         if log:
-            watch.log(
-                done,
-                {
-                    **metrics,
-                    "train/lr": lr,
-                    "train/beta": objective.beta,
-                    **clock.metrics(result.global_batch),
-                },
-            )
+            metrics |= {"train/lr": lr, "train/beta": objective.beta}
+            watch.log(done, metrics | clock.metrics(result.global_batch))
         if evaluate:
             watch.evaluate(done)
         if checkpoint:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 import vaescale
@@ -50,7 +51,8 @@ class Session:
         self.model = build_model(recipe).to(accelerator.device)
         self.train_reader = open_reader(recipe.data.train, recipe.data)
         self.val_reader = open_reader(recipe.data.val, recipe.data)
-        self.plan = Plan(len(self.train_reader), recipe.data.global_batch, recipe.seed)
+        shard_samples = np.array([shard.samples for shard in self.train_reader.index.shards])
+        self.plan = Plan(shard_samples, recipe.data.global_batch, recipe.seed)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.ema = Ema(self.model, recipe.training.ema_decay) if recipe.training.ema_decay else None
 

@@ -4,24 +4,35 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.errors import DataError, UserError
 
 
+def even(num_samples: int, global_batch: int, seed: int = 0, **options) -> Plan:
+    """A plan over shards of 7 samples."""
+    shards = [7] * (num_samples // 7) + ([num_samples % 7] if num_samples % 7 else [])
+    return Plan(np.array(shards), global_batch, seed, **options)
+
+
 @settings(deadline=None)
 @given(
-    num_samples=st.integers(1, 200),
+    shards=st.lists(st.integers(1, 20), min_size=1, max_size=30),
     global_batch=st.integers(1, 50),
+    block_samples=st.sampled_from([1, 8, 30, 1 << 16]),
     seed=st.integers(0, 2**63 - 1),
     epoch=st.integers(0, 5),
 )
-def test_an_epoch_visits_no_sample_twice(num_samples: int, global_batch: int, seed: int, epoch: int) -> None:
+def test_an_epoch_visits_no_sample_twice(
+    shards: list[int], global_batch: int, block_samples: int, seed: int, epoch: int
+) -> None:
+    num_samples = sum(shards)
     if num_samples < global_batch:
         with pytest.raises(DataError, match="exceeds"):
-            Plan(num_samples, global_batch, seed)
+            Plan(np.array(shards), global_batch, seed)
         return
-    plan = Plan(num_samples, global_batch, seed)
+    plan = Plan(np.array(shards), global_batch, seed, block_samples)
     steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
     visited = np.concatenate([plan.samples(step) for step in steps])
     assert len(visited) == plan.steps_per_epoch * global_batch
@@ -31,16 +42,62 @@ def test_an_epoch_visits_no_sample_twice(num_samples: int, global_batch: int, se
     assert num_samples - len(visited) < global_batch
 
 
+@settings(deadline=None)
+@given(
+    step=st.integers(0, 100),
+    first=st.integers(0, 23),
+    count=st.integers(0, 24),
+    block=st.sampled_from([1, 8, 100]),
+)
+def test_some_slots_are_a_part_of_all(step: int, first: int, count: int, block: int) -> None:
+    plan = even(100, 24, seed=3, block_samples=block)
+    slots = np.arange(first, min(24, first + count))
+    assert np.array_equal(plan.samples(step, slots), plan.samples(step)[slots])
+
+
 def test_epochs_and_seeds_differ() -> None:
-    plan = Plan(100, 100, 0)
+    plan = even(100, 100)
     assert not np.array_equal(plan.samples(0), plan.samples(1))
-    assert not np.array_equal(plan.samples(0), Plan(100, 100, 1).samples(0))
-    assert np.array_equal(plan.samples(3), Plan(100, 100, 0).samples(3))
+    assert not np.array_equal(plan.samples(0), even(100, 100, 1).samples(0))
+    assert np.array_equal(plan.samples(3), even(100, 100).samples(3))
 
 
-def test_what_epoch_one_drops_comes_in_another() -> None:
-    plan = Plan(10, 8, 0)
+def test_plans_of_one_shape_over_other_shards_do_not_mix() -> None:
+    first = [Plan(np.array(shards), 4, 0).samples(0).tolist() for shards in ([50, 50], [10, 90], [50, 50])]
+    assert first[0] == first[2]
+    plans = [Plan(np.array(shards), 4, 0, 1) for shards in ([5, 95], [95, 5])]
+    for plan in plans:
+        visited = np.concatenate([plan.samples(step) for step in range(25)])
+        assert sorted(visited.tolist()) == list(range(100))
+
+
+def test_what_one_epoch_drops_comes_in_another() -> None:
+    plan = even(10, 8)
     assert set(np.concatenate([plan.samples(step) for step in range(8)]).tolist()) == set(range(10))
+
+
+def test_a_set_of_one_block_is_shuffled_perfectly() -> None:
+    """Each sample is equally likely in each place: 3,000 epochs of 6 samples, chi-squared with 25 degrees of freedom."""
+    plan = Plan(np.array([4, 2]), 6, 0)
+    counts = np.zeros((6, 6))
+    for epoch in range(3000):
+        counts[np.arange(6), plan.samples(epoch)] += 1
+    assert chi2(25).sf(((counts - 500) ** 2 / 500).sum()) > 0.001
+
+
+def test_a_batch_mixes_blocks_and_a_part_of_it_touches_few_shards() -> None:
+    plan = Plan(np.full(200, 100), 64, 0, block_samples=1000)  # 20 blocks of 10 shards
+    assert plan.lanes == 16
+    whole = [len(np.unique(plan.samples(step) // 100)) for step in range(50)]
+    assert np.mean(whole) > 40, "64 images come from many of the 200 shards"
+    eighth = np.concatenate([plan.samples(step, np.arange(8)) for step in range(50)])
+    assert len(np.unique(eighth // 100)) <= 40, "two lanes over 50 steps stay within four blocks"
+
+
+def test_shards_are_not_visited_in_order() -> None:
+    plan = Plan(np.full(100, 10), 10, 0, block_samples=1)
+    shards = np.concatenate([plan.samples(step) for step in range(100)]).reshape(-1, 10)[:, 0] // 10
+    assert abs(np.corrcoef(shards, np.arange(100))[0, 1]) < 0.4
 
 
 @settings(deadline=None)
@@ -72,5 +129,7 @@ def test_an_indivisible_batch_names_the_nearest(
 
 
 def test_the_hash_names_the_order() -> None:
-    hashes = {Plan(n, b, s).hash for n, b, s in [(10, 5, 0), (11, 5, 0), (10, 4, 0), (10, 5, 1)]}
-    assert len(hashes) == 4
+    cases = [([5, 5], 5, 0), ([6, 4], 5, 0), ([10], 5, 0), ([5, 5], 4, 0), ([5, 5], 5, 1)]
+    hashes = {Plan(np.array(shards), batch, seed).hash for shards, batch, seed in cases}
+    assert len(hashes) == 5
+    assert Plan(np.array([5, 5]), 5, 0).hash in hashes

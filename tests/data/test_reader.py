@@ -47,7 +47,7 @@ def test_global_batches_do_not_depend_on_ranks_or_workers(
     shards, cache, workers, world_size, accumulation
 ) -> None:
     folder, images, _ = shards
-    plan = Plan(23, 8, seed=1)
+    plan = Plan(np.array([10, 10, 3]), 8, seed=1, block_samples=10)
     reader = ShardReader(read_index(folder), cache=cache)
     options = {"world_size": world_size, "accumulation": accumulation, "workers": workers}
     ranks = [

@@ -1,26 +1,41 @@
-"""Which sample fills slot i of step s: a pure function of (data set size, seed, global batch).
+"""Which sample fills slot i of step s: a pure function of (samples per shard, seed, global batch).
 
-Nothing here knows of ranks' history, workers or files. Rank r of N owns an equal, contiguous part of the slots, so
-the global batches are the same at every world size, and the loader's whole state is the global step.
+Nothing here knows of history, workers or files. Rank r of N owns an equal, contiguous part of the slots, so the
+global batches are the same at every world size, and the loader's whole state is the global step.
+
+An epoch is one long line of samples: the shards in a fresh random order, cut into blocks of whole shards, each
+block's samples shuffled among themselves. The global batch is drawn from `lanes` places of that line at once, at
+equal distances, so that a batch mixes many blocks while a process touches few shards at a time. A data set of up
+to one block is shuffled perfectly.
 """
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vaescale.errors import DataError, UserError
 
+Integers = NDArray[np.int64]
+BLOCK_SAMPLES = 1 << 16
+MOST_LANES = 16
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """The order of a training run. Every epoch is a fresh permutation; its last partial batch is dropped."""
+    """The order of a training run. Every epoch is a fresh order; its last partial batch is dropped.
 
-    num_samples: int
+    shard_samples: int64 [shards], each at least 1. A block is whole shards, about `block_samples` samples.
+    Time: O(shards) at an epoch's first step, O(block) where a lane enters a block, O(slots) at any other.
+    """
+
+    shard_samples: Integers
     global_batch: int
     seed: int
+    block_samples: int = BLOCK_SAMPLES
 
     def __post_init__(self) -> None:
         if self.num_samples < self.global_batch:
@@ -28,23 +43,48 @@ class Plan:
                 f"data.global_batch (={self.global_batch}) exceeds the {self.num_samples} training samples; lower it"
             )
 
-    @property
+    @cached_property
+    def num_samples(self) -> int:
+        """Samples in all shards."""
+        return int(self.shard_samples.sum())
+
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass."""
         return self.num_samples // self.global_batch
 
-    def samples(self, step: int) -> NDArray[np.int64]:
-        """Sample numbers int64 [global_batch] of an optimizer step, counted from 0."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = _epoch_order(self.num_samples, self.seed, epoch)
-        return order[place * self.global_batch : (place + 1) * self.global_batch]
+    @cached_property
+    def lanes(self) -> int:
+        """Places of the epoch's line that a batch is drawn from: the largest divisor of the batch up to 16."""
+        return max(lanes for lanes in range(1, MOST_LANES + 1) if self.global_batch % lanes == 0)
 
     @property
     def hash(self) -> str:
         """Identifies the order: two runs with one hash see the same samples in the same slots."""
-        return hashlib.sha256(
-            f"permutation-1 {self.num_samples} {self.global_batch} {self.seed}".encode()
-        ).hexdigest()
+        words = f"blocks-1 {self.global_batch} {self.seed} {self.block_samples} ".encode()
+        return hashlib.sha256(words + self.shard_samples.astype("<i8").tobytes()).hexdigest()
+
+    def samples(self, step: int, slots: Integers | None = None) -> Integers:
+        """Sample numbers int64 of an optimizer step, counted from 0: of all slots, or of the given ones."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        slots = np.arange(self.global_batch) if slots is None else slots
+        lane_slots = self.global_batch // self.lanes
+        lane, within = np.divmod(slots, lane_slots)
+        positions = (lane * self.steps_per_epoch + place) * lane_slots + within
+        return self._at(epoch, positions)
+
+    def _at(self, epoch: int, positions: Integers) -> Integers:
+        """The samples at places of an epoch's line."""
+        line = _line(self, epoch)
+        blocks = np.searchsorted(line.block_starts, positions, side="right") - 1
+        shuffled = np.empty_like(positions)
+        for block in np.unique(blocks):
+            start, stop = line.block_starts[block : block + 2]
+            here = blocks == block
+            order = _block_order(self.seed, epoch, int(block), int(stop - start))
+            shuffled[here] = start + order[positions[here] - start]
+        shards = np.searchsorted(line.starts, shuffled, side="right") - 1
+        return line.first_samples[shards] + shuffled - line.starts[shards]
 
 
 def rank_slots(
@@ -67,6 +107,28 @@ def rank_slots(
     return list(slots[:, rank])
 
 
+class _Line(NamedTuple):
+    """An epoch's shards in their order: where each starts in the line, its first sample, where each block starts."""
+
+    starts: Integers  # [shards]
+    first_samples: Integers  # [shards]
+    block_starts: Integers  # [blocks + 1], the last one is the end
+
+
 @lru_cache(maxsize=2)
-def _epoch_order(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_samples)
+def _line(plan: Plan, epoch: int) -> _Line:
+    counts = plan.shard_samples
+    order = _generator(plan.seed, epoch, 0).permutation(len(counts))
+    starts = np.cumsum(counts[order]) - counts[order]
+    # A block begins with the first shard that starts past a multiple of block_samples.
+    begins = np.diff(starts // plan.block_samples, prepend=-1) > 0
+    return _Line(starts, (np.cumsum(counts) - counts)[order], np.append(starts[begins], counts.sum()))
+
+
+@lru_cache(maxsize=4 * MOST_LANES)
+def _block_order(seed: int, epoch: int, block: int, size: int) -> Integers:
+    return _generator(seed, epoch, block + 1).permutation(size)
+
+
+def _generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, purpose]))

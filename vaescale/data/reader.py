@@ -153,7 +153,7 @@ def training_batches(
 ) -> Iterator[list[Batch]]:
     """For each optimizer step, this rank's micro-batches."""
     slots = rank_slots(plan.global_batch, rank=rank, world_size=world_size, accumulation=accumulation)
-    numbers = (plan.samples(step)[part].tolist() for step in steps for part in slots)
+    numbers = (plan.samples(step, part).tolist() for step in steps for part in slots)
     batches = _with_own_words(_loader(reader, numbers, workers=workers))
     slot_tensors = [torch.from_numpy(part) for part in slots]
     for _ in steps:

@@ -63,6 +63,24 @@ def test_usage_errors_are_one_line(vaescale, words: tuple[str, ...]) -> None:
     assert "--help" in outcome.err
 
 
+def test_a_full_disk_is_one_sentence(vaescale, monkeypatch) -> None:
+    from vaescale.tools import doctor
+
+    def full(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(doctor, "run", full)
+    outcome = vaescale("doctor")
+    assert outcome.code == 4
+    assert (
+        outcome.err == "vaescale doctor: No space left on device; make room and run the same command again\n"
+    )
+
+
+def test_optional_words_are_not_called_required(vaescale) -> None:
+    assert "KEY=VALUE" not in vaescale("train").err
+
+
 def test_tools_run_by_themselves() -> None:
     tool = Path(__file__).parents[1] / "tools" / "make_shards.py"
     done = subprocess.run([sys.executable, str(tool), "--help"], capture_output=True, text=True, check=False)

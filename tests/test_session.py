@@ -169,7 +169,7 @@ def test_another_recipe_s_folder_is_refused(vaescale, recipe_file, recipe_conten
     assert vaescale("train", path).code == 0
     before = (Path(recipe_content["run_dir"]) / "recipe.yaml").read_text()
     outcome = vaescale("train", path, "optimizer.lr=1e-4", "seed=3")
-    _refused(outcome, 2, "optimizer.lr: 0.002 -> 0.0001", "seed: 0 -> 3", "choose another run_dir")
+    _refused(outcome, 2, "optimizer.lr: 0.002 -> 0.0001", "seed: 0 -> 3", "choose another name")
     assert (Path(recipe_content["run_dir"]) / "recipe.yaml").read_text() == before
     _refused(vaescale("train", path, "training.resume=never"), 2, "training.resume is never")
 

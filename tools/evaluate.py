@@ -1,6 +1,7 @@
 """Evaluate a run: ELBO with the running sigma, and pictures of originals beside their reconstructions.
 
-Writes RUN/evaluation/SPLIT.json with the protocol beside the numbers, and RUN/figures/reconstructions.png.
+Writes RUN/evaluation/val.json with the protocol beside the numbers, and RUN/figures/reconstructions.png; other splits
+and weights get files of their own.
 """
 
 import argparse
@@ -48,13 +49,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "protocol": PROTOCOL,
         "metrics": metrics,
     }
-    write_json(opened.folder / "evaluation" / f"{arguments.split}.json", result)
+    suffix = ("-train" if arguments.split == "train" else "") + ("-raw" if arguments.weights == "raw" else "")
+    write_json(
+        opened.folder / "evaluation" / f"{arguments.split}{suffix.removeprefix('-train')}.json", result
+    )
     with torch.no_grad():
         originals = to_unit(next(in_order(reader)).images[:24].to(next(opened.model.parameters()).device))
         mu, _ = opened.model.encode(originals)
         means = opened.model.likelihood.mean(opened.model.decode(mu))
-    title = f"{opened.recipe.name}, step {opened.step}: {arguments.split} images and decoded posterior means"
-    path = opened.folder / "figures" / "reconstructions.png"
+    title = f"{opened.recipe.name}, step {opened.step}, {opened.weights} weights: {arguments.split} images, decoded means"
+    path = opened.folder / "figures" / f"reconstructions{suffix}.png"
     figures.reconstructions(path, originals.cpu().numpy(), means.cpu().numpy(), title=title)
     push(opened.folder, opened.recipe.tracking)
     return {**result, "figure": str(path)}

@@ -41,13 +41,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
     recipe = load_recipe(RECIPE)
     folder = Path(recipe.run_dir)
 
-    def same(name: str) -> bool:
-        """Whether a result belongs to this recipe's last step."""
+    def same(name: str, **expected: object) -> bool:
+        """Whether a result belongs to this recipe's last step, and was made as the step below makes it."""
         result = read_json(folder / name)
-        return (result.get("recipe_hash"), result.get("step")) == (recipe.hash, recipe.training.steps)
+        expected |= {"recipe_hash": recipe.hash, "step": recipe.training.steps}
+        return all(result.get(key) == value for key, value in expected.items())
 
-    trained = read_json(folder / "run.json").get("recipe_hash") == recipe.hash
-    trained &= read_json(folder / "summary.json").get("train", {}).get("step") == recipe.training.steps
+    figures = folder / "figures"
+    last = f"checkpoints/step-{recipe.training.steps:09d}"
+    trained = (figures / "curves.png").is_file() and (folder / last / "manifest.json").is_file()
+    trained &= same(f"{last}/state.json")
     data = Path(recipe.data.train).parent
     launch = f"accelerate launch --config_file {BACKEND} -m vaescale train {RECIPE} --processes {PROCESSES}"
     steps = {
@@ -60,17 +63,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
             f"Train on {PROCESSES} processes, in bf16, with the optimal sigma", launch, lambda: trained
         ),
         "evaluate": Step(
-            "Evaluate on held-out digits", f"vaescale evaluate {folder}", lambda: same("evaluation/val.json")
+            "Evaluate on held-out digits",
+            f"vaescale evaluate {folder}",
+            lambda: same("evaluation/val.json") and (figures / "reconstructions.png").is_file(),
         ),
         "fit-gmm": Step(
             "Fit a mixture to the aggregate posterior",
             f"vaescale fit-gmm {folder} --components 10",
-            lambda: same("gmm/mixture.json"),
+            lambda: same("gmm/mixture.json", components=10),
         ),
         "sample": Step(
             "Sample from the prior and from the mixture",
             f"vaescale sample {folder}",
-            lambda: _newer(folder / "figures/samples.png", folder / "gmm/mixture.json"),
+            lambda: _newer(figures / "samples.png", folder / "gmm/mixture.json"),
         ),
     }
     seconds = {}
@@ -86,7 +91,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
         "run": str(folder),
         "metrics": read_json(folder / "evaluation/val.json")["metrics"],
         "gmm": read_json(folder / "gmm/mixture.json"),
-        "figures": sorted(str(path) for path in (folder / "figures").glob("*.png")),
+        "figures": sorted(str(path) for path in figures.glob("*.png")),
         "mlflow": recipe.tracking.mlflow,
         "seconds": seconds,
     }

@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.count < 1:
         raise UserError(f"--count (={arguments.count}) must be at least 1")
+    if arguments.seed < 0:
+        raise UserError(f"--seed (={arguments.seed}) must be at least 0")
     opened = open_run(arguments.run)
     model = opened.model
     slots = torch.arange(arguments.count, device=next(model.parameters()).device)

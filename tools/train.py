@@ -48,12 +48,16 @@ def show(result: dict[str, Any]) -> None:
         import yaml
 
         sys.stdout.write(yaml.safe_dump(result["recipe"], sort_keys=False))
-        table("\nplan", [(name, str(value)) for name, value in result["plan"].items()])
+        table("\nplan", [(name, _words(name, value)) for name, value in result["plan"].items()])
         return
     rows = [(name, f"{value:.6g}") for name, value in result.get("val", {}).items()]
     table(f"{result['run_dir']}: held-out data", rows)
     run = result["run_dir"]
     say(f"next: vaescale evaluate {run}; vaescale fit-gmm {run}; vaescale sample {run}")
+
+
+def _words(name: str, value: Any) -> str:
+    return f"{value / 2**20:,.1f} MiB" if name.endswith("_bytes") else str(value)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ A tool module has `add_arguments(parser)`, `run(arguments) -> dict` and, if its 
 """
 
 import argparse
+import errno
 import importlib
 import json
 import os
@@ -21,7 +22,7 @@ VERBS = {
     "fit-gmm": "fit a Gaussian mixture to a run's aggregate posterior",
     "sample": "draw samples from the prior and the mixture",
     "sync": "send to MLflow what a run could not send while it trained",
-    "quickstart": "all of the above, end to end, on scikit-learn's handwritten digits",
+    "quickstart": "the main job end to end on scikit-learn's handwritten digits",
 }
 DISTRIBUTED = ("train", "doctor")  # the verbs that may run on several processes
 EPILOG = """examples:
@@ -30,7 +31,7 @@ EPILOG = """examples:
   accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train recipes/digits/optimal.yaml
   vaescale evaluate runs/digits-optimal
 
-exit codes: 0 done, 2 recipe or arguments, 3 data, 4 training stopped. `vaescale VERB --help` says more."""
+exit codes: 0 done, 2 recipe or arguments, 3 data, 4 training stopped or disk full, 130 Ctrl-C. `vaescale VERB --help` says more."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line on stderr."""
+        message = message.replace(", KEY=VALUE", "")  # argparse counts optional words among the required ones
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
@@ -97,12 +99,16 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
             sys.stderr.write(f"vaescale {verb}: {error}\n")
         return error.exit_code
     except OSError as error:
-        sys.stderr.write(f"vaescale {verb}: {error.filename or 'a file'}: {error.strerror or error}\n")
-        return 2
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        remedy = "; make room and run the same command again" if full else ""
+        place = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"vaescale {verb}: {place}{error.strerror or error}{remedy}\n")
+        return 4 if full else 2
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "stopped; the same command goes on from the last checkpoint\n" if verb == "train" else "\n"
+        remedy = (
+            "; the same command goes on from the last checkpoint, if there is one" if verb == "train" else ""
         )
+        sys.stderr.write(f"vaescale {verb}: stopped{remedy}\n")
         return 130
     return 0
 

@@ -1,8 +1,11 @@
 """The base of every recipe section: frozen, nothing unknown, nothing infinite."""
 
-from typing import Any
+from collections.abc import Iterable
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Config(BaseModel):
@@ -19,3 +22,9 @@ class Config(BaseModel):
             if isinstance(value, bool) and field is not None and field.annotation is not bool:
                 raise ValueError(f"{name} (={value}) is a truth value; quote it or write a number")
         return values
+
+
+def one_of(sections: Iterable[type[Config]]) -> Any:
+    """The type of a recipe section that comes in several kinds, told apart by its `kind:` field."""
+    members = tuple(sections)
+    return members[0] if len(members) == 1 else Annotated[reduce(or_, members), Field(discriminator="kind")]

@@ -37,9 +37,10 @@ def image_rows(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) ->
     _finish(figure, path, title)
 
 
-def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: str, columns: int = 8) -> None:
-    """Named square panels of samples, two beside each other."""
+def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: str) -> None:
+    """Named panels of samples, each as square as can be, two beside each other."""
     count = len(panels[0][1])
+    columns = max(8, math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
     size = (
         2 * columns * CELL_INCHES * 0.75 + 0.6,
@@ -55,26 +56,42 @@ def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: st
 def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> None:
     """Negative ELBO, KL, mean squared error and sigma over steps: training as lines, held-out data as dots."""
     panels = (
-        ("negative ELBO (nats)", "neg_elbo_nats", "linear"),
-        ("KL (nats)", "kl_nats", "linear"),
-        ("mean squared error", "mse", "log"),
-        ("running sigma", "sigma", "log"),
+        ("negative ELBO (nats)", "neg_elbo_nats"),
+        ("KL (nats)", "kl_nats"),
+        ("mean squared error", "mse"),
+        ("sigma", "sigma"),
     )
     figure, axes = _subplots(1, len(panels), (3.1 * len(panels), 2.9), frame=True)
-    for axis, (label, name, scale) in zip(axes.flat, panels, strict=True):
-        for prefix, style, colour in (("train", "-", COLOURS[0]), ("val", "o", COLOURS[1])):
+    for axis, (label, name) in zip(axes.flat, panels, strict=True):
+        shown: list[float] = []
+        for prefix, words, style, colour in (
+            ("train", "train", "-", COLOURS[0]),
+            ("val", "held out", "o", COLOURS[1]),
+        ):
             points = [(row["step"], row[f"{prefix}/{name}"]) for row in rows if f"{prefix}/{name}" in row]
             if points:
                 steps, values = zip(*points, strict=True)
-                axis.plot(steps, values, style, color=colour, label=prefix, linewidth=1.3, markersize=4)
+                axis.plot(steps, values, style, color=colour, label=words, linewidth=1.3, markersize=4)
+                shown += values
         axis.set_title(label, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
-        axis.set_yscale(scale)
+        if name in ("mse", "sigma") and shown and max(shown) > 3 * min(shown):
+            _logarithmic(axis)
         axis.tick_params(labelsize=7, which="both")
-        axis.grid(alpha=0.25)
+        axis.grid(alpha=0.25, which="both")
         if axis.lines:
             axis.legend(fontsize=7, frameon=False)
     _finish(figure, path, title)
+
+
+def _logarithmic(axis: Any) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _subplots(rows: int, columns: int, size: tuple[float, float], *, frame: bool = False) -> tuple[Any, Any]:

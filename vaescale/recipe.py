@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -33,6 +33,9 @@ OPERATIONAL = {
 }
 
 
+WORDS = {"string_pattern_mismatch": "use letters, digits, '.', '_' and '-', and begin with a letter or digit"}
+
+
 class Recipe(Config):
     """Everything that a run is made from."""
 
@@ -44,7 +47,7 @@ class Recipe(Config):
     data: DataConfig
     network: NetworkConfig
     posterior: PosteriorConfig = PosteriorConfig()
-    likelihood: LikelihoodConfig = LikelihoodConfig()
+    likelihood: LikelihoodConfig
     objective: ElboConfig = ElboConfig()
     optimizer: OptimizerConfig
     training: TrainingConfig
@@ -73,13 +76,18 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         key, equals, _ = override.partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise UserError(f"override {override!r} is not key=value, such as optimizer.lr=1e-3")
+    faults = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)
     try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides or []))
-        default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
-        merged = OmegaConf.merge(OmegaConf.create(default), given)
-        content = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
+        loaded = OmegaConf.load(path)
+    except faults as error:
         raise UserError(f"{path} does not load: {' '.join(str(error).split())}") from error
+    try:
+        given = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or []))
+        default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
+        content = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(default), given), resolve=True)
+    except faults as error:
+        with_overrides = f" with {' '.join(overrides)}" if overrides else ""
+        raise UserError(f"{path}{with_overrides} does not resolve: {' '.join(str(error).split())}") from error
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -98,7 +106,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return lines
 
 
-def _sentence(error: ValidationError, content: Any) -> str:
+def _sentence(error: ValidationError, content: Any, root: type[BaseModel] = Recipe) -> str:
     """The first fault in words: where, the value, what would be right."""
     faults = error.errors()
     # Of the members of a union (`sigma: a number | optimal`), the one with words fits a word best.
@@ -106,38 +114,58 @@ def _sentence(error: ValidationError, content: Any) -> str:
         fault for fault in faults if fault["input"] is faults[0]["input"] and isinstance(fault["input"], str)
     ]
     fault = next((fault for fault in alike if fault["type"] == "literal_error"), faults[0])
+    # pydantic's places name union members besides keys.
     place = [part for part in fault["loc"] if isinstance(part, int) or part in _names(content)]
     key, value, kind = ".".join(map(str, place or fault["loc"])), fault["input"], fault["type"]
     if kind == "extra_forbidden":
-        return (
-            f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), _known_keys(place[:-1]), place[:-1])}"
-        )
-    if kind == "value_error":
-        return f"{'.'.join([*map(str, place), ''])}{fault['ctx']['error']}"
+        known = _known_keys(root, content, place[:-1])
+        return f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), known, place[:-1])}"
     if kind == "missing":
-        return f"{'.'.join(map(str, fault['loc']))} is missing; add it to the recipe or as KEY=VALUE"
-    if kind == "literal_error":
-        allowed = fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        missing = ".".join(map(str, [*place, fault["loc"][-1]]))
+        return f"{missing} is missing; add it to the recipe or as {missing}=VALUE"
+    if kind == "value_error":
+        words = str(fault["ctx"]["error"])
+        return f"{'.'.join(map(str, place))}{' ' if words.startswith('(') else '.' if place else ''}{words}"
+    if kind in ("literal_error", "union_tag_invalid"):
+        is_tag = kind == "union_tag_invalid"
+        key, value = (f"{key}.kind", fault["ctx"]["tag"]) if is_tag else (key, value)
+        words = fault["ctx"]["expected_tags" if is_tag else "expected"]
+        allowed = words.replace("'", "").replace(" or ", ", ").split(", ")
         return f"{key} is {value!r}; {_nearest(str(value), allowed, [])}"
-    return f"{key} is {value!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    if kind == "union_tag_not_found":
+        return f"{key}.kind is missing; add it to the recipe"
+    if kind in ("model_type", "model_attributes_type"):
+        known = _known_keys(root, content, place)
+        return f"{key} is {value!r}; it is a section with keys of its own: {', '.join(known)}"
+    if kind == "tuple_type":
+        return f"{key} is {value!r}; it is a list, such as [{value}]"
+    return f"{key} is {value!r}; {WORDS.get(kind, fault['msg'][0].lower() + fault['msg'][1:])}"
 
 
 def _nearest(word: str, known: list[str], parents: list[Any]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     prefix = "".join(f"{part}." for part in parents)
     return f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
 
 
-def _known_keys(parents: list[Any]) -> list[str]:
-    section: Any = Recipe
+def _known_keys(root: type[BaseModel], content: Any, parents: list[Any]) -> list[str]:
+    """The keys of the section at `parents`; where there are several kinds, of the one that the recipe names."""
+    section: Any = root
     for part in parents:
-        section = section.model_fields[part].annotation
-    assert issubclass(section, BaseModel)
+        content = content.get(part) if isinstance(content, dict) else None
+        annotation = section.model_fields[part].annotation
+        kinds = get_args(annotation) or (annotation,)
+        named = content.get("kind") if isinstance(content, dict) else None
+        section = (
+            next((kind for kind in kinds if kind.model_fields["kind"].default == named), kinds[0])
+            if named
+            else kinds[0]
+        )
     return list(section.model_fields)
 
 
 def _names(content: Any) -> set[str]:
-    """Every key that the recipe holds: pydantic's locations name union members besides."""
+    """Every key that the recipe holds."""
     if not isinstance(content, dict):
         return set()
     return set(content).union(*(_names(value) for value in content.values()))

@@ -100,7 +100,7 @@ class Session:
             if start < self.recipe.training.steps:
                 self._train(start)
             elif comm.is_main():
-                say(f"{self.folder} is trained to step {start} already; another run_dir trains again")
+                say(f"{self.folder} is trained to step {start} already; another name or run_dir trains again")
             comm.on_main(self._finish)
             summary = comm.on_main(lambda: run_folder.read_json(self.folder / run_folder.SUMMARY))
         return {"run_dir": str(self.folder), "step": self.recipe.training.steps, **summary}
@@ -137,13 +137,16 @@ class Session:
     def _finish(self) -> None:
         """Sum up the run from its folder, once it is trained: the start that finished it may have been killed."""
         summary = run_folder.read_json(self.folder / run_folder.SUMMARY)
-        if summary.get("train", {}).get("step") == self.recipe.training.steps:
+        curves = self.folder / "figures" / "curves.png"
+        if summary.get("train", {}).get("step") == self.recipe.training.steps and curves.is_file():
             return
         rows = run_folder.read_metrics(self.folder)
-        training_curves(self.folder / "figures" / "curves.png", rows, title=self.recipe.name)
+        training_curves(curves, rows, title=self.recipe.name)
         for section in ("train", "val"):
-            last = next((row for row in reversed(rows) if f"{section}/mse" in row), {"step": 0})
             prefix = f"{section}/"
+            last = next((row for row in reversed(rows) if f"{section}/mse" in row), None)
+            if last is None:  # somebody deleted the metrics
+                continue
             metrics = {k.removeprefix(prefix): v for k, v in last.items() if k.startswith(prefix)}
             run_folder.update_summary(self.folder, section, {"step": last["step"], **metrics})
         push(self.folder, self.recipe.tracking, status="FINISHED")
@@ -183,7 +186,9 @@ class Session:
             return 0
         for name in ("recipe_hash", "plan_hash", "data_hash"):
             if found.state()[name] != self._tags[name]:
-                raise UserError(f"checkpoint {found.folder} has another {name}; choose another run_dir")
+                raise UserError(
+                    f"checkpoint {found.folder} has another {name}; choose another name or run_dir"
+                )
         self.model.load_state_dict(found.tensors("model"))
         checkpoint.load_optimizer(self.optimizer, self.model, found.tensors("optimizer"))
         if self.ema is not None:
@@ -198,22 +203,24 @@ class Session:
             if self.folder.is_dir() and any(
                 p.name != "lock" and not p.name.startswith(".") for p in self.folder.iterdir()
             ):
-                raise UserError(f"run_dir {self.folder} holds files but no run; choose another run_dir")
+                raise UserError(
+                    f"run_dir {self.folder} holds files but no run; choose another name or run_dir"
+                )
             return
         if changed := differences(load_recipe(path).identity(), self.recipe.identity()):
             raise UserError(
-                f"run_dir {self.folder} holds a run of another recipe ({'; '.join(changed)}); choose another run_dir "
+                f"run_dir {self.folder} holds a run of another recipe ({'; '.join(changed)}); choose another name or run_dir "
                 f"or delete that folder"
             )
         if self.recipe.training.resume == "never":
             raise UserError(
-                f"run_dir {self.folder} holds a run and training.resume is never; choose another run_dir"
+                f"run_dir {self.folder} holds a run and training.resume is never; choose another name or run_dir"
             )
         before = run_folder.read_json(self.folder / run_folder.TAGS)
         for name, now in (("data_hash", self.recipe.data.train), ("val_data_hash", self.recipe.data.val)):
             if before.get(name, self._tags[name]) != self._tags[name]:
                 raise DataError(
-                    f"run_dir {self.folder} was made with other data than {now}; choose another run_dir"
+                    f"run_dir {self.folder} was made with other data than {now}; choose another name or run_dir"
                 )
 
     def _find_tags(self) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from vaescale.errors import DataError
 @pytest.fixture
 def written(tmp_path: Path, make_samples) -> tuple[Path, list[Sample]]:
     samples = make_samples(25)
-    write_shards(samples, tmp_path, samples_per_shard=10)
-    return tmp_path, samples
+    write_shards(samples, tmp_path / "shards", samples_per_shard=10)
+    return tmp_path / "shards", samples
 
 
 def test_the_index_says_what_is_there(written) -> None:
@@ -138,6 +138,18 @@ def test_faults_are_refused_in_one_sentence(written, fault: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
         read_index(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_one_too_high_names_those_below(written) -> None:
+    folder, _ = written
+    with pytest.raises(DataError, match=f"did you mean {folder}"):
+        read_index(folder.parent)
+
+
+def test_a_file_is_no_folder(written) -> None:
+    folder, _ = written
+    with pytest.raises(DataError, match="is a file"):
+        read_index(folder / "shard-000000.tar")
 
 
 def test_a_missing_folder_names_the_verb(tmp_path: Path) -> None:

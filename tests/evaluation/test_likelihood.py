@@ -15,7 +15,7 @@ from vaescale.run import build_model
 
 @pytest.fixture
 def recipe(recipe_content) -> Recipe:
-    return Recipe.model_validate(recipe_content | {"likelihood": {"sigma": 0.2}})
+    return Recipe.model_validate(recipe_content | {"likelihood": {"kind": "gaussian", "sigma": 0.2}})
 
 
 def test_it_agrees_with_one_image_at_a_time(recipe: Recipe) -> None:

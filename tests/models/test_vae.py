@@ -5,17 +5,17 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from vaescale import noise
-from vaescale.likelihoods import LikelihoodConfig
+from vaescale.likelihoods.gaussian import GaussianConfig
 from vaescale.models.posterior import LOG_SIGMA_BOUND, PosteriorConfig, diagonal, gaussian_kl
 from vaescale.models.vae import VAE, to_unit
-from vaescale.networks import NetworkConfig
+from vaescale.networks.conv import ConvConfig
 
 
 @pytest.fixture
 def model() -> VAE:
     torch.manual_seed(0)
-    network = NetworkConfig(latent_dim=3, widths=(8,))
-    return VAE(network, PosteriorConfig(), LikelihoodConfig(sigma=0.3), image_size=4, channels=1).eval()
+    network = ConvConfig(latent_dim=3, widths=(8,))
+    return VAE(network, PosteriorConfig(), GaussianConfig(sigma=0.3), image_size=4, channels=1).eval()
 
 
 @pytest.fixture

@@ -58,6 +58,15 @@ def test_quickstart_end_to_end_and_again(tmp_path: Path) -> None:
         k: v for k, v in result.items() if k != "seconds"
     }
 
+    # What another command left in its place is not taken for the quickstart's own.
+    mixture = json.loads((run / "gmm" / "mixture.json").read_text())
+    (run / "gmm" / "mixture.json").write_text(json.dumps(mixture | {"components": 2}))
+    (run / "figures" / "reconstructions.png").unlink()
+    mended, words = quickstart()
+    assert words.count("there already") == 2, "the shards and the training"
+    assert mended["gmm"]["components"] == 10
+    assert len(mended["figures"]) == 3
+
 
 def test_elsewhere_it_says_where_to_go(vaescale, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

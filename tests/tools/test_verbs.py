@@ -62,7 +62,8 @@ def test_evaluate_takes_a_split_and_weights(vaescale, run: Path) -> None:
     outcome = vaescale("evaluate", run, "--split", "train", "--weights", "raw", "--json")
     assert outcome.json["metrics"]["images"] == 1437
     assert outcome.json["weights"] == "raw"
-    assert (run / "evaluation" / "train.json").is_file()
+    assert [path.name for path in (run / "evaluation").iterdir()] == ["train-raw.json"]
+    assert (run / "figures" / "reconstructions-train-raw.png").is_file()
 
 
 def test_fit_gmm_saves_a_mixture_of_the_latents(vaescale, run: Path) -> None:
@@ -96,6 +97,7 @@ def test_sample_draws_with_and_without_a_mixture(vaescale, run: Path) -> None:
     (run / "gmm" / "mixture.safetensors").write_bytes(b"")
     refused(vaescale("sample", run), 2, "is damaged")
     refused(vaescale("sample", run, "--count", 0), 2, "--count (=0)")
+    refused(vaescale("sample", run, "--seed", -1), 2, "--seed (=-1)")
 
 
 def test_open_run_gives_the_trained_weights(run: Path) -> None:

@@ -37,7 +37,7 @@ def one_step(recipe: Recipe, parts: int, **options):
 
 
 def test_accumulation_gives_the_same_gradient_at_a_fixed_sigma(recipe_content) -> None:
-    recipe = Recipe.model_validate(recipe_content | {"likelihood": {"sigma": 0.5}})
+    recipe = Recipe.model_validate(recipe_content | {"likelihood": {"kind": "gaussian", "sigma": 0.5}})
     _, whole, expected = one_step(recipe, 1)
     for parts in (2, 3, 4):
         model, result, gradients = one_step(recipe, parts)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from vaescale.errors import UserError
@@ -73,10 +74,8 @@ def standard_normal_log_density(z: Tensor) -> Tensor:
 def save(mixture: Mixture, folder: Path, details: dict[str, object]) -> None:
     """Write mixture.safetensors and mixture.json to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.contiguous() for name, value in mixture._asdict().items()},
-        folder / "mixture.safetensors",
-    )
+    tensors = to_bytes({name: value.contiguous() for name, value in mixture._asdict().items()})
+    (folder / "mixture.safetensors").write_bytes(tensors)
     (folder / "mixture.json").write_text(json.dumps({**FORMAT, **details}, indent=1) + "\n")
 
 

@@ -123,13 +123,19 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
 def read_index(folder: Path) -> ShardIndex:
     """The index of a folder of shards. Raises DataError when it is missing, foreign or unsafe."""
     path = folder / INDEX
-    if not folder.is_dir():
+    if not folder.exists():
         raise DataError(
-            f"data folder {folder} does not exist; write it with `vaescale make-shards SOURCE {folder}`"
+            f"data folder {folder} does not exist in {Path.cwd()}; `vaescale make-shards SOURCE OUT` writes OUT/train "
+            f"and OUT/val"
         )
+    if not folder.is_dir():
+        raise DataError(f"data folder {folder} is a file; name the folder that holds its {INDEX}")
     if not path.is_file():
+        if inner := sorted(str(other.parent) for other in folder.glob(f"*/{INDEX}")):
+            raise DataError(f"{folder} holds no shards itself; did you mean {' or '.join(inner)}?")
         raise DataError(
-            f"{folder} has no {INDEX}; write the shards again with `vaescale make-shards SOURCE {folder}`"
+            f"{folder} has no {INDEX}; write the shards with `vaescale make-shards SOURCE OUT` (tars made by others "
+            f"cannot be read yet)"
         )
     try:
         content = _IndexFile.model_validate_json(path.read_bytes(), strict=True)

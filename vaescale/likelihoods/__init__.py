@@ -11,7 +11,15 @@ The contract, an nn.Module inside the model:
     sigma                                 the noise level that evaluation uses, float64 [], or None
 """
 
+from typing import TYPE_CHECKING
+
+from vaescale.config import one_of
 from vaescale.likelihoods.gaussian import Gaussian, GaussianConfig
 
-LikelihoodConfig = GaussianConfig
-LIKELIHOODS = {"gaussian": Gaussian}
+# kind -> (its recipe section, its module)
+LIKELIHOODS = {"gaussian": (GaussianConfig, Gaussian)}
+
+if TYPE_CHECKING:
+    LikelihoodConfig = GaussianConfig  # any of them: what all share is `kind`
+else:
+    LikelihoodConfig = one_of(config for config, _ in LIKELIHOODS.values())

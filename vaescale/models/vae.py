@@ -42,8 +42,8 @@ class VAE(nn.Module):
         self.latent_dim = network.latent_dim
         self.image_shape = (channels, image_size, image_size)
         self._posterior = POSTERIORS[posterior.kind]
-        self.likelihood = LIKELIHOODS[likelihood.kind](likelihood)
-        self.network = NETWORKS[network.kind](
+        self.likelihood = LIKELIHOODS[likelihood.kind][1](likelihood)
+        self.network = NETWORKS[network.kind][1](
             network,
             image_size=image_size,
             channels=channels,

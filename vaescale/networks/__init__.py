@@ -6,7 +6,15 @@ The contract, an nn.Module built from (config, image_size, channels, out_channel
     decode(z) -> [B, out_channels, H, W]             z [B, latent_dim]; raw parameters of the likelihood
 """
 
+from typing import TYPE_CHECKING
+
+from vaescale.config import one_of
 from vaescale.networks.conv import ConvConfig, ConvNetwork
 
-NetworkConfig = ConvConfig
-NETWORKS = {"conv": ConvNetwork}
+# kind -> (its recipe section, its module)
+NETWORKS = {"conv": (ConvConfig, ConvNetwork)}
+
+if TYPE_CHECKING:
+    NetworkConfig = ConvConfig  # any of them: what all share is `kind` and `latent_dim`
+else:
+    NetworkConfig = one_of(config for config, _ in NETWORKS.values())

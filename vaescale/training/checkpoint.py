@@ -115,6 +115,8 @@ def verify(path: Path) -> str | None:
             path.name.removeprefix("step-")
         ):
             return f"it holds step {step}"
+    except FileNotFoundError as error:
+        return f"{os.path.basename(error.filename)} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None

@@ -107,7 +107,7 @@ def _locked_file(path: Path) -> IO[str]:
             holder = file.read()
             file.close()
             raise UserError(
-                f"another process trains in {path.parent} ({holder}); wait for it or choose another run_dir"
+                f"another process trains in {path.parent} ({holder}); wait for it or choose another name or run_dir"
             ) from None
         except OSError as error:
             say(

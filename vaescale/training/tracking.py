@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vaescale.config import Config
 from vaescale.console import say
@@ -21,6 +21,7 @@ from vaescale.training import folder as run_folder
 
 STATE = "mlflow.json"
 SQLITE = "sqlite:///"
+STORES = (SQLITE, "http://", "https://", "postgresql", "mysql", "mssql", "databricks")
 BATCH_METRICS = 1000  # MLflow's limits for one request
 BATCH_PARAMS = 100
 PARAM_CHARACTERS = 6000
@@ -32,6 +33,16 @@ class TrackingConfig(Config):
     """Where runs are compared."""
 
     mlflow: str | None = Field(default="sqlite:///runs/mlflow.db", description="tracking URI; null for none")
+
+    @field_validator("mlflow")
+    @classmethod
+    def _is_a_store(cls, uri: str | None) -> str | None:
+        if uri is not None and not uri.startswith(STORES):
+            raise ValueError(
+                f"(={uri}) is no MLflow store; it begins with one of {', '.join(STORES)}, or is null"
+            )
+        return uri
+
     experiment: str = "vaescale"
 
 

@@ -71,7 +71,8 @@ class Recipe(Config):
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read, interpolate, override and validate. Raises UserError with one sentence for the first fault."""
     if not path.is_file():
-        raise UserError(f"recipe {path} does not exist; see `ls recipes/*/*.yaml`")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"recipe {path} {what}; see `ls recipes/*/*.yaml`")
     for override in overrides or []:
         key, equals, _ = override.partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):

@@ -28,6 +28,16 @@ class Outcome(NamedTuple):
     def json(self) -> Any:
         return json.loads(self.out)
 
+    def assert_refused(self, code: int, *words: str) -> None:
+        """One sentence on stderr with all the words, nothing on stdout, no traceback."""
+        assert self.code == code, self.err
+        assert self.out == ""
+        assert "Traceback" not in self.err
+        last = self.err.strip().splitlines()[-1]
+        assert last.startswith("vaescale "), last
+        for word in words:
+            assert word in last
+
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -154,31 +154,21 @@ def test_bf16_stays_close_to_fp32(vaescale, recipe_file, recipe_content, tmp_pat
         assert b["train/sigma"] == pytest.approx(a["train/sigma"], rel=0.02)
 
 
-def _refused(outcome, code: int, *words: str) -> None:
-    assert outcome.code == code, outcome.err
-    assert outcome.out == ""
-    last = outcome.err.strip().splitlines()[-1]
-    assert last.startswith("vaescale train: ")
-    assert "Traceback" not in outcome.err
-    for word in words:
-        assert word in last
-
-
 def test_another_recipe_s_folder_is_refused(vaescale, recipe_file, recipe_content) -> None:
     path = recipe_file(recipe_content)
     assert vaescale("train", path).code == 0
     before = (Path(recipe_content["run_dir"]) / "recipe.yaml").read_text()
     outcome = vaescale("train", path, "optimizer.lr=1e-4", "seed=3")
-    _refused(outcome, 2, "optimizer.lr: 0.002 -> 0.0001", "seed: 0 -> 3", "choose another name")
+    outcome.assert_refused(2, "optimizer.lr: 0.002 -> 0.0001", "seed: 0 -> 3", "choose another name")
     assert (Path(recipe_content["run_dir"]) / "recipe.yaml").read_text() == before
-    _refused(vaescale("train", path, "training.resume=never"), 2, "training.resume is never")
+    vaescale("train", path, "training.resume=never").assert_refused(2, "training.resume is never")
 
 
 def test_a_folder_of_other_files_is_refused(vaescale, recipe_file, recipe_content) -> None:
     run = Path(recipe_content["run_dir"])
     run.mkdir()
     (run / "thesis.tex").write_text("")
-    _refused(vaescale("train", recipe_file(recipe_content)), 2, "holds files but no run")
+    vaescale("train", recipe_file(recipe_content)).assert_refused(2, "holds files but no run")
     assert [path.name for path in run.iterdir()] == ["thesis.tex"]
 
 
@@ -188,21 +178,20 @@ def test_other_data_is_refused(vaescale, recipe_file, recipe_content, tmp_path, 
     assert vaescale("train", recipe_file(recipe_content)).code == 0
     write_shards(make_samples(1437), tmp_path / "other")
     outcome = vaescale("train", recipe_file(recipe_content), f"data.train={tmp_path / 'other'}")
-    _refused(outcome, 3, "was made with other data")
+    outcome.assert_refused(3, "was made with other data")
 
 
 def test_missing_data_and_indivisible_batches_are_refused(vaescale, recipe_file, recipe_content) -> None:
     path = recipe_file(recipe_content)
-    _refused(
-        vaescale("train", path, "data.train=/nowhere"),
+    vaescale("train", path, "data.train=/nowhere").assert_refused(
         3,
         "data folder /nowhere does not exist",
         "make-shards",
     )
-    _refused(vaescale("train", path, "training.accumulation=3"), 2, "data.global_batch (=64)", "use 63")
-    _refused(vaescale("train", path, "data.global_batch=5000"), 3, "exceeds the 1437 training samples")
-    _refused(vaescale("train", path, "data.image_size=6"), 2, "cannot be halved 2 times", "use 4 or 8")
-    _refused(vaescale("train", path, "--processes", "2"), 2, "2 processes were asked for and 1 came")
+    vaescale("train", path, "training.accumulation=3").assert_refused(2, "data.global_batch (=64)", "use 63")
+    vaescale("train", path, "data.global_batch=5000").assert_refused(3, "exceeds the 1437 training samples")
+    vaescale("train", path, "data.image_size=6").assert_refused(2, "cannot be halved 2 times", "use 4 or 8")
+    vaescale("train", path, "--processes", "2").assert_refused(2, "2 processes were asked for and 1 came")
     assert not Path(recipe_content["run_dir"]).exists()
 
 
@@ -212,8 +201,8 @@ def test_a_held_lock_is_refused_and_a_dead_one_taken(vaescale, recipe_file, reci
     run = Path(recipe_content["run_dir"])
     run.mkdir()
     with locked(run):
-        _refused(
-            vaescale("train", recipe_file(recipe_content)), 2, "another process trains in", str(os.getpid())
+        vaescale("train", recipe_file(recipe_content)).assert_refused(
+            2, "another process trains in", str(os.getpid())
         )
     assert not (run / "lock").exists()
     (run / "lock").write_text("")  # of a process that was killed before it wrote its name
@@ -250,7 +239,7 @@ def test_checkpoints_of_another_order_are_refused(vaescale, recipe_file, recipe_
     }
     (folder / "state.json").write_text(state)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    _refused(vaescale("train", path), 2, "has another plan_hash")
+    vaescale("train", path).assert_refused(2, "has another plan_hash")
 
 
 def test_training_without_an_average_evaluates_as_evaluate_does(
@@ -275,22 +264,22 @@ def test_damaged_images_stop_with_one_sentence(
             *("train", recipe_file(recipe_content), f"data.train={data}", f"data.cache={cache}"),
             *(f"data.workers={workers}", f"run_dir={tmp_path}/{cache}{workers}"),
         )
-        _refused(outcome, 3, "in shard-000001.tar at byte", "does not decode")
+        outcome.assert_refused(3, "in shard-000001.tar at byte", "does not decode")
 
 
 def test_files_in_the_way_are_named(vaescale, recipe_file, recipe_content, tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    _refused(
-        vaescale("train", recipe_file(recipe_content), f"run_dir={tmp_path}/file"), 2, f"{tmp_path}/file"
+    vaescale("train", recipe_file(recipe_content), f"run_dir={tmp_path}/file").assert_refused(
+        2, f"{tmp_path}/file"
     )
     assert vaescale("train", recipe_file(recipe_content)).code == 0
     (Path(recipe_content["run_dir"]) / "run.json").write_text("")
-    _refused(vaescale("train", recipe_file(recipe_content)), 2, "run.json is damaged")
+    vaescale("train", recipe_file(recipe_content)).assert_refused(2, "run.json is damaged")
 
 
 def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(vaescale, recipe_file, recipe_content) -> None:
     outcome = vaescale("train", recipe_file(recipe_content), "optimizer.lr=1e30")
-    _refused(outcome, 4, "lower optimizer.lr")
+    outcome.assert_refused(4, "lower optimizer.lr")
     assert not list(Path(recipe_content["run_dir"]).glob("checkpoints/step-*"))
 
 

@@ -49,16 +49,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "protocol": PROTOCOL,
         "metrics": metrics,
     }
-    suffix = ("-train" if arguments.split == "train" else "") + ("-raw" if arguments.weights == "raw" else "")
-    write_json(
-        opened.folder / "evaluation" / f"{arguments.split}{suffix.removeprefix('-train')}.json", result
-    )
+    name = arguments.split + ("-raw" if arguments.weights == "raw" else "")
+    write_json(opened.folder / "evaluation" / f"{name}.json", result)
     with torch.no_grad():
         originals = to_unit(next(in_order(reader)).images[:24].to(next(opened.model.parameters()).device))
         mu, _ = opened.model.encode(originals)
         means = opened.model.likelihood.mean(opened.model.decode(mu))
     title = f"{opened.recipe.name}, step {opened.step}, {opened.weights} weights: {arguments.split} images, decoded means"
-    path = opened.folder / "figures" / f"reconstructions{suffix}.png"
+    path = (
+        opened.folder
+        / "figures"
+        / ("reconstructions.png" if name == "val" else f"reconstructions-{name}.png")
+    )
     figures.reconstructions(path, originals.cpu().numpy(), means.cpu().numpy(), title=title)
     push(opened.folder, opened.recipe.tracking)
     return {**result, "figure": str(path)}

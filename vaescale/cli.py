@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
+from vaescale.errors import UserError
+
 VERBS = {
     "doctor": "print versions, devices, how processes were launched, and what is missing",
     "make-shards": "write a data set as WebDataset shards with an index",
@@ -86,8 +88,6 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
-    from vaescale.errors import UserError
-
     try:
         if _processes() > 1 and verb not in DISTRIBUTED:
             raise UserError("runs on one process for now; call it without `accelerate launch`")

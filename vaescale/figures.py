@@ -1,5 +1,6 @@
 """Arrays to PNG files, without a display. Legend: images [N, C, H, W] in [0, 1], N read row by row."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vaescale.files import write_whole
 
 Images = NDArray[np.float32]
 CELL_INCHES = 0.62
@@ -125,7 +128,6 @@ def _montage(images: Images, columns: int, gap: int = 1) -> Images:
 
 def _finish(figure: Any, path: Path, title: str) -> None:
     figure.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", metadata={"Software": None})
-    temporary.replace(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_whole(path, picture.getvalue())

@@ -125,8 +125,9 @@ def _sentence(error: ValidationError, content: Any, root: type[BaseModel] = Reci
         missing = ".".join(map(str, [*place, fault["loc"][-1]]))
         return f"{missing} is missing; add it to the recipe or as {missing}=VALUE"
     if kind == "value_error":
-        words = str(fault["ctx"]["error"])
-        return f"{'.'.join(map(str, place))}{' ' if words.startswith('(') else '.' if place else ''}{words}"
+        # Of a whole section the message itself names the key.
+        is_section, words = isinstance(value, dict), fault["ctx"]["error"]
+        return ".".join([*map(str, place), str(words)]) if is_section else f"{key} is {value!r}; {words}"
     if kind in ("literal_error", "union_tag_invalid"):
         is_tag = kind == "union_tag_invalid"
         key, value = (f"{key}.kind", fault["ctx"]["tag"]) if is_tag else (key, value)
@@ -157,12 +158,13 @@ def _known_keys(root: type[BaseModel], content: Any, parents: list[Any]) -> list
         annotation = section.model_fields[part].annotation
         kinds = get_args(annotation) or (annotation,)
         named = content.get("kind") if isinstance(content, dict) else None
-        section = (
-            next((kind for kind in kinds if kind.model_fields["kind"].default == named), kinds[0])
-            if named
-            else kinds[0]
-        )
+        section = next((kind for kind in kinds if _kind(kind) == named), kinds[0])
     return list(section.model_fields)
+
+
+def _kind(section: type[BaseModel]) -> str | None:
+    field = section.model_fields.get("kind")
+    return None if field is None else field.default
 
 
 def _names(content: Any) -> set[str]:

@@ -22,6 +22,7 @@ from vaescale.data.reader import open_reader, training_batches
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import evaluate
 from vaescale.figures import training_curves
+from vaescale.files import write_whole
 from vaescale.recipe import Recipe, differences, load_recipe
 from vaescale.run import build_model, in_order
 from vaescale.training import checkpoint
@@ -91,12 +92,12 @@ class Session:
                 self._refuse_foreign_folder()
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(run_folder.locked(self.folder))
-                run_folder.write_text(self.folder / run_folder.RECIPE, self.recipe.to_yaml())
+                write_whole(self.folder / run_folder.RECIPE, self.recipe.to_yaml().encode())
                 run_folder.mend_metrics(self.folder)
 
             comm.on_main(claim)
-            self._found = comm.on_main(lambda: checkpoint.newest(self.folder / "checkpoints"))
-            start = comm.together(self._restore)
+            found = comm.on_main(lambda: checkpoint.newest(self.folder / "checkpoints"))
+            start = comm.together(lambda: self._restore(found))
             if start < self.recipe.training.steps:
                 self._train(start)
             elif comm.is_main():
@@ -117,11 +118,11 @@ class Session:
             accumulation=recipe.training.accumulation,
             workers=recipe.data.workers,
         )
-        if comm.is_main():
-            run_folder.write_json(self.folder / run_folder.TAGS, self._tags)
         steps, shown = recipe.training.steps, comm.is_main()
+        if shown:
+            run_folder.write_json(self.folder / run_folder.TAGS, self._tags)
         self._progress = Progress(f"train {recipe.name}", steps, start=start, shown=shown)
-        with Drain(self.folder, recipe.tracking, shown=comm.is_main()), self._progress, alone_with_its_data():
+        with Drain(self.folder, recipe.tracking, shown=shown), self._progress, alone_with_its_data():
             train(
                 self.accelerator,
                 Trainee(prepared, optimizer, self.model, self.ema),
@@ -179,9 +180,8 @@ class Session:
         keep = self.recipe.training.keep_checkpoints
         checkpoint.write(self.folder / "checkpoints", step, tensors, self._tags, keep=keep)
 
-    def _restore(self) -> int:
-        """Load the checkpoint found into the parts, on every rank. Returns the steps done."""
-        found = self._found
+    def _restore(self, found: checkpoint.Checkpoint | None) -> int:
+        """Load a checkpoint into the parts, on every rank. Returns the steps done."""
         if found is None:
             return 0
         for name in ("recipe_hash", "plan_hash", "data_hash"):
@@ -209,8 +209,8 @@ class Session:
             return
         if changed := differences(load_recipe(path).identity(), self.recipe.identity()):
             raise UserError(
-                f"run_dir {self.folder} holds a run of another recipe ({'; '.join(changed)}); choose another name or run_dir "
-                f"or delete that folder"
+                f"run_dir {self.folder} holds a run of another recipe ({'; '.join(changed)}); "
+                f"choose another name or run_dir, or delete that folder"
             )
         if self.recipe.training.resume == "never":
             raise UserError(

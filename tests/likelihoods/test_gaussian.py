@@ -23,6 +23,15 @@ def everything(x: torch.Tensor) -> torch.Tensor:
     return torch.ones(len(x), dtype=torch.bool)
 
 
+def after_one_step(batch: tuple[torch.Tensor, torch.Tensor]) -> Gaussian:
+    """An optimal-sigma likelihood in training mode that has seen the batch."""
+    likelihood = Gaussian(GaussianConfig()).train()
+    x, params = batch
+    likelihood.log_prob(x, params, everything(x))
+    likelihood.end_step()
+    return likelihood
+
+
 def reference(x: torch.Tensor, params: torch.Tensor, sigma: float) -> torch.Tensor:
     return Normal(torch.sigmoid(params.double()), sigma).log_prob(x.double()).flatten(1).sum(1)
 
@@ -119,9 +128,7 @@ def test_micro_batches_are_pooled_into_one_update(batch) -> None:
 
 def test_evaluation_uses_the_running_sigma_and_leaves_it(batch) -> None:
     x, params = batch
-    likelihood = Gaussian(GaussianConfig()).train()
-    likelihood.log_prob(x, params, everything(x))
-    likelihood.end_step()
+    likelihood = after_one_step(batch)
     before = likelihood.running.clone()
     likelihood.eval()
     other = x.flip(0)
@@ -148,9 +155,7 @@ def test_the_floor_keeps_log_sigma_finite_and_distorts_nothing_above() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_non_finite_errors_never_enter_the_state(batch, bad: float) -> None:
     x, params = batch
-    likelihood = Gaussian(GaussianConfig()).train()
-    likelihood.log_prob(x, params, everything(x))
-    likelihood.end_step()
+    likelihood = after_one_step(batch)
     before = likelihood.running.clone()
     likelihood.log_prob(x + bad, params, everything(x))
     likelihood.end_step()
@@ -178,10 +183,7 @@ def test_bf16_parameters_are_reduced_in_float32(batch) -> None:
 
 @pytest.mark.parametrize("cast", ["bfloat16", "half", "float"])
 def test_the_state_stays_float64_when_the_model_is_cast(batch, cast: str) -> None:
-    x, params = batch
-    likelihood = Gaussian(GaussianConfig()).train()
-    likelihood.log_prob(x, params, everything(x))
-    likelihood.end_step()
+    likelihood = after_one_step(batch)
     before = likelihood.running.clone()
     getattr(likelihood, cast)()
     assert likelihood.running.dtype == torch.float64

@@ -18,15 +18,6 @@ def run(vaescale, recipe_file, recipe_content) -> Path:
     return Path(recipe_content["run_dir"])
 
 
-def refused(outcome, code: int, *words: str) -> None:
-    assert outcome.code == code
-    assert outcome.out == ""
-    assert "Traceback" not in outcome.err
-    last = outcome.err.strip().splitlines()[-1]
-    for word in words:
-        assert word in last
-
-
 def test_make_shards_writes_once(vaescale, tmp_path: Path) -> None:
     first = vaescale("make-shards", "digits", tmp_path / "digits", "--json")
     assert {split: part["samples"] for split, part in first.json.items()} == {"train": 1437, "val": 360}
@@ -40,9 +31,9 @@ def test_make_shards_writes_once(vaescale, tmp_path: Path) -> None:
 
 
 def test_make_shards_refuses_what_it_does_not_know(vaescale, tmp_path: Path) -> None:
-    refused(vaescale("make-shards", "celebahq", tmp_path), 2, "'celebahq' is unknown", "digits")
-    refused(
-        vaescale("make-shards", "digits", tmp_path, "--samples-per-shard", 0), 2, "(=0) must be at least 1"
+    vaescale("make-shards", "celebahq", tmp_path).assert_refused(2, "'celebahq' is unknown", "digits")
+    vaescale("make-shards", "digits", tmp_path, "--samples-per-shard", 0).assert_refused(
+        2, "(=0) must be at least 1"
     )
 
 
@@ -80,9 +71,9 @@ def test_fit_gmm_saves_a_mixture_of_the_latents(vaescale, run: Path) -> None:
 
 
 def test_fit_gmm_refuses_what_cannot_be_fitted(vaescale, run: Path) -> None:
-    refused(vaescale("fit-gmm", run, "--components", 0), 2, "--components (=0)")
-    refused(vaescale("fit-gmm", run, "--components", 99999), 2, "lower --components")
-    refused(vaescale("fit-gmm", run, "--seed", -1), 2, "--seed (=-1)")
+    vaescale("fit-gmm", run, "--components", 0).assert_refused(2, "--components (=0)")
+    vaescale("fit-gmm", run, "--components", 99999).assert_refused(2, "lower --components")
+    vaescale("fit-gmm", run, "--seed", -1).assert_refused(2, "--seed (=-1)")
 
 
 def test_sample_draws_with_and_without_a_mixture(vaescale, run: Path) -> None:
@@ -95,9 +86,9 @@ def test_sample_draws_with_and_without_a_mixture(vaescale, run: Path) -> None:
     assert outcome.json["priors"] == ["prior", "mixture"]
     assert (run / "figures" / "samples.png").stat().st_size > small
     (run / "gmm" / "mixture.safetensors").write_bytes(b"")
-    refused(vaescale("sample", run), 2, "is damaged")
-    refused(vaescale("sample", run, "--count", 0), 2, "--count (=0)")
-    refused(vaescale("sample", run, "--seed", -1), 2, "--seed (=-1)")
+    vaescale("sample", run).assert_refused(2, "is damaged")
+    vaescale("sample", run, "--count", 0).assert_refused(2, "--count (=0)")
+    vaescale("sample", run, "--seed", -1).assert_refused(2, "--seed (=-1)")
 
 
 def test_open_run_gives_the_trained_weights(run: Path) -> None:
@@ -110,18 +101,18 @@ def test_open_run_gives_the_trained_weights(run: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["evaluate", "fit-gmm", "sample", "sync"])
 def test_a_folder_that_is_no_run_is_refused(vaescale, tmp_path: Path, verb: str) -> None:
-    refused(vaescale(verb, tmp_path), 2, "is not a run folder")
+    vaescale(verb, tmp_path).assert_refused(2, "is not a run folder")
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "fit-gmm", "sample"])
 def test_a_run_without_a_checkpoint_is_refused(vaescale, run: Path, verb: str) -> None:
     for path in run.glob("checkpoints/*/manifest.json"):
         path.unlink()
-    refused(vaescale(verb, run), 2, "none of the 2 checkpoints")
+    vaescale(verb, run).assert_refused(2, "none of the 2 checkpoints")
 
 
 def test_sync_without_a_store_is_refused(vaescale, run: Path) -> None:
-    refused(vaescale("sync", run), 2, "tracking.mlflow: null")
+    vaescale("sync", run).assert_refused(2, "tracking.mlflow: null")
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow and SQLAlchemy warn of themselves

@@ -130,7 +130,7 @@ def test_a_failed_write_leaves_the_old_ones(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write_synced", full)
+    monkeypatch.setattr(checkpoint, "write_synced", full)
     with pytest.raises(OSError, match="No space"):
         save(tmp_path, 2, keep=1)
     assert newest(tmp_path).step == 1

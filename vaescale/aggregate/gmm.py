@@ -17,6 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from vaescale.errors import UserError
+from vaescale.files import write_whole
 
 FORMAT = {"format": "vaescale-gmm", "version": 1, "covariance": "full"}
 
@@ -73,10 +74,9 @@ def standard_normal_log_density(z: Tensor) -> Tensor:
 
 def save(mixture: Mixture, folder: Path, details: dict[str, object]) -> None:
     """Write mixture.safetensors and mixture.json to `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = to_bytes({name: value.contiguous() for name, value in mixture._asdict().items()})
-    (folder / "mixture.safetensors").write_bytes(tensors)
-    (folder / "mixture.json").write_text(json.dumps({**FORMAT, **details}, indent=1) + "\n")
+    write_whole(folder / "mixture.safetensors", tensors)
+    write_whole(folder / "mixture.json", (json.dumps({**FORMAT, **details}, indent=1) + "\n").encode())
 
 
 def load(folder: Path) -> Mixture:

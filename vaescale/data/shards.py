@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError
 
 from vaescale.config import Config
 from vaescale.errors import DataError
+from vaescale.files import write_whole
 
 INDEX = "index.json"
 FORMAT = {"format": "vaescale-shards", "version": 1}
@@ -93,7 +94,6 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
 
     All images must have one shape. Raises DataError for an image of another shape, or when there is none.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     shards: list[Shard] = []
     shape: tuple[int, ...] | None = None
     classes = 0
@@ -116,7 +116,7 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
         "image": dict(zip(("height", "width", "channels"), index.image, strict=True)),
         "classes": classes,
     }
-    _write_atomically(folder / INDEX, json.dumps(content, indent=1).encode())
+    write_whole(folder / INDEX, json.dumps(content, indent=1).encode())
     return index
 
 
@@ -191,8 +191,8 @@ def _write_shard(samples: list[Sample], path: Path) -> Shard:
     offsets = np.array(list(_members(content)), dtype=np.int64).reshape(-1, 3)
     array = io.BytesIO()
     np.save(array, offsets, allow_pickle=False)
-    _write_atomically(path, content)
-    _write_atomically(path.with_name(_offsets_name(path.name)), array.getvalue())
+    write_whole(path, content)
+    write_whole(path.with_name(_offsets_name(path.name)), array.getvalue())
     return Shard(path.name, len(content), hashlib.sha256(content).hexdigest(), len(samples))
 
 
@@ -216,15 +216,6 @@ def _png(image: NDArray[np.uint8]) -> bytes:
 
 def _offsets_name(tar_name: str) -> str:
     return tar_name.removesuffix(".tar") + ".index.npy"
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
 
 
 def _first_line(error: Exception) -> str:

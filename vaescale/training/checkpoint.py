@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from vaescale.console import say
 from vaescale.errors import UserError
+from vaescale.files import write_synced
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d{9})")
@@ -69,7 +70,7 @@ def write(
     }
     files[MANIFEST] = json.dumps({"version": 1, "files": manifest}, indent=1).encode()
     for name, content in files.items():
-        _write_synced(temporary / name, content)
+        write_synced(temporary / name, content)
     _sync_folder(temporary)
     if final.exists():  # written before this run came back to the same step
         final.rename(folder / f"{final.name}.tmp-old-{os.getpid()}")
@@ -156,13 +157,6 @@ def _delete_surplus(folder: Path, written: Path, keep: int) -> None:
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:

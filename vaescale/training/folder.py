@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from vaescale.console import say
 from vaescale.errors import UserError
+from vaescale.files import write_whole
 
 METRICS = "metrics.jsonl"
 RECIPE = "recipe.yaml"
@@ -50,17 +51,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a small JSON file whole or not at all."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

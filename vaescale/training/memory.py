@@ -46,7 +46,6 @@ def _saved_bytes(model: VAE, *, images: int, precision: str) -> int:
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
     ):
         was_training = model.training
-        terms = model.eval()(batch, stream, mask)
+        model.eval()(batch, stream, mask)
         model.train(was_training)
-    del terms
     return sum(saved.values())

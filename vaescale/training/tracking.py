@@ -38,9 +38,7 @@ class TrackingConfig(Config):
     @classmethod
     def _is_a_store(cls, uri: str | None) -> str | None:
         if uri is not None and not uri.startswith(STORES):
-            raise ValueError(
-                f"(={uri}) is no MLflow store; it begins with one of {', '.join(STORES)}, or is null"
-            )
+            raise ValueError(f"an MLflow store begins with one of {', '.join(STORES)}; null means none")
         return uri
 
     experiment: str = "vaescale"

@@ -6,6 +6,8 @@ DEPENDENCIES = [
     "accelerate>=1.15",
     "datasets>=5.0",
     "einops>=0.8",
+    "filelock>=3.15",
+    "fsspec[http]>=2025.3",
     "matplotlib>=3.9",
     "mlflow>=3.5",
     "numpy>=2.0",
@@ -16,6 +18,7 @@ DEPENDENCIES = [
     "rich>=13.7",
     "safetensors>=0.5",
     "scikit-learn>=1.5",
+    "simplejpeg>=1.8",
     "torch>=2.13",
     "webdataset>=1.0.2",
 ]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from vaescale.data.shards import Sample, write_shards
+from vaescale.data.items import Item
 from vaescale.data.sources import open_source
+from vaescale.data.writing import Making, write_shards
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 ROOT = Path(__file__).parents[1]
@@ -43,8 +44,8 @@ class Outcome(NamedTuple):
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the digits' train and val shards. Read only."""
     folder = tmp_path_factory.mktemp("digits")
-    for split in ("train", "val"):
-        write_shards(open_source("digits", split), folder / split, samples_per_shard=500)
+    for name, split in open_source("digits").splits.items():
+        write_shards(split().items, folder / name, Making(shard_samples=500))
     return folder
 
 
@@ -111,11 +112,11 @@ def vaescale(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def make_samples() -> Callable[..., list[Sample]]:
+def make_items() -> Callable[..., list[Item]]:
     """Random images of one shape, with classes 0 to 2."""
 
-    def make(count: int, *, shape: tuple[int, int, int] = (8, 8, 1), seed: int = 0) -> list[Sample]:
+    def make(count: int, *, shape: tuple[int, int, int] = (8, 8, 1), seed: int = 0) -> list[Item]:
         images = np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
-        return [Sample(f"{number:05d}", image, number % 3) for number, image in enumerate(images)]
+        return [Item(f"{number:05d}", image, number % 3) for number, image in enumerate(images)]
 
     return make

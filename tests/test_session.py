@@ -172,11 +172,11 @@ def test_a_folder_of_other_files_is_refused(vaescale, recipe_file, recipe_conten
     assert [path.name for path in run.iterdir()] == ["thesis.tex"]
 
 
-def test_other_data_is_refused(vaescale, recipe_file, recipe_content, tmp_path, make_samples) -> None:
-    from vaescale.data.shards import write_shards
+def test_other_data_is_refused(vaescale, recipe_file, recipe_content, tmp_path, make_items) -> None:
+    from vaescale.data.writing import write_shards
 
     assert vaescale("train", recipe_file(recipe_content)).code == 0
-    write_shards(make_samples(1437), tmp_path / "other")
+    write_shards(make_items(1437), tmp_path / "other")
     outcome = vaescale("train", recipe_file(recipe_content), f"data.train={tmp_path / 'other'}")
     outcome.assert_refused(3, "was made with other data")
 
@@ -251,20 +251,64 @@ def test_training_without_an_average_evaluates_as_evaluate_does(
     assert {k: v for k, v in during.items() if k != "step"} == after
 
 
-def test_damaged_images_stop_with_one_sentence(
-    vaescale, recipe_file, recipe_content, tmp_path, digits
+def overwrite(folder: Path, shard: str, places: slice) -> int:
+    """Damage images of a shard in the middle. Returns how many."""
+    entries = np.load(folder / f"{shard}.index.npy")[places]
+    with (folder / f"{shard}.tar").open("r+b") as tar:
+        for entry in entries:
+            tar.seek(entry["offset"] + entry["bytes"] // 2)
+            tar.write(b"damaged")
+    return len(entries)
+
+
+CACHE_AND_WORKERS = [("memory", 0), ("none", 0), ("none", 2)]
+
+
+@pytest.mark.parametrize(("cache", "workers"), CACHE_AND_WORKERS)
+def test_a_damaged_shard_stops_with_one_sentence(
+    vaescale, recipe_file, recipe_content, tmp_path, digits, cache, workers
 ) -> None:
     data = shutil.copytree(digits / "train", tmp_path / "damaged")
-    for offset in np.load(data / "shard-000001.index.npy")[:, 0]:
-        with (data / "shard-000001.tar").open("r+b") as tar:
-            tar.seek(offset)
-            tar.write(b"damaged")
-    for cache, workers in (("memory", 0), ("none", 0), ("none", 2)):
-        outcome = vaescale(
-            *("train", recipe_file(recipe_content), f"data.train={data}", f"data.cache={cache}"),
-            *(f"data.workers={workers}", f"run_dir={tmp_path}/{cache}{workers}"),
-        )
-        outcome.assert_refused(3, "in shard-000001.tar at byte", "does not decode")
+    overwrite(data, "shard-000001", slice(None))
+    recipe_content["data"] |= {"train": str(data), "cache": cache, "workers": workers}
+    outcome = vaescale("train", recipe_file(recipe_content))
+    outcome.assert_refused(
+        3, "its bytes are not those that were indexed", "for 100 samples in a row", "verify-shards"
+    )
+
+
+@pytest.mark.parametrize(("cache", "workers"), CACHE_AND_WORKERS)
+def test_a_few_damaged_images_are_counted_and_too_many_stop(
+    vaescale, recipe_file, recipe_content, tmp_path, digits, cache, workers
+) -> None:
+    data = shutil.copytree(digits / "train", tmp_path / "damaged")
+    count = overwrite(data, "shard-000001", slice(0, 300, 60))
+    recipe_content["data"] |= {"train": str(data), "cache": cache, "workers": workers, "max_skipped": 0.01}
+    recipe_content["training"]["steps"] = 22  # an epoch
+    outcome = vaescale("train", recipe_file(recipe_content))
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("skipped (changed)") == count
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    counts = [row.get("data/skipped/changed", 0) for row in rows if "train/mse" in row]
+    assert counts == sorted(counts)
+    assert counts[-1] == count
+    outcome = vaescale(
+        "train", recipe_file(recipe_content), "data.max_skipped=0.002", f"run_dir={tmp_path}/other"
+    )
+    outcome.assert_refused(3, "images could not be used", "data.max_skipped (=0.002)")
+
+
+def test_damaged_held_out_images_are_left_out_and_counted(
+    vaescale, recipe_file, recipe_content, tmp_path, digits
+) -> None:
+    data = shutil.copytree(digits / "val", tmp_path / "damaged")
+    count = overwrite(data, "shard-000000", slice(0, 300, 60))
+    recipe_content["data"]["val"] = str(data)
+    metrics = vaescale("train", recipe_file(recipe_content), "--json").json["val"]
+    assert (metrics["images"], metrics["skipped"]) == (360 - count, count)
+    assert vaescale("evaluate", recipe_content["run_dir"], "--json").json["metrics"]["skipped"] == count
+    overwrite(data, "shard-000000", slice(None))
+    vaescale("evaluate", recipe_content["run_dir"]).assert_refused(3, "none of the 360 images")
 
 
 def test_files_in_the_way_are_named(vaescale, recipe_file, recipe_content, tmp_path) -> None:

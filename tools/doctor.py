@@ -24,7 +24,7 @@ NEEDED = (
         "scikit-learn",
         "matplotlib",
     ),
-    *("pydantic", "omegaconf", "pyyaml", "safetensors", "pillow", "rich"),
+    *("pydantic", "omegaconf", "pyyaml", "safetensors", "pillow", "simplejpeg", "fsspec", "filelock", "rich"),
 )
 OPTIONAL = {"deepspeed": "DeepSpeed ZeRO", "transformers": "accelerate's DeepSpeed path"}
 PROGRAMS = {"g++": "DeepSpeed's operators", "git": "the git revision of runs"}

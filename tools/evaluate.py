@@ -38,7 +38,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     opened = open_run(arguments.run, weights=arguments.weights)
     reader = open_split(opened.recipe, arguments.split)
-    metrics = evaluate(opened.model, in_order(reader), seed=opened.recipe.seed)
+    metrics = evaluate(
+        opened.model, in_order(reader, workers=opened.recipe.data.workers), seed=opened.recipe.seed
+    )
     result = {
         "run": str(opened.folder),
         "split": arguments.split,
@@ -52,7 +54,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     name = arguments.split + ("-raw" if arguments.weights == "raw" else "")
     write_json(opened.folder / "evaluation" / f"{name}.json", result)
     with torch.no_grad():
-        originals = to_unit(next(in_order(reader)).images[:24].to(next(opened.model.parameters()).device))
+        first = next(in_order(reader))
+        originals = to_unit(first.images[first.mask][:24].to(next(opened.model.parameters()).device))
         mu, _ = opened.model.encode(originals)
         means = opened.model.likelihood.mean(opened.model.decode(mu))
     title = f"{opened.recipe.name}, step {opened.step}, {opened.weights} weights: {arguments.split} images, decoded means"

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     train, val = (
         sample_aggregate(
             opened.model,
-            in_order(open_split(opened.recipe, split)),
+            in_order(open_split(opened.recipe, split), workers=opened.recipe.data.workers),
             seed=opened.recipe.seed,
             samples_per_image=arguments.samples_per_image,
         )

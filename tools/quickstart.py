@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
     steps = {
         "shards": Step(
             "Write the digits as WebDataset shards",
-            f"vaescale make-shards digits {data}",
+            f"vaescale make-shards digits {data} --shard-samples 500",
             lambda: all((data / split / "index.json").is_file() for split in ("train", "val")),
         ),
         "train": Step(

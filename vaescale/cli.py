@@ -1,7 +1,7 @@
 """The front door: `vaescale VERB`. Each verb is one file of `tools/`, imported when it is used.
 
 A tool module has `add_arguments(parser)`, `run(arguments) -> dict` and, if its result is more than a table,
-`show(result)`. Words go to stderr; with --json the result is one JSON object on stdout.
+`show(result)`; one that finds faults has `exit_code(result)`. Words go to stderr; with --json the result is one JSON object on stdout.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from vaescale.errors import UserError
 
 VERBS = {
     "doctor": "print versions, devices, how processes were launched, and what is missing",
-    "make-shards": "write a data set as WebDataset shards with an index",
+    "make-shards": "write a data set as WebDataset shards with an index, or index tars made by others",
+    "verify-shards": "check shards against their index and name each fault",
     "train": "train a recipe, or go on where it stopped",
     "evaluate": "evaluate a run on held-out data",
     "fit-gmm": "fit a Gaussian mixture to a run's aggregate posterior",
@@ -29,6 +30,7 @@ VERBS = {
 DISTRIBUTED = ("train", "doctor")  # the verbs that may run on several processes
 EPILOG = """examples:
   vaescale make-shards digits data/digits
+  vaescale make-shards celeba:img_align_celeba data/celeba64 --size 64
   vaescale train recipes/digits/optimal.yaml optimizer.lr=1e-3
   accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train recipes/digits/optimal.yaml
   vaescale evaluate runs/digits-optimal
@@ -94,6 +96,8 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         result = tool.run(options)
         if _speaks():
             _print(tool, result, title=f"vaescale {verb}", as_json=options.json)
+        if hasattr(tool, "exit_code"):
+            return int(tool.exit_code(result))
     except UserError as error:
         if _speaks():
             sys.stderr.write(f"vaescale {verb}: {error}\n")

@@ -5,6 +5,7 @@ returns a wrong sum. Every sum here therefore carries (step, step^2): they agree
 size only if all ranks are at the same one.
 """
 
+import os
 import pickle
 from collections.abc import Callable
 from typing import TypeVar, cast
@@ -32,6 +33,12 @@ def world_size() -> int:
 def rank() -> int:
     """This process's number, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def ranks_on_this_node() -> int:
+    """How many of the processes share this machine's disk, as the launcher says; all of them if it says nothing."""
+    words = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(words) if words.isdecimal() else world_size()
 
 
 def is_main() -> bool:

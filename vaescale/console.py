@@ -35,20 +35,21 @@ class Progress:
                 TimeRemainingColumn(),
             )
             self._bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
-            self._task = self._bar.add_task(name, total=total, completed=start, note="")
+            self._task = self._bar.add_task(name, total=total or None, completed=start, note="")
 
-    def update(self, done: int, note: str = "") -> None:
-        """Show that `done` of the total are done. An empty note leaves the one before."""
+    def update(self, done: int, note: str = "", *, total: int | None = None) -> None:
+        """Show that `done` of the total are done. An empty note leaves the one before; a total of 0 is not known."""
+        self._total = self._total if total is None else total
         if self._bar is not None:
             self._note = note or self._note
-            self._bar.update(self._task, completed=done, note=self._note)
+            self._bar.update(self._task, completed=done, note=self._note, total=self._total or None)
         elif (
             self._shown
             and note
-            and (done >= self._total or time.monotonic() - self._spoke > LINE_EVERY_SECONDS)
+            and (done >= self._total > 0 or time.monotonic() - self._spoke > LINE_EVERY_SECONDS)
         ):
             self._spoke = time.monotonic()
-            say(f"{self._name} {done}/{self._total}  {note}")
+            say(f"{self._name} {done}/{self._total or '?'}  {note}")
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:

@@ -27,7 +27,10 @@ from vaescale.training.tracking import TrackingConfig
 OPERATIONAL = {
     "name": True,
     "run_dir": True,
-    "data": {"train", "val", "cache", "workers"},
+    "data": {
+        *("train", "val", "cache", "workers"),
+        *("max_skipped", "cache_dir", "cache_bytes", "retry_seconds"),
+    },
     "training": {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "resume"},
     "tracking": True,
 }

@@ -7,12 +7,14 @@ from typing import Literal, NamedTuple
 import torch
 
 from vaescale import comm
-from vaescale.data.reader import Batch, ShardReader, evaluation_batches, open_reader
+from vaescale.data.batch import Batch
+from vaescale.data.reader import ShardReader, evaluation_batches, open_reader
 from vaescale.errors import UserError
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.training import checkpoint
 from vaescale.training import folder as run_folder
+from vaescale.training.skips import tell
 
 EVALUATION_BATCH = 500
 
@@ -62,9 +64,15 @@ def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
     return Run(folder, recipe, model.eval().to(device), found.step, "ema" if taken == "ema" else "raw")
 
 
-def in_order(reader: ShardReader) -> Iterator[Batch]:
-    """All images in order, this rank's share of each batch."""
-    return evaluation_batches(reader, batch=EVALUATION_BATCH, rank=comm.rank(), world_size=comm.world_size())
+def in_order(reader: ShardReader, *, workers: int = 0) -> Iterator[Batch]:
+    """All images in order, this rank's share of each batch. What cannot be used is told, and masked."""
+    told: set[int] = set()
+    rank, world_size = comm.rank(), comm.world_size()
+    for batch in evaluation_batches(
+        reader, batch=EVALUATION_BATCH, rank=rank, world_size=world_size, workers=workers
+    ):
+        tell(batch.faults, told)
+        yield batch
 
 
 def open_split(recipe: Recipe, split: Literal["train", "val"]) -> ShardReader:

@@ -11,14 +11,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 import vaescale
 from vaescale import comm
 from vaescale.console import Progress, say
 from vaescale.data.plan import Plan, rank_slots
-from vaescale.data.reader import open_reader, training_batches
+from vaescale.data.reader import open_reader, refuse_small_cache, training_batches
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import evaluate
 from vaescale.figures import training_curves
@@ -31,6 +30,7 @@ from vaescale.training.ema import Ema
 from vaescale.training.loop import Trainee, Watchers, train
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
+from vaescale.training.skips import Skips
 from vaescale.training.tracking import Drain, push
 
 if TYPE_CHECKING:
@@ -52,8 +52,12 @@ class Session:
         self.model = build_model(recipe).to(accelerator.device)
         self.train_reader = open_reader(recipe.data.train, recipe.data)
         self.val_reader = open_reader(recipe.data.val, recipe.data)
-        shard_samples = np.array([shard.samples for shard in self.train_reader.index.shards])
-        self.plan = Plan(shard_samples, recipe.data.global_batch, recipe.seed)
+        shard_samples = self.train_reader.index.shards.samples
+        self.plan = Plan(shard_samples, recipe.data.global_batch, recipe.seed, recipe.data.shuffle_block)
+        refuse_small_cache(self.train_reader, self.plan, recipe.data)
+        self._skips = Skips(
+            epoch_images=len(self.train_reader), most=recipe.data.max_skipped, device=accelerator.device
+        )
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.ema = Ema(self.model, recipe.training.ema_decay) if recipe.training.ema_decay else None
 
@@ -117,6 +121,7 @@ class Session:
             world_size=world_size,
             accumulation=recipe.training.accumulation,
             workers=recipe.data.workers,
+            flip=recipe.data.flip,
         )
         steps, shown = recipe.training.steps, comm.is_main()
         if shown:
@@ -126,7 +131,7 @@ class Session:
             train(
                 self.accelerator,
                 Trainee(prepared, optimizer, self.model, self.ema),
-                batches,
+                self._skips.counting(batches),
                 Watchers(self._log, self._evaluate, self._checkpoint),
                 config=recipe.training,
                 optimizer_config=recipe.optimizer,
@@ -153,6 +158,7 @@ class Session:
         push(self.folder, self.recipe.tracking, status="FINISHED")
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
+        metrics |= self._skips.metrics()
         if not comm.is_main():
             return
         run_folder.append_metrics(self.folder, step, metrics)
@@ -162,7 +168,8 @@ class Session:
 
     def _evaluate(self, step: int) -> None:
         model = self.model if self.ema is None else self.ema.model
-        metrics = evaluate(model, in_order(self.val_reader), seed=self.recipe.seed)
+        batches = in_order(self.val_reader, workers=self.recipe.data.workers)
+        metrics = evaluate(model, batches, seed=self.recipe.seed)
         if comm.is_main():
             run_folder.append_metrics(
                 self.folder, step, {f"val/{name}": value for name, value in metrics.items()}

@@ -133,3 +133,63 @@ def test_the_hash_names_the_order() -> None:
     hashes = {Plan(np.array(shards), batch, seed).hash for shards, batch, seed in cases}
     assert len(hashes) == 5
     assert Plan(np.array([5, 5]), 5, 0).hash in hashes
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shards=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    cuts=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 6, 8]), st.integers(1, 5)), min_size=1, max_size=6),
+    block=st.sampled_from([1, 10, 1000]),
+)
+def test_ranks_that_come_and_go_see_every_sample_once_an_epoch(shards, cuts, block) -> None:
+    """Each start continues at the step where the one before stopped, with another number of ranks."""
+    if sum(shards) < 24:
+        shards = [*shards, 24]
+    plan = Plan(np.array(shards), 24, 5, block)
+    step, visited = 0, []
+    for world_size, steps in cuts:
+        for step_now in range(step, step + steps):
+            parts = [
+                plan.samples(step_now, rank_slots(24, rank=rank, world_size=world_size, accumulation=1)[0])
+                for rank in range(world_size)
+            ]
+            assert len({len(part) for part in parts}) == 1
+            visited.append(np.concatenate(parts))
+        step += steps
+    assert all(np.array_equal(part, plan.samples(number)) for number, part in enumerate(visited))
+    for epoch in range(step // plan.steps_per_epoch):
+        whole = np.concatenate(visited[epoch * plan.steps_per_epoch : (epoch + 1) * plan.steps_per_epoch])
+        assert len(set(whole.tolist())) == len(whole)
+
+
+def class_runs(plan: Plan, classes: np.ndarray) -> float:
+    """Runs of equal class in an epoch's order, over what a true permutation has on average."""
+    order = np.concatenate([plan.samples(step) for step in range(plan.steps_per_epoch)])
+    labels = classes[order]
+    runs = 1 + np.count_nonzero(labels[1:] != labels[:-1])
+    shares = np.bincount(labels) / len(labels)
+    return float(runs / (1 + (len(labels) - 1) * (1 - (shares**2).sum())))
+
+
+def neighbours(plan: Plan) -> float:
+    """How often samples that were written side by side come within one batch, over a true permutation's share."""
+    count = plan.num_samples
+    near = [
+        np.count_nonzero(np.diff(np.sort(plan.samples(step))) == 1) for step in range(plan.steps_per_epoch)
+    ]
+    return float(np.mean(near) / ((plan.global_batch - 1) * plan.global_batch / count))
+
+
+def test_shuffling_is_as_good_as_its_block() -> None:
+    """20 classes written one after the other: the worst order to shuffle in blocks."""
+    shards = np.full(200, 50)
+    classes = np.repeat(np.arange(20), 500)
+    runs, near = {}, {}
+    for block in (1, 500, 2500, 10_000):
+        plan = Plan(shards, 100, 0, block)
+        runs[block], near[block] = class_runs(plan, classes), neighbours(plan)
+    assert runs[1] < runs[500] < 1.02
+    assert abs(runs[10_000] - 1) < 0.01, "one block is a true permutation"
+    assert abs(runs[2500] - 1) < 0.02
+    assert near[1] > near[500] > near[2500]
+    assert abs(near[10_000] - 1) < 0.15

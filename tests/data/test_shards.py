@@ -1,181 +1,150 @@
-"""Shards: round trip, readable by plain webdataset, deterministic, and each fault refused with one sentence."""
+"""The index: what is written is read, and nothing in it is trusted."""
 
-import gc
-import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import webdataset
-from PIL import Image
 
-from vaescale.data.shards import INDEX, Sample, read_index, read_offsets, write_shards
+from vaescale.data.shards import (
+    Shard,
+    ShardIndex,
+    ShardTable,
+    entries_content,
+    index_content,
+    make_entries,
+    parse_entries,
+    parse_index,
+)
 from vaescale.errors import DataError
+
+ROWS = [(512, 100, 7, 3, "a"), (2048, 50, 2**32 - 1, -1, "ключ/b")]
+
+
+def entries_shard(content: bytes, **changes) -> Shard:
+    import hashlib
+
+    values = {"name": "x y.tar", "bytes": 10_240, "sha256": "0" * 64, "samples": 2}
+    return Shard(
+        **{**values, **changes},
+        entries_bytes=len(content),
+        entries_sha256=hashlib.sha256(content).hexdigest(),
+    )
 
 
 @pytest.fixture
-def written(tmp_path: Path, make_samples) -> tuple[Path, list[Sample]]:
-    samples = make_samples(25)
-    write_shards(samples, tmp_path / "shards", samples_per_shard=10)
-    return tmp_path / "shards", samples
-
-
-def test_the_index_says_what_is_there(written) -> None:
-    folder, _ = written
-    index = read_index(folder)
-    assert [shard.samples for shard in index.shards] == [10, 10, 5]
-    assert index.num_samples == 25
-    assert index.image == (8, 8, 1)
-    assert index.classes == 3
-    for shard in index.shards:
-        content = (folder / shard.name).read_bytes()
-        assert len(content) == shard.bytes
-        assert hashlib.sha256(content).hexdigest() == shard.sha256
-
-
-def test_offsets_point_at_the_images(written) -> None:
-    folder, samples = written
-    index = read_index(folder)
-    number = 0
-    for shard in index.shards:
-        content = (folder / shard.name).read_bytes()
-        for offset, size, label in read_offsets(folder, shard):
-            image = np.asarray(Image.open(io.BytesIO(content[offset : offset + size])))
-            assert np.array_equal(image, samples[number].image[:, :, 0])
-            assert label == samples[number].label
-            number += 1
-    assert number == len(samples)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
-def test_plain_webdataset_reads_them(written) -> None:
-    folder, samples = written
-    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
-    read = list(
-        webdataset.WebDataset(urls, shardshuffle=False).decode("l8").to_tuple("png", "cls", "__key__")
+def index() -> ShardIndex:
+    shards = [Shard(f"a b-{i}.tar", 10_240, f"{i:064x}", 10 + i, 300, "f" * 64) for i in range(3)]
+    return ShardIndex(
+        "DIR", ShardTable.of(shards), (8, 8, 1), ("cat", "dog"), {"source": "digits", "skipped": 0}
     )
-    assert len(read) == len(samples)
-    for (image, label, key), sample in zip(read, samples, strict=True):
-        assert np.array_equal(image, sample.image[:, :, 0])
-        assert (label, key) == (sample.label, sample.key)
-    gc.collect()  # here, where the warning is expected
 
 
-def test_plain_tar_reads_them(written) -> None:
-    folder, _ = written
-    with tarfile.open(folder / "shard-000000.tar") as tar:
-        names = tar.getnames()
-    assert names[:2] == ["00000.cls", "00000.png"]
+def test_an_index_comes_back(index) -> None:
+    again = parse_index(index_content(index), "DIR")
+    assert list(again.shards) == list(index.shards)
+    assert again._replace(shards=index.shards) == index
+    assert again.num_samples == 33
+    assert again.num_bytes == 30_720
+    assert again.shards[1:] == list(index.shards)[1:]
+    assert again.data_hash == index.data_hash
 
 
-def test_the_same_samples_give_the_same_bytes(tmp_path: Path, make_samples) -> None:
-    hashes = {write_shards(make_samples(7), tmp_path / name).data_hash for name in ("a", "b")}
-    assert len(hashes) == 1
-    other = write_shards(make_samples(7, seed=1), tmp_path / "c").data_hash
-    assert other not in hashes
+def test_images_of_several_shapes_are_no_shape(index) -> None:
+    assert parse_index(index_content(index._replace(image=None)), "DIR").image is None
 
 
-def test_colour_images_come_back(tmp_path: Path, make_samples) -> None:
-    samples = make_samples(3, shape=(4, 6, 3))
-    index = write_shards(samples, tmp_path)
-    assert index.image == (4, 6, 3)
+def test_the_data_hash_is_of_the_content(index) -> None:
+    def with_shard(**changes) -> str:
+        shards = [index.shards[0]._replace(**changes), *index.shards[1:]]
+        return index._replace(shards=ShardTable.of(shards)).data_hash
+
+    assert with_shard(sha256="e" * 64) != index.data_hash
+    assert with_shard(entries_sha256="e" * 64) != index.data_hash
+    assert with_shard(name="other.tar") == index.data_hash
 
 
-def test_images_of_two_sizes_are_refused(tmp_path: Path, make_samples) -> None:
-    mixed = make_samples(2) + make_samples(1, shape=(4, 4, 1))
-    with pytest.raises(DataError, match=r"\(4, 4, 1\).*resize"):
-        write_shards(mixed, tmp_path)
-    assert not (tmp_path / INDEX).exists()
+def _row(position: int, value: str) -> Callable[[dict], None]:
+    def change(content: dict) -> None:
+        words = content["shards"][0].split(" ", 5)
+        words[position] = value
+        content["shards"][0] = " ".join(words)
+
+    return change
 
 
-def test_nothing_to_write_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no samples"):
-        write_shards([], tmp_path)
-
-
-def _index(folder: Path, change: Callable[[dict], None]) -> None:
-    content = json.loads((folder / INDEX).read_text())
-    change(content)
-    (folder / INDEX).write_text(json.dumps(content))
-
-
-FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no index": (lambda folder: (folder / INDEX).unlink(), "has no index.json"),
-    "index is not JSON": (lambda folder: (folder / INDEX).write_text("{"), "not a shard index"),
-    "index is a list": (lambda folder: (folder / INDEX).write_text("[]"), "not a shard index"),
-    "another version": (lambda f: _index(f, lambda c: c.update(version=99)), "not a shard index"),
-    "numbers are words": (
-        lambda f: _index(f, lambda c: c["shards"][0].update(samples="10")),
-        "not a shard index",
-    ),
-    "name is a number": (lambda f: _index(f, lambda c: c["shards"][0].update(name=5)), "not a shard index"),
-    "negative": (lambda f: _index(f, lambda c: c["shards"][0].update(samples=-1)), "not a shard index"),
-    "no shards": (lambda f: _index(f, lambda c: c.update(shards=[])), "not a shard index"),
-    "nested for ever": (lambda f: (f / INDEX).write_text("[" * 100_000), "not a shard index"),
-    "infinite": (lambda f: _index(f, lambda c: c.update(classes=float("inf"))), "not a shard index"),
-    "shard is missing": (lambda folder: (folder / "shard-000001.tar").unlink(), "is missing"),
-    "shard is cut": (lambda folder: (folder / "shard-000001.tar").write_bytes(b"x"), "has 1 bytes"),
-    "path escapes": (
-        lambda f: _index(f, lambda c: c["shards"][0].update(name="../shard-000000.tar")),
-        "not a plain .tar name",
-    ),
-    "absolute path": (
-        lambda f: _index(f, lambda c: c["shards"][0].update(name="/etc/passwd.tar")),
-        "not a plain .tar name",
-    ),
+FAULTS: dict[str, Callable[[dict], object]] = {
+    "another version": lambda c: c.update(version=99),
+    "another format": lambda c: c.update(format="tfrecord"),
+    "no shards": lambda c: c.update(shards=[]),
+    "shards are a word": lambda c: c.update(shards="abc"),
+    "a row is a list": lambda c: c.update(shards=[["a"]]),
+    "a number is a word": _row(0, "many"),
+    "negative": _row(0, "-1"),
+    "zero samples": _row(2, "0"),
+    "short hash": _row(1, "abc"),
+    "not a tar": _row(5, "shard.zip"),
+    "path escapes": _row(5, "../shard-000000.tar"),
+    "absolute path": _row(5, "/etc/passwd.tar"),
+    "windows path": _row(5, "..\\shard.tar"),
+    "unprintable": _row(5, "a\nb.tar"),
+    "infinite": lambda c: c["image"].update(height=float("inf")),
+    "five channels": lambda c: c["image"].update(channels=5),
+    "unknown key": lambda c: c.update(more=1),
+    "named twice": lambda c: c.update(shards=[c["shards"][0]] * 2),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_refused_in_one_sentence(written, fault: str) -> None:
-    folder, _ = written
-    damage, words = FAULTS[fault]
-    damage(folder)
-    with pytest.raises(DataError, match=words) as caught:
-        read_index(folder)
+def test_faults_are_refused_in_one_sentence(index, fault: str) -> None:
+    content = json.loads(index_content(index))
+    FAULTS[fault](content)
+    with pytest.raises(DataError) as caught:
+        parse_index(json.dumps(content).encode(), "DIR")
     assert "\n" not in str(caught.value)
+    assert "DIR/index.json" in str(caught.value)
 
 
-def test_a_folder_one_too_high_names_those_below(written) -> None:
-    folder, _ = written
-    with pytest.raises(DataError, match=f"did you mean {folder}"):
-        read_index(folder.parent)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
+def test_what_is_no_index_is_refused(content: bytes) -> None:
+    with pytest.raises(DataError, match="not a shard index of this version"):
+        parse_index(content, "DIR")
 
 
-def test_a_file_is_no_folder(written) -> None:
-    folder, _ = written
-    with pytest.raises(DataError, match="is a file"):
-        read_index(folder / "shard-000000.tar")
-
-
-def test_a_missing_folder_names_the_verb(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="make-shards"):
-        read_index(tmp_path / "nowhere")
+def test_entries_come_back() -> None:
+    content = entries_content(make_entries(ROWS))
+    entries = parse_entries(content, entries_shard(content), "DIR")
+    assert [(*map(int, list(e)[:4]), e["key"].decode()) for e in entries] == ROWS
 
 
 @pytest.mark.parametrize(
-    "offsets",
+    "entries",
     [
-        np.zeros((10, 2), np.int64),
-        np.zeros((10, 3), np.float64),
-        np.full((10, 3), 10**9),
-        np.full((10, 3), -1),
+        np.zeros(2, np.int64),
+        np.zeros((2, 5), np.int64),
+        make_entries(ROWS[:1]),
+        make_entries([(10_000, 500, 0, 0, "a"), ROWS[1]]),
+        make_entries([(-1, 5, 0, 0, "a"), ROWS[1]]),
+        make_entries([(1, -5, 0, 0, "a"), ROWS[1]]),
+        make_entries([(2**63 - 1, 2**63 - 1, 0, 0, "a"), ROWS[1]]),
     ],
-    ids=["columns", "dtype", "beyond", "negative"],
+    ids=["dtype", "columns", "too few", "beyond", "before", "negative", "overflow"],
 )
-def test_offsets_that_do_not_fit_are_refused(written, offsets) -> None:
-    folder, _ = written
-    np.save(folder / "shard-000000.index.npy", offsets)
+def test_entries_that_do_not_fit_are_refused(entries) -> None:
+    content = entries_content(entries)
     with pytest.raises(DataError):
-        read_offsets(folder, read_index(folder).shards[0])
+        parse_entries(content, entries_shard(content), "DIR")
 
 
-def test_pickled_offsets_are_not_loaded(written) -> None:
-    folder, _ = written
-    np.save(folder / "shard-000000.index.npy", np.array([object()]), allow_pickle=True)
+def test_entries_of_another_index_are_refused() -> None:
+    content = entries_content(make_entries(ROWS))
+    with pytest.raises(DataError, match=r"not the one that index.json was written with"):
+        parse_entries(content + b"x", entries_shard(content), "DIR")
+
+
+def test_pickled_entries_are_not_loaded(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([object()]), allow_pickle=True)
+    content = (tmp_path / "x.npy").read_bytes()
     with pytest.raises(DataError, match="cannot be read"):
-        read_offsets(folder, read_index(folder).shards[0])
+        parse_entries(content, entries_shard(content), "DIR")

@@ -24,7 +24,7 @@ def test_it_agrees_with_one_image_at_a_time(recipe: Recipe) -> None:
     log_px, kl, squares, mus = [], [], [], []
     with torch.no_grad():
         for number in range(len(reader)):
-            image, _ = reader[number]
+            image = reader[number].images[0]
             slot = torch.tensor([number])
             terms = model(image[None], noise.Stream(7, 0, slot), torch.ones(1, dtype=torch.bool))
             log_px.append(float(terms.log_px))

@@ -27,13 +27,13 @@ def test_make_shards_writes_once(vaescale, tmp_path: Path) -> None:
     assert "is there already" in again.err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")} == times
     words = vaescale("make-shards", "digits", tmp_path / "digits")
-    assert "1437 images of 8x8x1 in 3 shards" in words.out
+    assert "1437 images 8x8x1 in 2 shards" in words.out
 
 
 def test_make_shards_refuses_what_it_does_not_know(vaescale, tmp_path: Path) -> None:
     vaescale("make-shards", "celebahq", tmp_path).assert_refused(2, "'celebahq' is unknown", "digits")
-    vaescale("make-shards", "digits", tmp_path, "--samples-per-shard", 0).assert_refused(
-        2, "(=0) must be at least 1"
+    vaescale("make-shards", "digits", tmp_path, "--shard-samples", 0).assert_refused(
+        2, "--shard-samples (=0) must be from 1"
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from vaescale.data.reader import Batch
+from vaescale.data.batch import Batch
 from vaescale.errors import TrainingStopped
 from vaescale.objectives.elbo import ElboConfig
 from vaescale.recipe import Recipe
@@ -19,7 +19,7 @@ def batches(parts: int, count: int = 12) -> list[Batch]:
     images = torch.randint(
         0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    whole = Batch(images, torch.zeros(count), torch.arange(count), torch.ones(count, dtype=torch.bool))
+    whole = (images, torch.zeros(count), torch.arange(count), torch.ones(count, dtype=torch.bool))
     return [Batch(*fields) for fields in zip(*(field.chunk(parts) for field in whole), strict=True)]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.data.reader import Batch
+from vaescale.data.batch import Batch
 from vaescale.errors import TrainingStopped
 from vaescale.models.vae import VAE, to_unit
 

@@ -64,6 +64,10 @@ class Plan:
         words = f"blocks-1 {self.global_batch} {self.seed} {self.block_samples} ".encode()
         return hashlib.sha256(words + self.shard_samples.astype("<i8").tobytes()).hexdigest()
 
+    def epoch(self, step: int) -> int:
+        """The epoch that a step belongs to, counted from 0."""
+        return step // self.steps_per_epoch
+
     def samples(self, step: int, slots: Integers | None = None) -> Integers:
         """Sample numbers int64 of an optimizer step, counted from 0: of all slots, or of the given ones."""
         epoch, place = divmod(step, self.steps_per_epoch)

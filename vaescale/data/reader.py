@@ -1,144 +1,336 @@
 """From shards to uint8 batches: read by (shard, offset), under an ordinary torch DataLoader.
 
-Images leave as uint8 [B, C, H, W]; scaling to [0, 1] happens on the device. With `cache: memory` a small set is
-decoded once per process and batches are gathered from it, which needs no workers.
+Images leave as uint8 [B, C, H, W]; scaling to [0, 1] happens on the device. Each image's bytes are checked against
+the crc32 of the index before they are decoded, so that image, class and key belong together whatever happened to the
+files. A sample that cannot be used is not passed over silently: in training the next usable one of the index takes
+its slot, which depends on the data alone and so is the same on every rank; in evaluation its slot is masked.
+Either way the batch says so.
 """
 
 import io
 import os
+import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vaescale import comm, noise
 from vaescale.config import Config
-from vaescale.data.plan import Plan, rank_slots
-from vaescale.data.shards import ShardIndex, read_index, read_offsets
+from vaescale.data.ahead import Ahead
+from vaescale.data.batch import Batch, Fault, Fetched, Request
+from vaescale.data.pictures import Crop, Filter, Picture, PictureFault, decode, fit, to_channels
+from vaescale.data.plan import BLOCK_SAMPLES, Plan, rank_slots
+from vaescale.data.shards import INDEX, Entries, ShardIndex, parse_entries, parse_index
+from vaescale.data.store import Folder, Remote, open_store
 from vaescale.errors import DataError
 
 OPEN_SHARDS = 128
+MOST_REFILLS = 100  # unusable samples in a row
+AHEAD_SHARE = 4  # of the cache, one part holds shards that are not needed yet
 
 
 class DataConfig(Config):
-    """Where the images are and how they are batched."""
+    """Where the images are, how they are cut to size and how they are batched."""
 
-    train: str = Field(description="folder of training shards")
-    val: str = Field(description="folder of held-out shards")
+    train: str = Field(description="folder or URL of training shards")
+    val: str = Field(description="folder or URL of held-out shards")
     image_size: int = Field(gt=0, description="height and width of the images in pixels")
     channels: Literal[1, 3] = Field(default=1, description="1: grey, 3: RGB")
+    crop: Literal["square", "whole"] | Annotated[int, Field(gt=0)] | None = Field(
+        default=None,
+        description="what is resized to image_size: pixels of the centre square, `square` for the largest one, "
+        "`whole`; null: the images have that size",
+    )
+    resample: Filter = "bicubic"
+    flip: bool = Field(default=False, description="mirror half of the training images, anew each epoch")
     global_batch: int = Field(gt=0, description="images per optimizer step, over all processes")
+    shuffle_block: int = Field(
+        default=BLOCK_SAMPLES, gt=0, description="samples that are shuffled among themselves"
+    )
     cache: Literal["memory", "none"] = "none"
     workers: int = Field(
         default=2, ge=0, description="reading processes per rank; none are needed with cache: memory"
     )
+    max_skipped: float = Field(
+        default=0.001, ge=0, le=1, description="fraction of unusable images that stops training"
+    )
+    cache_dir: str | None = Field(
+        default=None, description="folder for remote shards on this node; null: ~/.cache/vaescale/shards"
+    )
+    cache_bytes: int = Field(
+        default=1 << 37, gt=0, description="most bytes of remote shards kept on this node"
+    )
+    retry_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        description="how long an absent server is waited for; below the collectives' timeout",
+    )
 
 
-class Batch(NamedTuple):
-    """images uint8 [B, C, H, W]; labels int64 [B] (-1: none); slots int64 [B]; mask bool [B], false for padding.
-
-    In training the slots count within the global batch, in evaluation they are the samples' own numbers.
-    """
-
+class _Decoded(NamedTuple):
     images: Tensor
-    labels: Tensor
-    slots: Tensor
-    mask: Tensor
+    labels: NDArray[np.int64]
+    keys: NDArray[np.bytes_]
+    faults: dict[int, Fault]
 
 
-class ShardReader(Dataset[tuple[Tensor, Tensor]]):
-    """Samples of a folder of shards by number. Raises DataError for images that are not what the recipe says."""
+class ShardReader(Dataset[Fetched]):
+    """Samples of shards by number, cut to [C, size, size]."""
 
-    def __init__(self, index: ShardIndex, *, cache: Literal["memory", "none"] = "none") -> None:
-        self.index = index
-        self._starts = np.cumsum([0] + [shard.samples for shard in index.shards])
-        self._offsets: dict[int, NDArray[np.int64]] = {}
-        self._files: OrderedDict[int, int] = OrderedDict()
+    def __init__(
+        self,
+        index: ShardIndex,
+        store: Folder | Remote,
+        *,
+        size: int,
+        channels: int,
+        crop: Crop | None = None,
+        resample: Filter = "bicubic",
+        cache: Literal["memory", "none"] = "none",
+    ) -> None:
+        self.index, self.store = index, store
+        self._shape = (size, size, channels)
+        self._crop, self._resample = crop, resample
+        self._starts = np.concatenate([[0], np.cumsum(index.shards.samples)])
+        self._entries: OrderedDict[int, Entries] = OrderedDict()
+        self._files: OrderedDict[int, io.FileIO] = OrderedDict()
+        self._known_faults: dict[int, Fault] = {}
         self._memory = self._decode_all() if cache == "memory" else None
 
     def __len__(self) -> int:
-        return self.index.num_samples
+        return int(self._starts[-1])
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([number])
-        return images[0], labels[0]
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are decoded already."""
+        return self._memory is not None
 
-    def __getitems__(self, numbers: list[int]) -> tuple[Tensor, Tensor]:
-        """Uint8 [B, C, H, W] and int64 [B]: the DataLoader fetches whole batches through this."""
-        if self._memory is not None:
-            images, labels = self._memory
-            return images[numbers], labels[numbers]
-        decoded = [self._decode(number) for number in numbers]
-        images = torch.from_numpy(np.stack([image for image, _ in decoded])).permute(0, 3, 1, 2).contiguous()
-        return images, torch.tensor([label for _, label in decoded])
+    def __getitem__(self, number: int) -> Fetched:
+        return self.__getitems__(Request(np.array([number])))
 
-    def _decode_all(self) -> tuple[Tensor, Tensor]:
-        self._memory = None
-        return self.__getitems__(list(range(len(self))))
+    def __getitems__(self, request: Request) -> Fetched:
+        """The DataLoader fetches whole batches through this. Raises DataError when nothing near is usable."""
+        faults: list[Fault] = []
+        numbers = request.numbers
+        usable = np.ones(len(numbers), dtype=bool)
+        if self._memory is None:
+            images, taken = self._read(request, usable, faults)
+        else:
+            if self._memory.faults:
+                numbers = np.array([self._refilled(int(n), request.refill, faults) for n in numbers])
+                usable, numbers = numbers >= 0, np.maximum(numbers, 0)
+            images, taken = self._memory.images[torch.from_numpy(numbers)], numbers
+        labels, keys = self._labels_and_keys(taken)
+        if request.flips is not None and request.flips.any():
+            mirrored = torch.from_numpy(request.flips)
+            images[mirrored] = images[mirrored].flip(-1)
+        return Fetched(images, torch.from_numpy(labels), torch.from_numpy(usable), keys, tuple(faults))
 
-    def _decode(self, number: int) -> tuple[NDArray[np.uint8], int]:
-        shard_number = int(np.searchsorted(self._starts, number, side="right")) - 1
+    def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The shards that hold the samples."""
+        return np.searchsorted(self._starts, numbers, side="right") - 1
+
+    def fetch_shard(self, shard_number: int) -> None:
+        """Bring a remote shard and its entries to this node."""
         shard = self.index.shards[shard_number]
-        if shard_number not in self._offsets:
-            self._offsets[shard_number] = read_offsets(self.index.folder, shard)
-        offset, size, label = self._offsets[shard_number][number - self._starts[shard_number]].tolist()
-        try:
-            content = os.pread(self._descriptor(shard_number), size, offset)
-        except OSError as error:
-            raise DataError(f"{self.index.folder / shard.name} cannot be read: {error.strerror}") from error
-        try:
-            # Only the formats that shards hold: Pillow must not guess among its dozens of decoders.
-            with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-                height, width, _ = self.index.image
-                if picture.size != (width, height):  # from the header, before anything is decoded
-                    raise ValueError(f"{picture.height}x{picture.width} pixels, not {height}x{width}")
-                image = np.asarray(picture)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"sample {number} in {shard.name} at byte {offset} does not decode ({error}); write the shards again"
-            ) from error
-        image = image[:, :, None] if image.ndim == 2 else image
-        if image.shape != self.index.image or image.dtype != np.uint8:
-            raise DataError(
-                f"sample {number} in {shard.name} is {image.dtype} {image.shape}, not uint8 {self.index.image}"
-            )
-        return image, label
+        self.store.local(shard.entries_name, shard.entries_bytes, shard.entries_sha256)
+        self.store.local(shard.name, shard.bytes, shard.sha256)
 
-    def _descriptor(self, shard_number: int) -> int:
+    def _read(
+        self, request: Request, usable: NDArray[np.bool_], faults: list[Fault]
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        """Images of the request, and the numbers of the samples that were taken."""
+        images = np.zeros((len(request.numbers), *self._shape), np.uint8)
+        taken = request.numbers.copy()
+        for slot, number in enumerate(request.numbers.tolist()):
+            try:
+                images[slot] = self._decode(number)
+            except PictureFault as error:
+                self._remember(number, error)
+                taken[slot] = self._refilled(number, request.refill, faults)
+                usable[slot] = taken[slot] >= 0
+                if usable[slot]:
+                    images[slot] = self._decode(int(taken[slot]))
+                else:
+                    taken[slot] = number
+        return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), taken
+
+    def _refilled(self, number: int, refill: bool, faults: list[Fault]) -> int:
+        """The sample that takes a slot: itself, the next usable one of the index, or -1 where none may."""
+        if number not in self._known_faults:
+            return number
+        first = self._known_faults[number]
+        faults.append(first)
+        if not refill:
+            return -1
+        for candidate in ((number + i) % len(self) for i in range(1, min(MOST_REFILLS, len(self)))):
+            if self._is_usable(candidate):
+                return candidate
+        raise DataError(
+            f"{first.words}, and so on for {min(MOST_REFILLS, len(self))} samples in a row; "
+            f"`vaescale verify-shards {self.index.place} --deep` names them all"
+        )
+
+    def _is_usable(self, number: int) -> bool:
+        if self._memory is None and number not in self._known_faults:
+            try:
+                self._decode(number)
+            except PictureFault as error:
+                self._remember(number, error)
+        return number not in self._known_faults
+
+    def _remember(self, number: int, error: PictureFault) -> None:
+        shard_number, entry = self._entry(number)
+        name = self.index.shards[shard_number].name
+        place = f"{self.index.place}/{name} member {entry['key'].decode(errors='replace')!r} at byte {entry['offset']}"
+        self._known_faults[number] = Fault(number, error.reason, f"{place}: {error}")
+
+    def _decode_all(self) -> _Decoded:
+        """Everything, once, by as many threads as there are cores: the decoders let go of the interpreter."""
+        self._memory = None
+        size = self._shape
+        images = torch.empty((len(self), size[2], *size[:2]), dtype=torch.uint8)
+        values = images.numpy()
+
+        def work(
+            shard_number: int,
+        ) -> tuple[NDArray[np.int64], NDArray[np.bytes_], list[tuple[int, PictureFault]]]:
+            entries, faults = self._load_entries(shard_number), []
+            start = int(self._starts[shard_number])
+            with self._open(shard_number) as file:
+                for number, entry in enumerate(entries, start=start):
+                    try:
+                        image = self._picture(
+                            os.pread(file.fileno(), int(entry["bytes"]), int(entry["offset"])), entry
+                        )
+                        values[number] = image.transpose(2, 0, 1)
+                    except PictureFault as error:
+                        values[number] = 0
+                        faults.append((number, error))
+            return entries["label"].astype(np.int64), entries["key"], faults
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            parts = list(pool.map(work, range(len(self.index.shards))))
+        for number, error in (fault for part in parts for fault in part[2]):
+            self._remember(number, error)
+        labels, keys = (np.concatenate([part[column] for part in parts]) for column in (0, 1))
+        return _Decoded(images, labels, keys, self._known_faults)
+
+    def _decode(self, number: int) -> Picture:
+        """Uint8 [H, W, C]. Raises PictureFault."""
+        if number in self._known_faults:
+            fault = self._known_faults[number]
+            raise PictureFault(fault.reason, fault.words)
+        shard_number, entry = self._entry(number)
+        return self._picture(self._content(shard_number, entry), entry)
+
+    def _picture(self, content: bytes, entry: np.void) -> Picture:
+        if zlib.crc32(content) != entry["crc32"]:
+            raise PictureFault("changed", "its bytes are not those that were indexed")
+        image = to_channels(decode(content), self._shape[2])
+        return fit(image, size=self._shape[0], crop=self._crop, resample=self._resample)
+
+    def _labels_and_keys(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        if self._memory is not None:
+            labels, keys = self._memory.labels[numbers], self._memory.keys[numbers].tolist()
+        else:
+            entries = [self._entry(number)[1] for number in numbers.tolist()]
+            labels = np.array([entry["label"] for entry in entries], dtype=np.int64)
+            keys = [entry["key"] for entry in entries]
+        return labels, tuple(key.decode(errors="replace") for key in keys)
+
+    def _entry(self, number: int) -> tuple[int, np.void]:
+        shard_number = int(np.searchsorted(self._starts, number, side="right")) - 1
+        if shard_number in self._entries:
+            self._entries.move_to_end(shard_number)
+        else:
+            self._entries[shard_number] = self._load_entries(shard_number)
+            if len(self._entries) > 8 * OPEN_SHARDS:
+                self._entries.popitem(last=False)
+        entry: np.void = self._entries[shard_number][number - int(self._starts[shard_number])]
+        return shard_number, entry
+
+    def _load_entries(self, shard_number: int) -> Entries:
+        shard = self.index.shards[shard_number]
+        with self._opened(shard.entries_name, shard.entries_bytes, shard.entries_sha256) as file:
+            return parse_entries(file.read(), shard, self.index.place)
+
+    def _open(self, shard_number: int) -> io.FileIO:
+        shard = self.index.shards[shard_number]
+        return self._opened(shard.name, shard.bytes, shard.sha256)
+
+    def _opened(self, name: str, size: int, sha256: str) -> io.FileIO:
+        for _ in range(10):  # the cache may evict it between the look and the opening
+            path = self.store.local(name, size, sha256)
+            try:
+                return io.FileIO(path)
+            except FileNotFoundError:
+                if not self.store.is_remote:
+                    raise DataError(f"{path} is missing; copy it back, or write the shards again") from None
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{name} is evicted as fast as it is fetched; raise data.cache_bytes")
+
+    def _content(self, shard_number: int, entry: np.void) -> bytes:
+        offset, size = int(entry["offset"]), int(entry["bytes"])
+        try:
+            if self.store.is_remote:
+                with self._open(shard_number) as file:
+                    return os.pread(file.fileno(), size, offset)
+            return os.pread(self._kept_open(shard_number).fileno(), size, offset)
+        except OSError as error:
+            name = self.index.shards[shard_number].name
+            raise DataError(f"{self.index.place}/{name} cannot be read: {error.strerror}") from error
+
+    def _kept_open(self, shard_number: int) -> io.FileIO:
         """An open file of the shard. The least recently used one is closed: a process may have 1,024 by default."""
         if shard_number in self._files:
             self._files.move_to_end(shard_number)
         else:
-            self._files[shard_number] = os.open(
-                self.index.folder / self.index.shards[shard_number].name, os.O_RDONLY
-            )
+            self._files[shard_number] = self._open(shard_number)
         if len(self._files) > OPEN_SHARDS:
-            os.close(self._files.popitem(last=False)[1])
+            self._files.popitem(last=False)[1].close()
         return self._files[shard_number]
 
     def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_files", {}).values():
-            os.close(descriptor)
+        for file in self.__dict__.get("_files", {}).values():
+            file.close()
 
 
-def open_reader(folder: str, config: DataConfig) -> ShardReader:
-    """A reader over `folder`, checked against the recipe's image size and channels."""
-    index = read_index(Path(folder))
-    height, width, channels = index.image
-    if (height, width) != (config.image_size, config.image_size):
-        raise DataError(
-            f"{folder} holds {height}x{width} images, data.image_size is {config.image_size}; change one"
-        )
-    if channels != config.channels:
-        raise DataError(f"{folder} holds {channels} channels, data.channels is {config.channels}; change one")
-    return ShardReader(index, cache=config.cache)
+def open_reader(place: str, config: DataConfig) -> ShardReader:
+    """A reader over the folder or URL `place`, checked against the recipe.
+
+    Each rank checks its share of the files. Raises DataError.
+    """
+    store = open_store(
+        place,
+        cache=config.cache_dir,
+        cache_bytes=config.cache_bytes,
+        retry_seconds=config.retry_seconds,
+    )
+    index = parse_index(store.read_index(INDEX), place)
+    _refuse_misfit(index, config)
+    for shard in index.shards[comm.rank() :: comm.world_size()]:
+        store.check(shard.name, shard.bytes)
+        store.check(shard.entries_name, shard.entries_bytes)
+    return ShardReader(
+        index,
+        store,
+        size=config.image_size,
+        channels=config.channels,
+        crop=config.crop,
+        resample=config.resample,
+        cache=config.cache,
+    )
 
 
 def training_batches(
@@ -150,46 +342,135 @@ def training_batches(
     world_size: int,
     accumulation: int,
     workers: int,
+    flip: bool = False,
 ) -> Iterator[list[Batch]]:
     """For each optimizer step, this rank's micro-batches."""
     slots = rank_slots(plan.global_batch, rank=rank, world_size=world_size, accumulation=accumulation)
-    numbers = (plan.samples(step, part).tolist() for step in steps for part in slots)
-    batches = _with_own_words(_loader(reader, numbers, workers=workers))
+    requests = (_request(plan, step, part, flip) for step in steps for part in slots)
+    batches = _fetch(reader, requests, workers=workers)
     slot_tensors = [torch.from_numpy(part) for part in slots]
-    for _ in steps:
-        step = [next(batches) for _ in slots]
-        yield [
-            Batch(images, labels, part, torch.ones_like(labels, dtype=torch.bool))
-            for (images, labels), part in zip(step, slot_tensors, strict=True)
-        ]
+    with ExitStack() as stack:
+        ahead = stack.enter_context(_ahead(reader, plan, np.concatenate(slots), steps))
+        for done in steps:
+            step = [next(batches) for _ in slots]
+            if ahead is not None:
+                ahead.reached(done)
+            yield [
+                Batch(got.images, got.labels, part, got.usable, got.keys, got.faults)
+                for got, part in zip(step, slot_tensors, strict=True)
+            ]
 
 
-def evaluation_batches(reader: ShardReader, *, batch: int, rank: int, world_size: int) -> Iterator[Batch]:
-    """Every sample once over all ranks, in order; padding is masked, and all ranks get equally many batches."""
+def evaluation_batches(
+    reader: ShardReader, *, batch: int, rank: int, world_size: int, workers: int = 0
+) -> Iterator[Batch]:
+    """Every sample once over all ranks, in order; padding and unusable samples are masked, all ranks get equally
+    many batches.
+    """
     per_rank = max(1, batch // world_size)
-    for start in range(0, len(reader), per_rank * world_size):
-        numbers = np.arange(start, start + per_rank * world_size).reshape(world_size, -1)[rank]
-        mask = numbers < len(reader)
-        images, labels = reader.__getitems__(np.minimum(numbers, len(reader) - 1).tolist())
-        yield Batch(images, labels, torch.from_numpy(numbers), torch.from_numpy(mask))
+    starts = range(rank * per_rank, len(reader) + rank * per_rank, per_rank * world_size)
+    parts = [np.arange(start, start + per_rank) for start in starts]
+    requests = (Request(np.minimum(numbers, len(reader) - 1), refill=False) for numbers in parts)
+    for numbers, got in zip(parts, _fetch(reader, requests, workers=workers), strict=True):
+        there = numbers < len(reader)
+        faults = {fault.number: fault for fault in got.faults if fault.number in numbers}
+        mask = torch.from_numpy(there) & got.usable
+        yield Batch(got.images, got.labels, torch.from_numpy(numbers), mask, got.keys, tuple(faults.values()))
 
 
-def _loader(reader: ShardReader, numbers: Any, *, workers: int) -> DataLoader[Any]:
-    return DataLoader(
+def working_set_bytes(index: ShardIndex, plan: Plan, *, ranks_here: int, world_size: int) -> int:
+    """About how many bytes of shards one node draws from at once: a block for each lane that its ranks own."""
+    total = index.num_bytes
+    lanes_here = -(-plan.lanes * ranks_here // world_size)
+    block = plan.block_samples * total // plan.num_samples + max(shard.bytes for shard in index.shards)
+    return min(total, lanes_here * block)
+
+
+def refuse_small_cache(reader: ShardReader, plan: Plan, config: DataConfig) -> None:
+    """Raise DataError when the node's cache is smaller than what training draws from at once."""
+    if not reader.store.is_remote or reader.in_memory:
+        return
+    needed = working_set_bytes(
+        reader.index, plan, ranks_here=comm.ranks_on_this_node(), world_size=comm.world_size()
+    )
+    needed += needed // (AHEAD_SHARE - 1)
+    if needed > config.cache_bytes:
+        raise DataError(
+            f"data.cache_bytes (={config.cache_bytes}) is less than the {needed} bytes of shards that training draws "
+            f"from at once; raise it, or lower data.shuffle_block (={plan.block_samples})"
+        )
+
+
+@contextmanager
+def _ahead(reader: ShardReader, plan: Plan, slots: NDArray[np.int64], steps: range) -> Iterator[Ahead | None]:
+    """Fetches remote shards ahead of a rank's steps; None where there is nothing to fetch."""
+    store, sizes = reader.store, [shard.bytes for shard in reader.index.shards]
+    if not isinstance(store, Remote) or reader.in_memory:
+        yield None
+        return
+    needs = ((step, np.unique(reader.shards_of(plan.samples(step, slots))).tolist()) for step in steps)
+    limit = store.cache_bytes // AHEAD_SHARE // comm.ranks_on_this_node()
+    try:
+        with Ahead(needs, reader.fetch_shard, sizes=sizes.__getitem__, limit=limit) as ahead:
+            yield ahead
+    finally:
+        store.closed = True
+
+
+def _fetch(reader: ShardReader, requests: Iterable[Request], *, workers: int) -> Iterator[Fetched]:
+    loader = DataLoader(
         reader,
-        batch_sampler=numbers,
-        num_workers=0 if reader._memory is not None else workers,
+        batch_sampler=requests,  # type: ignore[arg-type]  # any iterable of what __getitems__ takes
+        num_workers=0 if reader.in_memory else workers,
         collate_fn=_as_fetched,
         pin_memory=torch.cuda.is_available(),
     )
+    return _with_own_words(loader)
 
 
-def _with_own_words(batches: DataLoader[Any]) -> Iterator[Any]:
+def _request(plan: Plan, step: int, slots: NDArray[np.int64], flip: bool) -> Request:
+    numbers = plan.samples(step, slots)
+    if not flip:
+        return Request(numbers)
+    stream = noise.Stream(plan.seed, plan.epoch(step), torch.from_numpy(numbers))
+    return Request(numbers, (noise.uniform(stream, noise.FLIP, (1,))[:, 0] < 0.5).numpy())
+
+
+def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
+    """Raise DataError when the images as stored cannot be what the recipe says."""
+    if index.image is None:
+        if config.crop is None:
+            raise DataError(
+                f"{index.place} holds images of several shapes; set data.crop=square, or write them anew with "
+                f"`vaescale make-shards --size {config.image_size}`"
+            )
+        return
+    height, width, channels = index.image
+    if (height, width) != (config.image_size, config.image_size) and config.crop is None:
+        raise DataError(
+            f"{index.place} holds {height}x{width} images, data.image_size is {config.image_size}; change one, or set "
+            f"data.crop=square to resize"
+        )
+    if isinstance(config.crop, int) and config.crop > min(height, width):
+        raise DataError(f"data.crop (={config.crop}) exceeds the {height}x{width} images of {index.place}")
+    if channels != config.channels:
+        raise DataError(
+            f"{index.place} holds {channels} channels, data.channels is {config.channels}; change one"
+        )
+
+
+def _with_own_words(batches: Iterable[Fetched]) -> Iterator[Fetched]:
     """The same batches. torch wraps what a worker raises in a page of traceback; the last line is the sentence."""
     try:
         yield from batches
     except DataError as error:
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "a reading process was killed, perhaps for memory; lower data.workers or data.global_batch"
+        ) from error
 
 
 def _as_fetched(batch: Any) -> Any:

@@ -1,239 +1,221 @@
-"""WebDataset tars with an index beside them: written atomically, read by (shard, offset).
+"""The index beside WebDataset tars: what is in which shard, and where each image lies.
 
-    DIR/shard-000000.tar          members KEY.png and KEY.cls, as plain webdataset reads them
-    DIR/shard-000000.index.npy    int64 [samples, 3]: offset and bytes of the image's file, class (-1: none)
-    DIR/index.json                per shard its name, bytes, sha256 and samples; the images' shape; classes
+    DIR/NAME.tar          plain WebDataset: members KEY.jpg (or png, webp, npy) and KEY.cls
+    DIR/NAME.index.npy    one Entry a sample: where its image lies, its crc32, its class, its key
+    DIR/index.json        per shard a row: bytes, sha256, samples, bytes and sha256 of its .index.npy, name; the
+                          images' shape, the classes' names, how it was made
 
-The index is written last, so a folder without one is an unfinished folder.
+The index is written last, so a folder without one is an unfinished folder. Everything here is pure: bytes in, checked
+values out. An index may come from anywhere, so nothing in it is trusted; what it says of an image is checked by crc32
+whenever that image is read, which is also what keeps image, class and key together.
 """
 
 import hashlib
 import io
 import json
-import os
-import tarfile
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vaescale.config import Config
 from vaescale.errors import DataError
-from vaescale.files import write_whole
 
 INDEX = "index.json"
-FORMAT = {"format": "vaescale-shards", "version": 1}
-
-
-class _ShardEntry(Config):
-    name: str
-    bytes: int = Field(gt=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    samples: int = Field(gt=0)
-
-
-class _ImageShape(Config):
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
-    channels: int = Field(gt=0)
-
-
-class _IndexFile(Config):
-    """What index.json must hold. It may come from anywhere, so nothing of it is trusted."""
-
-    format: Literal["vaescale-shards"]
-    version: Literal[1]
-    shards: list[_ShardEntry] = Field(min_length=1)
-    image: _ImageShape
-    classes: int = Field(ge=0)
-
-
-class Sample(NamedTuple):
-    """One image to write: a unique key, uint8 [H, W, C], and its class."""
-
-    key: str
-    image: NDArray[np.uint8]
-    label: int
+FORMAT = {"format": "vaescale-shards", "version": 2}
+Entries = NDArray[np.void]
 
 
 class Shard(NamedTuple):
-    """One tar: its file name within the folder, its size, its sha256 and its number of samples."""
+    """One tar: its file name, size, sha256 and number of samples; size and sha256 of the .index.npy beside it."""
 
     name: str
     bytes: int
     sha256: str
     samples: int
+    entries_bytes: int
+    entries_sha256: str
+
+    @property
+    def entries_name(self) -> str:
+        """The file name of its entries."""
+        return self.name.removesuffix(".tar") + ".index.npy"
+
+
+class ShardTable(Sequence[Shard]):
+    """Many shards in little memory: a row of text each, taken apart when it is asked for."""
+
+    def __init__(self, rows: Iterable[str]) -> None:
+        self.rows = list(rows)
+        self.samples = np.array([int(row.split(" ", 3)[2]) for row in self.rows], dtype=np.int64)
+
+    @classmethod
+    def of(cls, shards: Iterable[Shard]) -> "ShardTable":
+        """The table of these shards."""
+        return cls(" ".join(map(str, (*shard[1:], shard.name))) for shard in shards)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Shard: ...
+    @overload
+    def __getitem__(self, place: slice) -> "list[Shard]": ...
+    def __getitem__(self, place: int | slice) -> "Shard | list[Shard]":
+        if isinstance(place, slice):
+            return [_parse_row(row) for row in self.rows[place]]
+        return _parse_row(self.rows[place])
 
 
 class ShardIndex(NamedTuple):
-    """What index.json says. image: height, width, channels."""
+    """What index.json says of the data set at `place`, a folder or a URL.
 
-    folder: Path
-    shards: tuple[Shard, ...]
-    image: tuple[int, int, int]
-    classes: int
+    image: height, width, channels when all images agree, otherwise None. made: how the shards were made.
+    """
+
+    place: str
+    shards: ShardTable
+    image: tuple[int, int, int] | None
+    class_names: tuple[str, ...]
+    made: dict[str, Any]
 
     @property
     def num_samples(self) -> int:
         """Samples in all shards."""
-        return sum(shard.samples for shard in self.shards)
+        return int(self.shards.samples.sum())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tars."""
+        return sum(shard.bytes for shard in self.shards)
 
     @property
     def data_hash(self) -> str:
-        """Identifies the content: a sha256 over the shards' sha256, in order."""
-        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+        """Identifies the content: a sha256 over the shards' and their entries' sha256, in order."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(f"{shard.sha256}{shard.entries_sha256}".encode())
+        return digest.hexdigest()
 
 
-def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: int = 1000) -> ShardIndex:
-    """Write samples as PNG shards with their index; the same samples give the same bytes.
-
-    All images must have one shape. Raises DataError for an image of another shape, or when there is none.
-    """
-    shards: list[Shard] = []
-    shape: tuple[int, ...] | None = None
-    classes = 0
-    source = iter(samples)
-    while batch := list(islice(source, samples_per_shard)):
-        for sample in batch:
-            shape = shape or sample.image.shape
-            if sample.image.shape != shape:
-                raise DataError(
-                    f"{sample.key} is {sample.image.shape}, the images before it {shape}; resize them"
-                )
-            classes = max(classes, sample.label + 1)
-        shards.append(_write_shard(batch, folder / f"shard-{len(shards):06d}.tar"))
-    if shape is None:
-        raise DataError(f"no samples to write to {folder}; check the source")
-    index = ShardIndex(folder, tuple(shards), (shape[0], shape[1], shape[2]), classes)
-    content = {
-        **FORMAT,
-        "shards": [shard._asdict() for shard in shards],
-        "image": dict(zip(("height", "width", "channels"), index.image, strict=True)),
-        "classes": classes,
-    }
-    write_whole(folder / INDEX, json.dumps(content, indent=1).encode())
-    return index
+class _Checked(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def read_index(folder: Path) -> ShardIndex:
-    """The index of a folder of shards. Raises DataError when it is missing, foreign or unsafe."""
-    path = folder / INDEX
-    if not folder.exists():
-        raise DataError(
-            f"data folder {folder} does not exist in {Path.cwd()}; `vaescale make-shards SOURCE OUT` writes OUT/train "
-            f"and OUT/val"
-        )
-    if not folder.is_dir():
-        raise DataError(f"data folder {folder} is a file; name the folder that holds its {INDEX}")
-    if not path.is_file():
-        if inner := sorted(str(other.parent) for other in folder.glob(f"*/{INDEX}")):
-            raise DataError(f"{folder} holds no shards itself; did you mean {' or '.join(inner)}?")
-        raise DataError(
-            f"{folder} has no {INDEX}; write the shards with `vaescale make-shards SOURCE OUT` (tars made by others "
-            f"cannot be read yet)"
-        )
+class _ImageShape(_Checked):
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    channels: Literal[1, 3]
+
+
+_NUMBER, _SHA256 = "[1-9][0-9]{0,15}", "[0-9a-f]{64}"
+_Row = Annotated[str, Field(pattern=rf"^{_NUMBER} {_SHA256} {_NUMBER} {_NUMBER} {_SHA256} .+\.tar$")]
+
+
+class _IndexFile(_Checked):
+    format: Literal["vaescale-shards"]
+    version: Literal[2]
+    image: _ImageShape | None
+    class_names: tuple[str, ...]
+    made: dict[str, Any]
+    shards: list[_Row] = Field(min_length=1)
+
+
+def parse_index(content: bytes, place: str) -> ShardIndex:
+    """The index of the data set at `place`. Raises DataError when it is foreign or unsafe."""
     try:
-        content = _IndexFile.model_validate_json(path.read_bytes(), strict=True)
-    except (ValueError, OSError) as error:
+        parsed = _IndexFile.model_validate_json(content, strict=True)
+    except ValueError as error:
         raise DataError(
-            f"{path} is not a shard index ({_first_line(error)}); write the shards again"
+            f"{place}/{INDEX} is not a shard index of this version ({_first_line(error)}); write the shards again, or "
+            f"`vaescale make-shards --index-only {place}` for tars made by others"
         ) from error
-    image = (content.image.height, content.image.width, content.image.channels)
-    index = ShardIndex(
-        folder, tuple(Shard(**shard.model_dump()) for shard in content.shards), image, content.classes
-    )
-    for shard in index.shards:
-        _check_shard(folder, shard)
-    return index
+    names = [row.split(" ", 5)[5] for row in parsed.shards]
+    for name in names:
+        if "/" in name or "\\" in name or not name.isprintable():
+            raise DataError(f"{place}/{INDEX} names shard {name!r}, which is not a plain .tar name")
+    if len(set(names)) != len(names):
+        raise DataError(f"{place}/{INDEX} names a shard twice; write the index again")
+    shape = parsed.image
+    image = None if shape is None else (shape.height, shape.width, int(shape.channels))
+    return ShardIndex(place, ShardTable(parsed.shards), image, parsed.class_names, parsed.made)
 
 
-def read_offsets(folder: Path, shard: Shard) -> NDArray[np.int64]:
-    """Int64 [samples, 3] of one shard: image offset, image bytes, class. Raises DataError when it does not fit."""
-    path = folder / _offsets_name(shard.name)
-    try:
-        offsets: NDArray[np.int64] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); write the shards again") from error
-    if offsets.dtype != np.int64 or offsets.shape != (shard.samples, 3):
-        raise DataError(f"{path} holds {offsets.dtype} {offsets.shape}, not int64 ({shard.samples}, 3)")
-    if shard.samples and (offsets[:, :2].min() < 0 or (offsets[:, 0] + offsets[:, 1]).max() > shard.bytes):
-        raise DataError(f"{path} points outside of {shard.name}; write the shards again")
-    return offsets
+def _parse_row(row: str) -> Shard:
+    size, sha256, samples, entries_bytes, entries_sha256, name = row.split(" ", 5)
+    return Shard(name, int(size), sha256, int(samples), int(entries_bytes), entries_sha256)
 
 
-def _check_shard(folder: Path, shard: Shard) -> None:
-    path = folder / shard.name
-    if shard.name != os.path.basename(shard.name) or not shard.name.endswith(".tar"):
-        raise DataError(
-            f"{folder / INDEX} names shard {shard.name!r}, which is not a plain .tar name in {folder}"
-        )
-    if not path.is_file():
-        raise DataError(f"shard {path} is missing; write the shards again or copy it back")
-    if path.stat().st_size != shard.bytes:
-        raise DataError(
-            f"shard {path} has {path.stat().st_size} bytes, its index says {shard.bytes}; copy it again"
-        )
+def index_content(index: ShardIndex) -> bytes:
+    """The bytes of index.json: readable, one line a shard."""
+    head = {
+        **FORMAT,
+        "image": index.image and dict(zip(("height", "width", "channels"), index.image, strict=True)),
+        "class_names": index.class_names,
+        "made": index.made,
+    }
+    lines = ",\n".join(map(json.dumps, index.shards.rows))
+    return f'{json.dumps(head)[:-1]}, "shards": [\n{lines}\n]}}\n'.encode()
 
 
-def _write_shard(samples: list[Sample], path: Path) -> Shard:
-    from webdataset import TarWriter
+def make_entries(rows: list[tuple[int, int, int, int, str]]) -> Entries:
+    """Entries of (offset, bytes, crc32, class or -1, key)."""
+    keys = [row[4].encode() for row in rows]
+    kind = _entry_type(max(map(len, keys), default=1))
+    return np.array([(*row[:4], key) for row, key in zip(rows, keys, strict=True)], dtype=kind)
 
+
+def entries_content(entries: Entries) -> bytes:
+    """The bytes of a .index.npy."""
     buffer = io.BytesIO()
-    with TarWriter(buffer, encoder=False, mtime=0) as tar:
-        for sample in samples:
-            tar.write({"__key__": sample.key, "cls": str(sample.label).encode(), "png": _png(sample.image)})
-    content = buffer.getvalue()
-    offsets = np.array(list(_members(content)), dtype=np.int64).reshape(-1, 3)
-    array = io.BytesIO()
-    np.save(array, offsets, allow_pickle=False)
-    write_whole(path, content)
-    write_whole(path.with_name(_offsets_name(path.name)), array.getvalue())
-    return Shard(path.name, len(content), hashlib.sha256(content).hexdigest(), len(samples))
-
-
-def _members(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Image offset, image bytes and class of each sample of a tar that this module wrote."""
-    label: dict[str, int] = {}
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
-        for member in tar:
-            key, _, extension = member.name.rpartition(".")
-            if extension == "cls":
-                label[key] = int(content[member.offset_data : member.offset_data + member.size])
-            else:
-                yield member.offset_data, member.size, label[key]
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
+    np.save(buffer, entries, allow_pickle=False)
     return buffer.getvalue()
 
 
-def _offsets_name(tar_name: str) -> str:
-    return tar_name.removesuffix(".tar") + ".index.npy"
+def parse_entries(content: bytes, shard: Shard, place: str) -> Entries:
+    """The entries of one shard. Raises DataError when they are not the ones that the index names, or do not fit."""
+    name = f"{place}/{shard.entries_name}"
+    if hashlib.sha256(content).hexdigest() != shard.entries_sha256:
+        raise DataError(
+            f"{name} is not the one that {INDEX} was written with; copy both again or write the shards again"
+        )
+    try:
+        entries: Entries = np.load(io.BytesIO(content), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{name} cannot be read ({_first_line(error)}); write the shards again") from error
+    names = entries.dtype.names or ()
+    key = entries.dtype["key"] if "key" in names else np.dtype("S1")
+    if entries.dtype != _entry_type(key.itemsize) or entries.shape != (shard.samples,):
+        raise DataError(f"{name} holds {entries.dtype} {entries.shape}, not {shard.samples} entries")
+    least = min(entries["offset"].min(), entries["bytes"].min())
+    if least < 0 or (entries["bytes"] > shard.bytes - entries["offset"]).any():
+        raise DataError(f"{name} points outside of {shard.name}; write the shards again")
+    return entries
+
+
+def describe(index: ShardIndex) -> dict[str, Any]:
+    """The index in a few words, for tables and JSON."""
+    image = "x".join(map(str, index.image)) if index.image else "of several shapes"
+    return {
+        "folder": index.place,
+        "shards": len(index.shards),
+        "samples": index.num_samples,
+        "bytes": index.num_bytes,
+        "image": image,
+        "classes": len(index.class_names),
+        "data_hash": index.data_hash,
+        "made": index.made,
+    }
+
+
+def _entry_type(key_bytes: int) -> np.dtype[np.void]:
+    fields = [("offset", "<i8"), ("bytes", "<i8"), ("crc32", "<u4"), ("label", "<i4")]
+    return np.dtype([*fields, ("key", f"S{max(1, key_bytes)}")])
 
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         fault = error.errors()[0]
         return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-    return str(error).splitlines()[0]
-
-
-def describe(index: ShardIndex) -> dict[str, Any]:
-    """The index in a few words, for tables and JSON."""
-    height, width, channels = index.image
-    return {
-        "folder": str(index.folder),
-        "shards": len(index.shards),
-        "samples": index.num_samples,
-        "bytes": sum(shard.bytes for shard in index.shards),
-        "image": f"{height}x{width}x{channels}",
-        "classes": index.classes,
-        "data_hash": index.data_hash,
-    }
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vaescale import comm, noise
-from vaescale.data.reader import Batch
+from vaescale.data.batch import Batch
+from vaescale.errors import DataError
 from vaescale.models.vae import VAE
 
 ACTIVE_VARIANCE = 0.01
@@ -19,27 +20,31 @@ def evaluate(model: VAE, batches: Iterable[Batch], *, seed: int) -> dict[str, fl
 
     Returns neg_elbo_nats, log_px_nats and kl_nats (per image), bits_per_dim, mse (per value, images in [0, 1]),
     sigma (absent when the likelihood has none), active_units: latents whose posterior mean has a variance above 0.01 over the
-    data (Burda, Grosse & Salakhutdinov 2016, section 5.1), and images, the number evaluated.
+    data (Burda, Grosse & Salakhutdinov 2016, section 5.1), images, the number evaluated, and
+    skipped, the number that could not be used (absent when 0). Raises DataError when nothing can be used.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    sums = torch.zeros(4 + 2 * model.latent_dim, dtype=torch.float64, device=device)
+    sums = torch.zeros(5 + 2 * model.latent_dim, dtype=torch.float64, device=device)
     for batch in batches:
         images, slots, mask = batch.images.to(device), batch.slots.to(device), batch.mask.to(device)
         terms = model(images, noise.Stream(seed, 0, slots), mask)
         mu = terms.mu.double()
         columns = [terms.log_px, terms.kl.sum(1), terms.squared_error, torch.ones_like(terms.log_px)]
         rows = torch.cat([torch.stack([column.double() for column in columns], 1), mu, mu.square()], dim=1)
-        sums += torch.where(mask[:, None], rows, 0.0).sum(0)
+        sums[:-1] += torch.where(mask[:, None], rows, 0.0).sum(0)
+        sums[-1] += len(batch.faults)
     model.train(was_training)
     return _metrics(comm.all_reduce_sum(sums), model)
 
 
 def _metrics(sums: Tensor, model: VAE) -> dict[str, float]:
-    count = sums[3]
+    count, skipped = sums[3], float(sums[-1])
+    if not count:
+        raise DataError(f"none of the {skipped:.0f} images to evaluate can be used; check the data")
     log_px, kl, squared_error = (sums[:3] / count).tolist()
-    mu, mu_squared = (sums[4:] / count).chunk(2)
+    mu, mu_squared = (sums[4:-1] / count).chunk(2)
     dimensions = math.prod(model.image_shape)
     metrics = {
         "neg_elbo_nats": kl - log_px,
@@ -50,6 +55,8 @@ def _metrics(sums: Tensor, model: VAE) -> dict[str, float]:
         "active_units": float((mu_squared - mu.square() > ACTIVE_VARIANCE).sum()),
         "images": float(count),
     }
+    if skipped:
+        metrics["skipped"] = skipped
     if model.likelihood.sigma is not None:
         metrics["sigma"] = float(model.likelihood.sigma)
     return metrics

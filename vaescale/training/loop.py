@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vaescale import comm
 from vaescale.config import Config
-from vaescale.data.reader import Batch
+from vaescale.data.batch import Batch
 from vaescale.models.vae import VAE
 from vaescale.objectives.elbo import ElboConfig
 from vaescale.training.clock import Clock

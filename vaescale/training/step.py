@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vaescale import comm, noise
-from vaescale.data.reader import Batch
+from vaescale.data.batch import Batch
 from vaescale.errors import TrainingStopped
 from vaescale.evaluation.likelihood import bits_per_dim
 from vaescale.models.vae import VAE

@@ -1,0 +1,197 @@
+"""Decoding against Pillow and the original values; what would lose something silently is a fault with a name."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vaescale.data.pictures import (
+    FILTERS,
+    MAX_PIXELS,
+    PictureFault,
+    decode,
+    encode,
+    fit,
+    read_header,
+    to_channels,
+)
+
+RANDOM = np.random.default_rng(0)
+COLOUR = RANDOM.integers(0, 256, (12, 10, 3), dtype=np.uint8)
+GREY = COLOUR[:, :, :1]
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """What JPEG is made for."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=2).astype(np.uint8)
+
+
+def saved(picture: Image.Image, name: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, name, **options)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, depth: int = 8) -> bytes:
+    """A PNG's signature and header, and nothing else."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+@pytest.mark.parametrize("image", [COLOUR, GREY], ids=["colour", "grey"])
+@pytest.mark.parametrize("encoding", ["npy", "png", "webp"])
+def test_lossless_encodings_come_back(image, encoding) -> None:
+    content = encode(image, encoding)
+    expected = np.repeat(image, 3, 2) if encoding == "webp" and image.shape[2] == 1 else image
+    assert np.array_equal(decode(content), expected)
+    assert read_header(content) == (encoding, *expected.shape)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_is_decoded_as_exactly_as_pillow_does(channels: int) -> None:
+    image = smooth(218, 178)[:, :, :channels]
+    content = encode(image, "jpg", quality=95)
+    reference = np.asarray(Image.open(io.BytesIO(content))).reshape(image.shape)
+    assert np.array_equal(decode(content), reference)
+    assert np.abs(decode(content).astype(int) - image).max() < 16
+    assert read_header(content) == ("jpg", *image.shape)
+
+
+CONVERTED = {
+    "palette": (saved(Image.fromarray(COLOUR).quantize(16), "PNG"), Image.fromarray(COLOUR).quantize(16).convert("RGB")),
+    "bilevel": (saved(Image.fromarray(GREY[:, :, 0]).convert("1"), "PNG"), Image.fromarray(GREY[:, :, 0]).convert("1").convert("L")),
+    "opaque alpha": (saved(Image.fromarray(COLOUR).convert("RGBA"), "PNG"), Image.fromarray(COLOUR)),
+    "opaque grey alpha": (saved(Image.fromarray(GREY[:, :, 0]).convert("LA"), "PNG"), Image.fromarray(GREY[:, :, 0])),
+    "grey": (saved(Image.fromarray(GREY[:, :, 0]), "PNG"), Image.fromarray(GREY[:, :, 0])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_what_loses_nothing_is_converted(name: str) -> None:
+    content, expected = CONVERTED[name]
+    reference = np.asarray(expected)
+    decoded = decode(content)
+    assert np.array_equal(decoded, reference if reference.ndim == 3 else reference[:, :, None])
+    assert read_header(content)[1:] == decoded.shape
+
+
+def test_cmyk_becomes_rgb_as_pillow_does() -> None:
+    content = saved(Image.fromarray(smooth(32, 32)).convert("CMYK"), "JPEG")
+    assert np.array_equal(decode(content), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+
+
+def _transparent() -> Image.Image:
+    rgba = np.dstack([COLOUR, np.full((12, 10), 200, np.uint8)])
+    return Image.fromarray(rgba)
+
+
+JPEG = encode(smooth(64, 64), "jpg")
+BROKEN = {
+    "empty": (b"", "format"),
+    "words": (b"hello, world", "format"),
+    "gif": (saved(Image.fromarray(COLOUR), "GIF"), "format"),
+    "pickle": (b"\x80\x04\x95", "format"),
+    "riff": (b"RIFF\x00\x00\x00\x00WAVEfmt ", "format"),
+    "cut jpeg": (JPEG[: len(JPEG) // 2], "damaged"),
+    "jpeg header alone": (JPEG[:20], "damaged"),
+    "cut png": (encode(COLOUR, "png")[:-40], "damaged"),
+    "cut webp": (encode(COLOUR, "webp")[:-40], "damaged"),
+    "png header alone": (png(12, 10), "damaged"),
+    "png header cut": (png(12, 10)[:20], "damaged"),
+    "cut npy": (encode(COLOUR, "npy")[:-1], "damaged"),
+    "long npy": (encode(COLOUR, "npy") + b"x", "damaged"),
+    "npy header cut": (encode(COLOUR, "npy")[:30], "damaged"),
+    "float npy": (encode(COLOUR.astype(np.float32), "npy"), "shape"),
+    "four channels": (encode(np.zeros((2, 2, 4), np.uint8), "npy"), "shape"),
+    "16 bits": (saved(Image.fromarray(GREY[:, :, 0].astype(np.uint16)), "PNG"), "depth"),
+    "16 bits a channel": (png(12, 10, depth=16), "depth"),
+    "transparent": (saved(_transparent(), "PNG"), "transparency"),
+    "transparent webp": (saved(_transparent(), "WEBP", lossless=True), "transparency"),
+    "animation": (saved(Image.fromarray(COLOUR), "PNG", save_all=True, append_images=[Image.fromarray(COLOUR[::-1])]), "format"),
+    "png bomb": (png(9000, 9000), "pixels"),
+    "huge png": (png(2**31 - 1, 2**31 - 1), "pixels"),
+    "no height": (png(10, 0), "pixels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_and_strange_images_are_faults(name: str) -> None:
+    content, reason = BROKEN[name]
+    with pytest.raises(PictureFault) as caught:
+        decode(content)
+    assert caught.value.reason == reason, caught.value
+
+
+def test_an_object_array_is_not_unpickled() -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([[[print]]]), allow_pickle=True)
+    with pytest.raises(PictureFault) as caught:
+        decode(buffer.getvalue())
+    assert caught.value.reason == "shape"
+
+
+def test_a_real_bomb_is_refused_before_it_expands() -> None:
+    """81 megapixels in 236 kB pass Pillow's own check."""
+    rows = zlib.compress(bytes(9001 * 9000), 9)
+    chunk = b"IDAT" + rows
+    body = png(9000, 9000)[:24] + b"\x08\x00" + png(9000, 9000)[26:]
+    content = body + struct.pack(">I", len(rows)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    assert len(content) < 300_000
+    with pytest.raises(PictureFault, match=f"9000x9000 pixels; at most {MAX_PIXELS}"):
+        decode(content)
+
+
+def test_no_flipped_byte_ends_otherwise_than_in_an_image_or_a_fault() -> None:
+    for content in (JPEG, encode(COLOUR, "png"), encode(COLOUR, "webp"), encode(COLOUR, "npy")):
+        for place in RANDOM.integers(0, len(content), 150):
+            changed = bytearray(content)
+            changed[place] ^= 1 << int(place) % 8
+            try:
+                image = decode(bytes(changed))
+            except PictureFault:
+                continue
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
+
+
+@pytest.mark.parametrize("resample", FILTERS)
+@pytest.mark.parametrize(("crop", "box"), [(148, (15, 35, 163, 183)), ("square", (0, 20, 178, 198)), ("whole", (0, 0, 178, 218))])  # fmt: skip
+def test_fit_is_pillow_s_crop_and_resize(crop, box, resample) -> None:
+    image = smooth(218, 178)
+    fitted = fit(image, size=64, crop=crop, resample=resample)
+    expected = Image.fromarray(image).crop(box).resize((64, 64), FILTERS[resample])
+    assert np.array_equal(fitted, np.asarray(expected))
+    grey = fit(image[:, :, :1], size=64, crop=crop, resample=resample)
+    assert np.array_equal(grey, fitted[:, :, :1])
+
+
+def test_fit_leaves_what_fits() -> None:
+    image = smooth(64, 64)
+    for crop in (None, "square", "whole", 64):
+        assert np.array_equal(fit(image, size=64, crop=crop, resample="bicubic"), image)
+    assert np.array_equal(fit(smooth(80, 64), size=64, crop="square", resample="box"), smooth(80, 64)[8:72])
+
+
+@pytest.mark.parametrize("crop", [None, 65])
+def test_fit_refuses_what_does_not_fit(crop) -> None:
+    with pytest.raises(PictureFault, match="64x64 pixels"):
+        fit(smooth(64, 64), size=32, crop=crop, resample="box")
+
+
+def test_the_box_filter_is_the_mean_of_areas() -> None:
+    image = RANDOM.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    means = image.reshape(16, 4, 16, 4, 3).mean((1, 3))
+    assert np.abs(fit(image, size=16, crop="whole", resample="box") - means).max() <= 1
+
+
+def test_channels() -> None:
+    assert np.array_equal(to_channels(GREY, 3), np.repeat(GREY, 3, 2))
+    assert np.array_equal(to_channels(np.repeat(GREY, 3, 2), 1), GREY)
+    with pytest.raises(PictureFault, match="colour image in a grey set"):
+        to_channels(COLOUR, 1)
+    luma = COLOUR @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(to_channels(COLOUR, 1, grey_from_colour=True)[:, :, 0] - luma).max() <= 1

@@ -1,0 +1,80 @@
+"""Fetches what the next steps need while the present one is computed, as far as its part of the cache goes."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Condition, Thread
+from typing import Self
+
+from vaescale.errors import DataError
+
+FETCHERS = 4
+REMEMBERED = 4096  # shards that were asked for; an older one is asked for again, which costs a look
+
+
+class Ahead:
+    """`with Ahead(needs, fetch, sizes, limit) as ahead: ... ahead.reached(step)`.
+
+    needs: for each step in order, the step and the shards that it reads. sizes: the shards' bytes. At most `limit`
+    bytes lie ahead of the step that was reached. A fault of `fetch` is left to the reader, which meets it too.
+    """
+
+    def __init__(
+        self,
+        needs: Iterable[tuple[int, Iterable[int]]],
+        fetch: Callable[[int], None],
+        *,
+        sizes: Callable[[int], int],
+        limit: int,
+    ) -> None:
+        self._needs, self._fetch, self._sizes, self._limit = needs, fetch, sizes, limit
+        self._step, self._ended, self._changed = -1, False, Condition()
+
+    def __enter__(self) -> Self:
+        Thread(target=self._run, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+
+    def reached(self, step: int) -> None:
+        """Training is at this step."""
+        with self._changed:
+            self._step = step
+            self._changed.notify()
+
+    def _run(self) -> None:
+        waiting: dict[int, int] = {}  # shard -> the step that needs it first
+        asked: OrderedDict[int, None] = OrderedDict()
+        with ThreadPoolExecutor(FETCHERS) as pool:
+            for step, shards in self._needs:
+                for shard in shards:
+                    if shard in asked:
+                        continue
+                    waiting[shard] = step
+                    if not self._wait_for_room(waiting):
+                        pool.shutdown(cancel_futures=True)
+                        return
+                    asked[shard] = None
+                    if len(asked) > REMEMBERED:
+                        asked.popitem(last=False)
+                    pool.submit(self._fetch_one, shard)
+
+    def _fetch_one(self, shard: int) -> None:
+        with suppress(DataError, OSError):
+            if not self._ended:
+                self._fetch(shard)
+
+    def _wait_for_room(self, waiting: dict[int, int]) -> bool:
+        """Wait until the shards of later steps fit. Returns False at the end of training."""
+        with self._changed:
+            while not self._ended:
+                for shard in [shard for shard, step in waiting.items() if step <= self._step]:
+                    del waiting[shard]
+                if sum(map(self._sizes, waiting)) <= self._limit:
+                    return True
+                self._changed.wait()
+        return False

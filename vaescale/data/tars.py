@@ -1,0 +1,163 @@
+"""What a tar holds, read strictly: a tar that ends early, in the middle of a file or without its end, is a fault.
+
+Python's tarfile, like webdataset on top of it, ends quietly at a damaged header and at a cut between two members.
+"""
+
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+BLOCK = 512
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
+# As webdataset splits names: the extension begins at the first dot of the last part.
+_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+
+
+class TarFault(ValueError):
+    """Where and why a tar is not sound. The message is the why."""
+
+    def __init__(self, words: str, *, member: str, offset: int) -> None:
+        super().__init__(words)
+        self.member, self.offset = member, offset
+
+
+class Member(NamedTuple):
+    """A file in a tar: name, where its content begins, its bytes."""
+
+    name: str
+    offset: int
+    bytes: int
+
+
+class Found(NamedTuple):
+    """A sample of a WebDataset tar: its image's place, content and crc32, its class (-1: none)."""
+
+    key: str
+    offset: int
+    content: bytes
+    crc32: int
+    label: int
+
+
+def members(file: IO[bytes], *, start: int = 0) -> Iterator[Member]:
+    """The regular files of the tar that begins at byte `start`. Raises TarFault at the first thing that is wrong."""
+    file.seek(start)
+    first = file.read(BLOCK)
+    if not first:
+        raise TarFault("it is empty", member="", offset=start)
+    for magic, name in (
+        (b"\x1f\x8b", "gzip"),
+        (b"BZh", "bzip2"),
+        (b"\xfd7zXZ", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+    ):
+        if first.startswith(magic):
+            raise TarFault(f"it is {name}, not a tar; unpack it first", member="", offset=start)
+    file.seek(start)
+    last = ""
+    try:
+        tar = tarfile.TarFile(fileobj=file, mode="r")
+        while (info := tar.next()) is not None:
+            last = info.name
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
+            if info.isdir():
+                continue
+            _refuse_unsafe(info)
+            yield Member(info.name, info.offset_data, info.size)
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, TarFault):
+            raise
+        at = f"{last or 'its first header'}"
+        raise TarFault(
+            f"it is cut or corrupt after {at} ({error})", member=last, offset=file.tell()
+        ) from error
+    _check_end(file, tar.offset, last)
+
+
+def samples(file: IO[bytes]) -> Iterator[Found | TarFault]:
+    """The samples of a WebDataset tar in order, as webdataset groups them: consecutive members with one key.
+
+    A sample that cannot be used comes as a fault. Raises TarFault when the tar itself is not sound. Nothing but
+    images and classes is read; `.pkl` and the like are passed over unopened.
+    """
+    group: list[tuple[str, Member]] = []
+    group_key = ""
+    seen: set[str] = set()
+    for member in members(file):
+        key, extension = split_name(member.name)
+        if key is None or _is_metadata(member.name):
+            continue
+        if group and key != group_key:
+            yield _sample(file, group_key, group, seen)
+            group = []
+        group_key = key
+        group.append((extension, member))
+    if group:
+        yield _sample(file, group_key, group, seen)
+
+
+def split_name(name: str) -> tuple[str | None, str]:
+    """Key and extension of a member, as webdataset splits them; no key for a name without an extension."""
+    match = _NAME.match(name)
+    return (match[1], match[2].lower()) if match else (None, "")
+
+
+def _sample(file: IO[bytes], key: str, group: list[tuple[str, Member]], seen: set[str]) -> Found | TarFault:
+    first = group[0][1]
+
+    def fault(words: str) -> TarFault:
+        return TarFault(words, member=first.name, offset=first.offset)
+
+    extensions = [extension for extension, _ in group]
+    if key in seen or len(set(extensions)) != len(extensions):
+        return fault(f"key {key!r} stands twice in it")
+    seen.add(key)
+    images = [member for extension, member in group if extension in IMAGE_EXTENSIONS]
+    if len(images) != 1:
+        return fault(f"key {key!r} has {len(images)} images ({', '.join(extensions)}), not one")
+    label = -1
+    for extension, member in group:
+        if extension == "cls":
+            words = _read(file, member).strip()
+            if not re.fullmatch(rb"[0-9]{1,9}", words):
+                return fault(f"key {key!r} has class {words[:20]!r}, not a number")
+            label = int(words)
+    content = _read(file, images[0])
+    return Found(key, images[0].offset, content, zlib.crc32(content), label)
+
+
+def _read(file: IO[bytes], member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.bytes)
+
+
+def _is_metadata(name: str) -> bool:
+    """macOS leaves `._NAME` beside every file, webdataset `__NAME__` members."""
+    last = name.rpartition("/")[2]
+    return last.startswith("._") or (last.startswith("__") and last.endswith("__"))
+
+
+def _refuse_unsafe(info: tarfile.TarInfo) -> None:
+    where = {"member": info.name, "offset": info.offset}
+    if not info.isreg() or info.issparse():
+        raise TarFault(f"member {info.name!r} is not a plain file (a link, a device or sparse)", **where)  # type: ignore[arg-type]
+    if info.name.startswith("/") or ".." in info.name.split("/") or not info.name.isprintable():
+        raise TarFault(f"member {info.name!r} has an unsafe name", **where)  # type: ignore[arg-type]
+
+
+def _check_end(file: IO[bytes], offset: int, last: str) -> None:
+    """After the last member stand two blocks of zeros, or the tar was cut there, or a header is corrupt."""
+    file.seek(offset)
+    end = file.read(2 * BLOCK)
+    if any(end) and len(end) < BLOCK:
+        raise TarFault(f"it is cut in the header at byte {offset}", member=last, offset=offset)
+    if any(end):
+        raise TarFault(f"the header at byte {offset} is corrupt", member=last, offset=offset)
+    if len(end) < 2 * BLOCK:
+        raise TarFault(
+            f"it ends at byte {offset + len(end)} without end-of-archive blocks: it was cut",
+            member=last,
+            offset=offset,
+        )

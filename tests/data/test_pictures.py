@@ -163,8 +163,9 @@ def test_no_flipped_byte_ends_otherwise_than_in_an_image_or_a_fault() -> None:
 def test_fit_is_pillow_s_crop_and_resize(crop, box, resample) -> None:
     image = smooth(218, 178)
     fitted = fit(image, size=64, crop=crop, resample=resample)
-    expected = Image.fromarray(image).crop(box).resize((64, 64), FILTERS[resample])
-    assert np.array_equal(fitted, np.asarray(expected))
+    expected = np.asarray(Image.fromarray(image).crop(box).resize((64, 64), FILTERS[resample]))
+    assert np.abs(fitted.astype(int) - expected).max() <= (resample in ("bilinear", "bicubic"))
+    assert (fitted != expected).mean() < 0.01
     grey = fit(image[:, :, :1], size=64, crop=crop, resample=resample)
     assert np.array_equal(grey, fitted[:, :, :1])
 

@@ -2,7 +2,8 @@
 
 The format is told from the first bytes, never from a name. Dimensions are read from the header before anything is
 decoded. What would lose information silently (16 bits, transparency, colour in a grey set) is a fault with a name.
-JPEG is decoded by simplejpeg, strict and with the exact DCT; PNG and WebP by Pillow; npy without pickle.
+JPEG is decoded by simplejpeg, strict and with the exact DCT; PNG and WebP by Pillow; npy without pickle. Bilinear and
+bicubic resizing is torch's for 8-bit images, five times as fast as Pillow's and equal to it but for the last bit.
 """
 
 import io
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAX_PIXELS = 1 << 26  # 67 megapixels: more than any photograph of the usual sets, 200 MB decoded
+_JPEG = b"\xff\xd8\xff"
 _NPY_HEADER = re.compile(
     rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9})(?:, ([13]))?\), \} *\n"
 )
@@ -62,8 +64,7 @@ def read_header(content: bytes) -> Header:
         if isinstance(error, PictureFault):
             raise
         raise PictureFault("damaged", f"its header cannot be read ({error})") from error
-    if header.height * header.width > MAX_PIXELS or min(header.height, header.width) < 1:
-        raise PictureFault("pixels", f"{header.height}x{header.width} pixels; at most {MAX_PIXELS} are read")
+    _refuse_size(header.height, header.width)
     return header
 
 
@@ -72,10 +73,10 @@ def decode(content: bytes) -> Picture:
 
     Raises PictureFault.
     """
-    header = read_header(content)
     try:
-        if header.format == "jpg":
+        if content.startswith(_JPEG):  # most images are, and its header is read once
             return _decode_jpeg(content)
+        header = read_header(content)
         if header.format == "npy":
             return _decode_npy(content)
         return _decode_with_pillow(content, header.format)
@@ -120,11 +121,7 @@ def fit(image: Picture, *, size: int, crop: Crop | None, resample: Filter) -> Pi
         raise PictureFault("shape", f"{height}x{width} pixels, too small for a crop of {crop}")
     if (cut_height, cut_width) == (size, size):
         return image[top : top + size, left : left + size]
-    # Cut first: with its `box` argument, Pillow's filters look beyond the box.
-    cut = image[top : top + cut_height, left : left + cut_width]
-    source = Image.fromarray(np.ascontiguousarray(cut if image.shape[2] == 3 else cut[:, :, 0]))
-    resized = np.asarray(source.resize((size, size), FILTERS[resample]))
-    return resized if resized.ndim == 3 else resized[:, :, None]
+    return _resize(image[top : top + cut_height, left : left + cut_width], size, resample)
 
 
 def encode(image: Picture, encoding: Encoding, *, quality: int = 95) -> bytes:
@@ -141,6 +138,18 @@ def encode(image: Picture, encoding: Encoding, *, quality: int = 95) -> bytes:
         squeezed = image if image.shape[2] == 3 else image[:, :, 0]
         Image.fromarray(squeezed).save(buffer, encoding.upper(), **options)
     return buffer.getvalue()
+
+
+def _resize(image: Picture, size: int, resample: Filter) -> Picture:
+    if resample in ("bilinear", "bicubic"):
+        import torch  # here: not every user of this module resizes, and it takes a second to import
+
+        writable = image if image.flags.writeable else image.copy()
+        tensor = torch.from_numpy(writable).permute(2, 0, 1)[None]
+        resized = torch.nn.functional.interpolate(tensor, (size, size), mode=resample, antialias=True)
+        return resized[0].permute(1, 2, 0).numpy()
+    source = Image.fromarray(np.ascontiguousarray(image if image.shape[2] == 3 else image[:, :, 0]))
+    return np.asarray(source.resize((size, size), FILTERS[resample])).reshape(size, size, -1)
 
 
 def _jpeg_header(content: bytes) -> Header:
@@ -175,7 +184,7 @@ def _npy_header(content: bytes) -> Header:
 
 
 _HEADERS = {
-    b"\xff\xd8\xff": _jpeg_header,
+    _JPEG: _jpeg_header,
     b"\x89PNG\r\n\x1a\n": _png_header,
     b"RIFF": _webp_header,
     b"\x93NUMPY": _npy_header,
@@ -200,8 +209,14 @@ def _decode_npy(content: bytes) -> Picture:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
+def _refuse_size(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS or min(height, width) < 1:
+        raise PictureFault("pixels", f"{height}x{width} pixels; at most {MAX_PIXELS} are read")
+
+
 def _decode_jpeg(content: bytes) -> Picture:
-    colour = simplejpeg.decode_jpeg_header(content)[2]
+    height, width, colour, _ = simplejpeg.decode_jpeg_header(content)
+    _refuse_size(height, width)
     if colour in ("CMYK", "YCCK"):
         return _decode_with_pillow(content, "jpeg")
     image: Picture = simplejpeg.decode_jpeg(content, "GRAY" if colour == "Gray" else "RGB")

@@ -76,6 +76,17 @@ class DataConfig(Config):
     )
 
 
+class _Located(NamedTuple):
+    """A shard's number, and the fields of an entry."""
+
+    shard: int
+    offset: int
+    size: int
+    crc32: int
+    label: int
+    key: bytes
+
+
 class _Decoded(NamedTuple):
     images: Tensor
     labels: NDArray[np.int64]
@@ -124,16 +135,19 @@ class ShardReader(Dataset[Fetched]):
         usable = np.ones(len(numbers), dtype=bool)
         if self._memory is None:
             images, taken = self._read(request, usable, faults)
+            labels = np.array([one.label for one in taken], dtype=np.int64)
+            keys = [one.key for one in taken]
         else:
             if self._memory.faults:
                 numbers = np.array([self._refilled(int(n), request.refill, faults) for n in numbers])
                 usable, numbers = numbers >= 0, np.maximum(numbers, 0)
-            images, taken = self._memory.images[torch.from_numpy(numbers)], numbers
-        labels, keys = self._labels_and_keys(taken)
+            images = self._memory.images[torch.from_numpy(numbers)]
+            labels, keys = self._memory.labels[numbers], self._memory.keys[numbers].tolist()
         if request.flips is not None and request.flips.any():
             mirrored = torch.from_numpy(request.flips)
             images[mirrored] = images[mirrored].flip(-1)
-        return Fetched(images, torch.from_numpy(labels), torch.from_numpy(usable), keys, tuple(faults))
+        names = tuple(key.decode(errors="replace") for key in keys)
+        return Fetched(images, torch.from_numpy(labels), torch.from_numpy(usable), names, tuple(faults))
 
     def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """The shards that hold the samples."""
@@ -147,22 +161,22 @@ class ShardReader(Dataset[Fetched]):
 
     def _read(
         self, request: Request, usable: NDArray[np.bool_], faults: list[Fault]
-    ) -> tuple[Tensor, NDArray[np.int64]]:
-        """Images of the request, and the numbers of the samples that were taken."""
-        images = np.zeros((len(request.numbers), *self._shape), np.uint8)
-        taken = request.numbers.copy()
+    ) -> tuple[Tensor, list[_Located]]:
+        """Images of the request, and the samples that were taken."""
+        height, width, channels = self._shape
+        images = np.zeros((len(request.numbers), channels, height, width), np.uint8)
+        taken = self._locate(request.numbers)
         for slot, number in enumerate(request.numbers.tolist()):
             try:
-                images[slot] = self._decode(number)
+                images[slot] = self._decode(number, taken[slot]).transpose(2, 0, 1)
             except PictureFault as error:
                 self._remember(number, error)
-                taken[slot] = self._refilled(number, request.refill, faults)
-                usable[slot] = taken[slot] >= 0
+                other = self._refilled(number, request.refill, faults)
+                usable[slot] = other >= 0
                 if usable[slot]:
-                    images[slot] = self._decode(int(taken[slot]))
-                else:
-                    taken[slot] = number
-        return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), taken
+                    (taken[slot],) = self._locate(np.array([other]))
+                    images[slot] = self._decode(other, taken[slot]).transpose(2, 0, 1)
+        return torch.from_numpy(images), taken
 
     def _refilled(self, number: int, refill: bool, faults: list[Fault]) -> int:
         """The sample that takes a slot: itself, the next usable one of the index, or -1 where none may."""
@@ -183,16 +197,18 @@ class ShardReader(Dataset[Fetched]):
     def _is_usable(self, number: int) -> bool:
         if self._memory is None and number not in self._known_faults:
             try:
-                self._decode(number)
+                self._decode(number, *self._locate(np.array([number])))
             except PictureFault as error:
                 self._remember(number, error)
         return number not in self._known_faults
 
     def _remember(self, number: int, error: PictureFault) -> None:
-        shard_number, entry = self._entry(number)
-        name = self.index.shards[shard_number].name
-        place = f"{self.index.place}/{name} member {entry['key'].decode(errors='replace')!r} at byte {entry['offset']}"
-        self._known_faults[number] = Fault(number, error.reason, f"{place}: {error}")
+        if number not in self._known_faults:
+            (located,) = self._locate(np.array([number]))
+            name = self.index.shards[located.shard].name
+            member = f"member {located.key.decode(errors='replace')!r} at byte {located.offset}"
+            words = f"{self.index.place}/{name} {member}: {error}"
+            self._known_faults[number] = Fault(number, error.reason, words)
 
     def _decode_all(self) -> _Decoded:
         """Everything, once, by as many threads as there are cores: the decoders let go of the interpreter."""
@@ -209,9 +225,8 @@ class ShardReader(Dataset[Fetched]):
             with self._open(shard_number) as file:
                 for number, entry in enumerate(entries, start=start):
                     try:
-                        image = self._picture(
-                            os.pread(file.fileno(), int(entry["bytes"]), int(entry["offset"])), entry
-                        )
+                        content = os.pread(file.fileno(), int(entry["bytes"]), int(entry["offset"]))
+                        image = self._picture(content, int(entry["crc32"]))
                         values[number] = image.transpose(2, 0, 1)
                     except PictureFault as error:
                         values[number] = 0
@@ -225,39 +240,36 @@ class ShardReader(Dataset[Fetched]):
         labels, keys = (np.concatenate([part[column] for part in parts]) for column in (0, 1))
         return _Decoded(images, labels, keys, self._known_faults)
 
-    def _decode(self, number: int) -> Picture:
+    def _decode(self, number: int, located: _Located) -> Picture:
         """Uint8 [H, W, C]. Raises PictureFault."""
         if number in self._known_faults:
             fault = self._known_faults[number]
             raise PictureFault(fault.reason, fault.words)
-        shard_number, entry = self._entry(number)
-        return self._picture(self._content(shard_number, entry), entry)
+        return self._picture(self._content(located), located.crc32)
 
-    def _picture(self, content: bytes, entry: np.void) -> Picture:
-        if zlib.crc32(content) != entry["crc32"]:
+    def _picture(self, content: bytes, crc32: int) -> Picture:
+        if zlib.crc32(content) != crc32:
             raise PictureFault("changed", "its bytes are not those that were indexed")
         image = to_channels(decode(content), self._shape[2])
         return fit(image, size=self._shape[0], crop=self._crop, resample=self._resample)
 
-    def _labels_and_keys(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-        if self._memory is not None:
-            labels, keys = self._memory.labels[numbers], self._memory.keys[numbers].tolist()
-        else:
-            entries = [self._entry(number)[1] for number in numbers.tolist()]
-            labels = np.array([entry["label"] for entry in entries], dtype=np.int64)
-            keys = [entry["key"] for entry in entries]
-        return labels, tuple(key.decode(errors="replace") for key in keys)
+    def _locate(self, numbers: NDArray[np.int64]) -> list[_Located]:
+        """Where the samples lie."""
+        shards = self.shards_of(numbers)
+        places = (numbers - self._starts[shards]).tolist()
+        return [
+            _Located(shard, *self._entries_of(shard)[place].item())
+            for shard, place in zip(shards.tolist(), places, strict=True)
+        ]
 
-    def _entry(self, number: int) -> tuple[int, np.void]:
-        shard_number = int(np.searchsorted(self._starts, number, side="right")) - 1
+    def _entries_of(self, shard_number: int) -> Entries:
         if shard_number in self._entries:
             self._entries.move_to_end(shard_number)
         else:
             self._entries[shard_number] = self._load_entries(shard_number)
             if len(self._entries) > 8 * OPEN_SHARDS:
                 self._entries.popitem(last=False)
-        entry: np.void = self._entries[shard_number][number - int(self._starts[shard_number])]
-        return shard_number, entry
+        return self._entries[shard_number]
 
     def _load_entries(self, shard_number: int) -> Entries:
         shard = self.index.shards[shard_number]
@@ -280,15 +292,14 @@ class ShardReader(Dataset[Fetched]):
                 raise DataError(f"{path} cannot be read: {error.strerror}") from error
         raise DataError(f"{name} is evicted as fast as it is fetched; raise data.cache_bytes")
 
-    def _content(self, shard_number: int, entry: np.void) -> bytes:
-        offset, size = int(entry["offset"]), int(entry["bytes"])
+    def _content(self, located: _Located) -> bytes:
         try:
             if self.store.is_remote:
-                with self._open(shard_number) as file:
-                    return os.pread(file.fileno(), size, offset)
-            return os.pread(self._kept_open(shard_number).fileno(), size, offset)
+                with self._open(located.shard) as file:
+                    return os.pread(file.fileno(), located.size, located.offset)
+            return os.pread(self._kept_open(located.shard).fileno(), located.size, located.offset)
         except OSError as error:
-            name = self.index.shards[shard_number].name
+            name = self.index.shards[located.shard].name
             raise DataError(f"{self.index.place}/{name} cannot be read: {error.strerror}") from error
 
     def _kept_open(self, shard_number: int) -> io.FileIO:

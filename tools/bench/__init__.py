@@ -1,0 +1,1 @@
+"""Commands that measure; not tests. See README.md."""

@@ -1,0 +1,49 @@
+"""How well blocks shuffle, against a true permutation, for a set that was written class by class (the worst case).
+
+    python tools/bench/shuffle.py
+
+runs        runs of equal class along an epoch's order, over a true permutation's mean
+neighbours  pairs within a batch that were written side by side, over a true permutation's mean
+classes     distinct classes in a batch, over a true permutation's mean
+shards      shards that one of 8 ranks reads from within 100 steps
+"""
+
+import sys
+
+import numpy as np
+
+from vaescale.data.plan import Plan, rank_slots
+
+SHARDS, PER_SHARD, CLASSES, BATCH, STEPS = 1281, 1000, 1000, 256, 2000
+BLOCKS = (1, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 21)
+
+
+def main() -> None:
+    """Print a line for each block size."""
+    count = SHARDS * PER_SHARD
+    classes = np.arange(count) * CLASSES // count
+    truth = statistics(classes, lambda step: np.random.default_rng(step).choice(count, BATCH, replace=False))
+    sys.stdout.write(f"{count:,} samples of {CLASSES} classes in {SHARDS:,} shards, batch {BATCH}, {STEPS} steps\n")
+    sys.stdout.write("     block     runs  neighbours  classes  shards\n")
+    for block in BLOCKS:
+        plan = Plan(np.full(SHARDS, PER_SHARD), BATCH, 0, block)
+        runs, near, distinct = statistics(classes, plan.samples) / truth
+        slots = rank_slots(BATCH, rank=0, world_size=8, accumulation=1)[0]
+        touched = {int(s) for step in range(100) for s in plan.samples(step, slots) // PER_SHARD}
+        sys.stdout.write(f"{block:>10,} {runs:8.3f} {near:11.2f} {distinct:8.3f} {len(touched):7}\n")
+
+
+def statistics(classes, batch_of) -> np.ndarray:  # type: ignore[no-untyped-def,type-arg]
+    """Means over the steps: runs, neighbours and distinct classes of a batch."""
+    rows = []
+    for step in range(STEPS):
+        numbers = batch_of(step)
+        labels = classes[numbers]
+        runs = 1 + np.count_nonzero(labels[1:] != labels[:-1])
+        near = np.count_nonzero(np.diff(np.sort(numbers)) == 1)
+        rows.append((runs, near, len(np.unique(labels))))
+    return np.mean(rows, axis=0)
+
+
+if __name__ == "__main__":
+    main()

@@ -311,6 +311,24 @@ def test_damaged_held_out_images_are_left_out_and_counted(
     vaescale("evaluate", recipe_content["run_dir"]).assert_refused(3, "none of the 360 images")
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_training_from_a_url_is_training_from_the_folder(
+    vaescale, recipe_file, recipe_content, tmp_path, digits
+) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").put(f"{digits}/", "/digits/", recursive=True)
+    recipe_content["data"] |= {"cache": "none", "workers": 0, "cache_dir": str(tmp_path / "cache")}
+    path = recipe_file(recipe_content)
+    assert vaescale("train", path, f"run_dir={tmp_path}/local").code == 0
+    places = [f"data.{split}=memory://digits/{split}" for split in ("train", "val")]
+    outcome = vaescale("train", path, *places, f"run_dir={tmp_path}/remote")
+    assert outcome.code == 0, outcome.err
+    assert numbers(tmp_path / "local") == numbers(tmp_path / "remote")
+    small = vaescale("train", path, *places, "data.cache_bytes=100000", f"run_dir={tmp_path}/small")
+    small.assert_refused(3, "data.cache_bytes (=100000) is less than", "data.shuffle_block")
+
+
 def test_files_in_the_way_are_named(vaescale, recipe_file, recipe_content, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     vaescale("train", recipe_file(recipe_content), f"run_dir={tmp_path}/file").assert_refused(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     shutil.copytree(ROOT / "recipes", place / "recipes")
     (place / "data").mkdir()
     (place / "data" / "digits").symlink_to(digits)
+    damaged = shutil.copytree(digits / "train", place / "data" / "damaged")
+    entries = np.load(damaged / "shard-000000.index.npy")[::100]
+    with (damaged / "shard-000000.tar").open("r+b") as tar:
+        for entry in entries:
+            tar.seek(entry["offset"] + 100)
+            tar.write(b"damaged")
     return place
 
 
@@ -46,8 +53,15 @@ def curve(run: Path) -> list[dict[str, float]]:
     return [row for row in rows if "train/mse" in row]
 
 
-@pytest.mark.parametrize("extra", [(), ("training.accumulation=2",)], ids=["plain", "accumulated"])
+HARD = (
+    *("training.accumulation=2", "data.flip=true", "data.shuffle_block=100"),
+    *("data.train=data/damaged", "data.max_skipped=0.1"),
+)
+
+
+@pytest.mark.parametrize("extra", [(), HARD], ids=["plain", "hard"])
 def test_one_and_two_processes_give_the_same_curve(folder: Path, extra: tuple[str, ...]) -> None:
+    """hard: one process has everything in memory, two read from disk with workers; some images are damaged."""
     options = (
         f"training.steps={STEPS}",
         "training.precision=fp32",
@@ -55,9 +69,12 @@ def test_one_and_two_processes_give_the_same_curve(folder: Path, extra: tuple[st
         "tracking.mlflow=null",
         *extra,
     )
-    name = extra[0] if extra else "plain"
+    name = "hard" if extra else "plain"
+    from_disk = ("data.cache=none", "data.workers=2") if extra else ()
     one = launch(folder, *options, f"run_dir=runs/one-{name}", "--processes", "1")
-    two = launch(folder, *options, f"run_dir=runs/two-{name}", "--processes", "2", "--json", launcher=TWO)
+    two = launch(
+        folder, *options, *from_disk, f"run_dir=runs/two-{name}", "--processes", "2", "--json", launcher=TWO
+    )
     assert one.returncode == 0, one.stderr
     assert two.returncode == 0, two.stderr
     assert json.loads(two.stdout)["step"] == STEPS, "one JSON object, from one of the processes"
@@ -68,8 +85,10 @@ def test_one_and_two_processes_give_the_same_curve(folder: Path, extra: tuple[st
     assert len(rows) == STEPS
     for a, b in rows:
         assert a["step"] == b["step"]
+        assert a.get("data/skipped/changed") == b.get("data/skipped/changed")
         for metric in ("train/neg_elbo_nats", "train/sigma", "train/kl_nats", "train/grad_norm"):
             assert b[metric] == pytest.approx(a[metric], rel=1e-4), (a["step"], metric)
+    assert bool(rows[-1][0].get("data/skipped/changed")) == bool(extra)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:

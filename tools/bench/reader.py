@@ -57,11 +57,9 @@ def jpeg(files: list[bytes], folder: Path, rounds: int) -> None:
     items = [Item(f"{number:06d}", content, number % 10) for number, content in enumerate(files)]
     write_shards(items, folder / "jpeg", Making(encoding="keep"))
     urls = sorted(map(str, (folder / "jpeg").glob("*.tar")))
-    runs: dict[str, Run] = {"bare loop, one core": lambda: bare(files)}
+    runs: dict[str, Run] = {"bare loop, one core": partial(bare, files)}
     for workers in (0, 1, 2):
-        runs[f"this reader, {workers} workers"] = lambda workers=workers: ours(
-            folder / "jpeg", workers, crop=CROP
-        )
+        runs[f"this reader, {workers} workers"] = partial(ours, folder / "jpeg", workers, crop=CROP)
     for workers in (0, 2):
         for decoder in ("pillow", "simplejpeg"):
             name = f"webdataset, {decoder}, {workers} workers"

@@ -9,6 +9,7 @@ shards      shards that one of 8 ranks reads from within 100 steps
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,9 @@ def main() -> None:
     count = SHARDS * PER_SHARD
     classes = np.arange(count) * CLASSES // count
     truth = statistics(classes, lambda step: np.random.default_rng(step).choice(count, BATCH, replace=False))
-    sys.stdout.write(f"{count:,} samples of {CLASSES} classes in {SHARDS:,} shards, batch {BATCH}, {STEPS} steps\n")
+    sys.stdout.write(
+        f"{count:,} samples of {CLASSES} classes in {SHARDS:,} shards, batch {BATCH}, {STEPS} steps\n"
+    )
     sys.stdout.write("     block     runs  neighbours  classes  shards\n")
     for block in BLOCKS:
         plan = Plan(np.full(SHARDS, PER_SHARD), BATCH, 0, block)
@@ -33,7 +36,7 @@ def main() -> None:
         sys.stdout.write(f"{block:>10,} {runs:8.3f} {near:11.2f} {distinct:8.3f} {len(touched):7}\n")
 
 
-def statistics(classes, batch_of) -> np.ndarray:  # type: ignore[no-untyped-def,type-arg]
+def statistics(classes, batch_of) -> Any:  # type: ignore[no-untyped-def]
     """Means over the steps: runs, neighbours and distinct classes of a batch."""
     rows = []
     for step in range(STEPS):
@@ -41,7 +44,7 @@ def statistics(classes, batch_of) -> np.ndarray:  # type: ignore[no-untyped-def,
         labels = classes[numbers]
         runs = 1 + np.count_nonzero(labels[1:] != labels[:-1])
         near = np.count_nonzero(np.diff(np.sort(numbers)) == 1)
-        rows.append((runs, near, len(np.unique(labels))))
+        rows.append((int(runs), int(near), len(np.unique(labels))))
     return np.mean(rows, axis=0)
 
 

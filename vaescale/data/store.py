@@ -6,6 +6,7 @@ meet. The cache is bounded in bytes: room is made before a fetch, from what was 
 each read and closed again, so that what is evicted is really gone.
 """
 
+import errno
 import hashlib
 import os
 import time
@@ -119,16 +120,14 @@ class Remote:
         path = self._cache / hashlib.sha256(f"{url} {sha256}".encode()).hexdigest()
         if self._is_there(path, size):
             return path
-        self._cache.mkdir(parents=True, exist_ok=True)
-        with self._held(path, url):
-            if not self._is_there(path, size):
-                try:
-                    self._make_room(path, size)
-                    _Patience(self, url, self._retry_seconds).call(
-                        lambda: self._fetch(url, path, size, sha256)
-                    )
-                finally:
-                    path.with_suffix(".part").unlink(missing_ok=True)
+        try:
+            self._cache.mkdir(parents=True, exist_ok=True)
+            with self._held(path, url):
+                self._fill(url, path, size, sha256)
+        except OSError as error:
+            raise DataError(
+                f"the cache {self._cache} cannot be written ({error.strerror}); set data.cache_dir to another folder"
+            ) from error
         return path
 
     def _is_there(self, path: Path, size: int) -> bool:
@@ -165,6 +164,16 @@ class Remote:
             yield
         finally:
             lock.release()
+
+    def _fill(self, url: str, path: Path, size: int, sha256: str) -> None:
+        """Fetch a file that another process has not fetched meanwhile."""
+        if self._is_there(path, size):
+            return
+        try:
+            self._make_room(path, size)
+            _Patience(self, url, self._retry_seconds).call(lambda: self._fetch(url, path, size, sha256))
+        finally:
+            path.with_suffix(".part").unlink(missing_ok=True)
 
     def _make_room(self, path: Path, size: int) -> None:
         """Evict until `size` bytes fit, and take them by a file of that size. Raises DataError when they cannot."""
@@ -242,6 +251,8 @@ class _Patience:
             except DataError:
                 raise
             except Exception as error:  # every protocol of fsspec raises kinds of its own
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise
                 if hopeless := _hopeless(error):
                     raise DataError(f"{self._url} {hopeless}") from error
                 words = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,0 +1,151 @@
+"""`vaescale make-shards` as a person types it."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vaescale.data.pictures import FILTERS
+from vaescale.data.reader import DataConfig, open_reader
+
+
+def pictures(folder: Path, count: int, *, size: tuple[int, int] = (30, 20)) -> dict[str, Image.Image]:
+    """Smooth JPEG files of two classes."""
+    y, x = np.mgrid[: size[1], : size[0]]
+    made = {}
+    for number in range(count):
+        values = np.stack([x * 8, y * 12, (x + y) * 4 + number], axis=2).astype(np.uint8)
+        path = folder / ("cat", "dog")[number % 2] / f"{number:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path, quality=95)
+        made[f"{path.parent.name}/{path.stem}"] = Image.open(io.BytesIO(path.read_bytes()))
+    return made
+
+
+def read(folder: Path, size: int, **changes) -> dict[str, np.ndarray]:
+    """Key to image of everything in a folder of shards."""
+    values = {"train": "", "val": "", "image_size": size, "channels": 3, "global_batch": 1}
+    opened = open_reader(str(folder), DataConfig(**{**values, **changes}))
+    got = [opened[number] for number in range(len(opened))]
+    return {one.keys[0]: one.images[0].permute(1, 2, 0).numpy() for one in got}
+
+
+def test_a_folder_cut_to_size(vaescale, tmp_path: Path) -> None:
+    originals = pictures(tmp_path / "photos", 12)
+    words = ("make-shards", f"folder:{tmp_path}/photos", tmp_path / "out", "--size", 8, "--resample", "box")
+    outcome = vaescale(*words, "--holdout", 0.3, "--shard-samples", 5, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["train"]["image"] == "8x8x3"
+    assert outcome.json["train"]["classes"] == 2
+    images = read(tmp_path / "out" / "train", 8) | read(tmp_path / "out" / "val", 8)
+    assert images.keys() == originals.keys()
+    for key, image in images.items():
+        square = originals[key].convert("RGB").crop((5, 0, 25, 20)).resize((8, 8), FILTERS["box"])
+        assert np.array_equal(image, np.asarray(square))
+
+
+@pytest.mark.parametrize(("crop", "box"), [("whole", (0, 0, 30, 20)), ("10", (10, 5, 20, 15))])
+def test_crops_are_those_of_reading(vaescale, tmp_path: Path, crop: str, box: tuple[int, ...]) -> None:
+    """Cut when written or cut when read: the same image."""
+    originals = pictures(tmp_path / "photos", 3)
+    source = f"folder:{tmp_path}/photos"
+    options = ("--holdout", 0, "--crop", crop, "--size", 8)
+    assert vaescale("make-shards", source, tmp_path / "cut", *options).code == 0
+    assert vaescale("make-shards", source, tmp_path / "kept", "--holdout", 0).code == 0
+    written = read(tmp_path / "cut" / "train", 8)
+    while_reading = read(tmp_path / "kept" / "train", 8, crop=int(crop) if crop.isdecimal() else crop)
+    for key, image in written.items():
+        assert np.array_equal(image, while_reading[key])
+        expected = np.asarray(originals[key].convert("RGB").crop(box).resize((8, 8), FILTERS["bicubic"]))
+        assert np.abs(image.astype(int) - expected).max() <= 1
+
+
+def test_celeba_keeps_the_centre_148(vaescale, tmp_path: Path) -> None:
+    originals = pictures(tmp_path / "img_align_celeba", 2, size=(178, 218))
+    for path in list((tmp_path / "img_align_celeba").rglob("*.jpg")):
+        path.rename(tmp_path / "img_align_celeba" / path.name)
+    words = ("make-shards", f"celeba:{tmp_path}", tmp_path / "out", "--holdout", 0)
+    assert vaescale(*words, "--size", 64).code == 0
+    image = read(tmp_path / "out" / "train", 64)["000"]
+    centre = originals["cat/000"].convert("RGB").crop((15, 35, 163, 183)).resize((64, 64), FILTERS["bicubic"])
+    assert np.abs(image.astype(int) - np.asarray(centre)).max() <= 1
+    vaescale(*words, "--size", 64, "--crop", 140).assert_refused(2, "made otherwise (crop 148 -> 140)", "OUT")
+
+
+def test_imagenet_is_averaged_down_whole(vaescale, tmp_path: Path) -> None:
+    pictures(tmp_path / "photos", 2, size=(40, 24))
+    (tmp_path / "photos" / "cat").rename(tmp_path / "photos" / "n01440764")
+    (tmp_path / "photos" / "dog").rename(tmp_path / "photos" / "n01443537")
+    words = ("make-shards", f"imagenet:{tmp_path}/photos", tmp_path / "out", "--size", 8, "--holdout", 0)
+    assert vaescale(*words, "--json").json["train"]["classes"] == 2
+    image = read(tmp_path / "out" / "train", 8)["n01440764/000"]
+    whole = np.asarray(Image.open(tmp_path / "photos" / "n01440764" / "000.jpg")).astype(float)
+    means = whole.reshape(8, 3, 8, 5, 3).mean((1, 3))
+    assert np.abs(image - means).max() <= 1
+
+
+def test_a_broken_file_is_named_or_left_out(vaescale, tmp_path: Path) -> None:
+    pictures(tmp_path / "photos", 6)
+    (tmp_path / "photos" / "cat" / "000.jpg").write_bytes(b"<html>404</html>")
+    words = ("make-shards", f"folder:{tmp_path}/photos", tmp_path / "out", "--holdout", 0)
+    vaescale(*words).assert_refused(3, "cat/000.jpg: it begins with", "--skip-broken")
+    outcome = vaescale(*words, "--skip-broken", "--json")
+    assert outcome.json["train"]["samples"] == 5
+    assert outcome.json["train"]["skipped"] == 1
+    assert "skipped" in outcome.err
+    assert "1 images skipped" in vaescale(*words, "--skip-broken").out
+
+
+def test_about_so_many_bytes(vaescale, tmp_path: Path) -> None:
+    words = ("make-shards", "digits", tmp_path / "digits", "--shard-bytes", "0.5MB", "--json")
+    assert vaescale(*words).json["train"]["shards"] == 6
+
+
+def test_tars_of_others(vaescale, tmp_path: Path) -> None:
+    from webdataset import TarWriter
+
+    pictures(tmp_path / "photos", 4)
+    with TarWriter(str(tmp_path / "a.tar"), encoder=False) as tar:
+        for path in sorted((tmp_path / "photos").rglob("*.jpg")):
+            tar.write({"__key__": path.stem, "jpg": path.read_bytes(), "cls": b"1"})
+    outcome = vaescale("make-shards", "--index-only", tmp_path, "--json")
+    assert outcome.json["index"]["samples"] == 4
+    assert vaescale("verify-shards", tmp_path, "--deep").code == 0
+    assert len(read(tmp_path, 8, crop="square")) == 4
+    vaescale("make-shards", "--index-only", tmp_path / "a.tar").assert_refused(2, "is not a folder")
+    (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:3000])
+    vaescale("make-shards", "--index-only", tmp_path).assert_refused(3, "b.tar: it is cut")
+
+
+REFUSED = {
+    "no out": (["digits"], "SOURCE and OUT are needed"),
+    "nothing": ([], "SOURCE and OUT are needed"),
+    "both": (["digits", "x", "--index-only", "."], "leave SOURCE and OUT out"),
+    "size": (["digits", "x", "--size", "0"], "--size (=0) must be from 1"),
+    "crop alone": (["digits", "x", "--crop", "square"], "add --size PIXELS"),
+    "crop word": (["digits", "x", "--size", "8", "--crop", "round"], "--crop (=round) is square, whole or"),
+    "keep and size": (["digits", "x", "--size", "8", "--encoding", "keep"], "--encoding keep stores files"),
+    "bytes": (["digits", "x", "--shard-bytes", "lots"], "'lots' is not a size such as 100MB"),
+    "quality": (["digits", "x", "--quality", "101"], "--quality (=101) must be from 1 to 100"),
+    "two sizes": (["digits", "x", "--shard-bytes", "1MB", "--shard-samples", "5"], "not allowed with"),
+    "holdout": (["digits", "x", "--holdout", "1"], "--holdout (=1.0) must be from 0 to 0.9"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_go_together_is_refused(vaescale, tmp_path: Path, monkeypatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, message = REFUSED[name]
+    vaescale("make-shards", *words).assert_refused(2, message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_index_says_how_it_was_made(vaescale, tmp_path: Path) -> None:
+    vaescale("make-shards", "digits", tmp_path, "--size", 4, "--encoding", "webp", "--channels", 3)
+    made = json.loads((tmp_path / "val" / "index.json").read_text())["made"]
+    assert made["source"] == "digits"
+    assert (made["split"], made["size"], made["crop"], made["resample"]) == ("val", 4, "square", "bicubic")
+    assert (made["encoding"], made["channels"]) == ("webp", 3)

@@ -21,7 +21,7 @@ LAYERS = (
     ("networks", "likelihoods"),
     ("data",),
     ("comm", "noise", "schedules"),
-    ("console", "config", "errors", "files"),
+    ("console", "config", "cores", "errors", "files"),
     ("__init__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -273,8 +273,9 @@ def test_a_damaged_shard_stops_with_one_sentence(
     recipe_content["data"] |= {"train": str(data), "cache": cache, "workers": workers}
     outcome = vaescale("train", recipe_file(recipe_content))
     outcome.assert_refused(
-        3, "its bytes are not those that were indexed", "for 100 samples in a row", "verify-shards"
+        3, "images could not be used", " changed)", "data.max_skipped (=0.001)", "verify-shards"
     )
+    assert "its bytes are not those that were indexed" in outcome.err
 
 
 @pytest.mark.parametrize(("cache", "workers"), CACHE_AND_WORKERS)
@@ -303,12 +304,14 @@ def test_damaged_held_out_images_are_left_out_and_counted(
 ) -> None:
     data = shutil.copytree(digits / "val", tmp_path / "damaged")
     count = overwrite(data, "shard-000000", slice(0, 300, 60))
-    recipe_content["data"]["val"] = str(data)
+    recipe_content["data"] |= {"val": str(data), "max_skipped": 0.1}
     metrics = vaescale("train", recipe_file(recipe_content), "--json").json["val"]
     assert (metrics["images"], metrics["skipped"]) == (360 - count, count)
     assert vaescale("evaluate", recipe_content["run_dir"], "--json").json["metrics"]["skipped"] == count
     overwrite(data, "shard-000000", slice(None))
-    vaescale("evaluate", recipe_content["run_dir"]).assert_refused(3, "none of the 360 images")
+    vaescale("evaluate", recipe_content["run_dir"]).assert_refused(
+        3, "360 of 360 images to evaluate cannot be used"
+    )
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
     """Look around. Returns versions, devices, launch and missing parts."""
     import vaescale
+    from vaescale.cores import cores
 
     versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
     gpus, bf16 = _gpus() if versions["torch"] else ([], False)
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
         "python": platform.python_version(),
         **versions,
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "gpus": gpus,
         "bf16": bf16,
         "launch": _launch(),

@@ -38,9 +38,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     opened = open_run(arguments.run, weights=arguments.weights)
     reader = open_split(opened.recipe, arguments.split)
-    metrics = evaluate(
-        opened.model, in_order(reader, workers=opened.recipe.data.workers), seed=opened.recipe.seed
-    )
+    data = opened.recipe.data
+    batches = in_order(reader, workers=data.workers)
+    metrics = evaluate(opened.model, batches, seed=opened.recipe.seed, max_skipped=data.max_skipped)
     result = {
         "run": str(opened.folder),
         "split": arguments.split,

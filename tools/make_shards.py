@@ -23,13 +23,13 @@ examples:
 """
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
 from vaescale.console import Progress, say
+from vaescale.cores import cores
 from vaescale.data.pictures import Encoding, Filter
 from vaescale.data.shards import INDEX, ShardIndex, describe, parse_index
 from vaescale.data.sources import Source, open_source
@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--crop", metavar="C", help="square, whole or pixels of the centre; default: the source's own"
     )
     images.add_argument("--resample", choices=get_args(Filter), help="default: the source's own")
-    images.add_argument("--channels", type=int, choices=(1, 3), help="1: grey, 3: RGB; default: as they are")
+    images.add_argument(
+        "--channels", type=int, choices=(1, 3), help="1: grey, 3: RGB; default: the source's own"
+    )
     images.add_argument(
         "--encoding", choices=(*get_args(Encoding), "keep"), help="default: npy with --size, else keep"
     )
@@ -73,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shards.add_argument(
         "--jobs",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=cores(),
         metavar="N",
         help="processes; default: the cores",
     )
@@ -102,6 +104,10 @@ def show(result: dict[str, Any]) -> None:
 def _write_split(arguments: argparse.Namespace, source: Source, split: str, making: Making) -> dict[str, Any]:
     folder = arguments.out / split
     made = {"source": arguments.source, "split": split}
+    if arguments.config is not None:
+        made["config"] = arguments.config
+    if source.held_out and split in ("train", "val"):
+        made["holdout"] = arguments.holdout
     if (folder / INDEX).is_file():
         index = parse_index(Folder(str(folder)).read_index(INDEX), str(folder))
         _refuse_other(index, {**made, **making.words()})
@@ -153,7 +159,7 @@ def _making(arguments: argparse.Namespace, source: Source) -> Making:
         size=arguments.size,
         crop=_parse_crop(arguments.crop) or source.crop if arguments.size else None,
         resample=arguments.resample or source.resample,
-        channels=arguments.channels,
+        channels=arguments.channels or (source.channels if arguments.size else None),
         encoding=arguments.encoding or ("npy" if changed else "keep"),
         quality=arguments.quality,
         shard_samples=arguments.shard_samples,

@@ -4,11 +4,11 @@ something is wrong.
 """
 
 import argparse
-import os
 import sys
 from typing import Any
 
 from vaescale.console import Progress
+from vaescale.cores import cores
 from vaescale.data.verifying import verify_shards
 
 SHOWN = 50
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=cores(),
         metavar="N",
         help="threads; default: the cores",
     )

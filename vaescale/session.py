@@ -169,7 +169,7 @@ class Session:
     def _evaluate(self, step: int) -> None:
         model = self.model if self.ema is None else self.ema.model
         batches = in_order(self.val_reader, workers=self.recipe.data.workers)
-        metrics = evaluate(model, batches, seed=self.recipe.seed)
+        metrics = evaluate(model, batches, seed=self.recipe.seed, max_skipped=self.recipe.data.max_skipped)
         if comm.is_main():
             run_folder.append_metrics(
                 self.folder, step, {f"val/{name}": value for name, value in metrics.items()}

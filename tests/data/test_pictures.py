@@ -13,6 +13,7 @@ from vaescale.data.pictures import (
     MAX_PIXELS,
     PictureFault,
     decode,
+    decode_foreign,
     encode,
     fit,
     read_header,
@@ -84,6 +85,12 @@ def test_cmyk_becomes_rgb_as_pillow_does() -> None:
     assert np.array_equal(decode(content), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
 
 
+def _with_chunk(name: bytes) -> bytes:
+    """A PNG with an empty chunk and a right checksum before its end, on which Pillow raises an IndexError."""
+    whole = encode(COLOUR, "png")
+    return whole[:-12] + struct.pack(">I", 0) + name + struct.pack(">I", zlib.crc32(name)) + whole[-12:]
+
+
 def _transparent() -> Image.Image:
     rgba = np.dstack([COLOUR, np.full((12, 10), 200, np.uint8)])
     return Image.fromarray(rgba)
@@ -93,6 +100,7 @@ JPEG = encode(smooth(64, 64), "jpg")
 BROKEN = {
     "empty": (b"", "format"),
     "words": (b"hello, world", "format"),
+    "png with an empty profile": (_with_chunk(b"iCCP"), "damaged"),
     "gif": (saved(Image.fromarray(COLOUR), "GIF"), "format"),
     "pickle": (b"\x80\x04\x95", "format"),
     "riff": (b"RIFF\x00\x00\x00\x00WAVEfmt ", "format"),
@@ -196,3 +204,11 @@ def test_channels() -> None:
         to_channels(COLOUR, 1)
     luma = COLOUR @ np.array([0.299, 0.587, 0.114])
     assert np.abs(to_channels(COLOUR, 1, grey_from_colour=True)[:, :, 0] - luma).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["BMP", "TIFF", "GIF", "PPM"])
+def test_other_formats_are_read_to_be_written_anew(name: str) -> None:
+    picture = Image.fromarray(GREY[:, :, 0])
+    assert np.array_equal(decode_foreign(saved(picture, name))[:, :, :1], GREY)
+    with pytest.raises(PictureFault, match="no image that is known"):
+        decode_foreign(b"%PDF-1.7")

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from vaescale.data.plan import Plan, rank_slots
+import vaescale.data.plan
+from vaescale.data.plan import MOST_LANES, Plan, rank_slots
 from vaescale.errors import DataError, UserError
 
 
@@ -92,6 +93,14 @@ def test_a_batch_mixes_blocks_and_a_part_of_it_touches_few_shards() -> None:
     assert np.mean(whole) > 40, "64 images come from many of the 200 shards"
     eighth = np.concatenate([plan.samples(step, np.arange(8)) for step in range(50)])
     assert len(np.unique(eighth // 100)) <= 40, "two lanes over 50 steps stay within four blocks"
+
+
+def test_memory_does_not_grow_with_the_epochs() -> None:
+    plan = Plan(np.array([200_000]), 100, 0)
+    for epoch in range(30):
+        plan.samples(epoch * plan.steps_per_epoch)
+    assert len(vaescale.data.plan._orders) <= MOST_LANES
+    assert sum(order.size == 200_000 for order in vaescale.data.plan._orders.values()) <= 2
 
 
 def test_shards_are_not_visited_in_order() -> None:

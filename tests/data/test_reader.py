@@ -194,7 +194,9 @@ def test_images_are_cut_to_size_while_reading(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (12 + i, 10 + 2 * i, 3), dtype=np.uint8) for i in range(5)]
     write_shards([Item(f"{i}", image, -1) for i, image in enumerate(images)], tmp_path / "x")
-    with pytest.raises(DataError, match=r"images of several shapes; set data.crop=square"):
+    with pytest.raises(
+        DataError, match=r"images of several sizes or channels; set data.crop=square.*--size 8 --channels 3"
+    ):
         reader(tmp_path / "x", image_size=8)
     for crop in ("square", "whole", 9):
         got = reader(tmp_path / "x", image_size=8, crop=crop, resample="box").__getitems__(
@@ -276,6 +278,8 @@ def test_evaluation_masks_what_cannot_be_used(shards) -> None:
     damage(folder, 0, 5)
     for cache in CACHES:
         opened = reader(folder, cache=cache)
+        masked = opened.__getitems__(Request(np.array([5]), refill=False))
+        assert (masked.keys, masked.labels.tolist(), int(masked.images.sum())) == (("00005",), [2], 0)
         got = [b for r in range(2) for b in evaluation_batches(opened, batch=10, rank=r, world_size=2)]
         numbers = [n for b in got for n in b.slots[b.mask].tolist()]
         assert sorted(numbers) == [n for n in range(23) if n not in (0, 5)]
@@ -301,7 +305,7 @@ def test_when_nothing_can_be_used_it_says_so(shards, cache) -> None:
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(bytes(len(content)))
     opened = reader(folder, cache=cache)
-    with pytest.raises(DataError, match=r"and so on for 23 samples in a row; `vaescale verify-shards"):
+    with pytest.raises(DataError, match=r"and none of 2[0-9] others can be used; `vaescale verify-shards"):
         opened.__getitems__(Request(np.array([0])))
 
 

@@ -5,6 +5,7 @@ import io
 import itertools
 import struct
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,56 @@ def test_a_folder_s_images_are_mixed_always_alike(tmp_path: Path) -> None:
     assert runs > 25, "a true permutation of three classes of 20 has 41 +- 4 runs"
 
 
+def test_links_are_followed_and_no_image_is_lost_in_silence(tmp_path: Path, capsys) -> None:
+    picture(tmp_path / "elsewhere" / "1.png", 10)
+    picture(tmp_path / "photos" / "dog" / "2.png", 20)
+    (tmp_path / "photos" / "cat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "dog" / "loop").symlink_to(tmp_path / "photos")
+    Image.new("RGB", (4, 4), (30,) * 3).save(tmp_path / "photos" / "dog" / "3.bmp")
+    (tmp_path / "photos" / "dog" / "notes.txt").write_text("")
+    split = listed_as_written(f"folder:{tmp_path}/photos", tmp_path / "out")
+    assert split == {"cat/1": (0, 10), "dog/2": (1, 20), "dog/3": (1, 30)}
+    assert "passed over in" in capsys.readouterr().err
+
+
+def listed_as_written(word: str, folder: Path) -> dict[str, tuple[int, int]]:
+    """Key to class and value of what arrives in the shards."""
+    from vaescale.data.tars import samples
+    from vaescale.data.writing import Making, write_shards
+
+    write_shards(open_source(word, holdout=0).splits["train"]().items, folder, Making(encoding="keep"))
+    with (folder / "shard-000000.tar").open("rb") as file:
+        return {one.key: (one.label, int(np.median(decode(one.content)))) for one in samples(file)}
+
+
+def test_a_small_set_has_a_held_out_image(tmp_path: Path) -> None:
+    for number in range(4):
+        picture(tmp_path / f"{number}.png", number)
+    assert {name: len(split) for name, split in listed(f"folder:{tmp_path}").items()} == {
+        "train": 3,
+        "val": 1,
+    }
+
+
+def test_odd_names_make_keys_that_can_be_written(tmp_path: Path) -> None:
+    names = ["a 10.00.00\u202fAM.png", "b\nc.png", "d\udce9.png"]
+    for number, name in enumerate(names):
+        picture(tmp_path / "photos" / name, 50 * number)
+    split = listed_as_written(f"folder:{tmp_path}/photos", tmp_path / "out")
+    assert sorted(split.values()) == [(-1, 0), (-1, 50), (-1, 100)]
+
+
+def test_what_lies_beside_the_splits_is_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "1.png", 1)
+    picture(tmp_path / "extra" / "2.png", 2)
+    with pytest.raises(DataError, match="beside it, extra"):
+        open_source(f"folder:{tmp_path}")
+    (tmp_path / "extra").rename(tmp_path / "val")
+    (tmp_path / "valid").mkdir()
+    with pytest.raises(DataError, match="beside it, val"):
+        open_source(f"folder:{tmp_path}")
+
+
 def test_a_folder_with_splits_keeps_them(tmp_path: Path) -> None:
     for number, split in enumerate(["train", "train", "valid", "test"]):
         picture(tmp_path / split / f"{number}.jpg", 10 * number)
@@ -106,7 +157,7 @@ def test_a_folder_with_splits_keeps_them(tmp_path: Path) -> None:
 def test_names_with_dots_and_twins_get_keys_of_their_own(tmp_path: Path) -> None:
     for number, name in enumerate(["a.b.png", "a_b.png", "a_b.jpg", "ü.png"]):
         picture(tmp_path / "train" / name, number * 20)
-    split = listed(f"folder:{tmp_path}")["train"]
+    split = listed(f"folder:{tmp_path}", holdout=0)["train"]
     assert sorted(value for _, value in split.values()) == [0, 20, 40, 60]
     assert not any("." in key for key in split)
 
@@ -158,6 +209,7 @@ def test_imagenet_s_folders_tars_and_tar_of_tars_are_one_set(tmp_path: Path) -> 
         picture(tmp_path / "a" / "val" / wnid / f"val_{row}.JPEG", 200 + row)
         tars.append((f"{wnid}.tar", _tar(tmp_path / "b" / "train" / f"{wnid}.tar", images)))
     _tar(tmp_path / "c" / "ILSVRC2012_img_train.tar", tars)
+    picture(tmp_path / "c" / "val" / "n01000001" / "v.JPEG", 5)
     folders = listed(f"imagenet:{tmp_path}/a")
     assert folders["train"]["n01000001/n01000001_2"] == (0, 120), "classes are the places of the sorted wnids"
     assert folders["train"]["n02000002/n02000002_0"] == (1, 0)
@@ -168,6 +220,17 @@ def test_imagenet_s_folders_tars_and_tar_of_tars_are_one_set(tmp_path: Path) -> 
     assert listed(f"imagenet:{tmp_path}/b", holdout=0)["train"] == folders["train"]
     assert listed(f"imagenet:{tmp_path}/c", holdout=0)["train"] == folders["train"]
     assert listed(f"imagenet:{tmp_path}/c/ILSVRC2012_img_train.tar", holdout=0)["train"] == folders["train"]
+
+
+@pytest.mark.parametrize("damage", ["gzip", "cut"])
+def test_a_broken_imagenet_tar_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    content = _tar(tmp_path / "train" / "n01000001.tar", [("x.JPEG", picture(tmp_path / "x.JPEG", 1))])
+    content = gzip.compress(content) if damage == "gzip" else content[:700]
+    (tmp_path / "train" / "n01000001.tar").write_bytes(content)
+    with pytest.raises(DataError, match=r"n01000001"):
+        open_source(f"imagenet:{tmp_path}").splits["train"]()
+    with pytest.raises(DataError):
+        open_source(f"imagenet:{tmp_path}/train/n01000001.tar")
 
 
 def test_a_flat_imagenet_val_has_no_classes_and_a_strange_one_is_refused(tmp_path: Path) -> None:
@@ -191,7 +254,8 @@ def test_idx(tmp_path: Path, suffix: str) -> None:
     _idx(tmp_path / f"train-images-idx3-ubyte{suffix}", images)
     _idx(tmp_path / f"train-labels-idx1-ubyte{suffix}", np.arange(7, dtype=np.uint8) % 3)
     _idx(tmp_path / f"t10k-images-idx3-ubyte{suffix}", images[:2])
-    source = open_source(f"idx:{tmp_path}")
+    assert list(open_source(f"idx:{tmp_path}").splits) == ["train", "test", "val"]
+    source = open_source(f"idx:{tmp_path}", holdout=0)
     train, test = source.splits["train"](), source.splits["test"]()
     assert [item.label for item in train.items] == [0, 1, 2, 0, 1, 2, 0]
     assert train.class_names == ("0", "1", "2")
@@ -256,13 +320,46 @@ def test_hugging_face(hub: Path) -> None:
         "val": [(0, 0), (1, 20)],
     }
     assert open_source(f"hf:{hub}").splits["val"]().class_names == ("cat", "dog")
-    assert list(listed(f"hf:{hub}:train")) == ["train"]
+    assert list(listed(f"hf:{hub}:train")) == ["train"], "who names a split wants that one"
+
+
+def test_hugging_face_archives_and_missing_images(tmp_path: Path) -> None:
+    import datasets
+
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for number in range(4):
+            content = picture(tmp_path / "scratch.png", 20 * number)
+            archive.writestr(f"{number}.png", content)
+    (tmp_path / "scratch.png").unlink()
+    assert sorted(listed(f"hf:{tmp_path}", holdout=0)["train"].values()) == [
+        (-1, 0),
+        (-1, 20),
+        (-1, 40),
+        (-1, 60),
+    ]
+    rows = {"img": [Image.new("L", (4, 4), 20), None]}
+    data = datasets.Dataset.from_dict(rows, features=datasets.Features({"img": datasets.Image()}))
+    (tmp_path / "null").mkdir()
+    data.to_parquet(tmp_path / "null" / "train-00000-of-00001.parquet")
+    items = list(open_source(f"hf:{tmp_path}/null:train").splits["train"]().items)
+    assert items[1].content == b"", "which --skip-broken leaves out"
+
+
+def test_a_stream_is_split_by_key(hub: Path) -> None:
+    source = open_source(f"hf:{hub}", holdout=0.5)
+    assert set(source.splits) == {"train", "val"}
+    assert not source.held_out, "it has its own"
 
 
 def test_hugging_face_image_folders(tmp_path: Path) -> None:
     for number in range(4):
         picture(tmp_path / "train" / ("cat", "dog")[number % 2] / f"{number}.png", 20 * number)
-    assert sorted(listed(f"hf:{tmp_path}")["train"].values()) == [(0, 0), (0, 40), (1, 20), (1, 60)]
+    assert sorted(listed(f"hf:{tmp_path}", holdout=0)["train"].values()) == [
+        (0, 0),
+        (0, 40),
+        (1, 20),
+        (1, 60),
+    ]
 
 
 def test_hugging_face_faults_are_one_sentence(hub: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from vaescale.data.ahead import Ahead
 from vaescale.data.plan import Plan
 from vaescale.data.reader import DataConfig, open_reader, refuse_small_cache, training_batches
 from vaescale.data.store import Folder, Remote, open_store
-from vaescale.data.writing import Making, write_shards
+from vaescale.data.writing import Making, index_shards, write_shards
 from vaescale.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -242,8 +242,13 @@ def test_a_file_that_is_not_the_index_s_is_refused_on_arrival(
     content = bytearray(path.read_bytes())
     content[700] ^= 1
     path.write_bytes({"content": content, "longer": content + bytes(9999), "shorter": content[:-9]}[change])
-    with pytest.raises(DataError, match=r"shard-000003.tar has .* upload data and index together"):
-        epoch(configured(server.url))
+    words = (
+        r"could not be fetched in 2 s .*of 20480 bytes came"
+        if change == "shorter"
+        else r"has other content than"
+    )
+    with pytest.raises(DataError, match=rf"shard-000003.tar {words}"):
+        epoch(configured(server.url, retry_seconds=2.0))
     assert max(cached(tmp_path)) <= len(content)
     assert not [
         p for p in (tmp_path / "cache").iterdir() if p.stat().st_size == len(content) and _is(p, content)
@@ -299,6 +304,58 @@ def test_processes_of_a_node_fetch_each_file_once(shards, server, tmp_path) -> N
     assert sorted(server.asked) == [name for name, _, _ in names]
 
 
+@pytest.mark.parametrize("what", [".tar", ".npy"])
+def test_a_cached_file_that_a_disk_changed_is_fetched_anew(
+    shards, server, configured, tmp_path, what
+) -> None:
+    epoch(configured(server.url))
+    largest = max(path.stat().st_size for path in (tmp_path / "cache").iterdir())
+    for path in (tmp_path / "cache").iterdir():
+        if (
+            path.suffix != ".lock"
+            and path.name != "lock"
+            and (path.stat().st_size == largest) == (what == ".tar")
+        ):
+            path.write_bytes(bytes(path.stat().st_size))
+    for numbers, images in epoch(configured(server.url)).values():
+        assert np.array_equal(images, shards[1][numbers])
+
+
+def test_a_killed_fetch_of_the_same_file_leaves_room_for_it(shards, server, tmp_path) -> None:
+    content = (shards[0] / "shard-000000.tar").read_bytes()
+    store = Remote(server.url, cache=tmp_path / "cache", cache_bytes=len(content) * 3 // 2, retry_seconds=5)
+    digest = hashlib.sha256(content).hexdigest()
+    path = store.local("shard-000000.tar", len(content), digest)
+    path.rename(path.with_suffix(".part"))
+    assert store.local("shard-000000.tar", len(content), digest).read_bytes() == content
+
+
+def test_names_are_quoted(tmp_path: Path, make_items, configured) -> None:
+    write_shards(make_items(8), tmp_path / "set")
+    (tmp_path / "set" / "shard-000000.tar").rename(tmp_path / "set" / "b #1%.tar")
+    (tmp_path / "set" / "index.json").unlink()
+    index_shards(tmp_path / "set")
+    server = Server(tmp_path / "set")
+    assert len(epoch(configured(server.url, global_batch=8), steps=range(1))) == 1
+    server.stop()
+
+
+def test_closing_ends_a_download_under_way(shards, server, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("vaescale.data.store.CHUNK", 1)
+    store = Remote(server.url, cache=tmp_path / "cache", cache_bytes=1 << 20, retry_seconds=60)
+    content = (shards[0] / "shard-000000.tar").read_bytes()
+    threading.Timer(0.05, lambda: setattr(store, "closed", True)).start()
+    start = time.monotonic()
+
+    def fetch_for_ever() -> None:
+        while True:
+            store.local("shard-000000.tar", len(content), hashlib.sha256(content).hexdigest()).unlink()
+
+    with pytest.raises(DataError):
+        fetch_for_ever()
+    assert time.monotonic() - start < 10
+
+
 def test_what_a_killed_process_left_is_evicted(shards, server, tmp_path) -> None:
     size = (shards[0] / "shard-000000.tar").stat().st_size
     (tmp_path / "cache").mkdir()
@@ -325,7 +382,7 @@ def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
 
 def test_fetching_ahead_keeps_to_its_bytes() -> None:
     fetched: list[int] = []
-    needs = [(step, [2 * step, 2 * step + 1, 0]) for step in range(50)]
+    needs = [(step, [(0, 2 * step), (0, 2 * step + 1), (0, 0)]) for step in range(50)]
     with Ahead(needs, fetched.append, sizes=lambda _: 10, limit=60) as ahead:
         for step in range(40):
             ahead.reached(step)
@@ -333,7 +390,19 @@ def test_fetching_ahead_keeps_to_its_bytes() -> None:
             while time.monotonic() < deadline and len(fetched) < min(100, 2 * step + 2 + 6):
                 time.sleep(0.001)
             assert max(fetched) <= 2 * step + 1 + 6, "six shards of ten bytes ahead of the step"
-    assert len(set(fetched)) == len(fetched), "none is asked for twice"
+    assert len(set(fetched)) == len(fetched), "none is asked for twice in an epoch"
+
+
+def test_what_was_evicted_is_fetched_ahead_again_in_the_next_epoch() -> None:
+    fetched: list[int] = []
+    needs = [(step, [(step // 10, step % 10)]) for step in range(30)]
+    with Ahead(needs, fetched.append, sizes=lambda _: 1, limit=2) as ahead:
+        for step in range(30):
+            ahead.reached(step)
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline and len(fetched) < min(30, step + 1):
+                time.sleep(0.001)
+    assert sorted(fetched) == sorted(3 * list(range(10)))
 
 
 def test_fetching_ahead_survives_faults_and_ends() -> None:
@@ -341,7 +410,7 @@ def test_fetching_ahead_survives_faults_and_ends() -> None:
         raise DataError("gone")
 
     before = threading.active_count()
-    with Ahead([(step, [step]) for step in range(10)], fail, sizes=lambda _: 1, limit=5) as ahead:
+    with Ahead([(step, [(0, step)]) for step in range(10)], fail, sizes=lambda _: 1, limit=5) as ahead:
         ahead.reached(3)
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:

@@ -71,6 +71,9 @@ BROKEN = {
     "corrupt first header": (_corrupt(3), "cut or corrupt"),
     "corrupt header": (_corrupt(512 * 4 + 3), "header at byte 2048 is corrupt"),
     "corrupt checksum": (_corrupt(512 * 6 + 149), "header at byte 3072 is corrupt"),
+    "zeroed header": (SOUND[:2048] + bytes(512) + SOUND[2560:], "header at byte 2048 is corrupt"),
+    "zeroed page": (SOUND[:2048] + bytes(4096) + SOUND[6144:], "zeros at byte 2048 end it, but more follows"),
+    "two tars in one": (SOUND + SOUND, "zeros at byte 10240 end it, but more follows"),
     "gzip": (gzip.compress(SOUND), "it is gzip"),
     "not a tar": (b"hello " * 1000, "cut or corrupt"),
 }
@@ -154,7 +157,10 @@ def test_a_tar_within_a_tar_is_read_in_place() -> None:
         [("n01.tar", tar_of([("n01_1.JPEG", b"one")])), ("n02.tar", tar_of([("n02_1.JPEG", b"two")]))]
     )
     file = io.BytesIO(outer)
-    inner = [list(members(file, start=member.offset)) for member in list(members(file))]
+    inner = [
+        list(members(file, start=member.offset, stop=member.offset + member.bytes))
+        for member in list(members(file))
+    ]
     assert [[(m.name, outer[m.offset : m.offset + m.bytes]) for m in one] for one in inner] == [
         [("n01_1.JPEG", b"one")],
         [("n02_1.JPEG", b"two")],

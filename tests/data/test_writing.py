@@ -4,18 +4,21 @@ import gc
 import hashlib
 import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
+from filelock import FileLock
 from PIL import Image
 
 from vaescale.data.items import Item, Place
 from vaescale.data.shards import INDEX, ShardIndex, parse_entries, parse_index
+from vaescale.data.verifying import verify_shards
 from vaescale.data.writing import Making, index_shards, write_shards
-from vaescale.errors import DataError
+from vaescale.errors import DataError, UserError
 
 
 def read_index(folder: Path) -> ShardIndex:
@@ -63,7 +66,6 @@ def test_the_index_says_what_is_there(tmp_path: Path, make_items) -> None:
         "source": "x",
         "encoding": "npy",
         "shard_samples": 10,
-        "skip_broken": False,
         "skipped": 0,
     }
     number = 0
@@ -120,6 +122,57 @@ def test_a_stopped_writing_goes_on(tmp_path: Path, files: list[Item]) -> None:
     kept = {name for name in before if before[name] == after[name]}
     assert kept == set(before) - {"shard-000001.tar"}, "only whole shards are kept, and those are"
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_an_image_that_was_mended_meanwhile_is_written_anew(tmp_path: Path, files: list[Item]) -> None:
+    making = Making(encoding="keep", shard_samples=10)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(files, tmp_path / "parts", making, progress=stop_at(20))
+    path = files[3].content.path
+    path.write_bytes(path.read_bytes() + b"mended")
+    write_shards(files, tmp_path / "parts", making)
+    assert b"mended" in (tmp_path / "parts" / "shard-000000.tar").read_bytes()
+
+
+def test_leaving_broken_images_out_keeps_the_shards_without_any(tmp_path: Path, files: list[Item]) -> None:
+    broken = [*files[:45], Item("broken", b"nothing", 0), *files[45:]]
+    with pytest.raises(DataError, match="--skip-broken"):
+        write_shards(broken, tmp_path, Making(shard_samples=10))
+    first = (tmp_path / "shard-000000.tar").stat().st_mtime_ns
+    write_shards(broken, tmp_path, Making(shard_samples=10, skip_broken=True))
+    assert (tmp_path / "shard-000000.tar").stat().st_mtime_ns == first
+
+
+def test_a_second_writer_of_one_folder_is_refused(tmp_path: Path, make_items) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(DataError, match="another process writes to"):
+        write_shards(make_items(3), tmp_path)
+    write_shards(make_items(3), tmp_path)
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_of_a_key_that_stands_twice_none_is_taken(tmp_path: Path) -> None:
+    """Members in an order that webdataset does not write: both images would lose their class."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a.jpg", "b.jpg", "a.cls", "b.cls", "c.jpg"):
+            content = _image(0) if name.endswith("jpg") else b"1"
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(DataError, match="stands twice"):
+        index_shards(tmp_path)
+    written = index_shards(tmp_path, skip_broken=True)
+    (shard,) = written.shards.shards
+    entries = parse_entries((tmp_path / shard.entries_name).read_bytes(), shard, "")
+    assert entries["key"].tolist() == [b"c"]
+    assert verify_shards(str(tmp_path), deep=True) == (1, []), "what was left out on purpose is no fault"
+
+
+def test_own_shards_are_not_indexed_as_foreign_ones(tmp_path: Path, make_items) -> None:
+    write_shards(make_items(3), tmp_path, class_names=("a", "b", "c"), made={"source": "digits"})
+    with pytest.raises(UserError, match=r"has an index already \(of digits\)"):
+        index_shards(tmp_path)
+    (tmp_path / INDEX).write_text("{}")
+    assert index_shards(tmp_path).shards.num_samples == 3, "one that cannot be read is replaced"
 
 
 def test_shards_of_another_making_are_not_kept(tmp_path: Path, files: list[Item]) -> None:

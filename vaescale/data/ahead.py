@@ -10,19 +10,21 @@ from typing import Self
 from vaescale.errors import DataError
 
 FETCHERS = 4
-REMEMBERED = 4096  # shards that were asked for; an older one is asked for again, which costs a look
+REMEMBERED = 1 << 16
+Need = tuple[int, int]
 
 
 class Ahead:
     """`with Ahead(needs, fetch, sizes, limit) as ahead: ... ahead.reached(step)`.
 
-    needs: for each step in order, the step and the shards that it reads. sizes: the shards' bytes. At most `limit`
-    bytes lie ahead of the step that was reached. A fault of `fetch` is left to the reader, which meets it too.
+    needs: for each step in order, the step and its (epoch, shard) pairs; each pair is fetched once, so that a shard that
+    was evicted since comes again in the next epoch. sizes: a shard's bytes. At most `limit` bytes lie ahead of the step
+    that was reached. A fault of `fetch` is left to the reader, which meets it too.
     """
 
     def __init__(
         self,
-        needs: Iterable[tuple[int, Iterable[int]]],
+        needs: Iterable[tuple[int, Iterable[Need]]],
         fetch: Callable[[int], None],
         *,
         sizes: Callable[[int], int],
@@ -47,34 +49,34 @@ class Ahead:
             self._changed.notify()
 
     def _run(self) -> None:
-        waiting: dict[int, int] = {}  # shard -> the step that needs it first
-        asked: OrderedDict[int, None] = OrderedDict()
+        waiting: dict[Need, int] = {}  # the step that needs it first
+        asked: OrderedDict[Need, None] = OrderedDict()
         with ThreadPoolExecutor(FETCHERS) as pool:
-            for step, shards in self._needs:
-                for shard in shards:
-                    if shard in asked:
+            for step, needs in self._needs:
+                for need in needs:
+                    if need in asked:
                         continue
-                    waiting[shard] = step
+                    waiting[need] = step
                     if not self._wait_for_room(waiting):
                         pool.shutdown(cancel_futures=True)
                         return
-                    asked[shard] = None
+                    asked[need] = None
                     if len(asked) > REMEMBERED:
                         asked.popitem(last=False)
-                    pool.submit(self._fetch_one, shard)
+                    pool.submit(self._fetch_one, need[1])
 
     def _fetch_one(self, shard: int) -> None:
         with suppress(DataError, OSError):
             if not self._ended:
                 self._fetch(shard)
 
-    def _wait_for_room(self, waiting: dict[int, int]) -> bool:
+    def _wait_for_room(self, waiting: dict[Need, int]) -> bool:
         """Wait until the shards of later steps fit. Returns False at the end of training."""
         with self._changed:
             while not self._ended:
-                for shard in [shard for shard, step in waiting.items() if step <= self._step]:
-                    del waiting[shard]
-                if sum(map(self._sizes, waiting)) <= self._limit:
+                for need in [need for need, step in waiting.items() if step <= self._step]:
+                    del waiting[need]
+                if sum(self._sizes(shard) for _, shard in waiting) <= self._limit:
                     return True
                 self._changed.wait()
         return False

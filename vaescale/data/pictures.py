@@ -51,6 +51,11 @@ class Header(NamedTuple):
     channels: int
 
 
+def is_known(content: bytes) -> bool:
+    """Whether it begins as a format that shards hold."""
+    return any(content.startswith(magic) for magic in _HEADERS)
+
+
 def read_header(content: bytes) -> Header:
     """Format and size, without decoding. Raises PictureFault for other formats and beyond MAX_PIXELS."""
     reader = next((reader for magic, reader in _HEADERS.items() if content.startswith(magic)), None)
@@ -79,11 +84,21 @@ def decode(content: bytes) -> Picture:
         header = read_header(content)
         if header.format == "npy":
             return _decode_npy(content)
-        return _decode_with_pillow(content, header.format)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, struct.error) as error:
-        if isinstance(error, PictureFault):
-            raise
+        return _decode_with_pillow(content, header.format.upper())
+    except (PictureFault, MemoryError):
+        raise
+    except Exception as error:  # what Pillow raises for damaged files is no closed list: IndexError, for one
         raise PictureFault("damaged", f"it does not decode ({error})") from error
+
+
+def decode_foreign(content: bytes) -> Picture:
+    """A BMP, TIFF, GIF, PPM or PGM, which shards do not hold, as `decode` gives it. Raises PictureFault."""
+    try:
+        return _decode_with_pillow(content, "BMP", "TIFF", "GIF", "PPM")
+    except (PictureFault, MemoryError):
+        raise
+    except Exception as error:
+        raise PictureFault("format", f"it begins with {content[:8].hex()}: no image that is known") from error
 
 
 def to_channels(image: Picture, channels: int, *, grey_from_colour: bool = False) -> Picture:
@@ -218,14 +233,15 @@ def _decode_jpeg(content: bytes) -> Picture:
     height, width, colour, _ = simplejpeg.decode_jpeg_header(content)
     _refuse_size(height, width)
     if colour in ("CMYK", "YCCK"):
-        return _decode_with_pillow(content, "jpeg")
+        return _decode_with_pillow(content, "JPEG")
     image: Picture = simplejpeg.decode_jpeg(content, "GRAY" if colour == "Gray" else "RGB")
     return image
 
 
-def _decode_with_pillow(content: bytes, name: str) -> Picture:
-    # One format: Pillow must not guess among its dozens of decoders.
-    with Image.open(io.BytesIO(content), formats=(name.upper(),)) as picture:
+def _decode_with_pillow(content: bytes, *formats: str) -> Picture:
+    # Pillow must not guess among its dozens of decoders.
+    with Image.open(io.BytesIO(content), formats=formats) as picture:
+        _refuse_size(picture.height, picture.width)
         if getattr(picture, "n_frames", 1) > 1:
             raise PictureFault("format", "an animation")
         if picture.mode in ("1", "L", "RGB") and "transparency" not in picture.info:

@@ -10,8 +10,10 @@ to one block is shuffled perfectly.
 """
 
 import hashlib
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from vaescale.errors import DataError, UserError
 Integers = NDArray[np.int64]
 BLOCK_SAMPLES = 1 << 16
 MOST_LANES = 16
+KEPT_BYTES = 1 << 25
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +132,25 @@ def _line(plan: Plan, epoch: int) -> _Line:
     return _Line(starts, (np.cumsum(counts) - counts)[order], np.append(starts[begins], counts.sum()))
 
 
-@lru_cache(maxsize=4 * MOST_LANES)
-def _block_order(seed: int, epoch: int, block: int, size: int) -> Integers:
-    return _generator(seed, epoch, block + 1).permutation(size)
+_orders: OrderedDict[tuple[int, int, int, int], NDArray[np.int32]] = OrderedDict()
+_orders_lock = Lock()
+
+
+def _block_order(seed: int, epoch: int, block: int, size: int) -> NDArray[np.int32]:
+    """A block's permutation. Kept while it may be needed: of this epoch and its neighbours, so many as there are lanes,
+    or more if they are small.
+    """
+    key = (seed, epoch, block, size)
+    with _orders_lock:  # what fetches ahead asks, too
+        order = _orders.pop(key, None)
+        if order is None:
+            order = _generator(seed, epoch, block + 1).permutation(size).astype(np.int32)
+            for old in [old for old in _orders if abs(old[1] - epoch) > 1]:
+                del _orders[old]
+            while len(_orders) > MOST_LANES and sum(kept.nbytes for kept in _orders.values()) > KEPT_BYTES:
+                _orders.popitem(last=False)
+        _orders[key] = order
+        return order
 
 
 def _generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:

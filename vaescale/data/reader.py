@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vaescale import comm, noise
 from vaescale.config import Config
+from vaescale.cores import cores
 from vaescale.data.ahead import Ahead
 from vaescale.data.batch import Batch, Fault, Fetched, Request
 from vaescale.data.pictures import Crop, Filter, Picture, PictureFault, decode, fit, to_channels
@@ -34,7 +35,7 @@ from vaescale.data.store import Folder, Remote, open_store
 from vaescale.errors import DataError
 
 OPEN_SHARDS = 128
-MOST_REFILLS = 100  # unusable samples in a row
+NEXT_SAMPLES, NEXT_SHARDS = 16, 25  # that are tried in the place of an unusable one
 AHEAD_SHARE = 4  # of the cache, one part holds shards that are not needed yet
 
 
@@ -52,7 +53,9 @@ class DataConfig(Config):
     )
     resample: Filter = "bicubic"
     flip: bool = Field(default=False, description="mirror half of the training images, anew each epoch")
-    global_batch: int = Field(gt=0, description="images per optimizer step, over all processes")
+    global_batch: int = Field(
+        gt=0, description="images per optimizer step, over all processes; multiples of 16 mix best"
+    )
     shuffle_block: int = Field(
         default=BLOCK_SAMPLES, gt=0, description="samples that are shuffled among themselves"
     )
@@ -115,6 +118,7 @@ class ShardReader(Dataset[Fetched]):
         self._entries: OrderedDict[int, Entries] = OrderedDict()
         self._files: OrderedDict[int, io.FileIO] = OrderedDict()
         self._known_faults: dict[int, Fault] = {}
+        self._anew: set[int] = set()
         self._memory = self._decode_all() if cache == "memory" else None
 
     def __len__(self) -> int:
@@ -139,8 +143,9 @@ class ShardReader(Dataset[Fetched]):
             keys = [one.key for one in taken]
         else:
             if self._memory.faults:
-                numbers = np.array([self._refilled(int(n), request.refill, faults) for n in numbers])
-                usable, numbers = numbers >= 0, np.maximum(numbers, 0)
+                others = np.array([self._refilled(int(n), request.refill, faults) for n in numbers])
+                usable = others >= 0
+                numbers = np.where(usable, others, numbers)  # a masked slot keeps its own key and class
             images = self._memory.images[torch.from_numpy(numbers)]
             labels, keys = self._memory.labels[numbers], self._memory.keys[numbers].tolist()
         if request.flips is not None and request.flips.any():
@@ -186,13 +191,22 @@ class ShardReader(Dataset[Fetched]):
         faults.append(first)
         if not refill:
             return -1
-        for candidate in ((number + i) % len(self) for i in range(1, min(MOST_REFILLS, len(self)))):
+        candidates = list(self._candidates(number))
+        for candidate in candidates:
             if self._is_usable(candidate):
                 return candidate
-        raise DataError(
-            f"{first.words}, and so on for {min(MOST_REFILLS, len(self))} samples in a row; "
-            f"`vaescale verify-shards {self.index.place} --deep` names them all"
-        )
+        remedy = "upload the shards again"
+        if not self.store.is_remote:
+            remedy = f"`vaescale verify-shards {self.index.place} --deep` names them all"
+        raise DataError(f"{first.words}, and none of {len(candidates)} others can be used; {remedy}")
+
+    def _candidates(self, number: int) -> Iterator[int]:
+        """The samples that may take a slot: the next ones, then the first ones of the shards that follow."""
+        yield from ((number + i) % len(self) for i in range(1, min(NEXT_SAMPLES + 1, len(self))))
+        own, shards = int(self.shards_of(np.array([number]))[0]), len(self.index.shards)
+        for shard in ((own + i) % shards for i in range(1, min(NEXT_SHARDS, shards))):
+            start, stop = self._starts[shard : shard + 2].tolist()
+            yield from range(start, min(stop, start + 4))
 
     def _is_usable(self, number: int) -> bool:
         if self._memory is None and number not in self._known_faults:
@@ -233,7 +247,7 @@ class ShardReader(Dataset[Fetched]):
                         faults.append((number, error))
             return entries["label"].astype(np.int64), entries["key"], faults
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             parts = list(pool.map(work, range(len(self.index.shards))))
         for number, error in (fault for part in parts for fault in part[2]):
             self._remember(number, error)
@@ -245,6 +259,11 @@ class ShardReader(Dataset[Fetched]):
         if number in self._known_faults:
             fault = self._known_faults[number]
             raise PictureFault(fault.reason, fault.words)
+        try:
+            return self._picture(self._content(located), located.crc32)
+        except PictureFault as error:
+            if error.reason != "changed" or not self._fetched_anew(located.shard):
+                raise
         return self._picture(self._content(located), located.crc32)
 
     def _picture(self, content: bytes, crc32: int) -> Picture:
@@ -271,10 +290,25 @@ class ShardReader(Dataset[Fetched]):
                 self._entries.popitem(last=False)
         return self._entries[shard_number]
 
+    def _fetched_anew(self, shard_number: int) -> bool:
+        """Drop a remote shard from the cache, once in this process: a disk may have changed it there."""
+        if not isinstance(self.store, Remote) or shard_number in self._anew:
+            return False
+        self._anew.add(shard_number)
+        shard = self.index.shards[shard_number]
+        self.store.forget(shard.name, shard.sha256)
+        self.store.forget(shard.entries_name, shard.entries_sha256)
+        return True
+
     def _load_entries(self, shard_number: int) -> Entries:
         shard = self.index.shards[shard_number]
-        with self._opened(shard.entries_name, shard.entries_bytes, shard.entries_sha256) as file:
-            return parse_entries(file.read(), shard, self.index.place)
+        try:
+            with self._opened(shard.entries_name, shard.entries_bytes, shard.entries_sha256) as file:
+                return parse_entries(file.read(), shard, self.index.place)
+        except DataError:
+            if not self._fetched_anew(shard_number):
+                raise
+            return self._load_entries(shard_number)
 
     def _open(self, shard_number: int) -> io.FileIO:
         shard = self.index.shards[shard_number]
@@ -367,7 +401,8 @@ def training_batches(
             if ahead is not None:
                 ahead.reached(done)
             yield [
-                Batch(got.images, got.labels, part, got.usable, got.keys, got.faults)
+                # torch pins tuples into lists
+                Batch(got.images, got.labels, part, got.usable, tuple(got.keys), tuple(got.faults))
                 for got, part in zip(step, slot_tensors, strict=True)
             ]
 
@@ -386,7 +421,8 @@ def evaluation_batches(
         there = numbers < len(reader)
         faults = {fault.number: fault for fault in got.faults if fault.number in numbers}
         mask = torch.from_numpy(there) & got.usable
-        yield Batch(got.images, got.labels, torch.from_numpy(numbers), mask, got.keys, tuple(faults.values()))
+        slots = torch.from_numpy(numbers)
+        yield Batch(got.images, got.labels, slots, mask, tuple(got.keys), tuple(faults.values()))
 
 
 def working_set_bytes(index: ShardIndex, plan: Plan, *, ranks_here: int, world_size: int) -> int:
@@ -419,7 +455,12 @@ def _ahead(reader: ShardReader, plan: Plan, slots: NDArray[np.int64], steps: ran
     if not isinstance(store, Remote) or reader.in_memory:
         yield None
         return
-    needs = ((step, np.unique(reader.shards_of(plan.samples(step, slots))).tolist()) for step in steps)
+
+    def needed(step: int) -> list[tuple[int, int]]:
+        shards = np.unique(reader.shards_of(plan.samples(step, slots)))
+        return [(plan.epoch(step), shard) for shard in shards.tolist()]
+
+    needs = ((step, needed(step)) for step in steps)
     limit = store.cache_bytes // AHEAD_SHARE // comm.ranks_on_this_node()
     try:
         with Ahead(needs, reader.fetch_shard, sizes=sizes.__getitem__, limit=limit) as ahead:
@@ -452,8 +493,8 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     if index.image is None:
         if config.crop is None:
             raise DataError(
-                f"{index.place} holds images of several shapes; set data.crop=square, or write them anew with "
-                f"`vaescale make-shards --size {config.image_size}`"
+                f"{index.place} holds images of several sizes or channels; set data.crop=square, or write them anew "
+                f"with `vaescale make-shards ... --size {config.image_size} --channels {config.channels}`"
             )
         return
     height, width, channels = index.image
@@ -464,7 +505,7 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
         )
     if isinstance(config.crop, int) and config.crop > min(height, width):
         raise DataError(f"data.crop (={config.crop}) exceeds the {height}x{width} images of {index.place}")
-    if channels != config.channels:
+    if channels > config.channels:
         raise DataError(
             f"{index.place} holds {channels} channels, data.channels is {config.channels}; change one"
         )

@@ -11,23 +11,26 @@ A listed image is a small thing (a path, a place in a tar, bytes or an array); i
 """
 
 import gzip
+import os
 import re
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vaescale.console import say
 from vaescale.data.items import Item, Place
 from vaescale.data.pictures import Crop, Filter
-from vaescale.data.tars import members
+from vaescale.data.tars import TarFault, members
 from vaescale.errors import DataError, UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 PARTITION = ("train", "val", "test")  # as CelebA numbers them
 MOST_IDX_BYTES = 1 << 34
@@ -42,17 +45,23 @@ class Split(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A source's splits, each listed when it is called, and how its images are usually cut to size."""
+    """A source's splits, each listed when it is called, and how its images are usually cut to size.
+
+    A source without a split `val` has one cut from `train` (`held_out`), unless it is `complete`.
+    """
 
     splits: Mapping[str, Callable[[], Split]]
     crop: Crop = "square"
     resample: Filter = "bicubic"
+    channels: Literal[1, 3] | None = None
+    complete: bool = False
+    held_out: bool = False
 
 
 def open_source(word: str, *, holdout: float = 0.05, config: str | None = None) -> Source:
     """The source that `KIND:PATH` names.
 
-    holdout: the fraction that becomes `val` where a source has no splits of its own; the image's key decides.
+    holdout: the fraction of train that becomes `val` where a source has none; the image's key decides.
     config: the configuration of a hub data set. Raises UserError and DataError.
     """
     kind, colon, place = word.partition(":")
@@ -60,16 +69,24 @@ def open_source(word: str, *, holdout: float = 0.05, config: str | None = None) 
         forms = ", ".join(("digits", *(f"{name}:PATH" for name in SOURCES if name not in ("digits", "hf"))))
         raise UserError(f"source {word!r} is unknown; known sources: {forms}, hf:NAME[:SPLIT]")
     if kind == "hf":
-        return hugging_face(place, config=config)
-    path = Path(place).expanduser()
-    if kind != "digits" and not path.exists():
-        raise DataError(f"{path} does not exist in {Path.cwd()}; give the folder that holds the images")
-    source = SOURCES[kind](path)
-    if set(source.splits) != {"all"}:
+        return with_val(hugging_face(place, config=config), holdout)
+    try:
+        path = Path(place).expanduser()
+        if kind != "digits" and not path.exists():
+            raise DataError(f"{path} does not exist in {Path.cwd()}; give the folder that holds the images")
+        source = SOURCES[kind](path)
+    except (TarFault, RuntimeError) as error:  # a broken ImageNet tar; a `~user` that is not
+        raise DataError(f"{place}: {error}") from error
+    return with_val(source, holdout)
+
+
+def with_val(source: Source, holdout: float) -> Source:
+    """The source with a split `val`, cut from `train` where it has none of its own."""
+    if "val" in source.splits or "train" not in source.splits or source.complete or not holdout:
         return source
-    whole = source.splits["all"]
+    whole = source.splits["train"]
     parts = {name: partial(_held_out, whole, holdout, name == "val") for name in ("train", "val")}
-    return source._replace(splits=parts if holdout > 0 else {"train": whole})
+    return source._replace(splits={**source.splits, **parts}, held_out=True)
 
 
 def digits(_: Path) -> Source:
@@ -109,10 +126,15 @@ def folder(path: Path) -> Source:
     """Every JPEG, PNG and WebP below `path`, in a fixed random order; sub-folders train, val and test are splits."""
     if not path.is_dir():
         raise DataError(f"{path} is not a folder; give the folder that holds the images")
-    splits = {SPLIT_NAMES[p.name]: p for p in sorted(path.iterdir()) if p.is_dir() and p.name in SPLIT_NAMES}
-    if "train" in splits:
-        return Source({name: partial(_tree, part) for name, part in splits.items()})
-    return Source({"all": partial(_tree, path)})
+    inside = sorted(path.iterdir())
+    splits = {SPLIT_NAMES[p.name]: p for p in inside if p.is_dir() and p.name in SPLIT_NAMES}
+    if "train" not in splits:
+        return Source({"train": partial(_tree, path)})
+    if strange := [p.name for p in inside if p not in splits.values() and not p.name.startswith(".")]:
+        raise DataError(
+            f"{path} holds train and, beside it, {', '.join(strange[:3])}; leave only train, val and test there"
+        )
+    return Source({name: partial(_tree, part) for name, part in splits.items()})
 
 
 def celeba(path: Path) -> Source:
@@ -135,7 +157,7 @@ def celeba(path: Path) -> Source:
         None,
     )
     if partition is None:
-        return Source({"all": partial(_listed, list(files.values()))}, crop=148)
+        return Source({"train": partial(_listed, list(files.values()))}, crop=148, channels=3)
     parts = re.findall(r"^([^\s,]+\.\w+)[\s,]+([012])\s*$", partition.read_text(), re.MULTILINE)
     missing = [name for name, _ in parts if name not in files]
     if missing or not parts:
@@ -145,7 +167,8 @@ def celeba(path: Path) -> Source:
         split: [files[name] for name, number in parts if int(number) == n]
         for n, split in enumerate(PARTITION)
     }
-    return Source({split: partial(_listed, listed) for split, listed in splits.items() if listed}, crop=148)
+    found = {split: partial(_listed, listed) for split, listed in splits.items() if listed}
+    return Source(found, crop=148, channels=3)
 
 
 def imagenet(path: Path) -> Source:
@@ -154,7 +177,8 @@ def imagenet(path: Path) -> Source:
     The whole image is averaged down to SIZE, as in the down-sampled ImageNet (Chrabaszcz, Loshchilov & Hutter 2017);
     with crop `square` and a smoother filter it is the usual short side + centre crop. A flat val has no classes.
     """
-    homes = {name: path / name for name in ("train", "val") if (path / name).is_dir()} or {"train": path}
+    homes = {name: path / name for name in ("train", "val") if (path / name).is_dir()}
+    homes = homes if "train" in homes else {"train": path, **homes}
     listed = {name: _wnids(home) for name, home in homes.items()}
     if not listed.get("train"):
         raise DataError(
@@ -166,9 +190,7 @@ def imagenet(path: Path) -> Source:
         if strange := sorted(set(listed[name]) - set(wnids)):
             raise DataError(f"{home} has class {strange[0]}, which train has not; check the folders")
         splits[name] = partial(_wnid_split, listed[name], wnids) if listed[name] else partial(_tree, home)
-    if set(splits) == {"train"}:
-        splits = {"all": splits["train"]}
-    return Source(splits, crop="whole", resample="box")
+    return Source(splits, crop="whole", resample="box", channels=3)
 
 
 def hugging_face(place: str, *, config: str | None = None) -> Source:
@@ -188,9 +210,10 @@ def hugging_face(place: str, *, config: str | None = None) -> Source:
     except Exception as error:  # the library raises a dozen kinds, network faults among them
         words = " ".join(str(error).split())[:300]
         raise DataError(f"hf:{place} cannot be opened: {words}") from error
-    return Source(
-        {SPLIT_NAMES.get(split, split): partial(_hub_split, name, data) for split, data in opened.items()}
-    )
+    splits = {
+        SPLIT_NAMES.get(split, split): partial(_hub_split, name, data) for split, data in opened.items()
+    }
+    return Source(splits, complete=bool(wanted))  # who names a split wants that one
 
 
 SOURCES: dict[str, Callable[..., Source]] = {
@@ -204,11 +227,20 @@ SOURCES: dict[str, Callable[..., Source]] = {
 
 
 def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
-    """The part of the items whose key's hash falls below the fraction, or the others."""
+    """The part of the items whose key's hash falls below the fraction, or the others. At least one is held out."""
     split = whole()
     below = fraction * 2**32
-    items = [item for item in split.items if (zlib.crc32(item.key.encode()) < below) == held]
+    if not isinstance(split.items, list):  # a stream
+        return split._replace(
+            items=(item for item in split.items if (_hash(item) < below) == held), number=None
+        )
+    below = max(below, min(map(_hash, split.items)) + 1)
+    items = [item for item in split.items if (_hash(item) < below) == held]
     return split._replace(items=items, number=len(items))
+
+
+def _hash(item: Item) -> int:
+    return zlib.crc32(item.key.encode())
 
 
 def _shuffled(items: list[Item]) -> list[Item]:
@@ -225,7 +257,10 @@ def _keyed(items: Iterable[tuple[str, Place, int]]) -> list[Item]:
     """Keys without dots, where webdataset would split them, each once."""
     result, taken = [], set()
     for name, place, label in items:
-        base = key = name.replace(".", "_")
+        printable = (
+            letter if letter.isprintable() and not "\ud800" <= letter <= "\udfff" else "_" for letter in name
+        )
+        base = key = "".join(printable).replace(".", "_")
         number = 1
         while key in taken:
             number += 1
@@ -240,9 +275,14 @@ def _listed(files: list[Path]) -> Split:
 
 
 def _tree(path: Path) -> Split:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+    files, others = _walk(path)
     if not files:
         raise DataError(f"{path} holds no {', '.join(EXTENSIONS)} files; check the path")
+    if others:
+        kinds = ", ".join(
+            f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(5)
+        )
+        say(f"passed over in {path}: {kinds}")
     parts = [file.relative_to(path).parts for file in files]
     names = tuple(sorted({part[0] for part in parts if len(part) > 1}))
     labels = {name: number for number, name in enumerate(names)}
@@ -253,19 +293,45 @@ def _tree(path: Path) -> Split:
     return Split(_shuffled(items), len(items), names)
 
 
-def _wnids(home: Path) -> dict[str, Path | tuple[Path, int]]:
+def _walk(path: Path) -> tuple[list[Path], Counter[str]]:
+    """Image files below `path`, links followed, each folder once; and how many others of which extension."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}")
+
+    files, others, seen = [], Counter[str](), set[str]()
+    for place, folders, names in os.walk(path, followlinks=True, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            if suffix in EXTENSIONS and not name.startswith("."):
+                files.append(Path(place, name))
+            else:
+                others[suffix] += 1
+    return sorted(files), others
+
+
+def _wnids(home: Path) -> dict[str, Path | tuple[Path, int, int]]:
     """Wnid to its folder, its tar, or its tar's place in a tar of tars."""
     if home.is_file() or (home / "ILSVRC2012_img_train.tar").is_file():
         outer = home if home.is_file() else home / "ILSVRC2012_img_train.tar"
         with outer.open("rb") as file:
-            return {Path(member.name).stem: (outer, member.offset) for member in members(file)}
+            return {
+                Path(member.name).stem: (outer, member.offset, member.offset + member.bytes)
+                for member in members(file)
+            }
     pattern = re.compile(r"n\d{8}(\.tar)?")
     return {
         entry.name.removesuffix(".tar"): entry for entry in home.iterdir() if pattern.fullmatch(entry.name)
     }
 
 
-def _wnid_split(homes: Mapping[str, Path | tuple[Path, int]], wnids: tuple[str, ...]) -> Split:
+def _wnid_split(homes: Mapping[str, Path | tuple[Path, int, int]], wnids: tuple[str, ...]) -> Split:
     labels = {wnid: number for number, wnid in enumerate(wnids)}
 
     def listed() -> Iterator[tuple[str, Place, int]]:
@@ -273,11 +339,14 @@ def _wnid_split(homes: Mapping[str, Path | tuple[Path, int]], wnids: tuple[str, 
             if isinstance(home, Path) and home.is_dir():
                 yield from ((f"{wnid}/{file.stem}", Place(file), labels[wnid]) for file in _pictures(home))
                 continue
-            tar, start = home if isinstance(home, tuple) else (home, 0)
+            tar, start, stop = home if isinstance(home, tuple) else (home, 0, None)
             with tar.open("rb") as file:
-                for member in members(file, start=start):
-                    place = Place(tar, member.offset, member.bytes)
-                    yield f"{wnid}/{Path(member.name).stem}", place, labels[wnid]
+                try:
+                    for member in members(file, start=start, stop=stop):
+                        place = Place(tar, member.offset, member.bytes)
+                        yield f"{wnid}/{Path(member.name).stem}", place, labels[wnid]
+                except TarFault as error:
+                    raise DataError(f"{tar} ({wnid}): {error}; fetch it again") from error
 
     items = _keyed(listed())
     return Split(_shuffled(items), len(items), wnids)
@@ -285,6 +354,7 @@ def _wnid_split(homes: Mapping[str, Path | tuple[Path, int]], wnids: tuple[str, 
 
 def _hub_split(name: str, data: Any) -> Split:
     import datasets
+    from datasets.utils.file_utils import xopen
 
     features = data.features or {}
     columns = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
@@ -296,10 +366,23 @@ def _hub_split(name: str, data: Any) -> Split:
     data = data.cast_column(columns[0], datasets.Image(decode=False))
 
     def items() -> Iterator[Item]:
-        for number, row in enumerate(data):
-            image, label = row[columns[0]], row[classes] if classes else -1
-            content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-            yield Item(f"{number:09d}", content, -1 if label is None else label)
+        rows = enumerate(data)
+        while True:
+            try:
+                number, row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # network faults, damaged parquet: the library raises a dozen kinds
+                raise DataError(
+                    f"hf:{name}: {' '.join(str(error).split())[:300]}; call again to go on"
+                ) from error
+            image, label = row[columns[0]] or {}, row[classes] if classes else -1
+            content = image.get("bytes")
+            if content is None and image.get("path"):
+                with xopen(image["path"], "rb") as file:
+                    content = file.read()
+            # No image at all is a broken one, which can be left out.
+            yield Item(f"{number:09d}", content or b"", -1 if label is None else label)
 
     count = data.info.splits[data.split].num_examples if data.info.splits and data.split else None
     return Split(items(), count, tuple(features[classes].names) if classes else ())

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
+from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +26,7 @@ CHUNK = 1 << 20
 TOUCH_EVERY_SECONDS = 5.0
 MOST_INDEX_BYTES = 1 << 30
 WORST_PAUSE_SECONDS = 30.0
+LEAST_RATE = 1024  # bytes a second, below which a fetch counts as a fault
 STRANGE_ARRIVALS = 3  # with another hash than the index says, before it counts as another file
 
 
@@ -116,8 +118,7 @@ class Remote:
 
         Raises DataError when it cannot be fetched, or is not the file that the index names.
         """
-        url = f"{self.place}/{name}"
-        path = self._cache / hashlib.sha256(f"{url} {sha256}".encode()).hexdigest()
+        url, path = self._url(name), self._path(name, sha256)
         if self._is_there(path, size):
             return path
         try:
@@ -129,6 +130,18 @@ class Remote:
                 f"the cache {self._cache} cannot be written ({error.strerror}); set data.cache_dir to another folder"
             ) from error
         return path
+
+    def forget(self, name: str, sha256: str) -> None:
+        """Remove a file from the cache: it is not what arrived."""
+        with suppress(OSError):
+            self._path(name, sha256).unlink()
+
+    def _path(self, name: str, sha256: str) -> Path:
+        return self._cache / hashlib.sha256(f"{self._url(name)} {sha256}".encode()).hexdigest()
+
+    def _url(self, name: str) -> str:
+        is_http = self.place.startswith(("http://", "https://"))
+        return f"{self.place}/{quote(name) if is_http else name}"
 
     def _is_there(self, path: Path, size: int) -> bool:
         try:
@@ -177,40 +190,59 @@ class Remote:
 
     def _make_room(self, path: Path, size: int) -> None:
         """Evict until `size` bytes fit, and take them by a file of that size. Raises DataError when they cannot."""
-        with FileLock(self._cache / "lock"):
-            files, total = [], 0
-            for entry in os.scandir(self._cache):
-                if entry.name.endswith(".lock") or entry.name == "lock":
-                    continue
-                with suppress(OSError):
-                    there = entry.stat()
-                    total += there.st_size
-                    files.append((there.st_mtime, there.st_size, Path(entry.path)))
-            for _, bytes_there, other in sorted(files):
-                if total + size <= self.cache_bytes:
-                    break
-                if other.suffix == ".part" and not _abandoned(other):
-                    continue
-                other.unlink(missing_ok=True)
-                total -= bytes_there
-            if total + size > self.cache_bytes:
+        part = path.with_suffix(".part")
+        part.unlink(missing_ok=True)  # of a process that was killed
+        since = time.monotonic()
+        while True:
+            with FileLock(self._cache / "lock"):
+                if self._evict(size):
+                    with part.open("wb") as file:
+                        file.truncate(size)
+                    return
+            # Fetches under way hold the rest; they end, or are given up.
+            if size > self.cache_bytes or self.closed or time.monotonic() - since > self._retry_seconds:
                 raise DataError(
                     f"data.cache_bytes (={self.cache_bytes}) has no room for a shard of {size} bytes beside those "
                     f"under way; raise it"
                 )
-            with path.with_suffix(".part").open("wb") as part:
-                part.truncate(size)
+            time.sleep(0.2)
+
+    def _evict(self, size: int) -> bool:
+        """Remove what was used longest ago until `size` bytes fit. Returns whether they do."""
+        files, total = [], 0
+        for entry in os.scandir(self._cache):
+            if entry.name.endswith(".lock") or entry.name == "lock":
+                continue
+            with suppress(OSError):
+                there = entry.stat()
+                total += there.st_size
+                files.append((there.st_mtime, there.st_size, Path(entry.path)))
+        for _, bytes_there, other in sorted(files):
+            if total + size <= self.cache_bytes:
+                break
+            if other.suffix == ".part" and not _abandoned(other):
+                continue
+            other.unlink(missing_ok=True)
+            total -= bytes_there
+        return total + size <= self.cache_bytes
 
     def _fetch(self, url: str, path: Path, size: int, sha256: str) -> None:
         part, digest, arrived = path.with_suffix(".part"), hashlib.sha256(), 0
+        start = time.monotonic()
         with _open(url) as source, part.open("r+b") as target:
             while arrived <= size and (chunk := source.read(min(CHUNK, size + 1 - arrived))):
                 digest.update(chunk)
                 target.write(chunk[: size - arrived])
                 arrived += len(chunk)
-        if arrived != size or digest.hexdigest() != sha256:
-            what = "the same size but other content" if arrived == size else f"{arrived} bytes, not {size}"
-            raise _StrangeArrivalError(f"{what} than its index says")
+                seconds = time.monotonic() - start
+                if self.closed or (seconds > self._retry_seconds and arrived < LEAST_RATE * seconds):
+                    raise TimeoutError(f"{arrived} bytes in {seconds:.0f} s")
+            target.flush()
+            os.fsync(target.fileno())
+        if arrived < size:
+            raise ConnectionError(f"{arrived} of {size} bytes came")
+        if arrived > size or digest.hexdigest() != sha256:
+            raise _StrangeArrivalError("other content than its index says")
         part.replace(path)
 
 
@@ -223,10 +255,8 @@ def open_store(
     """
     if place.startswith("pipe:") or "::" in place:
         raise DataError(f"{place!r} is not a folder or a plain URL; pipes and chained URLs are never opened")
-    if place.startswith("file://"):
+    if "://" not in place.removeprefix("file://"):
         return Folder(place.removeprefix("file://"))
-    if "://" not in place:
-        return Folder(place)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(cache).expanduser() if cache else Path(home) / "vaescale" / "shards"
     return Remote(place, cache=folder, cache_bytes=cache_bytes, retry_seconds=retry_seconds)
@@ -277,14 +307,19 @@ class _Patience:
 
 def _hopeless(error: Exception) -> str:
     """Why no waiting helps, or nothing. fsspec says "not found" of a server that does not answer, too."""
-    root: BaseException = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    status = getattr(root, "status", None)
-    if isinstance(root, FileNotFoundError) or status in (404, 410):
-        return "does not exist; check the address"
-    if isinstance(root, PermissionError) or status in (401, 403):
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    statuses = {status for link in chain if isinstance(status := getattr(link, "status", None), int)}
+    if statuses & {401, 403} or isinstance(error, PermissionError):
         return "may not be read; check the credentials"
+    if statuses & {404, 410}:
+        return "does not exist; check the address"
+    unreachable = any(
+        "Connect" in type(link).__name__ or isinstance(link, ConnectionError | TimeoutError) for link in chain
+    )
+    if isinstance(error, FileNotFoundError) and not statuses and not unreachable:
+        return "does not exist; check the address"
     return ""
 
 

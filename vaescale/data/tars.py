@@ -3,6 +3,7 @@
 Python's tarfile, like webdataset on top of it, ends quietly at a damaged header and at a cut between two members.
 """
 
+import os
 import re
 import tarfile
 import zlib
@@ -11,16 +12,17 @@ from typing import IO, NamedTuple
 
 BLOCK = 512
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 # As webdataset splits names: the extension begins at the first dot of the last part.
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
 class TarFault(ValueError):
-    """Where and why a tar is not sound. The message is the why."""
+    """Where and why a tar is not sound. The message is the why. key: of a sample that cannot be used."""
 
-    def __init__(self, words: str, *, member: str, offset: int) -> None:
+    def __init__(self, words: str, *, member: str, offset: int, key: str = "") -> None:
         super().__init__(words)
-        self.member, self.offset = member, offset
+        self.member, self.offset, self.key = member, offset, key
 
 
 class Member(NamedTuple):
@@ -41,8 +43,8 @@ class Found(NamedTuple):
     label: int
 
 
-def members(file: IO[bytes], *, start: int = 0) -> Iterator[Member]:
-    """The regular files of the tar that begins at byte `start`. Raises TarFault at the first thing that is wrong."""
+def members(file: IO[bytes], *, start: int = 0, stop: int | None = None) -> Iterator[Member]:
+    """The regular files of the tar from byte `start` to `stop`, by default the whole file. Raises TarFault at the first thing that is wrong."""
     file.seek(start)
     first = file.read(BLOCK)
     if not first:
@@ -73,13 +75,13 @@ def members(file: IO[bytes], *, start: int = 0) -> Iterator[Member]:
         raise TarFault(
             f"it is cut or corrupt after {at} ({error})", member=last, offset=file.tell()
         ) from error
-    _check_end(file, tar.offset, last)
+    _check_end(file, tar.offset, last, stop)
 
 
 def samples(file: IO[bytes]) -> Iterator[Found | TarFault]:
     """The samples of a WebDataset tar in order, as webdataset groups them: consecutive members with one key.
 
-    A sample that cannot be used comes as a fault. Raises TarFault when the tar itself is not sound. Nothing but
+    A sample that cannot be used comes as a fault; of a key that comes again the sample before is void, too. Raises TarFault when the tar itself is not sound. Nothing but
     images and classes is read; `.pkl` and the like are passed over unopened.
     """
     group: list[tuple[str, Member]] = []
@@ -108,7 +110,7 @@ def _sample(file: IO[bytes], key: str, group: list[tuple[str, Member]], seen: se
     first = group[0][1]
 
     def fault(words: str) -> TarFault:
-        return TarFault(words, member=first.name, offset=first.offset)
+        return TarFault(words, member=first.name, offset=first.offset, key=key)
 
     extensions = [extension for extension, _ in group]
     if key in seen or len(set(extensions)) != len(extensions):
@@ -143,14 +145,24 @@ def _refuse_unsafe(info: tarfile.TarInfo) -> None:
     where = {"member": info.name, "offset": info.offset}
     if not info.isreg() or info.issparse():
         raise TarFault(f"member {info.name!r} is not a plain file (a link, a device or sparse)", **where)  # type: ignore[arg-type]
-    if info.name.startswith("/") or ".." in info.name.split("/") or not info.name.isprintable():
+    if info.name.startswith("/") or ".." in info.name.split("/") or _CONTROL.search(info.name):
         raise TarFault(f"member {info.name!r} has an unsafe name", **where)  # type: ignore[arg-type]
 
 
-def _check_end(file: IO[bytes], offset: int, last: str) -> None:
+def _check_end(file: IO[bytes], offset: int, last: str, stop: int | None) -> None:
     """After the last member stand two blocks of zeros, or the tar was cut there, or a header is corrupt."""
     file.seek(offset)
     end = file.read(2 * BLOCK)
+    stop = file.seek(0, os.SEEK_END) if stop is None else stop
+    file.seek(offset + len(end))
+    while not any(end) and (more := file.read(min(1 << 20, max(0, stop - file.tell())))):
+        # Zeros in the place of a header end a tar for every reader; what lies behind them would be lost.
+        if any(more):
+            raise TarFault(
+                f"zeros at byte {offset} end it, but more follows: it is damaged, or several tars in one",
+                member=last,
+                offset=offset,
+            )
     if any(end) and len(end) < BLOCK:
         raise TarFault(f"it is cut in the header at byte {offset}", member=last, offset=offset)
     if any(end):

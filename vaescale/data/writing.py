@@ -11,12 +11,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from vaescale.data.items import Item, open_item
 from vaescale.data.pictures import (
@@ -26,8 +27,10 @@ from vaescale.data.pictures import (
     Picture,
     PictureFault,
     decode,
+    decode_foreign,
     encode,
     fit,
+    is_known,
     read_header,
     to_channels,
 )
@@ -39,13 +42,15 @@ from vaescale.data.shards import (
     entries_content,
     index_content,
     make_entries,
+    parse_index,
 )
 from vaescale.data.tars import IMAGE_EXTENSIONS, TarFault, samples
-from vaescale.errors import DataError
+from vaescale.errors import DataError, UserError
 from vaescale.files import write_whole
 
 IN_PROCESS = 2000  # below this many images, starting processes takes longer than the work
 PROBED = 64
+FOREIGN = "tars made by others"
 
 
 def _quietly(done: int) -> None:
@@ -76,7 +81,7 @@ class Making(NamedTuple):
             *(["resample"] if self.size is None else []),
             *(["quality"] if self.encoding != "jpg" else []),
         ]
-        unused += ["shard_samples"] if self.shard_bytes is not None else []
+        unused += ["skip_broken", *(["shard_samples"] if self.shard_bytes is not None else [])]
         return {name: value for name, value in used.items() if name not in unused}
 
 
@@ -110,7 +115,19 @@ def write_shards(
     jobs: processes. progress is told the number of items done. made: more words for the index about the origin.
     Raises DataError for the first image that cannot be used, unless making.skip_broken; and when none is left.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        return _write_alone(items, folder, making, class_names, jobs, progress, made)
+
+
+def _write_alone(
+    items: Iterable[Item],
+    folder: Path,
+    making: Making,
+    class_names: tuple[str, ...],
+    jobs: int,
+    progress: Callable[[int], None],
+    made: dict[str, Any] | None,
+) -> Written:
     items = iter(items)
     per_shard = making.shard_samples
     if making.shard_bytes is not None:
@@ -139,7 +156,12 @@ def index_shards(
     progress is told the number of shards done. Raises DataError for a tar that is not sound and for a sample that
     cannot be used; with skip_broken such samples are left out.
     """
-    paths = sorted(folder.glob("*.tar"))
+    with suppress(DataError, OSError):
+        before = parse_index((folder / INDEX).read_bytes(), str(folder)).made.get("source")
+        if before != FOREIGN:
+            words = f"delete {folder / INDEX} to index it anew, without the classes' names"
+            raise UserError(f"{folder} has an index already (of {before}); {words}")
+    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not paths:
         raise DataError(f"{folder} holds no .tar files; give the folder of the shards")
     results = []
@@ -148,11 +170,11 @@ def index_shards(
         for number, future in enumerate(pending, start=1):
             results.append(future.result())
             progress(number)
-    return _write_index(folder, results, (), {"source": "tars made by others"})
+    return _write_index(folder, results, (), {"source": FOREIGN})
 
 
-def make_index(folder: Path, path: Path) -> tuple[Shard | None, list[list[int]], list[TarFault]]:
-    """Read a tar strictly and write its entries beside it: its row, its images' shapes, its unusable samples.
+def make_index(folder: Path, path: Path, name: str) -> tuple[Shard | None, list[list[int]], list[TarFault]]:
+    """Read a tar strictly and write the entries of shard `name`: its row, its images' shapes, its unusable samples.
 
     Raises TarFault when the tar itself is not sound.
     """
@@ -163,6 +185,9 @@ def make_index(folder: Path, path: Path) -> tuple[Shard | None, list[list[int]],
         for found in samples(file):
             if isinstance(found, TarFault):
                 faults.append(found)
+                rows = [
+                    row for row in rows if row[4] != found.key
+                ]  # of a key that stands twice, both are void
                 continue
             try:
                 shapes.add(read_header(found.content)[1:])
@@ -176,7 +201,6 @@ def make_index(folder: Path, path: Path) -> tuple[Shard | None, list[list[int]],
     if not rows:
         return None, [], faults
     content = entries_content(make_entries(rows))
-    name = path.name.removesuffix(".tmp").removeprefix(".")
     shard = Shard(name, size, sha256, len(rows), len(content), hashlib.sha256(content).hexdigest())
     write_whole(folder / shard.entries_name, content)
     return shard, sorted(map(list, shapes)), faults
@@ -184,7 +208,7 @@ def make_index(folder: Path, path: Path) -> tuple[Shard | None, list[list[int]],
 
 def _index_one(path: Path, skip_broken: bool) -> Made:
     try:
-        shard, shapes, faults = make_index(path.parent, path)
+        shard, shapes, faults = make_index(path.parent, path, path.name)
     except TarFault as error:
         raise DataError(f"{path}: {error}") from error
     if shard is None and not faults:
@@ -243,6 +267,22 @@ def _in_order(
 
 
 @contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuses a second writer of one folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise DataError(f"another process writes to {folder}; wait for it or choose another OUT") from None
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
 def _pool(jobs: int) -> Iterator[Callable[..., Future[Any]]]:
     """`submit(function, *arguments)` over `jobs` processes; with one, the work is done at once in this one."""
     if jobs <= 1:
@@ -269,7 +309,7 @@ def _at_once(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
 def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
     note = path.with_name(f".{path.name}.json")
     origin = _origin(items, making)
-    if (kept := _kept(note, path, origin)) is not None:
+    if (kept := _kept(note, path, origin)) is not None and (making.skip_broken or not kept.skipped):
         return kept
     from webdataset import TarWriter
 
@@ -293,7 +333,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
             label = {"cls": str(item.label).encode()} if item.label >= 0 else {}
             tar.write({"__key__": item.key, **label, extension: content})
     try:
-        shard, shapes, faults = make_index(path.parent, temporary)
+        shard, shapes, faults = make_index(path.parent, temporary, path.name)
     except TarFault as error:
         raise DataError(f"{temporary} was not written soundly: {error}") from error
     if faults:
@@ -339,25 +379,36 @@ def _kept(note: Path, path: Path, origin: str) -> Made | None:
 
 def _origin(items: list[Item], making: Making) -> str:
     """Identifies a shard's content: the making, and each item's key, class and place or values."""
-    digest = hashlib.sha256(repr(making).encode())
+    digest = hashlib.sha256(repr(making._replace(skip_broken=False)).encode())
     for item in items:
         digest.update(f"\n{item.key} {item.label} ".encode())
         content = item.content
         if isinstance(content, np.ndarray):
             digest.update(repr(content.shape).encode() + content.tobytes())
+        elif isinstance(content, bytes):
+            digest.update(content)
         else:
-            digest.update(content if isinstance(content, bytes) else repr(tuple(content)).encode())
+            with suppress(OSError):  # a missing file is told when it is opened
+                there = content.path.stat()
+                digest.update(f"{content} {there.st_size} {there.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
 def _prepare(item: Item, making: Making) -> tuple[str, bytes]:
     """Extension and bytes of an item's image. Raises PictureFault."""
     content = open_item(item)
-    image: Picture = content if isinstance(content, np.ndarray) else decode(content)
+    foreign = isinstance(content, bytes) and not is_known(content)
+    image: Picture = (
+        content
+        if isinstance(content, np.ndarray)
+        else decode_foreign(content)
+        if foreign
+        else decode(content)
+    )
     if making.encoding == "keep":
         if isinstance(content, np.ndarray):
             return "npy", encode(image, "npy")
-        return read_header(content).format, content
+        return ("png", encode(image, "png")) if foreign else (read_header(content).format, content)
     if making.size is not None:
         image = fit(image, size=making.size, crop=making.crop, resample=making.resample)
     if making.channels is not None:

@@ -15,13 +15,16 @@ ACTIVE_VARIANCE = 0.01
 
 
 @torch.no_grad()
-def evaluate(model: VAE, batches: Iterable[Batch], *, seed: int) -> dict[str, float]:
+def evaluate(
+    model: VAE, batches: Iterable[Batch], *, seed: int, max_skipped: float = 1.0
+) -> dict[str, float]:
     """One-sample ELBO with the running sigma, in float32. The noise of an image depends on (seed, its number) alone.
 
     Returns neg_elbo_nats, log_px_nats and kl_nats (per image), bits_per_dim, mse (per value, images in [0, 1]),
     sigma (absent when the likelihood has none), active_units: latents whose posterior mean has a variance above 0.01 over the
     data (Burda, Grosse & Salakhutdinov 2016, section 5.1), images, the number evaluated, and
-    skipped, the number that could not be used (absent when 0). Raises DataError when nothing can be used.
+    skipped, the number that could not be used (absent when 0). Raises DataError when more than
+    the fraction `max_skipped` could not.
     """
     was_training = model.training
     model.eval()
@@ -36,13 +39,18 @@ def evaluate(model: VAE, batches: Iterable[Batch], *, seed: int) -> dict[str, fl
         sums[:-1] += torch.where(mask[:, None], rows, 0.0).sum(0)
         sums[-1] += len(batch.faults)
     model.train(was_training)
-    return _metrics(comm.all_reduce_sum(sums), model)
+    total = comm.all_reduce_sum(sums)
+    used, skipped = float(total[3]), float(total[-1])
+    if not used or skipped > max_skipped * (used + skipped):
+        raise DataError(
+            f"{skipped:.0f} of {used + skipped:.0f} images to evaluate cannot be used, data.max_skipped is "
+            f"{max_skipped}; `vaescale verify-shards DIR --deep` names them"
+        )
+    return _metrics(total, model)
 
 
 def _metrics(sums: Tensor, model: VAE) -> dict[str, float]:
     count, skipped = sums[3], float(sums[-1])
-    if not count:
-        raise DataError(f"none of the {skipped:.0f} images to evaluate can be used; check the data")
     log_px, kl, squared_error = (sums[:3] / count).tolist()
     mu, mu_squared = (sums[4:-1] / count).chunk(2)
     dimensions = math.prod(model.image_shape)

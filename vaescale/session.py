@@ -75,6 +75,7 @@ class Session:
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
             "train_images": len(self.train_reader),
+            "train_shards": len(self.train_reader.index.shards),
             "val_images": len(self.val_reader),
             "steps_per_epoch": self.plan.steps_per_epoch,
             "epochs": round(recipe.training.steps / self.plan.steps_per_epoch, 2),

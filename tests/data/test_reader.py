@@ -413,6 +413,14 @@ def test_more_readers_than_samples(tmp_path: Path, make_items) -> None:
         assert sorted(keys) == sorted(item.key for item in items)
 
 
+def test_a_set_that_does_not_fit_into_memory_is_refused(shards, monkeypatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10**12))
+    with pytest.raises(
+        DataError, match=r"data.cache=memory needs 1104 bytes in each of \d+ processes, \d+ are free"
+    ):
+        reader(shards[0], cache="memory")
+
+
 def test_many_shards_leave_few_files_open(tmp_path: Path, make_items) -> None:
     write_shards(make_items(300, shape=(4, 4, 3)), tmp_path / "x", Making(shard_samples=1))
     opened = reader(tmp_path / "x")

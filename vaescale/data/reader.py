@@ -8,12 +8,14 @@ Either way the batch says so.
 """
 
 import io
+import math
 import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -61,7 +63,7 @@ class DataConfig(Config):
     )
     cache: Literal["memory", "none"] = "none"
     workers: int = Field(
-        default=2, ge=0, description="reading processes per rank; none are needed with cache: memory"
+        default=2, ge=0, le=1024, description="reading processes per rank; none are needed with cache: memory"
     )
     max_skipped: float = Field(
         default=0.001, ge=0, le=1, description="fraction of unusable images that stops training"
@@ -228,6 +230,7 @@ class ShardReader(Dataset[Fetched]):
         """Everything, once, by as many threads as there are cores: the decoders let go of the interpreter."""
         self._memory = None
         size = self._shape
+        _refuse_big_memory(len(self) * math.prod(size))
         images = torch.empty((len(self), size[2], *size[:2]), dtype=torch.uint8)
         values = images.numpy()
 
@@ -405,6 +408,7 @@ def training_batches(
                 Batch(got.images, got.labels, part, got.usable, tuple(got.keys), tuple(got.faults))
                 for got, part in zip(step, slot_tensors, strict=True)
             ]
+    next(batches, None)  # ends the reading processes here and now, not when Python collects its garbage
 
 
 def evaluation_batches(
@@ -486,6 +490,19 @@ def _request(plan: Plan, step: int, slots: NDArray[np.int64], flip: bool) -> Req
         return Request(numbers)
     stream = noise.Stream(plan.seed, plan.epoch(step), torch.from_numpy(numbers))
     return Request(numbers, (noise.uniform(stream, noise.FLIP, (1,))[:, 0] < 0.5).numpy())
+
+
+def _refuse_big_memory(needed: int) -> None:
+    """Raise DataError when `cache: memory` cannot hold the images. Where the system does not say, it may try."""
+    here = comm.ranks_on_this_node()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+        if needed * here > free:
+            raise DataError(
+                f"data.cache=memory needs {needed} bytes in each of {here} processes, {free} are free; use "
+                f"data.cache=none"
+            )
 
 
 def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:

@@ -50,6 +50,7 @@ from vaescale.files import write_whole
 
 IN_PROCESS = 2000  # below this many images, starting processes takes longer than the work
 PROBED = 64
+MOST_HELD_BYTES = 1 << 30
 FOREIGN = "tars made by others"
 
 
@@ -255,15 +256,21 @@ def _in_order(
             break
     few = sum(map(len, first)) <= IN_PROCESS
     with _pool(1 if few else jobs) as submit:
-        pending: list[tuple[int, Future[Made]]] = []
+        pending: list[tuple[list[Item], Future[Made]]] = []
         for number, chunk in enumerate(chain(first, chunks)):
             path = folder / f"shard-{number:06d}.tar"
-            pending.append((len(chunk), submit(_write_shard, chunk, path, making)))
-            if len(pending) > 2 * jobs:
-                size, future = pending.pop(0)
-                yield size, future.result()
-        for size, future in pending:
-            yield size, future.result()
+            pending.append((chunk, submit(_write_shard, chunk, path, making)))
+            while len(pending) > 2 * jobs or (len(pending) > 1 and _held(pending) > MOST_HELD_BYTES):
+                done, future = pending.pop(0)
+                yield len(done), future.result()
+        for done, future in pending:
+            yield len(done), future.result()
+
+
+def _held(pending: list[tuple[list[Item], Future[Made]]]) -> int:
+    """Bytes of images that came from a stream and wait to be written."""
+    contents = (item.content for chunk, _ in pending for item in chunk)
+    return sum(len(content) for content in contents if isinstance(content, bytes))
 
 
 @contextmanager

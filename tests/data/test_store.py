@@ -304,9 +304,10 @@ def test_processes_of_a_node_fetch_each_file_once(shards, server, tmp_path) -> N
     assert sorted(server.asked) == [name for name, _, _ in names]
 
 
+@pytest.mark.parametrize("cache", ["none", "memory"])
 @pytest.mark.parametrize("what", [".tar", ".npy"])
 def test_a_cached_file_that_a_disk_changed_is_fetched_anew(
-    shards, server, configured, tmp_path, what
+    shards, server, configured, tmp_path, what, cache
 ) -> None:
     epoch(configured(server.url))
     largest = max(path.stat().st_size for path in (tmp_path / "cache").iterdir())
@@ -317,7 +318,7 @@ def test_a_cached_file_that_a_disk_changed_is_fetched_anew(
             and (path.stat().st_size == largest) == (what == ".tar")
         ):
             path.write_bytes(bytes(path.stat().st_size))
-    for numbers, images in epoch(configured(server.url)).values():
+    for numbers, images in epoch(configured(server.url, cache=cache)).values():
         assert np.array_equal(images, shards[1][numbers])
 
 

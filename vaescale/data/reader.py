@@ -248,6 +248,8 @@ class ShardReader(Dataset[Fetched]):
                     except PictureFault as error:
                         values[number] = 0
                         faults.append((number, error))
+            if any(error.reason == "changed" for _, error in faults) and self._fetched_anew(shard_number):
+                return work(shard_number)
             return entries["label"].astype(np.int64), entries["key"], faults
 
         with ThreadPoolExecutor(cores()) as pool:

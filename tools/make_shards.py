@@ -23,21 +23,20 @@ examples:
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
+from vaescale.config import parse_bytes
 from vaescale.console import Progress, say
 from vaescale.cores import cores
 from vaescale.data.pictures import Encoding, Filter
 from vaescale.data.shards import INDEX, ShardIndex, describe, parse_index
 from vaescale.data.sources import Source, open_source
 from vaescale.data.store import Folder
-from vaescale.data.writing import Making, Written, index_shards, write_shards
+from vaescale.data.writing import Making, Written, damaged_shards, differing, index_shards, write_shards
 from vaescale.errors import UserError
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 TOLD = 10
 
 
@@ -63,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shards = parser.add_argument_group("shards")
     size = shards.add_mutually_exclusive_group()
     size.add_argument("--shard-samples", type=int, default=1000, metavar="N", help="default: 1000")
-    size.add_argument("--shard-bytes", type=_parse_bytes, metavar="SIZE", help="about, such as 100MB")
+    size.add_argument("--shard-bytes", type=_bytes, metavar="SIZE", help="about, such as 100MB")
     shards.add_argument(
         "--holdout",
         type=float,
@@ -111,8 +110,13 @@ def _write_split(arguments: argparse.Namespace, source: Source, split: str, maki
     if (folder / INDEX).is_file():
         index = parse_index(Folder(str(folder)).read_index(INDEX), str(folder))
         _refuse_other(index, {**made, **making.words()})
-        say(f"{folder} is there already ({index.num_samples} samples); delete it to write it anew")
-        return _describe(index)
+        damaged = damaged_shards(index, folder)
+        if not damaged:
+            say(f"{folder} is there already ({index.num_samples} samples); delete it to write it anew")
+            return _describe(index)
+        say(
+            f"{folder}: {', '.join(damaged[:3])} missing or damaged; {len(damaged)} of {len(index.shards)} written anew"
+        )
     listed = source.splits[split]()
     total = listed.number or 0
     with Progress(f"write {folder}", total) as progress:
@@ -170,9 +174,7 @@ def _making(arguments: argparse.Namespace, source: Source) -> Making:
 
 def _refuse_other(index: ShardIndex, made: dict[str, Any]) -> None:
     before = {name: value for name, value in index.made.items() if name != "skipped"}
-    if before != made:
-        names = sorted(name for name in before.keys() | made.keys() if before.get(name) != made.get(name))
-        words = ", ".join(f"{name} {before.get(name)} -> {made.get(name)}" for name in names)
+    if words := differing(before, made):
         raise UserError(
             f"{index.place} holds shards that were made otherwise ({words}); delete it or choose another OUT"
         )
@@ -208,11 +210,11 @@ def _parse_crop(word: str | None) -> Any:
     return int(word)
 
 
-def _parse_bytes(word: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?)B?", word.upper())
-    if not match:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a size such as 100MB")
-    return int(float(match[1]) * UNITS[match[2]])
+def _bytes(word: str) -> int:
+    try:
+        return int(parse_bytes(word))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{word!r}: {error}") from None
 
 
 if __name__ == "__main__":

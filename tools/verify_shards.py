@@ -20,11 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deep", action="store_true", help="decode every image too")
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=_jobs,
         default=cores(),
         metavar="N",
         help="threads; default: the cores",
     )
+
+
+def _jobs(word: str) -> int:
+    if not word.isdecimal() or not 1 <= int(word) <= 1024:
+        raise argparse.ArgumentTypeError(f"{word!r} is not from 1 to 1024")
+    return int(word)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -33,7 +39,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         samples, faults = verify_shards(
             arguments.folder,
             deep=arguments.deep,
-            jobs=max(1, arguments.jobs),
+            jobs=arguments.jobs,
             progress=lambda done, total: progress.update(done, "shards", total=total),
         )
     return {
@@ -54,7 +60,11 @@ def show(result: dict[str, Any]) -> None:
     if len(faults) > SHOWN:
         sys.stdout.write(f"... and {len(faults) - SHOWN} more (--json names them all)\n")
     checked = "sizes, hashes, structure" + (", every image decoded" if result["deep"] else "")
-    verdict = f"{len(faults)} faults" if faults else f"{result['samples']} samples are sound ({checked})"
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    shards = {fault["shard"] for fault in faults}
+    verdict = f"{count} in {len(shards)} shard{'s' if len(shards) > 1 else ''}; delete those .tar files and call the same "
+    verdict += "`vaescale make-shards` again, which writes only them (for tars made by others: --index-only)"
+    verdict = verdict if faults else f"{result['samples']} samples are sound ({checked})"
     sys.stdout.write(f"{result['folder']}: {verdict}\n")
 
 

@@ -109,10 +109,11 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         sys.stderr.write(f"vaescale {verb}: {place}{error.strerror or error}{remedy}\n")
         return 4 if full else 2
     except KeyboardInterrupt:
-        remedy = (
-            "; the same command goes on from the last checkpoint, if there is one" if verb == "train" else ""
-        )
-        sys.stderr.write(f"vaescale {verb}: stopped{remedy}\n")
+        remedies = {
+            "train": "; the same command goes on from the last checkpoint, if there is one",
+            "make-shards": "; the same command goes on where it was",
+        }
+        sys.stderr.write(f"vaescale {verb}: stopped{remedies.get(verb, '')}\n")
         return 130
     return 0
 

@@ -1,5 +1,6 @@
 """The base of every recipe section: frozen, nothing unknown, nothing infinite."""
 
+import re
 from collections.abc import Iterable
 from functools import reduce
 from operator import or_
@@ -22,6 +23,29 @@ class Config(BaseModel):
             if isinstance(value, bool) and field is not None and field.annotation is not bool:
                 raise ValueError(f"{name} (={value}) is a truth value; quote it or write a number")
         return values
+
+
+UNITS = {
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "KI": 2**10,
+    "MI": 2**20,
+    "GI": 2**30,
+    "TI": 2**40,
+}
+
+
+def parse_bytes(value: Any) -> Any:
+    """100MB, 1.5GiB or a number of bytes. Raises ValueError for other words."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", value.strip().upper())
+    if match is None or match[2] not in UNITS:
+        raise ValueError("give a number of bytes or a size such as 100MB")
+    return int(float(match[1]) * UNITS[match[2]])
 
 
 def one_of(sections: Iterable[type[Config]]) -> Any:

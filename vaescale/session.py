@@ -82,6 +82,7 @@ class Session:
             "images_per_process_and_step": per_rank,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             **{f"memory_{name}_bytes": size for name, size in memory.items()},
+            "memory_images_bytes": self.train_reader.memory_bytes + self.val_reader.memory_bytes,
             **self._tags,
         }
         return {"recipe": recipe.model_dump(mode="json"), "plan": plan}

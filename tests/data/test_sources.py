@@ -148,6 +148,7 @@ def test_a_folder_with_splits_keeps_them(tmp_path: Path) -> None:
     for number, split in enumerate(["train", "train", "valid", "test"]):
         picture(tmp_path / split / f"{number}.jpg", 10 * number)
     (tmp_path / "train" / "notes.txt").write_text("not an image")
+    (tmp_path / "README.md").write_text("nor this")
     values = {
         name: {value for _, value in split.values()} for name, split in listed(f"folder:{tmp_path}").items()
     }

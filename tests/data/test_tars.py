@@ -131,8 +131,8 @@ UNUSABLE = {
     "twice apart": ([("a.png", b"x"), ("b.png", b"x"), ("a.png", b"y")], "stands twice"),
     "without an image": ([("a.cls", b"1"), ("b.cls", b"2"), ("b.png", b"x")], "has 0 images"),
     "two images": ([("a.png", b"x"), ("a.jpg", b"x")], "has 2 images"),
-    "class is a word": ([("a.cls", b"cat"), ("a.png", b"x")], "has class b'cat'"),
-    "class is negative": ([("a.cls", b"-3"), ("a.png", b"x")], "has class b'-3'"),
+    "class is a word": ([("a.cls", b"cat"), ("a.png", b"x")], "has class 'cat'"),
+    "class is negative": ([("a.cls", b"-3"), ("a.png", b"x")], "has class '-3'"),
 }
 
 

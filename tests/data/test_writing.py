@@ -17,7 +17,7 @@ from PIL import Image
 from vaescale.data.items import Item, Place
 from vaescale.data.shards import INDEX, ShardIndex, parse_entries, parse_index
 from vaescale.data.verifying import verify_shards
-from vaescale.data.writing import Making, index_shards, write_shards
+from vaescale.data.writing import NOTES, Making, damaged_shards, index_shards, write_shards
 from vaescale.errors import DataError, UserError
 
 
@@ -79,7 +79,12 @@ def test_the_index_says_what_is_there(tmp_path: Path, make_items) -> None:
             number += 1
     assert number == 25
     assert sorted(contents(tmp_path)) == sorted(
-        [INDEX, *(shard.name for shard in index.shards), *(shard.entries_name for shard in index.shards)]
+        [
+            INDEX,
+            NOTES,
+            *(shard.name for shard in index.shards),
+            *(shard.entries_name for shard in index.shards),
+        ]
     )
 
 
@@ -175,14 +180,51 @@ def test_own_shards_are_not_indexed_as_foreign_ones(tmp_path: Path, make_items) 
     assert index_shards(tmp_path).shards.num_samples == 3, "one that cannot be read is replaced"
 
 
-def test_shards_of_another_making_are_not_kept(tmp_path: Path, files: list[Item]) -> None:
+def test_unfinished_shards_of_another_making_are_not_overwritten(tmp_path: Path, files: list[Item]) -> None:
     before = Making(size=8, crop="square", shard_samples=10)
     with pytest.raises(KeyboardInterrupt):
         write_shards(files, tmp_path / "parts", before, progress=stop_at(20))
-    making = Making(size=6, crop="square", shard_samples=40)
-    write_shards(files, tmp_path / "parts", making)
-    write_shards(files, tmp_path / "whole", making)
-    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    with pytest.raises(
+        UserError, match=r"unfinished shards that were made otherwise \(size 8 -> 6\); delete"
+    ):
+        write_shards(files, tmp_path / "parts", before._replace(size=6))
+    write_shards(files, tmp_path / "parts", before)
+    assert not [
+        path for path in (tmp_path / "parts").iterdir() if path.name.startswith((".shard", ".making"))
+    ]
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped", "entries"])
+def test_a_damaged_shard_of_a_finished_set_is_written_anew_alone(
+    tmp_path: Path, files: list[Item], damage: str
+) -> None:
+    making = Making(size=8, crop="square", shard_samples=10)
+    write_shards(files, tmp_path / "x", making)
+    whole = contents(tmp_path / "x")
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "x").glob("*.tar")}
+    path = tmp_path / "x" / "shard-000002.tar"
+    content = bytearray(path.read_bytes())
+    content[1600] ^= 1
+    if damage == "entries":
+        (tmp_path / "x" / "shard-000002.index.npy").unlink()
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "flipped" else content[:3000])
+    named = damaged_shards(read_index(tmp_path / "x"), tmp_path / "x")
+    assert named == ([] if damage == "flipped" else ["shard-000002.tar"]), "sizes alone are looked at"
+    write_shards(files, tmp_path / "x", making)
+    assert contents(tmp_path / "x") == whole
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "x").glob("*.tar")}
+    assert [name for name in times if times[name] != after[name]] == ["shard-000002.tar"]
+
+
+def test_a_finished_set_is_not_mixed_with_other_images(tmp_path: Path, make_items) -> None:
+    write_shards(make_items(30), tmp_path / "x", Making(shard_samples=10))
+    others = make_items(30, seed=1)
+    write_shards(others, tmp_path / "x", Making(shard_samples=10))
+    write_shards(others, tmp_path / "y", Making(shard_samples=10))
+    assert contents(tmp_path / "x") == contents(tmp_path / "y")
 
 
 def test_files_are_kept_as_they_are_or_cut_to_size(tmp_path: Path, files: list[Item]) -> None:

@@ -2,6 +2,11 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +104,46 @@ def test_a_broken_file_is_named_or_left_out(vaescale, tmp_path: Path) -> None:
     assert "1 images skipped" in vaescale(*words, "--skip-broken").out
 
 
+def test_a_missing_shard_is_written_anew(vaescale, tmp_path: Path) -> None:
+    words = ("make-shards", "digits", tmp_path, "--shard-samples", 500, "--json")
+    first = vaescale(*words).json
+    (tmp_path / "train" / "shard-000001.tar").unlink()
+    assert vaescale("verify-shards", tmp_path / "train").code == 3
+    again = vaescale(*words)
+    assert again.json == first
+    assert "shard-000001.tar missing or damaged; 1 of 3 written anew" in again.err
+    assert vaescale("verify-shards", tmp_path / "train").code == 0
+
+
+@pytest.mark.distributed
+def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """Two processes of `vaescale make-shards`, interrupted as a terminal does it."""
+    pictures(tmp_path / "photos", 2400)
+    words = ["make-shards", f"folder:{tmp_path}/photos", str(tmp_path / "out"), "--size", "16", "--jobs", "2"]
+    words += ["--shard-samples", "50", "--holdout", "0"]
+    command = [sys.executable, "-m", "vaescale", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(list((tmp_path / "out" / "train").glob("shard-*.tar"))) < 5:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err
+    assert err.strip().endswith("vaescale make-shards: stopped; the same command goes on where it was")
+    assert "Traceback" not in err
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "train").glob("shard-*.tar")}
+    assert 5 <= len(before) < 48
+    subprocess.run(command, check=True, capture_output=True)
+    kept = [path for path in before if path.stat().st_mtime_ns == before[path]]
+    assert len(kept) >= len(before) - 2, "but for one in each process that had no note yet"
+    assert (
+        subprocess.run(
+            [*command[:3], "verify-shards", str(tmp_path / "out" / "train")], check=False
+        ).returncode
+        == 0
+    )
+
+
 def test_about_so_many_bytes(vaescale, tmp_path: Path) -> None:
     words = ("make-shards", "digits", tmp_path / "digits", "--shard-bytes", "0.5MB", "--json")
     assert vaescale(*words).json["train"]["shards"] == 6
@@ -128,7 +173,10 @@ REFUSED = {
     "crop alone": (["digits", "x", "--crop", "square"], "add --size PIXELS"),
     "crop word": (["digits", "x", "--size", "8", "--crop", "round"], "--crop (=round) is square, whole or"),
     "keep and size": (["digits", "x", "--size", "8", "--encoding", "keep"], "--encoding keep stores files"),
-    "bytes": (["digits", "x", "--shard-bytes", "lots"], "'lots' is not a size such as 100MB"),
+    "bytes": (
+        ["digits", "x", "--shard-bytes", "lots"],
+        "'lots': give a number of bytes or a size such as 100MB",
+    ),
     "quality": (["digits", "x", "--quality", "101"], "--quality (=101) must be from 1 to 100"),
     "two sizes": (["digits", "x", "--shard-bytes", "1MB", "--shard-samples", "5"], "not allowed with"),
     "holdout": (["digits", "x", "--holdout", "1"], "--holdout (=1.0) must be from 0 to 0.9"),

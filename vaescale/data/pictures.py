@@ -214,7 +214,9 @@ def _npy_layout(content: bytes) -> tuple[tuple[int, int, int], int]:
         raise PictureFault("damaged", "its header is cut")
     match = _NPY_HEADER.fullmatch(header)
     if content[6:8] != b"\x01\x00" or match is None:
-        raise PictureFault("shape", f"an npy array {header[:80]!r}, not uint8 [H, W, 1 or 3]")
+        raise PictureFault(
+            "shape", f"an npy array {header[:80].decode('latin-1').strip()}, not uint8 [H, W, 1 or 3]"
+        )
     height, width, channels = (int(number or 1) for number in match.groups())
     return (height, width, channels), start
 

@@ -21,12 +21,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vaescale import comm, noise
-from vaescale.config import Config
+from vaescale.config import Config, parse_bytes
 from vaescale.cores import cores
 from vaescale.data.ahead import Ahead
 from vaescale.data.batch import Batch, Fault, Fetched, Request
@@ -71,8 +71,8 @@ class DataConfig(Config):
     cache_dir: str | None = Field(
         default=None, description="folder for remote shards on this node; null: ~/.cache/vaescale/shards"
     )
-    cache_bytes: int = Field(
-        default=1 << 37, gt=0, description="most bytes of remote shards kept on this node"
+    cache_bytes: Annotated[int, BeforeValidator(parse_bytes)] = Field(
+        default=1 << 37, gt=0, description="most bytes of remote shards kept on this node, such as 100GB"
     )
     retry_seconds: float = Field(
         default=300.0,
@@ -121,15 +121,18 @@ class ShardReader(Dataset[Fetched]):
         self._files: OrderedDict[int, io.FileIO] = OrderedDict()
         self._known_faults: dict[int, Fault] = {}
         self._anew: set[int] = set()
-        self._memory = self._decode_all() if cache == "memory" else None
+        self.in_memory = cache == "memory"
+        self._memory: _Decoded | None = None  # decoded when the first batch is wanted
+        if self.in_memory:
+            _refuse_big_memory(self.memory_bytes)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     @property
-    def in_memory(self) -> bool:
-        """Whether the images are decoded already."""
-        return self._memory is not None
+    def memory_bytes(self) -> int:
+        """Bytes of the decoded images, where they are kept."""
+        return len(self) * math.prod(self._shape) if self.in_memory else 0
 
     def __getitem__(self, number: int) -> Fetched:
         return self.__getitems__(Request(np.array([number])))
@@ -139,6 +142,8 @@ class ShardReader(Dataset[Fetched]):
         faults: list[Fault] = []
         numbers = request.numbers
         usable = np.ones(len(numbers), dtype=bool)
+        if self.in_memory and self._memory is None:
+            self._memory = self._decode_all()
         if self._memory is None:
             images, taken = self._read(request, usable, faults)
             labels = np.array([one.label for one in taken], dtype=np.int64)
@@ -228,9 +233,7 @@ class ShardReader(Dataset[Fetched]):
 
     def _decode_all(self) -> _Decoded:
         """Everything, once, by as many threads as there are cores: the decoders let go of the interpreter."""
-        self._memory = None
         size = self._shape
-        _refuse_big_memory(len(self) * math.prod(size))
         images = torch.empty((len(self), size[2], *size[:2]), dtype=torch.uint8)
         values = images.numpy()
 
@@ -446,7 +449,8 @@ def refuse_small_cache(reader: ShardReader, plan: Plan, config: DataConfig) -> N
     needed = working_set_bytes(
         reader.index, plan, ranks_here=comm.ranks_on_this_node(), world_size=comm.world_size()
     )
-    needed += needed // (AHEAD_SHARE - 1)
+    everything = sum(shard.bytes + shard.entries_bytes for shard in reader.index.shards)
+    needed = min(everything, needed + needed // (AHEAD_SHARE - 1))
     if needed > config.cache_bytes:
         raise DataError(
             f"data.cache_bytes (={config.cache_bytes}) is less than the {needed} bytes of shards that training draws "
@@ -526,7 +530,8 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
         raise DataError(f"data.crop (={config.crop}) exceeds the {height}x{width} images of {index.place}")
     if channels > config.channels:
         raise DataError(
-            f"{index.place} holds {channels} channels, data.channels is {config.channels}; change one"
+            f"{index.place} holds {channels} channels, data.channels is {config.channels}; set data.channels={channels}, or "
+            f"write the shards with --channels {config.channels}"
         )
 
 

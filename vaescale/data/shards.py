@@ -230,5 +230,7 @@ def _entry_type(key_bytes: int) -> np.dtype[np.void]:
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         fault = error.errors()[0]
+        if not fault["loc"]:
+            return fault["msg"]
         return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
     return (str(error) or type(error).__name__).splitlines()[0]

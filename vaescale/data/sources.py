@@ -67,7 +67,8 @@ def open_source(word: str, *, holdout: float = 0.05, config: str | None = None) 
     kind, colon, place = word.partition(":")
     if kind not in SOURCES or (kind != "digits") != bool(colon and place):
         forms = ", ".join(("digits", *(f"{name}:PATH" for name in SOURCES if name not in ("digits", "hf"))))
-        raise UserError(f"source {word!r} is unknown; known sources: {forms}, hf:NAME[:SPLIT]")
+        near = f"did you mean folder:{word}? " if Path(word).is_dir() else ""
+        raise UserError(f"source {word!r} is unknown; {near}known sources: {forms}, hf:NAME[:SPLIT]")
     if kind == "hf":
         return with_val(hugging_face(place, config=config), holdout)
     try:
@@ -130,7 +131,13 @@ def folder(path: Path) -> Source:
     splits = {SPLIT_NAMES[p.name]: p for p in inside if p.is_dir() and p.name in SPLIT_NAMES}
     if "train" not in splits:
         return Source({"train": partial(_tree, path)})
-    if strange := [p.name for p in inside if p not in splits.values() and not p.name.startswith(".")]:
+    if strange := [
+        p.name
+        for p in inside
+        if p not in splits.values()
+        and not p.name.startswith(".")
+        and (p.is_dir() or p.suffix.lower() in EXTENSIONS)
+    ]:
         raise DataError(
             f"{path} holds train and, beside it, {', '.join(strange[:3])}; leave only train, val and test there"
         )
@@ -145,7 +152,9 @@ def celeba(path: Path) -> Source:
     homes = [path, path / "img_align_celeba", path / "img_align_celeba" / "img_align_celeba"]
     images = next((home for home in reversed(homes) if home.is_dir() and _pictures(home)), None)
     if images is None:
-        raise DataError(f"{path} holds no img_align_celeba with images; unpack img_align_celeba.zip there")
+        raise DataError(
+            f"{path} holds no images and no img_align_celeba with images; give the folder of the images"
+        )
     files = {file.name: file for file in _pictures(images)}
     partition = next(
         (

@@ -277,7 +277,10 @@ class _Patience:
         since, pause, strange = 0.0, 0.5, 0
         while True:
             try:
-                return fetch()
+                fetched = fetch()
+                if since:
+                    say(f"{self._url} is there again after {time.monotonic() - since:.0f} s")
+                return fetched
             except DataError:
                 raise
             except Exception as error:  # every protocol of fsspec raises kinds of its own
@@ -285,7 +288,8 @@ class _Patience:
                     raise
                 if hopeless := _hopeless(error):
                     raise DataError(f"{self._url} {hopeless}") from error
-                words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                root = _chain(error)[-1]  # fsspec says FileNotFoundError of a server that does not answer
+                words = " ".join(f"{type(root).__name__}: {root}".split())[:200]
                 strange += isinstance(error, _StrangeArrivalError)
                 if strange >= STRANGE_ARRIVALS:
                     raise DataError(
@@ -305,11 +309,17 @@ class _Patience:
             pause *= 2
 
 
-def _hopeless(error: Exception) -> str:
-    """Why no waiting helps, or nothing. fsspec says "not found" of a server that does not answer, too."""
-    chain: list[BaseException] = [error]
+def _chain(error: BaseException) -> list[BaseException]:
+    """An exception and its causes."""
+    chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
+    return chain
+
+
+def _hopeless(error: Exception) -> str:
+    """Why no waiting helps, or nothing. fsspec says "not found" of a server that does not answer, too."""
+    chain = _chain(error)
     statuses = {status for link in chain if isinstance(status := getattr(link, "status", None), int)}
     if statuses & {401, 403} or isinstance(error, PermissionError):
         return "may not be read; check the credentials"
@@ -332,6 +342,8 @@ def _open(url: str) -> IO[bytes]:
         from aiohttp import ClientTimeout
 
         # A server that accepts and then says nothing.
+        # As a stream: files are read from their beginning to their end, and not every server can do more.
+        options["block_size"] = 0
         options["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}
     file: IO[bytes] = fsspec.open(url, "rb", **options).open()
     return file

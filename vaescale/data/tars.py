@@ -118,13 +118,16 @@ def _sample(file: IO[bytes], key: str, group: list[tuple[str, Member]], seen: se
     seen.add(key)
     images = [member for extension, member in group if extension in IMAGE_EXTENSIONS]
     if len(images) != 1:
-        return fault(f"key {key!r} has {len(images)} images ({', '.join(extensions)}), not one")
+        known = ", ".join(IMAGE_EXTENSIONS)
+        return fault(f"key {key!r} has {len(images)} images ({known}) among {', '.join(extensions)}, not one")
     label = -1
     for extension, member in group:
         if extension == "cls":
             words = _read(file, member).strip()
-            if not re.fullmatch(rb"[0-9]{1,9}", words):
-                return fault(f"key {key!r} has class {words[:20]!r}, not a number")
+            if not re.fullmatch(rb"-1|[0-9]{1,9}", words):
+                return fault(
+                    f"key {key!r} has class {words[:20].decode(errors='replace')!r}, not a number from 0, or -1"
+                )
             label = int(words)
     content = _read(file, images[0])
     return Found(key, images[0].offset, content, zlib.crc32(content), label)

@@ -102,6 +102,8 @@ def _compare(folder: Path, shard: Shard, *, deep: bool) -> list[ShardFault]:
                     faults.append(ShardFault(shard.name, found.key, found.offset, words))
     except TarFault as error:
         faults.append(_at(shard.name, error))
+        behind = f"{len(known)} images of the index lie behind that place and could not be compared"
+        return [*faults, *([ShardFault(shard.name, "", -1, behind)] if known else [])]
     for key, entry in known.items():
         words = "the index names it, the tar has no such image"
         faults.append(ShardFault(shard.name, key.decode(errors="replace"), int(entry["offset"]), words))

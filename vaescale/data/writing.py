@@ -1,13 +1,15 @@
 """Items to WebDataset tars with their index: in parallel, whole shards at a time, going on where it was stopped.
 
 A shard is written under a temporary name, read back strictly, and renamed; a note beside it (`.NAME.json`) says what
-it was made from. A second start takes the shards whose notes fit and writes the others; index.json comes last.
+it was made from. A second start takes the shards whose notes and hashes fit and writes the others; index.json comes
+last. The notes are then kept in one file (`.made.json`), so that a shard that is damaged later can be written anew.
 """
 
 import hashlib
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from vaescale.data.items import Item, open_item
 from vaescale.data.pictures import (
@@ -42,6 +45,7 @@ from vaescale.data.shards import (
     entries_content,
     index_content,
     make_entries,
+    parse_entries,
     parse_index,
 )
 from vaescale.data.tars import IMAGE_EXTENSIONS, TarFault, samples
@@ -50,7 +54,9 @@ from vaescale.files import write_whole
 
 IN_PROCESS = 2000  # below this many images, starting processes takes longer than the work
 PROBED = 64
+MAKING, NOTES = ".making.json", ".made.json"
 MOST_HELD_BYTES = 1 << 30
+MOST_CLASSES = 100_000
 FOREIGN = "tars made by others"
 
 
@@ -117,7 +123,39 @@ def write_shards(
     Raises DataError for the first image that cannot be used, unless making.skip_broken; and when none is left.
     """
     with _alone(folder):
+        _refuse_other_making(folder, {**(made or {}), **making.words()})
         return _write_alone(items, folder, making, class_names, jobs, progress, made)
+
+
+def _refuse_other_making(folder: Path, words: dict[str, Any]) -> None:
+    """Say in an unfinished folder how it is made. Raises UserError when its shards are made otherwise."""
+    path, before = folder / MAKING, words
+    with suppress(OSError, ValueError):
+        before = json.loads(path.read_bytes())
+    if changed := differing(before, words):
+        raise UserError(
+            f"{folder} holds unfinished shards that were made otherwise ({changed}); delete it or choose another OUT"
+        )
+    write_whole(path, json.dumps(words).encode())
+
+
+def differing(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """`name old -> new` for what differs between two makings, or nothing."""
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)
+
+
+def damaged_shards(index: ShardIndex, folder: Path) -> list[str]:
+    """The shards of an index whose files are missing or have another size."""
+    found = []
+    for shard in index.shards:
+        try:
+            sizes = ((folder / shard.name).stat().st_size, (folder / shard.entries_name).stat().st_size)
+        except OSError:
+            sizes = (-1, -1)
+        if sizes != (shard.bytes, shard.entries_bytes):
+            found.append(shard.name)
+    return found
 
 
 def _write_alone(
@@ -129,6 +167,12 @@ def _write_alone(
     progress: Callable[[int], None],
     made: dict[str, Any] | None,
 ) -> Written:
+    with suppress(OSError, ValueError):
+        # A finished set of which files are damaged: its sound shards count as written.
+        for name, note in json.loads((folder / NOTES).read_bytes()).items():
+            write_whole(folder / f".{os.path.basename(name)}.json", json.dumps(note).encode())
+        (folder / INDEX).unlink(missing_ok=True)
+        (folder / NOTES).unlink()
     items = iter(items)
     per_shard = making.shard_samples
     if making.shard_bytes is not None:
@@ -164,14 +208,27 @@ def index_shards(
             raise UserError(f"{folder} has an index already (of {before}); {words}")
     paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not paths:
-        raise DataError(f"{folder} holds no .tar files; give the folder of the shards")
+        near = [
+            path.name
+            for path in [*folder.glob("*.tar.*"), *folder.glob("*.tgz")]
+            if not path.name.endswith(".npy")
+        ]
+        inner = sorted({str(path.parent) for path in folder.glob("*/*.tar")})
+        why = f"; unpack {near[0]} first" if near else f"; did you mean {inner[0]}?" if inner else ""
+        raise DataError(f"{folder} holds no .tar files{why or '; give the folder of the shards'}")
     results = []
     with _pool(jobs if len(paths) > 1 else 1) as submit:
         pending = [submit(_index_one, path, skip_broken) for path in paths]
         for number, future in enumerate(pending, start=1):
             results.append(future.result())
             progress(number)
-    return _write_index(folder, results, (), {"source": FOREIGN})
+    labels = [int(_labels(folder, result.shard).max()) for result in results if result.shard is not None]
+    names = tuple(map(str, range(1 + min(MOST_CLASSES, max(labels, default=-1)))))
+    return _write_index(folder, results, names, {"source": FOREIGN})
+
+
+def _labels(folder: Path, shard: Shard) -> NDArray[np.int32]:
+    return parse_entries((folder / shard.entries_name).read_bytes(), shard, str(folder))["label"]
 
 
 def make_index(folder: Path, path: Path, name: str) -> tuple[Shard | None, list[list[int]], list[TarFault]]:
@@ -296,15 +353,26 @@ def _pool(jobs: int) -> Iterator[Callable[..., Future[Any]]]:
         yield _at_once
         return
     # Not forked: a source may have threads of its own, and a fork would take over their locks.
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_interrupts)
     try:
         yield pool.submit
     except BrokenProcessPool as error:
         raise DataError(
             "a writing process was killed, perhaps for memory; lower --jobs and call again"
         ) from error
+    except BaseException:
+        # What is under way is not waited for: a shard may take minutes, and is written anew.
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; the first one decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _at_once(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -355,14 +423,24 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
     return made
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _sweep(folder: Path, kept: set[str]) -> None:
-    """Remove the notes, and what an earlier start with other shard sizes left."""
-    for note in folder.glob(".shard-*.tar.json"):
+    """Gather the notes in one file, and remove what an earlier start left."""
+    notes = {}
+    for note in sorted(folder.glob(".shard-*.tar.json")):
         name = note.name.removeprefix(".").removesuffix(".json")
-        if name not in kept:
+        if name in kept:
+            notes[name] = json.loads(note.read_bytes())
+        else:
             for left in (folder / name, folder / f"{name.removesuffix('.tar')}.index.npy"):
                 left.unlink(missing_ok=True)
-        note.unlink()
+    write_whole(folder / NOTES, json.dumps(notes).encode())
+    for left in [*folder.glob(".shard-*.tar.json"), *folder.glob(".shard-*.tar.tmp"), folder / MAKING]:
+        left.unlink(missing_ok=True)
 
 
 def _kept(note: Path, path: Path, origin: str) -> Made | None:
@@ -378,10 +456,10 @@ def _kept(note: Path, path: Path, origin: str) -> Made | None:
     if made.shard is None:
         return made
     try:
-        sizes = (path.stat().st_size, path.with_name(made.shard.entries_name).stat().st_size)
+        hashes = [_sha256(path), _sha256(path.with_name(made.shard.entries_name))]
     except OSError:
         return None
-    return made if sizes == (made.shard.bytes, made.shard.entries_bytes) else None
+    return made if hashes == [made.shard.sha256, made.shard.entries_sha256] else None
 
 
 def _origin(items: list[Item], making: Making) -> str:

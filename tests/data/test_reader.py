@@ -413,6 +413,20 @@ def test_more_readers_than_samples(tmp_path: Path, make_items) -> None:
         assert sorted(keys) == sorted(item.key for item in items)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("cache", "workers"), [("memory", 0), ("none", 0), ("none", 1)])
+def test_batches_are_pinned_for_a_gpu(shards, cache: str, workers: int) -> None:
+    folder, images, _ = shards
+    opened = reader(folder, cache=cache)
+    plan = plan_of(opened, 8)
+    for step, (batch,) in enumerate(batches(opened, plan, range(2), workers=workers)):
+        assert batch.images.is_pinned()
+        assert isinstance(batch.keys, tuple)
+        arrived = batch.images.to("cuda", non_blocking=True).cpu().numpy()
+        assert np.array_equal(arrived, images[plan.samples(step)])
+
+
 def test_a_set_that_does_not_fit_into_memory_is_refused(shards, monkeypatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10**12))
     with pytest.raises(

@@ -219,6 +219,12 @@ def test_a_damaged_shard_of_a_finished_set_is_written_anew_alone(
     assert [name for name in times if times[name] != after[name]] == ["shard-000002.tar"]
 
 
+def test_an_attempt_that_wrote_nothing_binds_nobody(tmp_path: Path, files: list[Item]) -> None:
+    with pytest.raises(DataError, match="too small for a crop"):
+        write_shards(files, tmp_path / "x", Making(size=8, crop=500))
+    assert write_shards(files, tmp_path / "x", Making(size=8, crop=6)).shards.num_samples == 60
+
+
 def test_a_finished_set_is_not_mixed_with_other_images(tmp_path: Path, make_items) -> None:
     write_shards(make_items(30), tmp_path / "x", Making(shard_samples=10))
     others = make_items(30, seed=1)

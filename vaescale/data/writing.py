@@ -132,7 +132,7 @@ def _refuse_other_making(folder: Path, words: dict[str, Any]) -> None:
     path, before = folder / MAKING, words
     with suppress(OSError, ValueError):
         before = json.loads(path.read_bytes())
-    if changed := differing(before, words):
+    if (changed := differing(before, words)) and any(folder.glob(".shard-*.tar.json")):
         raise UserError(
             f"{folder} holds unfinished shards that were made otherwise ({changed}); delete it or choose another OUT"
         )
@@ -243,9 +243,8 @@ def make_index(folder: Path, path: Path, name: str) -> tuple[Shard | None, list[
         for found in samples(file):
             if isinstance(found, TarFault):
                 faults.append(found)
-                rows = [
-                    row for row in rows if row[4] != found.key
-                ]  # of a key that stands twice, both are void
+                # Of a key that stands twice, both are void.
+                rows = [row for row in rows if row[4] != found.key]
                 continue
             try:
                 shapes.add(read_header(found.content)[1:])

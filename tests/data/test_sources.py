@@ -99,10 +99,11 @@ def test_links_are_followed_and_no_image_is_lost_in_silence(tmp_path: Path, caps
     picture(tmp_path / "photos" / "dog" / "2.png", 20)
     (tmp_path / "photos" / "cat").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "photos" / "dog" / "loop").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "eel").symlink_to(tmp_path / "elsewhere")
     Image.new("RGB", (4, 4), (30,) * 3).save(tmp_path / "photos" / "dog" / "3.bmp")
     (tmp_path / "photos" / "dog" / "notes.txt").write_text("")
     split = listed_as_written(f"folder:{tmp_path}/photos", tmp_path / "out")
-    assert split == {"cat/1": (0, 10), "dog/2": (1, 20), "dog/3": (1, 30)}
+    assert split == {"cat/1": (0, 10), "dog/2": (1, 20), "dog/3": (1, 30), "eel/1": (2, 10)}
     assert "passed over in" in capsys.readouterr().err
 
 
@@ -326,6 +327,7 @@ def test_hugging_face(hub: Path) -> None:
 
 def test_hugging_face_archives_and_missing_images(tmp_path: Path) -> None:
     import datasets
+    import pyarrow.parquet
 
     with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
         for number in range(4):
@@ -338,12 +340,17 @@ def test_hugging_face_archives_and_missing_images(tmp_path: Path) -> None:
         (-1, 40),
         (-1, 60),
     ]
-    rows = {"img": [Image.new("L", (4, 4), 20), None]}
+    secret = tmp_path / "secret.png"
+    picture(secret, 99)
+    rows = {"img": [Image.new("L", (4, 4), 20), None, {"bytes": None, "path": str(secret)}]}
     data = datasets.Dataset.from_dict(rows, features=datasets.Features({"img": datasets.Image()}))
     (tmp_path / "null").mkdir()
-    data.to_parquet(tmp_path / "null" / "train-00000-of-00001.parquet")
+    data = data.cast_column("img", datasets.Image(decode=False))
+    # As somebody else's tools might: datasets' own writer would put the file's bytes into the row.
+    pyarrow.parquet.write_table(data.data.table, tmp_path / "null" / "train-00000-of-00001.parquet")
     items = list(open_source(f"hf:{tmp_path}/null:train").splits["train"]().items)
     assert items[1].content == b"", "which --skip-broken leaves out"
+    assert items[2].content == b"", "a row may not name any file of this machine"
 
 
 def test_a_stream_is_split_by_key(hub: Path) -> None:

@@ -303,19 +303,19 @@ def _tree(path: Path) -> Split:
 
 
 def _walk(path: Path) -> tuple[list[Path], Counter[str]]:
-    """Image files below `path`, links followed, each folder once; and how many others of which extension."""
+    """Image files below `path`, links followed but not in circles; and how many others of which extension."""
 
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}")
 
-    files, others, seen = [], Counter[str](), set[str]()
+    files, others = [], Counter[str]()
+    above = {
+        str(path): {os.path.realpath(path)}
+    }  # a folder's own way from the top: a link back up would never end
     for place, folders, names in os.walk(path, followlinks=True, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
+        inner = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders)}
+        folders[:] = [name for name, real in inner.items() if name[0] != "." and real not in above[place]]
+        above |= {os.path.join(place, name): above[place] | {inner[name]} for name in folders}
         for name in names:
             suffix = Path(name).suffix.lower()
             if suffix in EXTENSIONS and not name.startswith("."):
@@ -387,7 +387,7 @@ def _hub_split(name: str, data: Any) -> Split:
                 ) from error
             image, label = row[columns[0]] or {}, row[classes] if classes else -1
             content = image.get("bytes")
-            if content is None and image.get("path"):
+            if content is None and image.get("path") and _is_within(image["path"], name):
                 with xopen(image["path"], "rb") as file:
                     content = file.read()
             # No image at all is a broken one, which can be left out.
@@ -395,6 +395,14 @@ def _hub_split(name: str, data: Any) -> Split:
 
     count = data.info.splits[data.split].num_examples if data.info.splits and data.split else None
     return Split(items(), count, tuple(features[classes].names) if classes else ())
+
+
+def _is_within(path: str, name: str) -> bool:
+    """Whether a file that a row names belongs to its data set: a row may name any file of this machine."""
+    last = path.rpartition("::")[2]
+    if "://" in last:
+        return last.startswith(("hf://", "https://huggingface.co/"))
+    return Path(last).resolve().is_relative_to(Path(name).resolve())
 
 
 def _one_file(path: Path, pattern: str) -> Path | None:

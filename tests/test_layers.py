@@ -19,6 +19,7 @@ LAYERS = (
     ("objectives",),
     ("models",),
     ("networks", "likelihoods"),
+    ("batches",),
     ("data",),
     ("comm", "noise", "schedules"),
     ("console", "config", "cores", "errors", "files"),

@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from vaescale import comm
+from vaescale.batches import evaluation_batches
 from vaescale.data.batch import Batch
-from vaescale.data.reader import ShardReader, evaluation_batches, open_reader
+from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import UserError
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe, load_recipe

@@ -15,9 +15,10 @@ import torch
 
 import vaescale
 from vaescale import comm
+from vaescale.batches import refuse_small_cache, training_batches
 from vaescale.console import Progress, say
 from vaescale.data.plan import Plan, rank_slots
-from vaescale.data.reader import open_reader, refuse_small_cache, training_batches
+from vaescale.data.reader import open_reader
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import evaluate
 from vaescale.figures import training_curves

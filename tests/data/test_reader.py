@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vaescale.batches import evaluation_batches, training_batches
 from vaescale.data.batch import Batch, Request
 from vaescale.data.items import Item
 from vaescale.data.pictures import encode, fit
 from vaescale.data.plan import Plan
-from vaescale.data.reader import DataConfig, ShardReader, evaluation_batches, open_reader, training_batches
+from vaescale.data.reader import DataConfig, ShardReader, open_reader
 from vaescale.data.shards import INDEX, parse_entries, parse_index
 from vaescale.data.store import Folder
 from vaescale.data.writing import Making, index_shards, write_shards

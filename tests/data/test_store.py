@@ -15,9 +15,10 @@ import fsspec
 import numpy as np
 import pytest
 
+from vaescale.batches import refuse_small_cache, training_batches
 from vaescale.data.ahead import Ahead
 from vaescale.data.plan import Plan
-from vaescale.data.reader import DataConfig, open_reader, refuse_small_cache, training_batches
+from vaescale.data.reader import DataConfig, open_reader
 from vaescale.data.store import Folder, Remote, open_store
 from vaescale.data.writing import Making, index_shards, write_shards
 from vaescale.errors import DataError

@@ -7,7 +7,8 @@ import torch
 from scipy import stats
 
 from vaescale import noise
-from vaescale.data.reader import evaluation_batches, open_reader
+from vaescale.batches import evaluation_batches
+from vaescale.data.reader import open_reader
 from vaescale.evaluation.likelihood import bits_per_dim, evaluate
 from vaescale.recipe import Recipe
 from vaescale.run import build_model

@@ -1,7 +1,7 @@
 """Write a data set as WebDataset shards with an index beside them: one folder a split, OUT/train, OUT/val, OUT/test.
 
 Plain webdataset reads the tars: images are members KEY.npy (or png, webp, jpg), classes KEY.cls. A stopped call goes
-on where it was; a finished split is left as it is.
+on where it was; a finished split is left as it is, but for shards that are missing or cut: those are written anew.
 
 sources:
   digits            scikit-learn's 1,797 scanned handwritten digits, 8x8 (needs no download)

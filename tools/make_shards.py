@@ -29,7 +29,7 @@ from typing import Any, get_args
 
 from vaescale.config import parse_bytes
 from vaescale.console import Progress, say
-from vaescale.cores import cores
+from vaescale.cores import add_jobs
 from vaescale.data.pictures import Encoding, Filter
 from vaescale.data.shards import INDEX, ShardIndex, describe, parse_index
 from vaescale.data.sources import Source, open_source
@@ -71,13 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fraction for val where a source has none; 0.05",
     )
     shards.add_argument("--config", metavar="NAME", help="configuration of an hf: data set")
-    shards.add_argument(
-        "--jobs",
-        type=int,
-        default=cores(),
-        metavar="N",
-        help="processes; default: the cores",
-    )
+    add_jobs(shards, of="processes")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -190,7 +184,7 @@ def _refuse(arguments: argparse.Namespace) -> None:
         raise UserError("SOURCE and OUT are needed, such as `vaescale make-shards digits data/digits`")
     for name, least, most in (
         *(("size", 1, 16384), ("quality", 1, 100), ("shard_samples", 1, 10**9)),
-        *(("shard_bytes", 1, 10**13), ("holdout", 0, 0.9), ("jobs", 1, 1024)),
+        *(("shard_bytes", 1, 10**13), ("holdout", 0, 0.9)),
     ):
         value = getattr(arguments, name)
         if value is not None and not least <= value <= most:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from vaescale.console import Progress
-from vaescale.cores import cores
+from vaescale.cores import add_jobs
 from vaescale.data.verifying import verify_shards
 
 SHOWN = 50
@@ -18,19 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """DIR and --deep."""
     parser.add_argument("folder", metavar="DIR", help="folder of shards, such as data/digits/train")
     parser.add_argument("--deep", action="store_true", help="decode every image too")
-    parser.add_argument(
-        "--jobs",
-        type=_jobs,
-        default=cores(),
-        metavar="N",
-        help="threads; default: the cores",
-    )
-
-
-def _jobs(word: str) -> int:
-    if not word.isdecimal() or not 1 <= int(word) <= 1024:
-        raise argparse.ArgumentTypeError(f"{word!r} is not from 1 to 1024")
-    return int(word)
+    add_jobs(parser, of="threads")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -59,13 +47,21 @@ def show(result: dict[str, Any]) -> None:
         sys.stdout.write(f"{fault['shard']}{member}{place}: {fault['words']}\n")
     if len(faults) > SHOWN:
         sys.stdout.write(f"... and {len(faults) - SHOWN} more (--json names them all)\n")
-    checked = "sizes, hashes, structure" + (", every image decoded" if result["deep"] else "")
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    shards = {fault["shard"] for fault in faults}
-    verdict = f"{count} in {len(shards)} shard{'s' if len(shards) > 1 else ''}; delete those .tar files and call the same "
-    verdict += "`vaescale make-shards` again, which writes only them (for tars made by others: --index-only)"
-    verdict = verdict if faults else f"{result['samples']} samples are sound ({checked})"
-    sys.stdout.write(f"{result['folder']}: {verdict}\n")
+    sys.stdout.write(f"{result['folder']}: {_verdict(result)}\n")
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    faults, shards = result["faults"], {fault["shard"] for fault in result["faults"]}
+    if not faults:
+        checked = "sizes, hashes, structure" + (", every image decoded" if result["deep"] else "")
+        return f"{result['samples']} samples are sound ({checked})"
+    counts = (
+        f"{n} {word}{'s' if n > 1 else ''}" for n, word in ((len(faults), "fault"), (len(shards), "shard"))
+    )
+    return (
+        f"{' in '.join(counts)}; delete the .tar files named and call the same `vaescale make-shards` again, which writes "
+        f"only them (for tars made by others: --index-only)"
+    )
 
 
 def exit_code(result: dict[str, Any]) -> int:

@@ -81,7 +81,7 @@ def working_set_bytes(index: ShardIndex, plan: Plan, *, ranks_here: int, world_s
 
 def refuse_small_cache(reader: ShardReader, plan: Plan, config: DataConfig) -> None:
     """Raise DataError when the node's cache is smaller than what training draws from at once."""
-    if not reader.store.is_remote or reader.in_memory:
+    if not isinstance(reader.store, Remote) or reader.in_memory:
         return
     needed = working_set_bytes(
         reader.index, plan, ranks_here=comm.ranks_on_this_node(), world_size=comm.world_size()

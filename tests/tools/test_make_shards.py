@@ -179,6 +179,7 @@ REFUSED = {
     ),
     "quality": (["digits", "x", "--quality", "101"], "--quality (=101) must be from 1 to 100"),
     "two sizes": (["digits", "x", "--shard-bytes", "1MB", "--shard-samples", "5"], "not allowed with"),
+    "jobs": (["digits", "x", "--jobs", "0"], "'0' is not from 1 to 1024"),
     "holdout": (["digits", "x", "--holdout", "1"], "--holdout (=1.0) must be from 0 to 0.9"),
 }
 

@@ -201,7 +201,7 @@ class ShardReader(Dataset[Fetched]):
             if self._is_usable(candidate):
                 return candidate
         remedy = "upload the shards again"
-        if not self.store.is_remote:
+        if isinstance(self.store, Folder):
             remedy = f"`vaescale verify-shards {self.index.place} --deep` names them all"
         raise DataError(f"{first.words}, and none of {len(candidates)} others can be used; {remedy}")
 
@@ -326,7 +326,7 @@ class ShardReader(Dataset[Fetched]):
             try:
                 return io.FileIO(path)
             except FileNotFoundError:
-                if not self.store.is_remote:
+                if isinstance(self.store, Folder):
                     raise DataError(f"{path} is missing; copy it back, or write the shards again") from None
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}") from error
@@ -334,7 +334,7 @@ class ShardReader(Dataset[Fetched]):
 
     def _content(self, located: _Located) -> bytes:
         try:
-            if self.store.is_remote:
+            if isinstance(self.store, Remote):
                 with self._open(located.shard) as file:
                     return os.pread(file.fileno(), located.size, located.offset)
             return os.pread(self._kept_open(located.shard).fileno(), located.size, located.offset)

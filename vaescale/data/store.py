@@ -33,8 +33,6 @@ STRANGE_ARRIVALS = 3  # with another hash than the index says, before it counts 
 class Folder:
     """A data set in a local folder."""
 
-    is_remote = False
-
     def __init__(self, place: str) -> None:
         self.place = place
         self._path = Path(place).expanduser()
@@ -80,8 +78,6 @@ class Folder:
 
 class Remote:
     """A data set behind a URL, cached on this node. All waiting is bounded by `retry_seconds` without progress."""
-
-    is_remote = True
 
     def __init__(self, place: str, *, cache: Path, cache_bytes: int, retry_seconds: float) -> None:
         self.place = place.rstrip("/")

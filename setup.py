@@ -18,6 +18,7 @@ DEPENDENCIES = [
     "rich>=13.7",
     "safetensors>=0.5",
     "scikit-learn>=1.5",
+    "scipy>=1.13",
     "simplejpeg>=1.8",
     "torch>=2.13",
     "webdataset>=1.0.2",

@@ -19,6 +19,7 @@ LAYERS = (
     ("objectives",),
     ("models",),
     ("networks", "likelihoods"),
+    ("sigma",),
     ("batches",),
     ("data",),
     ("comm", "noise", "schedules"),

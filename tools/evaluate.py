@@ -9,12 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PROTOCOL = {
-    "bound": "one-sample ELBO per image, running sigma, float32",
-    "bits_per_dim": "neg_elbo_nats / (D ln 2) + 8: images in [0, 1], 8 bits",
-    "active_units": "latents whose posterior mean varies by more than 0.01 over the data",
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RUN, split and weights."""
@@ -29,9 +23,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write, draw. Returns the numbers with their protocol."""
     import torch
 
-    from vaescale import figures
-    from vaescale.evaluation.likelihood import evaluate
-    from vaescale.models.vae import to_unit
+    from vaescale import figures, noise
+    from vaescale.evaluation.likelihood import evaluate, protocol
     from vaescale.run import in_order, open_run, open_split
     from vaescale.training.folder import write_json
     from vaescale.training.tracking import push
@@ -48,14 +41,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "weights": opened.weights,
         "recipe_hash": opened.recipe.hash,
         "data_hash": reader.index.data_hash,
-        "protocol": PROTOCOL,
+        "protocol": protocol(opened.model.likelihood),
         "metrics": metrics,
     }
     name = arguments.split + ("-raw" if arguments.weights == "raw" else "")
     write_json(opened.folder / "evaluation" / f"{name}.json", result)
     with torch.no_grad():
         first = next(in_order(reader))
-        originals = to_unit(first.images[first.mask][:24].to(next(opened.model.parameters()).device))
+        shown, device = first.mask, next(opened.model.parameters()).device
+        images, slots = (part[shown][:24].to(device) for part in (first.images, first.slots))
+        originals = opened.model.target(images, noise.Stream(opened.recipe.seed, 0, slots))
         mu, _ = opened.model.encode(originals)
         means = opened.model.likelihood.mean(opened.model.decode(mu))
     title = f"{opened.recipe.name}, step {opened.step}, {opened.weights} weights: {arguments.split} images, decoded means"
@@ -71,8 +66,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """The numbers as a table."""
-    from vaescale.console import table
+    from vaescale.console import say, table
 
+    if result["protocol"]["bound"].startswith("none"):
+        say(f"bound: {result['protocol']['bound']}")
     table(
         f"{result['run']}, step {result['step']}, {result['split']} ({result['weights']} weights)",
         [(name, f"{value:.6g}") for name, value in result["metrics"].items()]

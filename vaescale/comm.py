@@ -8,7 +8,7 @@ size only if all ranks are at the same one.
 import os
 import pickle
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -64,6 +64,25 @@ def all_reduce_sum(values: Tensor) -> Tensor:
         f"a rank is not at step {_step} as rank {rank()} is: the ranks' sums no longer belong together",
     )
     return total
+
+
+def all_reduce_sum_with_gradient(values: Tensor) -> Tensor:
+    """`all_reduce_sum` that a gradient passes through: what each rank's share moves is every rank's loss.
+
+    Its backward pass is a second all-reduce, of the gradients that the ranks' losses have for the sum.
+    """
+    total: Tensor = _SumOverRanks.apply(values.to(torch.float64))  # type: ignore[no-untyped-call]
+    return total
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
+        return all_reduce_sum(values).clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+        return all_reduce_sum(gradient)
 
 
 def broadcast_object(value: T) -> T:

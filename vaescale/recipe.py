@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError
 
@@ -36,6 +36,7 @@ OPERATIONAL = {
 }
 
 
+FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)
 WORDS = {"string_pattern_mismatch": "use letters, digits, '.', '_' and '-', and begin with a letter or digit"}
 
 
@@ -72,7 +73,9 @@ class Recipe(Config):
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read, interpolate, override and validate. Raises UserError with one sentence for the first fault."""
+    """Read, lay over its `base:`, interpolate, override and validate. Raises UserError with one sentence for the first
+    fault.
+    """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"recipe {path} {what}; see `ls recipes/*/*.yaml`")
@@ -80,22 +83,37 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         key, equals, _ = override.partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise UserError(f"override {override!r} is not key=value, such as optimizer.lr=1e-3")
-    faults = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)
-    try:
-        loaded = OmegaConf.load(path)
-    except faults as error:
-        raise UserError(f"{path} does not load: {' '.join(str(error).split())}") from error
+    loaded = _read(path)
+    if isinstance(loaded, DictConfig) and "base" in loaded:
+        loaded = OmegaConf.merge(_read(_beside(path, loaded.pop("base"))), loaded)
     try:
         given = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or []))
         default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
         content = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(default), given), resolve=True)
-    except faults as error:
+    except FAULTS as error:
         with_overrides = f" with {' '.join(overrides)}" if overrides else ""
         raise UserError(f"{path}{with_overrides} does not resolve: {' '.join(str(error).split())}") from error
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise UserError(_sentence(error, content)) from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        return OmegaConf.load(path)
+    except FAULTS as error:
+        raise UserError(f"{path} does not load: {' '.join(str(error).split())}") from error
+
+
+def _beside(path: Path, name: Any) -> Path:
+    """The recipe that `base: NAME` means: a file of the same folder, which no other place can be reached through."""
+    base = path.parent / str(name)
+    if not isinstance(name, str) or base.name != name or not base.is_file():
+        raise UserError(f"base is {name!r} in {path}; name a file of the same folder, such as base.yaml")
+    if base.resolve() == path.resolve() or "base" in _read(base):
+        raise UserError(f"base is {name!r} in {path}; a base has no base itself")
+    return base
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

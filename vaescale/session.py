@@ -165,7 +165,8 @@ class Session:
         if not comm.is_main():
             return
         run_folder.append_metrics(self.folder, step, metrics)
-        note = f"neg_elbo {metrics['train/neg_elbo_nats']:.2f} nats"
+        bound = "neg_profile_elbo" if self.model.likelihood.reads_x else "neg_elbo"
+        note = f"{bound} {metrics[f'train/{bound}_nats']:.2f} nats"
         note += f"  sigma {metrics['train/sigma']:.4f}" if "train/sigma" in metrics else ""
         self._progress.update(step, f"{note}  {metrics['perf/images_per_second']:.0f} images/s")
 

@@ -55,7 +55,7 @@ def test_the_average_is_the_recursion_s(model: VAE) -> None:
         with torch.no_grad():
             for number, parameter in enumerate(model.parameters()):
                 parameter.add_(0.01 * (number + step))
-        model.likelihood.running.fill_(step)
+        model.likelihood.state.running.fill_(step)
         ema.update(model, step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = [
@@ -64,7 +64,7 @@ def test_the_average_is_the_recursion_s(model: VAE) -> None:
     for average, value in zip(ema.model.parameters(), expected, strict=True):
         torch.testing.assert_close(average, value)
         assert not average.requires_grad
-    assert ema.model.likelihood.running.tolist() == [29, 29]
+    assert ema.model.likelihood.state.running.tolist() == [29, 29]
 
 
 def test_the_clock_counts_batches_and_passes_them_on() -> None:

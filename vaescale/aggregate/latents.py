@@ -8,7 +8,7 @@ from torch import Tensor
 from vaescale import noise
 from vaescale.data.batch import Batch
 from vaescale.errors import TrainingStopped
-from vaescale.models.vae import VAE, to_unit
+from vaescale.models.vae import VAE
 
 
 @torch.no_grad()
@@ -20,8 +20,8 @@ def sample_aggregate(model: VAE, batches: Iterable[Batch], *, seed: int, samples
     device = next(model.parameters()).device
     latents = []
     for batch in batches:
-        mu, log_sigma = model.encode(to_unit(batch.images.to(device)))
         stream = noise.Stream(seed, 0, batch.slots.to(device))
+        mu, log_sigma = model.encode(model.target(batch.images.to(device), stream))
         shape = (samples_per_image, model.latent_dim)
         z = mu[:, None] + torch.exp(log_sigma)[:, None] * noise.normal(stream, noise.POSTERIOR, shape)
         latents.append(z[batch.mask].flatten(0, 1).double().cpu())

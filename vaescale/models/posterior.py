@@ -17,11 +17,12 @@ class PosteriorConfig(Config):
 
 
 def diagonal(parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log sigma, float32 [B, Z] each, from raw parameters [B, 2 Z].
+    """Mean and log sigma, float32 or float64 [B, Z] each, from raw parameters [B, 2 Z].
 
     Log sigma is bounded smoothly to +-8, near the identity around 0: exp stays finite and the gradient never stops.
     """
-    mu, raw = parameters.float().chunk(2, dim=1)
+    wide = parameters if parameters.dtype == torch.float64 else parameters.float()
+    mu, raw = wide.chunk(2, dim=1)
     return mu, LOG_SIGMA_BOUND * torch.tanh(raw / LOG_SIGMA_BOUND)
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from vaescale.config import one_of
 from vaescale.networks.conv import ConvConfig, ConvNetwork
+from vaescale.networks.linear import LinearConfig, LinearNetwork
 
 # kind -> (its recipe section, its module)
-NETWORKS = {"conv": (ConvConfig, ConvNetwork)}
+NETWORKS = {"conv": (ConvConfig, ConvNetwork), "linear": (LinearConfig, LinearNetwork)}
 
 if TYPE_CHECKING:
     NetworkConfig = ConvConfig  # any of them: what all share is `kind` and `latent_dim`

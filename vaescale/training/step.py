@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
 from vaescale.errors import TrainingStopped
-from vaescale.evaluation.likelihood import bits_per_dim
+from vaescale.evaluation.likelihood import metric_columns, model_metrics
 from vaescale.models.vae import VAE
 from vaescale.objectives.elbo import ElboConfig, elbo_loss
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class StepSums(NamedTuple):
-    """This rank's share of a step, on the device. sums float64 [4]: log_px, kl, squared error, images.
+    """This rank's share of a step, on the device. sums float64 [5]: log_px, kl, squared error, variance,
+    images.
 
     grad_norm [] is the global gradient's, before clipping.
     """
@@ -46,7 +47,7 @@ def train_step(
     precision: `bf16` by autocast in the forward pass, or `fp32`. Weights and the loss are float32 in both.
     """
     optimizer.zero_grad()
-    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
     for number, batch in enumerate(micro_batches, start=1):
         images, slots, mask = (
             tensor.to(accelerator.device, non_blocking=True)
@@ -58,8 +59,7 @@ def train_step(
                 terms = model(images, noise.Stream(seed, step, slots), mask)
             accelerator.backward(elbo_loss(terms, beta=objective.beta) / len(micro_batches))
         with torch.no_grad():
-            columns = [terms.log_px, terms.kl.sum(1), terms.squared_error, mask]
-            sums += torch.stack([column.double().sum() for column in columns])
+            sums += torch.cat([metric_columns(terms).sum(0), mask.sum().double()[None]])
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
     optimizer.step()
     accelerator.unwrap_model(model).likelihood.end_step()
@@ -70,20 +70,10 @@ def train_step(
 def step_metrics(result: StepSums, model: VAE, *, beta: float) -> dict[str, float]:
     """This step's means over the global batch. Nats are per image; mse and bits are per value."""
     sums = comm.all_reduce_sum(result.sums)
-    log_px, kl, squared_error = (sums[:3] / sums[3]).tolist()
-    dimensions = math.prod(model.image_shape)
-    metrics: dict[str, float] = {
-        "train/neg_elbo_nats": kl - log_px,
-        "train/loss_nats": beta * kl - log_px,
-        "train/log_px_nats": log_px,
-        "train/kl_nats": kl,
-        "train/bits_per_dim": bits_per_dim(kl - log_px, dimensions),
-        "train/mse": squared_error / dimensions,
-        "train/grad_norm": float(result.grad_norm),
-    }
-    if model.likelihood.sigma is not None:
-        metrics["train/sigma"] = float(model.likelihood.sigma)
-    return metrics
+    metrics = model_metrics(model, sums[:4] / sums[4])
+    metrics["loss_nats"] = beta * metrics["kl_nats"] - metrics["log_px_nats"]
+    metrics["grad_norm"] = float(result.grad_norm)
+    return {f"train/{name}": value for name, value in metrics.items()}
 
 
 def refuse_non_finite(metrics: dict[str, float], step: int) -> None:

@@ -1,0 +1,65 @@
+"""Bitwise categorical decoder: each of a value's 8 bits is a Bernoulli. Rybkin, Daniilidis & Levine 2021, section 5.
+
+    log p(x|z) = sum over values and bits of (bit logit - log(1 + exp(logit)))           nats
+
+Legend: params [B, C 8, H, W], the highest bit first. 8 outputs a value in place of the categorical's 256.
+"""
+
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from vaescale import noise
+from vaescale.config import Config
+from vaescale.likelihoods.base import LEVELS, Likelihood, levels, total, wide
+
+BITS = 8
+
+
+class BitwiseConfig(Config):
+    """A probability for each bit."""
+
+    kind: Literal["bitwise"] = "bitwise"
+
+
+class Bitwise(Likelihood):
+    """A mass over levels 0 to 255, which stand for x = level / 255."""
+
+    measure = "mass"
+
+    def num_params(self, channels: int) -> int:
+        """8 logits a value."""
+        return channels * BITS
+
+    def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
+        """Nats [B]. x in multiples of 1/255."""
+        logits = _by_bit(params)
+        bits = levels(x)[:, :, None] >> _shifts(params) & 1
+        return total(bits * logits - softplus(logits))
+
+    def mean(self, params: Tensor) -> Tensor:
+        """E[level] / 255."""
+        return _to_unit(torch.sigmoid(_by_bit(params)))
+
+    def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
+        """Each bit by itself; multiples of 1/255."""
+        probabilities = torch.sigmoid(_by_bit(params))
+        u = noise.uniform(stream, noise.DECODER, tuple(probabilities.shape[1:]))
+        return _to_unit((u < probabilities).to(probabilities))
+
+
+def _by_bit(params: Tensor) -> Tensor:
+    """[B, C 8, H, W] to [B, C, 8, H, W], float32 or wider."""
+    return rearrange(wide(params), "b (c n) h w -> b c n h w", n=BITS)
+
+
+def _shifts(params: Tensor) -> Tensor:
+    return torch.arange(BITS - 1, -1, -1, device=params.device).view(1, 1, BITS, 1, 1)
+
+
+def _to_unit(bits: Tensor) -> Tensor:
+    """[B, C, 8, H, W] to [B, C, H, W]: the level over 255."""
+    return (bits * (1 << _shifts(bits))).sum(2) / (LEVELS - 1)

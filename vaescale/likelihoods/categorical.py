@@ -1,0 +1,56 @@
+"""Categorical decoder over the 256 levels of each value. Van den Oord, Kalchbrenner & Kavukcuoglu 2016, section 3.
+
+    log p(x|z) = sum log softmax(params)[level]                                          nats
+
+Legend: L = 256 levels; params [B, C L, H, W]. It takes 256 outputs a value: mind the memory of large images.
+"""
+
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vaescale import noise
+from vaescale.config import Config
+from vaescale.likelihoods.base import LEVELS, Likelihood, levels, total, wide
+
+
+class CategoricalConfig(Config):
+    """A probability for each level."""
+
+    kind: Literal["categorical"] = "categorical"
+
+
+class Categorical(Likelihood):
+    """A mass over levels 0 to 255, which stand for x = level / 255."""
+
+    measure = "mass"
+
+    def num_params(self, channels: int) -> int:
+        """256 logits a value."""
+        return channels * LEVELS
+
+    def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
+        """Nats [B]. x in multiples of 1/255."""
+        logits = _by_level(params)
+        chosen = logits.gather(2, levels(x)[:, :, None]).squeeze(2)
+        return total(chosen - torch.logsumexp(logits, dim=2))
+
+    def mean(self, params: Tensor) -> Tensor:
+        """E[level] / 255."""
+        probabilities = torch.softmax(_by_level(params), dim=2)
+        values = torch.linspace(0, 1, LEVELS, device=params.device, dtype=probabilities.dtype)
+        return torch.einsum("bclhw,l->bchw", probabilities, values)
+
+    def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
+        """By the inverse distribution function; multiples of 1/255."""
+        edges = torch.softmax(_by_level(params), dim=2).double().cumsum(2)
+        u = noise.uniform(stream, noise.DECODER, (edges.shape[1], *edges.shape[3:])).double() + 2.0**-25
+        level = (edges[:, :, :-1] < (u * edges[:, :, -1])[:, :, None]).sum(2)
+        return level.to(wide(params).dtype) / (LEVELS - 1)
+
+
+def _by_level(params: Tensor) -> Tensor:
+    """[B, C L, H, W] to [B, C, L, H, W], float32 or wider."""
+    return rearrange(wide(params), "b (c l) h w -> b c l h w", l=LEVELS)

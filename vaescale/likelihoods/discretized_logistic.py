@@ -1,0 +1,191 @@
+"""Discretized logistic decoder and its mixture with channel autoregression: masses over the 256 levels.
+
+    P(v|z) = F((v - m + 1/255) / s) - F((v - m - 1/255) / s),   v = 2x - 1, F the logistic function
+
+with everything below the first level in the first and everything above the last in the last. Kingma et al. 2016, eq. 12
+(one logistic); Salimans, Karpathy, Chen & Kingma 2017, eq. 2 and 3 (mixture): the components of a pixel are shared by its
+channels, and a channel's mean moves with the channels before it.
+
+Legend: K components; v, m, s on [-1, 1], where a level is 2/255 wide.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, softplus
+
+from vaescale import noise
+from vaescale.config import Config
+from vaescale.likelihoods.base import LEVELS, Likelihood, total, wide
+from vaescale.sigma import Positive, floored
+
+HALF_LEVEL = 1 / (LEVELS - 1)
+SCALE_FLOOR = math.exp(-7)  # an eighth of a level
+INITIAL_SCALE = 0.25
+
+
+class DiscretizedLogisticConfig(Config):
+    """One logistic a value."""
+
+    kind: Literal["discretized_logistic"] = "discretized_logistic"
+    scale: Positive | Literal["shared", "predicted"] = Field(
+        default="predicted",
+        description="on [-1, 1]: a number, one learned for each channel, or a function of z",
+    )
+
+
+class DiscretizedLogistic(Likelihood):
+    """The decoder returns the mean, and the raw log scale if it is predicted."""
+
+    measure = "mass"
+    config: DiscretizedLogisticConfig
+
+    def __init__(self, config: DiscretizedLogisticConfig, *, image_shape: tuple[int, int, int]) -> None:
+        super().__init__(config, image_shape=image_shape)
+        if config.scale == "shared":
+            self.raw_scale = nn.Parameter(torch.zeros(image_shape[0]))
+
+    def num_params(self, channels: int) -> int:
+        """The mean, and the raw log scale if it is predicted."""
+        return 2 * channels if self.config.scale == "predicted" else channels
+
+    def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
+        """Nats [B]. x in multiples of 1/255."""
+        mean, log_scale = self._split(params)
+        return total(log_level_mass(2 * x - 1, mean, log_scale))
+
+    def mean(self, params: Tensor) -> Tensor:
+        """E[x|z] of the logistic clipped to [-1, 1]: that of the levels but for their rounding."""
+        return (clipped_mean(*self._split(params)) + 1) / 2
+
+    def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
+        """A logistic draw, clipped and rounded to its level; multiples of 1/255."""
+        mean, log_scale = self._split(params)
+        u = noise.uniform(stream, noise.DECODER, tuple(mean.shape[1:])).to(mean) + 2.0**-25
+        return _to_level(mean + torch.exp(log_scale) * torch.logit(u))
+
+    def _split(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        params = wide(params)
+        if self.config.scale == "predicted":
+            mean, raw = params.chunk(2, dim=1)
+            return mean, _log_scale(raw)
+        if self.config.scale == "shared":
+            return params, _log_scale(self.raw_scale.view(1, -1, 1, 1))
+        return params, torch.full_like(params[:1], math.log(self.config.scale))
+
+
+class DiscretizedLogisticMixtureConfig(Config):
+    """Several logistics a pixel, and each channel given those before it."""
+
+    kind: Literal["discretized_logistic_mixture"] = "discretized_logistic_mixture"
+    components: int = Field(default=10, ge=1)
+
+
+class Components(NamedTuple):
+    """log weights [B, K, H, W]; means and log scales [B, K, C, H, W]; coefficients [B, K, C (C-1)/2, H, W]."""
+
+    log_weights: Tensor
+    means: Tensor
+    log_scales: Tensor
+    coefficients: Tensor
+
+
+class DiscretizedLogisticMixture(Likelihood):
+    """K (1 + 2 C + C (C-1)/2) outputs a pixel: weights, means, log scales, coefficients between channels."""
+
+    measure = "mass"
+    config: DiscretizedLogisticMixtureConfig
+
+    def num_params(self, channels: int) -> int:
+        """100 for ten components of three channels, as in the paper."""
+        return self.config.components * (1 + 2 * channels + channels * (channels - 1) // 2)
+
+    def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
+        """Nats [B]. x in multiples of 1/255."""
+        v = 2 * x - 1
+        parts = self._split(params)
+        means = torch.stack(
+            [self._mean_of_channel(parts, c, v[:, None].unbind(2)) for c in range(v.shape[1])], dim=2
+        )
+        log_mass = log_level_mass(v[:, None], means, parts.log_scales).sum(2)
+        return total(torch.logsumexp(parts.log_weights + log_mass, dim=1))
+
+    def mean(self, params: Tensor) -> Tensor:
+        """The components' clipped means, weighed. A channel's is given the means of those before it, which leaves out how
+        clipping bends that dependence; exact, but for rounding to levels, with one channel.
+        """
+        parts = self._split(params)
+        earlier: list[Tensor] = []
+        for c in range(self.image_shape[0]):
+            at = self._mean_of_channel(parts, c, earlier)
+            earlier.append(clipped_mean(at, parts.log_scales[:, :, c]))
+        weights = parts.log_weights.exp()[:, :, None]
+        return ((weights * torch.stack(earlier, dim=2)).sum(1) + 1) / 2
+
+    def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
+        """A component for each pixel, then channel by channel; multiples of 1/255."""
+        parts = self._split(params)
+        channels, height, width = self.image_shape
+        edges = parts.log_weights.exp().double().cumsum(1)
+        u = noise.uniform(stream, noise.DECODER, (height, width)).double() + 2.0**-25
+        component = (edges[:, :-1] < (u * edges[:, -1])[:, None]).sum(1, keepdim=True)
+        drawn: list[Tensor] = []
+        u = noise.uniform(stream, noise.DECODER + 1, (channels, height, width)).to(parts.means) + 2.0**-25
+        for c in range(channels):
+            mean = self._mean_of_channel(parts, c, drawn).gather(1, component)
+            scale = parts.log_scales[:, :, c].gather(1, component).exp()
+            drawn.append(2 * _to_level(mean + scale * torch.logit(u[:, c, None])) - 1)
+        return (torch.cat(drawn, dim=1) + 1) / 2
+
+    def _split(self, params: Tensor) -> Components:
+        channels = self.image_shape[0]
+        pairs = channels * (channels - 1) // 2
+        parts = rearrange(wide(params), "b (k n) h w -> b k n h w", k=self.config.components)
+        logits, means, raw, coefficients = torch.split(parts, [1, channels, channels, pairs], dim=2)
+        log_weights = torch.log_softmax(logits.squeeze(2), dim=1)
+        return Components(log_weights, means, _log_scale(raw), torch.tanh(coefficients))
+
+    def _mean_of_channel(
+        self, parts: Components, channel: int, earlier: "tuple[Tensor, ...] | list[Tensor]"
+    ) -> Tensor:
+        """[B, K, H, W]: channel c's mean, moved by the channels before it, [B, K or 1, H, W] each (eq. 3)."""
+        first = channel * (channel - 1) // 2
+        mean = parts.means[:, :, channel]
+        for number in range(channel):
+            mean = mean + parts.coefficients[:, :, first + number] * earlier[number]
+        return mean
+
+
+def log_level_mass(v: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """log of a level's mass, elementwise; v on [-1, 1].
+
+    With a and b the standardized upper and lower edge, F(a) - F(b) = F(a) F(-b) (1 - exp(b - a)): exact, and without
+    cancellation however sharp or far the logistic is, so no case needs an approximation.
+    """
+    inverse_scale = torch.exp(-log_scale)
+    upper = (v - mean + HALF_LEVEL) * inverse_scale
+    lower = (v - mean - HALF_LEVEL) * inverse_scale
+    width = 2 * HALF_LEVEL * inverse_scale
+    below = torch.where(v > 1 - HALF_LEVEL, 0.0, logsigmoid(upper))
+    above = torch.where(v < -1 + HALF_LEVEL, 0.0, logsigmoid(-lower))
+    inside = v.abs() < 1 - HALF_LEVEL
+    return below + above + torch.where(inside, torch.log(-torch.expm1(-width)), 0.0)
+
+
+def clipped_mean(mean: Tensor, log_scale: Tensor) -> Tensor:
+    """E[min(max(V, -1), 1)] of a logistic V: 1 minus the integral of its distribution function over [-1, 1]."""
+    scale = torch.exp(log_scale)
+    return 1 - scale * (softplus((1 - mean) / scale) - softplus((-1 - mean) / scale))
+
+
+def _log_scale(raw: Tensor) -> Tensor:
+    return floored(math.log(INITIAL_SCALE) + raw, SCALE_FLOOR)
+
+
+def _to_level(v: Tensor) -> Tensor:
+    """From [-1, 1] and beyond to the nearest level, in [0, 1]."""
+    return ((v.clamp(-1, 1) + 1) / 2 * (LEVELS - 1)).round() / (LEVELS - 1)

@@ -1,0 +1,103 @@
+"""Student-t decoder: heavy tails, robust where a predicted Gaussian sigma collapses. Takahashi et al. 2018, eq. 9.
+
+    log p(x|z) = sum (lgamma((v + 1) / 2) - lgamma(v / 2) - log(v pi) / 2 - log s - (v + 1) / 2 log(1 + e^2 / v)),
+    e = (x - mean(z)) / s                                                                nats
+
+s is the scale, not the standard deviation, which is s sqrt(v / (v - 2)). Learned degrees of freedom v stay above 2, so
+that it exists.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from vaescale import noise
+from vaescale.likelihoods.base import DensityConfig, Likelihood, decoded_mean, dequantized, total, wide
+from vaescale.sigma import Positive, floored
+
+INITIAL_EXCESS = 8.0
+
+
+class StudentTConfig(DensityConfig):
+    """Student-t values around a decoded mean."""
+
+    kind: Literal["student_t"] = "student_t"
+    scale: Positive | Literal["shared", "predicted"] = Field(
+        default="predicted", description="a number, one learned scale, or a function of z"
+    )
+    degrees_of_freedom: Positive | Literal["shared", "predicted"] = Field(
+        default="predicted", description="a number (1 is Cauchy's), or learned and above 2; they begin at 10"
+    )
+    scale_floor: float = Field(default=1e-4, gt=0, description="a learned scale never goes below it")
+    initial_scale: float = Field(default=0.25, gt=0, description="where a learned scale begins")
+
+
+class StudentT(Likelihood):
+    """log t_v(x; mean, s). The decoder returns the mean, then raw log scale and raw degrees if they are predicted."""
+
+    config: StudentTConfig
+
+    def __init__(self, config: StudentTConfig, *, image_shape: tuple[int, int, int]) -> None:
+        super().__init__(config, image_shape=image_shape)
+        if config.scale == "shared":
+            self.raw_scale = nn.Parameter(torch.zeros(1))
+        if config.degrees_of_freedom == "shared":
+            self.raw_degrees = nn.Parameter(torch.zeros(1))
+
+    def target(self, x: Tensor, stream: noise.Stream) -> Tensor:
+        """x, dequantized if the recipe says so."""
+        return dequantized(x, stream) if self.config.dequantize else x
+
+    def num_params(self, channels: int) -> int:
+        """The mean, and what is predicted."""
+        return channels * (1 + [self.config.scale, self.config.degrees_of_freedom].count("predicted"))
+
+    def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
+        """Nats [B]."""
+        mean, log_scale, v = self._split(params)
+        normalizer = torch.lgamma((v + 1) / 2) - torch.lgamma(v / 2) - 0.5 * torch.log(v * math.pi)
+        squared = ((x - mean) * torch.exp(-log_scale)).square()
+        return total(normalizer - log_scale - (v + 1) / 2 * torch.log1p(squared / v))
+
+    def mean(self, params: Tensor) -> Tensor:
+        """The decoded location [B, C, H, W]: the mean where v > 1, the median always."""
+        return self._split(params)[0]
+
+    def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
+        """Bailey 1994, "Polar generation of random variates with the t-distribution", eq. 1; not clipped."""
+        mean, log_scale, v = self._split(params)
+        shape = tuple(mean.shape[1:])
+        u = noise.uniform(stream, noise.DECODER, shape).to(mean) + 2.0**-25
+        angle = 2 * math.pi * noise.uniform(stream, noise.DECODER + 1, shape).to(mean)
+        t = torch.sqrt(v * torch.expm1(-2 / v * torch.log(u))) * torch.cos(angle)
+        return mean + torch.exp(log_scale) * t
+
+    def variance(self, params: Tensor) -> Tensor | None:
+        """s^2 v / (v - 2), broadcastable to [B, C, H, W]; None with fixed degrees of 2 or fewer."""
+        _, log_scale, v = self._split(params)
+        fixed = self.config.degrees_of_freedom
+        if not isinstance(fixed, str) and fixed <= 2:
+            return None
+        return torch.exp(2 * log_scale) * v / (v - 2)
+
+    def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, log scale, degrees of freedom, broadcastable to [B, C, H, W]."""
+        parts = list(wide(params).chunk(self.num_params(1), dim=1))
+        mean = decoded_mean(parts.pop(0), self.config)
+        config = self.config
+        if isinstance(config.scale, str):
+            raw = parts.pop(0) if config.scale == "predicted" else self.raw_scale.view(1, 1, 1, 1)
+            log_scale = floored(math.log(config.initial_scale) + raw, config.scale_floor)
+        else:
+            log_scale = torch.full_like(mean[:1], math.log(config.scale))
+        if isinstance(config.degrees_of_freedom, str):
+            predicted = config.degrees_of_freedom == "predicted"
+            raw = parts.pop(0) if predicted else self.raw_degrees.view(1, 1, 1, 1)
+            degrees = 2.01 + softplus(raw + INITIAL_EXCESS)
+        else:
+            degrees = torch.full_like(mean[:1], config.degrees_of_freedom)
+        return mean, log_scale, degrees

@@ -1,0 +1,45 @@
+"""Linear encoder and decoder with one posterior variance for all images: with an unbounded Gaussian mean, probabilistic PCA.
+
+Lucas, Tucker, Grosse & Norouzi 2019, eq. 7 and 8: q(z|x) = N(V x + b, D), p(x|z) = N(W z + mu, sigma^2 I). Its best ELBO
+is the exact log-likelihood of probabilistic PCA (Tipping & Bishop 1999), so that training can be held against it.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+
+from vaescale.config import Config
+
+
+class LinearConfig(Config):
+    """No hidden layer."""
+
+    kind: Literal["linear"] = "linear"
+    latent_dim: int = Field(gt=0, description="size of z")
+
+
+class LinearNetwork(nn.Module):
+    """encode: [V x + b, log diagonal of D / 2]; decode: W z + mu."""
+
+    def __init__(self, config: LinearConfig, *, image_size: int, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.encoder = nn.Linear(channels * image_size**2, config.latent_dim)
+        self.log_sigma = nn.Parameter(torch.zeros(config.latent_dim))
+        self.decoder = nn.Linear(config.latent_dim, out_channels * image_size**2)
+        nn.init.normal_(self.decoder.weight, std=1 / math.sqrt(config.latent_dim * image_size**2))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[B, C, S, S] in [0, 1] to the posterior's raw parameters [B, 2 Z]."""
+        mu = self.encoder(rearrange(x, "b c i j -> b (c i j)"))
+        return torch.cat([mu, self.log_sigma.to(mu).expand_as(mu)], dim=1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """[B, Z] to the likelihood's raw parameters [B, out_channels, S, S]."""
+        size = self.image_size
+        parameters: Tensor = rearrange(self.decoder(z), "b (c i j) -> b c i j", i=size, j=size)
+        return parameters

@@ -1,0 +1,283 @@
+"""The standard deviation of p(x|z): fixed, learned, predicted from z, or its maximum-likelihood value over the batch.
+
+Legend: error e = x - mean(z); a family says which power m of |e| its likelihood needs, and its factor f:
+
+    sigma*_g = f * (sum over images and the values of group g of |e|^m / their number)^(1/m)
+
+    Gaussian  m = 2, f = 1         Rybkin, Daniilidis & Levine 2021, eq. 6; Lin, Roberts & Jaques 2019 (one group)
+    Laplace   m = 1, f = sqrt(2)   its scale is the mean absolute error, its standard deviation sqrt(2) times that
+
+One group is `optimal`, one a channel `optimal_per_channel`, one a value `optimal_per_pixel`. The sums run over the whole
+global batch: one all-reduce of (number, sums) in float64.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from vaescale import comm
+from vaescale.config import Config
+
+Positive = Annotated[float, Field(gt=0)]
+OPTIMAL = ("optimal", "optimal_per_image", "optimal_per_pixel", "optimal_per_channel")
+FLOOR_SHARPNESS = 4.0
+
+
+class Handover(Config):
+    """Two stages (Lin, Roberts & Jaques 2019): the global optimal sigma first, the predicted one after."""
+
+    at_step: int | None = Field(default=None, ge=1, description="optimizer step at which stage two begins")
+    when_settled: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="or: when sigma has changed by less than this fraction in horizon_steps",
+    )
+    ramp_steps: int = Field(default=100, ge=1, description="steps over which log sigma moves across")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "Handover":
+        if (self.at_step is None) == (self.when_settled is None):
+            raise ValueError("at_step and when_settled exclude each other; give one of them")
+        return self
+
+
+class SigmaConfig(Config):
+    """Keys of the families whose noise level is a standard deviation."""
+
+    sigma: (
+        Positive
+        | Literal[
+            "shared",
+            "optimal",
+            "optimal_per_image",
+            "optimal_per_pixel",
+            "optimal_per_channel",
+            "predicted",
+        ]
+    ) = Field(
+        default="optimal",
+        description="a number, learned (`shared`), maximum likelihood (`optimal...`), or a function of z (`predicted`)",
+    )
+    sigma_source: Literal["batch", "running"] = Field(
+        default="batch", description="which optimal sigma the loss takes; evaluation takes the running one"
+    )
+    sigma_gradient: Literal["stop", "keep"] = Field(
+        default="stop", description="of the optimal kinds; both give the same gradient, `stop` is cheaper"
+    )
+    sigma_floor: float = Field(default=1e-4, gt=0, description="sigma never goes below it")
+    initial_sigma: float = Field(
+        default=0.25,
+        gt=0,
+        description="where `shared` and `predicted` begin; a photograph's pixels vary so much",
+    )
+    horizon_steps: float = Field(default=100, ge=1, description="averaging horizon of the running sigma")
+    handover: Handover | None = Field(
+        default=None, description="begin with the optimal sigma, go over to `predicted`"
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "SigmaConfig":
+        if self.handover and self.sigma != "predicted":
+            raise ValueError(f"sigma is {self.sigma}; handover needs sigma: predicted")
+        if self.sigma == "optimal_per_image" and self.sigma_source == "running":
+            raise ValueError(
+                "sigma_source is running; each image has a sigma of its own with sigma: optimal_per_image"
+            )
+        return self
+
+
+class SigmaState(nn.Module):
+    """log sigma for training and evaluation, and what must survive a checkpoint.
+
+    Training takes the batch's optimal sigma (`sigma_source: batch`) or the running one; evaluation the running one.
+    `optimal_per_image` reads x itself in both, which is no bound for unseen images; draws from the prior take the
+    running global one.
+
+    The global batch is all of an optimizer step's images on all ranks. With gradient accumulation each micro-batch
+    takes its own sigma in the loss (batch) or all the same (running); the state is updated once, from their sum.
+
+    The gradient through an optimal sigma is zero, since sigma is the argmax: `stop` drops it and `keep` computes it,
+    at the price of a second collective in the backward pass. Without it the mean of the ranks' gradients is the
+    single-process gradient as it stands.
+
+    `running` float64 [1 + groups]: exponential averages of the number of values in a group and of each group's sum.
+    Their ratio needs no bias correction, since all start at zero with the same weights. Equal on all ranks; sums that
+    are not finite are left out. `stage` float64 [3] is the handover's: steps done, the step at which it begins (inf:
+    not yet known), and log sigma at the last look at whether it has settled.
+    """
+
+    running: Tensor
+    stage: Tensor
+
+    def __init__(
+        self, config: SigmaConfig, *, image_shape: tuple[int, int, int], power: int, factor: float
+    ) -> None:
+        super().__init__()
+        self.config, self.power, self.factor = config, power, factor
+        channels = image_shape[0]
+        self.group_shape = {"optimal_per_pixel": image_shape, "optimal_per_channel": (channels, 1, 1)}.get(
+            str(config.sigma), (1, 1, 1)
+        )
+        self._folded = [dim for dim, size in enumerate(self.group_shape, start=1) if size == 1]
+        groups = math.prod(self.group_shape)
+        self._values_per_group = float(math.prod(image_shape) // groups)
+        self.register_buffer("running", torch.zeros(1 + groups, dtype=torch.float64))
+        if config.sigma == "shared":
+            self.log_shared = nn.Parameter(torch.full((1,), math.log(config.initial_sigma)))
+        if config.handover:
+            start = float(config.handover.at_step or math.inf)
+            self.register_buffer("stage", torch.tensor([0.0, start, math.inf], dtype=torch.float64))
+        self._collected: Tensor | None = None
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the decoder must return one more value for each mean."""
+        return self.config.sigma == "predicted"
+
+    def log_sigma(self, powered: Tensor, raw: Tensor | None, mask: Tensor) -> Tensor:
+        """log sigma for log_prob, broadcastable to [B, C, H, W]. powered: |e|^m; raw: the decoder's, if it predicts."""
+        config = self.config
+        if config.sigma == "optimal_per_image":
+            self._collect(powered, mask)
+            return self._log_optimal(self._taken(powered).flatten(1).mean(1).view(-1, 1, 1, 1))
+        if config.sigma in OPTIMAL or config.handover:
+            batch = self._collect(powered, mask)
+            if batch is not None and config.sigma in OPTIMAL:
+                return self._log_optimal(_ratio(batch)).view(1, *self.group_shape).to(powered)
+            if batch is not None:
+                return self._handed_over(self._log_optimal(_ratio(batch)).to(powered), raw)
+        return self.evaluation_log_sigma(raw).to(powered)
+
+    def evaluation_log_sigma(self, raw: Tensor | None) -> Tensor:
+        """log sigma without x: for evaluation, and for samples. Broadcastable to [B, C, H, W]."""
+        config = self.config
+        if config.sigma in OPTIMAL or config.handover:
+            log_running = self._log_running().view(1, *self.group_shape)
+            return self._handed_over(log_running.to(raw), raw) if raw is not None else log_running
+        if raw is not None:
+            return self._log_predicted(raw)
+        if config.sigma == "shared":
+            return floored(self.log_shared, config.sigma_floor).view(1, 1, 1, 1)
+        return torch.full_like(self.running[:1], math.log(float(config.sigma))).view(1, 1, 1, 1)
+
+    def end_step(self) -> None:
+        """Fold the sums of all micro-batches of this optimizer step into the running averages."""
+        collected, self._collected = self._collected, None
+        if collected is None:
+            return
+        if not self._reduces_in_forward:
+            collected = comm.all_reduce_sum(collected)
+        averaged = self.running.lerp(collected, 1 / self.config.horizon_steps)
+        self.running.copy_(torch.where(torch.isfinite(collected).all(), averaged, self.running))
+        if self.config.handover:
+            self._advance_stage(self.config.handover)
+
+    @property
+    def sigma(self) -> Tensor | None:
+        """Root mean square over the groups, float64 []; None when it depends on z."""
+        if self.predicts:
+            return None
+        return self.evaluation_log_sigma(None).detach().double().mul(2).exp().mean().sqrt()
+
+    @property
+    def _reduces_in_forward(self) -> bool:
+        return self.config.sigma_source == "batch" and self.config.sigma != "optimal_per_image"
+
+    def _collect(self, powered: Tensor, mask: Tensor) -> Tensor | None:
+        """In training, keep (number, sums) for the state. Returns the global batch's, float64 [1 + groups], if the loss
+        needs them.
+        """
+        if not self.training:
+            return None
+        # What is folded here is [B, 1, 1, 1] for one group: the sum over images is in float64.
+        taken = self._taken(powered)
+        folded = taken.sum(self._folded, keepdim=True) if self._folded else taken
+        sums = torch.where(mask.view(-1, 1, 1, 1), folded, 0.0).sum(0, dtype=torch.float64).flatten()
+        number = mask.sum(dtype=torch.float64) * self._values_per_group
+        share = torch.cat([number[None], sums])
+        if not self._reduces_in_forward:
+            self._keep(share)
+            return None
+        keeps_gradient = self.config.sigma_gradient == "keep"
+        pooled = comm.all_reduce_sum_with_gradient(share) if keeps_gradient else comm.all_reduce_sum(share)
+        self._keep(pooled)
+        return pooled
+
+    def _keep(self, sums: Tensor) -> None:
+        sums = sums.detach()
+        self._collected = sums if self._collected is None else self._collected + sums
+
+    def _taken(self, powered: Tensor) -> Tensor:
+        return powered if self.config.sigma_gradient == "keep" else powered.detach()
+
+    def _log_optimal(self, mean_power: Tensor) -> Tensor:
+        # A hard floor is the maximum-likelihood sigma under the constraint sigma >= floor and leaves every other sigma
+        # alone. The reference code's soft clip (-6 + softplus(log_sigma + 6)) inflates sigma by 1.8% at log sigma = -2
+        # and by 13.5% at -4. Clamping before the logarithm keeps the gradient finite at an error of zero.
+        lowest = (self.config.sigma_floor / self.factor) ** self.power
+        return math.log(self.factor) + mean_power.clamp_min(lowest).log() / self.power
+
+    def _log_running(self) -> Tensor:
+        before_the_first_step = math.log(self.config.initial_sigma)
+        log_optimal = self._log_optimal(_ratio(self.running))
+        return torch.where(self.running[0] > 0, log_optimal, before_the_first_step)
+
+    def _log_predicted(self, raw: Tensor) -> Tensor:
+        return floored(math.log(self.config.initial_sigma) + raw, self.config.sigma_floor)
+
+    def _handed_over(self, log_global: Tensor, raw: Tensor | None) -> Tensor:
+        assert raw is not None
+        assert self.config.handover
+        steps, start, _ = self.stage
+        weight = ((steps + 1 - start) / self.config.handover.ramp_steps).clamp(0, 1).to(raw)
+        return torch.lerp(log_global.expand_as(raw), self._log_predicted(raw), weight)
+
+    def _advance_stage(self, handover: Handover) -> None:
+        steps, start, looked_at = self.stage.unbind()
+        steps, now = steps + 1, self._log_running().squeeze()
+        if handover.when_settled is not None:
+            looks = steps.remainder(round(self.config.horizon_steps)) == 0
+            settled = looks & ((now - looked_at).abs() < math.log1p(handover.when_settled))
+            start = torch.where(settled & torch.isinf(start), steps, start)
+            looked_at = torch.where(looks, now, looked_at)
+        self.stage.copy_(torch.stack([steps, start, looked_at]))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SigmaState":
+        # `.bfloat16()` and `.half()`, which sharding backends call on whole models, must not touch the state.
+        state = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in state.items():
+            self.register_buffer(name, value.to(getattr(self, name).device))
+        return self
+
+
+def floored(log_sigma: Tensor, floor: float) -> Tensor:
+    """log of (sigma^4 + floor^4)^(1/4): smooth, so that a gradient leads back from below the floor.
+
+    It inflates sigma by 0.0025% at ten times the floor. (The reference sigma-VAE code's soft clip,
+    -6 + softplus(log_sigma + 6), inflates it by 13.5% at log sigma = -4, which is 7.4 times its floor.)
+    """
+    log_floor = math.log(floor)
+    return log_floor + softplus(log_sigma - log_floor, beta=FLOOR_SHARPNESS)
+
+
+def weighted_sum(per_value: Tensor, log_weight: Tensor) -> Tensor:
+    """The sum over an image's values of per_value * exp(log_weight), [B]. log_weight broadcasts to [B, C, H, W]."""
+    if math.prod(log_weight.shape[1:]) == 1:  # one weight an image: reduce first
+        return per_value.flatten(1).sum(1) * torch.exp(log_weight).flatten()
+    return (per_value * torch.exp(log_weight)).flatten(1).sum(1)
+
+
+def constant_sum(value: Tensor, dimensions: int) -> Tensor:
+    """The sum over `dimensions` values of something broadcastable to [B, C, H, W], [B] or [1]."""
+    return value.flatten(1).mean(1) * dimensions
+
+
+def _ratio(sums: Tensor) -> Tensor:
+    return sums[1:] / sums[0]

@@ -19,16 +19,22 @@ def load(recipe_file: Callable[..., str], content: dict[str, Any], *overrides: s
     return load_recipe(Path(recipe_file(content)), list(overrides))
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "recipes" / "digits").glob("*.yaml")), ids=lambda path: path.stem
-)
+RECIPES = [
+    path
+    for folder in ("digits", "fashion_mnist")
+    for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))
+    if path.name != "base.yaml"
+]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_loads(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.run_dir == f"runs/{recipe.name}"
 
 
 def test_every_recipe_opens_with_its_command_cost_and_number() -> None:
-    for path in (ROOT / "recipes" / "digits").glob("*.yaml"):
+    for path in RECIPES:
         header = [line for line in path.read_text().splitlines() if line.startswith("#")]
         assert any(f"vaescale train recipes/{path.parent.name}/{path.name}" in line for line in header), path
         assert any(line.startswith("# cost:") for line in header), path
@@ -56,6 +62,39 @@ def test_1e_3_in_the_file_is_a_number(tmp_path, recipe_file, recipe_content) -> 
     assert "1e-3" in text
     (tmp_path / "plain.yaml").write_text(text)
     assert load_recipe(tmp_path / "plain.yaml").optimizer.lr == 1e-3
+
+
+BASE = "seed: 3\nnetwork: {kind: conv, latent_dim: 4, widths: [8]}\n"
+
+
+def test_a_recipe_lies_over_its_base(tmp_path: Path, recipe_file, recipe_content) -> None:
+    del recipe_content["network"]
+    (tmp_path / "base.yaml").write_text(BASE)
+    recipe = load(recipe_file, recipe_content | {"base": "base.yaml"})
+    assert (recipe.seed, recipe.network.widths) == (3, (8,))
+    over = {"base": "base.yaml", "seed": 5, "network": {"latent_dim": 7}}
+    recipe = load(recipe_file, recipe_content | over, "network.widths=[16]")
+    assert (recipe.seed, recipe.network.latent_dim, recipe.network.widths) == (5, 7, (16,))
+    other = load(
+        recipe_file, recipe_content | {"base": "base.yaml", "network": {"kind": "linear", "latent_dim": 2}}
+    )
+    assert other.network.kind == "linear", "a section of another kind replaces the base's"
+    assert "base" not in other.to_yaml()
+
+
+@pytest.mark.parametrize(
+    "base", ["../base.yaml", "/etc/passwd", "nowhere.yaml", "recipe.yaml", "chain.yaml", "list.yaml", 3, ["a"]]
+)
+def test_a_base_lies_beside_its_recipe_and_has_none_itself(
+    tmp_path: Path, recipe_file, recipe_content, base: object
+) -> None:
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "chain.yaml").write_text("base: base.yaml\n" + BASE)
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(UserError, match="base is ") as caught:
+        load(lambda content: recipe_file(content, "recipe.yaml"), recipe_content | {"base": base})
+    assert "\n" not in str(caught.value)
 
 
 REFUSED = {

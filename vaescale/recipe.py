@@ -85,7 +85,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
             raise UserError(f"override {override!r} is not key=value, such as optimizer.lr=1e-3")
     loaded = _read(path)
     if isinstance(loaded, DictConfig) and "base" in loaded:
-        loaded = OmegaConf.merge(_read(_beside(path, loaded.pop("base"))), loaded)
+        loaded = _over_base(_read(_beside(path, loaded.pop("base"))), loaded)
     try:
         given = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or []))
         default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
@@ -111,9 +111,19 @@ def _beside(path: Path, name: Any) -> Path:
     base = path.parent / str(name)
     if not isinstance(name, str) or base.name != name or not base.is_file():
         raise UserError(f"base is {name!r} in {path}; name a file of the same folder, such as base.yaml")
-    if base.resolve() == path.resolve() or "base" in _read(base):
-        raise UserError(f"base is {name!r} in {path}; a base has no base itself")
+    content = _read(base)
+    if not isinstance(content, DictConfig) or "base" in content:
+        raise UserError(f"base is {name!r} in {path}; a base is a mapping, and has no base itself")
     return base
+
+
+def _over_base(base: Any, recipe: Any) -> Any:
+    """The recipe's keys over the base's; a section of another kind replaces the base's whole section."""
+    for name, section in recipe.items():
+        kind = section.get("kind") if isinstance(section, DictConfig) else None
+        if kind and isinstance(base.get(name), DictConfig) and base[name].get("kind") != kind:
+            del base[name]
+    return OmegaConf.merge(base, recipe)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

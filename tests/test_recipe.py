@@ -83,7 +83,8 @@ def test_a_recipe_lies_over_its_base(tmp_path: Path, recipe_file, recipe_content
 
 
 @pytest.mark.parametrize(
-    "base", ["../base.yaml", "/etc/passwd", "nowhere.yaml", "recipe.yaml", "chain.yaml", "list.yaml", 3, ["a"]]
+    "base",
+    ["../base.yaml", "/etc/passwd", "nowhere.yaml", "recipe.yaml", "chain.yaml", "list.yaml", 3, ["a"]],
 )
 def test_a_base_lies_beside_its_recipe_and_has_none_itself(
     tmp_path: Path, recipe_file, recipe_content, base: object

@@ -15,6 +15,8 @@ Images = NDArray[np.float32]
 CELL_INCHES = 0.62
 # From Okabe & Ito's palette: distinct for the colour-blind and in grey.
 COLOURS = ("#0072B2", "#D55E00")
+POINT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v")
 
 
 def reconstructions(path: Path, originals: Images, means: Images, *, title: str, columns: int = 12) -> None:
@@ -88,6 +90,47 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
         axis.grid(alpha=0.25, which="both")
         if axis.lines:
             axis.legend(fontsize=7, frameon=False)
+    _finish(figure, path, title)
+
+
+def image_strips(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:
+    """Named rows of equally many images, close together: for tables of pictures."""
+    count = max(len(images) for _, images in rows)
+    figure, axes = _subplots(len(rows), 1, (0.36 * count + 1.6, 0.38 * len(rows) + 0.5))
+    for (name, images), axis in zip(rows, axes[:, 0], strict=True):
+        _show(axis, _montage(images, count))
+        axis.text(-0.01, 0.5, name, transform=axis.transAxes, ha="right", va="center", fontsize=7)
+    _finish(figure, path, title)
+
+
+def rate_distortion(
+    path: Path,
+    curve: Sequence[tuple[str, float, float]],
+    points: Sequence[tuple[str, float, float]],
+    *,
+    title: str,
+) -> None:
+    """(label, KL in nats, mean squared error): a labelled curve, and points that the legend names."""
+    figure, axes = _subplots(1, 1, (8.6, 5.2), frame=True)
+    axis = axes[0, 0]
+    if curve:
+        labels, rates, distortions = zip(*curve, strict=True)
+        axis.plot(
+            rates, distortions, "-o", color="0.45", linewidth=1.2, markersize=4, label="sigma = 1, beta"
+        )
+        for label, rate, distortion in zip(labels, rates, distortions, strict=True):
+            axis.annotate(
+                label, (rate, distortion), (4, 4), textcoords="offset points", fontsize=7, color="0.35"
+            )
+    for number, (label, rate, distortion) in enumerate(points):
+        colour, marker = POINT_COLOURS[number % len(POINT_COLOURS)], MARKERS[number // len(POINT_COLOURS)]
+        axis.plot([rate], [distortion], marker, color=colour, markersize=7, label=label, linestyle="none")
+    _logarithmic(axis)
+    axis.set_xlabel("rate: KL (nats per image)", fontsize=8)
+    axis.set_ylabel("distortion: mean squared error", fontsize=8)
+    axis.tick_params(labelsize=7, which="both")
+    axis.grid(alpha=0.25, which="both")
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _finish(figure, path, title)
 
 

@@ -1,0 +1,187 @@
+"""All decoders and a beta sweep on Fashion-MNIST, at equal steps: one table, one rate-distortion plot, one picture.
+
+    vaescale make-shards idx:DOWNLOADED_FOLDER data/fashion_mnist --holdout 0
+    python tools/studies/decoders.py
+
+Trains every recipe of recipes/fashion_mnist, and `fixed` with other betas, each by the command that you would type; runs
+that are finished are used again. Writes table.md, rate_distortion.png and decoders.png to --out, and logs them beside the
+runs in the recipes' MLflow experiment.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vaescale import figures, noise
+from vaescale.aggregate.samplers import sample_prior
+from vaescale.likelihoods import LIKELIHOODS
+from vaescale.recipe import Recipe, load_recipe
+from vaescale.run import in_order, open_run, open_split
+
+RECIPES = Path("recipes/fashion_mnist")
+BETAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 3.0, 10.0)  # 1 is the recipe `fixed`
+SHOWN = 8
+
+
+class Trained(NamedTuple):
+    """A run of the study: its label, recipe and held-out metrics."""
+
+    label: str
+    recipe: Recipe
+    metrics: dict[str, float]
+
+    @property
+    def dimensions(self) -> int:
+        """Values of an image."""
+        return self.recipe.data.channels * self.recipe.data.image_size**2
+
+
+def main() -> None:
+    """Train what is missing, then draw and tabulate."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/fashion_mnist-decoders"), help="default: %(default)s"
+    )
+    parser.add_argument("--only", nargs="+", metavar="RECIPE", help="these recipes and no beta sweep")
+    parser.add_argument("--no-mlflow", action="store_true", help="log neither the runs nor the study")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for all runs, such as training.steps=100"
+    )
+    arguments = parser.parse_intermixed_args()
+    overrides = [*arguments.overrides, *(["tracking.mlflow=null"] if arguments.no_mlflow else [])]
+    names = arguments.only or sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "base")
+    decoders = [train(name, RECIPES / f"{name}.yaml", overrides) for name in names]
+    betas = [] if arguments.only else [train_beta(beta, overrides) for beta in BETAS]
+    betas += [run._replace(label="beta 1") for run in decoders if run.label == "fixed"]
+    betas.sort(key=lambda run: run.recipe.objective.beta)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    words = table(decoders, betas)
+    (arguments.out / "table.md").write_text(words)
+    sys.stdout.write(words)
+    draw(arguments.out, decoders, betas)
+    if not arguments.no_mlflow:
+        log(arguments.out, decoders[0].recipe)
+
+
+def train(label: str, path: Path, overrides: list[str]) -> Trained:
+    """`vaescale train`, unless the run is finished."""
+    recipe = load_recipe(path, overrides)
+    summary = Path(recipe.run_dir) / "summary.json"
+    command = [sys.executable, "-m", "vaescale", "train", str(path), *overrides]
+    subprocess.run(command, check=True)  # says so, and returns, when there is nothing left to train
+    return Trained(label, recipe, json.loads(summary.read_text())["val"])
+
+
+def train_beta(beta: float, overrides: list[str]) -> Trained:
+    """The recipe `fixed`, sigma = 1, with another beta."""
+    name = f"name=fashion_mnist-beta_{beta}"
+    return train(f"beta {beta:g}", RECIPES / "fixed.yaml", [name, f"objective.beta={beta}", *overrides])
+
+
+def table(decoders: list[Trained], betas: list[Trained]) -> str:
+    """Markdown: densities, masses, and what is no bound kept apart; betas read as noise levels."""
+    groups: dict[str, list[Trained]] = {
+        "density": [],
+        "mass": [],
+        "mass of binary images": [],
+        "no bound": [],
+    }
+    for run in decoders:
+        kind = str(run.recipe.likelihood.kind)
+        group = str(LIKELIHOODS[kind][1].measure)  # type: ignore[attr-defined]
+        group = "mass of binary images" if kind == "bernoulli" else group
+        groups["no bound" if "neg_elbo_nats" not in run.metrics else group].append(run)
+    lines = []
+    for group, runs in groups.items():
+        rows = sorted(runs, key=lambda run: run.metrics.get("neg_elbo_nats", 0.0))
+        lines += _rows(f"p(x\\|z): {group}", [(run, bound(run)) for run in rows]) if rows else []
+    if betas:
+        lines += _rows("sigma = 1, read at sigma = sqrt(beta)", [(run, bound_at_beta(run)) for run in betas])
+    return "\n".join(lines) + "\n"
+
+
+def bound(run: Trained) -> float:
+    """The negative ELBO, or its profile form."""
+    return run.metrics.get("neg_elbo_nats", run.metrics.get("neg_profile_elbo_nats", math.nan))
+
+
+def bound_at_beta(run: Trained) -> float:
+    """The negative ELBO that the same weights have at sigma^2 = beta: D/2 log(2 pi beta) + D MSE / (2 beta) + KL."""
+    beta, dimensions = run.recipe.objective.beta, run.dimensions
+    nll = 0.5 * dimensions * (math.log(2 * math.pi * beta) + run.metrics["mse"] / beta)
+    return nll + run.metrics["kl_nats"]
+
+
+def _rows(title: str, runs: list[tuple[Trained, float]]) -> list[str]:
+    lines = [
+        f"| {title} | -ELBO (nats) | bits/dim | MSE | sigma | KL (nats) | active units |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run, nats in runs:
+        metrics, at_beta = run.metrics, run.label.startswith("beta")
+        bits = metrics.get("bits_per_dim")
+        if at_beta:
+            bits = nats / (run.dimensions * math.log(2)) + 8
+        sigma = math.sqrt(run.recipe.objective.beta) if at_beta else metrics.get("sigma")
+        lines.append(
+            f"| {run.label} | {nats:.1f} | {'' if bits is None else f'{bits:.3f}'} | {metrics['mse']:.5f} | "
+            f"{'' if sigma is None else f'{sigma:.4f}'} | {metrics['kl_nats']:.1f} | {metrics['active_units']:.0f} |"
+        )
+    return [*lines, ""]
+
+
+def draw(out: Path, decoders: list[Trained], betas: list[Trained]) -> None:
+    """The rate-distortion plot of what models grey images, and reconstructions and samples of all."""
+    points = [
+        (run.label, run.metrics["kl_nats"], run.metrics["mse"])
+        for run in decoders
+        if str(run.recipe.likelihood.kind) != "bernoulli"
+    ]
+    curve = [(run.label.removeprefix("beta "), run.metrics["kl_nats"], run.metrics["mse"]) for run in betas]
+    title = f"Fashion-MNIST, held out, {decoders[0].recipe.training.steps} steps"
+    figures.rate_distortion(out / "rate_distortion.png", curve, points, title=title)
+    rows = [(run.label, strip(run)) for run in [*decoders, *(run for run in betas if run.label != "beta 1")]]
+    heading = f"{title}: originals and decoded means | prior samples, decoded means | the same, with the decoder's noise"
+    figures.image_strips(out / "decoders.png", rows, title=heading)
+
+
+@torch.no_grad()
+def strip(run: Trained) -> NDArray[np.float32]:
+    """Originals, reconstructions, prior samples as means and as draws, each SHOWN, with a white image between."""
+    opened = open_run(Path(run.recipe.run_dir))
+    model, device = opened.model, next(opened.model.parameters()).device
+    first = next(in_order(open_split(opened.recipe, "val")))
+    stream = noise.Stream(0, 0, torch.arange(SHOWN, device=device))
+    x = model.target(first.images[:SHOWN].to(device), stream)
+    reconstructed = model.likelihood.mean(model.decode(model.encode(x)[0]))
+    params = model.decode(sample_prior(stream, model.latent_dim))
+    white = torch.ones_like(x[:1])
+    drawn = model.likelihood.sample(params, stream)
+    parts = [x[: SHOWN // 2], reconstructed, white, model.likelihood.mean(params), white, drawn]
+    images: NDArray[np.float32] = torch.cat(parts).clamp(0, 1).float().cpu().numpy()
+    return images
+
+
+def log(out: Path, recipe: Recipe) -> None:
+    """The table and the pictures as a run of their own in the recipes' experiment."""
+    import mlflow
+
+    mlflow.set_tracking_uri(recipe.tracking.mlflow)
+    mlflow.set_experiment(recipe.tracking.experiment)
+    with mlflow.start_run(run_name="decoders: table and plots"):
+        for path in sorted(out.iterdir()):
+            mlflow.log_artifact(str(path))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,13 +70,25 @@ def test_words_go_to_stderr_and_json_alone_to_stdout(vaescale, recipe_file, reci
     assert "train tiny 12/12" in outcome.err
 
 
-@pytest.mark.parametrize(
-    "extra", [{}, {"accumulation": 2}, {"ema_decay": 0.0}], ids=["plain", "accumulated", "no ema"]
-)
+RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}),
+    "accumulated": ({"accumulation": 2}, {}),
+    "no ema": ({"ema_decay": 0.0}, {}),
+    "shared": ({}, {"sigma": "shared"}),
+    "per pixel, running": ({"accumulation": 2}, {"sigma": "optimal_per_pixel", "sigma_source": "running"}),
+    "per image": ({}, {"sigma": "optimal_per_image"}),
+    # Its ramp begins before the stop and ends after it.
+    "handover": ({}, {"sigma": "predicted", "handover": {"at_step": 5, "ramp_steps": 5}}),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
 def test_resuming_is_bit_equal_to_never_stopping(
-    vaescale, recipe_file, recipe_content, tmp_path, extra, monkeypatch
+    vaescale, recipe_file, recipe_content, tmp_path, case, monkeypatch
 ) -> None:
+    extra, likelihood = RESUMED[case]
     recipe_content["training"] |= extra
+    recipe_content["likelihood"] |= likelihood
     straight, stopped = str(tmp_path / "straight"), str(tmp_path / "stopped")
     path = recipe_file(recipe_content)
     assert vaescale("train", path, f"run_dir={straight}").code == 0

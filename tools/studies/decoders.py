@@ -52,14 +52,18 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/fashion_mnist-decoders"), help="default: %(default)s"
     )
-    parser.add_argument("--only", nargs="+", metavar="RECIPE", help="these recipes and no beta sweep")
+    parser.add_argument("--only", metavar="RECIPE,RECIPE", help="these recipes and no beta sweep")
     parser.add_argument("--no-mlflow", action="store_true", help="log neither the runs nor the study")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for all runs, such as training.steps=100"
     )
     arguments = parser.parse_intermixed_args()
     overrides = [*arguments.overrides, *(["tracking.mlflow=null"] if arguments.no_mlflow else [])]
-    names = arguments.only or sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "base")
+    names = (
+        arguments.only.split(",")
+        if arguments.only
+        else sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "base")
+    )
     decoders = [train(name, RECIPES / f"{name}.yaml", overrides) for name in names]
     betas = [] if arguments.only else [train_beta(beta, overrides) for beta in BETAS]
     betas += [run._replace(label="beta 1") for run in decoders if run.label == "fixed"]

@@ -1,0 +1,81 @@
+"""Every decoder from its recipe through training, evaluation, mixture and samples; the study over them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vaescale.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(path for path in (ROOT / "recipes/digits").glob("*.yaml") if path.stem != "base")
+SHORT = (
+    "training.steps=4",
+    "training.evaluate_every=4",
+    "training.checkpoint_every=4",
+    "tracking.mlflow=null",
+)
+MASSES = {"bernoulli", "categorical", "bitwise", "discretized_logistic", "discretized_logistic_mixture"}
+WITHOUT_SIGMA = MASSES | {"continuous_bernoulli", "structured"}
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_trains_evaluates_and_samples(vaescale, digits: Path, tmp_path: Path, path: Path) -> None:
+    run = tmp_path / "run"
+    keys = (*(f"data.{split}={digits / split}" for split in ("train", "val")), f"run_dir={run}", *SHORT)
+    outcome = vaescale("train", path, *keys)
+    assert outcome.code == 0, outcome.err
+    evaluated = vaescale("evaluate", run, "--json")
+    assert evaluated.code == 0, evaluated.err
+    metrics, protocol = evaluated.json["metrics"], evaluated.json["protocol"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = {name for row in rows for name in row}
+    if path.stem == "optimal_per_image":
+        assert protocol["bound"].startswith("none: sigma is fitted to each image itself")
+        assert "neg_profile_elbo" in outcome.err
+        assert not {"neg_elbo_nats", "bits_per_dim"} & metrics.keys()
+        assert not {"train/neg_elbo_nats", "val/neg_elbo_nats", "train/bits_per_dim"} & names
+        assert "bound: none" in vaescale("evaluate", run).err + vaescale("evaluate", run).out
+    else:
+        per_dimension = metrics["neg_elbo_nats"] / 64 / 0.6931471805599453
+        added = 0 if path.stem in MASSES else 8
+        assert metrics["bits_per_dim"] == pytest.approx(per_dimension + added)
+        assert ("not comparable with densities" in protocol["bits_per_dim"]) == (path.stem in MASSES)
+    assert ("sigma" in metrics) == (path.stem not in WITHOUT_SIGMA)
+    assert ("train/sigma" in names) == (path.stem not in WITHOUT_SIGMA)
+    assert vaescale("fit-gmm", run, "--components", 2).code == 0
+    sampled = vaescale("sample", run, "--count", 4)
+    assert sampled.code == 0, sampled.err
+
+
+def test_the_recipes_differ_in_the_decoder_s_lines_alone() -> None:
+    for folder in ("digits", "fashion_mnist"):
+        paths = [path for path in (ROOT / "recipes" / folder).glob("*.yaml") if path.stem != "base"]
+        base = load_recipe(next(path for path in paths if path.stem == "optimal")).identity()
+        for path in paths:
+            identity = load_recipe(path).identity()
+            if path.stem != "linear":
+                assert {k for k in base if base[k] != identity[k]} <= {"likelihood"}, path
+            keys = {
+                line.split(":")[0] for line in path.read_text().splitlines() if line and line[0].isalpha()
+            }
+            assert path.stem == "linear" or keys == {"base", "name", "likelihood"}, path
+
+
+def test_the_study_runs(tmp_path: Path, digits: Path) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    words = ["--no-mlflow", "--only", "optimal,optimal_per_image,bitwise,bernoulli,fixed"]
+    keys = [f"data.train={digits / 'train'}", f"data.val={digits / 'val'}", "data.image_size=8", *SHORT[:3]]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tools/studies/decoders.py"), *words]
+    for _ in range(2):  # the second time, runs are used again
+        done = subprocess.run(
+            [*command, *keys], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    for title in ("density", "mass |", "mass of binary images", "no bound", "sigma = sqrt(beta)"):
+        assert title in done.stdout
+    out = tmp_path / "runs/fashion_mnist-decoders"
+    assert {path.name for path in out.iterdir()} == {"table.md", "rate_distortion.png", "decoders.png"}

@@ -1,0 +1,139 @@
+"""What a calibrated decoder costs: the time of a whole training step, as ratios measured side by side in one run.
+
+    python tools/bench/sigma.py                    on one process, then on two over gloo
+
+The network is that of recipes/fashion_mnist on random images. Each round times a few steps of every decoder in turn; the
+ratio to the Gaussian with a fixed sigma is the median over the rounds. The sigma state's all-reduce is timed by itself as
+well, as a share of the step: on two processes it is in the step's time already.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+
+from vaescale import comm
+from vaescale.data.batch import Batch
+from vaescale.likelihoods import LikelihoodConfig
+from vaescale.models.posterior import PosteriorConfig
+from vaescale.models.vae import VAE
+from vaescale.networks.conv import ConvConfig
+from vaescale.objectives.elbo import ElboConfig
+from vaescale.training import backends
+from vaescale.training.step import train_step
+
+GLOBAL_BATCH, SIZE, STEPS = 128, 28, 3
+FIXED = "gaussian, fixed"
+DECODERS: dict[str, dict[str, object]] = {
+    FIXED: {"kind": "gaussian", "sigma": 0.1},
+    "gaussian, fixed (again)": {"kind": "gaussian", "sigma": 0.1},  # how far two equal things differ here
+    "gaussian, optimal": {"kind": "gaussian", "sigma": "optimal"},
+    "gaussian, optimal, running": {"kind": "gaussian", "sigma": "optimal", "sigma_source": "running"},
+    "gaussian, optimal, gradient kept": {"kind": "gaussian", "sigma": "optimal", "sigma_gradient": "keep"},
+    "gaussian, optimal per pixel": {"kind": "gaussian", "sigma": "optimal_per_pixel"},
+    "gaussian, predicted": {"kind": "gaussian", "sigma": "predicted"},
+    "structured gaussian, 3x3": {"kind": "structured_gaussian"},
+    "structured gaussian, 5x5": {"kind": "structured_gaussian", "radius": 2},
+    "student-t": {"kind": "student_t"},
+    "bitwise": {"kind": "bitwise"},
+    "discretized logistic": {"kind": "discretized_logistic"},
+    "logistic mixture, 5": {"kind": "discretized_logistic_mixture", "components": 5},
+    "logistic mixture, 10": {"kind": "discretized_logistic_mixture", "components": 10},
+}
+
+
+def main() -> None:
+    """Measure on one process, then on two."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        measure(arguments.rounds)
+        return
+    here = [str(Path(__file__)), "--worker", "--rounds", str(arguments.rounds)]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml"]
+    sys.stdout.flush()
+    subprocess.run([sys.executable, *here], check=True)
+    subprocess.run([sys.executable, *launcher, *here], check=True)
+
+
+def measure(rounds: int) -> None:
+    """All decoders in turn, in this process and its peers; the first one prints."""
+    accelerator = backends.start()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+    steps = {name: stepper(accelerator, keys) for name, keys in DECODERS.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(-2, rounds):  # two rounds to warm up
+        for name, step in steps.items():
+            comm.all_reduce_sum(torch.zeros(1))  # begin together
+            start = time.perf_counter()
+            for _ in range(STEPS):
+                step()
+            if number >= 0:
+                times[name].append((time.perf_counter() - start) / STEPS)
+    alone = seconds_of_the_reduction()
+    if comm.is_main():
+        show(times, alone, accelerator.num_processes)
+    backends.stop(accelerator)
+
+
+def stepper(accelerator, keys: dict[str, object]) -> Callable[[], object]:  # type: ignore[no-untyped-def]
+    """One optimizer step of a decoder, ready to call."""
+    torch.manual_seed(0)
+    likelihood = TypeAdapter(LikelihoodConfig).validate_python(keys)
+    network = ConvConfig(latent_dim=32, widths=(32, 64))
+    model = VAE(network, PosteriorConfig(), likelihood, image_size=SIZE, channels=1).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    share = GLOBAL_BATCH // accelerator.num_processes
+    slots = torch.arange(share) + share * comm.rank()
+    images = torch.randint(0, 256, (share, 1, SIZE, SIZE), dtype=torch.uint8)
+    batch = Batch(images, torch.zeros(share), slots, torch.ones(share, dtype=torch.bool))
+    return lambda: train_step(
+        accelerator,
+        prepared,
+        optimizer,
+        [batch],
+        objective=ElboConfig(),
+        precision="bf16",
+        seed=0,
+        step=0,
+        clip_norm=None,
+    )
+
+
+def seconds_of_the_reduction(count: int = 300) -> float:
+    """The median time of the all-reduce of (number, sum)."""
+    values, times = torch.ones(2, dtype=torch.float64), []
+    for _ in range(count):
+        start = time.perf_counter()
+        comm.all_reduce_sum(values)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def show(times: dict[str, list[float]], alone: float, processes: int) -> None:
+    """Milliseconds and ratios."""
+    base = times[FIXED]
+    lines = [f"{processes} process{'es' if processes > 1 else ''}, global batch {GLOBAL_BATCH}, bf16"]
+    for name, own in times.items():
+        ratio = statistics.median(a / b for a, b in zip(own, base, strict=True))
+        lines.append(f"  {name:34s}{1e3 * statistics.median(own):8.1f} ms a step{ratio:8.3f}")
+    if processes > 1:
+        share = alone / statistics.median(base)
+        lines.append(f"  one all-reduce of (number, sum): {1e6 * alone:.0f} us, {share:.2%} of a step")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

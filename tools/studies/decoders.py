@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vaescale import figures, noise
 from vaescale.aggregate.samplers import sample_prior
 from vaescale.likelihoods import LIKELIHOODS
+from vaescale.models.vae import to_unit
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.run import in_order, open_run, open_split
 
@@ -154,14 +155,22 @@ def draw(out: Path, decoders: list[Trained], betas: list[Trained]) -> None:
     curve = [(run.label.removeprefix("beta "), run.metrics["kl_nats"], run.metrics["mse"]) for run in betas]
     title = f"Fashion-MNIST, held out, {decoders[0].recipe.training.steps} steps"
     figures.rate_distortion(out / "rate_distortion.png", curve, points, title=title)
-    rows = [(run.label, strip(run)) for run in [*decoders, *(run for run in betas if run.label != "beta 1")]]
-    heading = f"{title}: originals and decoded means | prior samples, decoded means | the same, with the decoder's noise"
+    runs = [*decoders, *(run for run in betas if run.label != "beta 1")]
+    rows = [("originals", originals(runs[0])), *((run.label, strip(run)) for run in runs)]
+    heading = f"{title}: reconstructions (means) | prior samples: means | the same with the decoder's noise"
     figures.image_strips(out / "decoders.png", rows, title=heading)
+
+
+def originals(run: Trained) -> NDArray[np.float32]:
+    """What the reconstructions are of."""
+    first = next(in_order(open_split(run.recipe, "val")))
+    images: NDArray[np.float32] = to_unit(first.images[:SHOWN]).numpy()
+    return images
 
 
 @torch.no_grad()
 def strip(run: Trained) -> NDArray[np.float32]:
-    """Originals, reconstructions, prior samples as means and as draws, each SHOWN, with a white image between."""
+    """Reconstructions, prior samples as means and as draws, each SHOWN, with a white image between."""
     opened = open_run(Path(run.recipe.run_dir))
     model, device = opened.model, next(opened.model.parameters()).device
     first = next(in_order(open_split(opened.recipe, "val")))
@@ -171,7 +180,7 @@ def strip(run: Trained) -> NDArray[np.float32]:
     params = model.decode(sample_prior(stream, model.latent_dim))
     white = torch.ones_like(x[:1])
     drawn = model.likelihood.sample(params, stream)
-    parts = [x[: SHOWN // 2], reconstructed, white, model.likelihood.mean(params), white, drawn]
+    parts = [reconstructed, white, model.likelihood.mean(params), white, drawn]
     images: NDArray[np.float32] = torch.cat(parts).clamp(0, 1).float().cpu().numpy()
     return images
 

@@ -2,8 +2,8 @@
 
     log p(x|z) = sum (x logit - log(1 + exp(logit)))                                     nats
 
-Grey images are made binary first: at one half, or anew at each step with the grey level as probability (Salakhutdinov &
-Murray 2008, "dynamic binarization"). The popular cross-entropy with grey targets is no likelihood, since it does not
+Grey images are made binary first: at one half, or anew at each step with the grey level as probability (as Burda, Grosse
+& Salakhutdinov 2016 train on MNIST). The popular cross-entropy with grey targets is no likelihood, since it does not
 integrate to one over [0, 1] (Loaiza-Ganem & Cunningham 2019): `continuous_bernoulli` is what it lacks.
 """
 

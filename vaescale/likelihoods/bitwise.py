@@ -1,4 +1,4 @@
-"""Bitwise categorical decoder: each of a value's 8 bits is a Bernoulli. Rybkin, Daniilidis & Levine 2021, section 5.
+"""Bitwise categorical decoder: each of a value's 8 bits is a Bernoulli. Rybkin, Daniilidis & Levine 2021.
 
     log p(x|z) = sum over values and bits of (bit logit - log(1 + exp(logit)))           nats
 

@@ -1,4 +1,4 @@
-"""Categorical decoder over the 256 levels of each value. Van den Oord, Kalchbrenner & Kavukcuoglu 2016, section 3.
+"""Categorical decoder over the 256 levels of each value. Van den Oord, Kalchbrenner & Kavukcuoglu 2016 (PixelRNN).
 
     log p(x|z) = sum log softmax(params)[level]                                          nats
 

@@ -1,4 +1,4 @@
-"""Continuous Bernoulli decoder: the cross-entropy with grey targets, made a density. Loaiza-Ganem & Cunningham 2019, eq. 4.
+"""Continuous Bernoulli decoder: the cross-entropy with grey targets, made a density. Loaiza-Ganem & Cunningham 2019.
 
 p(x|z) = exp(t x) / integral over [0, 1] of exp(t u) du = exp(t x) t / (exp(t) - 1),     t the logit of lambda
 log p(x|z) = sum (t x - log((exp(t) - 1) / t))                                           nats
@@ -46,11 +46,11 @@ class ContinuousBernoulli(Likelihood):
         return total(x * t - log_normalizer(t))
 
     def mean(self, params: Tensor) -> Tensor:
-        """E[x|z] = 1 / (1 - exp(-t)) - 1/t, which is not lambda (eq. 9)."""
+        """E[x|z] = 1 / (1 - exp(-t)) - 1/t, which is not lambda."""
         return mean(wide(params))
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
-        """By the inverse distribution function (eq. 11), in [0, 1]."""
+        """By the inverse distribution function, in [0, 1]."""
         t = wide(params)
         u = noise.uniform(stream, noise.DECODER, tuple(t.shape[1:])).to(t)
         # log(1 + u (exp(t) - 1)) / t, for -|t| so that exp does not overflow, then mirrored.

@@ -2,7 +2,7 @@
 
     P(v|z) = F((v - m + 1/255) / s) - F((v - m - 1/255) / s),   v = 2x - 1, F the logistic function
 
-with everything below the first level in the first and everything above the last in the last. Kingma et al. 2016, eq. 12
+with everything below the first level in the first and everything above the last in the last. Kingma et al. 2016
 (one logistic); Salimans, Karpathy, Chen & Kingma 2017, eq. 2 and 3 (mixture): the components of a pixel are shared by its
 channels, and a channel's mean moves with the channels before it.
 

@@ -1,6 +1,6 @@
 """Gaussian decoder with correlated residuals: a sparse Cholesky factor of the precision, predicted from z.
 
-    precision = L L^T,  L lower triangular, non-zero where two pixels are neighbours       Dorta et al. 2018, eq. 5 and 6
+    precision = L L^T,  L lower triangular, non-zero where two pixels are neighbours       Dorta et al. 2018
     log p(x|z) = sum log L_jj - |L^T (x - mean(z))|^2 / 2 - D log(2 pi) / 2                 nats
 
 With pixels in raster order, column j of L holds pixel j and its neighbours after it. Written as

@@ -1,4 +1,4 @@
-"""Student-t decoder: heavy tails, robust where a predicted Gaussian sigma collapses. Takahashi et al. 2018, eq. 9.
+"""Student-t decoder: heavy tails, robust where a predicted Gaussian sigma collapses. Takahashi et al. 2018.
 
     log p(x|z) = sum (lgamma((v + 1) / 2) - lgamma(v / 2) - log(v pi) / 2 - log s - (v + 1) / 2 log(1 + e^2 / v)),
     e = (x - mean(z)) / s                                                                nats
@@ -68,7 +68,7 @@ class StudentT(Likelihood):
         return self._split(params)[0]
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
-        """Bailey 1994, "Polar generation of random variates with the t-distribution", eq. 1; not clipped."""
+        """Bailey 1994, "Polar generation of random variates with the t-distribution"; not clipped."""
         mean, log_scale, v = self._split(params)
         shape = tuple(mean.shape[1:])
         u = noise.uniform(stream, noise.DECODER, shape).to(mean) + 2.0**-25

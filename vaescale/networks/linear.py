@@ -1,6 +1,6 @@
 """Linear encoder and decoder with one posterior variance for all images: with an unbounded Gaussian mean, probabilistic PCA.
 
-Lucas, Tucker, Grosse & Norouzi 2019, eq. 7 and 8: q(z|x) = N(V x + b, D), p(x|z) = N(W z + mu, sigma^2 I). Its best ELBO
+Lucas, Tucker, Grosse & Norouzi 2019: q(z|x) = N(V x + b, D), p(x|z) = N(W z + mu, sigma^2 I). Its best ELBO
 is the exact log-likelihood of probabilistic PCA (Tipping & Bishop 1999), so that training can be held against it.
 """
 

@@ -1,5 +1,6 @@
 """Recipes: what is read, and what is refused, each with one sentence and the remedy."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -37,8 +38,8 @@ def test_every_recipe_opens_with_its_command_cost_and_number() -> None:
     for path in RECIPES:
         header = [line for line in path.read_text().splitlines() if line.startswith("#")]
         assert any(f"vaescale train recipes/{path.parent.name}/{path.name}" in line for line in header), path
-        assert any(line.startswith("# cost:") for line in header), path
-        assert any(line.startswith("# expect:") for line in header), path
+        assert any(re.match(r"# cost:.*\d", line) for line in header), path
+        assert any(re.match(r"# expect:.*\d", line) for line in header), path
 
 
 def test_overrides_interpolation_and_numbers(recipe_file, recipe_content) -> None:
@@ -80,6 +81,35 @@ def test_a_recipe_lies_over_its_base(tmp_path: Path, recipe_file, recipe_content
     )
     assert other.network.kind == "linear", "a section of another kind replaces the base's"
     assert "base" not in other.to_yaml()
+
+
+def test_interpolations_reach_into_the_base(tmp_path: Path, recipe_file, recipe_content) -> None:
+    (tmp_path / "base.yaml").write_text("tracking: {experiment: shapes}\ntraining: {steps: 9}\n")
+    del recipe_content["training"]["steps"]
+    over = {
+        "base": "base.yaml",
+        "run_dir": "runs/${tracking.experiment}/${name}",
+        "seed": "${training.steps}",
+    }
+    recipe = load(recipe_file, recipe_content | over)
+    assert (recipe.run_dir, recipe.seed) == ("runs/shapes/tiny", 9)
+
+
+@pytest.mark.parametrize(
+    "over", [{"network": [1]}, {"likelihood": {"kind": "${nope}"}}, {"base": "${oc.env:NOPE}"}, {"data": 3}]
+)
+def test_faults_over_a_base_are_one_sentence(tmp_path: Path, recipe_file, recipe_content, over) -> None:
+    (tmp_path / "base.yaml").write_text(BASE + "data: {image_size: 8}\n")
+    with pytest.raises(UserError) as caught:
+        load(recipe_file, recipe_content | {"base": "base.yaml"} | over)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_handover_that_never_comes_is_refused(recipe_file, recipe_content) -> None:
+    recipe_content["likelihood"] = {"kind": "gaussian", "sigma": "predicted", "handover": {"at_step": 12}}
+    with pytest.raises(UserError, match=r"handover.at_step \(=12\) must be below training.steps \(=12\)"):
+        load(recipe_file, recipe_content)
+    assert load(recipe_file, recipe_content, "training.steps=13").likelihood.handover.at_step == 12
 
 
 @pytest.mark.parametrize(

@@ -309,11 +309,14 @@ def test_the_handover_by_step(batch) -> None:
     )
 
 
-def test_the_handover_when_sigma_has_settled(batch) -> None:
-    """Errors that shrink by 5% a step do not settle; constant ones do, at the second look (every horizon of 5 steps)."""
+@pytest.mark.parametrize("horizon", [5, 100])
+def test_the_handover_when_sigma_has_settled(horizon: int) -> None:
+    """Errors that shrink by a fifth a window do not settle. Once they stand still, the second whole window says so: the
+    running average, with its long tail, would need hundreds of steps more.
+    """
     x = torch.full((4, *SHAPE), 0.5)
     rule = {"when_settled": 0.02, "ramp_steps": 10}
-    likelihood = build(sigma="predicted", horizon_steps=5, handover=rule)
+    likelihood = build(sigma="predicted", horizon_steps=horizon, handover=rule)
 
     def several(count: int, first: float, factor: float) -> float:
         for number in range(count):
@@ -321,10 +324,43 @@ def test_the_handover_when_sigma_has_settled(batch) -> None:
             step(likelihood, x, torch.cat([mean, torch.zeros_like(x)], 1))
         return float(likelihood.state.stage[1])
 
-    assert several(20, 0.4, 0.95) == math.inf
-    start = several(60, 0.1, 1.0)
-    assert 25 < start <= 60
-    assert several(5, 0.1, 1.0) == start, "once begun it goes on"
+    assert several(3 * horizon, 0.4, 0.8 ** (1 / horizon)) == math.inf
+    assert float(likelihood.progress["handover"]) == 0
+    assert several(2 * horizon, 0.1, 1.0) == 5 * horizon
+    assert several(9, 0.1, 1.0) == 5 * horizon, "once begun it goes on"
+    assert float(likelihood.progress["handover"]) == 1
+
+
+def test_in_the_ramp_a_kept_gradient_is_exact_and_a_stopped_one_takes_the_global_part_as_given(batch) -> None:
+    x, params = (tensor.double() for tensor in batch)
+    both = torch.cat([params, torch.full_like(params, -1.0)], 1).requires_grad_()
+    rule = {"at_step": 1, "ramp_steps": 2}
+    for gradient in ("keep", "stop"):
+        likelihood = build(sigma="predicted", handover=rule, sigma_gradient=gradient)
+        step(likelihood, x, both.detach())
+        assert float(likelihood.progress["handover"]) == 0.5
+        state = likelihood.state_dict()
+
+        def summed(p: Tensor, likelihood=likelihood, state=state) -> Tensor:
+            likelihood.load_state_dict(state)
+            return likelihood.log_prob(x, p, everything(x)).sum()
+
+        if gradient == "keep":
+            assert torch.autograd.gradcheck(summed, (both,), eps=1e-6, atol=1e-4, rtol=1e-4)
+        else:
+            (found,) = torch.autograd.grad(summed(both), both)
+            mean, raw = torch.sigmoid(both[:, :2]), both[:, 2:]
+            best = closed_form("gaussian", x - mean, (0, 1, 2, 3)).detach().log()
+            log_sigma = 0.5 * best + 0.5 * (math.log(0.25) + raw)
+            by_hand = Normal(mean, log_sigma.exp()).log_prob(x).sum()
+            torch.testing.assert_close(found, torch.autograd.grad(by_hand, both)[0], rtol=1e-8, atol=1e-8)
+
+
+def test_a_batch_of_padding_alone_leaves_the_loss_finite(batch) -> None:
+    x, params = batch
+    for mode in SHARED_OVER:
+        likelihood = build(sigma=mode)
+        assert torch.isfinite(step(likelihood, x, params, torch.zeros(6, dtype=torch.bool))).all()
 
 
 def test_the_handover_survives_a_checkpoint(batch) -> None:
@@ -360,10 +396,24 @@ def test_beta_is_a_noise_level(batch) -> None:
 
 
 REFUSED = {
-    "handover needs sigma: predicted": {"sigma": "optimal", "handover": {"at_step": 3}},
+    "needs sigma: predicted": {"sigma": "optimal", "handover": {"at_step": 3}},
     "exclude each other": {"sigma": "predicted", "handover": {"at_step": 3, "when_settled": 0.1}},
     "give one of them": {"sigma": "predicted", "handover": {}},
-    "each image has a sigma of its own": {"sigma": "optimal_per_image", "sigma_source": "running"},
+    r"sigma_source \(=running\) has no meaning with": {
+        "sigma": "optimal_per_image",
+        "sigma_source": "running",
+    },
+    r"horizon_steps \(=7.0\) has no meaning with sigma: 0.5": {"sigma": 0.5, "horizon_steps": 7},
+    r"sigma_gradient \(=keep\) has no meaning with sigma: shared": {
+        "sigma": "shared",
+        "sigma_gradient": "keep",
+    },
+    r"sigma_source \(=running\) has no meaning with sigma: predicted": {
+        "sigma": "predicted",
+        "sigma_source": "running",
+    },
+    r"initial_sigma \(=0.1\) has no meaning": {"sigma": 0.5, "initial_sigma": 0.1},
+    r"sigma_floor \(=1.0\) must be below": {"sigma": "optimal", "sigma_floor": 1.0},
 }
 
 

@@ -70,8 +70,10 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
         ("mean squared error", "mse"),
         ("sigma", "sigma"),
     )
-    figure, axes = _subplots(1, len(panels), (3.1 * len(panels), 2.9), frame=True)
-    for axis, (label, name) in zip(axes.flat, panels, strict=True):
+    names = {name.partition("/")[2] for row in rows for name in row}
+    drawn = [panel for panel in panels if panel[1] in names] or [*panels]
+    figure, axes = _subplots(1, len(drawn), (3.1 * len(drawn), 2.9), frame=True)
+    for axis, (label, name) in zip(axes.flat, drawn, strict=True):
         shown: list[float] = []
         for prefix, words, style, colour in (
             ("train", "train", "-", COLOURS[0]),

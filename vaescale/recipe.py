@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vaescale.config import Config
 from vaescale.data.reader import DataConfig
@@ -57,6 +57,15 @@ class Recipe(Config):
     training: TrainingConfig
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="after")
+    def _hands_over_in_time(self) -> "Recipe":
+        handover = getattr(self.likelihood, "handover", None)
+        if handover and (handover.at_step or 0) >= self.training.steps:
+            raise ValueError(
+                f"likelihood.handover.at_step (={handover.at_step}) must be below training.steps (={self.training.steps})"
+            )
+        return self
+
     def identity(self) -> dict[str, Any]:
         """What decides the run's numbers: everything but paths, names and how often something is written."""
         content: dict[str, Any] = self.model_dump(mode="json", exclude=OPERATIONAL)  # type: ignore[arg-type]
@@ -84,7 +93,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise UserError(f"override {override!r} is not key=value, such as optimizer.lr=1e-3")
     loaded = _read(path)
-    if isinstance(loaded, DictConfig) and "base" in loaded:
+    if isinstance(loaded, dict) and "base" in loaded:
         loaded = _over_base(_read(_beside(path, loaded.pop("base"))), loaded)
     try:
         given = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or []))
@@ -100,8 +109,9 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def _read(path: Path) -> Any:
+    """As plain values, in which interpolations are still words."""
     try:
-        return OmegaConf.load(path)
+        return OmegaConf.to_container(OmegaConf.load(path))
     except FAULTS as error:
         raise UserError(f"{path} does not load: {' '.join(str(error).split())}") from error
 
@@ -112,18 +122,21 @@ def _beside(path: Path, name: Any) -> Path:
     if not isinstance(name, str) or base.name != name or not base.is_file():
         raise UserError(f"base is {name!r} in {path}; name a file of the same folder, such as base.yaml")
     content = _read(base)
-    if not isinstance(content, DictConfig) or "base" in content:
+    if not isinstance(content, dict) or "base" in content:
         raise UserError(f"base is {name!r} in {path}; a base is a mapping, and has no base itself")
     return base
 
 
-def _over_base(base: Any, recipe: Any) -> Any:
+def _over_base(base: dict[str, Any], recipe: dict[str, Any]) -> Any:
     """The recipe's keys over the base's; a section of another kind replaces the base's whole section."""
     for name, section in recipe.items():
-        kind = section.get("kind") if isinstance(section, DictConfig) else None
-        if kind and isinstance(base.get(name), DictConfig) and base[name].get("kind") != kind:
+        kinds = [part.get("kind") for part in (base.get(name), section) if isinstance(part, dict)]
+        if len(kinds) == 2 and kinds[1] is not None and kinds[0] != kinds[1]:
             del base[name]
-    return OmegaConf.merge(base, recipe)
+    try:
+        return OmegaConf.merge(base, recipe)
+    except FAULTS as error:
+        raise UserError(f"the recipe does not lie over its base: {' '.join(str(error).split())}") from error
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -4,7 +4,7 @@ Legend: error e = x - mean(z); a family says which power m of |e| its likelihood
 
     sigma*_g = f * (sum over images and the values of group g of |e|^m / their number)^(1/m)
 
-    Gaussian  m = 2, f = 1         Rybkin, Daniilidis & Levine 2021, eq. 6; Lin, Roberts & Jaques 2019 (one group)
+    Gaussian  m = 2, f = 1         Rybkin, Daniilidis & Levine 2021; Lin, Roberts & Jaques 2019 (one group)
     Laplace   m = 1, f = sqrt(2)   its scale is the mean absolute error, its standard deviation sqrt(2) times that
 
 One group is `optimal`, one a channel `optimal_per_channel`, one a value `optimal_per_pixel`. The sums run over the whole
@@ -36,7 +36,7 @@ class Handover(Config):
         default=None,
         gt=0,
         lt=1,
-        description="or: when sigma has changed by less than this fraction in horizon_steps",
+        description="or: when sigma of one window of horizon_steps steps differs from the last one's by less",
     )
     ramp_steps: int = Field(default=100, ge=1, description="steps over which log sigma moves across")
 
@@ -68,9 +68,10 @@ class SigmaConfig(Config):
         default="batch", description="which optimal sigma the loss takes; evaluation takes the running one"
     )
     sigma_gradient: Literal["stop", "keep"] = Field(
-        default="stop", description="of the optimal kinds; both give the same gradient, `stop` is cheaper"
+        default="stop",
+        description="of the optimal kinds; both give the same gradient but in a handover's ramp, `stop` is cheaper",
     )
-    sigma_floor: float = Field(default=1e-4, gt=0, description="sigma never goes below it")
+    sigma_floor: float = Field(default=1e-4, gt=0, description="any sigma but a given one stays above it")
     initial_sigma: float = Field(
         default=0.25,
         gt=0,
@@ -84,10 +85,21 @@ class SigmaConfig(Config):
     @model_validator(mode="after")
     def _makes_sense(self) -> "SigmaConfig":
         if self.handover and self.sigma != "predicted":
-            raise ValueError(f"sigma is {self.sigma}; handover needs sigma: predicted")
+            raise ValueError(f"handover has no meaning with sigma: {self.sigma}; it needs sigma: predicted")
         if self.sigma == "optimal_per_image" and self.sigma_source == "running":
             raise ValueError(
-                "sigma_source is running; each image has a sigma of its own with sigma: optimal_per_image"
+                "sigma_source (=running) has no meaning with sigma: optimal_per_image; remove it"
+            )
+        fixed = not isinstance(self.sigma, str)
+        unread = ["sigma_floor", "initial_sigma"] if fixed else []
+        if self.sigma not in OPTIMAL and not self.handover:
+            unread += ["sigma_source", "sigma_gradient", "horizon_steps"]
+        for name in unread:
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} (={value}) has no meaning with sigma: {self.sigma}; remove it")
+        if self.sigma_floor >= self.initial_sigma:
+            raise ValueError(
+                f"sigma_floor (={self.sigma_floor}) must be below initial_sigma (={self.initial_sigma})"
             )
         return self
 
@@ -104,12 +116,13 @@ class SigmaState(nn.Module):
 
     The gradient through an optimal sigma is zero, since sigma is the argmax: `stop` drops it and `keep` computes it,
     at the price of a second collective in the backward pass. Without it the mean of the ranks' gradients is the
-    single-process gradient as it stands.
+    single-process gradient as it stands. In the ramp of a handover sigma is no argmax: there `stop` takes the global
+    part of it as given.
 
     `running` float64 [1 + groups]: exponential averages of the number of values in a group and of each group's sum.
     Their ratio needs no bias correction, since all start at zero with the same weights. Equal on all ranks; sums that
-    are not finite are left out. `stage` float64 [3] is the handover's: steps done, the step at which it begins (inf:
-    not yet known), and log sigma at the last look at whether it has settled.
+    are not finite are left out. `stage` float64 [5] is the handover's: steps done, the step at which it begins (inf: not
+    yet known), log sigma of the last whole window of steps, and the present window's number of values and sum.
     """
 
     running: Tensor
@@ -127,12 +140,13 @@ class SigmaState(nn.Module):
         self._folded = [dim for dim, size in enumerate(self.group_shape, start=1) if size == 1]
         groups = math.prod(self.group_shape)
         self._values_per_group = float(math.prod(image_shape) // groups)
-        self.register_buffer("running", torch.zeros(1 + groups, dtype=torch.float64))
+        has_state = config.sigma in OPTIMAL or config.handover is not None
+        self.register_buffer("running", torch.zeros(1 + groups, dtype=torch.float64), persistent=has_state)
         if config.sigma == "shared":
             self.log_shared = nn.Parameter(torch.full((1,), math.log(config.initial_sigma)))
         if config.handover:
             start = float(config.handover.at_step or math.inf)
-            self.register_buffer("stage", torch.tensor([0.0, start, math.inf], dtype=torch.float64))
+            self.register_buffer("stage", torch.tensor([0.0, start, math.inf, 0, 0], dtype=torch.float64))
         self._collected: Tensor | None = None
 
     @property
@@ -163,7 +177,7 @@ class SigmaState(nn.Module):
         if raw is not None:
             return self._log_predicted(raw)
         if config.sigma == "shared":
-            return floored(self.log_shared, config.sigma_floor).view(1, 1, 1, 1)
+            return floored(wide(self.log_shared), config.sigma_floor).view(1, 1, 1, 1)
         return torch.full_like(self.running[:1], math.log(float(config.sigma))).view(1, 1, 1, 1)
 
     def end_step(self) -> None:
@@ -176,7 +190,7 @@ class SigmaState(nn.Module):
         averaged = self.running.lerp(collected, 1 / self.config.horizon_steps)
         self.running.copy_(torch.where(torch.isfinite(collected).all(), averaged, self.running))
         if self.config.handover:
-            self._advance_stage(self.config.handover)
+            self._advance_stage(self.config.handover, collected)
 
     @property
     def sigma(self) -> Tensor | None:
@@ -184,6 +198,13 @@ class SigmaState(nn.Module):
         if self.predicts:
             return None
         return self.evaluation_log_sigma(None).detach().double().mul(2).exp().mean().sqrt()
+
+    @property
+    def handed_over(self) -> Tensor | None:
+        """How far the handover is: 0 before it, 1 after its ramp, float64 []; None without one."""
+        if self.config.handover is None:
+            return None
+        return ((self.stage[0] + 1 - self.stage[1]) / self.config.handover.ramp_steps).clamp(0, 1)
 
     @property
     def _reduces_in_forward(self) -> bool:
@@ -232,33 +253,39 @@ class SigmaState(nn.Module):
         return floored(math.log(self.config.initial_sigma) + raw, self.config.sigma_floor)
 
     def _handed_over(self, log_global: Tensor, raw: Tensor | None) -> Tensor:
+        weight = self.handed_over
         assert raw is not None
-        assert self.config.handover
-        steps, start, _ = self.stage
-        weight = ((steps + 1 - start) / self.config.handover.ramp_steps).clamp(0, 1).to(raw)
-        return torch.lerp(log_global.expand_as(raw), self._log_predicted(raw), weight)
+        assert weight is not None
+        return torch.lerp(log_global.expand_as(raw), self._log_predicted(raw), weight.to(raw))
 
-    def _advance_stage(self, handover: Handover) -> None:
-        steps, start, looked_at = self.stage.unbind()
-        steps, now = steps + 1, self._log_running().squeeze()
+    def _advance_stage(self, handover: Handover, collected: Tensor) -> None:
+        steps, start, last = self.stage[:3].unbind()
+        steps, window = steps + 1, self.stage[3:] + torch.nan_to_num(collected, 0.0, 0.0)
         if handover.when_settled is not None:
-            looks = steps.remainder(round(self.config.horizon_steps)) == 0
-            settled = looks & ((now - looked_at).abs() < math.log1p(handover.when_settled))
+            # Not the running average: its tail would hide for hundreds of steps that sigma stands still.
+            ends = steps.remainder(round(self.config.horizon_steps)) == 0
+            now = self._log_optimal(_ratio(window)).squeeze()
+            settled = ends & ((now - last).abs() < math.log1p(handover.when_settled))
             start = torch.where(settled & torch.isinf(start), steps, start)
-            looked_at = torch.where(looks, now, looked_at)
-        self.stage.copy_(torch.stack([steps, start, looked_at]))
+            last, window = torch.where(ends, now, last), torch.where(ends, 0.0, window)
+        self.stage.copy_(torch.cat([torch.stack([steps, start, last]), window]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SigmaState":
         # `.bfloat16()` and `.half()`, which sharding backends call on whole models, must not touch the state.
         state = dict(self.named_buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in state.items():
-            self.register_buffer(name, value.to(getattr(self, name).device))
+            setattr(self, name, value.to(getattr(self, name).device))
         return self
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """float32, or float64 if it was: log-probabilities are never computed in half precision."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def floored(log_sigma: Tensor, floor: float) -> Tensor:
-    """log of (sigma^4 + floor^4)^(1/4): smooth, so that a gradient leads back from below the floor.
+    """log of (sigma^4 + floor^4)^(1/4): smooth, so that a gradient leads back from the floor and a little below.
 
     It inflates sigma by 0.0025% at ten times the floor. (The reference sigma-VAE code's soft clip,
     -6 + softplus(log_sigma + 6), inflates it by 13.5% at log sigma = -4, which is 7.4 times its floor.)
@@ -280,4 +307,4 @@ def constant_sum(value: Tensor, dimensions: int) -> Tensor:
 
 
 def _ratio(sums: Tensor) -> Tensor:
-    return sums[1:] / sums[0]
+    return sums[1:] / sums[0].clamp_min(1e-30)  # a batch of padding alone has no values

@@ -12,6 +12,7 @@ from torch import Tensor
 CONFIGURATIONS = [(stage, bf16) for stage in (1, 2, 3) for bf16 in (False, True)]
 LIKELIHOODS = {
     "optimal": {"sigma": "optimal"},
+    "shared": {"sigma": "shared"},
     "per pixel": {"sigma": "optimal_per_pixel", "sigma_gradient": "keep"},
     "handover": {"sigma": "predicted", "handover": {"at_step": 3, "ramp_steps": 4}},
 }
@@ -57,7 +58,9 @@ def _work(rank: int, port: int, folder: str) -> None:
             made.backward((terms.kl.sum(1) - terms.log_px).mean())
             made.step()
             made.module.likelihood.end_step()
-            found.append({n: b.clone() for n, b in made.module.likelihood.named_buffers()})
+            likelihood = made.module.likelihood
+            sigma = {} if likelihood.sigma is None else {"sigma": likelihood.sigma.clone()}
+            found.append({n: b.clone() for n, b in likelihood.named_buffers()} | sigma)
             if step + 1 == SAVED_AFTER:
                 made.save_checkpoint(f"{folder}/checkpoint", tag="here")
         return found
@@ -72,7 +75,8 @@ def _work(rank: int, port: int, folder: str) -> None:
                 for key, value in state.items():
                     assert value.dtype == again[key].dtype == torch.float64, (name, stage, bf16, key)
                     assert torch.equal(value, again[key]), (name, stage, bf16, key)
-            assert not torch.equal(whole[0]["state.running"], whole[-1]["state.running"])
+            key = "sigma" if "sigma" in whole[0] else "state.running"
+            assert not torch.equal(whole[0][key], whole[-1][key])
             torch.save(whole[-1], f"{folder}/{name}-{stage}-{bf16}-{rank}.pt")
 
 

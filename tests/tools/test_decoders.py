@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 def test_a_recipe_trains_evaluates_and_samples(vaescale, digits: Path, tmp_path: Path, path: Path) -> None:
     run = tmp_path / "run"
     keys = (*(f"data.{split}={digits / split}" for split in ("train", "val")), f"run_dir={run}", *SHORT)
+    keys += ("likelihood.handover.at_step=2",) if path.stem == "two_stage" else ()
     outcome = vaescale("train", path, *keys)
     assert outcome.code == 0, outcome.err
     evaluated = vaescale("evaluate", run, "--json")
@@ -44,7 +45,10 @@ def test_a_recipe_trains_evaluates_and_samples(vaescale, digits: Path, tmp_path:
         added = 0 if path.stem in MASSES else 8
         assert metrics["bits_per_dim"] == pytest.approx(per_dimension + added)
         assert ("not comparable with densities" in protocol["bits_per_dim"]) == (path.stem in MASSES)
+        assert ("a mass over 2 levels" in protocol["bits_per_dim"]) == (path.stem == "bernoulli")
+        assert ("no code length" in protocol["bits_per_dim"]) == (path.stem not in MASSES)
     assert ("sigma" in metrics) == (path.stem not in WITHOUT_SIGMA)
+    assert ("train/handover" in names) == (path.stem == "two_stage")
     assert ("train/sigma" in names) == (path.stem not in WITHOUT_SIGMA)
     assert vaescale("fit-gmm", run, "--components", 2).code == 0
     sampled = vaescale("sample", run, "--count", 4)
@@ -75,7 +79,7 @@ def test_the_study_runs(tmp_path: Path, digits: Path) -> None:
             [*command, *keys], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr
-    for title in ("density", "mass |", "mass of binary images", "no bound", "sigma = sqrt(beta)"):
+    for title in ("density of 8-bit", "mass over 256", "mass of binary", "no bound", "sigma = sqrt(beta)"):
         assert title in done.stdout
     out = tmp_path / "runs/fashion_mnist-decoders"
     assert {path.name for path in out.iterdir()} == {"table.md", "rate_distortion.png", "decoders.png"}

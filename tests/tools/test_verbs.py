@@ -96,7 +96,7 @@ def test_open_run_gives_the_trained_weights(run: Path) -> None:
     assert (ema.weights, raw.weights, raw.step) == ("ema", "raw", 12)
     pairs = zip(ema.model.parameters(), raw.model.parameters(), strict=True)
     assert not all(torch.equal(a, b) for a, b in pairs)
-    assert torch.equal(ema.model.likelihood.state.running, raw.model.likelihood.running)
+    assert torch.equal(ema.model.likelihood.state.running, raw.model.likelihood.state.running)
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "fit-gmm", "sample", "sync"])

@@ -66,7 +66,7 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
     neg_elbo_nats, log_px_nats and kl_nats (per image), bits_per_dim, mse (per value, images in [0, 1]), and sigma: the
     likelihood's noise level, or the root of the mean variance of p(x|z) when it depends on z (absent when there is none).
     A likelihood that fits sigma to each image itself bounds nothing: then neg_elbo_nats is called neg_profile_elbo_nats,
-    and there are no bits_per_dim.
+    and there are no bits_per_dim. Besides, what the likelihood calls its progress.
     """
     likelihood, dimensions = model.likelihood, math.prod(model.image_shape)
     log_px, kl, squared_error, variance = means.tolist()
@@ -82,18 +82,24 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
         metrics["sigma"] = float(likelihood.sigma)
     elif math.isfinite(variance):
         metrics["sigma"] = math.sqrt(variance / dimensions)
-    return metrics
+    return metrics | {name: float(value) for name, value in likelihood.progress.items()}
 
 
 def protocol(likelihood: Likelihood) -> dict[str, str]:
     """What the numbers of `evaluate` mean for this likelihood, in words."""
-    bits = {
-        "density": "neg_elbo_nats / (D ln 2) + 8: a density on [0, 1], 8-bit images",
-        "mass": "neg_elbo_nats / (D ln 2): a mass, not comparable with densities",
-    }
+    formula = "neg_elbo_nats / (D ln 2)"
+    if likelihood.measure == "mass":
+        bits = f"{formula}: a mass over {likelihood.levels} levels, not comparable with densities or other levels"
+    elif getattr(likelihood.config, "dequantize", False):
+        bits = (
+            f"{formula} + 8: a density of dequantized 8-bit images in [0, 1], an upper bound of a code length"
+        )
+    else:
+        bits = f"{formula} + 8: a density of 8-bit images in [0, 1], not dequantized: no code length"
     words = {
-        "bound": "one-sample ELBO per image, running sigma, float32",
-        "bits_per_dim": bits[likelihood.measure],
+        "bound": "one-sample ELBO per image, float32",
+        "bits_per_dim": bits,
+        "sigma": "root of the mean variance of p(x|z); an optimal sigma is the running average of training",
         "active_units": "latents whose posterior mean varies by more than 0.01 over the data",
     }
     if likelihood.reads_x:

@@ -17,7 +17,6 @@ and where the default does not do:
     reads_x                               log_prob fits something to x itself, so that it bounds nothing
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vaescale.config import Config, one_of
@@ -38,7 +37,7 @@ from vaescale.likelihoods.structured_gaussian import StructuredGaussian, Structu
 from vaescale.likelihoods.student_t import StudentT, StudentTConfig
 
 # kind -> (its recipe section, its module)
-LIKELIHOODS: dict[str, tuple[type[Config], Callable[..., Likelihood]]] = {
+LIKELIHOODS: dict[str, tuple[type[Config], type[Likelihood]]] = {
     "gaussian": (GaussianConfig, Gaussian),
     "structured_gaussian": (StructuredGaussianConfig, StructuredGaussian),
     "laplace": (LaplaceConfig, Laplace),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vaescale import noise
 from vaescale.config import Config
-from vaescale.sigma import SigmaConfig, SigmaState
+from vaescale.sigma import SigmaConfig, SigmaState, wide
 
 LEVELS = 256
 
@@ -22,6 +22,9 @@ class Likelihood(nn.Module):
 
     measure: Literal["density", "mass"] = "density"
     """A density's bits per dimension have 8 added, a mass's have not: the two kinds must never be compared."""
+
+    levels: int = LEVELS
+    """Of a mass: how many values a pixel can have."""
 
     reads_x: bool = False
     """True when log_prob fits something to each single x: it is then no bound on the evidence of unseen images."""
@@ -56,7 +59,7 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def variance(self, params: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Var[x|z], broadcastable to [B, C, H, W], in evaluation; None where a noise level means little."""
+        """Var[x|z], broadcastable to [B, C, H, W], where it depends on z; None when `sigma` says it, or it means little."""
         return None
 
     def end_step(self) -> None:
@@ -67,24 +70,51 @@ class Likelihood(nn.Module):
         """The standard deviation of the noise that evaluation uses, float64 []; None when it depends on z, or is none."""
         return None
 
+    @property
+    def progress(self) -> dict[str, Tensor]:
+        """Other numbers of the state worth a curve, [] each."""
+        return {}
+
 
 class DensityConfig(Config):
     """Keys of the continuous families."""
 
-    mean: Literal["sigmoid", "identity"] = Field(
-        default="sigmoid", description="of the decoder's output: within (0, 1), or unbounded (linear models)"
-    )
     dequantize: bool = Field(
         default=False,
         description="add uniform noise of one level, (255 x + u) / 256, so that bits_per_dim bounds a code length",
     )
 
 
-class LocationScaleConfig(SigmaConfig, DensityConfig):
+class Density(Likelihood):
+    """A continuous family."""
+
+    config: DensityConfig
+
+    def target(self, x: Tensor, stream: noise.Stream) -> Tensor:
+        """x, or with `dequantize` (255 x + u) / 256 with u uniform in [0, 1).
+
+        The expected log density at such points is a lower bound of the log mass of the level, log of the integral over
+        its cell of width 1/256 (Theis, van den Oord & Bethge 2016, section 3.1).
+        """
+        if not self.config.dequantize:
+            return x
+        u = noise.uniform(stream, noise.DEQUANTIZE, tuple(x.shape[1:]))
+        return (255 * x + u.to(x)) / 256
+
+
+class MeanConfig(DensityConfig):
+    """Keys of the continuous families with a decoded mean."""
+
+    mean: Literal["sigmoid", "identity"] = Field(
+        default="sigmoid", description="of the decoder's output: within (0, 1), or unbounded (linear models)"
+    )
+
+
+class LocationScaleConfig(SigmaConfig, MeanConfig):
     """Keys of the families with a decoded mean and a standard deviation."""
 
 
-class LocationScale(Likelihood):
+class LocationScale(Density):
     """Values around a decoded mean with sigma from `vaescale.sigma`. Override `log_prob` and `sample`.
 
     The decoder returns the mean, and with `sigma: predicted` a raw log sigma beside it.
@@ -99,10 +129,6 @@ class LocationScale(Likelihood):
         self.reads_x = config.sigma == "optimal_per_image"
         self.state = SigmaState(config, image_shape=image_shape, power=power, factor=factor)
 
-    def target(self, x: Tensor, stream: noise.Stream) -> Tensor:
-        """x, dequantized if the recipe says so."""
-        return dequantized(x, stream) if self.config.dequantize else x
-
     def num_params(self, channels: int) -> int:
         """The mean, and log sigma if it is predicted."""
         return 2 * channels if self.state.predicts else channels
@@ -111,8 +137,10 @@ class LocationScale(Likelihood):
         """The decoded mean [B, C, H, W]."""
         return self.mean_and_raw(params)[0]
 
-    def variance(self, params: Tensor) -> Tensor:
-        """sigma^2, broadcastable to [B, C, H, W]."""
+    def variance(self, params: Tensor) -> Tensor | None:
+        """sigma^2 [B, C, H, W] if it is predicted."""
+        if not self.state.predicts:
+            return None
         return torch.exp(2 * self.state.evaluation_log_sigma(self.mean_and_raw(params)[1]))
 
     def end_step(self) -> None:
@@ -124,6 +152,12 @@ class LocationScale(Likelihood):
         """Root mean square sigma, float64 []; None if predicted."""
         return self.state.sigma
 
+    @property
+    def progress(self) -> dict[str, Tensor]:
+        """`handover`: 0 in stage one, 1 in stage two."""
+        weight = self.state.handed_over
+        return {} if weight is None else {"handover": weight}
+
     def mean_and_raw(self, params: Tensor) -> tuple[Tensor, Tensor | None]:
         """The decoded mean, and the raw log sigma if it is predicted, [B, C, H, W] each, float32 or wider."""
         params = wide(params)
@@ -131,24 +165,9 @@ class LocationScale(Likelihood):
         return decoded_mean(mean, self.config), raw
 
 
-def decoded_mean(params: Tensor, config: DensityConfig) -> Tensor:
+def decoded_mean(params: Tensor, config: MeanConfig) -> Tensor:
     """The mean from the decoder's output, float32 or wider."""
     return torch.sigmoid(wide(params)) if config.mean == "sigmoid" else wide(params)
-
-
-def dequantized(x: Tensor, stream: noise.Stream) -> Tensor:
-    """(255 x + u) / 256 with u uniform in [0, 1).
-
-    The expected log density at such points is a lower bound of the log mass of the level, log of the integral over its
-    cell of width 1/256 (Theis, van den Oord & Bethge 2016, section 3.1).
-    """
-    u = noise.uniform(stream, noise.DEQUANTIZE, tuple(x.shape[1:]))
-    return (255 * x + u.to(x)) / 256
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """float32, or float64 if it was: log-probabilities are never reduced in half precision."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def levels(x: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from torch.nn.functional import softplus
 
 from vaescale import noise
 from vaescale.config import Config
-from vaescale.likelihoods.base import Likelihood, total, wide
+from vaescale.likelihoods.base import Likelihood, total
+from vaescale.sigma import wide
 
 
 class BernoulliConfig(Config):
@@ -32,6 +33,7 @@ class Bernoulli(Likelihood):
     """log Bernoulli(x; sigmoid(params))."""
 
     measure = "mass"
+    levels = 2
     config: BernoulliConfig
 
     def target(self, x: Tensor, stream: noise.Stream) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.config import Config
-from vaescale.likelihoods.base import LEVELS, Likelihood, levels, total, wide
+from vaescale.likelihoods.base import LEVELS, Likelihood, levels, total
+from vaescale.sigma import wide
 
 
 class CategoricalConfig(Config):

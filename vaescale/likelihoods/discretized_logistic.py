@@ -3,14 +3,14 @@
     P(v|z) = F((v - m + 1/255) / s) - F((v - m - 1/255) / s),   v = 2x - 1, F the logistic function
 
 with everything below the first level in the first and everything above the last in the last. Kingma et al. 2016
-(one logistic); Salimans, Karpathy, Chen & Kingma 2017, eq. 2 and 3 (mixture): the components of a pixel are shared by its
+(one logistic); Salimans, Karpathy, Chen & Kingma 2017 (mixture): the components of a pixel are shared by its
 channels, and a channel's mean moves with the channels before it.
 
 Legend: K components; v, m, s on [-1, 1], where a level is 2/255 wide.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -20,11 +20,12 @@ from torch.nn.functional import logsigmoid, softplus
 
 from vaescale import noise
 from vaescale.config import Config
-from vaescale.likelihoods.base import LEVELS, Likelihood, total, wide
-from vaescale.sigma import Positive, floored
+from vaescale.likelihoods.base import LEVELS, Likelihood, total
+from vaescale.sigma import floored, wide
 
 HALF_LEVEL = 1 / (LEVELS - 1)
 SCALE_FLOOR = math.exp(-7)  # an eighth of a level
+SCALE_CEILING = 20.0  # all but flat over [-1, 1]; beyond it float32 loses the levels' masses
 INITIAL_SCALE = 0.25
 
 
@@ -32,7 +33,7 @@ class DiscretizedLogisticConfig(Config):
     """One logistic a value."""
 
     kind: Literal["discretized_logistic"] = "discretized_logistic"
-    scale: Positive | Literal["shared", "predicted"] = Field(
+    scale: Annotated[float, Field(gt=0, le=SCALE_CEILING)] | Literal["shared", "predicted"] = Field(
         default="predicted",
         description="on [-1, 1]: a number, one learned for each channel, or a function of z",
     )
@@ -74,7 +75,7 @@ class DiscretizedLogistic(Likelihood):
             mean, raw = params.chunk(2, dim=1)
             return mean, _log_scale(raw)
         if self.config.scale == "shared":
-            return params, _log_scale(self.raw_scale.view(1, -1, 1, 1))
+            return params, _log_scale(wide(self.raw_scale).view(1, -1, 1, 1))
         return params, torch.full_like(params[:1], math.log(self.config.scale))
 
 
@@ -116,7 +117,7 @@ class DiscretizedLogisticMixture(Likelihood):
 
     def mean(self, params: Tensor) -> Tensor:
         """The components' clipped means, weighed. A channel's is given the means of those before it, which leaves out how
-        clipping bends that dependence; exact, but for rounding to levels, with one channel.
+        clipping bends that dependence (tested: within 0.06 of E[x|z]); exact, but for rounding to levels, with one channel.
         """
         parts = self._split(params)
         earlier: list[Tensor] = []
@@ -164,7 +165,7 @@ def log_level_mass(v: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """log of a level's mass, elementwise; v on [-1, 1].
 
     With a and b the standardized upper and lower edge, F(a) - F(b) = F(a) F(-b) (1 - exp(b - a)): exact, and without
-    cancellation however sharp or far the logistic is, so no case needs an approximation.
+    cancellation however sharp or far the logistic is, so that no case needs an approximation.
     """
     inverse_scale = torch.exp(-log_scale)
     upper = (v - mean + HALF_LEVEL) * inverse_scale
@@ -178,12 +179,12 @@ def log_level_mass(v: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 
 def clipped_mean(mean: Tensor, log_scale: Tensor) -> Tensor:
     """E[min(max(V, -1), 1)] of a logistic V: 1 minus the integral of its distribution function over [-1, 1]."""
-    scale = torch.exp(log_scale)
-    return 1 - scale * (softplus((1 - mean) / scale) - softplus((-1 - mean) / scale))
+    scale, mean = torch.exp(log_scale), mean.clamp(-500, 500)  # further out only digits are lost
+    return (1 - scale * (softplus((1 - mean) / scale) - softplus((-1 - mean) / scale))).clamp(-1, 1)
 
 
 def _log_scale(raw: Tensor) -> Tensor:
-    return floored(math.log(INITIAL_SCALE) + raw, SCALE_FLOOR)
+    return -floored(-floored(math.log(INITIAL_SCALE) + raw, SCALE_FLOOR), 1 / SCALE_CEILING)
 
 
 def _to_level(v: Tensor) -> Tensor:

@@ -25,11 +25,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vaescale import noise
-from vaescale.likelihoods.base import DensityConfig, Likelihood, decoded_mean, dequantized, total, wide
-from vaescale.sigma import floored
+from vaescale.errors import UserError
+from vaescale.likelihoods.base import Density, MeanConfig, decoded_mean, total
+from vaescale.sigma import floored, wide
 
 
-class StructuredGaussianConfig(DensityConfig):
+class StructuredGaussianConfig(MeanConfig):
     """Gaussian values around a decoded mean, correlated between neighbours."""
 
     kind: Literal["structured_gaussian"] = "structured_gaussian"
@@ -38,20 +39,20 @@ class StructuredGaussianConfig(DensityConfig):
     initial_sigma: float = Field(default=0.25, gt=0, description="where sigma_j begins")
 
 
-class StructuredGaussian(Likelihood):
+class StructuredGaussian(Density):
     """The decoder returns mean [C], raw log sigma [C], neighbours' coefficients [C N], channels' coefficients."""
 
     config: StructuredGaussianConfig
 
     def __init__(self, config: StructuredGaussianConfig, *, image_shape: tuple[int, int, int]) -> None:
         super().__init__(config, image_shape=image_shape)
+        if config.radius >= min(image_shape[1:]):
+            raise UserError(
+                f"likelihood.radius (={config.radius}) must be below data.image_size (={min(image_shape[1:])})"
+            )
         self.offsets = offsets_after(config.radius)
         channels = image_shape[0]
         self.pairs = [(early, late) for early in range(channels) for late in range(early + 1, channels)]
-
-    def target(self, x: Tensor, stream: noise.Stream) -> Tensor:
-        """x, dequantized if the recipe says so."""
-        return dequantized(x, stream) if self.config.dequantize else x
 
     def num_params(self, channels: int) -> int:
         """2 C + C N + C (C - 1) / 2."""
@@ -70,9 +71,10 @@ class StructuredGaussian(Likelihood):
                 given_later
                 + neighbours[:, :, number] * shifted[:, :, down : down + height, left : left + width]
             )
-        if self.pairs:
-            early, late = (list(column) for column in zip(*self.pairs, strict=True))
-            given_later = given_later.index_add(1, _indices(early, error), between * error[:, late])
+        channels = list(given_later.unbind(1))
+        for number, (early, late) in enumerate(self.pairs):
+            channels[early] = channels[early] + between[:, number] * error[:, late]
+        given_later = torch.stack(channels, dim=1)
         whitened = given_later * torch.exp(-log_sigma)
         return total(-log_sigma - 0.5 * whitened.square()) - 0.5 * self.dimensions * math.log(2 * math.pi)
 
@@ -135,7 +137,3 @@ def offsets_after(radius: int) -> list[tuple[int, int]]:
     same_row = [(0, right) for right in range(1, radius + 1)]
     below = [(down, right) for down in range(1, radius + 1) for right in range(-radius, radius + 1)]
     return same_row + below
-
-
-def _indices(numbers: list[int], like: Tensor) -> Tensor:
-    return torch.tensor(numbers, device=like.device)

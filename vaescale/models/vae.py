@@ -17,7 +17,7 @@ from vaescale.networks import NETWORKS, NetworkConfig
 
 class Terms(NamedTuple):
     """Per-example pieces of the objective. log_px [B] and kl [B, groups] in nats; squared_error and variance [B], summed
-    over pixels: (x - E[x|z])^2, and Var[x|z] where the likelihood has one (else NaN); mu [B, Z].
+    over pixels: (x - E[x|z])^2, and Var[x|z] where it depends on z (else NaN); mu [B, Z].
     """
 
     log_px: Tensor
@@ -90,7 +90,7 @@ class VAE(nn.Module):
     @torch.no_grad()
     def _moments(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         squared_error = (x - self.likelihood.mean(params)).square().flatten(1).sum(1)
-        variance = self.likelihood.variance(params) if self.likelihood.sigma is None else None
+        variance = self.likelihood.variance(params)
         if variance is None:
             return squared_error, torch.full_like(squared_error, torch.nan)
         return squared_error, x[0].numel() * variance.flatten(1).mean(1).to(squared_error).expand(len(x))

@@ -137,6 +137,20 @@ def push(folder: Path, config: TrackingConfig, *, status: str | None = None) -> 
         say(f"MLflow at {config.mlflow} is behind ({error}); later: `vaescale sync {folder}`")
 
 
+def log_files(config: TrackingConfig, name: str, paths: list[Path]) -> None:
+    """Files as artifacts of a new MLflow run, for what belongs to several runs. Without a store, nothing."""
+    if config.mlflow is None:
+        return
+    with _quiet():
+        from mlflow import MlflowClient
+
+        client = MlflowClient(absolute_uri(config.mlflow))
+        run_id = client.create_run(_experiment(client, config), run_name=name).info.run_id
+        for path in paths:
+            client.log_artifact(run_id, str(path))
+        client.set_terminated(run_id)
+
+
 def absolute_uri(uri: str) -> str:
     """A relative SQLite path made absolute, and its folder made."""
     if not uri.startswith(SQLITE):
@@ -164,20 +178,25 @@ def _create_run(folder: Path, config: TrackingConfig) -> dict[str, Any]:
 
     uri = absolute_uri(config.mlflow or "")
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(config.experiment)
-    if experiment is None:
-        local = uri.startswith(SQLITE)
-        place = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri() if local else None
-        experiment_id = client.create_experiment(config.experiment, artifact_location=place)
-    else:
-        experiment_id = experiment.experiment_id
+    experiment_id = _experiment(client, config)
     tags = {name: str(value) for name, value in run_folder.read_json(folder / run_folder.TAGS).items()}
     run = client.create_run(experiment_id, run_name=folder.name, tags=tags)
-    state = {"configured": config.mlflow, "tracking_uri": uri, "experiment_id": experiment_id}
+    state: dict[str, Any] = {"configured": config.mlflow, "tracking_uri": uri, "experiment_id": experiment_id}
     state |= {"run_id": run.info.run_id, "status": "RUNNING", "status_sent": True, "params_sent": False}
     state |= {"sent_bytes": 0, "sent_step": {}, "artifacts": {}}
     run_folder.write_json(folder / STATE, state)
     return state
+
+
+def _experiment(client: Any, config: TrackingConfig) -> str:
+    """The id of the recipe's experiment, made if it is not there; a local store keeps artifacts beside itself."""
+    experiment = client.get_experiment_by_name(config.experiment)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    uri = absolute_uri(config.mlflow or "")
+    local = uri.startswith(SQLITE)
+    place = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri() if local else None
+    return str(client.create_experiment(config.experiment, artifact_location=place))
 
 
 def _send_params(client: Any, folder: Path, state: dict[str, Any]) -> None:

@@ -331,6 +331,18 @@ def test_the_handover_when_sigma_has_settled(horizon: int) -> None:
     assert float(likelihood.progress["handover"]) == 1
 
 
+def test_a_step_that_is_not_finite_counts_but_settles_nothing() -> None:
+    x = torch.full((4, *SHAPE), 0.5)
+    rule = {"when_settled": 0.02, "ramp_steps": 10}
+    likelihood = build(sigma="predicted", horizon_steps=3, handover=rule)
+    mean = torch.logit(torch.full_like(x, 0.6))
+    for number in range(6):
+        step(likelihood, x + (torch.nan if number == 1 else 0), torch.cat([mean, torch.zeros_like(x)], 1))
+    steps, start, log_sigma, *_ = likelihood.state.stage.tolist()
+    assert (steps, start) == (6, 6)
+    assert log_sigma == pytest.approx(math.log(0.1), abs=1e-5)
+
+
 def test_in_the_ramp_a_kept_gradient_is_exact_and_a_stopped_one_takes_the_global_part_as_given(batch) -> None:
     x, params = (tensor.double() for tensor in batch)
     both = torch.cat([params, torch.full_like(params, -1.0)], 1).requires_grad_()

@@ -160,13 +160,11 @@ class SigmaState(nn.Module):
         if config.sigma == "optimal_per_image":
             self._collect(powered, mask)
             return self._log_optimal(self._taken(powered).flatten(1).mean(1).view(-1, 1, 1, 1))
-        if config.sigma in OPTIMAL or config.handover:
-            batch = self._collect(powered, mask)
-            if batch is not None and config.sigma in OPTIMAL:
-                return self._log_optimal(_ratio(batch)).view(1, *self.group_shape).to(powered)
-            if batch is not None:
-                return self._handed_over(self._log_optimal(_ratio(batch)).to(powered), raw)
-        return self.evaluation_log_sigma(raw).to(powered)
+        batch = self._collect(powered, mask) if config.sigma in OPTIMAL or config.handover else None
+        if batch is None:
+            return self.evaluation_log_sigma(raw).to(powered)
+        log_optimal = self._log_optimal(_ratio(batch)).view(1, *self.group_shape).to(powered)
+        return log_optimal if raw is None else self._handed_over(log_optimal, raw)
 
     def evaluation_log_sigma(self, raw: Tensor | None) -> Tensor:
         """log sigma without x: for evaluation, and for samples. Broadcastable to [B, C, H, W]."""
@@ -187,10 +185,11 @@ class SigmaState(nn.Module):
             return
         if not self._reduces_in_forward:
             collected = comm.all_reduce_sum(collected)
+        finite = torch.isfinite(collected).all()
         averaged = self.running.lerp(collected, 1 / self.config.horizon_steps)
-        self.running.copy_(torch.where(torch.isfinite(collected).all(), averaged, self.running))
+        self.running.copy_(torch.where(finite, averaged, self.running))
         if self.config.handover:
-            self._advance_stage(self.config.handover, collected)
+            self._advance_stage(self.config.handover, torch.where(finite, collected, 0.0))
 
     @property
     def sigma(self) -> Tensor | None:
@@ -252,15 +251,14 @@ class SigmaState(nn.Module):
     def _log_predicted(self, raw: Tensor) -> Tensor:
         return floored(math.log(self.config.initial_sigma) + raw, self.config.sigma_floor)
 
-    def _handed_over(self, log_global: Tensor, raw: Tensor | None) -> Tensor:
+    def _handed_over(self, log_global: Tensor, raw: Tensor) -> Tensor:
         weight = self.handed_over
-        assert raw is not None
         assert weight is not None
         return torch.lerp(log_global.expand_as(raw), self._log_predicted(raw), weight.to(raw))
 
     def _advance_stage(self, handover: Handover, collected: Tensor) -> None:
         steps, start, last = self.stage[:3].unbind()
-        steps, window = steps + 1, self.stage[3:] + torch.nan_to_num(collected, 0.0, 0.0)
+        steps, window = steps + 1, self.stage[3:] + collected
         if handover.when_settled is not None:
             # Not the running average: its tail would hide for hundreds of steps that sigma stands still.
             ends = steps.remainder(round(self.config.horizon_steps)) == 0

@@ -51,19 +51,29 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
     Raises RuntimeError when the ranks are not at the same step.
     """
-    values = values.detach().to(torch.float64)
+    return start_sum(values)()
+
+
+def start_sum(values: Tensor) -> Callable[[], Tensor]:
+    """`all_reduce_sum` that goes on in the background: call what is returned, on every rank, to wait for the sum."""
+    values, step = values.detach().to(torch.float64), _step
     if world_size() == 1:
-        return values
-    own = float(_step % _MODULUS)
+        return lambda: values
+    own = float(step % _MODULUS)
     steps_own = torch.stack([torch.full_like(values[0], own), torch.full_like(values[0], own * own)])
     message = torch.cat([values, steps_own])
-    dist.all_reduce(message)
-    total, steps = message[:-2], message[-2:] / world_size()
-    torch._assert_async(
-        (steps == steps_own).all(),
-        f"a rank is not at step {_step} as rank {rank()} is: the ranks' sums no longer belong together",
-    )
-    return total
+    work = dist.all_reduce(message, async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        total, steps = message[:-2], message[-2:] / world_size()
+        torch._assert_async(
+            (steps == steps_own).all(),
+            f"a rank is not at step {step} as rank {rank()} is: the ranks' sums no longer belong together",
+        )
+        return total
+
+    return wait
 
 
 def all_reduce_sum_with_gradient(values: Tensor) -> Tensor:

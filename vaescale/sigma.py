@@ -147,7 +147,7 @@ class SigmaState(nn.Module):
         if config.handover:
             start = float(config.handover.at_step or math.inf)
             self.register_buffer("stage", torch.tensor([0.0, start, math.inf, 0, 0], dtype=torch.float64))
-        self._collected: Tensor | None = None
+        self._pending: list[Callable[[], Tensor]] = []
 
     @property
     def predicts(self) -> bool:
@@ -180,11 +180,10 @@ class SigmaState(nn.Module):
 
     def end_step(self) -> None:
         """Fold the sums of all micro-batches of this optimizer step into the running averages."""
-        collected, self._collected = self._collected, None
-        if collected is None:
+        pending, self._pending = self._pending, []
+        if not pending:
             return
-        if not self._reduces_in_forward:
-            collected = comm.all_reduce_sum(collected)
+        collected = torch.stack([wait() for wait in pending]).sum(0)
         finite = torch.isfinite(collected).all()
         averaged = self.running.lerp(collected, 1 / self.config.horizon_steps)
         self.running.copy_(torch.where(finite, averaged, self.running))
@@ -205,10 +204,6 @@ class SigmaState(nn.Module):
             return None
         return ((self.stage[0] + 1 - self.stage[1]) / self.config.handover.ramp_steps).clamp(0, 1)
 
-    @property
-    def _reduces_in_forward(self) -> bool:
-        return self.config.sigma_source == "batch" and self.config.sigma != "optimal_per_image"
-
     def _collect(self, powered: Tensor, mask: Tensor) -> Tensor | None:
         """In training, keep (number, sums) for the state. Returns the global batch's, float64 [1 + groups], if the loss
         needs them.
@@ -221,17 +216,13 @@ class SigmaState(nn.Module):
         sums = torch.where(mask.view(-1, 1, 1, 1), folded, 0.0).sum(0, dtype=torch.float64).flatten()
         number = mask.sum(dtype=torch.float64) * self._values_per_group
         share = torch.cat([number[None], sums])
-        if not self._reduces_in_forward:
-            self._keep(share)
+        if self.config.sigma_source == "running" or self.config.sigma == "optimal_per_image":
+            self._pending.append(comm.start_sum(share))  # behind the backward pass: the loss does not need it
             return None
         keeps_gradient = self.config.sigma_gradient == "keep"
         pooled = comm.all_reduce_sum_with_gradient(share) if keeps_gradient else comm.all_reduce_sum(share)
-        self._keep(pooled)
+        self._pending.append(pooled.detach().clone)
         return pooled
-
-    def _keep(self, sums: Tensor) -> None:
-        sums = sums.detach()
-        self._collected = sums if self._collected is None else self._collected + sums
 
     def _taken(self, powered: Tensor) -> Tensor:
         return powered if self.config.sigma_gradient == "keep" else powered.detach()

@@ -25,8 +25,8 @@ CALLS: dict[str, tuple[dict[str, Any], int]] = {
     "batch": ({"sigma": "optimal"}, 2),
     "per pixel": ({"sigma": "optimal_per_pixel"}, 2),
     "kept gradient": ({"sigma": "optimal", "sigma_gradient": "keep"}, 4),
-    "running": ({"sigma": "optimal", "sigma_source": "running"}, 1),
-    "per image": ({"sigma": "optimal_per_image"}, 1),
+    "running": ({"sigma": "optimal", "sigma_source": "running"}, 2),
+    "per image": ({"sigma": "optimal_per_image"}, 2),
     "handover": ({"sigma": "predicted", "handover": {"at_step": 3}}, 2),
 }
 
@@ -47,8 +47,8 @@ def images(seed: int, likelihood: Likelihood, count: int = 3) -> tuple[Tensor, T
 def test_a_step_sums_as_often_as_is_said(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     keys, expected = CALLS[name]
     calls = []
-    real = comm.all_reduce_sum
-    monkeypatch.setattr(comm, "all_reduce_sum", lambda values: calls.append(1) or real(values))
+    real = comm.start_sum
+    monkeypatch.setattr(comm, "start_sum", lambda values: calls.append(1) or real(values))
     likelihood = build(**keys)
     for seed in (0, 1):
         likelihood.log_prob(*images(seed, likelihood)).sum().backward()

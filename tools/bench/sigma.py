@@ -9,6 +9,7 @@ well, as a share of the step: on two processes it is in the step's time already.
 
 import argparse
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -55,26 +56,33 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=30, help="default: %(default)s")
+    parser.add_argument(
+        "--only", default="", metavar="WORDS", help="decoders whose name holds it, and the fixed one"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        measure(arguments.rounds)
+        measure(arguments.rounds, arguments.only)
         return
-    here = [str(Path(__file__)), "--worker", "--rounds", str(arguments.rounds)]
+    here = [str(Path(__file__)), "--worker", "--rounds", str(arguments.rounds), "--only", arguments.only]
     launcher = ["-m", "accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml"]
     sys.stdout.flush()
     subprocess.run([sys.executable, *here], check=True)
     subprocess.run([sys.executable, *launcher, *here], check=True)
 
 
-def measure(rounds: int) -> None:
+def measure(rounds: int, only: str) -> None:
     """All decoders in turn, in this process and its peers; the first one prints."""
     accelerator = backends.start()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
-    steps = {name: stepper(accelerator, keys) for name, keys in DECODERS.items()}
+    chosen = {name: keys for name, keys in DECODERS.items() if only in name or "fixed" in name}
+    steps = {name: stepper(accelerator, keys) for name, keys in chosen.items()}
+    order, turns = list(steps), random.Random(0)  # noqa: S311
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(-2, rounds):  # two rounds to warm up
-        for name, step in steps.items():
+        turns.shuffle(order)  # what ran before leaves its mark on caches and memory
+        for name in order:
+            step = steps[name]
             comm.all_reduce_sum(torch.zeros(1))  # begin together
             start = time.perf_counter()
             for _ in range(STEPS):

@@ -91,7 +91,9 @@ def train(label: str, path: Path, overrides: list[str]) -> Trained:
     recipe = load_recipe(path, overrides)
     summary = Path(recipe.run_dir) / "summary.json"
     command = [sys.executable, "-m", "vaescale", "train", str(path), *overrides]
-    subprocess.run(command, check=True)  # says so, and returns, when there is nothing left to train
+    subprocess.run(
+        command, check=True, stdout=sys.stderr
+    )  # says so, and returns, when there is nothing left to train
     return Trained(label, recipe, json.loads(summary.read_text())["val"])
 
 

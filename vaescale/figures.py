@@ -99,6 +99,7 @@ def image_strips(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) 
     """Named rows of equally many images, close together: for tables of pictures."""
     count = max(len(images) for _, images in rows)
     figure, axes = _subplots(len(rows), 1, (0.36 * count + 1.6, 0.38 * len(rows) + 0.5))
+    figure.set_dpi(85)  # about a dot for a pixel of 28x28
     for (name, images), axis in zip(rows, axes[:, 0], strict=True):
         _show(axis, _montage(images, count))
         axis.text(-0.01, 0.5, name, transform=axis.transAxes, ha="right", va="center", fontsize=7)

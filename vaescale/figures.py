@@ -98,8 +98,7 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
 def image_strips(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:
     """Named rows of equally many images, close together: for tables of pictures."""
     count = max(len(images) for _, images in rows)
-    figure, axes = _subplots(len(rows), 1, (0.36 * count + 1.6, 0.38 * len(rows) + 0.5))
-    figure.set_dpi(85)  # about a dot for a pixel of 28x28
+    figure, axes = _subplots(len(rows), 1, (0.36 * count + 1.6, 0.38 * len(rows) + 0.5), dpi=85)
     for (name, images), axis in zip(rows, axes[:, 0], strict=True):
         _show(axis, _montage(images, count))
         axis.text(-0.01, 0.5, name, transform=axis.transAxes, ha="right", va="center", fontsize=7)
@@ -147,11 +146,13 @@ def _logarithmic(axis: Any) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
 
 
-def _subplots(rows: int, columns: int, size: tuple[float, float], *, frame: bool = False) -> tuple[Any, Any]:
+def _subplots(
+    rows: int, columns: int, size: tuple[float, float], *, frame: bool = False, dpi: int = 130
+) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     if not frame:

@@ -9,7 +9,6 @@ runs in the recipes' MLflow experiment.
 """
 
 import argparse
-import json
 import math
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from vaescale.likelihoods import LIKELIHOODS
 from vaescale.models.vae import to_unit
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.run import in_order, open_run, open_split
+from vaescale.training.folder import RECIPE, SUMMARY, read_json
 from vaescale.training.tracking import log_files
 
 RECIPES = Path("recipes/fashion_mnist")
@@ -89,12 +89,17 @@ def main() -> None:
 def train(label: str, path: Path, overrides: list[str]) -> Trained:
     """`vaescale train`, unless the run is finished."""
     recipe = load_recipe(path, overrides)
-    summary = Path(recipe.run_dir) / "summary.json"
-    command = [sys.executable, "-m", "vaescale", "train", str(path), *overrides]
-    subprocess.run(
-        command, check=True, stdout=sys.stderr
-    )  # says so, and returns, when there is nothing left to train
-    return Trained(label, recipe, json.loads(summary.read_text())["val"])
+    if not finished(recipe):
+        command = [sys.executable, "-m", "vaescale", "train", str(path), *overrides]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return Trained(label, recipe, read_json(Path(recipe.run_dir) / SUMMARY)["val"])
+
+
+def finished(recipe: Recipe) -> bool:
+    """Whether the run folder holds this recipe, trained and summed up."""
+    folder = Path(recipe.run_dir)
+    last = read_json(folder / SUMMARY).get("val", {}).get("step")
+    return last == recipe.training.steps and load_recipe(folder / RECIPE).identity() == recipe.identity()
 
 
 def train_beta(beta: float, overrides: list[str]) -> Trained:

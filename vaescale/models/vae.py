@@ -57,9 +57,8 @@ class VAE(nn.Module):
         mu, log_sigma = self.encode(x)
         z = mu + torch.exp(log_sigma) * noise.normal(stream, noise.POSTERIOR, (self.latent_dim,))
         params = self.network.decode(z)
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # log-probabilities are never reduced in half precision
+        # Autocast ends here: log-probabilities are never computed in half precision.
+        with torch.autocast(x.device.type, enabled=False):
             squared_error, variance = self._moments(x, params.detach())
             return Terms(
                 log_px=self.likelihood.log_prob(x, params, mask),

@@ -10,6 +10,7 @@ TERMS = Terms(
     log_px=torch.tensor([-10.0, -20.0]),
     kl=torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
     squared_error=torch.zeros(2),
+    variance=torch.zeros(2),
     mu=torch.zeros(2, 1),
 )
 

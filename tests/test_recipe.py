@@ -105,6 +105,13 @@ def test_faults_over_a_base_are_one_sentence(tmp_path: Path, recipe_file, recipe
     assert "\n" not in str(caught.value)
 
 
+def test_an_override_of_another_kind_replaces_the_section(recipe_file, recipe_content) -> None:
+    recipe = load(recipe_file, recipe_content, "likelihood.kind=bernoulli", "likelihood.binarize=threshold")
+    assert recipe.likelihood.model_dump() == {"kind": "bernoulli", "binarize": "threshold"}
+    same = load(recipe_file, recipe_content, "likelihood.kind=gaussian", "likelihood.horizon_steps=7")
+    assert (same.likelihood.sigma, same.likelihood.horizon_steps) == ("optimal", 7)
+
+
 def test_a_handover_that_never_comes_is_refused(recipe_file, recipe_content) -> None:
     recipe_content["likelihood"] = {"kind": "gaussian", "sigma": "predicted", "handover": {"at_step": 12}}
     with pytest.raises(UserError, match=r"handover.at_step \(=12\) must be below training.steps \(=12\)"):

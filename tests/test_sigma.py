@@ -410,7 +410,7 @@ def test_beta_is_a_noise_level(batch) -> None:
 REFUSED = {
     "needs sigma: predicted": {"sigma": "optimal", "handover": {"at_step": 3}},
     "exclude each other": {"sigma": "predicted", "handover": {"at_step": 3, "when_settled": 0.1}},
-    "give one of them": {"sigma": "predicted", "handover": {}},
+    "neither at_step nor when_settled is given": {"sigma": "predicted", "handover": {}},
     r"sigma_source \(=running\) has no meaning with": {
         "sigma": "optimal_per_image",
         "sigma_source": "running",

@@ -50,7 +50,12 @@ def show(result: dict[str, Any]) -> None:
         sys.stdout.write(yaml.safe_dump(result["recipe"], sort_keys=False))
         table("\nplan", [(name, _words(name, value)) for name, value in result["plan"].items()])
         return
-    rows = [(name, f"{value:.6g}") for name, value in result.get("val", {}).items()]
+    metrics = result.get("val", {})
+    if "neg_profile_elbo_nats" in metrics:
+        say("no bound: sigma is fitted to each image itself, which says nothing of unseen images")
+    if (reached := metrics.get("handover", 1.0)) < 1:
+        say(f"the handover came to {reached:.0%}: sigma is not (wholly) the predicted one; train longer")
+    rows = [(name, f"{value:.6g}") for name, value in metrics.items()]
     table(f"{result['run_dir']}: held-out data", rows)
     run = result["run_dir"]
     say(f"next: vaescale evaluate {run}; vaescale fit-gmm {run}; vaescale sample {run}")

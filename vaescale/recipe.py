@@ -94,9 +94,14 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
             raise UserError(f"override {override!r} is not key=value, such as optimizer.lr=1e-3")
     loaded = _read(path)
     if isinstance(loaded, dict) and "base" in loaded:
-        loaded = _over_base(_read(_beside(path, loaded.pop("base"))), loaded)
+        below = _read(_beside(path, loaded.pop("base")))
+        try:
+            loaded = OmegaConf.to_container(_laid_over(below, loaded))
+        except FAULTS as error:
+            raise UserError(f"{path} does not lie over its base: {' '.join(str(error).split())}") from error
     try:
-        given = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides or []))
+        typed = OmegaConf.to_container(OmegaConf.from_dotlist(overrides or []))
+        given = _laid_over(loaded, typed) if isinstance(loaded, dict) else OmegaConf.create(loaded)
         default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
         content = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(default), given), resolve=True)
     except FAULTS as error:
@@ -122,21 +127,22 @@ def _beside(path: Path, name: Any) -> Path:
     if not isinstance(name, str) or base.name != name or not base.is_file():
         raise UserError(f"base is {name!r} in {path}; name a file of the same folder, such as base.yaml")
     content = _read(base)
-    if not isinstance(content, dict) or "base" in content:
-        raise UserError(f"base is {name!r} in {path}; a base is a mapping, and has no base itself")
+    if not isinstance(content, dict):
+        raise UserError(f"base is {name!r} in {path}, which holds no keys; name a recipe")
+    if "base" in content:
+        raise UserError(
+            f"base is {name!r} in {path}, which has a base itself; lie over {content['base']} directly"
+        )
     return base
 
 
-def _over_base(base: dict[str, Any], recipe: dict[str, Any]) -> Any:
-    """The recipe's keys over the base's; a section of another kind replaces the base's whole section."""
-    for name, section in recipe.items():
-        kinds = [part.get("kind") for part in (base.get(name), section) if isinstance(part, dict)]
-        if len(kinds) == 2 and kinds[1] is not None and kinds[0] != kinds[1]:
-            del base[name]
-    try:
-        return OmegaConf.merge(base, recipe)
-    except FAULTS as error:
-        raise UserError(f"the recipe does not lie over its base: {' '.join(str(error).split())}") from error
+def _laid_over(below: dict[str, Any], above: Any) -> Any:
+    """One mapping over another; a section of another kind replaces the whole section below it."""
+    for name, section in above.items():
+        kinds = [part.get("kind") for part in (below.get(name), section) if isinstance(part, dict)]
+        if len(kinds) == 2 and None not in kinds and kinds[0] != kinds[1]:
+            del below[name]
+    return OmegaConf.merge(below, above)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -42,8 +42,10 @@ class Handover(Config):
 
     @model_validator(mode="after")
     def _one_rule(self) -> "Handover":
-        if (self.at_step is None) == (self.when_settled is None):
-            raise ValueError("at_step and when_settled exclude each other; give one of them")
+        if self.at_step is None and self.when_settled is None:
+            raise ValueError("neither at_step nor when_settled is given; give one, such as when_settled: 0.1")
+        if self.at_step is not None and self.when_settled is not None:
+            raise ValueError("at_step and when_settled exclude each other; set one of them to null")
         return self
 
 

@@ -10,6 +10,7 @@ runs in the recipes' MLflow experiment.
 
 import argparse
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from vaescale import figures, noise
 from vaescale.aggregate.samplers import sample_prior
+from vaescale.errors import UserError
 from vaescale.likelihoods import LIKELIHOODS
 from vaescale.models.vae import to_unit
 from vaescale.recipe import Recipe, load_recipe
@@ -60,7 +62,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/fashion_mnist-decoders"), help="default: %(default)s"
+        "--out", type=Path, help="default: runs/fashion_mnist-decoders, and what --only and overrides change"
     )
     parser.add_argument("--only", metavar="RECIPE,RECIPE", help="these recipes and no beta sweep")
     parser.add_argument("--no-mlflow", action="store_true", help="log neither the runs nor the study")
@@ -68,22 +70,36 @@ def main() -> None:
         "overrides", nargs="*", metavar="key=value", help="for all runs, such as training.steps=100"
     )
     arguments = parser.parse_intermixed_args()
+    try:
+        study(arguments)
+    except UserError as error:
+        sys.stderr.write(f"decoders.py: {error}\n")
+        sys.exit(error.exit_code)
+
+
+def study(arguments: argparse.Namespace) -> None:
+    """The runs, then what they show. Changed recipes have run folders of their own."""
+    changed = "".join(f"-{re.sub('[^A-Za-z0-9._]+', '_', words)}" for words in arguments.overrides)
+    part = "-part" if arguments.only else ""
+    out: Path = arguments.out or Path(f"runs/fashion_mnist-decoders{part}{changed}")
     overrides = [*arguments.overrides, *(["tracking.mlflow=null"] if arguments.no_mlflow else [])]
-    names = (
-        arguments.only.split(",")
-        if arguments.only
-        else sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "base")
-    )
-    decoders = [train(name, RECIPES / f"{name}.yaml", overrides) for name in names]
-    betas = [] if arguments.only else [train_beta(beta, overrides) for beta in BETAS]
-    betas += [run._replace(label="beta 1") for run in decoders if run.label == "fixed"]
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "base")
+    names = arguments.only.split(",") if arguments.only else names
+    decoders = [
+        train(name, RECIPES / f"{name}.yaml", [f"name=fashion_mnist-{name}{changed}", *overrides])
+        for name in names
+    ]
+    betas = [run._replace(label="beta 1") for run in decoders if run.label == "fixed"]
+    for beta in () if arguments.only else BETAS:
+        keys = [f"name=fashion_mnist-beta_{beta}{changed}", f"objective.beta={beta}", *overrides]
+        betas.append(train(f"beta {beta:g}", RECIPES / "fixed.yaml", keys))
     betas.sort(key=lambda run: run.recipe.objective.beta)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     words = table(decoders, betas)
-    (arguments.out / "table.md").write_text(words)
+    (out / "table.md").write_text(words)
     sys.stdout.write(words)
-    draw(arguments.out, decoders, betas)
-    log_files(decoders[0].recipe.tracking, "decoders: table and plots", sorted(arguments.out.iterdir()))
+    draw(out, decoders, betas)
+    log_files(decoders[0].recipe.tracking, "decoders: table and plots", sorted(out.iterdir()))
 
 
 def train(label: str, path: Path, overrides: list[str]) -> Trained:
@@ -91,7 +107,9 @@ def train(label: str, path: Path, overrides: list[str]) -> Trained:
     recipe = load_recipe(path, overrides)
     if not finished(recipe):
         command = [sys.executable, "-m", "vaescale", "train", str(path), *overrides]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        done = subprocess.run(command, check=False, stdout=sys.stderr)
+        if done.returncode:
+            raise UserError(f"training {recipe.name} ended with exit code {done.returncode}; see above")
     return Trained(label, recipe, read_json(Path(recipe.run_dir) / SUMMARY)["val"])
 
 
@@ -102,12 +120,6 @@ def finished(recipe: Recipe) -> bool:
     return last == recipe.training.steps and load_recipe(folder / RECIPE).identity() == recipe.identity()
 
 
-def train_beta(beta: float, overrides: list[str]) -> Trained:
-    """The recipe `fixed`, sigma = 1, with another beta."""
-    name = f"name=fashion_mnist-beta_{beta}"
-    return train(f"beta {beta:g}", RECIPES / "fixed.yaml", [name, f"objective.beta={beta}", *overrides])
-
-
 def table(decoders: list[Trained], betas: list[Trained]) -> str:
     """Markdown: densities, masses, and what is no bound kept apart; betas read as noise levels."""
     lines = []
@@ -115,7 +127,7 @@ def table(decoders: list[Trained], betas: list[Trained]) -> str:
         runs = sorted((run for run in decoders if group_of(run) == group), key=bound)
         lines += _rows(group, [(run, bound(run)) for run in runs]) if runs else []
     if betas:
-        lines += _rows("sigma = 1, read at sigma = sqrt(beta)", [(run, bound_at_beta(run)) for run in betas])
+        lines += beta_rows(betas)
     return "\n".join(lines) + "\n"
 
 
@@ -135,10 +147,9 @@ def bound(run: Trained) -> float:
     return run.metrics.get("neg_elbo_nats", run.metrics.get("neg_profile_elbo_nats", math.nan))
 
 
-def bound_at_beta(run: Trained) -> float:
-    """The negative ELBO that the same weights have at sigma^2 = beta: D/2 log(2 pi beta) + D MSE / (2 beta) + KL."""
-    beta, dimensions = run.recipe.objective.beta, run.dimensions
-    nll = 0.5 * dimensions * (math.log(2 * math.pi * beta) + run.metrics["mse"] / beta)
+def bound_at(run: Trained, variance: float) -> float:
+    """The negative ELBO of the same weights at another sigma^2: D/2 (log(2 pi sigma^2) + MSE / sigma^2) + KL."""
+    nll = 0.5 * run.dimensions * (math.log(2 * math.pi * variance) + run.metrics["mse"] / variance)
     return nll + run.metrics["kl_nats"]
 
 
@@ -149,11 +160,8 @@ def _rows(title: str, runs: list[tuple[Trained, float]]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for run, nats in runs:
-        metrics, at_beta = run.metrics, run.label.startswith("beta")
-        bits = metrics.get("bits_per_dim")
-        if at_beta:
-            bits = nats / (run.dimensions * math.log(2)) + 8
-        sigma = math.sqrt(run.recipe.objective.beta) if at_beta else metrics.get("sigma")
+        metrics = run.metrics
+        bits, sigma = metrics.get("bits_per_dim"), metrics.get("sigma")
         lines.append(
             f"| {run.label} | {nats:.1f} | {'' if bits is None else f'{bits:.3f}'} | {metrics['mse']:.5f} | "
             f"{'' if sigma is None else f'{sigma:.4f}'} | {metrics['kl_nats']:.1f} | {metrics['active_units']:.0f} |"
@@ -161,11 +169,27 @@ def _rows(title: str, runs: list[tuple[Trained, float]]) -> list[str]:
     return [*lines, ""]
 
 
+def beta_rows(betas: list[Trained]) -> list[str]:
+    """The sweep, its bound read at the noise level that beta is, and at the best one for the weights that came out."""
+    lines = [
+        "| sigma = 1, and | -ELBO at sigma^2 = beta | -ELBO at sigma^2 = MSE | MSE | sqrt(beta) | KL (nats) | active units |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in betas:
+        metrics, beta = run.metrics, run.recipe.objective.beta
+        lines.append(
+            f"| {run.label} | {bound_at(run, beta):.1f} | {bound_at(run, metrics['mse']):.1f} | {metrics['mse']:.5f} | "
+            f"{math.sqrt(beta):.4f} | {metrics['kl_nats']:.1f} | {metrics['active_units']:.0f} |"
+        )
+    return [*lines, ""]
+
+
 def draw(out: Path, decoders: list[Trained], betas: list[Trained]) -> None:
     """The rate-distortion plot of what models grey images, and reconstructions and samples of all."""
+    last = sorted(decoders, key=lambda run: run.label == "optimal")  # on top of those that it equals
     points = [
         (run.label, run.metrics["kl_nats"], run.metrics["mse"])
-        for run in decoders
+        for run in last
         if str(run.recipe.likelihood.kind) != "bernoulli"
     ]
     curve = [(run.label.removeprefix("beta "), run.metrics["kl_nats"], run.metrics["mse"]) for run in betas]
@@ -196,6 +220,10 @@ def strip(run: Trained) -> NDArray[np.float32]:
     params = model.decode(sample_prior(stream, model.latent_dim))
     white = torch.ones_like(x[:1])
     drawn = model.likelihood.sample(params, stream)
+    if run.label.startswith("beta"):  # with the noise that beta is
+        drawn = model.likelihood.mean(params)
+        beta = run.recipe.objective.beta
+        drawn = drawn + math.sqrt(beta) * noise.normal(stream, noise.DECODER, model.image_shape)
     parts = [reconstructed, white, model.likelihood.mean(params), white, drawn]
     images: NDArray[np.float32] = torch.cat(parts).clamp(0, 1).float().cpu().numpy()
     return images

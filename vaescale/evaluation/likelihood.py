@@ -65,14 +65,15 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
 
     neg_elbo_nats, log_px_nats and kl_nats (per image), bits_per_dim, mse (per value, images in [0, 1]), and sigma: the
     likelihood's noise level, or the root of the mean variance of p(x|z) when it depends on z (absent when there is none).
-    A likelihood that fits sigma to each image itself bounds nothing: then neg_elbo_nats is called neg_profile_elbo_nats,
-    and there are no bits_per_dim. Besides, what the likelihood calls its progress.
+    A likelihood that fits sigma to each image itself bounds nothing: then the two are called neg_profile_elbo_nats and
+    profile_log_px_nats, and there are no bits_per_dim. Besides, what the likelihood calls its progress.
     """
     likelihood, dimensions = model.likelihood, math.prod(model.image_shape)
     log_px, kl, squared_error, variance = means.tolist()
+    of = "profile_" if likelihood.reads_x else ""
     metrics = {
-        "neg_profile_elbo_nats" if likelihood.reads_x else "neg_elbo_nats": kl - log_px,
-        "log_px_nats": log_px,
+        f"neg_{of}elbo_nats": kl - log_px,
+        f"{of}log_px_nats": log_px,
         "kl_nats": kl,
         "mse": squared_error / dimensions,
     }

@@ -70,8 +70,9 @@ def train_step(
 def step_metrics(result: StepSums, model: VAE, *, beta: float) -> dict[str, float]:
     """This step's means over the global batch. Nats are per image; mse and bits are per value."""
     sums = comm.all_reduce_sum(result.sums)
-    metrics = model_metrics(model, sums[:4] / sums[4])
-    metrics["loss_nats"] = beta * metrics["kl_nats"] - metrics["log_px_nats"]
+    means = sums[:4] / sums[4]
+    metrics = model_metrics(model, means)
+    metrics["loss_nats"] = beta * float(means[1]) - float(means[0])
     metrics["grad_norm"] = float(result.grad_norm)
     return {f"train/{name}": value for name, value in metrics.items()}
 

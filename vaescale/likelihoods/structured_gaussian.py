@@ -13,14 +13,12 @@ of its own pixel, C (C - 1) / 2 pairs.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from einops import rearrange
 from pydantic import Field
-from scipy import sparse
-from scipy.sparse.linalg import spsolve_triangular
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -62,7 +60,7 @@ class StructuredGaussian(Density):
         """Nats [B], exact."""
         mean, log_sigma, neighbours, between = self._split(params)
         error = x - mean
-        given_later = error.clone()
+        given_later = error
         shifted = pad(error, (self.config.radius, self.config.radius, 0, self.config.radius))
         height, width = error.shape[2:]
         for number, (down, right) in enumerate(self.offsets):
@@ -84,6 +82,10 @@ class StructuredGaussian(Density):
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
         """mean + L^-T times noise: a sparse triangular solve for each image, in float64 on the CPU; not clipped."""
+        from scipy.sparse.linalg import (
+            spsolve_triangular,
+        )  # samples alone need it, every start would pay for it
+
         mean, log_sigma, neighbours, between = (part.detach().double() for part in self._split(params))
         white = noise.normal(stream, noise.DECODER, tuple(mean.shape[1:])).double()
         scaled = (white * torch.exp(log_sigma)).cpu().flatten(1).numpy()
@@ -96,12 +98,14 @@ class StructuredGaussian(Density):
         error = torch.from_numpy(np.stack(columns)).view_as(mean).to(mean)
         return (mean + error).to(wide(params).dtype)
 
-    def _matrix(self, neighbours: np.ndarray, between: np.ndarray) -> sparse.csr_array:
+    def _matrix(self, neighbours: np.ndarray, between: np.ndarray) -> Any:
         """c^T of one image [D, D]: row j holds 1 and the coefficients of what comes after value j.
 
         neighbours [C, N, H, W], between [pairs, H, W]. Values are in the order channel, row, column; the later channels
         of a pixel come after it, so the matrix is upper triangular.
         """
+        from scipy import sparse
+
         values = np.arange(self.dimensions).reshape(self.image_shape)
         _, height, width = self.image_shape
         rows, columns, entries = [values.ravel()], [values.ravel()], [np.ones(self.dimensions)]

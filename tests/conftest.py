@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from vaescale.data.items import Item
 from vaescale.data.sources import open_source
 from vaescale.data.writing import Making, write_shards
+from vaescale.models.vae import Terms
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 ROOT = Path(__file__).parents[1]
@@ -118,5 +120,18 @@ def make_items() -> Callable[..., list[Item]]:
     def make(count: int, *, shape: tuple[int, int, int] = (8, 8, 1), seed: int = 0) -> list[Item]:
         images = np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
         return [Item(f"{number:05d}", image, number % 3) for number, image in enumerate(images)]
+
+    return make
+
+
+@pytest.fixture
+def make_terms() -> Callable[..., Terms]:
+    """A model's terms for B images: those that are given, and zeros."""
+
+    def make(**fields: torch.Tensor) -> Terms:
+        given = next(iter(fields.values()))
+        widths = {"log_px": (), "squared_error": (), "variance": (), "log_weights": (0,)}
+        zeros = {name: given.new_zeros(len(given), *widths.get(name, (1,))) for name in Terms._fields}
+        return Terms(**{**zeros, **fields})
 
     return make

@@ -1,6 +1,7 @@
 """Sigma and its state: closed forms, running averages, floors, the handover, and what a checkpoint must keep."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.distributions import Normal
 from vaescale import noise
 from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
 from vaescale.likelihoods.base import LocationScale
-from vaescale.objectives.elbo import elbo_loss
+from vaescale.objectives.elbo import Elbo, ElboConfig
 from vaescale.sigma import floored
 
 SHAPE = (2, 4, 4)
@@ -389,20 +390,20 @@ def test_the_handover_survives_a_checkpoint(batch) -> None:
     assert all(torch.equal(step(second, x, both), value) for value in values[9:])
 
 
-def test_beta_is_a_noise_level(batch) -> None:
+def test_beta_is_a_noise_level(batch, make_terms) -> None:
     """At sigma^2 = beta, beta (D / (2 beta) MSE + KL) = D/2 MSE + beta KL: the losses' gradients are proportional."""
-    from vaescale.models.posterior import gaussian_kl
-    from vaescale.models.vae import Terms
+    from vaescale.models.posterior import Gaussian, kl
 
     x, params = (tensor.double() for tensor in batch)
+    stream = noise.Stream(0, 0, torch.arange(len(x)))
     for beta in (1e-3, 0.04, 1.0, 10.0):
         losses = []
         for sigma, weight in ((math.sqrt(beta), 1.0), (1.0, beta)):
             mean, mu = params.clone().requires_grad_(), params.flatten(1)[:, :3].clone().requires_grad_()
             log_px = step(build(sigma=sigma), x, mean)
-            nothing = torch.zeros(len(x))
-            terms = Terms(log_px, gaussian_kl(mu, 0.3 * mu)[:, None], nothing, nothing, mu)
-            losses.append(torch.autograd.grad(elbo_loss(terms, beta=weight), (mean, mu)))
+            terms = make_terms(log_px=log_px, kl=kl(Gaussian(mu, 0.3 * mu)))
+            loss = Elbo(ElboConfig(beta=weight), SimpleNamespace(group_places=(1,)))(terms, stream)
+            losses.append(torch.autograd.grad(loss, (mean, mu)))
         for at_sigma, at_beta in zip(*losses, strict=True):
             torch.testing.assert_close(beta * at_sigma, at_beta, rtol=1e-10, atol=1e-12)
 

@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Fit, compare, save. Returns the log densities."""
     from vaescale.aggregate import gmm
     from vaescale.aggregate.latents import sample_aggregate
+    from vaescale.models.flat import FlatVAE
     from vaescale.run import in_order, open_run, open_split
     from vaescale.training.folder import append_metrics, update_summary
     from vaescale.training.tracking import push
@@ -36,9 +37,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"--{name.replace('_', '-')} (={getattr(arguments, name)}) must be at least {least}"
             )
     opened = open_run(arguments.run)
+    model = opened.model
+    if not isinstance(model, FlatVAE):
+        raise UserError(
+            f"{arguments.run} is a {opened.recipe.network.kind}, whose latents are groups that depend on one another; "
+            f"a mixture is fitted to a single latent vector (conv, resnet, linear)"
+        )
     train, val = (
         sample_aggregate(
-            opened.model,
+            model,
             in_order(open_split(opened.recipe, split), workers=opened.recipe.data.workers),
             seed=opened.recipe.seed,
             samples_per_image=arguments.samples_per_image,

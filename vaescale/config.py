@@ -6,7 +6,7 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Config(BaseModel):
@@ -48,7 +48,15 @@ def parse_bytes(value: Any) -> Any:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-def one_of(sections: Iterable[type[Config]]) -> Any:
-    """The type of a recipe section that comes in several kinds, told apart by its `kind:` field."""
+def one_of(sections: Iterable[type[Config]], *, default: str | None = None) -> Any:
+    """The type of a recipe section that comes in several kinds, told apart by its `kind:` field; default: where it is not
+    given.
+    """
     members = tuple(sections)
-    return members[0] if len(members) == 1 else Annotated[reduce(or_, members), Field(discriminator="kind")]
+    if default is None:
+        return Annotated[reduce(or_, members), Field(discriminator="kind")]
+
+    def with_kind(values: Any) -> Any:
+        return {"kind": default, **values} if isinstance(values, dict) else values
+
+    return Annotated[reduce(or_, members), Field(discriminator="kind"), BeforeValidator(with_kind)]

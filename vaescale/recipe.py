@@ -16,8 +16,9 @@ from vaescale.config import Config
 from vaescale.data.reader import DataConfig
 from vaescale.errors import UserError
 from vaescale.likelihoods import LikelihoodConfig
-from vaescale.models.posterior import PosteriorConfig
-from vaescale.networks import NetworkConfig
+from vaescale.models.posterior import DiagonalConfig, FixedConfig, PosteriorConfig
+from vaescale.networks import HIERARCHICAL, NetworkConfig
+from vaescale.objectives import ObjectiveConfig
 from vaescale.objectives.elbo import ElboConfig
 from vaescale.training.loop import TrainingConfig
 from vaescale.training.optimizer import OptimizerConfig
@@ -36,6 +37,7 @@ OPERATIONAL = {
 }
 
 
+GROUP_POSTERIORS = ("diagonal", "relative")
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)
 WORDS = {"string_pattern_mismatch": "use letters, digits, '.', '_' and '-', and begin with a letter or digit"}
 
@@ -50,9 +52,9 @@ class Recipe(Config):
     run_dir: str = "runs/${name}"
     data: DataConfig
     network: NetworkConfig
-    posterior: PosteriorConfig = PosteriorConfig()
+    posterior: PosteriorConfig = DiagonalConfig()
     likelihood: LikelihoodConfig
-    objective: ElboConfig = ElboConfig()
+    objective: ObjectiveConfig = ElboConfig()
     optimizer: OptimizerConfig
     training: TrainingConfig
     tracking: TrackingConfig = TrackingConfig()
@@ -63,6 +65,35 @@ class Recipe(Config):
         if handover and (handover.at_step or 0) >= self.training.steps:
             raise ValueError(
                 f"likelihood.handover.at_step (={handover.at_step}) must be below training.steps (={self.training.steps})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sections_fit_one_another(self) -> "Recipe":
+        posterior, objective, network = self.posterior, self.objective, self.network.kind
+        in_groups = network in HIERARCHICAL
+        if in_groups and posterior.kind not in GROUP_POSTERIORS:
+            raise ValueError(
+                f"posterior.kind is {posterior.kind!r}; a {network} has {' or '.join(GROUP_POSTERIORS)}"
+            )
+        if posterior.kind == "relative" and not in_groups:
+            raise ValueError(
+                f"posterior.kind is 'relative', to the prior of a ladder's group; with network.kind {network} take diagonal"
+            )
+        if isinstance(posterior, FixedConfig):
+            posterior.sigmas(self.network.latent_dim)
+        for term in ("mmd", "dip"):
+            if in_groups and getattr(objective, term, None):
+                raise ValueError(
+                    f"objective.{term} is of one latent vector, and a {network} has groups of them; leave it out"
+                )
+        if objective.kind == "iwae" and getattr(self.likelihood, "sigma", None) == "optimal_per_image":
+            raise ValueError(
+                "objective.kind is 'iwae', but likelihood.sigma optimal_per_image bounds nothing; take optimal"
+            )
+        if in_groups and getattr(objective, "gradient", "") == "doubly_reparameterized":
+            raise ValueError(
+                f"objective.gradient is 'doubly_reparameterized', which a {network} does not have; take reparameterized"
             )
         return self
 

@@ -11,6 +11,7 @@ from vaescale.batches import evaluation_batches
 from vaescale.data.batch import Batch
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import UserError
+from vaescale.models import build_vae
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.training import checkpoint
@@ -34,7 +35,7 @@ def build_model(recipe: Recipe) -> VAE:
     """The recipe's model with weights from the recipe's seed: the same on every rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return VAE(
+        return build_vae(
             recipe.network,
             recipe.posterior,
             recipe.likelihood,

@@ -1,6 +1,11 @@
 """Values that change over training, as pure functions of the step: nothing to save, nothing to restore."""
 
 import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from vaescale.config import Config
 
 
 def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int, final_fraction: float) -> float:
@@ -21,3 +26,59 @@ def constant(step: int, *, total_steps: int, warmup_steps: int, final_fraction: 
 
 
 SCHEDULES = {"cosine": warmup_cosine, "constant": constant}
+
+SIGMOID_REACH = 6.0  # the sigmoid runs from -6 to 6
+
+
+class Annealing(Config):
+    """A value that goes from `start` to `end` in `steps` steps and stays there."""
+
+    schedule: Literal["linear", "cosine", "sigmoid", "cyclical"]
+    start: float = Field(default=0.0, ge=0)
+    end: float = Field(default=1.0, ge=0)
+    steps: int = Field(gt=0, description="the first step that has `end`")
+    cycles: int | None = Field(default=None, gt=0, description="of a cyclical one; default: 4")
+    rising: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="of a cyclical one: the part of each cycle that rises; default: 0.5",
+    )
+
+    @model_validator(mode="after")
+    def _cycles_are_the_cyclical_one_s(self) -> "Annealing":
+        for name in ("cycles", "rising"):
+            if getattr(self, name) is not None and self.schedule != "cyclical":
+                raise ValueError(
+                    f"{name} (={getattr(self, name)}) belongs to `schedule: cyclical`, this is {self.schedule}"
+                )
+        return self
+
+
+def annealed(value: float | Annealing, step: int) -> float:
+    """The value at an optimizer step, counted from 0.
+
+    linear: Sonderby et al. 2016. sigmoid: Bowman et al. 2016, cut at -6 and 6 and stretched to reach both ends. cyclical:
+    `cycles` times up and held, Fu et al. 2019, eq. 6. cosine: half a cosine.
+    """
+    if not isinstance(value, Annealing):
+        return value
+    progress = min(1.0, step / value.steps)
+    return value.start + (value.end - value.start) * _risen(value, progress)
+
+
+def _risen(value: Annealing, progress: float) -> float:
+    """The part of the way from `start` to `end`, from progress in [0, 1]."""
+    if value.schedule == "linear" or progress >= 1:
+        return progress
+    if value.schedule == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * progress))
+    if value.schedule == "sigmoid":
+        low = _sigmoid(-SIGMOID_REACH)
+        return (_sigmoid(SIGMOID_REACH * (2 * progress - 1)) - low) / (1 - 2 * low)
+    within = progress * (value.cycles or 4) % 1
+    return min(1.0, within / (value.rising or 0.5))
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))

@@ -4,6 +4,7 @@ The loop knows steps. This knows the run folder: who may write to it, where trai
 evaluated and saved.
 """
 
+import math
 import os
 import subprocess
 from collections.abc import Iterator
@@ -23,11 +24,13 @@ from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import evaluate
 from vaescale.figures import training_curves
 from vaescale.files import write_whole
+from vaescale.objectives import build_objective
 from vaescale.recipe import Recipe, differences, load_recipe
 from vaescale.run import build_model, in_order
 from vaescale.training import checkpoint
 from vaescale.training import folder as run_folder
 from vaescale.training.ema import Ema
+from vaescale.training.guard import Guard
 from vaescale.training.loop import Trainee, Watchers, train
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
@@ -61,6 +64,12 @@ class Session:
         )
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.ema = Ema(self.model, recipe.training.ema_decay) if recipe.training.ema_decay else None
+        self.objective = build_objective(recipe.objective, self.model)
+        self.guard = Guard(
+            skip_factor=recipe.optimizer.skip_factor,
+            max_non_finite=recipe.training.max_non_finite,
+            device=accelerator.device,
+        )
 
     def describe(self) -> dict[str, Any]:
         """What a dry run prints: the resolved recipe and the plan."""
@@ -133,12 +142,12 @@ class Session:
         with Drain(self.folder, recipe.tracking, shown=shown), self._progress, alone_with_its_data():
             train(
                 self.accelerator,
-                Trainee(prepared, optimizer, self.model, self.ema),
+                Trainee(prepared, optimizer, self.model, self.ema, self.guard),
                 self._skips.counting(batches),
                 Watchers(self._log, self._evaluate, self._checkpoint),
                 config=recipe.training,
                 optimizer_config=recipe.optimizer,
-                objective=recipe.objective,
+                objective=self.objective,
                 seed=recipe.seed,
                 start=start,
             )
@@ -164,9 +173,12 @@ class Session:
         metrics |= self._skips.metrics()
         if not comm.is_main():
             return
+        # A step with NaN moved nothing; its numbers are no numbers.
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         run_folder.append_metrics(self.folder, step, metrics)
         bound = "neg_profile_elbo" if self.model.likelihood.reads_x else "neg_elbo"
-        note = f"{bound} {metrics[f'train/{bound}_nats']:.2f} nats"
+        nats = metrics.get(f"train/{bound}_nats", math.nan)
+        note = f"{bound} {nats:.2f} nats"
         note += f"  sigma {metrics['train/sigma']:.4f}" if "train/sigma" in metrics else ""
         self._progress.update(step, f"{note}  {metrics['perf/images_per_second']:.0f} images/s")
 
@@ -185,6 +197,7 @@ class Session:
         tensors = {
             "model": self.model.state_dict(),
             "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.model),
+            "guard": {"state": self.guard.state},
         }
         if self.ema is not None:
             tensors["ema"] = self.ema.model.state_dict()
@@ -202,6 +215,7 @@ class Session:
                 )
         self.model.load_state_dict(found.tensors("model"))
         checkpoint.load_optimizer(self.optimizer, self.model, found.tensors("optimizer"))
+        self.guard.state = found.tensors("guard")["state"].to(self.guard.state)
         if self.ema is not None:
             self.ema.model.load_state_dict(found.tensors("ema"))
         return found.step

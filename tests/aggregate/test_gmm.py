@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 
 from vaescale import noise
 from vaescale.aggregate import gmm
-from vaescale.aggregate.samplers import sample_mixture, sample_prior
+from vaescale.aggregate.samplers import sample_mixture
 from vaescale.errors import UserError
 
 
@@ -85,13 +85,6 @@ def test_samples_have_the_mixture_s_moments(known: gmm.Mixture) -> None:
     covariance = torch.einsum("k,kij->ij", known.weights, second) - mean[:, None] * mean
     torch.testing.assert_close(z.mean(0), mean, rtol=0, atol=0.05)
     torch.testing.assert_close(torch.cov(z.T), covariance, rtol=0.03, atol=0.05)
-
-
-def test_prior_draws_are_standard_and_do_not_depend_on_the_count() -> None:
-    z = sample_prior(noise.Stream(0, 0, torch.arange(50_000)), 3)
-    torch.testing.assert_close(z.mean(0), torch.zeros(3), rtol=0, atol=0.03)
-    torch.testing.assert_close(torch.cov(z.T), torch.eye(3), rtol=0, atol=0.03)
-    assert torch.equal(sample_prior(noise.Stream(0, 0, torch.arange(5)), 3), z[:5])
 
 
 def test_one_component_is_the_moments(known: gmm.Mixture) -> None:

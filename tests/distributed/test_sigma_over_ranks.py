@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vaescale import comm, noise
 from vaescale.likelihoods import LikelihoodConfig
-from vaescale.models.posterior import PosteriorConfig
-from vaescale.models.vae import VAE
+from vaescale.models import build_vae
+from vaescale.models.posterior import DiagonalConfig
 from vaescale.networks.conv import ConvConfig
 
 IMAGES, STEPS = 12, 3
@@ -50,7 +50,7 @@ def run_modes(rank: int, shares: list[int], dtype: torch.dtype) -> Results:
         likelihood = TypeAdapter(LikelihoodConfig).validate_python({"kind": "gaussian", **keys})
         torch.manual_seed(1)
         network = ConvConfig(latent_dim=3, widths=(8,))
-        model = VAE(network, PosteriorConfig(), likelihood, image_size=8, channels=2).to(dtype).train()
+        model = build_vae(network, DiagonalConfig(), likelihood, image_size=8, channels=2).to(dtype).train()
         wrapped = model if len(shares) == 1 else DistributedDataParallel(model)
         found = {}
         for step in range(STEPS):

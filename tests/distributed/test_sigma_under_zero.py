@@ -27,8 +27,8 @@ def _work(rank: int, port: int, folder: str) -> None:
 
     from vaescale import comm, noise
     from vaescale.likelihoods.gaussian import GaussianConfig
-    from vaescale.models.posterior import PosteriorConfig
-    from vaescale.models.vae import VAE
+    from vaescale.models import build_vae
+    from vaescale.models.posterior import DiagonalConfig
     from vaescale.networks.conv import ConvConfig
 
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
@@ -40,7 +40,7 @@ def _work(rank: int, port: int, folder: str) -> None:
         torch.manual_seed(0)
         likelihood = GaussianConfig(**LIKELIHOODS[name])
         network = ConvConfig(latent_dim=3, widths=(8,))
-        model = VAE(network, PosteriorConfig(), likelihood, image_size=8, channels=1)
+        model = build_vae(network, DiagonalConfig(), likelihood, image_size=8, channels=1)
         config = {
             "train_micro_batch_size_per_gpu": 4,
             "zero_optimization": {"stage": stage},

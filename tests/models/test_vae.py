@@ -7,7 +7,8 @@ from torch.distributions import Normal, kl_divergence
 from vaescale import noise
 from vaescale.likelihoods.gaussian import GaussianConfig
 from vaescale.likelihoods.structured_gaussian import StructuredGaussianConfig
-from vaescale.models.posterior import LOG_SIGMA_BOUND, PosteriorConfig, diagonal, gaussian_kl
+from vaescale.models import build_vae
+from vaescale.models.posterior import LOG_SIGMA_BOUND, DiagonalConfig, Gaussian, diagonal, kl
 from vaescale.models.vae import VAE, to_unit
 from vaescale.networks.conv import ConvConfig
 
@@ -16,7 +17,7 @@ from vaescale.networks.conv import ConvConfig
 def model() -> VAE:
     torch.manual_seed(0)
     network = ConvConfig(latent_dim=3, widths=(8,))
-    return VAE(network, PosteriorConfig(), GaussianConfig(sigma=0.3), image_size=4, channels=1).eval()
+    return build_vae(network, DiagonalConfig(), GaussianConfig(sigma=0.3), image_size=4, channels=1).eval()
 
 
 @pytest.fixture
@@ -34,19 +35,23 @@ def everything(count: int) -> torch.Tensor:
 
 def test_kl_agrees_with_torch() -> None:
     torch.manual_seed(0)
-    mu, log_sigma = torch.randn(7, 4), torch.randn(7, 4)
-    expected = kl_divergence(Normal(mu, log_sigma.exp()), Normal(0.0, 1.0)).sum(1)
-    torch.testing.assert_close(gaussian_kl(mu, log_sigma), expected)
-    assert gaussian_kl(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0
+    q, p = (Gaussian(torch.randn(7, 4), torch.randn(7, 4)) for _ in range(2))
+    own = Normal(q.mu, q.log_sigma.exp())
+    torch.testing.assert_close(kl(q), kl_divergence(own, Normal(0.0, 1.0)))
+    torch.testing.assert_close(kl(q, p), kl_divergence(own, Normal(p.mu, p.log_sigma.exp())))
+    assert kl(Gaussian(torch.zeros(1, 4), torch.zeros(1, 4))).abs().max() == 0
+    assert kl(q, q).abs().max() < 1e-6
+    z = torch.randn(7, 4)
+    torch.testing.assert_close(q.log_density(z), own.log_prob(z))
 
 
 def test_log_sigma_is_bounded_smoothly() -> None:
     raw = torch.tensor([[0.0, -1e4, 0.0, 1e4], [0.0, 0.1, 0.0, -0.1]], requires_grad=True)
-    _, log_sigma = diagonal(raw)
+    _, log_sigma = diagonal(raw, DiagonalConfig(), None)
     assert log_sigma.abs().max() <= LOG_SIGMA_BOUND
     torch.testing.assert_close(log_sigma[1], raw[1, 2:], rtol=1e-3, atol=1e-3)
     moderate = torch.full((1, 4), 20.0, requires_grad=True)
-    diagonal(moderate)[1].sum().backward()
+    diagonal(moderate, DiagonalConfig(), None).log_sigma.sum().backward()
     assert (moderate.grad[:, 2:] > 0).all(), "the bound must leave a gradient back"
 
 
@@ -56,7 +61,7 @@ def test_terms_are_the_elbo_s(model: VAE, images: torch.Tensor) -> None:
     assert terms.kl.shape == (5, 1)
     assert terms.mu.shape == (5, 3)
     x = images.double() / 255
-    mu, log_sigma = model.encode(to_unit(images))
+    mu, log_sigma = model.posterior(to_unit(images))
     epsilon = noise.normal(stream(torch.arange(5)), noise.POSTERIOR, (3,))
     mean = torch.sigmoid(model.decode(mu + log_sigma.exp() * epsilon)).double()
     expected = Normal(mean, 0.3).log_prob(x).flatten(1).sum(1)
@@ -94,7 +99,7 @@ def test_autocast_stops_before_the_likelihood(images: torch.Tensor) -> None:
     torch.manual_seed(0)
     for likelihood in (GaussianConfig(sigma="predicted"), StructuredGaussianConfig()):
         network = ConvConfig(latent_dim=3, widths=(8,))
-        model = VAE(network, PosteriorConfig(), likelihood, image_size=4, channels=1).eval()
+        model = build_vae(network, DiagonalConfig(), likelihood, image_size=4, channels=1).eval()
         decoded = []
         model.network.decoder.register_forward_hook(lambda *call, to=decoded: to.append(call[2]))
         with torch.autocast("cpu", torch.bfloat16):
@@ -110,18 +115,18 @@ def test_autocast_stops_before_the_likelihood(images: torch.Tensor) -> None:
 def test_the_reported_variance_is_that_of_the_samples(images: torch.Tensor) -> None:
     torch.manual_seed(0)
     network = ConvConfig(latent_dim=3, widths=(8,))
-    model = VAE(
-        network, PosteriorConfig(), GaussianConfig(sigma="predicted"), image_size=4, channels=1
+    model = build_vae(
+        network, DiagonalConfig(), GaussianConfig(sigma="predicted"), image_size=4, channels=1
     ).eval()
     with torch.no_grad():
         terms = model(images[:1], stream(torch.arange(1)), everything(1))
-        z = terms.mu + model.encode(to_unit(images[:1]))[1].exp() * noise.normal(
+        z = terms.mu + model.posterior(to_unit(images[:1])).log_sigma.exp() * noise.normal(
             stream(torch.arange(1)), noise.POSTERIOR, (3,)
         )
         params = model.decode(z).expand(50_000, -1, -1, -1)
         draws = model.likelihood.sample(params, stream(torch.arange(50_000)))
     assert float(terms.variance) == pytest.approx(float(draws.var(0).sum()), rel=0.02)
-    known = VAE(network, PosteriorConfig(), GaussianConfig(sigma=0.3), image_size=4, channels=1).eval()
+    known = build_vae(network, DiagonalConfig(), GaussianConfig(sigma=0.3), image_size=4, channels=1).eval()
     assert known(images, stream(torch.arange(5)), everything(5)).variance.isnan().all(), (
         "sigma says it already"
     )

@@ -12,7 +12,7 @@ def build(
 ) -> ConvNetwork:
     torch.manual_seed(0)
     config = ConvConfig(latent_dim=latents, widths=widths)
-    return ConvNetwork(config, image_size=size, channels=channels, out_channels=out)
+    return ConvNetwork(config, image_size=size, channels=channels, encoder_out=2 * latents, out_channels=out)
 
 
 @pytest.mark.parametrize(

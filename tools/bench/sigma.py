@@ -23,11 +23,12 @@ from pydantic import TypeAdapter
 from vaescale import comm
 from vaescale.data.batch import Batch
 from vaescale.likelihoods import LikelihoodConfig
-from vaescale.models.posterior import PosteriorConfig
-from vaescale.models.vae import VAE
+from vaescale.models import build_vae
+from vaescale.models.posterior import DiagonalConfig
 from vaescale.networks.conv import ConvConfig
-from vaescale.objectives.elbo import ElboConfig
+from vaescale.objectives.elbo import Elbo, ElboConfig
 from vaescale.training import backends
+from vaescale.training.guard import Guard
 from vaescale.training.step import train_step
 
 GLOBAL_BATCH, SIZE, STEPS = 128, 28, 3
@@ -100,8 +101,9 @@ def stepper(accelerator, keys: dict[str, object]) -> Callable[[], object]:  # ty
     torch.manual_seed(0)
     likelihood = TypeAdapter(LikelihoodConfig).validate_python(keys)
     network = ConvConfig(latent_dim=32, widths=(32, 64))
-    model = VAE(network, PosteriorConfig(), likelihood, image_size=SIZE, channels=1).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    model = build_vae(network, DiagonalConfig(), likelihood, image_size=SIZE, channels=1).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    guard = Guard(skip_factor=None, max_non_finite=10, device=accelerator.device)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     share = GLOBAL_BATCH // accelerator.num_processes
     slots = torch.arange(share) + share * comm.rank()
@@ -112,7 +114,8 @@ def stepper(accelerator, keys: dict[str, object]) -> Callable[[], object]:  # ty
         prepared,
         optimizer,
         [batch],
-        objective=ElboConfig(),
+        objective=Elbo(ElboConfig(), model),
+        skips=guard.skips,
         precision="bf16",
         seed=0,
         step=0,

@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from vaescale import figures, noise
-from vaescale.aggregate.samplers import sample_prior
 from vaescale.errors import UserError
 from vaescale.likelihoods import LIKELIHOODS
 from vaescale.models.vae import to_unit
@@ -54,6 +53,11 @@ class Trained(NamedTuple):
     def dimensions(self) -> int:
         """Values of an image."""
         return self.recipe.data.channels * self.recipe.data.image_size**2
+
+    @property
+    def beta(self) -> float:
+        """The study's recipes do not anneal it."""
+        return float(self.recipe.objective.model_dump()["beta"])
 
 
 def main() -> None:
@@ -93,7 +97,7 @@ def study(arguments: argparse.Namespace) -> None:
     for beta in () if arguments.only else BETAS:
         keys = [f"name=fashion_mnist-beta_{beta}{changed}", f"objective.beta={beta}", *overrides]
         betas.append(train(f"beta {beta:g}", RECIPES / "fixed.yaml", keys))
-    betas.sort(key=lambda run: run.recipe.objective.beta)
+    betas.sort(key=lambda run: run.beta)
     out.mkdir(parents=True, exist_ok=True)
     words = table(decoders, betas)
     (out / "table.md").write_text(words)
@@ -176,7 +180,7 @@ def beta_rows(betas: list[Trained]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for run in betas:
-        metrics, beta = run.metrics, run.recipe.objective.beta
+        metrics, beta = run.metrics, run.beta
         lines.append(
             f"| {run.label} | {bound_at(run, beta):.1f} | {bound_at(run, metrics['mse']):.1f} | {metrics['mse']:.5f} | "
             f"{math.sqrt(beta):.4f} | {metrics['kl_nats']:.1f} | {metrics['active_units']:.0f} |"
@@ -216,14 +220,13 @@ def strip(run: Trained) -> NDArray[np.float32]:
     first = next(in_order(open_split(opened.recipe, "val")))
     stream = noise.Stream(0, 0, torch.arange(SHOWN, device=device))
     x = model.target(first.images[:SHOWN].to(device), stream)
-    reconstructed = model.likelihood.mean(model.decode(model.encode(x)[0]))
-    params = model.decode(sample_prior(stream, model.latent_dim))
+    reconstructed = model.likelihood.mean(model.reconstruct(x))
+    params = model.from_prior(stream)
     white = torch.ones_like(x[:1])
     drawn = model.likelihood.sample(params, stream)
     if run.label.startswith("beta"):  # with the noise that beta is
         drawn = model.likelihood.mean(params)
-        beta = run.recipe.objective.beta
-        drawn = drawn + math.sqrt(beta) * noise.normal(stream, noise.DECODER, model.image_shape)
+        drawn = drawn + math.sqrt(run.beta) * noise.normal(stream, noise.DECODER, model.image_shape)
     parts = [reconstructed, white, model.likelihood.mean(params), white, drawn]
     images: NDArray[np.float32] = torch.cat(parts).clamp(0, 1).float().cpu().numpy()
     return images

@@ -8,11 +8,13 @@ from torch import Tensor
 from vaescale import noise
 from vaescale.data.batch import Batch
 from vaescale.errors import TrainingStopped
-from vaescale.models.vae import VAE
+from vaescale.models.flat import FlatVAE
 
 
 @torch.no_grad()
-def sample_aggregate(model: VAE, batches: Iterable[Batch], *, seed: int, samples_per_image: int) -> Tensor:
+def sample_aggregate(
+    model: FlatVAE, batches: Iterable[Batch], *, seed: int, samples_per_image: int
+) -> Tensor:
     """Draws from q(z|x) of each image, float64 [images * samples_per_image, Z] on the CPU.
 
     Raises TrainingStopped when the encoder returns NaN or Inf.
@@ -21,7 +23,8 @@ def sample_aggregate(model: VAE, batches: Iterable[Batch], *, seed: int, samples
     latents = []
     for batch in batches:
         stream = noise.Stream(seed, 0, batch.slots.to(device))
-        mu, log_sigma = model.encode(model.target(batch.images.to(device), stream))
+        q = model.posterior(model.target(batch.images.to(device), stream))
+        mu, log_sigma = q.mu.flatten(1), q.log_sigma.flatten(1)
         shape = (samples_per_image, model.latent_dim)
         z = mu[:, None] + torch.exp(log_sigma)[:, None] * noise.normal(stream, noise.POSTERIOR, shape)
         latents.append(z[batch.mask].flatten(0, 1).double().cpu())

@@ -1,15 +1,10 @@
-"""Where z comes from when a model is sampled: the prior or a fitted mixture, a function of (seed, number) alone."""
+"""Where z comes from when a model is sampled otherwise than from its prior: a fitted mixture, a function of (seed, number) alone."""
 
 import torch
 from torch import Tensor
 
 from vaescale import noise
 from vaescale.aggregate.gmm import Mixture
-
-
-def sample_prior(stream: noise.Stream, latent_dim: int) -> Tensor:
-    """Draws from N(0, I), float32 [B, Z], one a slot."""
-    return noise.normal(stream, noise.PRIOR, (latent_dim,))
 
 
 def sample_mixture(stream: noise.Stream, mixture: Mixture) -> Tensor:

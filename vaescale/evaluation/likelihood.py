@@ -13,6 +13,8 @@ from vaescale.likelihoods.base import Likelihood
 from vaescale.models.vae import VAE, Terms
 
 ACTIVE_VARIANCE = 0.01
+COLLAPSED_NATS, COLLAPSED_IMAGES = 0.01, 0.99
+PER_IMAGE = 4  # columns before those by group and by latent
 
 
 @torch.no_grad()
@@ -21,55 +23,65 @@ def evaluate(
 ) -> dict[str, float]:
     """One-sample ELBO with the running sigma, in float32. The noise of an image depends on (seed, its number) alone.
 
-    Returns what `model_metrics` does; active_units: latents whose posterior mean has a variance above 0.01 over the data
-    (Burda, Grosse & Salakhutdinov 2016, section 5.1); images, the number evaluated, and skipped, the number that could
-    not be used (absent when 0). Raises DataError when more than the fraction `max_skipped` could not.
+    Returns what `model_metrics` does; images, the number evaluated, and skipped, the number that could not be used
+    (absent when 0). Raises DataError when more than the fraction `max_skipped` could not.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    sums = torch.zeros(6 + 2 * model.latent_dim, dtype=torch.float64, device=device)
+    sums: Tensor | None = None
+    skipped_here = 0
     for batch in batches:
         images, slots, mask = batch.images.to(device), batch.slots.to(device), batch.mask.to(device)
         terms = model(images, noise.Stream(seed, 0, slots), mask)
-        mu = terms.mu.double()
-        rows = torch.cat([metric_columns(terms), torch.ones_like(mu[:, :1]), mu, mu.square()], dim=1)
-        sums[:-1] += torch.where(mask[:, None], rows, 0.0).sum(0)
-        sums[-1] += len(batch.faults)
+        own = column_sums(terms, mask)
+        sums = own if sums is None else sums + own
+        skipped_here += len(batch.faults)
     model.train(was_training)
-    total = comm.all_reduce_sum(sums)
-    used, skipped = float(total[4]), float(total[-1])
+    assert sums is not None, "a data set has at least one batch"
+    total = comm.all_reduce_sum(torch.cat([sums, sums.new_tensor([skipped_here])]))
+    used, skipped = float(total[-2]), float(total[-1])
     if not used or skipped > max_skipped * (used + skipped):
         raise DataError(
             f"{skipped:.0f} of {used + skipped:.0f} images to evaluate cannot be used, data.max_skipped is "
             f"{max_skipped}; `vaescale verify-shards DIR --deep` names them"
         )
-    means = total[:-1] / used
-    mu_mean, mu_square = means[5:].chunk(2)
-    metrics = {
-        **model_metrics(model, means[:4]),
-        "active_units": float((mu_square - mu_mean.square() > ACTIVE_VARIANCE).sum()),
-        "images": used,
-    }
+    metrics = {**model_metrics(model, total[:-2] / used), "images": used}
     return metrics | ({"skipped": skipped} if skipped else {})
 
 
-def metric_columns(terms: Terms) -> Tensor:
-    """float64 [B, 4]: log_px, kl, squared error and variance of each image."""
-    columns = [terms.log_px, terms.kl.sum(1), terms.squared_error, terms.variance]
-    return torch.stack([column.double() for column in columns], dim=1)
+def column_sums(terms: Terms, mask: Tensor) -> Tensor:
+    """float64 [4 + G + 3 L + 1]: what `model_metrics` takes the means of, summed over the images, and their number.
+
+    log_px, kl, squared error, variance | the KL of each group | of each latent whether its KL is below 0.01 nats,
+    the posterior's mean and its square.
+    """
+    first = torch.stack([terms.log_px, terms.kl.sum(1), terms.squared_error, terms.variance], dim=1)
+    parts = [first, terms.kl, terms.latent_kl < COLLAPSED_NATS, terms.unit_mean, terms.unit_square]
+    rows = torch.cat([part.detach().double() for part in parts], dim=1)
+    sums = torch.where(mask[:, None], rows, 0.0).sum(0)
+    return torch.cat([sums, mask.sum().double()[None]])
 
 
 def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
-    """The metrics from the means over images of `metric_columns`, float64 [4].
+    """The metrics from the means over images of what `column_sums` sums, float64 [4 + G + 3 L].
 
     neg_elbo_nats, log_px_nats and kl_nats (per image), bits_per_dim, mse (per value, images in [0, 1]), and sigma: the
     likelihood's noise level, or the root of the mean variance of p(x|z) when it depends on z (absent when there is none).
     A likelihood that fits sigma to each image itself bounds nothing: then the two are called neg_profile_elbo_nats and
     profile_log_px_nats, and there are no bits_per_dim. Besides, what the likelihood calls its progress.
+
+    active_units: latents whose posterior mean, measured from the prior's in its standard deviations, has a variance above
+    0.01 over the images (Burda, Grosse & Salakhutdinov 2016, section 5.1). collapsed_share: of the latents, those whose KL
+    is below 0.01 nats for at least 99% of the images (Lucas et al. 2019, definition 1, with epsilon = delta = 0.01).
+    group_kl_nats/N: of each group, where there are several.
     """
     likelihood, dimensions = model.likelihood, math.prod(model.image_shape)
-    log_px, kl, squared_error, variance = means.tolist()
+    groups, latents = len(model.group_sizes), model.num_latents
+    log_px, kl, squared_error, variance = means[:PER_IMAGE].tolist()
+    by_group, below, unit_mean, unit_square = torch.split(
+        means[PER_IMAGE:], [groups, latents, latents, latents]
+    )
     of = "profile_" if likelihood.reads_x else ""
     metrics = {
         f"neg_{of}elbo_nats": kl - log_px,
@@ -83,6 +95,10 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
         metrics["sigma"] = float(likelihood.sigma)
     elif math.isfinite(variance):
         metrics["sigma"] = math.sqrt(variance / dimensions)
+    metrics["active_units"] = float((unit_square - unit_mean.square() > ACTIVE_VARIANCE).sum())
+    metrics["collapsed_share"] = float((below >= COLLAPSED_IMAGES).double().mean())
+    if groups > 1:
+        metrics |= {f"group_kl_nats/{number:02d}": nats for number, nats in enumerate(by_group.tolist())}
     return metrics | {name: float(value) for name, value in likelihood.progress.items()}
 
 
@@ -101,7 +117,8 @@ def protocol(likelihood: Likelihood) -> dict[str, str]:
         "bound": "one-sample ELBO per image, float32",
         "bits_per_dim": bits,
         "sigma": "root of the mean variance of p(x|z); an optimal sigma is the running average of training",
-        "active_units": "latents whose posterior mean varies by more than 0.01 over the data",
+        "active_units": "latents whose posterior mean, in the prior's standard deviations, varies by more than 0.01",
+        "collapsed_share": "of the latents, those with a KL below 0.01 nats for 99% of the images",
     }
     if likelihood.reads_x:
         del words["bits_per_dim"]

@@ -1,71 +1,132 @@
 """The variational autoencoder: everything that has a gradient happens in `VAE.forward`.
 
 Data-parallel wrappers see what passes through the wrapped module's forward and nothing else, so the loss is built
-from its Terms, never from `encode` or `decode` called beside it.
+from its Terms, never from parts called beside it. How z comes about is the kinds' own: `flat.py` and `ladder.py`.
+
+Legend: B images, K draws of z for each, G groups of latents, L latents, where a latent is one number of a vector or one
+channel of a map, its KL summed over the places.
 """
 
 from typing import NamedTuple
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from vaescale import noise
 from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
-from vaescale.models.posterior import POSTERIORS, PosteriorConfig, gaussian_kl
-from vaescale.networks import NETWORKS, NetworkConfig
 
 
 class Terms(NamedTuple):
-    """Per-example pieces of the objective. log_px [B] and kl [B, groups] in nats; squared_error and variance [B], summed
-    over pixels: (x - E[x|z])^2, and Var[x|z] where it depends on z (else NaN); mu [B, Z].
+    """Per-example pieces of the objective, in nats where they are logarithms; means over the K draws where there are several.
+
+    log_px [B]; kl [B, G], summed over a group's latents, and latent_kl [B, L]; squared_error and variance [B], summed over
+    pixels: (x - E[x|z])^2, and Var[x|z] where it depends on z (else NaN). unit_mean and unit_square [B, L]: the posterior's
+    mean, as deviation from the prior's in its standard deviations, and the square of that, averaged over the places of a map.
+    mu, log_sigma and z [B, Z] of a single latent vector, z its first draw; [B, 0] in a ladder.
+    log_weights [B, K] = log p(x, z) - log q(z|x); [B, 0] unless they were asked for.
     """
 
     log_px: Tensor
     kl: Tensor
+    latent_kl: Tensor
     squared_error: Tensor
     variance: Tensor
+    unit_mean: Tensor
+    unit_square: Tensor
     mu: Tensor
+    log_sigma: Tensor
+    z: Tensor
+    log_weights: Tensor
+
+
+class Inferred(NamedTuple):
+    """What drawing z from q(z|x) gives. params [B K, ...]: the likelihood's raw parameters; log_ratio [B, K] =
+    log p(z) - log q(z|x); draws [B K, ...]: z itself, or None in a ladder. The others as in Terms.
+    """
+
+    params: Tensor
+    kl: Tensor
+    latent_kl: Tensor
+    unit_mean: Tensor
+    unit_square: Tensor
+    mu: Tensor
+    log_sigma: Tensor
+    log_ratio: Tensor
+    draws: Tensor | None
 
 
 class VAE(nn.Module):
-    """x -> q(z|x) -> z -> p(x|z), with the prior N(0, I)."""
+    """x -> q(z|x) -> z -> p(x|z). Override `infer`, `reconstruct` and `from_prior`."""
 
-    def __init__(
-        self,
-        network: NetworkConfig,
-        posterior: PosteriorConfig,
-        likelihood: LikelihoodConfig,
-        *,
-        image_size: int,
-        channels: int,
-    ) -> None:
+    group_sizes: tuple[int, ...]
+    """How many numbers each group has."""
+
+    group_places: tuple[int, ...]
+    """How many of them are places of a map, rather than channels: 1 for a vector."""
+
+    def __init__(self, likelihood: LikelihoodConfig, *, image_size: int, channels: int) -> None:
         super().__init__()
-        self.latent_dim = network.latent_dim
         self.image_shape = (channels, image_size, image_size)
-        self._posterior = POSTERIORS[posterior.kind]
         self.likelihood = LIKELIHOODS[likelihood.kind][1](likelihood, image_shape=self.image_shape)
-        self.network = NETWORKS[network.kind][1](
-            network,
-            image_size=image_size,
-            channels=channels,
-            out_channels=self.likelihood.num_params(channels),
-        )
 
-    def forward(self, images: Tensor, stream: noise.Stream, mask: Tensor) -> Terms:
-        """images uint8 [B, C, H, W], one slot of the stream each; mask bool [B], false for padding."""
+    @property
+    def num_latents(self) -> int:
+        """L: how many columns Terms.latent_kl has."""
+        return sum(size // places for size, places in zip(self.group_sizes, self.group_places, strict=True))
+
+    def forward(
+        self,
+        images: Tensor,
+        stream: noise.Stream,
+        mask: Tensor,
+        importance_samples: int = 0,
+        doubly_reparameterized: bool = False,
+    ) -> Terms:
+        """images uint8 [B, C, H, W], one slot of the stream each; mask bool [B], false for padding.
+
+        importance_samples: K, so many draws of z with their log weights; 0 is one draw without. doubly_reparameterized:
+        log weights whose gradient for the encoder goes through z alone, weighted once more (see `objectives/iwae.py`).
+        """
         x = self.target(images, stream)
-        mu, log_sigma = self.encode(x)
-        z = mu + torch.exp(log_sigma) * noise.normal(stream, noise.POSTERIOR, (self.latent_dim,))
-        params = self.network.decode(z)
+        return self.terms(x, stream, mask, importance_samples, doubly_reparameterized)
+
+    def terms(
+        self,
+        x: Tensor,
+        stream: noise.Stream,
+        mask: Tensor,
+        importance_samples: int = 0,
+        doubly_reparameterized: bool = False,
+    ) -> Terms:
+        """`forward` of what `target` returned."""
+        draws = max(1, importance_samples)
+        inferred = self.infer(x, stream, draws, doubly_reparameterized)
         # Autocast ends here: log-probabilities are never computed in half precision.
         with torch.autocast(x.device.type, enabled=False):
-            squared_error, variance = self._moments(x, params.detach())
+            xs, masks = (tensor.repeat_interleave(draws, 0) if draws > 1 else tensor for tensor in (x, mask))
+            log_px = self.likelihood.log_prob(xs, inferred.params, masks)
+            log_px = rearrange(log_px, "(b k) -> b k", k=draws)
+            squared_error, variance = self._moments(xs, inferred.params.detach())
+            log_weights = log_px + inferred.log_ratio if importance_samples else log_px.new_zeros(len(x), 0)
+            if doubly_reparameterized and inferred.draws is not None and inferred.draws.requires_grad:
+                share = torch.softmax(log_weights.detach(), dim=1).view(
+                    -1, *(1 for _ in inferred.draws.shape[1:])
+                )
+                inferred.draws.register_hook(lambda gradient: gradient * share.to(gradient))  # type: ignore[no-untyped-call]
+            empty = log_px.new_zeros(len(x), 0)
             return Terms(
-                log_px=self.likelihood.log_prob(x, params, mask),
-                kl=gaussian_kl(mu, log_sigma)[:, None],
-                squared_error=squared_error,
-                variance=variance,
-                mu=mu,
+                log_px=log_px.mean(1),
+                kl=inferred.kl,
+                latent_kl=inferred.latent_kl,
+                squared_error=reduce(squared_error, "(b k) -> b", "mean", k=draws),
+                variance=reduce(variance, "(b k) -> b", "mean", k=draws),
+                unit_mean=inferred.unit_mean,
+                unit_square=inferred.unit_square,
+                mu=inferred.mu,
+                log_sigma=inferred.log_sigma,
+                z=empty if inferred.draws is None else inferred.draws[::draws].flatten(1),
+                log_weights=log_weights,
             )
 
     def target(self, images: Tensor, stream: noise.Stream) -> Tensor:
@@ -76,15 +137,19 @@ class VAE(nn.Module):
         x = images.to(dtype) / 255 if dtype == torch.float64 else to_unit(images)
         return self.likelihood.target(x, stream)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log sigma of q(z|x), [B, Z] each. x [B, C, H, W] from `target`. For use without a gradient."""
-        parameters: Tensor = self.network.encode(x)
-        return self._posterior(parameters)
+    def infer(self, x: Tensor, stream: noise.Stream, draws: int, detached: bool) -> Inferred:
+        """Draw z from q(z|x). detached: log_ratio holds q's own parameters constant."""
+        raise NotImplementedError
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The likelihood's raw parameters from z [B, Z]. For use without a gradient."""
-        params: Tensor = self.network.decode(z)
-        return params
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The likelihood's raw parameters from the posterior's means. x from `target`. For use without a gradient."""
+        raise NotImplementedError
+
+    def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
+        """The likelihood's raw parameters from draws of the prior, one a slot, its standard deviations times
+        `temperature`. For use without a gradient.
+        """
+        raise NotImplementedError
 
     @torch.no_grad()
     def _moments(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,19 +1,21 @@
-"""Strided convolutional encoder and its mirror image, one halving of the resolution per width.
+"""Strided convolutional encoder and decoder: one's own widths, one halving of the resolution each, or a published network.
 
-Legend: x [B, C, S, S], W = widths[-1], s = S / 2^len(widths), z [B, Z]. GroupNorm, not BatchNorm: a curve must not
-depend on how many images a process holds.
+Legend: x [B, C, S, S], W = the encoder's last width, s = S / (product of the decoder's strides), z [B, Z]. GroupNorm unless
+the recipe or a preset says otherwise: a curve must not depend on how many images a process holds.
 """
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from einops.layers.torch import Rearrange
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vaescale.config import Config
-from vaescale.errors import UserError
+from vaescale.networks.layers import ACTIVATIONS, Norm, conv, deconv, norm, refuse_indivisible, spectral
+from vaescale.networks.presets import PRESETS, Preset
 
 
 class ConvConfig(Config):
@@ -24,31 +26,60 @@ class ConvConfig(Config):
     widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         default=(32, 64), min_length=1, description="channels after each halving of the resolution"
     )
+    preset: Literal["sigma_vae_svhn", "wae_celeba", "infogan"] | None = Field(
+        default=None, description="a published network in place of `widths`; see networks/presets.py"
+    )
+    norm: Norm | None = Field(
+        default=None, description="null: the preset's own, group without one; batch: over the global batch"
+    )
+
+    @model_validator(mode="after")
+    def _a_preset_has_its_widths(self) -> "ConvConfig":
+        default = type(self).model_fields["widths"].default
+        if self.preset and self.widths != default:
+            raise ValueError(f"preset (={self.preset}) has its own widths; leave network.widths out")
+        return self
 
 
 class ConvNetwork(nn.Module):
-    """Raises UserError when the image cannot be halved `len(widths)` times."""
+    """Raises UserError when the image cannot be halved as often as the layers ask."""
 
-    def __init__(self, config: ConvConfig, *, image_size: int, channels: int, out_channels: int) -> None:
+    def __init__(
+        self, config: ConvConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
+    ) -> None:
         super().__init__()
-        small = _smallest_map(image_size, len(config.widths))
-        widths = [channels, *config.widths]
-        features = config.widths[-1] * small * small
-        self.encoder = nn.Sequential(
-            *(_down(wide, wider) for wide, wider in itertools.pairwise(widths)),  # [B, W, s, s]
-            Rearrange("b w i j -> b (w i j)"),
-            nn.Linear(features, 2 * config.latent_dim),  # [B, 2 Z]
+        plan = PRESETS[config.preset] if config.preset else _own(config.widths)
+        kind: Norm = config.norm or plan.norm  # type: ignore[assignment]
+        key = f"network.preset (={config.preset})" if config.preset else "network.widths"
+        halvings = math.prod(stride for _, _, stride in plan.encoder)
+        doublings = math.prod([stride for _, _, stride in plan.decoder]) * plan.last[1]
+        refuse_indivisible(
+            image_size,
+            max(halvings, doublings),
+            f"cannot be halved {math.log2(max(halvings, doublings)):.0f} times as {key} asks",
+            "a network of fewer halvings" if config.preset else "fewer widths",
         )
-        widths = [*reversed(config.widths), config.widths[0]]
+        self.latent_shape = (config.latent_dim,)
+        small, start = image_size // halvings, image_size // doublings
+        width = plan.encoder[-1][0]
+        sizes = (width * small * small, *plan.hidden, encoder_out)
+        self.encoder = nn.Sequential(
+            *_encoder_maps(plan, channels, kind),
+            Rearrange("b w i j -> b (w i j)"),  # [B, W small small]
+            *_hidden(sizes, kind, plan.activation, spectral_norm=plan.spectral),  # [B, encoder_out]
+        )
+        sizes = (config.latent_dim, *reversed(plan.hidden), width * start * start)
         self.decoder = nn.Sequential(
-            nn.Linear(config.latent_dim, features),
-            Rearrange("b (w i j) -> b w i j", i=small, j=small),
-            *(_up(wide, narrow) for wide, narrow in itertools.pairwise(widths)),  # [B, widths[0], S, S]
-            nn.Conv2d(widths[-1], out_channels, 3, padding=1),  # [B, out_channels, S, S]
+            *_hidden(sizes, kind, plan.decoder_activation),
+            *([norm(kind, width * start * start)] if plan.start_norm and kind != "none" else []),
+            *([ACTIVATIONS[plan.decoder_activation]()] if plan.start_activation else []),
+            Rearrange("b (w i j) -> b w i j", i=start, j=start),
+            *_decoder_maps(plan, width, kind),
+            _last(plan, out_channels),  # [B, out_channels, S, S]
         )
 
     def encode(self, x: Tensor) -> Tensor:
-        """[B, C, S, S] in [0, 1] to the posterior's raw parameters [B, 2 Z]."""
+        """[B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out]."""
         parameters: Tensor = self.encoder(2 * x - 1)
         return parameters
 
@@ -58,25 +89,47 @@ class ConvNetwork(nn.Module):
         return parameters
 
 
-def _down(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, width, 4, stride=2, padding=1), _norm(width), nn.SiLU())
+def _own(widths: tuple[int, ...]) -> Preset:
+    upwards = (*reversed(widths[:-1]), widths[0])
+    return Preset(
+        encoder=tuple((width, 4, 2) for width in widths),
+        decoder=tuple((width, 4, 2) for width in upwards),
+        last=(3, 1),
+        norm="group",
+        start_activation=False,
+        activation="silu",
+        decoder_activation="silu",
+    )
 
 
-def _up(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.ConvTranspose2d(channels, width, 4, stride=2, padding=1), _norm(width), nn.SiLU())
+def _encoder_maps(plan: Preset, channels: int, kind: Norm) -> Iterator[nn.Sequential]:
+    for number, (width, kernel, stride) in enumerate(plan.encoder):
+        layer: nn.Module = conv(channels, width, kernel, stride=stride)
+        layer = spectral(layer) if plan.spectral else layer
+        normed = norm(kind if number or plan.first_norm else "none", width)
+        yield nn.Sequential(layer, normed, ACTIVATIONS[plan.activation]())
+        channels = width
 
 
-def _norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(width, 8), width)
+def _decoder_maps(plan: Preset, channels: int, kind: Norm) -> Iterator[nn.Sequential]:
+    for width, kernel, stride in plan.decoder:
+        layer = deconv(channels, width, kernel, stride=stride)
+        yield nn.Sequential(layer, norm(kind, width), ACTIVATIONS[plan.decoder_activation]())
+        channels = width
 
 
-def _smallest_map(image_size: int, halvings: int) -> int:
-    factor = 1 << halvings
-    if image_size % factor:
-        below = image_size // factor * factor
-        fits = " or ".join(str(size) for size in (below, below + factor) if size)
-        raise UserError(
-            f"data.image_size (={image_size}) cannot be halved {halvings} times as network.widths asks; "
-            f"use {fits}, or fewer widths"
-        )
-    return image_size // factor
+def _last(plan: Preset, out_channels: int) -> nn.Module:
+    (kernel, stride), width = plan.last, plan.decoder[-1][0]
+    return conv(width, out_channels, kernel) if stride == 1 else deconv(width, out_channels, kernel)
+
+
+def _hidden(
+    sizes: tuple[int, ...], kind: Norm, activation: str, *, spectral_norm: bool = False
+) -> Iterator[nn.Module]:
+    """Fully connected layers, with norm and activation between them and none after the last."""
+    for number, (size, following) in enumerate(itertools.pairwise(sizes), start=2):
+        layer: nn.Module = nn.Linear(size, following)
+        yield spectral(layer) if spectral_norm else layer
+        if number < len(sizes):
+            yield norm(kind, following)
+            yield ACTIVATIONS[activation]()

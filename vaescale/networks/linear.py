@@ -25,18 +25,20 @@ class LinearConfig(Config):
 class LinearNetwork(nn.Module):
     """encode: [V x + b, log diagonal of D / 2]; decode: W z + mu."""
 
-    def __init__(self, config: LinearConfig, *, image_size: int, channels: int, out_channels: int) -> None:
+    def __init__(
+        self, config: LinearConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
+    ) -> None:
         super().__init__()
-        self.image_size = image_size
+        self.image_size, self.latent_shape = image_size, (config.latent_dim,)
         self.encoder = nn.Linear(channels * image_size**2, config.latent_dim)
-        self.log_sigma = nn.Parameter(torch.zeros(config.latent_dim))
+        self.log_sigma = nn.Parameter(torch.zeros(encoder_out - config.latent_dim))
         self.decoder = nn.Linear(config.latent_dim, out_channels * image_size**2)
         nn.init.normal_(self.decoder.weight, std=1 / math.sqrt(config.latent_dim * image_size**2))
 
     def encode(self, x: Tensor) -> Tensor:
-        """[B, C, S, S] in [0, 1] to the posterior's raw parameters [B, 2 Z]."""
+        """[B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out]."""
         mu = self.encoder(rearrange(x, "b c i j -> b (c i j)"))
-        return torch.cat([mu, self.log_sigma.to(mu).expand_as(mu)], dim=1)
+        return torch.cat([mu, self.log_sigma.to(mu).expand(len(mu), -1)], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
         """[B, Z] to the likelihood's raw parameters [B, out_channels, S, S]."""

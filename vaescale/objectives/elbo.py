@@ -1,21 +1,103 @@
-"""The negative ELBO and its beta-weighted form. Kingma & Welling 2014, eq. 3; Higgins et al. 2017, eq. 4."""
+"""The evidence lower bound and its family.
 
-from typing import Literal
+ELBO       -log p(x|z) + KL                                              Kingma & Welling 2014, eq. 3
+beta-VAE   -log p(x|z) + beta KL                                         Higgins et al. 2017, eq. 4
+free bits  -log p(x|z) + beta sum_j max(nats, E[KL_j])                   Kingma et al. 2016, eq. 15
+capacity   -log p(x|z) + gamma |E[KL] - C|                               Burgess et al. 2018, eq. 8
+balancing  -log p(x|z) + beta sum_g gamma_g KL_g                         Vahdat & Kautz 2020, appendix A
+WAE-MMD    ... + lambda MMD(q(z), p(z)), with beta 0                     Tolstikhin et al. 2018, algorithm 2
+DIP-VAE    ... + lambda_od sum C_ij^2 + lambda_d sum (C_ii - 1)^2        Kumar et al. 2018, eq. 6 and 7
+"""
 
-from pydantic import Field
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from vaescale import noise
 from vaescale.config import Config
-from vaescale.models.vae import Terms
+from vaescale.models.vae import VAE, Terms
+from vaescale.objectives.dip import DipConfig, dip
+from vaescale.objectives.mmd import MmdConfig, mmd
+from vaescale.objectives.rates import (
+    CapacityConfig,
+    FreeBitsConfig,
+    balanced,
+    capacity,
+    capacity_nats,
+    free_bits,
+)
+from vaescale.schedules import Annealing, annealed
 
 
 class ElboConfig(Config):
-    """-log p(x|z) + beta KL."""
+    """-log p(x|z) + beta KL, and what may be made of the KL and added to it."""
 
     kind: Literal["elbo"] = "elbo"
-    beta: float = Field(default=1.0, ge=0)
+    beta: Annotated[float, Field(ge=0)] | Annealing = Field(
+        default=1.0, description="a number, or {schedule: linear, steps: 1000}: cosine, sigmoid, cyclical"
+    )
+    free_bits: FreeBitsConfig | None = None
+    capacity: CapacityConfig | None = Field(default=None, description="in place of beta")
+    balancing: Literal["never", "while_annealing", "always"] = Field(
+        default="never", description="of a ladder's groups; NVAE has it while beta rises"
+    )
+    mmd: MmdConfig | None = None
+    dip: DipConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_thing_is_made_of_the_kl(self) -> "ElboConfig":
+        given = [name for name in ("free_bits", "capacity") if getattr(self, name)]
+        given += ["balancing"] if self.balancing != "never" else []
+        if len(given) > 1:
+            raise ValueError(
+                f"{given[0]} and objective.{given[1]} both say what the KL costs; give one of them"
+            )
+        if self.capacity and self.beta != 1.0:
+            raise ValueError(
+                "capacity takes the place of beta; leave objective.beta out, or set capacity.weight"
+            )
+        if self.balancing == "while_annealing" and not isinstance(self.beta, Annealing):
+            raise ValueError("balancing is while_annealing, but beta does not change; give beta a schedule")
+        return self
 
 
-def elbo_loss(terms: Terms, *, beta: float) -> Tensor:
-    """-E_q[log p(x|z)] + beta KL(q(z|x) || p(z)) in nats, averaged over the batch. Returns []."""
-    return (beta * terms.kl.sum(dim=1) - terms.log_px).mean()
+class Elbo:
+    """A rank's share of the loss: the mean over ranks is the global batch's."""
+
+    importance_samples = 0
+    doubly_reparameterized = False
+
+    def __init__(self, config: ElboConfig, model: VAE) -> None:
+        self.config, self._places = config, model.group_places
+
+    def __call__(self, terms: Terms, stream: noise.Stream) -> Tensor:
+        """The loss [] in nats per image."""
+        config = self.config
+        loss = self._rate(terms, stream.step) - terms.log_px.mean()
+        if config.mmd:
+            loss = loss + config.mmd.weight * mmd(terms.z, stream, config.mmd)
+        if config.dip:
+            loss = loss + dip(terms.mu, terms.log_sigma, config.dip)
+        return loss
+
+    def progress(self, step: int) -> dict[str, float]:
+        """What changes over training, for the curves: beta, or the capacity."""
+        if self.config.capacity:
+            return {"capacity_nats": capacity_nats(self.config.capacity, step)}
+        return {"beta": annealed(self.config.beta, step)}
+
+    def _rate(self, terms: Terms, step: int) -> Tensor:
+        config, beta = self.config, annealed(self.config.beta, step)
+        if config.capacity:
+            return capacity(terms.kl, config.capacity, step)
+        if config.free_bits:
+            return beta * free_bits(terms.latent_kl, terms.kl, config.free_bits)
+        if config.balancing == "always" or (
+            config.balancing == "while_annealing" and self._is_annealing(step)
+        ):
+            return beta * balanced(terms.kl, self._places)
+        return beta * terms.kl.sum(1).mean()
+
+    def _is_annealing(self, step: int) -> bool:
+        return isinstance(self.config.beta, Annealing) and step < self.config.beta.steps

@@ -4,6 +4,7 @@
         model.safetensors       weights and buffers, the sigma state among them
         ema.safetensors         the averaged weights, if there are any
         optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/step for each parameter NAME
+        guard.safetensors       which gradient norm is usual, and how many steps were skipped
         state.json              step, recipe hash, plan hash, world size
         manifest.json           bytes and sha256 of each file above
 

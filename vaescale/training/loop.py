@@ -11,11 +11,12 @@ from vaescale import comm
 from vaescale.config import Config
 from vaescale.data.batch import Batch
 from vaescale.models.vae import VAE
-from vaescale.objectives.elbo import ElboConfig
+from vaescale.objectives import Objective
 from vaescale.training.clock import Clock
 from vaescale.training.ema import Ema
+from vaescale.training.guard import Guard
 from vaescale.training.optimizer import OptimizerConfig, learning_rate
-from vaescale.training.step import refuse_non_finite, step_metrics, train_step
+from vaescale.training.step import step_metrics, train_step
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,6 +40,11 @@ class TrainingConfig(Config):
     checkpoint_every: int = Field(default=200, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
     resume: Literal["auto", "never"] = "auto"
+    max_non_finite: int = Field(
+        default=10,
+        gt=0,
+        description="steps in a row whose loss or gradient is NaN or Inf; they move nothing, then training stops",
+    )
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Trainee:
     optimizer: torch.optim.Optimizer
     model: VAE
     ema: Ema | None
+    guard: Guard
 
 
 @dataclass(frozen=True)
@@ -68,11 +75,11 @@ def train(
     *,
     config: TrainingConfig,
     optimizer_config: OptimizerConfig,
-    objective: ElboConfig,
+    objective: Objective,
     seed: int,
     start: int,
 ) -> None:
-    """Train from step `start` to config.steps. Raises TrainingStopped when loss or gradient is not finite."""
+    """Train from step `start` to config.steps. Raises TrainingStopped when loss or gradient stay NaN or Inf."""
     trainee.prepared.train()
     clock = Clock()
     for step, micro_batches in enumerate(clock.waiting_for(batches), start=start):
@@ -86,6 +93,7 @@ def train(
             trainee.optimizer,
             micro_batches,
             objective=objective,
+            skips=trainee.guard.skips,
             precision=config.precision,
             seed=seed,
             step=step,
@@ -99,14 +107,15 @@ def train(
             for every in (config.log_every, config.evaluate_every, config.checkpoint_every)
         )
         if log or evaluate or checkpoint:
-            metrics = step_metrics(result, trainee.model, beta=objective.beta)
-            refuse_non_finite(metrics, done)
+            trainee.guard.refuse(done, last=done == config.steps)
         if log:
-            metrics |= {"train/lr": lr, "train/beta": objective.beta}
+            metrics = step_metrics(result, trainee.model) | trainee.guard.metrics()
+            metrics |= {"train/lr": lr} | {f"train/{k}": v for k, v in objective.progress(step).items()}
             watch.log(done, metrics | clock.metrics(result.global_batch))
-        if evaluate:
+        # What NaN came from is neither measured nor saved over something good.
+        if evaluate and trainee.guard.is_well:
             watch.evaluate(done)
-        if checkpoint:
+        if checkpoint and trainee.guard.is_well:
             watch.checkpoint(done)
         if evaluate or checkpoint:
             clock.restart()

@@ -34,17 +34,24 @@ class OptimizerConfig(Config):
         gt=0,
         description="largest gradient norm; the loss is in nats per image, so it grows with D",
     )
+    skip_factor: float | None = Field(
+        default=None,
+        gt=1,
+        description="skip steps whose gradient norm is so many times the usual one (see training/guard.py); for deep ladders",
+    )
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only, never on biases and norms."""
+    """Weight decay on matrices and kernels only, never on biases and norms. Fused, so that a step is skipped by a tensor on
+    the device, `found_inf`, and no host waits to know.
+    """
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return OPTIMIZERS[config.kind](groups, lr=config.lr, betas=config.betas)
+    return OPTIMIZERS[config.kind](groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def learning_rate(step: int, config: OptimizerConfig, *, total_steps: int) -> float:

@@ -2,30 +2,30 @@
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
-from vaescale.errors import TrainingStopped
-from vaescale.evaluation.likelihood import metric_columns, model_metrics
+from vaescale.evaluation.likelihood import column_sums, model_metrics
 from vaescale.models.vae import VAE
-from vaescale.objectives.elbo import ElboConfig, elbo_loss
+from vaescale.objectives import Objective
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 class StepSums(NamedTuple):
-    """This rank's share of a step, on the device. sums float64 [5]: log_px, kl, squared error, variance,
-    images.
+    """This rank's share of a step, on the device. sums float64: what `column_sums` sums; loss float64 [], times its images.
 
     grad_norm [] is the global gradient's, before clipping.
     """
 
     sums: Tensor
+    loss: Tensor
     grad_norm: Tensor
     global_batch: int
 
@@ -36,7 +36,8 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     micro_batches: list[Batch],
     *,
-    objective: ElboConfig,
+    objective: Objective,
+    skips: Callable[[Tensor, Tensor], Tensor],
     precision: str,
     seed: int,
     step: int,
@@ -45,42 +46,42 @@ def train_step(
     """Forward and backward over the micro-batches, one gradient exchange, one optimizer step.
 
     precision: `bf16` by autocast in the forward pass, or `fp32`. Weights and the loss are float32 in both.
+    skips: from the rank's loss [] and the gradient's norm [], 1 where the optimizer must leave the weights as they are.
     """
     optimizer.zero_grad()
-    sums = torch.zeros(5, dtype=torch.float64, device=accelerator.device)
+    sums: list[Tensor] = []
+    losses: list[Tensor] = []
     for number, batch in enumerate(micro_batches, start=1):
         images, slots, mask = (
             tensor.to(accelerator.device, non_blocking=True)
             for tensor in (batch.images, batch.slots, batch.mask)
         )
+        stream = noise.Stream(seed, step, slots)
         last = number == len(micro_batches)
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                terms = model(images, noise.Stream(seed, step, slots), mask)
-            accelerator.backward(elbo_loss(terms, beta=objective.beta) / len(micro_batches))
-        with torch.no_grad():
-            sums += torch.cat([metric_columns(terms).sum(0), mask.sum().double()[None]])
+                terms = model(
+                    images, stream, mask, objective.importance_samples, objective.doubly_reparameterized
+                )
+            loss = objective(terms, stream)
+            accelerator.backward(loss / len(micro_batches))
+        sums.append(column_sums(terms, mask))
+        losses.append(loss.detach().double() * len(slots))
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
+    loss = torch.stack(losses).sum()
+    # The fused optimizers read it on the device: where it is 1, nothing moves.
+    own: Any = getattr(optimizer, "optimizer", optimizer)
+    own.found_inf = skips(loss, grad_norm)
     optimizer.step()
     accelerator.unwrap_model(model).likelihood.end_step()
     global_batch = sum(len(batch.slots) for batch in micro_batches) * comm.world_size()
-    return StepSums(sums, grad_norm, global_batch)
+    return StepSums(torch.stack(sums).sum(0), loss, grad_norm, global_batch)
 
 
-def step_metrics(result: StepSums, model: VAE, *, beta: float) -> dict[str, float]:
+def step_metrics(result: StepSums, model: VAE) -> dict[str, float]:
     """This step's means over the global batch. Nats are per image; mse and bits are per value."""
-    sums = comm.all_reduce_sum(result.sums)
-    means = sums[:4] / sums[4]
-    metrics = model_metrics(model, means)
-    metrics["loss_nats"] = beta * float(means[1]) - float(means[0])
+    sums = comm.all_reduce_sum(torch.cat([result.sums, result.loss[None]]))
+    metrics = model_metrics(model, sums[:-2] / sums[-2])
+    metrics["loss_nats"] = float(sums[-1]) / result.global_batch
     metrics["grad_norm"] = float(result.grad_norm)
     return {f"train/{name}": value for name, value in metrics.items()}
-
-
-def refuse_non_finite(metrics: dict[str, float], step: int) -> None:
-    """Raise TrainingStopped when a metric is NaN or Inf, before anything is written from such weights."""
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise TrainingStopped(
-                f"{name} is {value} at step {step}; lower optimizer.lr, set optimizer.clip_norm, or use fp32"
-            )

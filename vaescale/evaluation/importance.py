@@ -1,0 +1,68 @@
+"""log p(x) of a data set by importance sampling: the bound of Burda, Grosse & Salakhutdinov 2016, eq. 8.
+
+L_K = E_x[log 1/K sum_k p(x, z_k) / q(z_k|x)],   ELBO = E[L_1] <= E[L_K] <= log p(x)
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from vaescale import comm, noise
+from vaescale.data.batch import Batch
+from vaescale.errors import UserError
+from vaescale.models.vae import VAE
+
+ROWS = 2000  # images times draws that are decoded at once
+
+
+@torch.no_grad()
+def importance_weighted(
+    model: VAE, batches: Iterable[Batch], *, seed: int, samples: int, most_images: int | None = None
+) -> dict[str, float]:
+    """-L_K with the running sigma, in float32, of all images or the first `most_images`.
+
+    Returns neg_iwae_nats, its standard error over the images, importance_samples (K) and importance_images. Draw k of an
+    image is a function of (seed, its number, k), so that more samples contain the fewer ones. Raises UserError for a
+    likelihood that fits sigma to each image, which bounds nothing.
+    """
+    if model.likelihood.reads_x:
+        raise UserError(
+            "this likelihood fits sigma to each image itself, which bounds nothing; leave importance samples out"
+        )
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    for batch in batches:
+        images, slots = batch.images.to(device), batch.slots.to(device)
+        mask = batch.mask.to(device) & (slots < (most_images or math.inf))
+        if mask.any():
+            bound = _log_mean_weight(model, images[mask], noise.Stream(seed, 0, slots[mask]), samples)
+            sums += torch.stack([bound.sum(), bound.square().sum(), mask.sum().double()])
+        if most_images is not None and int(slots.max()) >= most_images:
+            break
+    model.train(was_training)
+    total, squares, count = comm.all_reduce_sum(sums).tolist()
+    mean = total / count
+    variance = max(0.0, squares / count - mean**2)
+    return {
+        "neg_iwae_nats": -mean,
+        "neg_iwae_standard_error": math.sqrt(variance / count),
+        "importance_samples": float(samples),
+        "importance_images": count,
+    }
+
+
+def _log_mean_weight(model: VAE, images: Tensor, stream: noise.Stream, samples: int) -> Tensor:
+    """L_K of each image, float64 [B]."""
+    x = model.target(images, stream)
+    mask = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    at_once = max(1, ROWS // len(x))
+    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    for chunk, start in enumerate(range(0, samples, at_once)):
+        draws = min(at_once, samples - start)
+        terms = model.terms(x, stream._replace(step=chunk), mask, draws)
+        total = torch.logaddexp(total, torch.logsumexp(terms.log_weights.double(), dim=1))
+    return total - math.log(samples)

@@ -1,0 +1,85 @@
+"""A VAE with one latent vector or one latent map, and the prior N(0, I). Kingma & Welling 2014."""
+
+import math
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from vaescale import noise
+from vaescale.likelihoods import LikelihoodConfig
+from vaescale.models.posterior import POSTERIORS, Gaussian, PosteriorConfig, kl
+from vaescale.models.vae import VAE, Inferred
+from vaescale.networks import NETWORKS, NetworkConfig
+from vaescale.sigma import wide
+
+
+class FlatVAE(VAE):
+    """Encoder, z, decoder. z is [B, Z], or [B, Z, H, W] where the network has a latent map."""
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        posterior: PosteriorConfig,
+        likelihood: LikelihoodConfig,
+        *,
+        image_size: int,
+        channels: int,
+    ) -> None:
+        super().__init__(likelihood, image_size=image_size, channels=channels)
+        self._posterior_config, self._to_posterior = posterior, POSTERIORS[posterior.kind][1]
+        self.network = NETWORKS[network.kind][1](
+            network,
+            image_size=image_size,
+            channels=channels,
+            encoder_out=posterior.num_params(network.latent_dim),
+            out_channels=self.likelihood.num_params(channels),
+        )
+        self.latent_shape: tuple[int, ...] = self.network.latent_shape
+        self.latent_dim = math.prod(self.latent_shape)
+        self.group_sizes, self.group_places = (self.latent_dim,), (math.prod(self.latent_shape[1:]),)
+
+    def infer(self, x: Tensor, stream: noise.Stream, draws: int, detached: bool) -> Inferred:
+        """z = mu + sigma epsilon; the KL in closed form, the same for every draw."""
+        q = self.posterior(x)
+        epsilon = noise.normal(stream, noise.POSTERIOR, (draws, *self.latent_shape)).to(q.mu)
+        many = Gaussian(*(repeat(part, "b ... -> (b k) ...", k=draws) for part in q))
+        z = many.sample(epsilon.flatten(0, 1))
+        params = self.network.decode(z)
+        with torch.autocast(x.device.type, enabled=False):
+            by_latent = kl(q).flatten(2).sum(2) if q.mu.ndim > 2 else kl(q)  # [B, L]
+            places = q.mu.detach().flatten(2) if q.mu.ndim > 2 else q.mu.detach()[..., None]
+            own = Gaussian(*(part.detach() for part in many)) if detached else many
+            standard = Gaussian(torch.zeros_like(z), torch.zeros_like(z))
+            log_ratio = (standard.log_density(z) - own.log_density(z)).flatten(1).sum(1)
+            return Inferred(
+                params=params,
+                kl=by_latent.sum(1, keepdim=True),
+                latent_kl=by_latent,
+                unit_mean=places.mean(2),
+                unit_square=places.square().mean(2),
+                mu=q.mu.flatten(1),
+                log_sigma=q.log_sigma.flatten(1),
+                log_ratio=rearrange(log_ratio, "(b k) -> b k", k=draws),
+                draws=z,
+            )
+
+    def posterior(self, x: Tensor) -> Gaussian:
+        """q(z|x), float32 or float64 [B, *latent_shape]. x [B, C, H, W] from `target`."""
+        raw = wide(self.network.encode(x))
+        with torch.autocast(x.device.type, enabled=False):
+            return self._to_posterior(raw, self._posterior_config, None)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The likelihood's raw parameters from z [B, Z], flat. For use without a gradient."""
+        params: Tensor = self.network.decode(z.reshape(len(z), *self.latent_shape))
+        return params
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """From the posterior's mean."""
+        params: Tensor = self.network.decode(self.posterior(x).mu)
+        return params
+
+    def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
+        """From N(0, temperature^2)."""
+        return self.decode(temperature * noise.normal(stream, noise.PRIOR, (self.latent_dim,)))

@@ -1,0 +1,157 @@
+"""A hierarchical VAE: q(z|x) = prod q(z_g | z_<g, x), p(z) = prod p(z_g | z_<g), drawn top-down together. Child 2021.
+
+    KL(q(z|x) || p(z)) = sum_g E[KL(q(z_g | z_<g, x) || p(z_g | z_<g))]                        Sonderby et al. 2016, eq. 11
+
+Legend: a group's z, mu and sigma are [B K, Z, R, R].
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vaescale import noise
+from vaescale.likelihoods import LikelihoodConfig
+from vaescale.models.posterior import POSTERIORS, Gaussian, PosteriorConfig, bounded, kl
+from vaescale.models.vae import VAE, Inferred
+from vaescale.networks import NETWORKS, NetworkConfig
+from vaescale.networks.ladder import Group, LadderNetwork
+from vaescale.networks.layers import recomputed
+from vaescale.sigma import wide
+
+
+class GroupTerms(NamedTuple):
+    """What a group adds: the map moved on, and [B K, Z] by channel, the last [B K]. As in models.vae.Terms."""
+
+    here: Tensor
+    latent_kl: Tensor
+    unit_mean: Tensor
+    unit_square: Tensor
+    log_ratio: Tensor
+
+
+class LadderVAE(VAE):
+    """Groups of latents at every resolution."""
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        posterior: PosteriorConfig,
+        likelihood: LikelihoodConfig,
+        *,
+        image_size: int,
+        channels: int,
+    ) -> None:
+        super().__init__(likelihood, image_size=image_size, channels=channels)
+        self._posterior_config, self._to_posterior = posterior, POSTERIORS[posterior.kind][1]
+        self.network: LadderNetwork = NETWORKS[network.kind][1](
+            network,
+            image_size=image_size,
+            channels=channels,
+            encoder_out=posterior.num_params(network.latent_dim),
+            out_channels=self.likelihood.num_params(channels),
+        )
+        self.group_places = tuple(group.block.resolution**2 for group in self._groups)
+        self.group_sizes = tuple(network.latent_dim * places for places in self.group_places)
+
+    @property
+    def _groups(self) -> list[Group]:
+        return cast("list[Group]", list(self.network.groups))
+
+    def infer(self, x: Tensor, stream: noise.Stream, draws: int, detached: bool) -> Inferred:
+        """Top-down through the groups; each KL in closed form, given the draws above it."""
+        assert not detached, "refused in the recipe"
+        seen = {size: seen.repeat_interleave(draws, 0) for size, seen in self.network.bottom_up(x).items()}
+        rows = len(x) * draws
+        maps, terms = self.network.start(rows), []
+        for number, group in enumerate(self._groups):
+            here = self.network.enter(group.block, maps, like=seen[group.block.resolution])
+            arguments = (group, number, here, seen[group.block.resolution], stream, draws)
+            if self.network.checkpointing:
+                done = recomputed(self._infer_group, *arguments)
+            else:
+                done = self._infer_group(*arguments)
+            maps[group.block.resolution] = done.here
+            terms.append(done)
+        params = self.network.finish(maps)
+
+        def mean_over_draws(parts: list[Tensor]) -> Tensor:
+            return rearrange(torch.cat(parts, dim=1), "(b k) l -> b k l", k=draws).mean(1)
+
+        latent_kl = mean_over_draws([term.latent_kl for term in terms])
+        empty = latent_kl.new_zeros(len(x), 0)
+        return Inferred(
+            params=params,
+            kl=rearrange(latent_kl, "b (g z) -> b g z", g=len(terms)).sum(2),
+            latent_kl=latent_kl,
+            unit_mean=mean_over_draws([term.unit_mean for term in terms]),
+            unit_square=mean_over_draws([term.unit_square for term in terms]),
+            mu=empty,
+            log_sigma=empty,
+            log_ratio=rearrange(
+                torch.stack([term.log_ratio for term in terms]).sum(0), "(b k) -> b k", k=draws
+            ),
+            draws=None,
+        )
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """From the mean of each group's posterior, given the means above it."""
+        seen = self.network.bottom_up(x)
+
+        def mean(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
+            return self._posterior(group, here, seen[group.block.resolution], prior).mu
+
+        return self._top_down(len(x), mean, like=x)
+
+    def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
+        """From every group's prior, given the draws above it."""
+
+        def draw(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
+            shape = tuple(prior.mu.shape[1:])
+            return prior.sample(temperature * noise.normal(stream, noise.PRIOR + number, shape).to(prior.mu))
+
+        return self._top_down(len(stream.slots), draw, like=next(self.parameters()))
+
+    def _infer_group(
+        self, group: Group, number: int, here: Tensor, seen: Tensor, stream: noise.Stream, draws: int
+    ) -> GroupTerms:
+        raw_prior, onwards = group.prior(here)
+        prior = _prior(raw_prior)
+        q = self._posterior(group, here, seen, prior)
+        with torch.autocast(here.device.type, enabled=False):
+            shape = (draws, *q.mu.shape[1:])
+            z = q.sample(noise.normal(stream, noise.POSTERIOR + number, shape).flatten(0, 1).to(q.mu))
+            cost = kl(q, prior)
+            unit = ((q.mu - prior.mu) * torch.exp(-prior.log_sigma)).detach()
+            log_ratio = prior.log_density(z) - q.log_density(z)
+        return GroupTerms(
+            here=group.with_latents(onwards, z),
+            latent_kl=cost.sum((2, 3)),
+            unit_mean=unit.mean((2, 3)),
+            unit_square=unit.square().mean((2, 3)),
+            log_ratio=log_ratio.sum((1, 2, 3)),
+        )
+
+    def _posterior(self, group: Group, here: Tensor, seen: Tensor, prior: Gaussian) -> Gaussian:
+        raw = wide(group.posterior(here, seen))
+        with torch.autocast(here.device.type, enabled=False):
+            return self._to_posterior(raw, self._posterior_config, prior)
+
+    def _top_down(
+        self, rows: int, take: Callable[[Group, int, Tensor, Gaussian], Tensor], *, like: Tensor
+    ) -> Tensor:
+        maps = self.network.start(rows)
+        like = like.new_zeros(rows)
+        for number, group in enumerate(self._groups):
+            here = self.network.enter(group.block, maps, like=like)
+            raw_prior, onwards = group.prior(here)
+            z = take(group, number, here, _prior(raw_prior))
+            maps[group.block.resolution] = group.with_latents(onwards, z)
+        return self.network.finish(maps)
+
+
+def _prior(raw: Tensor) -> Gaussian:
+    mu, log_sigma = wide(raw).chunk(2, dim=1)
+    return Gaussian(mu, bounded(log_sigma))

@@ -1,0 +1,236 @@
+"""The bodies of a hierarchical VAE of the VDVAE class. Child 2021, "Very deep VAEs generalize autoregressive models".
+
+A bottom-up encoder leaves a map at every resolution. The decoder goes top-down through groups; each gives its prior and
+its posterior, takes in z, and refines the map of its resolution. What is drawn and what it costs in nats is the model's
+(`vaescale.models.ladder`).
+
+Legend: a map is [B, W, R, R] with W channels at resolution R, z of a group [B, Z, R, R].
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, gelu, interpolate, pad
+
+from vaescale.config import Config
+from vaescale.errors import UserError
+from vaescale.networks.layers import conv, recomputed
+from vaescale.networks.stages import Block, parse_decoder, parse_encoder, suggested
+
+Maps = dict[int, Tensor]
+SMALLEST_3X3 = 3  # below, a 3x3 kernel would see padding for the most part
+
+
+class LadderConfig(Config):
+    """Bottleneck residual blocks and a stochastic group in every block of the decoder."""
+
+    kind: Literal["ladder"] = "ladder"
+    latent_dim: int = Field(default=16, gt=0, description="channels of z in each group")
+    width: int = Field(default=64, gt=3, description="channels of the maps")
+    widths: dict[int, int] = Field(default={}, description="other widths at some resolutions, {256: 64}")
+    bottleneck: float = Field(default=0.25, gt=0, le=1, description="inner width of a block, times its width")
+    encoder: tuple[str, ...] | None = Field(
+        default=None, description="32x11,32d2,...: blocks and pooling; null: what fits the image size"
+    )
+    decoder: tuple[str, ...] | None = Field(default=None, description="1x1,4m1,...: groups and unpooling")
+    biases_up_to: int = Field(
+        default=64, ge=0, description="largest resolution whose map starts as a parameter"
+    )
+    checkpointing: bool = Field(
+        default=False,
+        description="compute activations again in the backward pass: a third slower, far less memory",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_string(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        split = {
+            key: tuple(word.strip() for word in values[key].split(","))
+            for key in ("encoder", "decoder")
+            if isinstance(values.get(key), str)
+        }
+        return {**values, **split}
+
+    @model_validator(mode="after")
+    def _widths_are_wide_enough(self) -> "LadderConfig":
+        for resolution, width in self.widths.items():
+            if width < 4 or resolution < 1:
+                raise ValueError(f"widths ({{{resolution}: {width}}}): a width must be at least 4")
+        return self
+
+
+class LadderNetwork(nn.Module):
+    """Raises UserError when the stages do not fit the image."""
+
+    def __init__(
+        self, config: LadderConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
+    ) -> None:
+        super().__init__()
+        encoder, decoder = _stages(config, image_size)
+        self.latent_dim, self.checkpointing = config.latent_dim, config.checkpointing
+        self.image_size = image_size
+        self._widths = {
+            block.resolution: config.widths.get(block.resolution, config.width) for block in decoder
+        }
+        self._widths |= {
+            size: config.widths.get(size, config.width)
+            for block in encoder
+            for size in (block.resolution, block.resolution // block.pools)
+        }
+        widths = self._widths
+
+        def inner(width: int) -> int:
+            return max(1, int(width * config.bottleneck))
+
+        self.stem = conv(channels, widths[image_size], 3)
+        self.encoder = nn.ModuleList(
+            Bottleneck(widths[block.resolution], inner(widths[block.resolution]), block, scale=len(encoder))
+            for block in encoder
+        )
+        self.groups = nn.ModuleList(
+            Group(
+                widths[block.resolution],
+                inner(widths[block.resolution]),
+                block,
+                latent_dim=config.latent_dim,
+                encoder_out=encoder_out,
+                scale=len(decoder),
+            )
+            for block in decoder
+        )
+        sizes = sorted({block.resolution for block in decoder})
+        self.biases = nn.ParameterDict(
+            {
+                str(size): nn.Parameter(torch.zeros(1, widths[size], size, size))
+                for size in sizes
+                if size <= config.biases_up_to
+            }
+        )
+        self.gain = nn.Parameter(torch.ones(1, widths[image_size], 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, widths[image_size], 1, 1))
+        self.head = conv(widths[image_size], out_channels, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def bottom_up(self, x: Tensor) -> Maps:
+        """[B, C, S, S] in [0, 1] to the last map of each resolution."""
+        here = self.stem((2 * x - 1).contiguous(memory_format=torch.channels_last))
+        maps = {here.shape[-1]: here}
+        for block in self.encoder:
+            here = recomputed(block, here) if self.checkpointing else block(here)
+            here = _to_width(here, self._widths[here.shape[-1]])
+            maps[here.shape[-1]] = here
+        return maps
+
+    def start(self, rows: int) -> Maps:
+        """The maps before the first group, for so many images: the biases."""
+        return {int(size): bias.expand(rows, -1, -1, -1) for size, bias in self.biases.items()}
+
+    def enter(self, block: Block, maps: Maps, *, like: Tensor) -> Tensor:
+        """The map that a group begins with: that of its resolution, with the smaller one unpooled into it."""
+        size, width = block.resolution, self._widths[block.resolution]
+        here = maps.get(size)
+        if here is None:
+            here = like.new_zeros(len(like), width, size, size)
+        if block.mixes is not None:
+            smaller = _to_width(maps[block.mixes], width)
+            here = here + interpolate(smaller, scale_factor=size // block.mixes, mode="nearest")
+        return here.contiguous(memory_format=torch.channels_last)
+
+    def finish(self, maps: Maps) -> Tensor:
+        """The likelihood's raw parameters [B, out_channels, S, S] from the last map."""
+        parameters: Tensor = self.head(maps[self.image_size] * self.gain + self.bias)
+        return parameters
+
+
+class Bottleneck(nn.Module):
+    """x + f(x) of 1x1, 3x3, 3x3 and 1x1 convolutions, then pooled. Child 2021, figure 3.
+
+    The last weights start at 1 / sqrt(scale) of theirs, so that the sum of so many blocks keeps its variance.
+    """
+
+    def __init__(self, width: int, inner: int, block: Block, *, scale: int) -> None:
+        super().__init__()
+        self.body, self.pools = Convolutions(width, inner, width, block.resolution), block.pools
+        with torch.no_grad():
+            self.body.c4.weight *= math.sqrt(1 / scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, W, R, R] to [B, W, R / pools, R / pools]."""
+        x = x + self.body(x)
+        return avg_pool2d(x, self.pools) if self.pools > 1 else x
+
+
+class Group(nn.Module):
+    """One stochastic group: where p(z|above) and q(z|above, x) come from, and what z does to the map."""
+
+    def __init__(
+        self, width: int, inner: int, block: Block, *, latent_dim: int, encoder_out: int, scale: int
+    ) -> None:
+        super().__init__()
+        self.block, self.latent_dim = block, latent_dim
+        self.posterior_body = Convolutions(2 * width, inner, encoder_out, block.resolution)
+        self.prior_body = Convolutions(width, inner, 2 * latent_dim + width, block.resolution)
+        nn.init.zeros_(self.prior_body.c4.weight)
+        self.take_in = conv(latent_dim, width, 1)
+        self.refine = Bottleneck(width, inner, Block(block.resolution), scale=scale)
+        with torch.no_grad():
+            self.take_in.weight *= math.sqrt(1 / scale)
+
+    def posterior(self, here: Tensor, seen: Tensor) -> Tensor:
+        """Raw parameters of q(z|above, x), from the map and the encoder's map of this resolution."""
+        raw: Tensor = self.posterior_body(torch.cat([here, seen], dim=1))
+        return raw
+
+    def prior(self, here: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw parameters of p(z|above) [B, 2 Z, R, R], and the map moved on."""
+        raw = self.prior_body(here)
+        return raw[:, : 2 * self.latent_dim], here + raw[:, 2 * self.latent_dim :]
+
+    def with_latents(self, here: Tensor, z: Tensor) -> Tensor:
+        """The map with z in it, refined."""
+        refined: Tensor = self.refine(here + self.take_in(z))
+        return refined
+
+
+class Convolutions(nn.Module):
+    """1x1, 3x3, 3x3 and 1x1 convolutions, each after a GELU; all 1x1 on maps of one or two pixels."""
+
+    def __init__(self, channels: int, inner: int, width: int, resolution: int) -> None:
+        super().__init__()
+        kernel = 3 if resolution >= SMALLEST_3X3 else 1
+        self.c1, self.c2 = conv(channels, inner, 1), conv(inner, inner, kernel)
+        self.c3, self.c4 = conv(inner, inner, kernel), conv(inner, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, R, R] to [B, width, R, R]."""
+        for layer in (self.c1, self.c2, self.c3, self.c4):
+            x = layer(gelu(x))
+        return x
+
+
+def _stages(config: LadderConfig, image_size: int) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+    down, up = suggested(image_size)
+    key = "encoder"
+    try:
+        encoder = parse_encoder(config.encoder or down, image_size=image_size)
+        sizes = {size for block in encoder for size in (block.resolution, block.resolution // block.pools)}
+        key = "decoder"
+        return encoder, parse_decoder(config.decoder or up, image_size=image_size, resolutions=sizes)
+    except ValueError as error:
+        given = getattr(config, key) or (down if key == "encoder" else up)
+        raise UserError(
+            f"network.{key} (={','.join(given)}) does not fit data.image_size (={image_size}): {error}"
+        ) from error
+
+
+def _to_width(here: Tensor, width: int) -> Tensor:
+    """Channels cut off, or zeros put on."""
+    surplus = width - here.shape[1]
+    return pad(here, (0, 0, 0, 0, 0, surplus)) if surplus > 0 else here[:, :width]

@@ -1,0 +1,116 @@
+"""The layers that all networks are made of, in one place: a faster formulation of one of them (a convolution as a matrix
+product) goes in here, with the same parameter shapes, so that checkpoints stay what they are.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
+
+from vaescale import comm
+from vaescale.errors import UserError
+
+T = TypeVar("T")
+Norm = Literal["group", "batch", "none"]
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU,
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.2),
+}
+
+
+def conv(channels: int, width: int, kernel: int, *, stride: int = 1) -> nn.Conv2d:
+    """[B, C, S, S] to [B, width, S / stride, S / stride]; an even kernel needs a stride of 2."""
+    return nn.Conv2d(channels, width, kernel, stride=stride, padding=(kernel - 1) // 2)
+
+
+def deconv(channels: int, width: int, kernel: int, *, stride: int = 2) -> nn.ConvTranspose2d:
+    """[B, C, S, S] to [B, width, S * stride, S * stride]."""
+    odd = kernel % 2 if stride == 2 else 0
+    padding = (kernel - stride + odd) // 2
+    return nn.ConvTranspose2d(channels, width, kernel, stride=stride, padding=padding, output_padding=odd)
+
+
+def norm(kind: Norm, width: int, *, groups: int = 8) -> nn.Module:
+    """Normalization of [B, width] or [B, width, H, W]. Group and none do not depend on the batch at all, and batch takes
+    the global batch's statistics.
+    """
+    if kind == "group":
+        return nn.GroupNorm(math.gcd(width, groups), width, eps=1e-5)
+    return GlobalBatchNorm(width) if kind == "batch" else nn.Identity()
+
+
+def spectral(layer: nn.Module) -> nn.Module:
+    """The layer with its weight divided by its largest singular value. Miyato et al. 2018, algorithm 1."""
+    normalized: nn.Module = spectral_norm(layer)
+    return normalized
+
+
+class GlobalBatchNorm(nn.Module):
+    """Batch normalization with the statistics of the global batch: one curve on any number of ranks, on gloo too.
+
+    Ioffe & Szegedy 2015, algorithm 1; evaluation uses running averages. With training.accumulation the statistics are
+    those of a micro-batch. A layer costs one all-reduce of 2 width + 1 numbers forward and one backward.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_variance", torch.ones(width))
+        self.running_mean: Tensor
+        self.running_variance: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C] or [B, C, H, W] to the same shape."""
+        mean, variance = (
+            self._batch_moments(x) if self.training else (self.running_mean, self.running_variance)
+        )
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        shape = (1, -1, *(1 for _ in x.shape[2:]))
+        return x * scale.view(shape).to(x.dtype) + shift.view(shape).to(x.dtype)
+
+    def _batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.transpose(0, 1).flatten(1)  # [C, N]
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        count = float(rows.shape[1])
+        mean = rows.mean(1)
+        deviations = (rows - mean[:, None]).square().sum(1)
+        # Summed around zero in float64, where the cancellation that follows costs nothing.
+        mean, deviations = mean.double(), deviations.double()
+        sums = torch.cat([count * mean, deviations + count * mean.square(), mean.new_full((1,), count)])
+        sums = comm.all_reduce_sum_with_gradient(sums)
+        total = sums[-1].detach()
+        mean, square = (sums[:-1] / total).chunk(2)
+        variance = (square - mean.square()).clamp_min(0)
+        with torch.no_grad():
+            unbiased = variance * total / (total - 1).clamp_min(1)
+            for running, value in ((self.running_mean, mean), (self.running_variance, unbiased)):
+                # One batch of NaN must not stay for ever.
+                running.lerp_(torch.where(value.isfinite(), value.to(running), running), self.momentum)
+        return mean.to(rows.dtype), variance.to(rows.dtype)
+
+
+def recomputed(function: Callable[..., T], *arguments: object) -> T:
+    """Call `function`; what it computes in between is computed again in the backward pass, not kept. Chen et al. 2016.
+
+    It must draw no numbers of torch's own generators; `vaescale.noise` is a function of position and may be drawn again.
+    """
+    result: T = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def refuse_indivisible(image_size: int, factor: int, why: str, else_: str) -> None:
+    """Raise UserError with the nearest sizes that fit unless `image_size` is a multiple of `factor`."""
+    if image_size % factor == 0:
+        return
+    below = image_size // factor * factor
+    fits = " or ".join(str(size) for size in (below, below + factor) if size)
+    raise UserError(f"data.image_size (={image_size}) {why}; use {fits}, or {else_}")

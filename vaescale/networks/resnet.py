@@ -1,0 +1,179 @@
+"""Residual encoder and decoder with a latent map: the AutoencoderKL family of Rombach et al. 2022 (LDM, appendix E.1 and table 8).
+
+    f4    latent_dim: 3,   multipliers: [1, 2, 4]
+    f8    latent_dim: 4,   multipliers: [1, 2, 4, 4]
+    f16   latent_dim: 16,  multipliers: [1, 1, 2, 2, 4], attention_at: [16]
+
+Legend: x [B, C, S, S], f = 2^(len(multipliers) - 1), z [B, Z, S / f, S / f].
+"""
+
+from typing import Annotated, Literal
+
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
+
+from vaescale.config import Config
+from vaescale.errors import UserError
+from vaescale.networks.layers import conv, norm, refuse_indivisible
+
+NORM_GROUPS = 32
+
+
+class ResnetConfig(Config):
+    """A latent map of 1/f of the image's size."""
+
+    kind: Literal["resnet"] = "resnet"
+    latent_dim: int = Field(gt=0, description="channels of the latent map")
+    width: int = Field(default=128, gt=0, description="channels at the image's resolution")
+    multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default=(1, 2, 4, 4), min_length=1, description="of width, at each resolution from the image's down"
+    )
+    blocks: int = Field(
+        default=2, gt=0, description="residual blocks at each resolution; the decoder has one more"
+    )
+    attention: bool = Field(default=True, description="self-attention between the two innermost blocks")
+    attention_at: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default=(), description="sizes of maps with attention after each block"
+    )
+
+
+class ResnetNetwork(nn.Module):
+    """Raises UserError when the image cannot be halved as often as the multipliers ask."""
+
+    def __init__(
+        self, config: ResnetConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
+    ) -> None:
+        super().__init__()
+        halvings = len(config.multipliers) - 1
+        refuse_indivisible(
+            image_size,
+            1 << halvings,
+            f"cannot be halved {halvings} times as network.multipliers asks",
+            "fewer multipliers",
+        )
+        sizes = [image_size >> level for level in range(halvings + 1)]
+        if strange := set(config.attention_at) - set(sizes):
+            raise UserError(
+                f"network.attention_at has {min(strange)}, but the maps are of sizes {sizes}; take some of these"
+            )
+        small = sizes[-1]
+        self.latent_shape = (config.latent_dim, small, small)
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        levels = list(zip(sizes, widths, strict=True))
+
+        down: list[nn.Module] = [conv(channels, config.width, 3)]
+        here = config.width
+        for number, (size, width) in enumerate(levels):
+            down += _blocks(here, width, config.blocks, attention=size in config.attention_at)
+            down += [Halve(width)] if number < halvings else []
+            here = width
+        down += [
+            *_middle(here, config.attention),
+            *_end(here, encoder_out),
+            conv(encoder_out, encoder_out, 1),
+        ]
+        self.encoder = nn.Sequential(*down)
+
+        up: list[nn.Module] = [
+            conv(config.latent_dim, config.latent_dim, 1),
+            conv(config.latent_dim, here, 3),
+        ]
+        up += _middle(here, config.attention)
+        for number, (size, width) in enumerate(reversed(levels)):
+            up += _blocks(here, width, config.blocks + 1, attention=size in config.attention_at)
+            up += [Double(width)] if number < halvings else []
+            here = width
+        self.decoder = nn.Sequential(*up, *_end(here, out_channels))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out, S / f, S / f]."""
+        parameters: Tensor = self.encoder(2 * x - 1)
+        return parameters
+
+    def decode(self, z: Tensor) -> Tensor:
+        """[B, Z, S / f, S / f] to the likelihood's raw parameters [B, out_channels, S, S]."""
+        parameters: Tensor = self.decoder(z)
+        return parameters
+
+
+class Residual(nn.Module):
+    """x + f(x), with f of two 3x3 convolutions, each after GroupNorm and SiLU; a 1x1 convolution of x where widths differ."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = norm("group", channels, groups=NORM_GROUPS), conv(channels, width, 3)
+        self.norm2, self.conv2 = norm("group", width, groups=NORM_GROUPS), conv(width, width, 3)
+        self.shortcut = conv(channels, width, 1) if channels != width else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, R, R] to [B, width, R, R]."""
+        inner = self.conv1(silu(self.norm1(x)))
+        inner = self.conv2(silu(self.norm2(inner)))
+        total: Tensor = self.shortcut(x) + inner
+        return total
+
+
+class Attention(nn.Module):
+    """x + self-attention over the places of the map, with one head. Vaswani et al. 2017, eq. 1."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = norm("group", width, groups=NORM_GROUPS)
+        self.query, self.key, self.value = (conv(width, width, 1) for _ in range(3))
+        self.out = conv(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, W, R, R] to the same."""
+        normed, side = self.norm(x), x.shape[-1]
+        query, key, value = (
+            rearrange(layer(normed), "b w i j -> b 1 (i j) w") for layer in (self.query, self.key, self.value)
+        )
+        mixed = scaled_dot_product_attention(query, key, value)
+        total: Tensor = x + self.out(rearrange(mixed, "b 1 (i j) w -> b w i j", i=side))
+        return total
+
+
+class Halve(nn.Module):
+    """A 3x3 convolution with stride 2, padded on the right and below."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, W, R, R] to [B, W, R / 2, R / 2]."""
+        halved: Tensor = self.conv(pad(x, (0, 1, 0, 1)))
+        return halved
+
+
+class Double(nn.Module):
+    """Nearest neighbours, then a 3x3 convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = conv(width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, W, R, R] to [B, W, 2 R, 2 R]."""
+        doubled: Tensor = self.conv(interpolate(x, scale_factor=2, mode="nearest"))
+        return doubled
+
+
+def _blocks(channels: int, width: int, count: int, *, attention: bool) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for number in range(count):
+        layers.append(Residual(width if number else channels, width))
+        if attention:
+            layers.append(Attention(width))
+    return layers
+
+
+def _middle(width: int, attention: bool) -> list[nn.Module]:
+    between: list[nn.Module] = [Attention(width)] if attention else []
+    return [Residual(width, width), *between, Residual(width, width)]
+
+
+def _end(width: int, out: int) -> list[nn.Module]:
+    return [norm("group", width, groups=NORM_GROUPS), nn.SiLU(), conv(width, out, 3)]

@@ -1,0 +1,71 @@
+"""What the KL costs: beta, free bits, capacity, balancing. Each takes the KL of a rank's images and returns [].
+
+Free bits, capacity and balancing depend on means over the batch, which is the global one: their sums go over all ranks. What
+they decide (which latents are below the floor, which side of the capacity, which weights) carries no gradient, so that
+the mean of the ranks' losses and gradients is that of one process.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from vaescale import comm
+from vaescale.config import Config
+from vaescale.schedules import Annealing, annealed
+
+BALANCE_OFFSET = 0.01  # nats; keeps a group without KL from weighing nothing
+
+
+class FreeBitsConfig(Config):
+    """So many nats cost the same whether they are used or not."""
+
+    nats: float = Field(gt=0, description="for each latent (a channel of a map), or each group")
+    per: Literal["latent", "group"] = "latent"
+
+
+class CapacityConfig(Config):
+    """The KL is drawn to a capacity that rises from 0."""
+
+    nats: float = Field(gt=0, description="the capacity at the end")
+    steps: int = Field(gt=0, description="until then it rises in a straight line")
+    weight: float = Field(default=1000.0, gt=0, description="gamma")
+
+
+def free_bits(latent_kl: Tensor, kl: Tensor, config: FreeBitsConfig) -> Tensor:
+    """sum_j max(nats, E_batch[KL_j]). Kingma et al. 2016, eq. 15. latent_kl [B, L], kl [B, G]."""
+    columns = latent_kl if config.per == "latent" else kl
+    paid = global_mean(columns) > config.nats
+    return torch.where(paid, columns.mean(0), config.nats).sum()
+
+
+def capacity(kl: Tensor, config: CapacityConfig, step: int) -> Tensor:
+    """gamma |E_batch[KL] - C(step)|. Burgess et al. 2018, eq. 8. kl [B, G]."""
+    distance = kl.sum(1).mean() - capacity_nats(config, step)
+    above = global_mean(kl.sum(1, keepdim=True))[0] > capacity_nats(config, step)
+    return config.weight * torch.where(above, distance, -distance)
+
+
+def capacity_nats(config: CapacityConfig, step: int) -> float:
+    """C at a step, counted from 0."""
+    return annealed(Annealing(schedule="linear", end=config.nats, steps=config.steps), step)
+
+
+def balanced(kl: Tensor, places: Sequence[int]) -> Tensor:
+    """sum_g gamma_g E_batch[KL_g], where groups that carry much pay more. Vahdat & Kautz 2020, appendix A. kl [B, G].
+
+    gamma_g is proportional to (E[KL_g] + 0.01) / alpha_g, with mean 1; alpha_g to the places of the group's map, shared
+    among the groups of that size.
+    """
+    alpha = kl.new_tensor([count / places.count(count) for count in places])
+    gamma = (global_mean(kl).to(kl) + BALANCE_OFFSET) / alpha
+    return (gamma / gamma.mean() * kl.mean(0)).sum()
+
+
+def global_mean(columns: Tensor) -> Tensor:
+    """[B, N] to the mean over the images of all ranks, float64 [N], without a gradient."""
+    columns = columns.detach().double()
+    sums = comm.all_reduce_sum(torch.cat([columns.sum(0), columns.new_full((1,), len(columns))]))
+    return sums[:-1] / sums[-1]

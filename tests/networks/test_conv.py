@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from vaescale.errors import UserError
 from vaescale.networks.conv import ConvConfig, ConvNetwork
@@ -52,3 +53,93 @@ def test_bf16_stays_close() -> None:
 def test_an_indivisible_size_names_those_that_fit(size: int, fits: str) -> None:
     with pytest.raises(UserError, match=f"={size}\\).*{fits}"):
         build(size=size)
+
+
+def reference_sigma_vae(channels: int, latents: int, size: int) -> int:
+    """Parameters of the network in the sigma-VAE authors' code, layer by layer."""
+    features = 128 * (size // 4) ** 2
+    encoder = [(channels, 32, 3), (32, 64, 4), (64, 128, 5)]
+    decoder = [(128, 64, 6), (64, 32, 6), (32, channels, 5)]
+    maps = sum(a * b * kernel**2 + b for a, b, kernel in (*encoder, *decoder))
+    return maps + 2 * (features * latents + latents) + latents * features + features
+
+
+def reference_wae(latents: int, size: int) -> int:
+    """Tolstikhin et al. 2018, appendix C.2: 5x5 convolutions, batch normalization after all but the first of the decoder."""
+    encoder = [(3, 128), (128, 256), (256, 512), (512, 1024)]
+    decoder = [(1024, 512), (512, 256), (256, 128)]
+    maps = sum(a * b * 25 + b + 2 * b for a, b in (*encoder, *decoder)) + 128 * 3 * 25 + 3
+    into, start = 1024 * (size // 16) ** 2, 1024 * (size // 8) ** 2
+    return maps + 2 * (into * latents + latents) + latents * start + start
+
+
+def reference_infogan(latents: int, size: int) -> int:
+    """Dai & Wipf's code: two convolutions and a hidden layer of 1024 on both sides."""
+    start = 128 * (size // 4) ** 2
+    encoder = (
+        16 * 64
+        + 64
+        + 64 * 128 * 16
+        + 128
+        + 2 * 128
+        + start * 1024
+        + 1024
+        + 2 * 1024
+        + 1024 * 2 * latents
+        + 2 * latents
+    )
+    decoder = latents * 1024 + 1024 + 2 * 1024 + 1024 * start + start + 2 * start
+    return encoder + decoder + 128 * 64 * 16 + 64 + 2 * 64 + 64 * 16 + 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "channels", "latents", "expected"),
+    [
+        ("sigma_vae_svhn", 28, 1, 20, reference_sigma_vae(1, 20, 28)),
+        ("sigma_vae_svhn", 32, 3, 20, reference_sigma_vae(3, 20, 32)),
+        ("wae_celeba", 64, 3, 64, reference_wae(64, 64)),
+        ("infogan", 28, 1, 64, reference_infogan(64, 28)),
+    ],
+)
+def test_presets_have_the_published_layers(
+    preset: str, size: int, channels: int, latents: int, expected: int
+) -> None:
+    config = ConvConfig(latent_dim=latents, preset=preset)
+    with torch.device("meta"):
+        network = ConvNetwork(
+            config, image_size=size, channels=channels, encoder_out=2 * latents, out_channels=channels
+        )
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected
+
+
+def test_a_preset_without_batch_norm_is_a_line_of_the_recipe() -> None:
+    network = ConvNetwork(
+        ConvConfig(latent_dim=4, preset="wae_celeba", norm="group"),
+        image_size=16,
+        channels=3,
+        encoder_out=8,
+        out_channels=3,
+    )
+    kinds = {type(module).__name__ for module in network.modules()}
+    assert "GroupNorm" in kinds
+    assert "GlobalBatchNorm" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "fits"),
+    [("wae_celeba", 40, "use 32 or 48"), ("infogan", 30, "use 28 or 32"), ("sigma_vae_svhn", 2, "use 4")],
+)
+def test_a_preset_names_the_sizes_that_fit(preset: str, size: int, fits: str) -> None:
+    with pytest.raises(UserError, match=f"={size}\\).*network.preset \\(={preset}\\).*{fits}"):
+        ConvNetwork(
+            ConvConfig(latent_dim=4, preset=preset),
+            image_size=size,
+            channels=3,
+            encoder_out=8,
+            out_channels=3,
+        )
+
+
+def test_a_preset_has_its_own_widths() -> None:
+    with pytest.raises(ValidationError, match=r"leave network\.widths out"):
+        ConvConfig(latent_dim=4, preset="infogan", widths=(8,))

@@ -136,8 +136,8 @@ class LadderNetwork(nn.Module):
         """The map that a group begins with: that of its resolution, with the smaller one unpooled into it."""
         size, width = block.resolution, self._widths[block.resolution]
         here = maps.get(size)
-        if here is None:
-            here = like.new_zeros(len(like), width, size, size)
+        # In the convolutions' precision: a float32 bias would make every sum above it one of float32.
+        here = like.new_zeros(len(like), width, size, size) if here is None else here.to(like.dtype)
         if block.mixes is not None:
             smaller = _to_width(maps[block.mixes], width)
             here = here + interpolate(smaller, scale_factor=size // block.mixes, mode="nearest")

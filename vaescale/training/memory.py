@@ -1,7 +1,12 @@
 """What a training step keeps in memory, before anything is trained."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vaescale import noise
 from vaescale.models.vae import VAE
@@ -10,8 +15,8 @@ from vaescale.models.vae import VAE
 def estimate(model: VAE, *, images: int, ema: bool, precision: str) -> dict[str, int]:
     """Bytes per process: weights, gradients, Adam's two moments, averaged weights, and activations.
 
-    images: per process and micro-batch. The activations are what autograd saves, measured with one and two images
-    and extended in a straight line; buffers that kernels use for a moment are not in it.
+    images: per process and micro-batch. The activations are what is alive between the forward and the backward pass,
+    measured with one and two images and extended in a straight line; buffers that kernels use for a moment are not in it.
     """
     one, two = (_saved_bytes(model, images=n, precision=precision) for n in (1, 2))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -26,26 +31,41 @@ def estimate(model: VAE, *, images: int, ema: bool, precision: str) -> dict[str,
 
 
 def _saved_bytes(model: VAE, *, images: int, precision: str) -> int:
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    saved: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        keep.append(tensor)  # or its address would be used again
-        return tensor
-
-    keep: list[Tensor] = []
+    """What is alive after a forward pass beside the parameters: what autograd saved, and what checkpointed blocks keep."""
     device = next(model.parameters()).device
     batch = torch.zeros(images, *model.image_shape, dtype=torch.uint8, device=device)
     stream = noise.Stream(0, 0, torch.zeros(images, dtype=torch.int64, device=device))
     mask = torch.ones(images, dtype=torch.bool, device=device)
-    with (
-        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
-        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-    ):
-        was_training = model.training
-        model.eval()(batch, stream, mask)
-        model.train(was_training)
-    return sum(saved.values())
+    was_training = model.training
+    made = _Made()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), made:
+        terms = model.eval()(batch, stream, mask)
+    model.train(was_training)
+    alive = made.alive_bytes()
+    del terms
+    return alive
+
+
+class _Made(TorchDispatchMode):
+    """Remembers every storage that an operation made, without keeping it alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        known = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+        }
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in known:
+                storage = leaf.untyped_storage()
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self._storages[storage._cdata] = (reference, storage.nbytes())
+        return result
+
+    def alive_bytes(self) -> int:
+        """Of the storages made, those that something still holds."""
+        held = [size for reference, size in self._storages.values() if not reference.expired()]  # type: ignore[no-untyped-call]
+        return sum(held)

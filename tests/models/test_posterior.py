@@ -1,0 +1,97 @@
+"""Posteriors against what they say, value by value."""
+
+import math
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch.distributions import Normal, kl_divergence
+
+from vaescale.models.posterior import (
+    POSTERIORS,
+    Decreasing,
+    FixedConfig,
+    Gaussian,
+    IsotropicConfig,
+    PosteriorConfig,
+    RelativeConfig,
+    bounded,
+    fixed,
+    isotropic,
+    kl,
+    relative,
+)
+
+
+def raw(channels: int, *places: int) -> torch.Tensor:
+    return torch.randn(5, channels, *places, generator=torch.Generator().manual_seed(0))
+
+
+def test_isotropic_has_one_sigma_for_all_latents_of_a_place() -> None:
+    for places in ((), (2, 3)):
+        given = raw(IsotropicConfig().num_params(4), *places)
+        q = isotropic(given, IsotropicConfig(), None)
+        assert q.mu.shape == q.log_sigma.shape == (5, 4, *places)
+        assert torch.equal(q.mu, given[:, :4])
+        assert torch.equal(q.log_sigma, bounded(given[:, 4:]).expand_as(q.mu))
+
+
+@pytest.mark.parametrize(
+    ("sigma", "expected"),
+    [
+        (0.5, [0.5, 0.5, 0.5, 0.5]),
+        ((1.0, 0.3, 0.2, 0.1), [1.0, 0.3, 0.2, 0.1]),
+        (Decreasing(first=1.0, last=0.001), [1.0, 0.1, 0.01, 0.001]),
+    ],
+)
+def test_fixed_sigmas(sigma, expected) -> None:
+    config = FixedConfig(sigma=sigma)
+    assert config.num_params(4) == 4
+    given = raw(4, 2, 2)
+    q = fixed(given, config, None)
+    assert torch.equal(q.mu, given)
+    torch.testing.assert_close(q.log_sigma.exp()[3, :, 1, 0], torch.tensor(expected))
+    expected_kl = kl_divergence(Normal(q.mu, q.log_sigma.exp()), Normal(0.0, 1.0))
+    torch.testing.assert_close(kl(q), expected_kl)
+
+
+def test_a_series_of_one_channel_is_its_first() -> None:
+    assert FixedConfig(sigma=Decreasing(first=0.5, last=0.1)).sigmas(1) == [0.5]
+
+
+def test_relative_is_the_prior_where_nothing_is_learned() -> None:
+    prior = Gaussian(raw(3, 2, 2), 0.5 * raw(3, 2, 2))
+    q = relative(torch.zeros(5, 6, 2, 2), RelativeConfig(), prior)
+    assert kl(q, prior).abs().max() == 0
+    moved = torch.randn(5, 6, 2, 2)
+    q = relative(moved, RelativeConfig(), prior)
+    shift, ratio = moved[:, :3], torch.exp(bounded(moved[:, 3:]))
+    sigma = torch.exp(prior.log_sigma)
+    # Vahdat & Kautz 2020, eq. 2.
+    expected = 0.5 * (shift**2 / sigma**2 + ratio**2 - torch.log(ratio**2) - 1)
+    torch.testing.assert_close(kl(q, prior), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bounds_are_smooth_and_finite() -> None:
+    far = torch.tensor([-1e6, -20.0, 0.0, 20.0, 1e6], requires_grad=True)
+    out = bounded(far)
+    assert out.abs().max() <= 8
+    out[1:4].sum().backward()
+    assert (far.grad[1:4] > 0).all()
+    wild = Gaussian(torch.tensor([1e3]), bounded(torch.tensor([1e9])))
+    assert math.isfinite(float(kl(wild, Gaussian(torch.zeros(1), bounded(torch.tensor([-1e9]))))))
+
+
+@pytest.mark.parametrize(
+    "refused", [{"sigma": []}, {"sigma": 0}, {"sigma": -1.0}, {"sigma": {"first": 1}}, {"sigma": "large"}]
+)
+def test_strange_sigmas_are_refused(refused) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(PosteriorConfig).validate_python({"kind": "fixed", **refused})
+    with pytest.raises(ValueError, match=r"posterior\.sigma has 2 numbers for network\.latent_dim"):
+        FixedConfig(sigma=(1.0, 2.0)).sigmas(3)
+
+
+def test_the_default_kind_is_diagonal() -> None:
+    assert TypeAdapter(PosteriorConfig).validate_python({}).kind == "diagonal"
+    assert set(POSTERIORS) == {"diagonal", "isotropic", "fixed", "relative"}

@@ -1,0 +1,156 @@
+"""What depends on the whole batch, MMD, DIP, free bits and the others: against brute force, and the same on one rank and two."""
+
+import itertools
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from pydantic import TypeAdapter
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from vaescale import comm, noise
+from vaescale.likelihoods.gaussian import GaussianConfig
+from vaescale.models import build_vae
+from vaescale.models.posterior import DiagonalConfig
+from vaescale.networks.conv import ConvConfig
+from vaescale.networks.ladder import LadderConfig
+from vaescale.objectives import ObjectiveConfig, build_objective
+from vaescale.objectives.dip import DipConfig, dip
+from vaescale.objectives.mmd import SCALES, MmdConfig, mmd
+
+Z = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+STREAM = noise.Stream(5, 2, torch.arange(7))
+
+
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+def test_mmd_is_the_double_sum(kernel) -> None:
+    prior = noise.normal(STREAM, noise.MATCHED_PRIOR, (3,)).double()
+
+    def k(a: Tensor, b: Tensor) -> float:
+        distance = float((a - b).square().sum())
+        bandwidths = [2 * 3 * scale for scale in SCALES]
+        values = [c / (c + distance) if kernel == "imq" else np.exp(-distance / c) for c in bandwidths]
+        return float(sum(values))
+
+    expected = sum(
+        (k(Z[i], Z[j]) + k(prior[i], prior[j])) / (7 * 6) for i in range(7) for j in range(7) if i != j
+    ) - sum(2 * k(Z[i], prior[j]) / 49 for i in range(7) for j in range(7))
+    assert float(mmd(Z, STREAM, MmdConfig(weight=1.0, kernel=kernel))) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mmd_is_unbiased_and_sees_what_is_not_the_prior() -> None:
+    config, generator = MmdConfig(weight=1.0), torch.Generator().manual_seed(1)
+    same, moved = [], []
+    for step in range(200):
+        stream = noise.Stream(0, step, torch.arange(64))
+        z = torch.randn(64, 2, generator=generator, dtype=torch.float64)
+        same.append(float(mmd(z, stream, config)))
+        moved.append(float(mmd(z + 1, stream, config)))
+    assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(200)
+    assert min(same) < 0 < min(moved)
+
+
+@pytest.mark.parametrize("variant", ["i", "ii"])
+def test_dip_is_the_covariance_s_distance(variant) -> None:
+    log_sigma = 0.3 * Z.flip(0) - 1
+    covariance = np.cov(Z.numpy().T, bias=True)
+    if variant == "ii":
+        covariance = covariance + np.diag(np.exp(2 * log_sigma.numpy()).mean(0))
+    off = (covariance**2).sum() - (np.diag(covariance) ** 2).sum()
+    expected = 3 * off + 7 * ((np.diag(covariance) - 1) ** 2).sum()
+    config = DipConfig(variant=variant, off_diagonal=3.0, diagonal=7.0)
+    assert float(dip(Z, log_sigma, config)) == pytest.approx(expected, rel=1e-9)
+    usual = DipConfig(variant=variant, off_diagonal=3.0)
+    weight = 30 if variant == "i" else 3
+    expected = 3 * off + weight * ((np.diag(covariance) - 1) ** 2).sum()
+    assert float(dip(Z, log_sigma, usual)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_extra_terms_are_added_with_their_weights(make_terms) -> None:
+    log_sigma, kl = torch.zeros_like(Z), torch.ones(7, 1).double()
+    terms = make_terms(log_px=torch.zeros(7).double(), kl=kl, z=Z, mu=Z, log_sigma=log_sigma)
+    config = {"beta": 0.5, "mmd": {"weight": 10}, "dip": {"variant": "i"}}
+    objective = build_objective(
+        TypeAdapter(ObjectiveConfig).validate_python(config), SimpleNamespace(group_places=(1,))
+    )
+    expected = 0.5 + 10 * mmd(Z, STREAM, MmdConfig(weight=10)) + dip(Z, log_sigma, DipConfig(variant="i"))
+    torch.testing.assert_close(objective(terms, STREAM), expected)
+
+
+OBJECTIVES = {
+    "mmd": {"beta": 0.0, "mmd": {"weight": 50}},
+    "mmd, rbf": {"mmd": {"weight": 50, "kernel": "rbf"}},
+    "dip i": {"dip": {"variant": "i"}},
+    "dip ii": {"dip": {"variant": "ii"}},
+    "free bits": {"free_bits": {"nats": 1.6}},
+    "free bits per group": {"free_bits": {"nats": 7.0, "per": "group"}},
+    "capacity above": {"capacity": {"nats": 1e-3, "steps": 1}},
+    "capacity below": {"capacity": {"nats": 100, "steps": 1}},
+    "iwae": {"kind": "iwae", "samples": 3},
+    "dreg": {"kind": "iwae", "samples": 3, "gradient": "doubly_reparameterized"},
+    "balanced ladder": {"balancing": "always"},
+    "free ladder": {"free_bits": {"nats": 0.8, "per": "group"}},
+}
+
+
+def results(name: str, rank: int, ranks: int) -> list[Tensor]:
+    """Loss and gradients over 8 images, shared by the ranks."""
+    torch.manual_seed(0)
+    network = (
+        LadderConfig(latent_dim=2, width=8) if "ladder" in name else ConvConfig(latent_dim=4, widths=(8,))
+    )
+    likelihood = GaussianConfig(sigma="optimal")
+    model = build_vae(network, DiagonalConfig(), likelihood, image_size=8, channels=1).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    objective = build_objective(TypeAdapter(ObjectiveConfig).validate_python(OBJECTIVES[name]), model)
+    images = torch.randint(
+        0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    slots = torch.arange(8)[rank * 8 // ranks : (rank + 1) * 8 // ranks]
+    stream, mask = noise.Stream(0, 2, slots), torch.ones(len(slots), dtype=torch.bool)
+    wrapped = DistributedDataParallel(model) if ranks > 1 else model
+    comm.at_step(2)
+    terms = wrapped(
+        images[slots], stream, mask, objective.importance_samples, objective.doubly_reparameterized
+    )
+    loss = objective(terms, stream)
+    loss.backward()
+    mean_loss = comm.all_reduce_sum(loss.detach()[None]) / ranks
+    return [mean_loss, *(parameter.grad.clone() for parameter in model.parameters())]
+
+
+def _work(rank: int, store: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        torch.save({name: results(name, rank, 2) for name in OBJECTIVES}, f"{store}-{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_ranks_have_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
+    mp.spawn(_work, (str(tmp_path / "store"),), nprocs=2)
+    alone = {name: results(name, 0, 1) for name in OBJECTIVES}
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"store-{rank}.pt", weights_only=True)
+        for name, expected in alone.items():
+            for got, value in zip(found[name], expected, strict=True):
+                torch.testing.assert_close(got.double(), value.double(), rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_the_objectives_differ() -> None:
+    """Or the comparison above would prove little."""
+    losses = {name: float(results(name, 0, 1)[0]) for name in OBJECTIVES if name != "dreg"}
+    values = sorted(losses.values())
+    assert min(b - a for a, b in itertools.pairwise(values)) > 1e-6, losses

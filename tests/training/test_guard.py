@@ -1,0 +1,110 @@
+"""Which steps are skipped, that skipping ends, and that all ranks decide as one."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from vaescale import comm
+from vaescale.errors import TrainingStopped
+from vaescale.training.guard import Guard
+
+CPU = torch.device("cpu")
+
+
+def guard(factor: float | None = 10.0, most: int = 3) -> Guard:
+    return Guard(skip_factor=factor, max_non_finite=most, device=CPU)
+
+
+def feed(own: Guard, norms: list[float], *, loss: float = 1.0) -> list[bool]:
+    return [bool(own.skips(torch.tensor(loss), torch.tensor(norm))) for norm in norms]
+
+
+def test_ordinary_steps_pass_and_a_leap_does_not() -> None:
+    own = guard()
+    assert not any(feed(own, [5.0, 8.0, 3.0] * 20))
+    assert feed(own, [1000.0, 5.0, 49.0, 60.0]) == [True, False, False, True]
+    assert own.metrics() == {"train/skipped_steps": 2}
+
+
+def test_nothing_is_skipped_before_it_knows_what_is_usual() -> None:
+    assert not any(feed(guard(), [1.0, 1000.0, 0.001, 1e6]))
+
+
+def test_a_bound_once_exceeded_recovers() -> None:
+    """The fixed one of the reference code skips for ever. From 1 to 1000 with a factor of 10 the bound must rise 100-fold:
+    each skipped step raises it by 10^(1/100).
+    """
+    own = guard()
+    feed(own, [1.0] * 2000)
+    skipped = feed(own, [1000.0] * 400)
+    first_taken = skipped.index(False)
+    assert 190 <= first_taken <= 210
+    assert not any(skipped[first_taken:])
+
+
+def test_without_a_factor_only_nan_is_skipped() -> None:
+    own = guard(factor=None)
+    feed(own, [1.0] * 100)
+    assert feed(own, [1e30, math.nan, math.inf, 1.0]) == [False, True, True, False]
+    assert feed(own, [1.0], loss=math.nan) == [True]
+    assert feed(own, [1.0], loss=math.inf) == [True]
+
+
+def test_nan_in_a_row_stops_and_one_good_step_forgives() -> None:
+    own = guard(most=3)
+    feed(own, [1.0, math.nan, math.nan])
+    own.refuse(3, last=False)
+    assert not own.is_well
+    with pytest.raises(TrainingStopped, match=r"since 2 steps at step 3.*lower optimizer.lr"):
+        own.refuse(3, last=True)
+    feed(own, [1.0])
+    assert own.is_well
+    own.refuse(4, last=True)
+    feed(own, [math.nan] * 3)
+    with pytest.raises(TrainingStopped, match=r"since 3 steps.*max_non_finite is 3"):
+        own.refuse(7, last=False)
+
+
+def test_the_state_is_all_there_is() -> None:
+    own, other = guard(), guard()
+    feed(own, [1.0, 2.0, math.nan] * 20)
+    other.state = own.state.clone()
+    norms = [3.0, 100.0, 1.0, math.nan]
+    assert feed(own, norms) == feed(other, norms)
+    assert torch.equal(own.state, other.state)
+
+
+def test_a_norm_of_zero_is_no_fault() -> None:
+    own = guard()
+    assert not any(feed(own, [0.0] * 3))
+    assert torch.isfinite(own.state).all()
+
+
+def _work(rank: int, store: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        own, skipped = guard(), []
+        for step in range(60):
+            comm.at_step(step)
+            # One rank alone has a loss of NaN at step 40; the gradient's norm is everyone's.
+            loss = math.nan if step == 40 and rank == 1 else 1.0
+            norm = 500.0 if step == 50 else 2.0 + rank * 1e-7
+            skipped += [bool(own.skips(torch.tensor(loss), torch.tensor(norm)))]
+        assert [step for step, skip in enumerate(skipped) if skip] == [40, 50]
+        torch.save(own.state, f"{store}-{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_all_ranks_decide_as_one(tmp_path: Path) -> None:
+    mp.spawn(_work, (str(tmp_path / "store"),), nprocs=2)
+    states = [torch.load(tmp_path / f"store-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert torch.equal(*states)

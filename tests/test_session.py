@@ -361,6 +361,26 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(vaescale, recipe_fi
     assert not list(Path(recipe_content["run_dir"]).glob("checkpoints/step-*"))
 
 
+def test_a_guard_that_skips_resumes_bit_equal(vaescale, recipe_file, recipe_content, tmp_path) -> None:
+    """A factor barely above 1 skips some of the steps; what is usual is part of the checkpoint."""
+    recipe_content["optimizer"] |= {"skip_factor": 1.01, "lr": 1e-6}
+    recipe_content["training"] |= {"steps": 60, "checkpoint_every": 30, "keep_checkpoints": 5}
+    recipe = recipe_file(recipe_content)
+    curves = []
+    for name in ("whole", "parts"):
+        run = tmp_path / name
+        assert vaescale("train", recipe, f"run_dir={run}").code == 0
+        if name == "parts":
+            shutil.rmtree(run / "checkpoints" / "step-000000060")
+            (run / "metrics.jsonl").unlink()
+            assert vaescale("train", recipe, f"run_dir={run}").code == 0
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if "train/mse" in row]
+        curves.append([(row["train/loss_nats"], row["train/skipped_steps"]) for row in rows][-30:])
+    assert curves[0] == curves[1]
+    assert 0 < curves[0][-1][1] < 60
+
+
 def test_a_dry_run_describes_and_writes_nothing(vaescale, recipe_file, recipe_content) -> None:
     outcome = vaescale("train", recipe_file(recipe_content), "--dry-run", "--json", "optimizer.lr=5e-4")
     assert outcome.code == 0, outcome.err

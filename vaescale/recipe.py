@@ -196,6 +196,15 @@ def _sentence(error: ValidationError, content: Any, root: type[BaseModel] = Reci
         fault for fault in faults if fault["input"] is faults[0]["input"] and isinstance(fault["input"], str)
     ]
     fault = next((fault for fault in alike if fault["type"] == "literal_error"), faults[0])
+    # Of a union of a number and a section, the section's own faults fit a section best.
+    within = [
+        one for one in faults if len(one["loc"]) > len(faults[0]["loc"]) or one["type"] == "value_error"
+    ]
+    if isinstance(fault["input"], dict) and fault["type"] != "missing" and within:
+        fault = within[0]
+    if fault["type"] == "missing":  # perhaps for a mistyped key beside it
+        beside = [one for one in faults if one["loc"][:-1] == fault["loc"][:-1]]
+        fault = next((one for one in beside if one["type"] == "extra_forbidden"), fault)
     # pydantic's places name union members besides keys.
     place = [part for part in fault["loc"] if isinstance(part, int) or part in _names(content)]
     key, value, kind = ".".join(map(str, place or fault["loc"])), fault["input"], fault["type"]
@@ -203,7 +212,8 @@ def _sentence(error: ValidationError, content: Any, root: type[BaseModel] = Reci
         known = _known_keys(root, content, place[:-1])
         return f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), known, place[:-1])}"
     if kind == "missing":
-        missing = ".".join(map(str, [*place, fault["loc"][-1]]))
+        above = [part for part in fault["loc"][:-1] if isinstance(part, int) or part in _names(content)]
+        missing = ".".join(map(str, [*above, fault["loc"][-1]]))
         return f"{missing} is missing; add it to the recipe or as {missing}=VALUE"
     if kind == "value_error":
         # Of a whole section the message itself names the key.
@@ -237,7 +247,7 @@ def _known_keys(root: type[BaseModel], content: Any, parents: list[Any]) -> list
     for part in parents:
         content = content.get(part) if isinstance(content, dict) else None
         annotation = section.model_fields[part].annotation
-        kinds = get_args(annotation) or (annotation,)
+        kinds = [kind for kind in get_args(annotation) or (annotation,) if hasattr(kind, "model_fields")]
         named = content.get("kind") if isinstance(content, dict) else None
         section = next((kind for kind in kinds if _kind(kind) == named), kinds[0])
     return list(section.model_fields)

@@ -169,3 +169,57 @@ def test_samples_do_not_depend_on_how_many_are_drawn(run: Path) -> None:
         for n in (2, 5)
     )
     np.testing.assert_allclose(few.detach(), many[:2].detach(), atol=1e-6)
+
+
+@pytest.fixture
+def ladder_run(vaescale, recipe_file, recipe_content) -> Path:
+    """Three draws for each image, KL balancing: everything at once that a flat network has not."""
+    recipe_content["network"] = {"kind": "ladder", "latent_dim": 2, "width": 8, "checkpointing": True}
+    recipe_content["posterior"] = {"kind": "relative"}
+    recipe_content["likelihood"] = {"kind": "discretized_logistic_mixture", "components": 2}
+    recipe_content["objective"] = {"balancing": "while_annealing", "beta": {"schedule": "linear", "steps": 6}}
+    recipe_content["optimizer"]["skip_factor"] = 10
+    outcome = vaescale("train", recipe_file(recipe_content))
+    assert outcome.code == 0, outcome.err
+    return Path(recipe_content["run_dir"])
+
+
+def test_a_ladder_is_trained_evaluated_and_sampled(vaescale, ladder_run: Path) -> None:
+    rows = [json.loads(line) for line in (ladder_run / "metrics.jsonl").read_text().splitlines()]
+    train = [row for row in rows if "train/beta" in row]
+    assert [row["train/beta"] for row in train] == pytest.approx([min(1, s / 6) for s in range(12)])
+    assert all(row["train/skipped_steps"] == 0 for row in train)
+    groups = [name for name in train[-1] if name.startswith("train/group_kl_nats/")]
+    assert len(groups) == 7
+    assert sum(train[-1][name] for name in groups) == pytest.approx(train[-1]["train/kl_nats"])
+    assert 0 <= train[-1]["train/collapsed_share"] <= 1
+    outcome = vaescale("evaluate", ladder_run, "--importance-samples", 5, "--importance-images", 50, "--json")
+    metrics = outcome.json["metrics"]
+    assert metrics["importance_images"] == 50
+    assert metrics["images"] == 360
+    assert metrics["neg_iwae_nats"] < metrics["neg_elbo_nats"] + 5
+    assert "neg_iwae_nats" in outcome.json["protocol"]
+    sampled = vaescale("sample", ladder_run, "--count", 9, "--temperature", 0.8)
+    assert sampled.code == 0, sampled.err
+    assert (ladder_run / "figures" / "samples.png").is_file()
+    vaescale("fit-gmm", ladder_run).assert_refused(2, "is a ladder", "single latent vector")
+
+
+def test_strange_numbers_are_refused(vaescale, run: Path) -> None:
+    for word in ("--importance-samples", "--importance-images"):
+        vaescale("evaluate", run, word, 0).assert_refused(2, f"{word} (=0) must be at least 1")
+    vaescale("sample", run, "--temperature", 0).assert_refused(2, "--temperature (=0.0) must be above 0")
+
+
+def test_a_latent_map_is_fitted_and_sampled(vaescale, recipe_file, recipe_content) -> None:
+    recipe_content["network"] = {
+        "kind": "resnet", "latent_dim": 1, "width": 8, "multipliers": [1, 1, 1], "blocks": 1
+    }
+    recipe_content["objective"] = {"kind": "iwae", "samples": 2}
+    outcome = vaescale("train", recipe_file(recipe_content), "training.steps=4")
+    assert outcome.code == 0, outcome.err
+    folder = recipe_content["run_dir"]
+    fitted = vaescale("fit-gmm", folder, "--components", 2, "--json")
+    assert fitted.code == 0, fitted.err
+    assert gmm.load(Path(folder) / "gmm").means.shape == (2, 4)
+    assert vaescale("sample", folder, "--count", 4, "--json").json["priors"] == ["prior", "mixture"]

@@ -17,14 +17,17 @@ from vaescale.config import Config
 from vaescale.networks.layers import ACTIVATIONS, Norm, conv, deconv, norm, refuse_indivisible, spectral
 from vaescale.networks.presets import PRESETS, Preset
 
+WIDTHS = (32, 64)
+
 
 class ConvConfig(Config):
     """A DCGAN-like encoder and decoder."""
 
     kind: Literal["conv"] = "conv"
     latent_dim: int = Field(gt=0, description="size of z")
-    widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(
-        default=(32, 64), min_length=1, description="channels after each halving of the resolution"
+    widths: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="channels after each halving of the resolution; null: 32, 64, or the preset's",
     )
     preset: Literal["sigma_vae_svhn", "wae_celeba", "infogan"] | None = Field(
         default=None, description="a published network in place of `widths`; see networks/presets.py"
@@ -35,9 +38,10 @@ class ConvConfig(Config):
 
     @model_validator(mode="after")
     def _a_preset_has_its_widths(self) -> "ConvConfig":
-        default = type(self).model_fields["widths"].default
-        if self.preset and self.widths != default:
-            raise ValueError(f"preset (={self.preset}) has its own widths; leave network.widths out")
+        if self.preset and self.widths:
+            raise ValueError(
+                f"preset (={self.preset}) has its own widths; leave network.widths out, or set it to null"
+            )
         return self
 
 
@@ -48,7 +52,7 @@ class ConvNetwork(nn.Module):
         self, config: ConvConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
     ) -> None:
         super().__init__()
-        plan = PRESETS[config.preset] if config.preset else _own(config.widths)
+        plan = PRESETS[config.preset] if config.preset else _own(config.widths or WIDTHS)
         kind: Norm = config.norm or plan.norm  # type: ignore[assignment]
         key = f"network.preset (={config.preset})" if config.preset else "network.widths"
         halvings = math.prod(stride for _, _, stride in plan.encoder)

@@ -59,3 +59,16 @@ def test_curves_show_what_is_there(tmp_path: Path) -> None:
     assert (pixels(tmp_path / "curves.png") != pixels(tmp_path / "dots.png")).any()
     figures.training_curves(tmp_path / "empty.png", [], title="t")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_group_rates_show_what_is_logged(tmp_path: Path) -> None:
+    labels = ["00  1x1", "01  4x4"]
+    rows = [
+        {"step": step, "train/group_kl_nats/00": step / 10, "train/group_kl_nats/01": 1e-9}
+        for step in range(1, 30)
+    ]
+    figures.group_rates(tmp_path / "groups.png", rows, labels, title="t")
+    figures.group_rates(tmp_path / "fewer.png", rows[:10], labels, title="t")
+    assert (pixels(tmp_path / "groups.png") != pixels(tmp_path / "fewer.png")).any()
+    figures.group_rates(tmp_path / "none.png", [{"step": 1}], labels, title="t")
+    assert not (tmp_path / "none.png").exists()

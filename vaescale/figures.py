@@ -95,6 +95,39 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
     _finish(figure, path, title)
 
 
+def group_rates(path: Path, rows: Sequence[dict[str, float]], labels: Sequence[str], *, title: str) -> None:
+    """The training KL of each group over steps as colours, and of the last step as bars. labels: one for each group."""
+    from matplotlib.colors import LogNorm
+
+    names = [f"train/group_kl_nats/{number:02d}" for number in range(len(labels))]
+    logged = [row for row in rows if all(name in row for name in names)]
+    if not logged:
+        return
+    steps = [row["step"] for row in logged]
+    nats = np.array([[max(row[name], 0.0) for row in logged] for name in names])
+    figure, axes = _subplots(1, 2, (9.0, max(2.6, 0.16 * len(labels) + 1.2)), frame=True)
+    colours, bars = axes[0]
+    edges = [0.5, *(step + 0.5 for step in steps)]
+    mesh = colours.pcolormesh(
+        edges,
+        np.arange(len(labels) + 1) - 0.5,
+        np.maximum(nats, 1e-3),
+        norm=LogNorm(1e-3, max(nats.max(), 1e-2)),
+    )
+    figure.colorbar(mesh, ax=colours, pad=0.02).ax.tick_params(labelsize=7)
+    colours.set_title("KL of each group (nats), the top of the hierarchy above", fontsize=9)
+    bars.barh(range(len(labels)), nats[:, -1], color=COLOURS[0], height=0.8)
+    bars.set_title(f"step {steps[-1]}: {nats[:, -1].sum():.1f} nats", fontsize=9)
+    bars.grid(alpha=0.25, axis="x")
+    bars.set_ylim(-0.5, len(labels) - 0.5)
+    for axis, words in ((colours, "step"), (bars, "nats")):
+        axis.set_yticks(range(len(labels)), labels, fontsize=6 if len(labels) > 20 else 7)
+        axis.invert_yaxis()
+        axis.set_xlabel(words, fontsize=8)
+        axis.tick_params(axis="x", labelsize=7)
+    _finish(figure, path, title)
+
+
 def image_strips(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:
     """Named rows of equally many images, close together: for tables of pictures."""
     count = max(len(images) for _, images in rows)

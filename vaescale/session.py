@@ -22,7 +22,7 @@ from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import open_reader
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import evaluate
-from vaescale.figures import training_curves
+from vaescale.figures import group_rates, training_curves
 from vaescale.files import write_whole
 from vaescale.objectives import build_objective
 from vaescale.recipe import Recipe, differences, load_recipe
@@ -160,6 +160,12 @@ class Session:
             return
         rows = run_folder.read_metrics(self.folder)
         training_curves(curves, rows, title=self.recipe.name)
+        if len(places := self.model.group_places) > 1:
+            labels = [
+                f"{number:02d}  {math.isqrt(count)}x{math.isqrt(count)}"
+                for number, count in enumerate(places)
+            ]
+            group_rates(curves.with_name("groups.png"), rows, labels, title=self.recipe.name)
         for section in ("train", "val"):
             prefix = f"{section}/"
             last = next((row for row in reversed(rows) if f"{section}/mse" in row), None)

@@ -213,7 +213,11 @@ def test_strange_numbers_are_refused(vaescale, run: Path) -> None:
 
 def test_a_latent_map_is_fitted_and_sampled(vaescale, recipe_file, recipe_content) -> None:
     recipe_content["network"] = {
-        "kind": "resnet", "latent_dim": 1, "width": 8, "multipliers": [1, 1, 1], "blocks": 1
+        "kind": "resnet",
+        "latent_dim": 1,
+        "width": 8,
+        "multipliers": [1, 1, 1],
+        "blocks": 1,
     }
     recipe_content["objective"] = {"kind": "iwae", "samples": 2}
     outcome = vaescale("train", recipe_file(recipe_content), "training.steps=4")

@@ -23,9 +23,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def conv(channels: int, width: int, kernel: int, *, stride: int = 1) -> nn.Conv2d:
-    """[B, C, S, S] to [B, width, S / stride, S / stride]; an even kernel needs a stride of 2."""
-    return nn.Conv2d(channels, width, kernel, stride=stride, padding=(kernel - 1) // 2)
+def conv(channels: int, width: int, kernel: int, *, stride: int = 1, padding: int | None = None) -> nn.Conv2d:
+    """[B, C, S, S] to [B, width, S / stride, S / stride] with the usual padding; an even kernel needs a stride of 2."""
+    padding = (kernel - 1) // 2 if padding is None else padding
+    return nn.Conv2d(channels, width, kernel, stride=stride, padding=padding)
 
 
 def deconv(channels: int, width: int, kernel: int, *, stride: int = 2) -> nn.ConvTranspose2d:

@@ -140,7 +140,7 @@ class Halve(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
+        self.conv = conv(width, width, 3, stride=2, padding=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, W, R, R] to [B, W, R / 2, R / 2]."""

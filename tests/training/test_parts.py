@@ -86,3 +86,24 @@ def test_the_memory_estimate_adds_up_and_grows_in_a_line(model: VAE) -> None:
     assert slope > 64 * 4  # at least the image itself, in float32
     assert ten["activations"] == one["activations"] + 9 * slope
     assert estimate(model, images=1, ema=False, precision="fp32")["ema"] == 0
+
+
+def test_the_memory_estimate_knows_checkpointing(recipe_content) -> None:
+    """A checkpointed block keeps its input alone, and not what its four convolutions save."""
+    sizes = []
+    for checkpointing in (False, True):
+        network = {"kind": "ladder", "latent_dim": 2, "width": 16, "checkpointing": checkpointing}
+        model = build_model(Recipe.model_validate(recipe_content | {"network": network}))
+        sizes.append(estimate(model, images=8, ema=True, precision="fp32")["activations"])
+    assert 0 < sizes[1] < sizes[0] / 2
+
+
+def test_the_memory_estimate_is_what_autograd_saves(recipe_content) -> None:
+    """One linear layer of 64 to 64 saves its input and what the mean, the KL and the likelihood need, little more."""
+    network = {"kind": "linear", "latent_dim": 2}
+    likelihood = {"kind": "gaussian", "sigma": 1.0}
+    model = build_model(
+        Recipe.model_validate(recipe_content | {"network": network, "likelihood": likelihood})
+    )
+    one, two = (estimate(model, images=n, ema=False, precision="fp32")["activations"] for n in (1, 2))
+    assert 2 * 64 * 4 <= two - one <= 12 * 64 * 4

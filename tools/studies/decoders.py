@@ -3,7 +3,7 @@
     vaescale make-shards idx:DOWNLOADED_FOLDER data/fashion_mnist --holdout 0
     python tools/studies/decoders.py
 
-Trains every recipe of recipes/fashion_mnist, and `fixed` with other betas, each by the command that you would type; runs
+Trains every recipe of recipes/fashion_mnist but the ladder's, and `fixed` with other betas, each by the command that you would type; runs
 that are finished are used again. Writes table.md, rate_distortion.png and decoders.png to --out, and logs them beside the
 runs in the recipes' MLflow experiment.
 """
@@ -31,6 +31,7 @@ from vaescale.training.tracking import log_files
 
 RECIPES = Path("recipes/fashion_mnist")
 BETAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 3.0, 10.0)  # 1 is the recipe `fixed`
+OTHERS = ("base", "ladder")  # no decoder of its own: `ladder` has another network
 SHOWN = 8
 # What does not compare stands in tables of its own.
 GROUPS = (
@@ -87,7 +88,7 @@ def study(arguments: argparse.Namespace) -> None:
     part = "-part" if arguments.only else ""
     out: Path = arguments.out or Path(f"runs/fashion_mnist-decoders{part}{changed}")
     overrides = [*arguments.overrides, *(["tracking.mlflow=null"] if arguments.no_mlflow else [])]
-    names = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "base")
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHERS)
     names = arguments.only.split(",") if arguments.only else names
     decoders = [
         train(name, RECIPES / f"{name}.yaml", [f"name=fashion_mnist-{name}{changed}", *overrides])

@@ -139,7 +139,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: 
     for path, value in tensors.items():
         name, key = path.rsplit("/", 1)
         parameter = parameters[name]
-        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter)
+        # The fused optimizers count steps in float32, on the parameter's device.
+        own = value.to(parameter.device) if key == "step" else value.to(parameter)
+        optimizer.state[parameter][key] = own
 
 
 def _finished(folder: Path) -> list[Path]:

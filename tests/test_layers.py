@@ -23,7 +23,7 @@ LAYERS = (
     ("batches",),
     ("data",),
     ("comm", "noise", "schedules"),
-    ("console", "config", "cores", "errors", "files"),
+    ("console", "config", "cores", "errors", "files", "pages"),
     ("__init__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -149,10 +149,12 @@ REFUSED = {
     "posterior.kind=relative": "posterior.kind is 'relative', to the prior of a ladder's group",
     "network.kind=ladder posterior.kind=isotropic": "posterior.kind is 'isotropic'; a ladder has diagonal or relative",
     "network.kind=ladder objective.mmd.weight=3": "objective.mmd is of one latent vector",
-    "network.kind=ladder objective.kind=iwae objective.samples=3 objective.gradient=doubly_reparameterized": (
+    "network.kind=ladder likelihood.sigma=1 objective.kind=iwae objective.samples=3 objective.gradient=doubly_reparameterized": (
         "objective.gradient is 'doubly_reparameterized', which a ladder does not have"
     ),
-    "objective.kind=iwae objective.samples=3 likelihood.sigma=optimal_per_image": "optimal_per_image bounds nothing",
+    "objective.kind=iwae objective.samples=3": "likelihood.sigma optimal is fitted to the mean over draws",
+    "objective.balancing=always": "objective.balancing is of a ladder's groups, and conv has one",
+    "objective.mmd.weight=1 data.global_batch=4 training.accumulation=4": "a micro-batch has 1",
     "network.preset=infogan": "network.preset (=infogan) has its own widths; leave network.widths out",
     "seeed=1": "unknown key seeed (=1); did you mean seed?",
     "training.stepz=3": "unknown key training.stepz (=3); did you mean training.steps?",

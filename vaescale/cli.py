@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from vaescale.errors import UserError
+from vaescale.pages import keep_freed_pages
 
 VERBS = {
     "doctor": "print versions, devices, how processes were launched, and what is missing",
@@ -79,6 +80,7 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     tool.add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)  # KEY=VALUE may follow --dry-run
+    keep_freed_pages()
     code = _call(tool, verb, options)
     if _processes() > 1:
         # A gloo thread that lets go of its last tensor while Python shuts down aborts the process ("terminate called

@@ -20,6 +20,7 @@ from vaescale.models.posterior import DiagonalConfig, FixedConfig, PosteriorConf
 from vaescale.networks import HIERARCHICAL, NetworkConfig
 from vaescale.objectives import ObjectiveConfig
 from vaescale.objectives.elbo import ElboConfig
+from vaescale.sigma import OPTIMAL
 from vaescale.training.loop import TrainingConfig
 from vaescale.training.optimizer import OptimizerConfig
 from vaescale.training.tracking import TrackingConfig
@@ -87,9 +88,21 @@ class Recipe(Config):
                 raise ValueError(
                     f"objective.{term} is of one latent vector, and a {network} has groups of them; leave it out"
                 )
-        if objective.kind == "iwae" and getattr(self.likelihood, "sigma", None) == "optimal_per_image":
+        sigma = getattr(self.likelihood, "sigma", None)
+        if objective.kind == "iwae" and (sigma in OPTIMAL or getattr(self.likelihood, "handover", None)):
             raise ValueError(
-                "objective.kind is 'iwae', but likelihood.sigma optimal_per_image bounds nothing; take optimal"
+                f"objective.kind is 'iwae', but likelihood.sigma {sigma} is fitted to the mean over draws, not to their "
+                f"weights; take shared, a number, or predicted without a handover"
+            )
+        if not in_groups and getattr(objective, "balancing", "never") != "never":
+            raise ValueError(
+                f"objective.balancing is of a ladder's groups, and {network} has one; leave it out"
+            )
+        together = self.data.global_batch // self.training.accumulation
+        if getattr(objective, "mmd", None) and together < 2:
+            raise ValueError(
+                f"objective.mmd compares images, and a micro-batch has {together}; raise data.global_batch "
+                f"(={self.data.global_batch}) or lower training.accumulation"
             )
         if in_groups and getattr(objective, "gradient", "") == "doubly_reparameterized":
             raise ValueError(

@@ -1,5 +1,6 @@
 """From a recipe to its parts, and from a run folder back to a trained model."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +20,7 @@ from vaescale.training import folder as run_folder
 from vaescale.training.skips import tell
 
 EVALUATION_BATCH = 500
+EVALUATION_VALUES = 500 * 3072  # larger images come in smaller batches
 
 
 class Run(NamedTuple):
@@ -70,9 +72,8 @@ def in_order(reader: ShardReader, *, workers: int = 0) -> Iterator[Batch]:
     """All images in order, this rank's share of each batch. What cannot be used is told, and masked."""
     told: set[int] = set()
     rank, world_size = comm.rank(), comm.world_size()
-    for batch in evaluation_batches(
-        reader, batch=EVALUATION_BATCH, rank=rank, world_size=world_size, workers=workers
-    ):
+    size = min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(reader.image_shape)))
+    for batch in evaluation_batches(reader, batch=size, rank=rank, world_size=world_size, workers=workers):
         tell(batch.faults, told)
         yield batch
 

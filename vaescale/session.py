@@ -80,6 +80,7 @@ class Session:
             images=per_rank // recipe.training.accumulation,
             ema=self.ema is not None,
             precision=recipe.training.precision,
+            importance_samples=self.objective.importance_samples,
         )
         plan = {
             "processes": self.accelerator.num_processes,

@@ -1,8 +1,10 @@
 """The importance-weighted bound of a data set against the exact log-likelihood of a linear model."""
 
+import numpy as np
 import pytest
 import torch
 
+from vaescale import noise
 from vaescale.batches import evaluation_batches
 from vaescale.data.reader import open_reader
 from vaescale.errors import UserError
@@ -53,9 +55,22 @@ def test_one_sample_is_the_elbo_of_the_same_draws(recipe_content) -> None:
 
 def test_batches_and_chunks_do_not_matter(recipe_content) -> None:
     own = recipe(recipe_content)
-    assert bounds(own, 30, batch=360)["neg_iwae_nats"] == pytest.approx(
-        bounds(own, 30, batch=50)["neg_iwae_nats"], abs=0.05
-    )
+    expected = bounds(own, 30, batch=360)["neg_iwae_nats"]
+    for batch in (50, 7):
+        assert bounds(own, 30, batch=batch)["neg_iwae_nats"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_more_draws_contain_the_fewer_ones(recipe_content) -> None:
+    """From 4 and 5 draws the fifth's own weight is known, and it is draw 0 of the stream's step 1."""
+    own = recipe(recipe_content)
+    four, five = (bounds(own, samples, images=1)["neg_iwae_nats"] for samples in (4, 5))
+    model, reader = build_model(own).eval(), open_reader(own.data.val, own.data)
+    x = model.target(reader[0].images, noise.Stream(0, 0, torch.zeros(1, dtype=torch.int64)))
+    with torch.no_grad():
+        stream = noise.Stream(0, 1, torch.zeros(1, dtype=torch.int64))
+        fifth = float(model.terms(x, stream, torch.ones(1, dtype=torch.bool), 1).log_weights)
+    joined = np.logaddexp(-four + np.log(4), fifth) - np.log(5)
+    assert -five == pytest.approx(joined, abs=1e-4)
 
 
 def test_a_sigma_fitted_to_each_image_bounds_nothing(recipe_content) -> None:

@@ -14,7 +14,6 @@ from vaescale.models.posterior import (
     Gaussian,
     IsotropicConfig,
     PosteriorConfig,
-    RelativeConfig,
     bounded,
     fixed,
     isotropic,
@@ -30,7 +29,7 @@ def raw(channels: int, *places: int) -> torch.Tensor:
 def test_isotropic_has_one_sigma_for_all_latents_of_a_place() -> None:
     for places in ((), (2, 3)):
         given = raw(IsotropicConfig().num_params(4), *places)
-        q = isotropic(given, IsotropicConfig(), None)
+        q = isotropic(given, None, None)
         assert q.mu.shape == q.log_sigma.shape == (5, 4, *places)
         assert torch.equal(q.mu, given[:, :4])
         assert torch.equal(q.log_sigma, bounded(given[:, 4:]).expand_as(q.mu))
@@ -48,7 +47,7 @@ def test_fixed_sigmas(sigma, expected) -> None:
     config = FixedConfig(sigma=sigma)
     assert config.num_params(4) == 4
     given = raw(4, 2, 2)
-    q = fixed(given, config, None)
+    q = fixed(given, torch.tensor(config.sigmas(4)).log(), None)
     assert torch.equal(q.mu, given)
     torch.testing.assert_close(q.log_sigma.exp()[3, :, 1, 0], torch.tensor(expected))
     expected_kl = kl_divergence(Normal(q.mu, q.log_sigma.exp()), Normal(0.0, 1.0))
@@ -61,10 +60,10 @@ def test_a_series_of_one_channel_is_its_first() -> None:
 
 def test_relative_is_the_prior_where_nothing_is_learned() -> None:
     prior = Gaussian(raw(3, 2, 2), 0.5 * raw(3, 2, 2))
-    q = relative(torch.zeros(5, 6, 2, 2), RelativeConfig(), prior)
+    q = relative(torch.zeros(5, 6, 2, 2), None, prior)
     assert kl(q, prior).abs().max() == 0
     moved = torch.randn(5, 6, 2, 2)
-    q = relative(moved, RelativeConfig(), prior)
+    q = relative(moved, None, prior)
     shift, ratio = moved[:, :3], torch.exp(bounded(moved[:, 3:]))
     sigma = torch.exp(prior.log_sigma)
     # Vahdat & Kautz 2020, eq. 2.

@@ -1,5 +1,7 @@
 """The convolutional network: shapes, gradients everywhere, bf16, and no dependence on the batch's company."""
 
+import itertools
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -143,3 +145,64 @@ def test_a_preset_names_the_sizes_that_fit(preset: str, size: int, fits: str) ->
 def test_a_preset_has_its_own_widths() -> None:
     with pytest.raises(ValidationError, match=r"leave network\.widths out"):
         ConvConfig(latent_dim=4, preset="infogan", widths=(8,))
+
+
+class Reference(torch.nn.Module):
+    """The sigma-VAE authors' network and WAE's, written out with torch's own layers."""
+
+    def __init__(self, name: str, channels: int, latents: int, size: int) -> None:
+        super().__init__()
+        nn = torch.nn
+        if name == "sigma_vae_svhn":
+            start = size // 4
+            self.encoder = nn.Sequential(
+                *(nn.Conv2d(channels, 32, 3, 1, 1), nn.ReLU()),
+                *(nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU(), nn.Conv2d(64, 128, 5, 2, 2), nn.ReLU()),
+                *(nn.Flatten(), nn.Linear(128 * start**2, 2 * latents)),
+            )
+            self.decoder = nn.Sequential(
+                *(nn.Linear(latents, 128 * start**2), nn.Unflatten(1, (128, start, start))),
+                *(
+                    nn.ConvTranspose2d(128, 64, 6, 2, 2),
+                    nn.ReLU(),
+                    nn.ConvTranspose2d(64, 32, 6, 2, 2),
+                    nn.ReLU(),
+                ),
+                nn.Conv2d(32, channels, 5, 1, 2),
+            )
+            return
+        widths = [channels, 128, 256, 512, 1024]
+        down = [
+            (nn.Conv2d(a, b, 5, 2, 2), nn.BatchNorm2d(b), nn.ReLU()) for a, b in itertools.pairwise(widths)
+        ]
+        up = [
+            (nn.ConvTranspose2d(a, b, 5, 2, 2, 1), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b in itertools.pairwise([1024, 512, 256, 128])
+        ]
+        self.encoder = nn.Sequential(
+            *(layer for block in down for layer in block),
+            *(nn.Flatten(), nn.Linear(1024 * (size // 16) ** 2, 2 * latents)),
+        )
+        start = size // 8
+        self.decoder = nn.Sequential(
+            *(nn.Linear(latents, 1024 * start**2), nn.ReLU(), nn.Unflatten(1, (1024, start, start))),
+            *(layer for block in up for layer in block),
+            nn.Conv2d(128, channels, 5, 1, 2),
+        )
+
+
+@pytest.mark.parametrize("preset", ["sigma_vae_svhn", "wae_celeba"])
+def test_presets_compute_what_the_published_layers_do(preset: str) -> None:
+    """With the same weights in the same order, in training mode: order, strides, padding, norms and activations."""
+    torch.manual_seed(0)
+    network = ConvNetwork(
+        ConvConfig(latent_dim=3, preset=preset), image_size=16, channels=2, encoder_out=6, out_channels=2
+    )
+    reference = Reference(preset, 2, 3, 16)
+    with torch.no_grad():
+        for own, other in zip(network.parameters(), reference.parameters(), strict=True):
+            own += 0.05 * torch.randn_like(own)
+            other.copy_(own)
+    x, z = torch.rand(4, 2, 16, 16), torch.randn(4, 3)
+    torch.testing.assert_close(network.encode(x), reference.encoder(2 * x - 1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(network.decode(z), reference.decoder(z), rtol=1e-3, atol=1e-3)

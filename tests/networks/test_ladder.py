@@ -46,12 +46,13 @@ REFUSED = {
         {"encoder": "8d2,4x1", "decoder": "2x1"},
         r"'2x1' is at no resolution of the encoder; it has \[4, 8\]",
     ),
-    "a leap": (
-        {"encoder": "8d2,4d4,1", "decoder": "1,4x1,8m4"},
-        "begins at a new resolution; write 4m1 before",
-    ),
-    "mixing what is not below": ({"encoder": "8d2,4", "decoder": "4,8m2"}, r"it follows \[4\]"),
+    "a leap": ({"encoder": "8d2,4d4,1", "decoder": "1,4x1,8m4"}, "follows 1x1; write 4m1 before it, or 1x1"),
+    "mixing what is not before": ({"encoder": "8d2,4", "decoder": "4,8m2"}, r"write one of \['8m4'\]"),
     "an end below the image": ({"encoder": "8d2,4d4,1", "decoder": "1,4m1"}, "let its last group be at 8"),
+    "a start above the smallest map": ({"decoder": "4x1,8m4"}, "begin with 1x1, the encoder's smallest map"),
+    "groups that lead nowhere": ({"decoder": "1x1,4m1,8m4,4x1"}, "'4x1' follows 8x8"),
+    "a branch that is left behind": ({"decoder": "1x1,4m1,8m1"}, r"write one of \['8m4'\]"),
+    "a bare number": ({"decoder": 5}, "'5' is at no resolution"),
 }
 
 

@@ -15,6 +15,7 @@ from vaescale.objectives.rates import (
     capacity,
     capacity_nats,
     free_bits,
+    group_shares,
 )
 
 KL = torch.tensor([[1.0, 2.0], [3.0, 4.0]])  # two images, two groups
@@ -94,7 +95,7 @@ def test_the_capacity_rises_in_a_line() -> None:
 def test_groups_of_one_size_share_their_weight() -> None:
     """Two groups of 16 places weigh 8 each against one group of one place."""
     kl = torch.full((3, 3), 0.99)
-    got = float(balanced(kl, (1, 16, 16)))
+    got = float(balanced(kl, group_shares((1, 16, 16))))
     gamma = torch.tensor([1.0, 1 / 8, 1 / 8])
     assert got == pytest.approx(float((gamma / gamma.mean() * 0.99).sum()))
 

@@ -57,16 +57,19 @@ def test_without_a_factor_only_nan_is_skipped() -> None:
 
 def test_nan_in_a_row_stops_and_one_good_step_forgives() -> None:
     own = guard(most=3)
-    feed(own, [1.0, math.nan, math.nan])
+    feed(own, [1.0, math.nan])
+    assert own.is_well, "it moved nothing"
+    own.refuse(2, last=True)
+    feed(own, [math.nan])
     own.refuse(3, last=False)
     assert not own.is_well
-    with pytest.raises(TrainingStopped, match=r"since 2 steps at step 3.*lower optimizer.lr"):
+    with pytest.raises(TrainingStopped, match=r"for 2 steps at step 3, the last one; lower optimizer.lr"):
         own.refuse(3, last=True)
     feed(own, [1.0])
     assert own.is_well
     own.refuse(4, last=True)
     feed(own, [math.nan] * 3)
-    with pytest.raises(TrainingStopped, match=r"since 3 steps.*max_non_finite is 3"):
+    with pytest.raises(TrainingStopped, match=r"for 3 steps.*max_non_finite is 3"):
         own.refuse(7, last=False)
 
 
@@ -83,6 +86,9 @@ def test_a_norm_of_zero_is_no_fault() -> None:
     own = guard()
     assert not any(feed(own, [0.0] * 3))
     assert torch.isfinite(own.state).all()
+    usual = guard()
+    feed(usual, [1.0] * 200)
+    assert not any(feed(usual, [0.0] + [1.0] * 300)), "one zero must not make ordinary steps unusual"
 
 
 def _work(rank: int, store: str) -> None:

@@ -113,6 +113,7 @@ class ShardReader(Dataset[Fetched]):
     ) -> None:
         self.index, self.store = index, store
         self._shape = (size, size, channels)
+        self.image_shape = (channels, size, size)
         self._crop, self._resample = crop, resample
         self._starts = np.concatenate([[0], np.cumsum(index.shards.samples)])
         self._entries: OrderedDict[int, Entries] = OrderedDict()

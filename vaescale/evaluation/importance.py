@@ -11,10 +11,11 @@ from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
-from vaescale.errors import UserError
+from vaescale.errors import DataError, UserError
 from vaescale.models.vae import VAE
 
-ROWS = 2000  # images times draws that are decoded at once
+DRAWS = 4  # of an image at once: draw k is number k % 4 of the stream's step k // 4
+VALUES = 2000 * 784  # of images times draws that are decoded at once
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def importance_weighted(
 
     Returns neg_iwae_nats, its standard error over the images, importance_samples (K) and importance_images. Draw k of an
     image is a function of (seed, its number, k), so that more samples contain the fewer ones. Raises UserError for a
-    likelihood that fits sigma to each image, which bounds nothing.
+    likelihood that fits sigma to each image, which bounds nothing, DataError when no image can be used.
     """
     if model.likelihood.reads_x:
         raise UserError(
@@ -38,13 +39,18 @@ def importance_weighted(
     for batch in batches:
         images, slots = batch.images.to(device), batch.slots.to(device)
         mask = batch.mask.to(device) & (slots < (most_images or math.inf))
-        if mask.any():
-            bound = _log_mean_weight(model, images[mask], noise.Stream(seed, 0, slots[mask]), samples)
-            sums += torch.stack([bound.sum(), bound.square().sum(), mask.sum().double()])
+        most = max(1, VALUES // (DRAWS * math.prod(model.image_shape)))
+        for part in torch.split(mask.nonzero()[:, 0], most):
+            bound = _log_mean_weight(model, images[part], noise.Stream(seed, 0, slots[part]), samples)
+            sums += torch.stack([bound.sum(), bound.square().sum(), bound.new_tensor(len(part))])
         if most_images is not None and int(slots.max()) >= most_images:
             break
     model.train(was_training)
     total, squares, count = comm.all_reduce_sum(sums).tolist()
+    if not count:
+        raise DataError(
+            "no image could be used; `vaescale verify-shards DIR --deep` names what is wrong with them"
+        )
     mean = total / count
     variance = max(0.0, squares / count - mean**2)
     return {
@@ -59,10 +65,8 @@ def _log_mean_weight(model: VAE, images: Tensor, stream: noise.Stream, samples: 
     """L_K of each image, float64 [B]."""
     x = model.target(images, stream)
     mask = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    at_once = max(1, ROWS // len(x))
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    for chunk, start in enumerate(range(0, samples, at_once)):
-        draws = min(at_once, samples - start)
-        terms = model.terms(x, stream._replace(step=chunk), mask, draws)
+    for start in range(0, samples, DRAWS):
+        terms = model.terms(x, stream._replace(step=start // DRAWS), mask, min(DRAWS, samples - start))
         total = torch.logaddexp(total, torch.logsumexp(terms.log_weights.double(), dim=1))
     return total - math.log(samples)

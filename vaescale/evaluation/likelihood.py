@@ -72,7 +72,7 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
     profile_log_px_nats, and there are no bits_per_dim. Besides, what the likelihood calls its progress.
 
     active_units: latents whose posterior mean, measured from the prior's in its standard deviations, has a variance above
-    0.01 over the images (Burda, Grosse & Salakhutdinov 2016, section 5.1). collapsed_share: of the latents, those whose KL
+    0.01 over the images and the places of a map (Burda, Grosse & Salakhutdinov 2016, section 5.1). collapsed_share: of the latents, those whose KL
     is below 0.01 nats for at least 99% of the images (Lucas et al. 2019, definition 1, with epsilon = delta = 0.01).
     group_kl_nats/N: of each group, where there are several.
     """
@@ -117,7 +117,7 @@ def protocol(likelihood: Likelihood) -> dict[str, str]:
         "bound": "one-sample ELBO per image, float32",
         "bits_per_dim": bits,
         "sigma": "root of the mean variance of p(x|z); an optimal sigma is the running average of training",
-        "active_units": "latents whose posterior mean, in the prior's standard deviations, varies by more than 0.01",
+        "active_units": "latents whose posterior mean, in the prior's standard deviations, varies by more than 0.01 (over images; of a map, over places too)",
         "collapsed_share": "of the latents, those with a KL below 0.01 nats for 99% of the images",
     }
     if likelihood.reads_x:

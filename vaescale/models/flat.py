@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.likelihoods import LikelihoodConfig
-from vaescale.models.posterior import POSTERIORS, Gaussian, PosteriorConfig, kl
+from vaescale.models.posterior import POSTERIORS, FixedConfig, Gaussian, PosteriorConfig, kl
 from vaescale.models.vae import VAE, Inferred
 from vaescale.networks import NETWORKS, NetworkConfig
 from vaescale.sigma import wide
@@ -27,7 +27,11 @@ class FlatVAE(VAE):
         channels: int,
     ) -> None:
         super().__init__(likelihood, image_size=image_size, channels=channels)
-        self._posterior_config, self._to_posterior = posterior, POSTERIORS[posterior.kind][1]
+        self._to_posterior = POSTERIORS[posterior.kind][1]
+        log_sigmas = None
+        if isinstance(posterior, FixedConfig):
+            log_sigmas = torch.tensor(posterior.sigmas(network.latent_dim)).log()
+        self.register_buffer("_log_sigmas", log_sigmas, persistent=False)
         self.network = NETWORKS[network.kind][1](
             network,
             image_size=image_size,
@@ -68,7 +72,7 @@ class FlatVAE(VAE):
         """q(z|x), float32 or float64 [B, *latent_shape]. x [B, C, H, W] from `target`."""
         raw = wide(self.network.encode(x))
         with torch.autocast(x.device.type, enabled=False):
-            return self._to_posterior(raw, self._posterior_config, None)
+            return self._to_posterior(raw, self._log_sigmas, None)
 
     def decode(self, z: Tensor) -> Tensor:
         """The likelihood's raw parameters from z [B, Z], flat. For use without a gradient."""

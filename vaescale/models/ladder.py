@@ -45,7 +45,7 @@ class LadderVAE(VAE):
         channels: int,
     ) -> None:
         super().__init__(likelihood, image_size=image_size, channels=channels)
-        self._posterior_config, self._to_posterior = posterior, POSTERIORS[posterior.kind][1]
+        self._to_posterior = POSTERIORS[posterior.kind][1]
         self.network: LadderNetwork = NETWORKS[network.kind][1](
             network,
             image_size=image_size,
@@ -137,7 +137,7 @@ class LadderVAE(VAE):
     def _posterior(self, group: Group, here: Tensor, seen: Tensor, prior: Gaussian) -> Gaussian:
         raw = wide(group.posterior(here, seen))
         with torch.autocast(here.device.type, enabled=False):
-            return self._to_posterior(raw, self._posterior_config, prior)
+            return self._to_posterior(raw, None, prior)
 
     def _top_down(
         self, rows: int, take: Callable[[Group, int, Tensor, Gaussian], Tensor], *, like: Tensor

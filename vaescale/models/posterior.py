@@ -113,32 +113,32 @@ class RelativeConfig(Config):
         return 2 * latents
 
 
-def diagonal(raw: Tensor, config: Config, prior: Gaussian | None) -> Gaussian:  # noqa: ARG001
+def diagonal(raw: Tensor, log_sigmas: Tensor | None, prior: Gaussian | None) -> Gaussian:  # noqa: ARG001
     """raw [B, 2 Z, ...]: mean and log sigma."""
     mu, log_sigma = raw.chunk(2, dim=1)
     return Gaussian(mu, bounded(log_sigma))
 
 
-def isotropic(raw: Tensor, config: Config, prior: Gaussian | None) -> Gaussian:  # noqa: ARG001
+def isotropic(raw: Tensor, log_sigmas: Tensor | None, prior: Gaussian | None) -> Gaussian:  # noqa: ARG001
     """raw [B, Z + 1, ...]: mean, and one log sigma."""
     mu, log_sigma = raw[:, :-1], raw[:, -1:]
     return Gaussian(mu, bounded(log_sigma).expand_as(mu))
 
 
-def fixed(raw: Tensor, config: FixedConfig, prior: Gaussian | None) -> Gaussian:  # noqa: ARG001
-    """raw [B, Z, ...]: the mean."""
-    log_sigma = raw.new_tensor(config.sigmas(raw.shape[1])).log()
-    return Gaussian(raw, log_sigma.view(1, -1, *(1 for _ in raw.shape[2:])).expand_as(raw))
+def fixed(raw: Tensor, log_sigmas: Tensor | None, prior: Gaussian | None) -> Gaussian:  # noqa: ARG001
+    """raw [B, Z, ...]: the mean. log_sigmas [Z], on its device."""
+    assert log_sigmas is not None, "given by the model"
+    return Gaussian(raw, log_sigmas.to(raw.dtype).view(1, -1, *(1 for _ in raw.shape[2:])).expand_as(raw))
 
 
-def relative(raw: Tensor, config: Config, prior: Gaussian | None) -> Gaussian:  # noqa: ARG001
+def relative(raw: Tensor, log_sigmas: Tensor | None, prior: Gaussian | None) -> Gaussian:  # noqa: ARG001
     """raw [B, 2 Z, ...]: how far q is from the prior."""
     assert prior is not None, "refused in the recipe"
     moved, scaled = raw.chunk(2, dim=1)
     return Gaussian(prior.mu + moved, prior.log_sigma + bounded(scaled))
 
 
-# kind -> (its recipe section, raw parameters to Gaussian)
+# kind -> (its recipe section, raw parameters, fixed log sigmas and the prior to Gaussian)
 POSTERIORS: dict[str, tuple[type[Config], Callable[..., Gaussian]]] = {
     "diagonal": (DiagonalConfig, diagonal),
     "isotropic": (IsotropicConfig, isotropic),

@@ -50,9 +50,9 @@ class LadderConfig(Config):
         if not isinstance(values, dict):
             return values
         split = {
-            key: tuple(word.strip() for word in values[key].split(","))
+            key: tuple(word.strip() for word in str(values[key]).split(","))
             for key in ("encoder", "decoder")
-            if isinstance(values.get(key), str)
+            if isinstance(values.get(key), str | int)
         }
         return {**values, **split}
 
@@ -111,8 +111,8 @@ class LadderNetwork(nn.Module):
                 if size <= config.biases_up_to
             }
         )
-        self.gain = nn.Parameter(torch.ones(1, widths[image_size], 1, 1))
-        self.bias = nn.Parameter(torch.zeros(1, widths[image_size], 1, 1))
+        self.gain = nn.Parameter(torch.ones(widths[image_size]))
+        self.bias = nn.Parameter(torch.zeros(widths[image_size]))
         self.head = conv(widths[image_size], out_channels, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
@@ -145,7 +145,8 @@ class LadderNetwork(nn.Module):
 
     def finish(self, maps: Maps) -> Tensor:
         """The likelihood's raw parameters [B, out_channels, S, S] from the last map."""
-        parameters: Tensor = self.head(maps[self.image_size] * self.gain + self.bias)
+        gain, bias = (vector.view(1, -1, 1, 1) for vector in (self.gain, self.bias))
+        parameters: Tensor = self.head(maps[self.image_size] * gain + bias)
         return parameters
 
 

@@ -76,7 +76,8 @@ class GlobalBatchNorm(nn.Module):
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         shape = (1, -1, *(1 for _ in x.shape[2:]))
-        return x * scale.view(shape).to(x.dtype) + shift.view(shape).to(x.dtype)
+        # In float32, or a channel whose mean is large would cancel in bf16.
+        return torch.addcmul(shift.view(shape), x.to(scale.dtype), scale.view(shape)).to(x.dtype)
 
     def _batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows = x.transpose(0, 1).flatten(1)  # [C, N]

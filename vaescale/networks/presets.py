@@ -10,7 +10,7 @@ Layer = tuple[int, int, int]
 
 
 class Preset(NamedTuple):
-    """encoder and decoder: convolutions with norm and activation. encoder_norms: which of them have the norm."""
+    """encoder and decoder: convolutions, each with the norm and an activation; `hidden` in reverse for the decoder."""
 
     encoder: tuple[Layer, ...]
     decoder: tuple[Layer, ...]

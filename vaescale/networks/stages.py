@@ -38,31 +38,33 @@ def parse_encoder(words: tuple[str, ...], *, image_size: int) -> tuple[Block, ..
 
 
 def parse_decoder(words: tuple[str, ...], *, image_size: int, resolutions: set[int]) -> tuple[Block, ...]:
-    """Groups from the smallest map up to the image. Raises ValueError when they do not follow from one another, or stand
-    at a resolution that the encoder does not have.
+    """Groups from the encoder's smallest map up to the image, each map taken in by the next larger one: then every block
+    and group has a part in the image. Raises ValueError when they do not follow from one another.
     """
     blocks: list[Block] = []
-    seen: set[int] = set()
+    here = 0
     for word in words:
         resolution, sign, number = _parse(word, "xm")
         if resolution not in resolutions:
             raise ValueError(f"{word!r} is at no resolution of the encoder; it has {sorted(resolutions)}")
-        if sign == "m":
-            if number not in seen or resolution % number or resolution == number:
-                below = [size for size in sorted(seen) if resolution % size == 0 and size < resolution]
-                raise ValueError(f"{word!r} mixes in no smaller map that it follows; it follows {below}")
-            blocks.append(Block(resolution, mixes=number))
-        else:
-            if seen and resolution not in seen:
-                raise ValueError(
-                    f"{word!r} begins at a new resolution; write {resolution}m{max(seen)} before it"
-                )
-            blocks += [Block(resolution)] * number
-        seen.add(resolution)
-    if image_size not in seen:
-        raise ValueError(
-            f"it ends at {max(seen, default=0)}; let its last group be at {image_size}, the image's size"
-        )
+        if not here and (resolution != min(resolutions) or sign == "m"):
+            raise ValueError(
+                f"it begins with {word!r}; begin with {min(resolutions)}x{number}, the encoder's smallest map"
+            )
+        if sign == "m" and (number != here or resolution <= here or resolution % here):
+            larger = [size for size in sorted(resolutions) if size > here and size % here == 0]
+            raise ValueError(
+                f"{word!r} does not take {here}x{here}, which comes before it, in; write one of "
+                f"{[f'{size}m{here}' for size in larger]}"
+            )
+        if sign == "x" and here and resolution != here:
+            raise ValueError(
+                f"{word!r} follows {here}x{here}; write {resolution}m{here} before it, or {here}x{number}"
+            )
+        blocks += [Block(resolution, mixes=number)] if sign == "m" else [Block(resolution)] * number
+        here = resolution
+    if here != image_size:
+        raise ValueError(f"it ends at {here}x{here}; let its last group be at {image_size}, the image's size")
     return tuple(blocks)
 
 

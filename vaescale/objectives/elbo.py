@@ -26,6 +26,7 @@ from vaescale.objectives.rates import (
     capacity,
     capacity_nats,
     free_bits,
+    group_shares,
 )
 from vaescale.schedules import Annealing, annealed
 
@@ -69,7 +70,7 @@ class Elbo:
     doubly_reparameterized = False
 
     def __init__(self, config: ElboConfig, model: VAE) -> None:
-        self.config, self._places = config, model.group_places
+        self.config, self._alpha = config, group_shares(model.group_places)
 
     def __call__(self, terms: Terms, stream: noise.Stream) -> Tensor:
         """The loss [] in nats per image."""
@@ -96,7 +97,8 @@ class Elbo:
         if config.balancing == "always" or (
             config.balancing == "while_annealing" and self._is_annealing(step)
         ):
-            return beta * balanced(terms.kl, self._places)
+            self._alpha = self._alpha.to(terms.kl)  # moves once
+            return beta * balanced(terms.kl, self._alpha)
         return beta * terms.kl.sum(1).mean()
 
     def _is_annealing(self, step: int) -> bool:

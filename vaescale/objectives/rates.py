@@ -53,13 +53,16 @@ def capacity_nats(config: CapacityConfig, step: int) -> float:
     return annealed(Annealing(schedule="linear", end=config.nats, steps=config.steps), step)
 
 
-def balanced(kl: Tensor, places: Sequence[int]) -> Tensor:
-    """sum_g gamma_g E_batch[KL_g], where groups that carry much pay more. Vahdat & Kautz 2020, appendix A. kl [B, G].
+def group_shares(places: Sequence[int]) -> Tensor:
+    """alpha_g: the places of each group's map, shared among the groups of that size, [G]."""
+    return torch.tensor([count / places.count(count) for count in places])
 
-    gamma_g is proportional to (E[KL_g] + 0.01) / alpha_g, with mean 1; alpha_g to the places of the group's map, shared
-    among the groups of that size.
+
+def balanced(kl: Tensor, alpha: Tensor) -> Tensor:
+    """sum_g gamma_g E_batch[KL_g], where groups that carry much pay more. Vahdat & Kautz 2020, appendix A.
+
+    kl [B, G], alpha [G] from `group_shares`. gamma_g is proportional to (E[KL_g] + 0.01) / alpha_g, with mean 1.
     """
-    alpha = kl.new_tensor([count / places.count(count) for count in places])
     gamma = (global_mean(kl).to(kl) + BALANCE_OFFSET) / alpha
     return (gamma / gamma.mean() * kl.mean(0)).sum()
 

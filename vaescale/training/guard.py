@@ -15,6 +15,7 @@ from vaescale.errors import TrainingStopped
 
 HORIZON_STEPS = 100
 TRUSTED_AFTER_STEPS = 20
+DOUBTFUL = 2
 # What the state holds.
 LOG_NORM, WEIGHT, SKIPPED, NON_FINITE_IN_A_ROW = range(4)
 
@@ -37,10 +38,11 @@ class Guard:
         sums = comm.all_reduce_sum(torch.stack([(~finite).double(), log_norm]))
         finite, log_norm = sums[0] == 0, sums[1] / comm.world_size()
         usual, weight, skipped, in_a_row = self.state
-        bound = usual / weight.clamp_min(1e-9) + math.log(self._factor or math.inf)
+        middle, reach = usual / weight.clamp_min(1e-9), math.log(self._factor or math.inf)
         trusted = weight > 1 - (1 - 1 / HORIZON_STEPS) ** TRUSTED_AFTER_STEPS
-        above = finite & trusted & (log_norm > bound)
-        learned = torch.where(above, bound, log_norm)
+        above = finite & trusted & (log_norm > middle + reach)
+        # Neither a leap nor a gradient of zero moves the bound by more than one step's share of the reach.
+        learned = torch.where(trusted, log_norm.clamp(middle - reach, middle + reach), log_norm)
         rate = torch.where(finite, 1 / HORIZON_STEPS, 0.0)
         skip = ~finite | above
         self.state = torch.stack(
@@ -60,16 +62,16 @@ class Guard:
 
     @property
     def is_well(self) -> bool:
-        """Whether the last step was finite."""
-        return not self.state[NON_FINITE_IN_A_ROW]
+        """Whether the weights seem sound. One step of NaN has moved nothing; two in a row may be the weights' own doing."""
+        return int(self.state[NON_FINITE_IN_A_ROW]) < DOUBTFUL
 
     def refuse(self, step: int, *, last: bool) -> None:
-        """Raise TrainingStopped when too many steps in a row were NaN or Inf, of which the last of all bears none. On all
-        ranks, as their states are one.
+        """Raise TrainingStopped when too many steps in a row were NaN or Inf, or at the last step of all, two. On all ranks,
+        as their states are one.
         """
         in_a_row = int(self.state[NON_FINITE_IN_A_ROW])
-        if in_a_row >= (1 if last else self._most):
+        if in_a_row >= self._most or (last and not self.is_well):
             raise TrainingStopped(
-                f"loss or gradient is NaN or Inf since {in_a_row} steps at step {step} (training.max_non_finite is "
-                f"{self._most}); lower optimizer.lr, set optimizer.clip_norm, or use training.precision=fp32"
+                f"loss or gradient has been NaN or Inf for {in_a_row} steps at step {step}"
+                f"{', the last one' if last else f' (training.max_non_finite is {self._most})'}; lower optimizer.lr, set optimizer.clip_norm, or use training.precision=fp32"
             )

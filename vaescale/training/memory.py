@@ -1,5 +1,6 @@
 """What a training step keeps in memory, before anything is trained."""
 
+import copy
 from typing import Any
 
 import torch
@@ -12,13 +13,18 @@ from vaescale import noise
 from vaescale.models.vae import VAE
 
 
-def estimate(model: VAE, *, images: int, ema: bool, precision: str) -> dict[str, int]:
+def estimate(
+    model: VAE, *, images: int, ema: bool, precision: str, importance_samples: int = 0
+) -> dict[str, int]:
     """Bytes per process: weights, gradients, Adam's two moments, averaged weights, and activations.
 
     images: per process and micro-batch. The activations are what is alive between the forward and the backward pass,
     measured with one and two images and extended in a straight line; buffers that kernels use for a moment are not in it.
     """
-    one, two = (_saved_bytes(model, images=n, precision=precision) for n in (1, 2))
+    one, two = (
+        _saved_bytes(model, images=n, precision=precision, importance_samples=importance_samples)
+        for n in (1, 2)
+    )
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     parts = {
         "weights": weights,
@@ -30,17 +36,16 @@ def estimate(model: VAE, *, images: int, ema: bool, precision: str) -> dict[str,
     return {**parts, "total": sum(parts.values())}
 
 
-def _saved_bytes(model: VAE, *, images: int, precision: str) -> int:
+def _saved_bytes(model: VAE, *, images: int, precision: str, importance_samples: int) -> int:
     """What is alive after a forward pass beside the parameters: what autograd saved, and what checkpointed blocks keep."""
     device = next(model.parameters()).device
     batch = torch.zeros(images, *model.image_shape, dtype=torch.uint8, device=device)
     stream = noise.Stream(0, 0, torch.zeros(images, dtype=torch.int64, device=device))
     mask = torch.ones(images, dtype=torch.bool, device=device)
-    was_training = model.training
+    model = copy.deepcopy(model).train()  # as in training, but its running averages stay what they are
     made = _Made()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), made:
-        terms = model.eval()(batch, stream, mask)
-    model.train(was_training)
+        terms = model(batch, stream, mask, importance_samples)
     alive = made.alive_bytes()
     del terms
     return alive

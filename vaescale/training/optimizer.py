@@ -45,11 +45,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     """Weight decay on matrices and kernels only, never on biases and norms. Fused, so that a step is skipped by a tensor on
     the device, `found_inf`, and no host waits to know.
     """
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    named = list(model.named_parameters())
+    kernels = [p for name, p in named if p.ndim > 1 and "bias" not in name]  # a ladder's `biases` are maps
+    others = [p for name, p in named if p.ndim <= 1 or "bias" in name]
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": kernels, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     return OPTIMIZERS[config.kind](groups, lr=config.lr, betas=config.betas, fused=True)
 

@@ -63,7 +63,7 @@ def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
         )
     model = build_model(recipe)
     taken = "ema" if weights == "ema" and found.has("ema") else "model"
-    model.load_state_dict(found.tensors(taken))
+    checkpoint.load_weights(model, found, taken)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Run(folder, recipe, model.eval().to(device), found.step, "ema" if taken == "ema" else "raw")
 

@@ -220,11 +220,11 @@ class Session:
                 raise UserError(
                     f"checkpoint {found.folder} has another {name}; choose another name or run_dir"
                 )
-        self.model.load_state_dict(found.tensors("model"))
+        checkpoint.load_weights(self.model, found, "model")
         checkpoint.load_optimizer(self.optimizer, self.model, found.tensors("optimizer"))
         self.guard.state = found.tensors("guard")["state"].to(self.guard.state)
         if self.ema is not None:
-            self.ema.model.load_state_dict(found.tensors("ema"))
+            checkpoint.load_weights(self.ema.model, found, "ema")
         return found.step
 
     def _refuse_foreign_folder(self) -> None:

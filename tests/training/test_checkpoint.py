@@ -170,3 +170,13 @@ def test_optimizers_go_on_bit_for_bit(tmp_path: Path, kind) -> None:
     steps(second, optimizer, range(3, 6))
     for a, b in zip(straight.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_weights_of_another_network_are_one_sentence(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    found = write(tmp_path, 1, {"model": model.state_dict(), "optimizer": {}}, {}, keep=1)
+    checkpoint.load_weights(model, found, "model")
+    for other in (torch.nn.Linear(4, 2), torch.nn.Linear(3, 2, bias=False)):
+        with pytest.raises(UserError, match=r"does not fit the recipe's model.*(weight|bias)") as caught:
+            checkpoint.load_weights(other, found, "model")
+        assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from vaescale import noise
+from vaescale.pages import keep_freed_pages
 from vaescale.recipe import load_recipe
 from vaescale.run import build_model
 
@@ -52,6 +53,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Peak bytes above the start, and the median seconds of a step."""
+    keep_freed_pages()  # as every verb does
     recipe = load_recipe(arguments.recipe, [f"network.checkpointing={arguments.measure}"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(recipe).to(device).train()

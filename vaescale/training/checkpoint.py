@@ -144,6 +144,18 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: 
         optimizer.state[parameter][key] = own
 
 
+def load_weights(model: nn.Module, found: Checkpoint, name: str) -> None:
+    """Put `NAME.safetensors` into the model. Raises UserError when it is of another network."""
+    try:
+        model.load_state_dict(found.tensors(name))
+    except RuntimeError as error:
+        fault = " ".join(str(error).splitlines()[1].split()) if "\n" in str(error) else str(error)
+        raise UserError(
+            f"checkpoint {found.folder} does not fit the recipe's model as this version of vaescale builds it ({fault}); "
+            f"use the version that wrote it, or train again under another name"
+        ) from error
+
+
 def _finished(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step-*") if NAME.fullmatch(path.name)] if folder.is_dir() else []
 

@@ -59,9 +59,18 @@ HARD = (
 )
 
 
-@pytest.mark.parametrize("extra", [(), HARD], ids=["plain", "hard"])
-def test_one_and_two_processes_give_the_same_curve(folder: Path, extra: tuple[str, ...]) -> None:
+LADDER = (
+    *("network.kind=ladder", "network.latent_dim=2", "network.width=16", "network.checkpointing=true"),
+    *("posterior.kind=relative", "objective.free_bits.nats=0.2", "optimizer.skip_factor=1.2"),
+)
+INFOGAN = ("network.widths=null", "network.preset=infogan", "objective.dip.variant=ii", "objective.mmd.weight=5")
+EXTRAS = {"plain": (), "hard": HARD, "ladder": LADDER, "batch norm, dip and mmd": INFOGAN}
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_one_and_two_processes_give_the_same_curve(folder: Path, name: str) -> None:
     """hard: one process has everything in memory, two read from disk with workers; some images are damaged."""
+    extra, damaged = EXTRAS[name], name == "hard"
     options = (
         f"training.steps={STEPS}",
         "training.precision=fp32",
@@ -69,8 +78,8 @@ def test_one_and_two_processes_give_the_same_curve(folder: Path, extra: tuple[st
         "tracking.mlflow=null",
         *extra,
     )
-    name = "hard" if extra else "plain"
-    from_disk = ("data.cache=none", "data.workers=2") if extra else ()
+    from_disk = ("data.cache=none", "data.workers=2") if damaged else ()
+    name = name.replace(" ", "_").replace(",", "")
     one = launch(folder, *options, f"run_dir=runs/one-{name}", "--processes", "1")
     two = launch(
         folder, *options, *from_disk, f"run_dir=runs/two-{name}", "--processes", "2", "--json", launcher=TWO
@@ -88,7 +97,10 @@ def test_one_and_two_processes_give_the_same_curve(folder: Path, extra: tuple[st
         assert a.get("data/skipped/changed") == b.get("data/skipped/changed")
         for metric in ("train/neg_elbo_nats", "train/sigma", "train/kl_nats", "train/grad_norm"):
             assert b[metric] == pytest.approx(a[metric], rel=1e-4), (a["step"], metric)
-    assert bool(rows[-1][0].get("data/skipped/changed")) == bool(extra)
+    assert bool(rows[-1][0].get("data/skipped/changed")) == damaged
+    if name == "ladder":
+        skipped = [[row[rank]["train/skipped_steps"] for row in rows] for rank in (0, 1)]
+        assert skipped[0] == skipped[1]
 
 
 def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:

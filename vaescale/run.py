@@ -43,6 +43,7 @@ def build_model(recipe: Recipe) -> VAE:
             recipe.likelihood,
             image_size=recipe.data.image_size,
             channels=recipe.data.channels,
+            spectral=bool(getattr(recipe.objective, "spectral", 0)),
         )
 
 

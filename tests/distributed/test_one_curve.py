@@ -63,7 +63,12 @@ LADDER = (
     *("network.kind=ladder", "network.latent_dim=2", "network.width=16", "network.checkpointing=true"),
     *("posterior.kind=relative", "objective.free_bits.nats=0.2", "optimizer.skip_factor=1.2"),
 )
-INFOGAN = ("network.widths=null", "network.preset=infogan", "objective.dip.variant=ii", "objective.mmd.weight=5")
+INFOGAN = (
+    "network.widths=null",
+    "network.preset=infogan",
+    "objective.dip.variant=ii",
+    "objective.mmd.weight=5",
+)
 EXTRAS = {"plain": (), "hard": HARD, "ladder": LADDER, "batch norm, dip and mmd": INFOGAN}
 
 

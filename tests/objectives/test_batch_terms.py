@@ -97,6 +97,7 @@ OBJECTIVES = {
     "dreg": {"kind": "iwae", "samples": 3, "gradient": "doubly_reparameterized"},
     "balanced ladder": {"balancing": "always"},
     "batch norm and dip": {"dip": {"variant": "ii", "off_diagonal": 3}},
+    "spectral ladder": {"spectral": 0.5},
     "free ladder": {"free_bits": {"nats": 0.8, "per": "group"}},
 }
 
@@ -110,7 +111,9 @@ def results(name: str, rank: int, ranks: int, parts: int = 1) -> list[Tensor]:
     if "batch norm" in name:
         network = network.model_copy(update={"norm": "batch"})
     likelihood = GaussianConfig(sigma="optimal" if "iwae" not in name else 0.3)
-    model = build_vae(network, DiagonalConfig(), likelihood, image_size=8, channels=1).double()
+    model = build_vae(
+        network, DiagonalConfig(), likelihood, image_size=8, channels=1, spectral="spectral" in name
+    ).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

@@ -178,6 +178,7 @@ def ladder_run(vaescale, recipe_file, recipe_content) -> Path:
     recipe_content["posterior"] = {"kind": "relative"}
     recipe_content["likelihood"] = {"kind": "discretized_logistic_mixture", "components": 2}
     recipe_content["objective"] = {"balancing": "while_annealing", "beta": {"schedule": "linear", "steps": 6}}
+    recipe_content["objective"]["spectral"] = 0.01
     recipe_content["optimizer"]["skip_factor"] = 10
     outcome = vaescale("train", recipe_file(recipe_content))
     assert outcome.code == 0, outcome.err

@@ -6,6 +6,7 @@ from vaescale.models.ladder import LadderVAE
 from vaescale.models.posterior import PosteriorConfig
 from vaescale.models.vae import VAE
 from vaescale.networks import HIERARCHICAL, NetworkConfig
+from vaescale.networks.spectral import SpectralSum
 
 
 def build_vae(
@@ -15,7 +16,13 @@ def build_vae(
     *,
     image_size: int,
     channels: int,
+    spectral: bool = False,
 ) -> VAE:
-    """The model that the network's kind makes. Raises UserError when it does not fit the images."""
-    model = LadderVAE if network.kind in HIERARCHICAL else FlatVAE
-    return model(network, posterior, likelihood, image_size=image_size, channels=channels)
+    """The model that the network's kind makes; spectral: its terms have the layers' singular values. Raises UserError when
+    it does not fit the images.
+    """
+    kind = LadderVAE if network.kind in HIERARCHICAL else FlatVAE
+    model = kind(network, posterior, likelihood, image_size=image_size, channels=channels)
+    if spectral:
+        model.spectral = SpectralSum(model.network)
+    return model

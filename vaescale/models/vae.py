@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vaescale import noise
 from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
+from vaescale.networks.spectral import SpectralSum
 
 
 class Terms(NamedTuple):
@@ -24,7 +25,8 @@ class Terms(NamedTuple):
     pixels: (x - E[x|z])^2, and Var[x|z] where it depends on z (else NaN). unit_mean and unit_square [B, L]: the posterior's
     mean, as deviation from the prior's in its standard deviations, and the square of that, averaged over the places of a map.
     mu, log_sigma and z [B, Z] of a single latent vector, z its first draw; [B, 0] in a ladder.
-    log_weights [B, K] = log p(x, z) - log q(z|x); [B, 0] unless they were asked for.
+    log_weights [B, K] = log p(x, z) - log q(z|x); [B, 0] unless they were asked for. spectral [B]: the network's sum of
+    singular values, the same for each example; 0 unless the model was built with it.
     """
 
     log_px: Tensor
@@ -38,6 +40,7 @@ class Terms(NamedTuple):
     log_sigma: Tensor
     z: Tensor
     log_weights: Tensor
+    spectral: Tensor
 
 
 class Inferred(NamedTuple):
@@ -69,6 +72,7 @@ class VAE(nn.Module):
         super().__init__()
         self.image_shape = (channels, image_size, image_size)
         self.likelihood = LIKELIHOODS[likelihood.kind][1](likelihood, image_shape=self.image_shape)
+        self.spectral: SpectralSum | None = None
 
     @property
     def num_latents(self) -> int:
@@ -127,6 +131,7 @@ class VAE(nn.Module):
                 log_sigma=inferred.log_sigma,
                 z=empty if inferred.draws is None else inferred.draws[::draws].flatten(1),
                 log_weights=log_weights,
+                spectral=(self.spectral() if self.spectral else log_px.new_zeros(())).expand(len(x)),
             )
 
     def target(self, images: Tensor, stream: noise.Stream) -> Tensor:

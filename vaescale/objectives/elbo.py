@@ -1,12 +1,12 @@
-"""The evidence lower bound and its family.
+"""The evidence lower bound and its family. What is minimized, by what the recipe gives:
 
-ELBO       -log p(x|z) + KL                                              Kingma & Welling 2014, eq. 3
-beta-VAE   -log p(x|z) + beta KL                                         Higgins et al. 2017, eq. 4
-free bits  -log p(x|z) + beta sum_j max(nats, E[KL_j])                   Kingma et al. 2016, eq. 15
+beta       -log p(x|z) + beta KL             Kingma & Welling 2014, eq. 3; Higgins et al. 2017, eq. 4
+free_bits  -log p(x|z) + beta sum_j max(nats, E[KL_j])                   Kingma et al. 2016, eq. 15
 capacity   -log p(x|z) + gamma |E[KL] - C|                               Burgess et al. 2018, eq. 8
 balancing  -log p(x|z) + beta sum_g gamma_g KL_g                         Vahdat & Kautz 2020, appendix A
-WAE-MMD    ... + lambda MMD(q(z), p(z)), with beta 0                     Tolstikhin et al. 2018, algorithm 2
-DIP-VAE    ... + lambda_od sum C_ij^2 + lambda_d sum (C_ii - 1)^2        Kumar et al. 2018, eq. 6 and 7
+mmd        ... + lambda MMD(q(z), p(z)); with beta 0 the WAE             Tolstikhin et al. 2018, algorithm 2
+dip        ... + lambda_od sum C_ij^2 + lambda_d sum (C_ii - 1)^2        Kumar et al. 2018, eq. 6 and 7
+spectral   ... + lambda sum_i s_i, the layers' singular values           Vahdat & Kautz 2020, section 3.2
 """
 
 from typing import Annotated, Literal
@@ -45,6 +45,9 @@ class ElboConfig(Config):
     )
     mmd: MmdConfig | None = None
     dip: DipConfig | None = None
+    spectral: float = Field(
+        default=0.0, ge=0, description="weight of the sum of the layers' largest singular values"
+    )
 
     @model_validator(mode="after")
     def _one_thing_is_made_of_the_kl(self) -> "ElboConfig":
@@ -80,6 +83,8 @@ class Elbo:
             loss = loss + config.mmd.weight * mmd(terms.z, stream, config.mmd)
         if config.dip:
             loss = loss + dip(terms.mu, terms.log_sigma, config.dip)
+        if config.spectral:
+            loss = loss + config.spectral * terms.spectral.mean()
         return loss
 
     def progress(self, step: int) -> dict[str, float]:

@@ -1,0 +1,52 @@
+"""The sum of the layers' largest singular values, a term of the loss that keeps a deep hierarchy's KL bounded.
+
+    L + lambda sum_i s_i                                                       Vahdat & Kautz 2020, section 3.2
+
+s_i by power iteration on each kernel as a matrix [out, the rest] (Yoshida & Miyato 2017), one step in each forward pass from
+where the last one ended.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.nn.utils.parametrize import is_parametrized
+
+FIRST_ITERATIONS = 30
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+class SpectralSum(nn.Module):
+    """The left singular vectors of a network's layers: buffers, so that a run resumes where they were."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._layers = [
+            layer for layer in network.modules() if isinstance(layer, LAYERS) and not is_parametrized(layer)
+        ]
+        for number, layer in enumerate(self._layers):
+            left = normalize(torch.randn(len(layer.weight)), dim=0)
+            self.register_buffer(f"left_{number}", left.to(layer.weight))
+        for _ in range(FIRST_ITERATIONS):
+            self._iterate()
+
+    def forward(self) -> Tensor:
+        """sum_i s_i [], float32 or wider, with the gradient u v^T for each kernel. Iterates in training mode."""
+        if self.training:
+            self._iterate()
+        total = torch.zeros((), device=self._layers[0].weight.device)
+        for number, layer in enumerate(self._layers):
+            matrix, left = layer.weight.flatten(1), self._left(number)
+            with torch.no_grad():
+                right = normalize(matrix.T @ left, dim=0)
+            total = total + left @ matrix @ right
+        return total
+
+    def _left(self, number: int) -> Tensor:
+        left: Tensor = getattr(self, f"left_{number}")
+        return left
+
+    @torch.no_grad()
+    def _iterate(self) -> None:
+        for number, layer in enumerate(self._layers):
+            matrix, left = layer.weight.flatten(1), self._left(number)
+            left.copy_(normalize(matrix @ normalize(matrix.T @ left, dim=0), dim=0))

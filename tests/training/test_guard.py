@@ -63,7 +63,7 @@ def test_nan_in_a_row_stops_and_one_good_step_forgives() -> None:
     feed(own, [math.nan])
     own.refuse(3, last=False)
     assert not own.is_well
-    with pytest.raises(TrainingStopped, match=r"for 2 steps at step 3, the last one; lower optimizer.lr"):
+    with pytest.raises(TrainingStopped, match=r"for 2 steps at step 3 \(the last one\); lower optimizer.lr"):
         own.refuse(3, last=True)
     feed(own, [1.0])
     assert own.is_well

@@ -71,7 +71,8 @@ class Guard:
         """
         in_a_row = int(self.state[NON_FINITE_IN_A_ROW])
         if in_a_row >= self._most or (last and not self.is_well):
+            why = "the last one" if last else f"training.max_non_finite is {self._most}"
             raise TrainingStopped(
-                f"loss or gradient has been NaN or Inf for {in_a_row} steps at step {step}"
-                f"{', the last one' if last else f' (training.max_non_finite is {self._most})'}; lower optimizer.lr, set optimizer.clip_norm, or use training.precision=fp32"
+                f"loss or gradient has been NaN or Inf for {in_a_row} steps at step {step} ({why}); lower "
+                f"optimizer.lr, set optimizer.clip_norm, or use training.precision=fp32"
             )

@@ -106,6 +106,8 @@ def test_faults_over_a_base_are_one_sentence(tmp_path: Path, recipe_file, recipe
 
 
 def test_an_override_of_another_kind_replaces_the_section(recipe_file, recipe_content) -> None:
+    """Where the kinds have keys of their own: all optimizers have the same."""
+    assert load(recipe_file, recipe_content, "optimizer.kind=adam").optimizer.lr == 2e-3
     recipe = load(recipe_file, recipe_content, "likelihood.kind=bernoulli", "likelihood.binarize=threshold")
     assert recipe.likelihood.model_dump() == {"kind": "bernoulli", "binarize": "threshold"}
     same = load(recipe_file, recipe_content, "likelihood.kind=gaussian", "likelihood.horizon_steps=7")
@@ -155,6 +157,8 @@ REFUSED = {
     "objective.kind=iwae objective.samples=3": "likelihood.sigma optimal is fitted to the mean over draws",
     "objective.balancing=always": "objective.balancing is of a ladder's groups, and conv has one",
     "objective.mmd.weight=1 data.global_batch=4 training.accumulation=4": "a micro-batch has 1",
+    "objective.beta=high": "objective.beta is 'high'; give a number or a schedule, {schedule: linear, steps: 1000}",
+    "network.kind=ladder network.preset=infogan": "unknown key network.preset (='infogan'), which network.kind conv has; known here: ",
     "network.preset=infogan": "network.preset (=infogan) has its own widths; leave network.widths out",
     "seeed=1": "unknown key seeed (=1); did you mean seed?",
     "training.stepz=3": "unknown key training.stepz (=3); did you mean training.steps?",
@@ -223,7 +227,7 @@ TWO_KINDS = {
     "no kind": ({"width": 3}, "part.kind is missing"),
     "the other kind's key": (
         {"kind": "wide", "width": 3},
-        "unknown key part.width (=3); known here: kind, height",
+        "unknown key part.width (=3), which part.kind narrow has; known here: kind, height",
     ),
     "a mistyped key": (
         {"kind": "narrow", "widht": 3},

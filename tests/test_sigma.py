@@ -402,7 +402,7 @@ def test_beta_is_a_noise_level(batch, make_terms) -> None:
             mean, mu = params.clone().requires_grad_(), params.flatten(1)[:, :3].clone().requires_grad_()
             log_px = step(build(sigma=sigma), x, mean)
             terms = make_terms(log_px=log_px, kl=kl(Gaussian(mu, 0.3 * mu)))
-            loss = Elbo(ElboConfig(beta=weight), SimpleNamespace(group_places=(1,)))(terms, stream)
+            loss = Elbo(ElboConfig(beta=weight), SimpleNamespace(group_places=(1,)))(terms, stream)[0]
             losses.append(torch.autograd.grad(loss, (mean, mu)))
         for at_sigma, at_beta in zip(*losses, strict=True):
             torch.testing.assert_close(beta * at_sigma, at_beta, rtol=1e-10, atol=1e-12)

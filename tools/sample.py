@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="T",
-        help="times the prior's standard deviations, of every group; default: 1",
+        help="times the prior's standard deviations, of every group (the mixture's stay what they are); default: 1",
     )
 
 
@@ -51,7 +51,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     stream = noise.Stream(arguments.seed, 0, slots)
     panels = []
     with torch.no_grad():
-        decoded = {"prior": model.from_prior(stream, arguments.temperature)}
+        at = "" if arguments.temperature == 1 else f" at temperature {arguments.temperature:g}"
+        decoded = {f"prior{at}": model.from_prior(stream, arguments.temperature)}
         if not isinstance(model, FlatVAE):
             say(f"{opened.recipe.network.kind} networks are sampled from their prior alone")
         elif (opened.folder / "gmm").is_dir():
@@ -64,9 +65,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             panels.append((f"{name}, decoder mean", model.likelihood.mean(params).cpu().numpy()))
             panels.append((f"{name}, ancestral", model.likelihood.sample(params, stream).cpu().numpy()))
     path = opened.folder / "figures" / "samples.png"
-    figures.sample_panels(path, panels, title=f"{opened.recipe.name}, step {opened.step}: samples")
+    figures.sample_panels(
+        path, panels, title=f"{opened.recipe.name}, step {opened.step}, {opened.weights} weights: samples"
+    )
     push(opened.folder, opened.recipe.tracking)
-    return {"run": str(opened.folder), "step": opened.step, "priors": list(decoded), "figure": str(path)}
+    drawn = {"priors": list(decoded), "count": arguments.count, "seed": arguments.seed}
+    return {"run": str(opened.folder), "step": opened.step, **drawn, "figure": str(path)}
 
 
 if __name__ == "__main__":

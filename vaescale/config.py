@@ -21,7 +21,9 @@ class Config(BaseModel):
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
             if isinstance(value, bool) and field is not None and field.annotation is not bool:
-                raise ValueError(f"{name} (={value}) is a truth value; quote it or write a number")
+                raise ValueError(
+                    f"{name} (={value}) is a truth value, which YAML makes of yes, no, on and off; quote it or write a number"
+                )
         return values
 
 

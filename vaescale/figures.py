@@ -62,16 +62,27 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
     """Negative ELBO, KL, mean squared error and sigma over steps: training as lines, held-out data as dots."""
     # With a sigma fitted to each image itself the loss is no bound on unseen data, and has another name.
     profile = any("train/neg_profile_elbo_nats" in row for row in rows)
+    rows = [
+        {name: value for name, value in row.items() if not name.startswith("train/loss") or _is_news(row)}
+        for row in rows
+    ]
     panels = (
+        ("loss (nats), what is minimized", "loss_nats"),
         ("negative profile ELBO (nats), no bound", "neg_profile_elbo_nats")
         if profile
         else ("negative ELBO (nats)", "neg_elbo_nats"),
         ("KL (nats)", "kl_nats"),
         ("mean squared error", "mse"),
         ("sigma", "sigma"),
+        ("beta", "beta"),
+        ("MMD", "mmd"),
     )
+    # What never changes is no curve.
+    still = {
+        name for name in ("sigma", "beta") if len({row.get(f"train/{name}") for row in rows} - {None}) < 2
+    }
     names = {name.partition("/")[2] for row in rows for name in row}
-    drawn = [panel for panel in panels if panel[1] in names] or [*panels]
+    drawn = [panel for panel in panels if panel[1] in names - still] or [*panels]
     figure, axes = _subplots(1, len(drawn), (3.1 * len(drawn), 2.9), frame=True)
     for axis, (label, name) in zip(axes.flat, drawn, strict=True):
         shown: list[float] = []
@@ -95,9 +106,16 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
     _finish(figure, path, title)
 
 
+def _is_news(row: dict[str, float]) -> bool:
+    """Whether the loss says something that the negative ELBO does not."""
+    bound = row.get("train/neg_elbo_nats", row.get("train/neg_profile_elbo_nats", math.nan))
+    return not math.isclose(row["train/loss_nats"], bound, rel_tol=1e-4)
+
+
 def group_rates(path: Path, rows: Sequence[dict[str, float]], labels: Sequence[str], *, title: str) -> None:
     """The training KL of each group over steps as colours, and of the last step as bars. labels: one for each group."""
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
 
     names = [f"train/group_kl_nats/{number:02d}" for number in range(len(labels))]
     logged = [row for row in rows if all(name in row for name in names)]
@@ -114,8 +132,9 @@ def group_rates(path: Path, rows: Sequence[dict[str, float]], labels: Sequence[s
         np.maximum(nats, 1e-3),
         norm=LogNorm(1e-3, max(nats.max(), 1e-2)),
     )
-    figure.colorbar(mesh, ax=colours, pad=0.02).ax.tick_params(labelsize=7)
-    colours.set_title("KL of each group (nats), the top of the hierarchy above", fontsize=9)
+    figure.colorbar(mesh, ax=colours, pad=0.02, extend="min").ax.tick_params(labelsize=7)
+    colours.xaxis.set_major_locator(MaxNLocator(integer=True))
+    colours.set_title("training KL of each group (nats), the top above", fontsize=9)
     bars.barh(range(len(labels)), nats[:, -1], color=COLOURS[0], height=0.8)
     bars.set_title(f"step {steps[-1]}: {nats[:, -1].sum():.1f} nats", fontsize=9)
     bars.grid(alpha=0.25, axis="x")

@@ -40,6 +40,10 @@ OPERATIONAL = {
 
 GROUP_POSTERIORS = ("diagonal", "relative")
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)
+SECTION_WORDS = {
+    "Annealing": "a schedule, {schedule: linear, steps: 1000}",
+    "Decreasing": "a series, {first: 1.0, last: 0.05}",
+}
 WORDS = {"string_pattern_mismatch": "use letters, digits, '.', '_' and '-', and begin with a letter or digit"}
 
 
@@ -184,7 +188,9 @@ def _laid_over(below: dict[str, Any], above: Any) -> Any:
     """One mapping over another; a section of another kind replaces the whole section below it."""
     for name, section in above.items():
         kinds = [part.get("kind") for part in (below.get(name), section) if isinstance(part, dict)]
-        if len(kinds) == 2 and None not in kinds and kinds[0] != kinds[1]:
+        field = Recipe.model_fields.get(name)
+        several = field is not None and len(_sections(field.annotation)) > 1
+        if several and len(kinds) == 2 and None not in kinds and kinds[0] != kinds[1]:
             del below[name]
     return OmegaConf.merge(below, above)
 
@@ -223,6 +229,11 @@ def _sentence(error: ValidationError, content: Any, root: type[BaseModel] = Reci
     key, value, kind = ".".join(map(str, place or fault["loc"])), fault["input"], fault["type"]
     if kind == "extra_forbidden":
         known = _known_keys(root, content, place[:-1])
+        if (elsewhere := _other_kinds(root, place)) and not difflib.get_close_matches(
+            str(place[-1]), known, 1, 0.8
+        ):
+            has = f"which {place[0]}.kind {' or '.join(elsewhere)} has"
+            return f"unknown key {key} (={value!r}), {has}; known here: {', '.join(known)}"
         return f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), known, place[:-1])}"
     if kind == "missing":
         above = [part for part in fault["loc"][:-1] if isinstance(part, int) or part in _names(content)]
@@ -245,6 +256,8 @@ def _sentence(error: ValidationError, content: Any, root: type[BaseModel] = Reci
         return f"{key} is {value!r}; it is a section with keys of its own: {', '.join(known)}"
     if kind == "tuple_type":
         return f"{key} is {value!r}; it is a list, such as [{value}]"
+    if kind.startswith("float_") and (section := _section_beside(faults, fault)):
+        return f"{key} is {value!r}; give a number or {section}"
     return f"{key} is {value!r}; {WORDS.get(kind, fault['msg'][0].lower() + fault['msg'][1:])}"
 
 
@@ -260,10 +273,32 @@ def _known_keys(root: type[BaseModel], content: Any, parents: list[Any]) -> list
     for part in parents:
         content = content.get(part) if isinstance(content, dict) else None
         annotation = section.model_fields[part].annotation
-        kinds = [kind for kind in get_args(annotation) or (annotation,) if hasattr(kind, "model_fields")]
+        kinds = _sections(annotation)
         named = content.get("kind") if isinstance(content, dict) else None
         section = next((kind for kind in kinds if _kind(kind) == named), kinds[0])
     return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The recipe sections that a type allows."""
+    return [kind for kind in get_args(annotation) or (annotation,) if hasattr(kind, "model_fields")]
+
+
+def _other_kinds(root: type[BaseModel], place: list[Any]) -> list[str]:
+    """The kinds of a section that know the key at `place`, SECTION.KEY."""
+    if len(place) != 2 or place[0] not in root.model_fields:
+        return []
+    sections = _sections(root.model_fields[place[0]].annotation)
+    return [str(_kind(section)) for section in sections if place[1] in section.model_fields]
+
+
+def _section_beside(faults: Any, fault: Any) -> str:
+    """What a section in place of a number would look like, where the type allows one."""
+    beside = [one for one in faults if one["type"] == "model_type" and one["input"] is fault["input"]]
+    if not beside:
+        return ""
+    name = beside[0]["ctx"]["class_name"]
+    return SECTION_WORDS.get(name, f"a section ({name})")
 
 
 def _kind(section: type[BaseModel]) -> str | None:

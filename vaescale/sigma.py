@@ -98,7 +98,10 @@ class SigmaConfig(Config):
             unread += ["sigma_source", "sigma_gradient", "horizon_steps"]
         for name in unread:
             if (value := getattr(self, name)) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} (={value}) has no meaning with sigma: {self.sigma}; remove it")
+                default = type(self).model_fields[name].default
+                raise ValueError(
+                    f"{name} (={value}) has no meaning with sigma: {self.sigma}; remove it, or set it to {default}"
+                )
         if self.sigma_floor >= self.initial_sigma:
             raise ValueError(
                 f"sigma_floor (={self.sigma_floor}) must be below initial_sigma (={self.initial_sigma})"

@@ -81,7 +81,10 @@ def test_extra_terms_are_added_with_their_weights(make_terms) -> None:
         TypeAdapter(ObjectiveConfig).validate_python(config), SimpleNamespace(group_places=(1,))
     )
     expected = 0.5 + 10 * mmd(Z, STREAM, MmdConfig(weight=10)) + dip(Z, log_sigma, DipConfig(variant="i"))
-    torch.testing.assert_close(objective(terms, STREAM), expected)
+    loss, pieces = objective(terms, STREAM)
+    torch.testing.assert_close(loss, expected)
+    assert pieces.keys() == {"mmd", "dip"}
+    torch.testing.assert_close(pieces["mmd"], mmd(Z, STREAM, MmdConfig(weight=10)))
 
 
 OBJECTIVES = {
@@ -132,7 +135,7 @@ def results(name: str, rank: int, ranks: int, parts: int = 1) -> list[Tensor]:
             terms = wrapped(
                 images[slots], stream, mask, objective.importance_samples, objective.doubly_reparameterized
             )
-            own = objective(terms, stream) / parts
+            own = objective(terms, stream)[0] / parts
             own.backward()
         loss += own.detach()
     mean_loss = comm.all_reduce_sum(loss[None]) / ranks

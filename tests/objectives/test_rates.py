@@ -28,7 +28,7 @@ def loss(make_terms, config: dict[str, object], *, step: int = 0, places: tuple[
         TypeAdapter(ObjectiveConfig).validate_python(config), SimpleNamespace(group_places=places)
     )
     terms = make_terms(log_px=LOG_PX, kl=KL, latent_kl=LATENT_KL)
-    return float(objective(terms, noise.Stream(0, step, torch.arange(2))))
+    return float(objective(terms, noise.Stream(0, step, torch.arange(2)))[0])
 
 
 @pytest.mark.parametrize(

@@ -200,8 +200,10 @@ def test_a_ladder_is_trained_evaluated_and_sampled(vaescale, ladder_run: Path) -
     assert metrics["images"] == 360
     assert metrics["neg_iwae_nats"] < metrics["neg_elbo_nats"] + 5
     assert "neg_iwae_nats" in outcome.json["protocol"]
-    sampled = vaescale("sample", ladder_run, "--count", 9, "--temperature", 0.8)
+    sampled = vaescale("sample", ladder_run, "--count", 9, "--temperature", 0.8, "--json")
     assert sampled.code == 0, sampled.err
+    assert sampled.json["priors"] == ["prior at temperature 0.8"]
+    assert "train/spectral" in train[-1]
     assert (ladder_run / "figures" / "samples.png").is_file()
     vaescale("fit-gmm", ladder_run).assert_refused(2, "is a ladder", "single latent vector")
 

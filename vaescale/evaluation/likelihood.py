@@ -38,7 +38,8 @@ def evaluate(
         sums = own if sums is None else sums + own
         skipped_here += len(batch.faults)
     model.train(was_training)
-    assert sums is not None, "a data set has at least one batch"
+    if sums is None:
+        raise DataError("there are no images to evaluate; give data.val a set that has some")
     total = comm.all_reduce_sum(torch.cat([sums, sums.new_tensor([skipped_here])]))
     used, skipped = float(total[-2]), float(total[-1])
     if not used or skipped > max_skipped * (used + skipped):

@@ -99,7 +99,9 @@ class FixedConfig(Config):
             return [self.sigma.first * (self.sigma.last / self.sigma.first) ** step for step in steps]
         given = self.sigma if isinstance(self.sigma, tuple) else (self.sigma,) * latents
         if len(given) != latents:
-            raise ValueError(f"posterior.sigma has {len(given)} numbers for network.latent_dim (={latents})")
+            raise ValueError(
+                f"posterior.sigma has {len(given)} numbers for network.latent_dim (={latents}); give {latents}, or one for all"
+            )
         return list(given)
 
 

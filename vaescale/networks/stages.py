@@ -10,6 +10,8 @@ import itertools
 import re
 from typing import NamedTuple
 
+SIGNS = {"x": "COUNT", "d": "FACTOR", "m": "SMALLER"}
+
 
 class Block(NamedTuple):
     """A block at a resolution: `pools` by a factor after it (encoder), or unpools the map at `mixes` before it."""
@@ -28,8 +30,8 @@ def parse_encoder(words: tuple[str, ...], *, image_size: int) -> tuple[Block, ..
             raise ValueError(f"{word!r} stands where the map is {here}x{here}; write {here}{sign}{number}")
         if sign == "d":
             if number < 2 or here % number:
-                factors = [factor for factor in range(2, here + 1) if here % factor == 0]
-                raise ValueError(f"{word!r} does not pool {here}x{here}; pool it by one of {factors}")
+                factors = " or ".join(str(factor) for factor in range(2, here + 1) if here % factor == 0)
+                raise ValueError(f"{word!r} does not pool {here}x{here}; pool it by {factors}")
             blocks.append(Block(here, pools=number))
             here //= number
         else:
@@ -52,11 +54,9 @@ def parse_decoder(words: tuple[str, ...], *, image_size: int, resolutions: set[i
                 f"it begins with {word!r}; begin with {min(resolutions)}x{number}, the encoder's smallest map"
             )
         if sign == "m" and (number != here or resolution <= here or resolution % here):
-            larger = [size for size in sorted(resolutions) if size > here and size % here == 0]
-            raise ValueError(
-                f"{word!r} does not take {here}x{here}, which comes before it, in; write one of "
-                f"{[f'{size}m{here}' for size in larger]}"
-            )
+            fits = [f"{size}m{here}" for size in sorted(resolutions) if size > here and size % here == 0]
+            what = f"write {' or '.join(fits)}" if fits else "end there"
+            raise ValueError(f"{word!r} does not take in {here}x{here}, which comes before it; {what}")
         if sign == "x" and here and resolution != here:
             raise ValueError(
                 f"{word!r} follows {here}x{here}; write {resolution}m{here} before it, or {here}x{number}"
@@ -91,5 +91,6 @@ def suggested(image_size: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _parse(word: str, signs: str) -> tuple[int, str, int]:
     match = re.fullmatch(rf"([1-9]\d{{0,4}})(?:([{signs}])([1-9]\d{{0,4}}))?", word)
     if match is None:
-        raise ValueError(f"{word!r} is none of {', '.join(f'32{sign}2' for sign in signs)}")
+        examples = " or ".join(f"RESOLUTION{sign}{what}" for sign, what in SIGNS.items() if sign in signs)
+        raise ValueError(f"{word!r} is no stage; write {examples}, both from 1, such as 32{signs[1]}2")
     return int(match[1]), match[2] or "x", int(match[3] or 1)

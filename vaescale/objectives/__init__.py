@@ -3,7 +3,8 @@
 To add one, write its file, add a line to OBJECTIVES and write a recipe. The contract, a class built from (config, model):
 
     importance_samples, doubly_reparameterized      what the model's forward is asked for
-    __call__(terms, stream) -> []                   a rank's share of the loss in nats per image
+    __call__(terms, stream) -> [], {name: []}       a rank's share of the loss in nats per image, and pieces of it that the
+                                                    terms' own metrics do not show, logged as train/NAME
     progress(step) -> {name: value}                 what changes over training, logged as train/NAME
 """
 

@@ -75,17 +75,20 @@ class Elbo:
     def __init__(self, config: ElboConfig, model: VAE) -> None:
         self.config, self._alpha = config, group_shares(model.group_places)
 
-    def __call__(self, terms: Terms, stream: noise.Stream) -> Tensor:
-        """The loss [] in nats per image."""
-        config = self.config
+    def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss [] in nats per image; and mmd and spectral without their weights, and dip."""
+        config, pieces = self.config, {}
         loss = self._rate(terms, stream.step) - terms.log_px.mean()
         if config.mmd:
-            loss = loss + config.mmd.weight * mmd(terms.z, stream, config.mmd)
+            pieces["mmd"] = mmd(terms.z, stream, config.mmd)
+            loss = loss + config.mmd.weight * pieces["mmd"]
         if config.dip:
-            loss = loss + dip(terms.mu, terms.log_sigma, config.dip)
+            pieces["dip"] = dip(terms.mu, terms.log_sigma, config.dip)
+            loss = loss + pieces["dip"]
         if config.spectral:
-            loss = loss + config.spectral * terms.spectral.mean()
-        return loss
+            pieces["spectral"] = terms.spectral.mean()
+            loss = loss + config.spectral * pieces["spectral"]
+        return loss, pieces
 
     def progress(self, step: int) -> dict[str, float]:
         """What changes over training, for the curves: beta, or the capacity."""

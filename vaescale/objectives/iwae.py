@@ -37,14 +37,15 @@ class Iwae:
         self.importance_samples = config.samples
         self.doubly_reparameterized = config.gradient == "doubly_reparameterized"
 
-    def __call__(self, terms: Terms, stream: noise.Stream) -> Tensor:  # noqa: ARG002
-        """The loss [] in nats per image: -L_K, with either gradient."""
+    def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
+        """The loss [] in nats per image: -L_K, with either gradient; and neg_iwae_nats, the same."""
         bound = log_mean_exp(terms.log_weights).mean()
+        pieces = {"neg_iwae_nats": -bound}
         if not self.doubly_reparameterized:
-            return -bound
+            return -bound, pieces
         share = torch.softmax(terms.log_weights.detach(), dim=1)
         weighted = (share * terms.log_weights).sum(1).mean()  # its gradient is the bound's
-        return -(weighted + (bound - weighted).detach())
+        return -(weighted + (bound - weighted).detach()), pieces
 
     def progress(self, step: int) -> dict[str, float]:  # noqa: ARG002
         """Nothing changes over training."""

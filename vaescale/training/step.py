@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 
 class StepSums(NamedTuple):
-    """This rank's share of a step, on the device. sums float64: what `column_sums` sums; loss float64 [], times its images.
+    """This rank's share of a step, on the device. sums float64: what `column_sums` sums; pieces: the loss and its pieces,
+    float64 [] each, times their images.
 
     grad_norm [] is the global gradient's, before clipping.
     """
 
     sums: Tensor
-    loss: Tensor
+    pieces: dict[str, Tensor]
     grad_norm: Tensor
     global_batch: int
 
@@ -50,7 +51,7 @@ def train_step(
     """
     optimizer.zero_grad()
     sums: list[Tensor] = []
-    losses: list[Tensor] = []
+    pieces: list[dict[str, Tensor]] = []
     for number, batch in enumerate(micro_batches, start=1):
         images, slots, mask = (
             tensor.to(accelerator.device, non_blocking=True)
@@ -63,25 +64,28 @@ def train_step(
                 terms = model(
                     images, stream, mask, objective.importance_samples, objective.doubly_reparameterized
                 )
-            loss = objective(terms, stream)
+            loss, named = objective(terms, stream)
             accelerator.backward(loss / len(micro_batches))
         sums.append(column_sums(terms, mask))
-        losses.append(loss.detach().double() * len(slots))
+        named = {"loss_nats": loss, **named}
+        pieces.append({name: value.detach().double() * len(slots) for name, value in named.items()})
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
-    loss = torch.stack(losses).sum()
+    total = {name: torch.stack([part[name] for part in pieces]).sum() for name in pieces[0]}
     # The fused optimizers read it on the device: where it is 1, nothing moves.
     own: Any = getattr(optimizer, "optimizer", optimizer)
-    own.found_inf = skips(loss, grad_norm)
+    own.found_inf = skips(total["loss_nats"], grad_norm)
     optimizer.step()
     accelerator.unwrap_model(model).likelihood.end_step()
     global_batch = sum(len(batch.slots) for batch in micro_batches) * comm.world_size()
-    return StepSums(torch.stack(sums).sum(0), loss, grad_norm, global_batch)
+    return StepSums(torch.stack(sums).sum(0), total, grad_norm, global_batch)
 
 
 def step_metrics(result: StepSums, model: VAE) -> dict[str, float]:
     """This step's means over the global batch. Nats are per image; mse and bits are per value."""
-    sums = comm.all_reduce_sum(torch.cat([result.sums, result.loss[None]]))
-    metrics = model_metrics(model, sums[:-2] / sums[-2])
-    metrics["loss_nats"] = float(sums[-1]) / result.global_batch
+    columns = len(result.sums)
+    sums = comm.all_reduce_sum(torch.cat([result.sums, torch.stack(list(result.pieces.values()))]))
+    metrics = model_metrics(model, sums[: columns - 1] / sums[columns - 1])
+    pieces = zip(result.pieces, sums[columns:].tolist(), strict=True)
+    metrics |= {name: value / result.global_batch for name, value in pieces}
     metrics["grad_norm"] = float(result.grad_norm)
     return {f"train/{name}": value for name, value in metrics.items()}

@@ -59,13 +59,9 @@ def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: st
 
 
 def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> None:
-    """Negative ELBO, KL, mean squared error and sigma over steps: training as lines, held-out data as dots."""
+    """Negative ELBO, KL, mean squared error, and what else changes, over steps: training as lines, held-out data as dots."""
     # With a sigma fitted to each image itself the loss is no bound on unseen data, and has another name.
     profile = any("train/neg_profile_elbo_nats" in row for row in rows)
-    rows = [
-        {name: value for name, value in row.items() if not name.startswith("train/loss") or _is_news(row)}
-        for row in rows
-    ]
     panels = (
         ("loss (nats), what is minimized", "loss_nats"),
         ("negative profile ELBO (nats), no bound", "neg_profile_elbo_nats")
@@ -77,12 +73,13 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
         ("beta", "beta"),
         ("MMD", "mmd"),
     )
-    # What never changes is no curve.
-    still = {
+    # What never changes is no curve, nor is a loss that is the bound.
+    idle = {
         name for name in ("sigma", "beta") if len({row.get(f"train/{name}") for row in rows} - {None}) < 2
     }
+    idle |= set() if any(_is_news(row) for row in rows) else {"loss_nats"}
     names = {name.partition("/")[2] for row in rows for name in row}
-    drawn = [panel for panel in panels if panel[1] in names - still] or [*panels]
+    drawn = [panel for panel in panels if panel[1] in names - idle] or [*panels]
     figure, axes = _subplots(1, len(drawn), (3.1 * len(drawn), 2.9), frame=True)
     for axis, (label, name) in zip(axes.flat, drawn, strict=True):
         shown: list[float] = []
@@ -107,7 +104,9 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
 
 
 def _is_news(row: dict[str, float]) -> bool:
-    """Whether the loss says something that the negative ELBO does not."""
+    """Whether the row has a loss, and it says something that the negative ELBO does not."""
+    if "train/loss_nats" not in row:
+        return False
     bound = row.get("train/neg_elbo_nats", row.get("train/neg_profile_elbo_nats", math.nan))
     return not math.isclose(row["train/loss_nats"], bound, rel_tol=1e-4)
 

@@ -43,7 +43,7 @@ class Folder:
         if not self._path.exists():
             raise DataError(
                 f"data folder {self.place} does not exist in {Path.cwd()}; `vaescale make-shards SOURCE OUT` writes "
-                f"OUT/train and OUT/val"
+                f"OUT/train, OUT/val, and OUT/test where the source has one"
             )
         if not self._path.is_dir():
             raise DataError(f"data folder {self.place} is a file; name the folder that holds its {name}")

@@ -19,6 +19,15 @@ SHORT = (
 )
 MASSES = {"bernoulli", "categorical", "bitwise", "discretized_logistic", "discretized_logistic_mixture"}
 WITHOUT_SIGMA = MASSES | {"continuous_bernoulli", "structured"}
+# Recipes that are about something else than the decoder, and what they may change besides.
+OTHERS = {
+    **{name: {"objective"} for name in ("annealed", "free_bits", "capacity", "iwae", "dip")},
+    **{name: {"posterior"} for name in ("isotropic", "fixed_posterior")},
+    "wae_mmd": {"objective", "posterior"},
+    "resnet": {"network"},
+    "ladder": {"network", "posterior", "optimizer"},
+    "linear": {"network", "data", "optimizer", "training"},
+}
 pytestmark = pytest.mark.slow
 
 
@@ -52,23 +61,23 @@ def test_a_recipe_trains_evaluates_and_samples(vaescale, digits: Path, tmp_path:
     assert ("sigma" in metrics) == (path.stem not in WITHOUT_SIGMA)
     assert ("train/handover" in names) == (path.stem == "two_stage")
     assert ("train/sigma" in names) == (path.stem not in WITHOUT_SIGMA)
-    assert vaescale("fit-gmm", run, "--components", 2).code == 0
+    assert vaescale("fit-gmm", run, "--components", 2).code == (2 if path.stem == "ladder" else 0)
     sampled = vaescale("sample", run, "--count", 4)
     assert sampled.code == 0, sampled.err
 
 
-def test_the_recipes_differ_in_the_decoder_s_lines_alone() -> None:
+def test_the_recipes_differ_in_what_they_are_about_alone() -> None:
     for folder in ("digits", "fashion_mnist"):
         paths = [path for path in (ROOT / "recipes" / folder).glob("*.yaml") if path.stem != "base"]
         base = load_recipe(next(path for path in paths if path.stem == "optimal")).identity()
         for path in paths:
             identity = load_recipe(path).identity()
-            if path.stem != "linear":
-                assert {k for k in base if base[k] != identity[k]} <= {"likelihood"}, path
+            allowed = {"likelihood"} | OTHERS.get(path.stem, set())
+            assert {k for k in base if base[k] != identity[k]} <= allowed, path
             keys = {
                 line.split(":")[0] for line in path.read_text().splitlines() if line and line[0].isalpha()
             }
-            assert path.stem == "linear" or keys == {"base", "name", "likelihood"}, path
+            assert path.stem in OTHERS or keys == {"base", "name", "likelihood"}, path
 
 
 def test_the_study_runs(tmp_path: Path, digits: Path) -> None:

@@ -22,7 +22,16 @@ def load(recipe_file: Callable[..., str], content: dict[str, Any], *overrides: s
 
 RECIPES = [
     path
-    for folder in ("digits", "fashion_mnist", "mnist", "cifar10", "imagenet32", "imagenet64", "ffhq256", "celeba64")
+    for folder in (
+        "digits",
+        "fashion_mnist",
+        "mnist",
+        "cifar10",
+        "imagenet32",
+        "imagenet64",
+        "ffhq256",
+        "celeba64",
+    )
     for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))
     if path.name != "base.yaml"
 ]

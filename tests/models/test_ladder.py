@@ -7,10 +7,12 @@ import math
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from vaescale import noise
+from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
 from vaescale.likelihoods.gaussian import GaussianConfig
 from vaescale.models import build_vae
 from vaescale.models.ladder import LadderVAE
@@ -217,3 +219,29 @@ def test_temperature_and_the_prior(ladder: LadderVAE) -> None:
     with torch.no_grad():
         spread = {t: float(ladder.from_prior(stream, t).std(0).mean()) for t in (1e-6, 0.5, 1.0)}
     assert spread[1e-6] < 1e-4 < spread[0.5] < spread[1.0]
+
+
+LIKELIHOOD_SECTIONS = [
+    *({"kind": kind} for kind in LIKELIHOODS),
+    *({"kind": "gaussian", "sigma": sigma} for sigma in ("shared", "predicted", "optimal_per_pixel")),
+]
+
+
+@pytest.mark.parametrize("section", LIKELIHOOD_SECTIONS, ids=lambda section: "-".join(section.values()))
+def test_every_likelihood_goes_with_a_ladder(section: dict[str, str]) -> None:
+    torch.manual_seed(0)
+    likelihood = TypeAdapter(LikelihoodConfig).validate_python(section)
+    config = LadderConfig(latent_dim=2, width=8)
+    model = build_vae(config, DiagonalConfig(), likelihood, image_size=8, channels=3).train()
+    images = torch.randint(
+        0, 256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    stream, mask = noise.Stream(0, 0, torch.arange(3)), torch.ones(3, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(images, stream, mask)
+    (got.kl.sum(1) - got.log_px).mean().backward()
+    model.likelihood.end_step()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+    with torch.no_grad():
+        params = model.eval().from_prior(stream)
+        assert model.likelihood.sample(params, stream).shape == (3, 3, 8, 8)

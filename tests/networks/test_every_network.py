@@ -2,18 +2,16 @@
 back, no dependence on the batch's company, and the same gradients on one rank and two.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.ranks import on_ranks
 from vaescale import comm, noise
 from vaescale.likelihoods import LikelihoodConfig
 from vaescale.models import build_vae
@@ -183,6 +181,10 @@ def test_compiled_it_gives_the_same(name: str) -> None:
         torch.testing.assert_close(got, parameter.grad, rtol=1e-3, atol=1e-3)
 
 
+def everyone_s_gradients(rank: int, ranks: int) -> dict[str, dict[str, Tensor]]:
+    return {name: gradients(name, rank, ranks) for name in CASES}
+
+
 def gradients(name: str, rank: int, ranks: int) -> dict[str, Tensor]:
     """Of the mean loss over 6 images, shared by the ranks; buffers too. float64."""
     model = build(name).double().train()
@@ -195,21 +197,10 @@ def gradients(name: str, rank: int, ranks: int) -> dict[str, Tensor]:
     return named | {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
-def _work(rank: int, store: str, names: list[str]) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        torch.save({name: gradients(name, rank, 2) for name in names}, f"{store}-{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_ranks_have_the_gradients_of_one(tmp_path: Path) -> None:
-    mp.spawn(_work, (str(tmp_path / "store"), list(CASES)), nprocs=2)
-    found = [torch.load(tmp_path / f"store-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    found = on_ranks(tmp_path, everyone_s_gradients)
     for name in CASES:
         for key, value in gradients(name, 0, 1).items():
             for rank in (0, 1):

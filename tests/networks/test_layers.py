@@ -1,14 +1,12 @@
 """The layers: batch normalization over the global batch against torch's own, and shapes that double and halve."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
+from tests.ranks import on_ranks
 from vaescale import comm
 from vaescale.networks.layers import GlobalBatchNorm, conv, deconv, norm, recomputed, spectral
 
@@ -47,16 +45,9 @@ def test_nan_does_not_stay_in_the_running_averages() -> None:
     assert float(own.running_mean[0]) == pytest.approx(0.2)
 
 
-def _work(rank: int, store: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        torch.save(normalized(slice(3 * rank, 3 * rank + 3)), f"{store}-{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def normalized(rows: slice) -> list[torch.Tensor]:
+def normalized(rank: int, ranks: int) -> list[torch.Tensor]:
+    """Of a rank's share of six rows: the output, its gradient, and the running averages."""
+    rows = slice(rank * 6 // ranks, (rank + 1) * 6 // ranks)
     torch.manual_seed(0)
     own, x = GlobalBatchNorm(4).double(), torch.randn(6, 4, 3, 3, dtype=torch.float64)
     weights = torch.randn(6, 4, 3, 3, dtype=torch.float64)
@@ -70,9 +61,7 @@ def normalized(rows: slice) -> list[torch.Tensor]:
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_ranks_normalize_as_one(tmp_path: Path) -> None:
-    mp.spawn(_work, (str(tmp_path / "store"),), nprocs=2)
-    found = [torch.load(tmp_path / f"store-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    whole = normalized(slice(0, 6))
+    found, whole = on_ranks(tmp_path, normalized), normalized(0, 1)
     for number in (0, 1):
         torch.testing.assert_close(torch.cat([one[number] for one in found]), whole[number])
     for one in found:

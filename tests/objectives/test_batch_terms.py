@@ -2,19 +2,17 @@
 
 import contextlib
 import itertools
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.ranks import on_ranks
 from vaescale import comm, noise
 from vaescale.likelihoods.gaussian import GaussianConfig
 from vaescale.models import build_vae
@@ -105,6 +103,10 @@ OBJECTIVES = {
 }
 
 
+def everyone_s_results(rank: int, ranks: int) -> dict[str, list[Tensor]]:
+    return {f"{name} {parts}": results(name, rank, ranks, parts) for name in OBJECTIVES for parts in (1, 2)}
+
+
 def results(name: str, rank: int, ranks: int, parts: int = 1) -> list[Tensor]:
     """Loss and gradients over 8 images, in so many micro-batches that the ranks share."""
     torch.manual_seed(0)
@@ -142,25 +144,12 @@ def results(name: str, rank: int, ranks: int, parts: int = 1) -> list[Tensor]:
     return [mean_loss, *(parameter.grad.clone() for parameter in model.parameters())]
 
 
-def _work(rank: int, store: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        found = {f"{name} {parts}": results(name, rank, 2, parts) for name in OBJECTIVES for parts in (1, 2)}
-        torch.save(found, f"{store}-{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_ranks_have_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
     """With one micro-batch and with two, whose gradients are exchanged once."""
-    mp.spawn(_work, (str(tmp_path / "store"),), nprocs=2)
-    alone = {f"{name} {parts}": results(name, 0, 1, parts) for name in OBJECTIVES for parts in (1, 2)}
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"store-{rank}.pt", weights_only=True)
+    alone = everyone_s_results(0, 1)
+    for found in on_ranks(tmp_path, everyone_s_results):
         for name, expected in alone.items():
             for got, value in zip(found[name], expected, strict=True):
                 torch.testing.assert_close(got.double(), value.double(), rtol=1e-6, atol=1e-8, msg=name)

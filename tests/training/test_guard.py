@@ -1,14 +1,12 @@
 """Which steps are skipped, that skipping ends, and that all ranks decide as one."""
 
 import math
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.ranks import on_ranks
 from vaescale import comm
 from vaescale.errors import TrainingStopped
 from vaescale.training.guard import Guard
@@ -91,26 +89,19 @@ def test_a_norm_of_zero_is_no_fault() -> None:
     assert not any(feed(usual, [0.0] + [1.0] * 300)), "one zero must not make ordinary steps unusual"
 
 
-def _work(rank: int, store: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        own, skipped = guard(), []
-        for step in range(60):
-            comm.at_step(step)
-            # One rank alone has a loss of NaN at step 40; the gradient's norm is everyone's.
-            loss = math.nan if step == 40 and rank == 1 else 1.0
-            norm = 500.0 if step == 50 else 2.0 + rank * 1e-7
-            skipped += [bool(own.skips(torch.tensor(loss), torch.tensor(norm)))]
-        assert [step for step, skip in enumerate(skipped) if skip] == [40, 50]
-        torch.save(own.state, f"{store}-{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def sixty_steps(rank: int, ranks: int) -> torch.Tensor:
+    own, skipped = guard(), []
+    for step in range(60):
+        comm.at_step(step)
+        # One rank alone has a loss of NaN at step 40; the gradient's norm is everyone's.
+        loss = math.nan if step == 40 and rank == 1 else 1.0
+        norm = 500.0 if step == 50 else 2.0 + rank * 1e-7
+        skipped += [bool(own.skips(torch.tensor(loss), torch.tensor(norm)))]
+    assert [step for step, skip in enumerate(skipped) if skip] == [40, 50]
+    return own.state
 
 
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_all_ranks_decide_as_one(tmp_path: Path) -> None:
-    mp.spawn(_work, (str(tmp_path / "store"),), nprocs=2)
-    states = [torch.load(tmp_path / f"store-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert torch.equal(*states)
+    assert torch.equal(*on_ranks(tmp_path, sixty_steps))

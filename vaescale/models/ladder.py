@@ -63,7 +63,9 @@ class LadderVAE(VAE):
     def infer(self, x: Tensor, stream: noise.Stream, draws: int, detached: bool) -> Inferred:
         """Top-down through the groups; each KL in closed form, given the draws above it."""
         assert not detached, "refused in the recipe"
-        seen = {size: seen.repeat_interleave(draws, 0) for size, seen in self.network.bottom_up(x).items()}
+        seen = self.network.bottom_up(x)
+        if draws > 1:
+            seen = {size: one.repeat_interleave(draws, 0) for size, one in seen.items()}
         rows = len(x) * draws
         maps, terms = self.network.start(rows), []
         for number, group in enumerate(self._groups):

@@ -1,17 +1,15 @@
 """The same global batch on 1, 2 and 4 gloo ranks, in equal and unequal shares: the same sigma, loss and gradients."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.ranks import on_ranks
 from vaescale import comm, noise
 from vaescale.likelihoods import LikelihoodConfig
 from vaescale.models import build_vae
@@ -39,7 +37,7 @@ MODES: dict[str, dict[str, Any]] = {
 Results = dict[str, dict[str, Tensor]]
 
 
-def run_modes(rank: int, shares: list[int], dtype: torch.dtype) -> Results:
+def run_modes(rank: int, ranks: int, shares: list[int], dtype: torch.dtype) -> Results:
     """A few steps of each mode on this rank's share. Gradients, loss and state after each step, by mode."""
     first = sum(shares[:rank])
     mine = torch.arange(first, first + shares[rank])
@@ -72,27 +70,15 @@ def run_modes(rank: int, shares: list[int], dtype: torch.dtype) -> Results:
     return results
 
 
-def _work(rank: int, store: str, shares: list[int], dtype: torch.dtype) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=len(shares))
-    try:
-        results = run_modes(rank, shares, dtype)
-        torch.save(results, f"{store}-{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 @pytest.mark.parametrize("shares", SHARES)
 def test_the_number_of_ranks_changes_nothing(tmp_path: Path, shares: str, dtype: torch.dtype) -> None:
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
-    alone = run_modes(0, [IMAGES], dtype)
-    mp.spawn(_work, (str(tmp_path / "store"), SHARES[shares], dtype), nprocs=len(SHARES[shares]))
-    for rank in range(len(SHARES[shares])):
-        found = torch.load(tmp_path / f"store-{rank}.pt", weights_only=True)
+    alone = run_modes(0, 1, [IMAGES], dtype)
+    ranks = len(SHARES[shares])
+    for found in on_ranks(tmp_path, run_modes, SHARES[shares], dtype, ranks=ranks):
         for mode, expected in alone.items():
             assert found[mode].keys() == expected.keys()
             for name, value in expected.items():
@@ -104,7 +90,7 @@ def test_the_number_of_ranks_changes_nothing(tmp_path: Path, shares: str, dtype:
 
 def test_the_modes_differ() -> None:
     """Or the comparison above would prove little."""
-    alone = run_modes(0, [IMAGES], torch.float64)
+    alone = run_modes(0, 1, [IMAGES], torch.float64)
     same = ({"optimal", "kept gradient"}, {"optimal_per_channel", "kept gradient per channel"})
     names = list(MODES)
     for first, second in ((a, b) for a in names for b in names if a < b):

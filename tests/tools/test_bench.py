@@ -18,6 +18,10 @@ pytestmark = pytest.mark.slow
             ["sigma.py", "--rounds", "1", "--only", "predicted"],
             ["1 process,", "2 processes,", "gaussian, predicted"],
         ),
+        (
+            ["checkpointing.py", "recipes/digits/ladder.yaml", "--images", "4"],
+            ["checkpointing false", "with checkpointing:"],
+        ),
         (["reader.py", "--count", "200", "--rounds", "1"], ["bare loop", "webdataset, pillow", "npy"]),
     ],
 )

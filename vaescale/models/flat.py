@@ -10,7 +10,7 @@ from vaescale import noise
 from vaescale.likelihoods import LikelihoodConfig
 from vaescale.models.posterior import POSTERIORS, FixedConfig, Gaussian, PosteriorConfig, kl
 from vaescale.models.vae import VAE, Inferred
-from vaescale.networks import NETWORKS, NetworkConfig
+from vaescale.networks import NetworkConfig
 from vaescale.sigma import wide
 
 
@@ -26,19 +26,18 @@ class FlatVAE(VAE):
         image_size: int,
         channels: int,
     ) -> None:
-        super().__init__(likelihood, image_size=image_size, channels=channels)
+        super().__init__(
+            network,
+            likelihood,
+            encoder_out=posterior.num_params(network.latent_dim),
+            image_size=image_size,
+            channels=channels,
+        )
         self._to_posterior = POSTERIORS[posterior.kind][1]
         log_sigmas = None
         if isinstance(posterior, FixedConfig):
             log_sigmas = torch.tensor(posterior.sigmas(network.latent_dim)).log()
         self.register_buffer("_log_sigmas", log_sigmas, persistent=False)
-        self.network = NETWORKS[network.kind][1](
-            network,
-            image_size=image_size,
-            channels=channels,
-            encoder_out=posterior.num_params(network.latent_dim),
-            out_channels=self.likelihood.num_params(channels),
-        )
         self.latent_shape: tuple[int, ...] = self.network.latent_shape
         self.latent_dim = math.prod(self.latent_shape)
         self.group_sizes, self.group_places = (self.latent_dim,), (math.prod(self.latent_shape[1:]),)

@@ -16,7 +16,7 @@ from vaescale import noise
 from vaescale.likelihoods import LikelihoodConfig
 from vaescale.models.posterior import POSTERIORS, Gaussian, PosteriorConfig, bounded, kl
 from vaescale.models.vae import VAE, Inferred
-from vaescale.networks import NETWORKS, NetworkConfig
+from vaescale.networks import NetworkConfig
 from vaescale.networks.ladder import Group, LadderNetwork
 from vaescale.networks.layers import recomputed
 from vaescale.sigma import wide
@@ -35,6 +35,8 @@ class GroupTerms(NamedTuple):
 class LadderVAE(VAE):
     """Groups of latents at every resolution."""
 
+    network: LadderNetwork
+
     def __init__(
         self,
         network: NetworkConfig,
@@ -44,15 +46,14 @@ class LadderVAE(VAE):
         image_size: int,
         channels: int,
     ) -> None:
-        super().__init__(likelihood, image_size=image_size, channels=channels)
-        self._to_posterior = POSTERIORS[posterior.kind][1]
-        self.network: LadderNetwork = NETWORKS[network.kind][1](
+        super().__init__(
             network,
+            likelihood,
+            encoder_out=posterior.num_params(network.latent_dim),
             image_size=image_size,
             channels=channels,
-            encoder_out=posterior.num_params(network.latent_dim),
-            out_channels=self.likelihood.num_params(channels),
         )
+        self._to_posterior = POSTERIORS[posterior.kind][1]
         self.group_places = tuple(group.block.resolution**2 for group in self._groups)
         self.group_sizes = tuple(network.latent_dim * places for places in self.group_places)
 

@@ -7,7 +7,7 @@ Legend: B images, K draws of z for each, G groups of latents, L latents, where a
 channel of a map, its KL summed over the places.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange, reduce
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vaescale import noise
 from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
+from vaescale.networks import NETWORKS, NetworkConfig
 from vaescale.networks.spectral import SpectralSum
 
 
@@ -68,10 +69,25 @@ class VAE(nn.Module):
     group_places: tuple[int, ...]
     """How many of them are places of a map, rather than channels: 1 for a vector."""
 
-    def __init__(self, likelihood: LikelihoodConfig, *, image_size: int, channels: int) -> None:
+    def __init__(
+        self,
+        network: NetworkConfig,
+        likelihood: LikelihoodConfig,
+        *,
+        encoder_out: int,
+        image_size: int,
+        channels: int,
+    ) -> None:
         super().__init__()
         self.image_shape = (channels, image_size, image_size)
         self.likelihood = LIKELIHOODS[likelihood.kind][1](likelihood, image_shape=self.image_shape)
+        self.network: Any = NETWORKS[network.kind][1](
+            network,
+            image_size=image_size,
+            channels=channels,
+            encoder_out=encoder_out,
+            out_channels=self.likelihood.num_params(channels),
+        )
         self.spectral: SpectralSum | None = None
 
     @property

@@ -109,10 +109,10 @@ def recomputed(function: Callable[..., T], *arguments: object) -> T:
     return result
 
 
-def refuse_indivisible(image_size: int, factor: int, why: str, else_: str) -> None:
+def refuse_indivisible(image_size: int, factor: int, why: str, otherwise: str) -> None:
     """Raise UserError with the nearest sizes that fit unless `image_size` is a multiple of `factor`."""
     if image_size % factor == 0:
         return
     below = image_size // factor * factor
     fits = " or ".join(str(size) for size in (below, below + factor) if size)
-    raise UserError(f"data.image_size (={image_size}) {why}; use {fits}, or {else_}")
+    raise UserError(f"data.image_size (={image_size}) {why}; use {fits}, or {otherwise}")

@@ -14,6 +14,7 @@ LAYERS = (
     ("run",),
     ("recipe",),
     ("training",),
+    ("strategies",),
     ("aggregate",),
     ("evaluation", "figures"),
     ("objectives",),
@@ -30,8 +31,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Libraries that belong to some rooms alone.
 KEPT = {
     "mlflow": ("training/tracking.py",),
-    "accelerate": ("training/",),
-    "deepspeed": ("training/",),
+    "accelerate": ("training/", "strategies/"),
+    "deepspeed": ("training/", "strategies/"),
     "webdataset": ("data/",),
     "fsspec": ("data/",),
 }

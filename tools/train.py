@@ -32,12 +32,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale.training import backends
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    accelerator = backends.start(processes=arguments.processes)
+    launch = backends.start(processes=arguments.processes)
     try:
-        session = Session(recipe, accelerator)
+        session = Session(recipe, launch)
         return session.describe() if arguments.dry_run else session.run()
     finally:
-        backends.stop(accelerator)
+        backends.stop(launch.accelerator)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -17,3 +17,9 @@ class TrainingStopped(UserError):
     """Training cannot go on, for example because the loss is not finite."""
 
     exit_code = 4
+
+
+class Preempted(UserError):
+    """Training was asked to stop and has saved all that it needs to go on: requeue it."""
+
+    exit_code = 75

@@ -9,8 +9,9 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -27,25 +28,23 @@ from vaescale.files import write_whole
 from vaescale.objectives import build_objective
 from vaescale.recipe import Recipe, differences, load_recipe
 from vaescale.run import build_model, in_order
-from vaescale.training import checkpoint
+from vaescale.strategies import STRATEGIES, Strategy
+from vaescale.training import backends, checkpoint
 from vaescale.training import folder as run_folder
-from vaescale.training.ema import Ema
 from vaescale.training.guard import Guard
-from vaescale.training.loop import Trainee, Watchers, train
+from vaescale.training.loop import Watchers, train
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.skips import Skips
 from vaescale.training.tracking import Drain, push
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 
 class Session:
     """A recipe on this many processes. Building it reads the data's index and refuses what cannot work."""
 
-    def __init__(self, recipe: Recipe, accelerator: "Accelerator") -> None:
-        self.recipe, self.accelerator, self.folder = recipe, accelerator, Path(recipe.run_dir)
+    def __init__(self, recipe: Recipe, launch: backends.Launch) -> None:
+        self.recipe, self.accelerator, self.folder = recipe, launch.accelerator, Path(recipe.run_dir)
+        self._strategy_kind = launch.strategy
         comm.together(self._open_parts)
         self._tags = comm.on_main(self._find_tags)
 
@@ -62,12 +61,12 @@ class Session:
         self._skips = Skips(
             epoch_images=len(self.train_reader), most=recipe.data.max_skipped, device=accelerator.device
         )
-        self.optimizer = build_optimizer(self.model, recipe.optimizer)
-        self.ema = Ema(self.model, recipe.training.ema_decay) if recipe.training.ema_decay else None
         self.objective = build_objective(recipe.objective, self.model)
         self.guard = Guard(
             skip_factor=recipe.optimizer.skip_factor,
+            clip_norm=recipe.optimizer.clip_norm,
             max_non_finite=recipe.training.max_non_finite,
+            scaled=recipe.training.precision == "fp16",
             device=accelerator.device,
         )
 
@@ -78,7 +77,7 @@ class Session:
         memory = estimate(
             self.model,
             images=per_rank // recipe.training.accumulation,
-            ema=self.ema is not None,
+            ema=recipe.training.ema_decay > 0,
             precision=recipe.training.precision,
             importance_samples=self.objective.importance_samples,
         )
@@ -114,18 +113,27 @@ class Session:
 
             comm.on_main(claim)
             found = comm.on_main(lambda: checkpoint.newest(self.folder / "checkpoints"))
-            start = comm.together(lambda: self._restore(found))
+            start = 0 if found is None else found.step
+            comm.together(lambda: self._refuse_other(found))
             if start < self.recipe.training.steps:
-                self._train(start)
+                self._train(start, found)
             elif comm.is_main():
                 say(f"{self.folder} is trained to step {start} already; another name or run_dir trains again")
             comm.on_main(self._finish)
             summary = comm.on_main(lambda: run_folder.read_json(self.folder / run_folder.SUMMARY))
         return {"run_dir": str(self.folder), "step": self.recipe.training.steps, **summary}
 
-    def _train(self, start: int) -> None:
+    def _train(self, start: int, found: checkpoint.Checkpoint | None) -> None:
         recipe, world_size = self.recipe, self.accelerator.num_processes
-        prepared, optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        backends.set_precision(recipe.training.precision)
+        self._strategy: Strategy = STRATEGIES[self._strategy_kind](
+            self.accelerator,
+            self.model,
+            partial(build_optimizer, config=recipe.optimizer),
+            ema_decay=recipe.training.ema_decay,
+        )
+        if found is not None:
+            self._restore(found)
         batches = training_batches(
             self.train_reader,
             self.plan,
@@ -142,10 +150,10 @@ class Session:
         self._progress = Progress(f"train {recipe.name}", steps, start=start, shown=shown)
         with Drain(self.folder, recipe.tracking, shown=shown), self._progress, alone_with_its_data():
             train(
-                self.accelerator,
-                Trainee(prepared, optimizer, self.model, self.ema, self.guard),
+                self._strategy,
+                self.guard,
                 self._skips.counting(batches),
-                Watchers(self._log, self._evaluate, self._checkpoint),
+                Watchers(self._log, self._evaluate, self._checkpoint, lambda: False),
                 config=recipe.training,
                 optimizer_config=recipe.optimizer,
                 objective=self.objective,
@@ -190,42 +198,37 @@ class Session:
         self._progress.update(step, f"{note}  {metrics['perf/images_per_second']:.0f} images/s")
 
     def _evaluate(self, step: int) -> None:
-        model = self.model if self.ema is None else self.ema.model
         batches = in_order(self.val_reader, workers=self.recipe.data.workers)
-        metrics = evaluate(model, batches, seed=self.recipe.seed, max_skipped=self.recipe.data.max_skipped)
+        with self._strategy.averaged():
+            metrics = evaluate(
+                self.model, batches, seed=self.recipe.seed, max_skipped=self.recipe.data.max_skipped
+            )
         if comm.is_main():
             run_folder.append_metrics(
                 self.folder, step, {f"val/{name}": value for name, value in metrics.items()}
             )
 
     def _checkpoint(self, step: int) -> None:
-        if not comm.is_main():
-            return
-        tensors = {
-            "model": self.model.state_dict(),
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.model),
-            "guard": {"state": self.guard.state},
-        }
-        if self.ema is not None:
-            tensors["ema"] = self.ema.model.state_dict()
-        keep = self.recipe.training.keep_checkpoints
-        checkpoint.write(self.folder / "checkpoints", step, tensors, self._tags, keep=keep)
+        tensors = self._strategy.state() | {"guard": {"state": self.guard.state}}
+        if comm.is_main():
+            keep = self.recipe.training.keep_checkpoints
+            checkpoint.write(self.folder / "checkpoints", step, tensors, self._tags, keep=keep)
 
-    def _restore(self, found: checkpoint.Checkpoint | None) -> int:
-        """Load a checkpoint into the parts, on every rank. Returns the steps done."""
+    def _refuse_other(self, found: checkpoint.Checkpoint | None) -> None:
+        """Raise UserError when a checkpoint is of another recipe, plan or data set."""
         if found is None:
-            return 0
+            return
         for name in ("recipe_hash", "plan_hash", "data_hash"):
             if found.state()[name] != self._tags[name]:
                 raise UserError(
                     f"checkpoint {found.folder} has another {name}; choose another name or run_dir"
                 )
-        checkpoint.load_weights(self.model, found, "model")
-        checkpoint.load_optimizer(self.optimizer, self.model, found.tensors("optimizer"))
+
+    def _restore(self, found: checkpoint.Checkpoint) -> None:
+        """Load a checkpoint into the parts, on every rank."""
+        names = ["model", "optimizer", *(["ema"] if self.recipe.training.ema_decay else [])]
+        self._strategy.load({name: found.tensors(name) for name in names})
         self.guard.state = found.tensors("guard")["state"].to(self.guard.state)
-        if self.ema is not None:
-            checkpoint.load_weights(self.ema.model, found, "ema")
-        return found.step
 
     def _refuse_foreign_folder(self) -> None:
         """Raise UserError or DataError when the folder holds another run, or something else."""

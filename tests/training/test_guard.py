@@ -14,12 +14,18 @@ from vaescale.training.guard import Guard
 CPU = torch.device("cpu")
 
 
-def guard(factor: float | None = 10.0, most: int = 3) -> Guard:
-    return Guard(skip_factor=factor, max_non_finite=most, device=CPU)
+def guard(
+    factor: float | None = 10.0, most: int = 3, *, clip_norm: float | None = None, scaled: bool = False
+) -> Guard:
+    return Guard(skip_factor=factor, clip_norm=clip_norm, max_non_finite=most, scaled=scaled, device=CPU)
 
 
 def feed(own: Guard, norms: list[float], *, loss: float = 1.0) -> list[bool]:
-    return [bool(own.skips(torch.tensor(loss), torch.tensor(norm))) for norm in norms]
+    """The gradient's norms as they come, so times the scale where there is one."""
+    return [
+        bool(own.judge(torch.tensor(loss), torch.tensor(norm), step=step).found_inf)
+        for step, norm in enumerate(norms)
+    ]
 
 
 def test_ordinary_steps_pass_and_a_leap_does_not() -> None:
@@ -96,8 +102,14 @@ def sixty_steps(rank: int, ranks: int) -> torch.Tensor:
         # One rank alone has a loss of NaN at step 40; the gradient's norm is everyone's.
         loss = math.nan if step == 40 and rank == 1 else 1.0
         norm = 500.0 if step == 50 else 2.0 + rank * 1e-7
-        skipped += [bool(own.skips(torch.tensor(loss), torch.tensor(norm)))]
+        verdict = own.judge(
+            torch.tensor(loss), torch.tensor(norm), step=step, asked_to_stop=rank == 1 and step == 30
+        )
+        skipped += [bool(verdict.found_inf)]
+        # One rank alone was asked at step 30; all of them know it one step later.
+        assert own.was_asked_to_stop() == (step == 31)
     assert [step for step, skip in enumerate(skipped) if skip] == [40, 50]
+    assert own.last_non_finite == 40
     return own.state
 
 
@@ -105,3 +117,30 @@ def sixty_steps(rank: int, ranks: int) -> torch.Tensor:
 @pytest.mark.slow
 def test_all_ranks_decide_as_one(tmp_path: Path) -> None:
     assert torch.equal(*on_ranks(tmp_path, sixty_steps))
+
+
+def test_the_gradient_is_divided_by_scale_and_clip() -> None:
+    verdict = guard(clip_norm=5.0).judge(torch.tensor(1.0), torch.tensor(20.0), step=0)
+    assert (float(verdict.grad_norm), float(verdict.grad_scale), float(verdict.found_inf)) == (20, 4, 0)
+    assert float(guard(clip_norm=50.0).judge(torch.tensor(1.0), torch.tensor(20.0), step=0).grad_scale) == 1
+    scaled = guard(clip_norm=5.0, scaled=True)
+    verdict = scaled.judge(torch.tensor(1.0), 20 * scaled.scale, step=0)
+    assert (float(verdict.grad_norm), float(verdict.grad_scale)) == (20, 4 * 2.0**16)
+
+
+def test_a_scale_falls_until_gradients_fit_and_grows_again() -> None:
+    own = guard(scaled=True)
+    assert feed(own, [math.inf] * 16) == [True] * 16
+    assert float(own.scale) == 1
+    assert own.is_well, "an overflow is no fault while there is scale to take away"
+    assert own.last_non_finite == -1
+    feed(own, [math.inf] * 2)
+    assert not own.is_well
+    feed(own, [1.0] * 1999)
+    assert float(own.scale) == 1
+    feed(own, [1.0])
+    assert float(own.scale) == 2
+    assert own.metrics() == {"train/skipped_steps": 18, "train/loss_scale": 2}
+    feed(own, [1.0], loss=math.nan)
+    assert float(own.scale) == 2, "a loss that is not finite does not come from its scale"
+    assert own.last_non_finite == 0

@@ -9,7 +9,6 @@ from vaescale.recipe import Recipe
 from vaescale.run import build_model
 from vaescale.training.backends import refuse_lost_processes, start
 from vaescale.training.clock import Clock
-from vaescale.training.ema import Ema
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
 
@@ -24,13 +23,22 @@ def test_what_a_launcher_would_lose_in_silence_is_refused(monkeypatch) -> None:
     refuse_lost_processes({})
     refuse_lost_processes(launched)
     refuse_lost_processes({**launched, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"})
-    for variable in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
-        with monkeypatch.context() as patch:
-            patch.setenv(variable, "true")
-            with pytest.raises(UserError, match="not supported yet"):
-                start()
     with pytest.raises(UserError, match="launcher started one"):
         refuse_lost_processes({**launched, "MASTER_ADDR": "127.0.0.1"})
+
+
+REFUSED = {
+    "zero_stage 0": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"},
+    "fsdp_version 1": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"},
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_layout_that_there_is_not_is_refused(monkeypatch, what: str) -> None:
+    for name, value in REFUSED[what].items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=what):
+        start()
 
 
 def test_weight_decay_spares_biases_and_norms(model: VAE) -> None:
@@ -46,25 +54,6 @@ def test_the_learning_rate_follows_the_schedule() -> None:
     config = OptimizerConfig(lr=0.5, warmup_steps=2)
     assert [learning_rate(step, config, total_steps=10) for step in (0, 1, 2, 9)] == [0.25, 0.5, 0.5, 0.0]
     assert learning_rate(9, OptimizerConfig(lr=0.5, schedule="constant"), total_steps=10) == 0.5
-
-
-def test_the_average_is_the_recursion_s(model: VAE) -> None:
-    ema = Ema(model, 0.9)
-    expected = [parameter.detach().clone() for parameter in model.parameters()]
-    for step in range(30):
-        with torch.no_grad():
-            for number, parameter in enumerate(model.parameters()):
-                parameter.add_(0.01 * (number + step))
-        model.likelihood.state.running.fill_(step)
-        ema.update(model, step)
-        decay = min(0.9, (1 + step) / (10 + step))
-        expected = [
-            decay * old + (1 - decay) * new for old, new in zip(expected, model.parameters(), strict=True)
-        ]
-    for average, value in zip(ema.model.parameters(), expected, strict=True):
-        torch.testing.assert_close(average, value)
-        assert not average.requires_grad
-    assert ema.model.likelihood.state.running.tolist() == [29, 29]
 
 
 def test_the_clock_counts_batches_and_passes_them_on() -> None:

@@ -1,6 +1,7 @@
 """The step: gradients over micro-batches, refusal of non-finite numbers."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from vaescale.data.batch import Batch
 from vaescale.objectives import build_objective
 from vaescale.recipe import Recipe
 from vaescale.run import build_model
-from vaescale.training.guard import Guard
+from vaescale.strategies import Strategy
+from vaescale.training.guard import SCALE, Guard
 from vaescale.training.step import step_metrics, train_step
 
 
@@ -23,21 +25,39 @@ def batches(parts: int, count: int = 12) -> list[Batch]:
     return [Batch(*fields) for fields in zip(*(field.chunk(parts) for field in whole), strict=True)]
 
 
-def one_step(recipe: Recipe, parts: int, *, lr: float = 0.0, damage=None, **options):
+def one_step(recipe: Recipe, parts: int, *, lr: float = 0.0, damage=None, clip_norm=None, precision="fp32"):
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    accelerator = Accelerator(cpu=True)
     model = build_model(recipe)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, fused=True)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+
+    def build(module: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), lr=lr, fused=True)
+
+    strategy = Strategy(Accelerator(cpu=True), model, build, ema_decay=0)
     if damage:
         damage(model)
-    guard = Guard(skip_factor=None, max_non_finite=10, device=torch.device("cpu"))
-    objective = build_objective(recipe.objective, model)
-    defaults = {"objective": objective, "skips": guard.skips, "precision": "fp32", "seed": 0, "step": 3}
-    defaults |= {"clip_norm": None}
-    result = train_step(accelerator, prepared, optimizer, batches(parts), **(defaults | options))
-    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    guard = Guard(
+        skip_factor=None,
+        clip_norm=clip_norm,
+        max_non_finite=10,
+        scaled=precision == "fp16",
+        device=torch.device("cpu"),
+    )
+    gradients = []
+    guard.state[SCALE] = 64.0 if precision == "fp16" else 1.0
+    strategy.optimizer.register_step_post_hook(
+        lambda *_: gradients.extend(parameter.grad.clone() for parameter in model.parameters())
+    )
+    result = train_step(
+        strategy,
+        batches(parts),
+        objective=build_objective(recipe.objective, model),
+        judge=partial(guard.judge, step=3),
+        scale=guard.scale,
+        precision=precision,
+        seed=0,
+        step=3,
+    )
     return model, result, gradients
 
 
@@ -96,3 +116,13 @@ def test_a_step_with_nan_moves_nothing(recipe_content) -> None:
     assert all(map(torch.equal, model.parameters(), fresh.parameters()))
     moved, _, _ = one_step(recipe, 2, lr=0.1)
     assert not any(map(torch.equal, moved.network.decoder.parameters(), fresh.network.decoder.parameters()))
+
+
+def test_a_scaled_loss_gives_the_same_step(recipe_content) -> None:
+    """The optimizer divides the scale out again."""
+    recipe = Recipe.model_validate(recipe_content)
+    _, plain, expected = one_step(recipe, 2)
+    _, scaled, gradients = one_step(recipe, 2, precision="fp16")
+    assert float(scaled.grad_norm) == pytest.approx(float(plain.grad_norm), rel=1e-2)
+    for gradient, value in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, value, rtol=5e-2, atol=1e-2 * float(plain.grad_norm))

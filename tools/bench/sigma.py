@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from vaescale.models import build_vae
 from vaescale.models.posterior import DiagonalConfig
 from vaescale.networks.conv import ConvConfig
 from vaescale.objectives.elbo import Elbo, ElboConfig
+from vaescale.strategies import Strategy
 from vaescale.training import backends
 from vaescale.training.guard import Guard
 from vaescale.training.step import train_step
@@ -74,7 +76,7 @@ def main() -> None:
 
 def measure(rounds: int, only: str) -> None:
     """All decoders in turn, in this process and its peers; the first one prints."""
-    accelerator = backends.start()
+    accelerator = backends.start().accelerator
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     chosen = {name: keys for name, keys in DECODERS.items() if only in name or "fixed" in name}
     steps = {name: stepper(accelerator, keys) for name, keys in chosen.items()}
@@ -103,23 +105,20 @@ def stepper(accelerator, keys: dict[str, object]) -> Callable[[], object]:  # ty
     network = ConvConfig(latent_dim=32, widths=(32, 64))
     model = build_vae(network, DiagonalConfig(), likelihood, image_size=SIZE, channels=1).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    guard = Guard(skip_factor=None, max_non_finite=10, device=accelerator.device)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    guard = Guard(max_non_finite=10, device=accelerator.device)
+    strategy = Strategy(accelerator, model, lambda _: optimizer, ema_decay=0)
     share = GLOBAL_BATCH // accelerator.num_processes
     slots = torch.arange(share) + share * comm.rank()
     images = torch.randint(0, 256, (share, 1, SIZE, SIZE), dtype=torch.uint8)
     batch = Batch(images, torch.zeros(share), slots, torch.ones(share, dtype=torch.bool))
     return lambda: train_step(
-        accelerator,
-        prepared,
-        optimizer,
+        strategy,
         [batch],
         objective=Elbo(ElboConfig(), model),
-        skips=guard.skips,
+        judge=partial(guard.judge, step=0),
         precision="bf16",
         seed=0,
         step=0,
-        clip_norm=None,
     )
 
 

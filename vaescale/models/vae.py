@@ -102,14 +102,18 @@ class VAE(nn.Module):
         mask: Tensor,
         importance_samples: int = 0,
         doubly_reparameterized: bool = False,
+        autocast: torch.dtype | None = None,
     ) -> Terms:
         """images uint8 [B, C, H, W], one slot of the stream each; mask bool [B], false for padding.
 
         importance_samples: K, so many draws of z with their log weights; 0 is one draw without. doubly_reparameterized:
         log weights whose gradient for the encoder goes through z alone, weighted once more (see `objectives/iwae.py`).
+        autocast: what the networks compute in, if not in the weights' own precision. It begins in here because DeepSpeed
+        ends what began outside.
         """
         x = self.target(images, stream)
-        return self.terms(x, stream, mask, importance_samples, doubly_reparameterized)
+        with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
+            return self.terms(x, stream, mask, importance_samples, doubly_reparameterized)
 
     def terms(
         self,

@@ -5,9 +5,10 @@ accelerate trains on fewer processes than asked, in silence, in two cases: `acce
 be alone. The second is mended here (gloo on CPU), both are checked.
 """
 
+import importlib.util
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -16,10 +17,17 @@ from vaescale.errors import UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-UNSUPPORTED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
+ON = ("1", "true")
 
 
-def start(*, processes: int | None = None) -> "Accelerator":
+class Launch(NamedTuple):
+    """The processes that came together, and how training lies on them: a key of `STRATEGIES`."""
+
+    accelerator: "Accelerator"
+    strategy: str
+
+
+def start(*, processes: int | None = None) -> Launch:
     """Join the other processes. Precision is the step's business: accelerate would change the model's forward.
 
     processes: the number asked for, if it was. Raises UserError when another number is there, or when the launcher
@@ -29,35 +37,74 @@ def start(*, processes: int | None = None) -> "Accelerator":
         raise UserError(f"--processes (={processes}) must be at least 1")
     if processes != 1:
         refuse_lost_processes(os.environ)
-    for variable, meaning in UNSUPPORTED.items():
-        if os.environ.get(variable, "false").lower() in ("1", "true"):
-            raise UserError(
-                f"{meaning} is not supported yet; launch with --multi_gpu or recipes/backends/cpu2.yaml"
-            )
-    if not torch.cuda.is_available():
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, which accelerate imports, warns of it
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means float32; torch's default is TF32 in convolutions
+    strategy = _asked_for(os.environ)
+    handlers = _prepare_environment(strategy)
     # A kernel with one input channel has two equally good stride patterns; DDP takes them for two different ones.
     warnings.filterwarnings(
         "ignore", message="Grad strides do not match bucket view strides", category=UserWarning
     )
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator
 
-    # Buffers are the same on all ranks by construction: sending them with each forward would be wasted. accelerate
-    # knows this option by its old name alone, of which torch 2.13 warns.
-    data_parallel = DistributedDataParallelKwargs()
-    data_parallel.to_kwargs = lambda: {"forward_sync_buffers": False}
-    # The environment could set both otherwise, against the recipe.
-    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "1"
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[data_parallel])
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)
     asked = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
     if accelerator.num_processes != asked:
         raise UserError(
             f"{asked} processes were asked for and {accelerator.num_processes} came; launch with "
             "`accelerate launch --config_file recipes/backends/cpu2.yaml` or `--multi_gpu --num_processes N`"
         )
-    return accelerator
+    return Launch(accelerator, strategy)
+
+
+def _asked_for(environment: "os._Environ[str]") -> str:
+    """The strategy that the launcher's variables name. Raises UserError for what is not installed or not supported."""
+    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ON:
+        for package in ("deepspeed", "transformers"):  # accelerate's own path to DeepSpeed imports the second
+            if importlib.util.find_spec(package) is None:
+                raise UserError(
+                    f"DeepSpeed was asked for and {package} is missing; pip install 'vaescale[deepspeed]'"
+                )
+        if environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2") == "0":
+            raise UserError(
+                "DeepSpeed was asked for with zero_stage 0; take 1, 2 or 3, or recipes/backends/ddp.yaml"
+            )
+        return "zero"
+    if environment.get("ACCELERATE_USE_FSDP", "false").lower() in ON:
+        if environment.get("FSDP_VERSION", "2") == "1":
+            raise UserError(
+                "FSDP was asked for with fsdp_version 1; take 2, as recipes/backends/fsdp2.yaml does"
+            )
+        return "fsdp2"
+    return "ddp"
+
+
+def _prepare_environment(strategy: str) -> list[Any]:
+    """What accelerate must find, or not find, before it is made; its handlers."""
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, which accelerate imports, warns of it
+    if on_cpu and strategy == "zero":  # with use_cpu accelerate would leave DeepSpeed out, in silence
+        os.environ.pop("ACCELERATE_USE_CPU", None)
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    elif on_cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    if strategy == "fsdp2":
+        os.environ.pop("ACCELERATE_USE_FSDP")  # `strategies/fsdp2.py` calls torch itself
+    # The environment could set both otherwise, against the recipe.
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "1"
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    from accelerate import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    # Buffers are the same on all ranks by construction: sending them with each forward would be wasted. accelerate
+    # knows this option by its old name alone, of which torch 2.13 warns.
+    data_parallel = DistributedDataParallelKwargs()
+    data_parallel.to_kwargs = lambda: {"forward_sync_buffers": False}
+    several = "WORLD_SIZE" in os.environ
+    return [data_parallel, *([InitProcessGroupKwargs(backend="gloo")] if on_cpu and several else [])]
+
+
+def set_precision(precision: str) -> None:
+    """Float32 products of a GPU are float32's, unless TF32 is asked for: torch's default is TF32 in convolutions alone."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def stop(accelerator: "Accelerator") -> None:

@@ -2,32 +2,30 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import Literal
 
-import torch
 from pydantic import Field
 
 from vaescale import comm
 from vaescale.config import Config
 from vaescale.data.batch import Batch
-from vaescale.models.vae import VAE
+from vaescale.errors import Preempted
 from vaescale.objectives import Objective
+from vaescale.strategies.base import Strategy
 from vaescale.training.clock import Clock
-from vaescale.training.ema import Ema
 from vaescale.training.guard import Guard
 from vaescale.training.optimizer import OptimizerConfig, learning_rate
-from vaescale.training.step import step_metrics, train_step
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from vaescale.training.step import Precision, step_metrics, train_step
 
 
 class TrainingConfig(Config):
     """How long, how precise, and how often something is written."""
 
     steps: int = Field(gt=0, description="optimizer steps")
-    precision: Literal["fp32", "bf16"] = Field(
-        default="bf16", description="bf16: autocast, weights stay fp32"
+    precision: Precision = Field(
+        default="bf16",
+        description="of the forward pass, weights stay float32; fp16 scales the loss; tf32 is fp32 with a GPU's TF32 products",
     )
     accumulation: int = Field(
         default=1,
@@ -48,28 +46,21 @@ class TrainingConfig(Config):
 
 
 @dataclass(frozen=True)
-class Trainee:
-    """What a step changes: the prepared model and optimizer, the plain model inside, and its average."""
-
-    prepared: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    model: VAE
-    ema: Ema | None
-    guard: Guard
-
-
-@dataclass(frozen=True)
 class Watchers:
-    """What happens beside the steps, with the number of steps done. All ranks call all of them."""
+    """What happens beside the steps, with the number of steps done. All ranks call all of them.
+
+    asked_to_stop: whether this process was, for example by a cluster that wants its node back.
+    """
 
     log: Callable[[int, dict[str, float]], None]
     evaluate: Callable[[int], None]
     checkpoint: Callable[[int], None]
+    asked_to_stop: Callable[[], bool]
 
 
 def train(
-    accelerator: "Accelerator",
-    trainee: Trainee,
+    strategy: Strategy,
+    guard: Guard,
     batches: Iterable[list[Batch]],
     watch: Watchers,
     *,
@@ -79,43 +70,44 @@ def train(
     seed: int,
     start: int,
 ) -> None:
-    """Train from step `start` to config.steps. Raises TrainingStopped when loss or gradient stay NaN or Inf."""
-    trainee.prepared.train()
+    """Train from step `start` to config.steps. Raises TrainingStopped when loss or gradient stay NaN or Inf, and Preempted
+    after a checkpoint when a rank was asked to stop.
+    """
+    strategy.wrapped.train()
     clock = Clock()
     for step, micro_batches in enumerate(clock.waiting_for(batches), start=start):
         comm.at_step(step)
         lr = learning_rate(step, optimizer_config, total_steps=config.steps)
-        for group in trainee.optimizer.param_groups:
+        for group in strategy.optimizer.param_groups:
             group["lr"] = lr
         result = train_step(
-            accelerator,
-            trainee.prepared,
-            trainee.optimizer,
+            strategy,
             micro_batches,
             objective=objective,
-            skips=trainee.guard.skips,
+            judge=partial(guard.judge, step=step, asked_to_stop=watch.asked_to_stop()),
+            scale=guard.scale,
             precision=config.precision,
             seed=seed,
             step=step,
-            clip_norm=optimizer_config.clip_norm,
         )
-        if trainee.ema is not None:
-            trainee.ema.update(trainee.model, step)
         done = step + 1
         log, evaluate, checkpoint = (
             done % every == 0 or done == config.steps
             for every in (config.log_every, config.evaluate_every, config.checkpoint_every)
         )
-        if log or evaluate or checkpoint:
-            trainee.guard.refuse(done, last=done == config.steps)
+        stop = guard.was_asked_to_stop() and done < config.steps
+        if log or evaluate or checkpoint or stop:
+            guard.refuse(done, last=done == config.steps)
         if log:
-            metrics = step_metrics(result, trainee.model) | trainee.guard.metrics()
+            metrics = step_metrics(result, strategy.model) | guard.metrics()
             metrics |= {"train/lr": lr} | {f"train/{k}": v for k, v in objective.progress(step).items()}
             watch.log(done, metrics | clock.metrics(result.global_batch))
         # What NaN came from is neither measured nor saved over something good.
-        if evaluate and trainee.guard.is_well:
+        if evaluate and guard.is_well:
             watch.evaluate(done)
-        if checkpoint and trainee.guard.is_well:
+        if (checkpoint or stop) and guard.is_well:
             watch.checkpoint(done)
+        if stop:
+            raise Preempted(f"asked to stop, at step {done}; the same command goes on from there")
         if evaluate or checkpoint:
             clock.restart()

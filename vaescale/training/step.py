@@ -1,21 +1,21 @@
-"""One optimizer step: the loss goes through the prepared module, so that its gradients are averaged over ranks."""
+"""One optimizer step: the loss goes through the wrapped module, so that its gradients are averaged over ranks."""
 
-import contextlib
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
 from vaescale.evaluation.likelihood import column_sums, model_metrics
 from vaescale.models.vae import VAE
 from vaescale.objectives import Objective
+from vaescale.strategies.base import Strategy, Verdict
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StepSums(NamedTuple):
@@ -32,52 +32,49 @@ class StepSums(NamedTuple):
 
 
 def train_step(
-    accelerator: "Accelerator",
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    strategy: Strategy,
     micro_batches: list[Batch],
     *,
     objective: Objective,
-    skips: Callable[[Tensor, Tensor], Tensor],
-    precision: str,
+    judge: Callable[[Tensor, Tensor], Verdict],
+    scale: Tensor | None = None,
+    precision: Precision,
     seed: int,
     step: int,
-    clip_norm: float | None,
 ) -> StepSums:
     """Forward and backward over the micro-batches, one gradient exchange, one optimizer step.
 
-    precision: `bf16` by autocast in the forward pass, or `fp32`. Weights and the loss are float32 in both.
-    skips: from the rank's loss [] and the gradient's norm [], 1 where the optimizer must leave the weights as they are.
+    precision: of the forward pass (see `AUTOCAST`). Weights and the loss are float32 in all of them. judge: from the rank's
+    loss [] and the gradient's norm [] to the verdict. scale []: what the loss is multiplied by before the backward pass.
     """
-    optimizer.zero_grad()
+    device = strategy.device
     sums: list[Tensor] = []
     pieces: list[dict[str, Tensor]] = []
     for number, batch in enumerate(micro_batches, start=1):
         images, slots, mask = (
-            tensor.to(accelerator.device, non_blocking=True)
-            for tensor in (batch.images, batch.slots, batch.mask)
+            tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.slots, batch.mask)
         )
         stream = noise.Stream(seed, step, slots)
-        last = number == len(micro_batches)
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                terms = model(
-                    images, stream, mask, objective.importance_samples, objective.doubly_reparameterized
-                )
+        with strategy.micro_batch(last=number == len(micro_batches)):
+            terms = strategy.forward(
+                images,
+                stream,
+                mask,
+                objective.importance_samples,
+                objective.doubly_reparameterized,
+                AUTOCAST[precision],
+            )
             loss, named = objective(terms, stream)
-            accelerator.backward(loss / len(micro_batches))
+            share = loss / len(micro_batches)
+            strategy.backward(share if scale is None else share * scale)
         sums.append(column_sums(terms, mask))
         named = {"loss_nats": loss, **named}
         pieces.append({name: value.detach().double() * len(slots) for name, value in named.items()})
-    grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
     total = {name: torch.stack([part[name] for part in pieces]).sum() for name in pieces[0]}
-    # The fused optimizers read it on the device: where it is 1, nothing moves.
-    own: Any = getattr(optimizer, "optimizer", optimizer)
-    own.found_inf = skips(total["loss_nats"], grad_norm)
-    optimizer.step()
-    accelerator.unwrap_model(model).likelihood.end_step()
+    verdict = strategy.step(step, partial(judge, total["loss_nats"]))
+    strategy.model.likelihood.end_step()
     global_batch = sum(len(batch.slots) for batch in micro_batches) * comm.world_size()
-    return StepSums(torch.stack(sums).sum(0), total, grad_norm, global_batch)
+    return StepSums(torch.stack(sums).sum(0), total, verdict.grad_norm, global_batch)
 
 
 def step_metrics(result: StepSums, model: VAE) -> dict[str, float]:

@@ -11,6 +11,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("session",),
+    ("resuming",),
     ("run",),
     ("recipe",),
     ("training",),
@@ -24,7 +25,7 @@ LAYERS = (
     ("batches",),
     ("data",),
     ("comm", "noise", "schedules"),
-    ("console", "config", "cores", "errors", "files", "pages"),
+    ("console", "config", "cores", "errors", "files", "pages", "pulse"),
     ("__init__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

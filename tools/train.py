@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop"
     )
     parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="go on in a run folder although recipe or data were changed since",
+    )
+    parser.add_argument(
         "--processes", type=int, metavar="N", help="refuse to run on another number of processes"
     )
 
@@ -34,7 +39,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     launch = backends.start(processes=arguments.processes)
     try:
-        session = Session(recipe, launch)
+        session = Session(recipe, launch, allow_changes=arguments.allow_changes)
         return session.describe() if arguments.dry_run else session.run()
     finally:
         backends.stop(launch.accelerator)

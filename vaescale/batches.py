@@ -3,7 +3,8 @@
 Whatever the number of ranks and workers, the global batches are the same; remote shards are fetched ahead.
 """
 
-from collections.abc import Iterable, Iterator
+import signal
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +35,7 @@ def training_batches(
     accumulation: int,
     workers: int,
     flip: bool = False,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch]]:
     """For each optimizer step, this rank's micro-batches."""
     slots = rank_slots(plan.global_batch, rank=rank, world_size=world_size, accumulation=accumulation)
     requests = (_request(plan, step, part, flip) for step in steps for part in slots)
@@ -123,9 +124,16 @@ def _fetch(reader: ShardReader, requests: Iterable[Request], *, workers: int) ->
         num_workers=0 if reader.in_memory else workers,
         collate_fn=_as_fetched,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlive_signals if workers else None,
     )
     # The reading processes start here: before the threads that fetch ahead, whose locks a fork would copy.
     return _with_own_words(iter(loader))
+
+
+def _outlive_signals(worker: int) -> None:  # noqa: ARG001
+    """A cluster, and Ctrl-C, signal all processes of a job; this one must serve until training has saved and ends it."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _request(plan: Plan, step: int, slots: NDArray[np.int64], flip: bool) -> Request:

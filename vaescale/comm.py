@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vaescale import pulse
+
 T = TypeVar("T")
 _MODULUS = 1 << 20  # step^2 * 4096 ranks stays below 2^53, exact in float64
 _step = 0
@@ -23,6 +25,7 @@ def at_step(step: int) -> None:
     """Say which step this process is at; the collectives that follow are checked against it."""
     global _step
     _step = step
+    pulse.at_step(step)
 
 
 def world_size() -> int:
@@ -65,7 +68,8 @@ def start_sum(values: Tensor) -> Callable[[], Tensor]:
     work = dist.all_reduce(message, async_op=True)
 
     def wait() -> Tensor:
-        work.wait()
+        with pulse.waiting_for_others(f"the all-reduce of {len(values)} numbers"):
+            work.wait()
         total, steps = message[:-2], message[-2:] / world_size()
         torch._assert_async(
             (steps == steps_own).all(),
@@ -99,7 +103,8 @@ def broadcast_object(value: T) -> T:
     """Rank 0's `value`, on every rank. For small Python values, outside of the step."""
     box = [value]
     if world_size() > 1:
-        dist.broadcast_object_list(box, src=0)
+        with pulse.waiting_for_others("the broadcast of rank 0's result"):
+            dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -111,7 +116,7 @@ def together(function: Callable[[], T]) -> T:
         result = function()
     except Exception as error:
         fault = error
-    faults = _gather_object(fault)
+    faults = gather_object(_sendable(fault))
     for other in faults:
         if other is not None:
             raise other
@@ -133,12 +138,14 @@ def on_main(function: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def _gather_object(value: Exception | None) -> list[Exception | None]:
+def gather_object(value: T) -> list[T]:
+    """Every rank's `value`, on every rank. For small Python values, outside of the step."""
     if world_size() == 1:
         return [value]
-    box: list[Exception | None] = [None] * world_size()
-    dist.all_gather_object(box, _sendable(value))
-    return box
+    box: list[T | None] = [None] * world_size()
+    with pulse.waiting_for_others("the gathering of the ranks' results"):
+        dist.all_gather_object(box, value)
+    return cast(list[T], box)
 
 
 def _sendable(fault: Exception | None) -> Exception | None:

@@ -19,6 +19,10 @@ class TrainingStopped(UserError):
     exit_code = 4
 
 
+class NotFinite(TrainingStopped):
+    """Loss or gradient stay NaN or Inf."""
+
+
 class Preempted(UserError):
     """Training was asked to stop and has saved all that it needs to go on: requeue it."""
 

@@ -33,7 +33,10 @@ OPERATIONAL = {
         *("train", "val", "cache", "workers"),
         *("max_skipped", "cache_dir", "cache_bytes", "retry_seconds"),
     },
-    "training": {"log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "resume"},
+    "training": {
+        *("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best"),
+        *("resume", "max_rollbacks", "watchdog_seconds", "compare_replicas_every"),
+    },
     "tracking": True,
 }
 

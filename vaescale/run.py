@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from vaescale import comm
+from vaescale import comm, pulse
 from vaescale.batches import evaluation_batches
 from vaescale.data.batch import Batch
 from vaescale.data.reader import ShardReader, open_reader
@@ -76,6 +76,7 @@ def in_order(reader: ShardReader, *, workers: int = 0) -> Iterator[Batch]:
     size = min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(reader.image_shape)))
     for batch in evaluation_batches(reader, batch=size, rank=rank, world_size=world_size, workers=workers):
         tell(batch.faults, told)
+        pulse.beat("evaluation")
         yield batch
 
 

@@ -4,47 +4,58 @@ The loop knows steps. This knows the run folder: who may write to it, where trai
 evaluated and saved.
 """
 
+import itertools
 import math
 import os
-import subprocess
+import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
-import vaescale
 from vaescale import comm
 from vaescale.batches import refuse_small_cache, training_batches
 from vaescale.console import Progress, say
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import open_reader
-from vaescale.errors import DataError, UserError
+from vaescale.errors import DataError, NotFinite, Preempted, UserError
 from vaescale.evaluation.likelihood import evaluate
 from vaescale.figures import group_rates, training_curves
 from vaescale.files import write_whole
 from vaescale.objectives import build_objective
-from vaescale.recipe import Recipe, differences, load_recipe
+from vaescale.recipe import Recipe
+from vaescale.resuming import refuse_foreign_folder, refuse_other, remember, tags
 from vaescale.run import build_model, in_order
-from vaescale.strategies import STRATEGIES, Strategy
+from vaescale.strategies import STRATEGIES
 from vaescale.training import backends, checkpoint
 from vaescale.training import folder as run_folder
+from vaescale.training.checkpoint import Keep
 from vaescale.training.guard import Guard
 from vaescale.training.loop import Watchers, train
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
+from vaescale.training.preemption import Preemption
+from vaescale.training.saving import Writer
 from vaescale.training.skips import Skips
 from vaescale.training.tracking import Drain, push
+from vaescale.training.watchdog import Watchdog
+
+ROLLBACK_FACTOR = 0.5
 
 
 class Session:
     """A recipe on this many processes. Building it reads the data's index and refuses what cannot work."""
 
-    def __init__(self, recipe: Recipe, launch: backends.Launch) -> None:
+    def __init__(self, recipe: Recipe, launch: backends.Launch, *, allow_changes: bool = False) -> None:
+        """allow_changes: go on in the folder of a run whose recipe or data were others."""
         self.recipe, self.accelerator, self.folder = recipe, launch.accelerator, Path(recipe.run_dir)
-        self._strategy_kind = launch.strategy
+        self.checkpoints = self.folder / "checkpoints"
+        self._strategy_kind, self._allow_changes = launch.strategy, allow_changes
+        self._lr_factor, self._told_non_finite = 1.0, -1
+        self._measured: tuple[int, dict[str, float]] = (0, {})
         comm.together(self._open_parts)
         self._tags = comm.on_main(self._find_tags)
 
@@ -61,6 +72,7 @@ class Session:
         self._skips = Skips(
             epoch_images=len(self.train_reader), most=recipe.data.max_skipped, device=accelerator.device
         )
+        self._shapes = checkpoint.shapes_of_training(self.model, ema=recipe.training.ema_decay > 0)
         self.objective = build_objective(recipe.objective, self.model)
         self.guard = Guard(
             skip_factor=recipe.optimizer.skip_factor,
@@ -104,62 +116,101 @@ class Session:
         """
         with ExitStack() as stack:
 
-            def claim() -> None:
-                self._refuse_foreign_folder()
-                self.folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(run_folder.locked(self.folder))
+            def claim() -> checkpoint.Checkpoint | None:
+                stack.enter_context(run_folder.claimed(self.folder, self._may_go_on))
                 write_whole(self.folder / run_folder.RECIPE, self.recipe.to_yaml().encode())
                 run_folder.mend_metrics(self.folder)
+                found = checkpoint.newest(self.checkpoints)
+                if found is not None:
+                    refuse_other(found, self._tags, allow_changes=self._allow_changes)
+                    checkpoint.refuse_unfit(found, self._expected())
+                remember(self.folder, self._tags, self._changes, step=found.step if found else 0)
+                return found
 
-            comm.on_main(claim)
-            found = comm.on_main(lambda: checkpoint.newest(self.folder / "checkpoints"))
+            found = comm.on_main(claim)
             start = 0 if found is None else found.step
-            comm.together(lambda: self._refuse_other(found))
             if start < self.recipe.training.steps:
-                self._train(start, found)
+                self._train(found)
             elif comm.is_main():
                 say(f"{self.folder} is trained to step {start} already; another name or run_dir trains again")
             comm.on_main(self._finish)
             summary = comm.on_main(lambda: run_folder.read_json(self.folder / run_folder.SUMMARY))
         return {"run_dir": str(self.folder), "step": self.recipe.training.steps, **summary}
 
-    def _train(self, start: int, found: checkpoint.Checkpoint | None) -> None:
-        recipe, world_size = self.recipe, self.accelerator.num_processes
+    def _train(self, found: checkpoint.Checkpoint | None) -> None:
+        recipe, shown = self.recipe, comm.is_main()
         backends.set_precision(recipe.training.precision)
-        self._strategy: Strategy = STRATEGIES[self._strategy_kind](
+        needed = checkpoint.num_bytes(self._expected())
+        comm.on_main(lambda: checkpoint.refuse_too_little_room(self.folder, needed))
+        self._strategy = STRATEGIES[self._strategy_kind](
             self.accelerator,
             self.model,
             partial(build_optimizer, config=recipe.optimizer),
             ema_decay=recipe.training.ema_decay,
         )
-        if found is not None:
-            self._restore(found)
+        start = self._restore(found)
+        keep = Keep(recipe.training.keep_checkpoints, recipe.training.keep_every, recipe.training.keep_best)
+        self._progress = Progress(f"train {recipe.name}", recipe.training.steps, start=start, shown=shown)
+        with (
+            Drain(self.folder, recipe.tracking, shown=shown),
+            self._progress,
+            Writer(self.checkpoints, keep) as self._writer,
+            Watchdog(recipe.training.watchdog_seconds),
+            Preemption(shown=shown) as self._preemption,
+            alone_with_its_data(),
+        ):
+            for rollbacks in itertools.count():
+                try:
+                    self._train_from(start)
+                    break
+                except NotFinite as error:
+                    start = self._roll_back(error, left=recipe.training.max_rollbacks - rollbacks)
+                except Preempted:
+                    comm.on_main(self._writer.wait)
+                    if self._preemption.signal == signal.SIGINT:
+                        raise KeyboardInterrupt from None
+                    raise
+            comm.on_main(self._writer.wait)
+
+    def _train_from(self, start: int) -> None:
+        recipe = self.recipe
         batches = training_batches(
             self.train_reader,
             self.plan,
             steps=range(start, recipe.training.steps),
             rank=comm.rank(),
-            world_size=world_size,
+            world_size=self.accelerator.num_processes,
             accumulation=recipe.training.accumulation,
             workers=recipe.data.workers,
             flip=recipe.data.flip,
         )
-        steps, shown = recipe.training.steps, comm.is_main()
-        if shown:
-            run_folder.write_json(self.folder / run_folder.TAGS, self._tags)
-        self._progress = Progress(f"train {recipe.name}", steps, start=start, shown=shown)
-        with Drain(self.folder, recipe.tracking, shown=shown), self._progress, alone_with_its_data():
+        with closing(batches):
             train(
                 self._strategy,
                 self.guard,
                 self._skips.counting(batches),
-                Watchers(self._log, self._evaluate, self._checkpoint, lambda: False),
+                Watchers(self._judged, self._log, self._evaluate, self._checkpoint, self._asked_to_stop),
                 config=recipe.training,
                 optimizer_config=recipe.optimizer,
                 objective=self.objective,
                 seed=recipe.seed,
                 start=start,
+                lr_factor=self._lr_factor,
             )
+
+    def _roll_back(self, error: NotFinite, *, left: int) -> int:
+        """Go back to the last checkpoint with a lower learning rate. Returns its step; raises the error when there is none,
+        or when it was done often enough.
+        """
+        comm.on_main(self._writer.wait)
+        found = comm.on_main(lambda: checkpoint.newest(self.checkpoints))
+        if found is None or left <= 0:
+            raise error
+        start = self._restore(found)
+        self._lr_factor *= ROLLBACK_FACTOR
+        if comm.is_main():
+            say(f"{error}; going back to step {start} with {self._lr_factor} of the learning rate")
+        return start
 
     def _finish(self) -> None:
         """Sum up the run from its folder, once it is trained: the start that finished it may have been killed."""
@@ -203,73 +254,63 @@ class Session:
             metrics = evaluate(
                 self.model, batches, seed=self.recipe.seed, max_skipped=self.recipe.data.max_skipped
             )
+        self._measured = (step, {f"val/{name}": value for name, value in metrics.items()})
+        keep_best = self.recipe.training.keep_best
+        if keep_best and keep_best not in self._measured[1]:
+            known = ", ".join(sorted(self._measured[1]))
+            raise UserError(f"training.keep_best is {keep_best!r}; what is measured here: {known}")
         if comm.is_main():
-            run_folder.append_metrics(
-                self.folder, step, {f"val/{name}": value for name, value in metrics.items()}
+            run_folder.append_metrics(self.folder, step, self._measured[1])
+
+    def _judged(self) -> None:
+        """Write down which images a loss or gradient of NaN or Inf came from."""
+        last = self.guard.last_non_finite
+        if last > self._told_non_finite and comm.is_main():
+            numbers = self.plan.samples(last, np.arange(self.plan.global_batch))
+            run_folder.append_non_finite(self.folder, last, self.train_reader.keys_of(numbers))
+            say(
+                f"loss or gradient was NaN or Inf at step {last}; its images: {self.folder / run_folder.NON_FINITE}"
             )
+        self._told_non_finite = max(last, self._told_non_finite)
+
+    def _asked_to_stop(self) -> bool:
+        return self._preemption.asked() or self._writer.has_failed
 
     def _checkpoint(self, step: int) -> None:
-        tensors = self._strategy.state() | {"guard": {"state": self.guard.state}}
-        if comm.is_main():
-            keep = self.recipe.training.keep_checkpoints
-            checkpoint.write(self.folder / "checkpoints", step, tensors, self._tags, keep=keep)
+        tensors = self._strategy.state() | {"guard": {"state": self.guard.state.cpu()}}
+        measured = self._measured[1] if self._measured[0] == step else {}
+        state = self._tags | {"lr_factor": self._lr_factor, "metrics": measured}
+        comm.on_main(lambda: self._writer.save(step, tensors, state))
 
-    def _refuse_other(self, found: checkpoint.Checkpoint | None) -> None:
-        """Raise UserError when a checkpoint is of another recipe, plan or data set."""
+    def _restore(self, found: checkpoint.Checkpoint | None) -> int:
+        """Load a checkpoint into the parts, on every rank. Returns its step; without one, 0."""
         if found is None:
-            return
-        for name in ("recipe_hash", "plan_hash", "data_hash"):
-            if found.state()[name] != self._tags[name]:
-                raise UserError(
-                    f"checkpoint {found.folder} has another {name}; choose another name or run_dir"
-                )
-
-    def _restore(self, found: checkpoint.Checkpoint) -> None:
-        """Load a checkpoint into the parts, on every rank."""
-        names = ["model", "optimizer", *(["ema"] if self.recipe.training.ema_decay else [])]
+            return 0
+        names = [name for name in self._expected() if name != "guard"]
         self._strategy.load({name: found.tensors(name) for name in names})
         self.guard.state = found.tensors("guard")["state"].to(self.guard.state)
+        self._lr_factor = float(found.state().get("lr_factor", 1.0))
+        self._told_non_finite = self.guard.last_non_finite
+        return found.step
 
-    def _refuse_foreign_folder(self) -> None:
-        """Raise UserError or DataError when the folder holds another run, or something else."""
-        path = self.folder / run_folder.RECIPE
-        if not path.is_file():
-            # A start that was killed early leaves a lock and half-written files, which belong to nobody.
-            if self.folder.is_dir() and any(
-                p.name != "lock" and not p.name.startswith(".") for p in self.folder.iterdir()
-            ):
-                raise UserError(
-                    f"run_dir {self.folder} holds files but no run; choose another name or run_dir"
-                )
-            return
-        if changed := differences(load_recipe(path).identity(), self.recipe.identity()):
-            raise UserError(
-                f"run_dir {self.folder} holds a run of another recipe ({'; '.join(changed)}); "
-                f"choose another name or run_dir, or delete that folder"
-            )
-        if self.recipe.training.resume == "never":
-            raise UserError(
-                f"run_dir {self.folder} holds a run and training.resume is never; choose another name or run_dir"
-            )
-        before = run_folder.read_json(self.folder / run_folder.TAGS)
-        for name, now in (("data_hash", self.recipe.data.train), ("val_data_hash", self.recipe.data.val)):
-            if before.get(name, self._tags[name]) != self._tags[name]:
-                raise DataError(
-                    f"run_dir {self.folder} was made with other data than {now}; choose another name or run_dir"
-                )
+    def _expected(self) -> dict[str, checkpoint.Shapes]:
+        """What a checkpoint of this run holds: names, types and shapes, by file."""
+        return {**self._shapes, "guard": {"state": ("F64", [len(self.guard.state)])}}
+
+    def _may_go_on(self) -> None:
+        self._changes = refuse_foreign_folder(
+            self.folder, self.recipe, self._tags, allow_changes=self._allow_changes
+        )
 
     def _find_tags(self) -> dict[str, Any]:
-        """What identifies a run: in its folder, its checkpoints and MLflow."""
-        return {
-            "git_revision": git_revision(),
-            "recipe_hash": self.recipe.hash,
-            "data_hash": self.train_reader.index.data_hash,
-            "val_data_hash": self.val_reader.index.data_hash,
-            "plan_hash": self.plan.hash,
-            "world_size": self.accelerator.num_processes,
-            "vaescale_version": vaescale.__version__,
-            "torch_version": str(torch.__version__),
-        }
+        return tags(
+            self.recipe,
+            data_hash=self.train_reader.index.data_hash,
+            val_data_hash=self.val_reader.index.data_hash,
+            plan_hash=self.plan.hash,
+            world_size=self.accelerator.num_processes,
+            strategy=self._strategy_kind,
+        )
 
 
 @contextmanager
@@ -284,13 +325,3 @@ def alone_with_its_data() -> Iterator[None]:
             raise
         say(f"vaescale train: rank {comm.rank()}: {error}")
         os._exit(error.exit_code)
-
-
-def git_revision() -> str:
-    """The commit of the working folder, `-dirty` with changes, or `none` outside of a repository."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "none"
-    return done.stdout.strip() or "none"

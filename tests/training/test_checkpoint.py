@@ -1,7 +1,14 @@
 """Checkpoints: whole or absent, verified, and never fewer sound ones than before."""
 
+import hashlib
+import io
 import json
 import os
+import pickle
+import shutil
+import struct
+import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,12 +16,13 @@ import torch
 
 from vaescale.errors import UserError
 from vaescale.training import checkpoint
-from vaescale.training.checkpoint import MANIFEST, newest, verify, write
+from vaescale.training.checkpoint import MANIFEST, Keep, newest, refuse_unfit, shapes_of, verify, write
+from vaescale.training.saving import Writer
 
 
 def save(folder: Path, step: int, *, keep: int = 2, value: float | None = None) -> checkpoint.Checkpoint:
     weights = {"w": torch.full((3,), float(step) if value is None else value), "n": torch.tensor(7)}
-    return write(folder, step, {"model": weights, "optimizer": {}}, {"recipe_hash": "abc"}, keep=keep)
+    return write(folder, step, {"model": weights, "optimizer": {}}, {"recipe_hash": "abc"}, keep=Keep(keep))
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -41,7 +49,7 @@ def test_float64_and_bf16_survive(tmp_path: Path) -> None:
         "b": torch.rand(3).bfloat16(),
         "c": torch.rand(4, 4).T,
     }
-    write(tmp_path, 1, {"model": tensors, "optimizer": {}}, {}, keep=1)
+    write(tmp_path, 1, {"model": tensors, "optimizer": {}}, {}, keep=Keep(1))
     for name, value in newest(tmp_path).tensors("model").items():
         assert value.dtype == tensors[name].dtype
         assert torch.equal(value, tensors[name])
@@ -52,6 +60,60 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
         save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000003", "step-000000010"]
     assert newest(tmp_path).step == 10
+
+
+def test_some_are_kept_for_ever(tmp_path: Path) -> None:
+    losses = {10: 3.0, 20: 1.0, 25: 2.0, 30: 4.0, 35: 5.0}
+    for step, loss in losses.items():
+        weights = {"model": {"w": torch.zeros(1)}, "optimizer": {}}
+        keep = Keep(last=1, every=10, best="val/loss")
+        write(tmp_path, step, weights, {"metrics": {"val/loss": loss}}, keep=keep)
+    kept = sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir())
+    assert kept == [10, 20, 30, 35]
+    best = Keep(last=1, best="val/loss")
+    write(tmp_path, 40, weights, {"metrics": {}}, keep=best)
+    assert sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir()) == [20, 40]
+
+
+def test_writing_goes_on_beside_and_its_faults_come_back(tmp_path: Path, monkeypatch) -> None:
+    weights = {"model": {"w": torch.ones(3)}, "optimizer": {}}
+    written, may_go_on = [], threading.Event()
+    real = checkpoint.write
+
+    def slow(*arguments: object, **options: object) -> None:
+        may_go_on.wait(10)
+        real(*arguments, **options)
+        written.append(arguments[1])
+
+    monkeypatch.setattr(checkpoint, "write", slow)
+    with Writer(tmp_path, Keep(2)) as writer:
+        writer.save(1, weights, {})
+        assert written == []
+        may_go_on.set()
+        writer.save(2, weights, {})
+        assert written[0] == 1
+        writer.wait()
+        assert written == [1, 2]
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(checkpoint, "write", full)
+        writer.save(3, weights, {})
+        with pytest.raises(OSError, match="No space"):
+            writer.save(4, weights, {})
+    assert newest(tmp_path).step == 2
+
+
+def test_too_little_room_is_known_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
+    weights = {"model": {"w": torch.ones(3)}, "optimizer": {}}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 30, 1 << 30, 100))
+    with (
+        Writer(tmp_path / "new", Keep(2)) as writer,
+        pytest.raises(OSError, match=r"a checkpoint takes 0.1 MiB and 0.0 are free"),
+    ):
+        writer.save(1, weights, {})
+    assert not (tmp_path / "new").exists()
 
 
 def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
@@ -111,9 +173,93 @@ def test_a_renamed_or_emptied_one_does_not_verify(tmp_path: Path) -> None:
 def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
     folder = save(tmp_path, 1).folder
     manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"]["../../secret"] = {"bytes": 1, "sha256": "0"}
+    for name in ("../../secret", "/etc/passwd", "weights.pt", "data.pkl"):
+        manifest["files"][name] = {"bytes": 1, "sha256": "0"}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        assert f"names {name!r}" in verify(folder)
+        del manifest["files"][name]
+
+
+def test_links_and_huge_files_are_no_checkpoint(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1).folder
+    weights = (folder / "model.safetensors").rename(tmp_path / "elsewhere")
+    (folder / "model.safetensors").symlink_to(weights)
+    assert verify(folder) == "model.safetensors is not an ordinary file"
+    (folder / "model.safetensors").unlink()
+    weights.rename(folder / "model.safetensors")
+    assert verify(folder) is None
+    (tmp_path / "step-000000009").symlink_to(folder)
+    assert newest(tmp_path).step == 1, "a linked folder is not even looked at"
+    (folder / MANIFEST).write_bytes(b"[" * (2 << 20))
+    assert "at most" in verify(folder)
+    (folder / MANIFEST).write_bytes(b"[" * 100_000)
+    assert "RecursionError" in verify(folder)
+
+
+def sealed(folder: Path, name: str, content: bytes) -> None:
+    """Put a file into a checkpoint with a manifest that agrees: whoever can write there can do this too."""
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    assert "outside" in verify(folder)
+
+
+class Bomb:
+    """Unpickled, it leaves a file."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.system, (f"touch {BOMBED}",))
+
+
+BOMBED = f"{tempfile.gettempdir()}/vaescale-was-bombed"
+HOSTILE = {
+    "a pickle": (pickle.dumps(Bomb()), "safetensors"),
+    "torch.save": (None, "safetensors"),
+    "a huge header": (struct.pack("<Q", 1 << 40) + b"{}", "header"),
+    "a header past the end": (struct.pack("<Q", 5000) + b"{}", "header"),
+    "offsets past the end": (
+        lambda: header({"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 1 << 40]}}),
+        "safetensors",
+    ),
+    "another shape": (
+        lambda: header({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
+        "wants w as",
+    ),
+    "another type": (
+        lambda: header({"w": {"dtype": "I32", "shape": [3], "data_offsets": [0, 12]}}, bytes(12)),
+        "wants w as",
+    ),
+    "a name besides": (
+        lambda: header(
+            {
+                "v": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]},
+                "w": {"dtype": "F32", "shape": [3], "data_offsets": [12, 24]},
+            },
+            bytes(24),
+        ),
+        "has v besides",
+    ),
+}
+
+
+def header(entries: dict[str, object], data: bytes = b"") -> bytes:
+    words = json.dumps(entries).encode()
+    return struct.pack("<Q", len(words)) + words + data
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_weights_are_refused_and_nothing_runs(tmp_path: Path, kind: str) -> None:
+    content, words = HOSTILE[kind]
+    if content is None:
+        buffer = io.BytesIO()
+        torch.save({"w": Bomb()}, buffer)
+        content = buffer.getvalue()
+    found = save(tmp_path, 1)
+    sealed(found.folder, "model.safetensors", content() if callable(content) else content)
+    assert verify(found.folder) is None, "its manifest agrees"
+    with pytest.raises(UserError, match=words):
+        refuse_unfit(found, {"model": shapes_of({"w": torch.zeros(3)})})
+    assert not Path(BOMBED).exists()
 
 
 def test_an_unfinished_write_is_not_seen_and_is_cleaned_up(tmp_path: Path) -> None:
@@ -143,38 +289,9 @@ def test_the_same_step_again_replaces(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
-def test_optimizers_go_on_bit_for_bit(tmp_path: Path, kind) -> None:
-    def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
-        return model, kind(model.parameters(), lr=0.1)
-
-    def steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
-        for number in numbers:
-            generator = torch.Generator().manual_seed(number)
-            optimizer.zero_grad()
-            model(torch.randn(8, 3, generator=generator)).square().mean().backward()
-            optimizer.step()
-
-    straight, optimizer = fresh()
-    steps(straight, optimizer, range(6))
-    first, optimizer = fresh()
-    steps(first, optimizer, range(3))
-    groups = {"model": first.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer, first)}
-    write(tmp_path, 3, groups, {}, keep=1)
-    second, optimizer = fresh()
-    found = newest(tmp_path)
-    second.load_state_dict(found.tensors("model"))
-    checkpoint.load_optimizer(optimizer, second, found.tensors("optimizer"))
-    steps(second, optimizer, range(3, 6))
-    for a, b in zip(straight.parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
 def test_weights_of_another_network_are_one_sentence(tmp_path: Path) -> None:
     model = torch.nn.Linear(3, 2)
-    found = write(tmp_path, 1, {"model": model.state_dict(), "optimizer": {}}, {}, keep=1)
+    found = write(tmp_path, 1, {"model": model.state_dict(), "optimizer": {}}, {}, keep=Keep(1))
     checkpoint.load_weights(model, found, "model")
     for other in (torch.nn.Linear(4, 2), torch.nn.Linear(3, 2, bias=False)):
         with pytest.raises(UserError, match=r"does not fit the recipe's model.*(weight|bias)") as caught:

@@ -164,6 +164,13 @@ class ShardReader(Dataset[Fetched]):
         """The shards that hold the samples."""
         return np.searchsorted(self._starts, numbers, side="right") - 1
 
+    def keys_of(self, numbers: NDArray[np.int64]) -> list[str]:
+        """`SHARD:KEY` of samples, as the index has them."""
+        return [
+            f"{self.index.shards[one.shard].name}:{one.key.decode(errors='replace')}"
+            for one in self._locate(numbers)
+        ]
+
     def fetch_shard(self, shard_number: int) -> None:
         """Bring a remote shard and its entries to this node."""
         shard = self.index.shards[shard_number]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vaescale import comm
+from vaescale import comm, pulse
+from vaescale.errors import TrainingStopped
 from vaescale.models.vae import VAE, Terms
 
 if TYPE_CHECKING:
@@ -142,6 +143,19 @@ class Strategy:
         own = sum(tensor.numel() * tensor.element_size() for tensor in held)
         return {"weights": own, "optimizer": moments, "ema": own if self._ema_decay else 0}
 
+    def compare_replicas(self) -> None:
+        """Raise TrainingStopped when what should be the same on all ranks is not, bit for bit. All ranks call it."""
+        own = {name: fingerprint(value) for name, value in self._replicated().items()}
+        prints = comm.gather_object(own)
+        differing = {rank: [n for n in own if other[n] != prints[0][n]] for rank, other in enumerate(prints)}
+        if found := {rank: names for rank, names in differing.items() if names}:
+            rank, names = next(iter(found.items()))
+            others = f", and so do {len(found) - 1} more ranks'" if len(found) > 1 else ""
+            raise TrainingStopped(
+                f"rank {rank}'s weights differ from rank 0's in {names[0]} and {len(names) - 1} more{others}; suspect that "
+                f"machine's memory or GPU, and run the same command again: it goes on from the last checkpoint"
+            )
+
     # What a layout has to say.
 
     def _wrap(
@@ -155,6 +169,10 @@ class Strategy:
     def _held(self) -> list[Tensor]:
         """The tensors that the optimizer moves on this rank."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _replicated(self) -> dict[str, Tensor]:
+        """What every rank holds a copy of: buffers, and here weights too."""
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
     def _link(self) -> None:
         """After the optimizer's state was made."""
@@ -219,8 +237,16 @@ class Strategy:
 
     @staticmethod
     def _keep(state: State, value: Tensor, *groups: str, name: str) -> None:
+        pulse.beat("collecting a checkpoint")
         if comm.is_main():
             for group in groups:
                 if group in state:
                     copy = torch.empty(value.shape, dtype=value.dtype)
                     state[group][name] = copy.copy_(value.detach())
+
+
+def fingerprint(tensor: Tensor) -> int:
+    """A number that changes with each bit of a tensor: the sum of its bytes, each times an odd number of its place."""
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8).long()
+    places = torch.arange(data.numel(), device=data.device) * 2 + 1
+    return int((data * places).sum())

@@ -39,6 +39,9 @@ class FullyShard(Strategy):
         self.model.set_requires_gradient_sync(last)
         return nullcontext()
 
+    def _replicated(self) -> dict[str, Tensor]:
+        return dict(self.model.named_buffers())
+
     def _grad_norm(self) -> Tensor:
         norm = super()._grad_norm()
         return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -90,6 +90,9 @@ class Zero(Strategy):
         )
         return list(parts)
 
+    def _replicated(self) -> dict[str, Tensor]:
+        return super()._replicated() if self.stage < 3 else dict(self.model.named_buffers())
+
     def _link(self) -> None:
         if self.stage < 3:
             self.zero._lazy_init_hp_params_optimizer_state()

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from vaescale import pulse
+
 T = TypeVar("T")
 
 
@@ -26,6 +28,7 @@ class Clock:
         source = iter(batches)
         while True:
             start = time.perf_counter()
+            pulse.beat("reading data")
             try:
                 batch = next(source)
             except StopIteration:

@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +15,7 @@ from vaescale.errors import UserError
 from vaescale.files import write_whole
 
 METRICS = "metrics.jsonl"
+NON_FINITE = "non_finite.jsonl"
 RECIPE = "recipe.yaml"
 SUMMARY = "summary.json"
 TAGS = "run.json"
@@ -25,6 +26,12 @@ def append_metrics(folder: Path, step: int, metrics: Mapping[str, float]) -> Non
     line = json.dumps({"step": step, "time": round(time.time(), 3), **metrics})
     with (folder / METRICS).open("a") as file:
         file.write(line + "\n")
+
+
+def append_non_finite(folder: Path, step: int, keys: list[str]) -> None:
+    """Add one line to non_finite.jsonl: a step whose loss or gradient was NaN or Inf, and the keys of its images."""
+    with (folder / NON_FINITE).open("a") as file:
+        file.write(json.dumps({"step": step, "keys": keys}) + "\n")
 
 
 def mend_metrics(folder: Path) -> None:
@@ -73,6 +80,16 @@ def update_summary(folder: Path, section: str, content: Mapping[str, Any]) -> No
 
 
 @contextmanager
+def claimed(folder: Path, may_go_on: Callable[[], None]) -> Iterator[None]:
+    """Hold a run folder while training. may_go_on raises UserError for another's, before anything is made."""
+    may_go_on()
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        may_go_on()  # another start may have come first
+        yield
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder/lock` while training. Raises UserError when another process holds it.
 
@@ -82,7 +99,7 @@ def locked(folder: Path) -> Iterator[None]:
     with _locked_file(path) as file:
         file.seek(0)
         file.truncate()
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), **_job()}))
         file.flush()
         try:
             yield
@@ -103,11 +120,38 @@ def _locked_file(path: Path) -> IO[str]:
                 f"another process trains in {path.parent} ({holder}); wait for it or choose another name or run_dir"
             ) from None
         except OSError as error:
-            say(
-                f"{path.parent} cannot be locked ({error.strerror}); take care that one job alone trains there"
-            )
+            _refuse_living_holder(path, file, error)
             return file
         # The holder before may have deleted the file between our opening and our locking it.
         if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
             return file
         file.close()
+
+
+def _refuse_living_holder(path: Path, file: IO[str], error: OSError) -> None:
+    """Where the file system knows no locks, the words in the file decide: a process of this host that is gone, or no words,
+    hold nothing. Raises UserError otherwise.
+    """
+    file.seek(0)
+    words = file.read()
+    try:
+        holder = json.loads(words)
+        host, pid = holder["host"], int(holder["pid"])
+    except (ValueError, KeyError, TypeError):
+        say(f"{path.parent} cannot be locked ({error.strerror}); take care that one job alone trains there")
+        return
+    if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
+        say(f"taking over {path}: its process {pid} is gone")
+        return
+    file.close()
+    raise UserError(
+        f"{path.parent} cannot be locked ({error.strerror}), and {path} names {words}; wait for that job, or delete the "
+        f"file if it is gone"
+    )
+
+
+def _job() -> dict[str, str]:
+    """The cluster's name of this job, where it has one."""
+    known = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "KUBERNETES_POD_NAME")
+    found = [os.environ[name] for name in known if os.environ.get(name)]
+    return {"job": found[0]} if found else {}

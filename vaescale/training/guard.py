@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vaescale import comm
-from vaescale.errors import TrainingStopped
+from vaescale.errors import NotFinite
 from vaescale.strategies.base import Verdict
 
 HORIZON_STEPS = 100
@@ -118,13 +118,13 @@ class Guard:
         return int(self.state[LAST_NON_FINITE])
 
     def refuse(self, step: int, *, last: bool) -> None:
-        """Raise TrainingStopped when too many steps in a row were NaN or Inf, or at the last step of all, two. On all ranks,
+        """Raise NotFinite when too many steps in a row were NaN or Inf, or at the last step of all, two. On all ranks,
         as their states are one.
         """
         in_a_row = int(self.state[NON_FINITE_IN_A_ROW])
         if in_a_row >= self._most or (last and not self.is_well):
             why = "the last one" if last else f"training.max_non_finite is {self._most}"
-            raise TrainingStopped(
+            raise NotFinite(
                 f"loss or gradient has been NaN or Inf for {in_a_row} steps at step {step} ({why}); lower "
                 f"optimizer.lr, set optimizer.clip_norm, or use training.precision=fp32"
             )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vaescale import comm
 from vaescale.config import Config
@@ -36,22 +36,54 @@ class TrainingConfig(Config):
     log_every: int = Field(default=10, gt=0)
     evaluate_every: int = Field(default=200, gt=0)
     checkpoint_every: int = Field(default=200, gt=0)
-    keep_checkpoints: int = Field(default=2, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0, description="the newest so many")
+    keep_every: int | None = Field(
+        default=None, gt=0, description="besides, those whose step is a multiple of it"
+    )
+    keep_best: str | None = Field(
+        default=None,
+        pattern="^val/",
+        description="besides, the one with the smallest such metric, as val/neg_elbo_nats",
+    )
     resume: Literal["auto", "never"] = "auto"
     max_non_finite: int = Field(
         default=10,
         gt=0,
         description="steps in a row whose loss or gradient is NaN or Inf; they move nothing, then training stops",
     )
+    max_rollbacks: int = Field(
+        default=0,
+        ge=0,
+        description="so often it goes back to the last checkpoint instead, with half the learning rate",
+    )
+    watchdog_seconds: float | None = Field(
+        default=900,
+        gt=0,
+        description="without a sign of life of a process; then training stops and says where; null for no watch",
+    )
+    compare_replicas_every: int | None = Field(
+        default=None, gt=0, description="steps; then every process must hold the same weights, bit for bit"
+    )
+
+    @model_validator(mode="after")
+    def _measures_what_it_keeps(self) -> "TrainingConfig":
+        if self.keep_best and self.checkpoint_every % self.evaluate_every:
+            raise ValueError(
+                f"keep_best needs each checkpoint's own evaluation; make checkpoint_every (={self.checkpoint_every}) a "
+                f"multiple of evaluate_every (={self.evaluate_every})"
+            )
+        return self
 
 
 @dataclass(frozen=True)
 class Watchers:
     """What happens beside the steps, with the number of steps done. All ranks call all of them.
 
-    asked_to_stop: whether this process was, for example by a cluster that wants its node back.
+    judged: before anything else is done at a step; asked_to_stop: whether this process was, for example by a cluster that
+    wants its node back.
     """
 
+    judged: Callable[[], None]
     log: Callable[[int, dict[str, float]], None]
     evaluate: Callable[[int], None]
     checkpoint: Callable[[int], None]
@@ -69,15 +101,16 @@ def train(
     objective: Objective,
     seed: int,
     start: int,
+    lr_factor: float = 1.0,
 ) -> None:
-    """Train from step `start` to config.steps. Raises TrainingStopped when loss or gradient stay NaN or Inf, and Preempted
-    after a checkpoint when a rank was asked to stop.
+    """Train from step `start` to config.steps. Raises NotFinite when loss or gradient stay NaN or Inf, and Preempted after a
+    checkpoint when a rank was asked to stop.
     """
     strategy.wrapped.train()
     clock = Clock()
     for step, micro_batches in enumerate(clock.waiting_for(batches), start=start):
         comm.at_step(step)
-        lr = learning_rate(step, optimizer_config, total_steps=config.steps)
+        lr = lr_factor * learning_rate(step, optimizer_config, total_steps=config.steps)
         for group in strategy.optimizer.param_groups:
             group["lr"] = lr
         result = train_step(
@@ -91,13 +124,21 @@ def train(
             step=step,
         )
         done = step + 1
-        log, evaluate, checkpoint = (
-            done % every == 0 or done == config.steps
-            for every in (config.log_every, config.evaluate_every, config.checkpoint_every)
+        log, evaluate, checkpoint, compare = (
+            every is not None and (done % every == 0 or done == config.steps)
+            for every in (
+                config.log_every,
+                config.evaluate_every,
+                config.checkpoint_every,
+                config.compare_replicas_every,
+            )
         )
         stop = guard.was_asked_to_stop() and done < config.steps
         if log or evaluate or checkpoint or stop:
+            watch.judged()
             guard.refuse(done, last=done == config.steps)
+        if compare:
+            strategy.compare_replicas()
         if log:
             metrics = step_metrics(result, strategy.model) | guard.metrics()
             metrics |= {"train/lr": lr} | {f"train/{k}": v for k, v in objective.progress(step).items()}
@@ -108,6 +149,6 @@ def train(
         if (checkpoint or stop) and guard.is_well:
             watch.checkpoint(done)
         if stop:
-            raise Preempted(f"asked to stop, at step {done}; the same command goes on from there")
+            raise Preempted(f"asked to stop after step {done}; the same command goes on from there")
         if evaluate or checkpoint:
             clock.restart()

@@ -1,0 +1,44 @@
+"""Signals that ask training to stop: it saves at the next step's end and leaves with the code that says why.
+
+SIGTERM and SIGUSR1 come from a cluster that wants its node back (75: requeue), SIGINT from a person at the keyboard (130),
+whose second one stops at once. A signal may reach one rank alone; the ranks agree on the step in the guard's all-reduce.
+"""
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Preemption:
+    """`with Preemption(shown=True) as preemption: ... preemption.asked()`."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def asked(self) -> bool:
+        """Whether this process got a signal."""
+        return self.signal is not None
+
+    def __enter__(self) -> "Preemption":
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+        if self._shown:
+            again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+            words = f"{self.signal.name}: saving after this step{again}\n"
+            os.write(2, words.encode())  # a handler may have interrupted a write to sys.stderr

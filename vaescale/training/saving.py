@@ -1,0 +1,60 @@
+"""Checkpoints written while training goes on: the step waits for a copy in memory, not for the disk."""
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from vaescale.training import checkpoint
+from vaescale.training.checkpoint import Keep
+
+
+class Writer:
+    """`with Writer(folder, keep) as writer: writer.save(...)` on the main process; leaving it waits for the last one.
+
+    One checkpoint is written at a time. What a disk refused is raised by the next call.
+    """
+
+    def __init__(self, folder: Path, keep: Keep) -> None:
+        self._folder, self._keep = folder, keep
+        self._thread: threading.Thread | None = None
+        self._fault: OSError | None = None
+
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        """Write tensors that nobody changes any more. Raises OSError for want of room, or for the checkpoint before."""
+        self.wait()
+        needed = checkpoint.num_bytes({file: checkpoint.shapes_of(group) for file, group in tensors.items()})
+        checkpoint.refuse_too_little_room(self._folder, needed)
+        self._thread = threading.Thread(target=self._write, args=(step, tensors, state), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk. Raises OSError when it is not."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            raise fault
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last checkpoint could not be written."""
+        return self._fault is not None
+
+    def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        try:
+            checkpoint.write(self._folder, step, tensors, state, keep=self._keep)
+        except OSError as error:
+            self._fault = error
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is not None:
+            self._thread.join()

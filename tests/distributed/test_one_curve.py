@@ -1,4 +1,4 @@
-"""The first promise, with real processes: one run, any number of devices, the same curve."""
+"""One process and two give the same curve where it is hard: damaged data, ladders, statistics over the batch."""
 
 import json
 import os
@@ -71,7 +71,7 @@ INFOGAN = (
 )
 # Large and with BatchNorm, it makes 1e-3 of float32's rounding within 20 steps.
 SHORT = {"batch norm, dip and mmd": 5}
-EXTRAS = {"plain": (), "hard": HARD, "ladder": LADDER, "batch norm, dip and mmd": INFOGAN}
+EXTRAS = {"hard": HARD, "ladder": LADDER, "batch norm, dip and mmd": INFOGAN}
 
 
 @pytest.mark.parametrize("name", EXTRAS)
@@ -108,22 +108,6 @@ def test_one_and_two_processes_give_the_same_curve(folder: Path, name: str) -> N
     if name == "ladder":
         skipped = [[row[rank]["train/skipped_steps"] for row in rows] for rank in (0, 1)]
         assert skipped[0] == skipped[1]
-
-
-def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:
-    """A run on two processes loses its last checkpoint and goes on from the middle on one."""
-    options = ("training.steps=40", "training.precision=fp32", "training.log_every=1", "tracking.mlflow=null")
-    options += ("training.checkpoint_every=20", "training.keep_checkpoints=5")
-    whole, parts = folder / "runs/whole", folder / "runs/parts"
-    assert launch(folder, *options, f"run_dir={whole}").returncode == 0
-    assert launch(folder, *options, f"run_dir={parts}", launcher=TWO).returncode == 0
-    shutil.rmtree(parts / "checkpoints/step-000000040")
-    (parts / "metrics.jsonl").unlink()
-    outcome = launch(folder, *options, f"run_dir={parts}")
-    assert outcome.returncode == 0, outcome.stderr
-    for a, b in zip(curve(whole)[20:], curve(parts), strict=True):
-        assert b["step"] == a["step"]
-        assert b["train/neg_elbo_nats"] == pytest.approx(a["train/neg_elbo_nats"], rel=1e-4)
 
 
 def test_the_launcher_s_silent_one_process_fallback_is_refused(folder: Path) -> None:

@@ -1,0 +1,126 @@
+"""The first promise over every layout: the same curve on 1, 2 and 4 processes, whole or in parts, stopped or not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.launching import RECIPE, checkpoints, curve, environment, make_project, train, train_until
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+STEPS = 60
+OPTIONS = (f"training.steps={STEPS}", "training.precision=fp32", "training.log_every=1")
+ACCUMULATION = (1, 2)
+PROCESSES = (2, 4)
+LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "fsdp2", "zero3_offload")  # the last one on two processes alone
+CASES = [
+    (layout, processes, accumulation)
+    for processes in PROCESSES
+    for layout in LAYOUTS[: 6 if processes == 2 else 5]
+    for accumulation in ACCUMULATION
+]
+BACKENDS = {"cpu2": "ddp", **{name: name for name in ("zero1", "zero2", "zero3", "fsdp2")}}
+
+
+def needs(backend: str) -> None:
+    if backend.startswith("zero"):
+        for package in ("deepspeed", "transformers"):
+            pytest.importorskip(
+                package, reason=f"{package} is not installed (pip install 'vaescale[deepspeed]')"
+            )
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """With `runs/LAYOUT-PROCESSES-ACCUMULATION` of all of them; `runs/ddp-1-ACCUMULATION` had one process."""
+    needs("zero")
+    folder = make_project(tmp_path_factory.mktemp("project"), digits)
+    several(folder, 1, ("ddp",))
+    several(folder, 2, LAYOUTS)
+    several(folder, 4, LAYOUTS[:-1])
+    return folder
+
+
+def several(folder: Path, processes: int, layouts: tuple[str, ...]) -> None:
+    trainings = [
+        f"{layout}={' '.join(OPTIONS)} tracking.mlflow=null training.accumulation={n} "
+        f"run_dir=runs/{layout}-{processes}-{n}"
+        for layout in layouts
+        for n in ACCUMULATION
+    ]
+    launcher = ["accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml"]
+    launcher += ["--num_processes", str(processes), "-m"] if processes > 1 else []
+    outcome = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            *(launcher if processes > 1 else []),
+            "tests.distributed.several",
+            RECIPE,
+            *trainings,
+        ],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def assert_same_curve(one: Path, other: Path, rel: float = 1e-4) -> None:
+    rows = list(zip(curve(one), curve(other), strict=True))
+    assert len(rows) == STEPS
+    for a, b in rows:
+        for metric in ("train/neg_elbo_nats", "train/sigma", "train/kl_nats", "train/grad_norm"):
+            assert b[metric] == pytest.approx(a[metric], rel=rel), (a["step"], metric)
+
+
+@pytest.mark.parametrize(("layout", "processes", "accumulation"), CASES)
+def test_every_layout_gives_the_same_curve(
+    project: Path, layout: str, processes: int, accumulation: int
+) -> None:
+    run = project / f"runs/{layout}-{processes}-{accumulation}"
+    assert_same_curve(project / f"runs/ddp-1-{accumulation}", run)
+    assert json.loads((run / "run.json").read_text())["world_size"] == processes
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_on_one_number_resuming_is_bit_equal(project: Path, backend: str) -> None:
+    """Weights, averages, moments, sigma and every metric, after a stop that the cluster asked for."""
+    whole, parts = project / f"runs/{BACKENDS[backend]}-2-1", project / f"runs/parts-{backend}"
+    code, words = train_until(project, parts, 20, *OPTIONS, backend=backend)
+    assert "saving after this step" in words, words
+    assert code != 0
+    (saved,) = checkpoints(parts)
+    assert 20 <= int(saved.removeprefix("step-")) < STEPS, words
+    outcome = train(project, *OPTIONS, f"run_dir={parts}", backend=backend)
+    assert outcome.returncode == 0, outcome.stderr
+    for a, b in zip(curve(whole), curve(parts), strict=True):
+        metrics = [name for name in a if name.startswith("train/")]
+        assert {name: a[name] for name in metrics} == {name: b[name] for name in metrics}
+    for name in ("model", "ema", "optimizer", "guard"):
+        one, other = (
+            load_file(run / f"checkpoints/step-{STEPS:09d}" / f"{name}.safetensors") for run in (whole, parts)
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+
+
+def test_one_run_over_every_layout_is_the_run_that_never_stopped(project: Path) -> None:
+    """1 -> ZeRO-3 on 2 -> FSDP2 on 4 -> ZeRO-1 on 2 -> DDP on 2, each leg ended by a signal."""
+    run, options = project / "runs/legs", (*OPTIONS, "training.accumulation=2")
+    legs = [(None, None, 10), ("zero3", 2, 20), ("fsdp2", 4, 30), ("zero1", 2, 40)]
+    for backend, processes, rows in legs:
+        code, words = train_until(project, run, rows, *options, backend=backend, processes=processes)
+        assert code == 75 if backend is None else code != 0, words
+        assert rows <= len(curve(run)) < STEPS, words
+        assert int(checkpoints(run)[-1].removeprefix("step-")) == len(curve(run)), "no step was lost"
+    outcome = train(project, *options, f"run_dir={run}", backend="cpu2")
+    assert outcome.returncode == 0, outcome.stderr
+    assert_same_curve(project / "runs/ddp-1-2", run)

@@ -1,0 +1,100 @@
+"""`vaescale train` as a person starts it: in processes of its own, under the launcher or not, and stopped from outside."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RECIPE = "recipes/digits/optimal.yaml"
+PATIENCE_SECONDS = 240
+
+
+def make_project(folder: Path, digits: Path) -> Path:
+    """A folder with the recipes and the digits, as after a person's first commands."""
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    (folder / "data").mkdir()
+    (folder / "data" / "digits").symlink_to(digits)
+    return folder
+
+
+def command(*words: str, backend: str | None = None, processes: int | None = None) -> list[str]:
+    """`python -m vaescale train RECIPE ...`, under the launcher with recipes/backends/BACKEND.yaml if there is one."""
+    launcher: list[str] = []
+    if backend is not None:
+        launcher = ["accelerate.commands.launch", "--config_file", f"recipes/backends/{backend}.yaml"]
+        launcher += ["--num_processes", str(processes)] if processes else []
+        launcher += ["-m"]
+    return [sys.executable, "-m", *launcher, "vaescale", "train", RECIPE, "tracking.mlflow=null", *words]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """As a fresh shell's, with one thread a process, or four of them on two cores wait for each other."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE")}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+
+
+def train(
+    folder: Path, *words: str, backend: str | None = None, processes: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """To the end, whatever that is."""
+    return subprocess.run(
+        command(*words, backend=backend, processes=processes),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+
+def train_until(
+    folder: Path,
+    run: Path,
+    rows: int,
+    *words: str,
+    backend: str | None = None,
+    processes: int | None = None,
+    send: signal.Signals = signal.SIGTERM,
+) -> tuple[int, str]:
+    """Until so many rows are written, then a signal to the process that a person would see. Returns exit code and words."""
+    with (folder / "words.log").open("w+") as log:
+        words = (*words, f"run_dir={run}")
+        started = subprocess.Popen(
+            command(*words, backend=backend, processes=processes),
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while started.poll() is None and len(curve(run)) < rows and time.monotonic() < deadline:
+            time.sleep(0.02)
+        started.send_signal(send)
+        code = started.wait(60)
+        log.seek(0)
+        return code, log.read()
+
+
+def curve(run: Path) -> list[dict[str, float]]:
+    """The training rows, a replayed step's last one alone."""
+    path = run / "metrics.jsonl"
+    rows: dict[float, dict[str, float]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:  # just being written
+            continue
+        if "train/mse" in row:
+            rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def checkpoints(run: Path) -> list[str]:
+    """Their folders' names."""
+    return sorted(path.name for path in (run / "checkpoints").glob("step-*"))

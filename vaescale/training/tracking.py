@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 
 from vaescale.config import Config
 from vaescale.console import say
+from vaescale.errors import Preempted
 from vaescale.training import folder as run_folder
 
 STATE = "mlflow.json"
@@ -74,7 +75,8 @@ class Drain:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if not self._active:
             return
-        self._status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+        stopped = kind is not None and (issubclass(kind, Preempted) or not issubclass(kind, Exception))
+        self._status = "FINISHED" if kind is None else "KILLED" if stopped else "FAILED"
         self._stop.set()
         self._thread.join(self._patience)
         if self._thread.is_alive() or self._fault is not None:

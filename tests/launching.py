@@ -61,21 +61,28 @@ def train_until(
     backend: str | None = None,
     processes: int | None = None,
     send: signal.Signals = signal.SIGTERM,
+    to_rank: int | None = None,
+    **variables: str,
 ) -> tuple[int, str]:
-    """Until so many rows are written, then a signal to the process that a person would see. Returns exit code and words."""
+    """Until so many rows are written, then a signal to the process that a person would see, or to one of those that train.
+    Returns exit code and words.
+    """
     with (folder / "words.log").open("w+") as log:
         words = (*words, f"run_dir={run}")
         started = subprocess.Popen(
             command(*words, backend=backend, processes=processes),
             cwd=folder,
-            env=environment(),
+            env=environment(**variables),
             stdout=subprocess.DEVNULL,
             stderr=log,
         )
         deadline = time.monotonic() + PATIENCE_SECONDS
         while started.poll() is None and len(curve(run)) < rows and time.monotonic() < deadline:
             time.sleep(0.02)
-        started.send_signal(send)
+        if to_rank is None:
+            started.send_signal(send)
+        elif started.poll() is None:
+            os.kill(rank_process(started.pid, to_rank), send)
         code = started.wait(60)
         log.seek(0)
         return code, log.read()
@@ -98,3 +105,11 @@ def curve(run: Path) -> list[dict[str, float]]:
 def checkpoints(run: Path) -> list[str]:
     """Their folders' names."""
     return sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+
+
+def rank_process(launcher: int, rank: int) -> int:
+    """The process number of a rank that a launcher started."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise ProcessLookupError(f"process {launcher} has no rank {rank}")

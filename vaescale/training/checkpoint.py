@@ -35,7 +35,8 @@ from vaescale.errors import UserError
 from vaescale.files import sync, write_synced
 
 MANIFEST = "manifest.json"
-NAME = re.compile(r"step-(\d{9})")
+REPLACED = ".replaced"
+NAME = re.compile(rf"step-(\d{{9}})({REPLACED})?")
 FILE = re.compile(r"[a-z]+\.(safetensors|json)")
 NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
 LARGEST_JSON = 1 << 20
@@ -128,8 +129,12 @@ def write(
     files["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     write_synced(temporary / MANIFEST, json.dumps({"version": 1, "files": files}, indent=1).encode())
     sync(temporary)
-    if final.exists():  # written before this run came back to the same step
-        final.rename(folder / f"{final.name}.tmp-old-{os.getpid()}")
+    if (
+        final.exists()
+    ):  # written before this run came back to the same step; until the new one is there, it counts
+        replaced = final.with_name(f"{final.name}{REPLACED}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
     temporary.rename(final)
     sync(folder)
     _delete_surplus(folder, final, keep)
@@ -153,11 +158,11 @@ def newest(folder: Path) -> Checkpoint | None:
 
     Raises UserError when there are checkpoints and none verifies: starting over must be somebody's decision.
     """
-    found = sorted(_finished(folder), reverse=True)
+    found = sorted(_finished(folder), key=lambda path: (_step(path), not path.suffix), reverse=True)
     for path in found:
         fault = verify(path)
         if fault is None:
-            return Checkpoint(path, int(path.name.removeprefix("step-")))
+            return Checkpoint(path, _step(path))
         say(f"passing over checkpoint {path}: {fault}")
     if found:
         raise UserError(
@@ -177,7 +182,7 @@ def verify(path: Path) -> str | None:
                 return f"the manifest names {name!r}, which no checkpoint has"
             if fault := _fault_of(path / name, entry):
                 return fault
-        if (step := _state(path)["step"]) != int(path.name.removeprefix("step-")):
+        if (step := _state(path)["step"]) != _step(path):
             return f"it holds step {step}"
     except FileNotFoundError as error:
         return f"{os.path.basename(error.filename)} is missing"
@@ -287,10 +292,10 @@ def _finished(folder: Path) -> list[Path]:
 def _delete_surplus(folder: Path, written: Path, keep: Keep) -> None:
     """Leave what `keep` says, up to `written`. Later ones did not verify, or training had not come back here."""
     finished = sorted(_finished(folder))
-    upto = [path for path in finished if path.name <= written.name]
+    upto = [path for path in finished if path.name <= written.name and not path.suffix]
     kept = set(upto[-keep.last :])
     if keep.every:
-        kept |= {path for path in upto if int(path.name.removeprefix("step-")) % keep.every == 0}
+        kept |= {path for path in upto if _step(path) % keep.every == 0}
     if keep.best and (
         measured := [(value, path) for path in upto if (value := _metric(path, keep.best)) is not None]
     ):
@@ -299,6 +304,10 @@ def _delete_surplus(folder: Path, written: Path, keep: Keep) -> None:
         shutil.rmtree(path)
     for path in folder.glob("step-*.tmp-*"):
         shutil.rmtree(path)
+
+
+def _step(path: Path) -> int:
+    return int(path.name[len("step-") :][:9])
 
 
 def _metric(path: Path, name: str) -> float | None:

@@ -49,6 +49,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         assert self._bound is not None
+        self._tell(pulse.read())
         while not self._stop.wait(self._every):
             now = pulse.read()
             self._tell(now)

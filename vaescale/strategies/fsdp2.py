@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from vaescale.errors import UserError
 from vaescale.strategies.base import AVERAGE, Strategy
 
 SMALLEST_BLOCK = 1 << 14  # parameters; a gathering of fewer costs more than it saves
@@ -27,6 +28,11 @@ class FullyShard(Strategy):
     def _wrap(
         self, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        if self.model.spectral is not None:
+            raise UserError(
+                "objective.spectral reads weights beside their layers' own calls, where FSDP2 has them in parts; take "
+                "recipes/backends/ddp.yaml or zero2.yaml"
+            )
         mesh = init_device_mesh(self.device.type, (self.accelerator.num_processes,))
         for block in list(blocks(self.model)):
             fully_shard(block, mesh=mesh)

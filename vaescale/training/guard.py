@@ -54,8 +54,12 @@ class Guard:
 
     @property
     def scale(self) -> Tensor | None:
-        """What the loss is multiplied by before the backward pass, float32 []; None for nothing."""
-        return self.state[SCALE].float() if self._scaled else None
+        """What a rank's loss is multiplied by before the backward pass, float32 []; None for nothing.
+
+        The rank's loss is a mean over its own images: divided by the number of ranks, an image's gradient is as large as on
+        one process, and overflows where it does there.
+        """
+        return (self.state[SCALE] / comm.world_size()).float() if self._scaled else None
 
     def judge(self, loss: Tensor, grad_norm: Tensor, *, step: int, asked_to_stop: bool = False) -> Verdict:
         """Whether and how far a step moves the weights. All ranks call it, once a step.
@@ -63,7 +67,8 @@ class Guard:
         loss [] is the rank's own, grad_norm [] the global gradient's before clipping, of the scaled loss.
         """
         scale = self.state[SCALE]
-        norm = grad_norm.detach().double() / scale
+        divided_by = scale / comm.world_size() if self._scaled else scale
+        norm = grad_norm.detach().double() / divided_by
         own_loss, own_norm = loss.detach().isfinite(), norm.isfinite()
         log_norm = torch.where(own_norm, norm.clamp_min(1e-300).log(), 0.0)
         faults = torch.stack([(~own_loss).double(), (~own_norm).double(), log_norm])
@@ -95,7 +100,7 @@ class Guard:
         )
         clipped = (norm / self._clip_norm).clamp_min(1) if self._clip_norm else torch.ones_like(norm)
         # Where nothing moves, the gradient is divided by one: NaN would stay NaN, but Inf / Inf is another fault.
-        divisor = torch.where(finite, clipped * scale, 1.0)
+        divisor = torch.where(finite, clipped * divided_by, 1.0)
         return Verdict(norm.float(), divisor.float(), skip.float())
 
     def was_asked_to_stop(self) -> bool:

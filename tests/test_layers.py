@@ -25,7 +25,7 @@ LAYERS = (
     ("batches",),
     ("data",),
     ("comm", "noise", "schedules"),
-    ("console", "config", "cores", "errors", "files", "pages", "pulse"),
+    ("console", "config", "cores", "errors", "files", "pages", "pulse", "secrets"),
     ("__init__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -177,6 +177,39 @@ def test_another_recipe_s_folder_is_refused(vaescale, recipe_file, recipe_conten
     vaescale("train", path, "training.resume=never").assert_refused(2, "training.resume is never")
 
 
+def test_a_change_that_is_allowed_is_remembered(vaescale, recipe_file, recipe_content) -> None:
+    path, run = recipe_file(recipe_content), Path(recipe_content["run_dir"])
+    assert vaescale("train", path).code == 0
+    more = ("optimizer.lr=1e-4", "training.steps=15")
+    vaescale("train", path, *more).assert_refused(2, "training.steps: 12 -> 15", "--allow-changes")
+    outcome = vaescale("train", path, *more, "--allow-changes")
+    assert outcome.code == 0, outcome.err
+    assert "going on from step 12 with optimizer.lr: 0.002 -> 0.0001" in outcome.err
+    assert [row["step"] for row in lines(run) if "train/mse" in row] == list(range(1, 16))
+    (change,) = json.loads((run / "run.json").read_text())["changes"]
+    assert change == {"step": 12, "changes": ["optimizer.lr: 0.002 -> 0.0001", "training.steps: 12 -> 15"]}
+    assert vaescale("train", path, *more).code == 0, "it is the run's recipe now"
+    outcome = vaescale("train", path, *more, "network.latent_dim=5", "--allow-changes", "training.steps=20")
+    outcome.assert_refused(2, "does not fit the recipe's model")
+
+
+def test_the_best_checkpoint_is_kept(vaescale, recipe_file, recipe_content) -> None:
+    recipe_content["training"] |= {"evaluate_every": 2, "checkpoint_every": 2, "keep_checkpoints": 1}
+    best = "training.keep_best=val/kl_nats"  # it grows: the first is the smallest
+    assert vaescale("train", recipe_file(recipe_content), best).code == 0
+    found = Path(recipe_content["run_dir"]) / "checkpoints"
+    kl = {row["step"]: row["val/kl_nats"] for row in lines(found.parent) if "val/mse" in row}
+    expected = {min(kl, key=kl.get), 12}
+    assert {int(path.name.removeprefix("step-")) for path in found.iterdir()} == expected
+    other = ("run_dir=" + str(found.parent) + "-2",)
+    vaescale("train", recipe_file(recipe_content), *other, "training.keep_best=val/nothing").assert_refused(
+        2, "training.keep_best is 'val/nothing'; what is measured here: val/active_units"
+    )
+    vaescale("train", recipe_file(recipe_content), best, "training.evaluate_every=3").assert_refused(
+        2, "keep_best needs each checkpoint's own evaluation"
+    )
+
+
 def test_a_folder_of_other_files_is_refused(vaescale, recipe_file, recipe_content) -> None:
     run = Path(recipe_content["run_dir"])
     run.mkdir()

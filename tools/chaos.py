@@ -1,7 +1,7 @@
 """Train a recipe while killing its processes, damaging its checkpoints and asking it to stop, then compare the outcome with
 a run that was left in peace.
 
-    python tools/chaos.py recipes/digits/optimal.yaml --faults 20 --backend cpu2 training.steps=300
+    vaescale chaos recipes/digits/optimal.yaml --faults 20 --backend cpu2 training.steps=300
 
 What must come out: the same metrics at every step and the same weights, bit for bit, and no row lost. Under another backend
 than one process, `--backend NAME` is a file of recipes/backends/.
@@ -100,7 +100,7 @@ def _start(place: Place, name: str) -> "subprocess.Popen[bytes]":
     """`vaescale train` in a session of its own, its words in NAME.log."""
     launcher: list[str] = []
     if place.backend is not None:
-        config = Path(__file__).parents[1] / "recipes" / "backends" / f"{place.backend}.yaml"
+        config = Path("recipes") / "backends" / f"{place.backend}.yaml"
         if not config.is_file():
             raise UserError(f"--backend {place.backend} is not there ({config})")
         launcher = ["accelerate.commands.launch", "--config_file", str(config)]

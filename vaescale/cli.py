@@ -10,12 +10,14 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
 from vaescale.errors import UserError
 from vaescale.pages import keep_freed_pages
+from vaescale.secrets import redact, redact_all
 
 VERBS = {
     "doctor": "print versions, devices, how processes were launched, and what is missing",
@@ -26,6 +28,7 @@ VERBS = {
     "fit-gmm": "fit a Gaussian mixture to a run's aggregate posterior",
     "sample": "draw samples from the prior and the mixture",
     "sync": "send to MLflow what a run could not send while it trained",
+    "chaos": "kill and damage a run on purpose, and compare it with one left in peace",
     "quickstart": "the main job end to end on scikit-learn's handwritten digits",
 }
 DISTRIBUTED = ("train", "doctor")  # the verbs that may run on several processes
@@ -36,7 +39,8 @@ EPILOG = """examples:
   accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train recipes/digits/optimal.yaml
   vaescale evaluate runs/digits-optimal
 
-exit codes: 0 done, 2 recipe or arguments, 3 data, 4 training stopped or disk full, 130 Ctrl-C. `vaescale VERB --help` says more."""
+exit codes: 0 done, 2 recipe or arguments, 3 data, 4 training stopped or disk full, 75 preempted after a save
+(requeue), 130 Ctrl-C. `vaescale VERB --help` says more."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,6 +85,7 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     tool.add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)  # KEY=VALUE may follow --dry-run
     keep_freed_pages()
+    sys.excepthook = _without_credentials
     code = _call(tool, verb, options)
     if _processes() > 1:
         # A gloo thread that lets go of its last tensor while Python shuts down aborts the process ("terminate called
@@ -89,6 +94,13 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _without_credentials(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What Python prints of an error that nobody foresaw."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
@@ -102,13 +114,13 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
             return int(tool.exit_code(result))
     except UserError as error:
         if _speaks():
-            sys.stderr.write(f"vaescale {verb}: {error}\n")
+            sys.stderr.write(redact(f"vaescale {verb}: {error}\n"))
         return error.exit_code
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
         remedy = "; make room and run the same command again" if full else ""
         place = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"vaescale {verb}: {place}{error.strerror or error}{remedy}\n")
+        sys.stderr.write(redact(f"vaescale {verb}: {place}{error.strerror or error}{remedy}\n"))
         return 4 if full else 2
     except KeyboardInterrupt:
         remedies = {
@@ -122,7 +134,7 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
 
 def _print(tool: ModuleType, result: dict[str, Any], *, title: str, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.write(json.dumps(redact_all(result)) + "\n")
     elif hasattr(tool, "show"):
         tool.show(result)
     else:

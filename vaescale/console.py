@@ -4,12 +4,14 @@ import sys
 import time
 from types import TracebackType
 
+from vaescale.secrets import redact
+
 LINE_EVERY_SECONDS = 10.0
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
-    sys.stderr.write(text + "\n")
+    """One line on stderr, without credentials."""
+    sys.stderr.write(redact(text) + "\n")
     sys.stderr.flush()
 
 
@@ -66,6 +68,6 @@ class Progress:
 def table(title: str, rows: list[tuple[str, str]]) -> None:
     """A two-column table on stdout."""
     width = max((len(name) for name, _ in rows), default=0)
-    lines = [f"  {name:<{width}}  {value}" for name, value in rows]
+    lines = [f"  {name:<{width}}  {redact(value)}" for name, value in rows]
     sys.stdout.write("\n".join([title, *lines]) + "\n")
     sys.stdout.flush()

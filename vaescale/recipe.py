@@ -20,6 +20,7 @@ from vaescale.models.posterior import DiagonalConfig, FixedConfig, PosteriorConf
 from vaescale.networks import HIERARCHICAL, NetworkConfig
 from vaescale.objectives import ObjectiveConfig
 from vaescale.objectives.elbo import ElboConfig
+from vaescale.secrets import redact_all
 from vaescale.sigma import OPTIMAL
 from vaescale.training.loop import TrainingConfig
 from vaescale.training.optimizer import OptimizerConfig
@@ -128,8 +129,13 @@ class Recipe(Config):
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        """The resolved recipe; loading it gives this recipe again."""
-        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
+        """The resolved recipe without credentials; where it had none, loading it gives this recipe again."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.public()))
+
+    def public(self) -> dict[str, Any]:
+        """As plain values, without credentials: what may be printed, saved and sent."""
+        content: dict[str, Any] = redact_all(self.model_dump(mode="json"))
+        return content
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

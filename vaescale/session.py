@@ -107,7 +107,7 @@ class Session:
             "memory_images_bytes": self.train_reader.memory_bytes + self.val_reader.memory_bytes,
             **self._tags,
         }
-        return {"recipe": recipe.model_dump(mode="json"), "plan": plan}
+        return {"recipe": recipe.public(), "plan": plan}
 
     def run(self) -> dict[str, Any]:
         """Train to the last step, or go on from the newest sound checkpoint. All ranks call it.

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from vaescale.console import say
 from vaescale.errors import DataError
+from vaescale.secrets import is_redacted
 
 T = TypeVar("T")
 CHUNK = 1 << 20
@@ -251,6 +252,11 @@ def open_store(
     """
     if place.startswith("pipe:") or "::" in place:
         raise DataError(f"{place!r} is not a folder or a plain URL; pipes and chained URLs are never opened")
+    if is_redacted(place):
+        raise DataError(
+            f"{place} had credentials, which run folders do not keep; name it without them and give them through the "
+            f"environment, as AWS_ACCESS_KEY_ID or ~/.netrc"
+        )
     if "://" not in place.removeprefix("file://"):
         return Folder(place.removeprefix("file://"))
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

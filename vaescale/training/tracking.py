@@ -17,7 +17,8 @@ from pydantic import Field, field_validator
 
 from vaescale.config import Config
 from vaescale.console import say
-from vaescale.errors import Preempted
+from vaescale.errors import Preempted, UserError
+from vaescale.secrets import is_redacted, redact
 from vaescale.training import folder as run_folder
 
 STATE = "mlflow.json"
@@ -103,6 +104,11 @@ def sync(folder: Path, config: TrackingConfig, *, status: str | None = None) -> 
     not answer.
     """
     assert config.mlflow is not None
+    if is_redacted(config.mlflow):
+        raise UserError(
+            f"tracking.mlflow ({config.mlflow}) had credentials, which run folders do not keep; name the store without them "
+            f"in {folder / run_folder.RECIPE} and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default blocks for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -110,11 +116,13 @@ def sync(folder: Path, config: TrackingConfig, *, status: str | None = None) -> 
         from mlflow import MlflowClient
 
         state = run_folder.read_json(folder / STATE)
-        if state.get("configured") != config.mlflow or not _run_exists(
-            MlflowClient(state["tracking_uri"]), state
-        ):
+        public = redact(config.mlflow)
+        # A relative SQLite path is remembered as an absolute one; one with credentials is known to this process alone.
+        uri = config.mlflow if public != config.mlflow else state.get("tracking_uri", "")
+        if state.get("configured") != public or not _run_exists(MlflowClient(uri), state):
             state = _create_run(folder, config)
-        client = MlflowClient(state["tracking_uri"])
+            uri = config.mlflow if public != config.mlflow else state["tracking_uri"]
+        client = MlflowClient(uri)
         if status is not None and status != state["status"]:
             state |= {"status": status, "status_sent": False}
             run_folder.write_json(folder / STATE, state)
@@ -183,7 +191,8 @@ def _create_run(folder: Path, config: TrackingConfig) -> dict[str, Any]:
     experiment_id = _experiment(client, config)
     tags = {name: str(value) for name, value in run_folder.read_json(folder / run_folder.TAGS).items()}
     run = client.create_run(experiment_id, run_name=folder.name, tags=tags)
-    state: dict[str, Any] = {"configured": config.mlflow, "tracking_uri": uri, "experiment_id": experiment_id}
+    state: dict[str, Any] = {"configured": redact(config.mlflow or ""), "tracking_uri": redact(uri)}
+    state |= {"experiment_id": experiment_id}
     state |= {"run_id": run.info.run_id, "status": "RUNNING", "status_sent": True, "params_sent": False}
     state |= {"sent_bytes": 0, "sent_step": {}, "artifacts": {}}
     run_folder.write_json(folder / STATE, state)

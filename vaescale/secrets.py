@@ -1,0 +1,29 @@
+"""Credentials leave the process neither in words nor in files: they are cut out of whatever is printed, saved or sent."""
+
+import re
+from typing import Any
+
+HIDDEN = "***"
+_USER = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
+_QUERY = re.compile(
+    r"(?i)([?&;][\w.-]*(?:token|secret|password|passwd|signature|sig|credential|key)[\w.-]*=)[^&;\s'\"]+"
+)
+
+
+def redact(text: str) -> str:
+    """`https://user:pass@host/x?token=abc` to `https://***@host/x?token=***`, anywhere in a text."""
+    return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(HIDDEN, text))
+
+
+def redact_all(value: Any) -> Any:
+    """The same in every string of nested lists and mappings."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: redact_all(inner) for key, inner in value.items()}
+    return [redact_all(inner) for inner in value] if isinstance(value, list) else value
+
+
+def is_redacted(text: str) -> bool:
+    """Whether something was cut out of it."""
+    return f"://{HIDDEN}@" in text or f"={HIDDEN}" in text

@@ -25,7 +25,8 @@ LAYERS = (
     ("batches",),
     ("data",),
     ("comm", "noise", "schedules"),
-    ("console", "config", "cores", "errors", "files", "pages", "pulse", "secrets"),
+    ("console", "config", "cores", "errors", "files", "pages", "pulse"),
+    ("secrets",),
     ("__init__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -92,8 +92,11 @@ class Session:
             ema=recipe.training.ema_decay > 0,
             precision=recipe.training.precision,
             importance_samples=self.objective.importance_samples,
+            layout=backends.layout(self._strategy_kind),
+            processes=self.accelerator.num_processes,
         )
         plan = {
+            "layout": backends.layout(self._strategy_kind),
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
             "train_images": len(self.train_reader),

@@ -7,7 +7,6 @@ state, the average among it, is in parts too. Its loss scaling and clipping stay
 """
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,6 +17,14 @@ from torch import Tensor, nn
 from vaescale.models.vae import Terms
 from vaescale.strategies.base import AVERAGE, Strategy, Verdict
 
+# In numbers. DeepSpeed's own are for models of billions: a bucket of 5e8 is 2 GB, and 1e9 live weights are all of ours.
+BUCKETS = {
+    "reduce_bucket_size": 1 << 24,
+    "allgather_bucket_size": 1 << 24,
+    "stage3_prefetch_bucket_size": 1 << 23,
+    "stage3_max_live_parameters": 1 << 25,
+    "stage3_max_reuse_distance": 1 << 24,
+}
 MICRO_BATCH = 1  # DeepSpeed wants a number; it computes nothing but throughput from it
 
 
@@ -40,9 +47,9 @@ class Zero(Strategy):
             "gradient_clipping": 0.0,
             "zero_force_ds_cpu_optimizer": False,
         }
+        for name, size in BUCKETS.items():
+            plugin.deepspeed_config["zero_optimization"].setdefault(name, size)
         optimizer = build_optimizer(self.model)
-        # Its first call compiles an operator, on one rank or on all at once.
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.expanduser("~/.cache/torch_extensions"))
         wrapped, _ = self.accelerator.prepare(self.model, optimizer)
         self.zero = wrapped.optimizer
         assert self.zero.optimizer is optimizer

@@ -77,6 +77,11 @@ def _asked_for(environment: "os._Environ[str]") -> str:
     return "ddp"
 
 
+def layout(strategy: str) -> str:
+    """`ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`: a strategy with the stage that the launcher's variables name."""
+    return strategy + (os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2") if strategy == "zero" else "")
+
+
 def _prepare_environment(strategy: str) -> list[Any]:
     """What accelerate must find, or not find, before it is made; its handlers."""
     on_cpu = not torch.cuda.is_available()
@@ -97,7 +102,7 @@ def _prepare_environment(strategy: str) -> list[Any]:
     # Buffers are the same on all ranks by construction: sending them with each forward would be wasted. accelerate
     # knows this option by its old name alone, of which torch 2.13 warns.
     data_parallel = DistributedDataParallelKwargs()
-    data_parallel.to_kwargs = lambda: {"forward_sync_buffers": False}
+    data_parallel.to_kwargs = lambda: {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
     several = "WORLD_SIZE" in os.environ
     return [data_parallel, *([InitProcessGroupKwargs(backend="gloo")] if on_cpu and several else [])]
 

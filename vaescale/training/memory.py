@@ -12,25 +12,42 @@ from torch.utils._pytree import tree_leaves
 from vaescale import noise
 from vaescale.models.vae import VAE
 
+BUCKET = 4 << 24  # bytes that DeepSpeed reduces at a time (see `strategies/zero.py`)
+
 
 def estimate(
-    model: VAE, *, images: int, ema: bool, precision: str, importance_samples: int = 0
+    model: VAE,
+    *,
+    images: int,
+    ema: bool,
+    precision: str,
+    importance_samples: int = 0,
+    layout: str = "ddp",
+    processes: int = 1,
 ) -> dict[str, int]:
     """Bytes per process: weights, gradients, Adam's two moments, averaged weights, and activations.
 
-    images: per process and micro-batch. The activations are what is alive between the forward and the backward pass,
+    layout: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`. images: per process and micro-batch. The activations are what is alive between the forward and the backward pass,
     measured with one and two images and extended in a straight line; buffers that kernels use for a moment are not in it.
     """
     one, two = (
         _saved_bytes(model, images=n, precision=precision, importance_samples=importance_samples)
         for n in (1, 2)
     )
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    whole = sum(p.numel() * p.element_size() for p in model.parameters())
+    part = whole if layout == "ddp" else -(-whole // processes)
+    weights, gradients = {
+        "ddp": (whole, whole),
+        "zero1": (whole + part, whole + part),
+        "zero2": (whole + part, part + 2 * min(whole, BUCKET)),
+        "zero3": (2 * part + min(whole, 2 * BUCKET), part + 2 * min(whole, BUCKET)),
+        "fsdp2": (part, part),
+    }[layout]
     parts = {
         "weights": weights,
-        "gradients": weights,
-        "optimizer": 2 * weights,
-        "ema": weights if ema else 0,
+        "gradients": gradients,
+        "optimizer": 2 * part,
+        "ema": part if ema else 0,
         "activations": one + (images - 1) * (two - one),
     }
     return {**parts, "total": sum(parts.values())}

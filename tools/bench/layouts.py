@@ -1,0 +1,159 @@
+"""Peak memory and time of a training step in each layout, on two processes, beside the estimate that a dry run prints.
+
+    python tools/bench/layouts.py recipes/cifar10/ladder.yaml --images 2 network.width=512
+
+Takes random images: no data is needed. Memory is a process's peak minus what it had before the model was built. On a
+machine without GPUs the peak is that of resident memory, which the allocator's habits are part of.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+BACKENDS = ("cpu2", "zero1", "zero2", "zero3", "fsdp2")
+STEPS = 4
+
+
+def main() -> None:
+    """Measure each layout in processes of its own, or be one of them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="recipe keys to override")
+    parser.add_argument("--images", type=int, default=2, help="a process and step; default: 2")
+    parser.add_argument("--only", nargs="*", default=BACKENDS, help=f"of {', '.join(BACKENDS)}")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_intermixed_args()
+    if arguments.measure:
+        measure(arguments)
+        return
+    first: dict[str, Any] | None = None
+    for backend in arguments.only:
+        config = Path("recipes/backends") / f"{backend}.yaml"
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+        done = subprocess.run(
+            [*launcher, __file__, str(arguments.recipe), *arguments.overrides]
+            + ["--images", str(arguments.images), "--measure"],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        first = first or found
+        peak, seconds, total = found["peak_bytes"], found["seconds"], found["estimate"]["total"]
+        sys.stdout.write(
+            f"{found['layout']:6s} {found['parameters'] / 1e6:6.1f}M parameters  peak {peak / 2**30:5.2f} GiB "
+            f"({peak / first['peak_bytes']:.2f} of the first)  estimate {total / 2**30:5.2f} ({total / peak:.2f} of the peak)  "
+            f"{seconds:6.2f} s a step ({seconds / first['seconds']:.2f})\n"
+        )
+        sys.stdout.flush()
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """One layout; the first process prints peak bytes above the start, the estimate and the median seconds of a step."""
+    import torch
+
+    from vaescale import comm
+    from vaescale.data.batch import Batch
+    from vaescale.objectives import build_objective
+    from vaescale.pages import keep_freed_pages
+    from vaescale.recipe import load_recipe
+    from vaescale.run import build_model
+    from vaescale.strategies import STRATEGIES
+    from vaescale.training import backends
+    from vaescale.training.guard import Guard
+    from vaescale.training.memory import estimate
+    from vaescale.training.optimizer import build_optimizer
+    from vaescale.training.step import train_step
+
+    keep_freed_pages()  # as every verb does
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    launch = backends.start()
+    device = launch.accelerator.device
+    comm.all_reduce_sum(torch.ones(1, device=device))
+    if launch.strategy == "zero":
+        import deepspeed  # noqa: F401  # its own memory is not the model's
+    images = torch.randint(0, 256, (arguments.images, 3, 32, 32), dtype=torch.uint8)
+    images = images[:, : recipe.data.channels]
+    before = resident(device, reset=True)
+    model = build_model(recipe).to(device)
+    planned = estimate(
+        model,
+        images=arguments.images,
+        ema=recipe.training.ema_decay > 0,
+        precision=recipe.training.precision,
+        layout=backends.layout(launch.strategy),
+        processes=comm.world_size(),
+    )
+    objective = build_objective(recipe.objective, model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    guard = Guard(max_non_finite=10, device=device)
+    strategy = STRATEGIES[launch.strategy](
+        launch.accelerator,
+        model,
+        partial(build_optimizer, config=recipe.optimizer),
+        ema_decay=recipe.training.ema_decay,
+    )
+    strategy.wrapped.train()
+    slots = torch.arange(arguments.images) + arguments.images * comm.rank()
+    batch = Batch(
+        images, torch.zeros(arguments.images), slots, torch.ones(arguments.images, dtype=torch.bool)
+    )
+    resident(device, reset=True)
+    times = []
+    for step in range(STEPS):
+        comm.at_step(step)
+        start = time.perf_counter()
+        train_step(
+            strategy,
+            [batch],
+            objective=objective,
+            judge=partial(guard.judge, step=step),
+            precision=recipe.training.precision,
+            seed=0,
+            step=step,
+        )
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    found = {
+        "layout": strategy.name,
+        "parameters": parameters,
+        "peak_bytes": resident(device) - before,
+        "seconds": statistics.median(times[1:]),
+        "estimate": planned,
+        "held": strategy.memory_bytes(),
+    }
+    if comm.is_main():
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
+    comm.gather_object(0)
+    os._exit(0)
+
+
+def resident(device: Any, *, reset: bool = False) -> int:
+    """The peak since the last reset; with reset, what is there now. Linux: VmHWM, which /proc can set back."""
+    import torch
+
+    if device.type == "cuda":
+        now = torch.cuda.memory_allocated() if reset else torch.cuda.max_memory_allocated()
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return now
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    words = Path("/proc/self/status").read_text()
+    line = next(line for line in words.splitlines() if line.startswith("VmRSS" if reset else "VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """Print versions, devices, how processes were launched, and what is missing.
 
-Run it the way you run training, for example under `accelerate launch --config_file recipes/backends/cpu2.yaml`, to
-see what training would see.
+Run it the way you run training, for example `accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale
+doctor`, to see what training would see: its processes then exchange numbers for two seconds.
 """
 
 import argparse
@@ -9,8 +9,15 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import statistics
 import sys
+import time
 from typing import Any
+
+from vaescale.errors import UserError
+
+EXCHANGED = 1 << 22  # float32 numbers: 16 MiB
+MOST_SECONDS = 600
 
 NEEDED = (
     *(
@@ -31,11 +38,19 @@ PROGRAMS = {"g++": "DeepSpeed's operators", "git": "the git revision of runs"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Nothing to choose."""
+    """How long processes are tried."""
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="under a launcher: how long the processes exchange numbers; default: 2",
+    )
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
-    """Look around. Returns versions, devices, launch and missing parts."""
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Look around. Returns versions, devices, launch, missing parts, and what the processes' exchange gave."""
+    if not 0 < arguments.seconds <= MOST_SECONDS:
+        raise UserError(f"--seconds (={arguments.seconds}) must be above 0 and at most {MOST_SECONDS}")
     import vaescale
     from vaescale.cores import cores
 
@@ -55,6 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
         "gpus": gpus,
         "bf16": bf16,
         "launch": _launch(),
+        **(_exchange(arguments.seconds) if "WORLD_SIZE" in os.environ else {}),
         "missing": missing,
     }
 
@@ -69,6 +85,41 @@ def show(result: dict[str, Any]) -> None:
         return "not installed" if value is None else str(value)
 
     table("vaescale doctor", [(name, words(name, value)) for name, value in result.items()])
+
+
+def _exchange(seconds: float) -> dict[str, Any]:
+    """All-reduce on all processes for so long, in the layout that the launcher asks for."""
+    import torch
+
+    from vaescale import comm
+    from vaescale.training import backends
+
+    launch = backends.start()
+    device = launch.accelerator.device
+    try:
+        values = torch.ones(EXCHANGED, device=device)
+        sums = set()
+        begun, times = time.perf_counter(), []
+        # All ranks must stop at the same round: rank 0's clock decides.
+        while comm.broadcast_object(time.perf_counter() - begun < seconds):
+            start = time.perf_counter()
+            total = comm.all_reduce_plain(values)
+            sums |= {float(total[0]), float(total[-1])}
+            times.append(time.perf_counter() - start)
+        right = sums == {float(comm.world_size())}
+        median = statistics.median(times)
+        size = values.numel() * values.element_size()
+        return {
+            "layout": backends.layout(launch.strategy),
+            "world_size": comm.world_size(),
+            "backend": comm.backend(),
+            "exchange": f"{len(times)} all-reduces of {size / 2**20:.0f} MiB, median {1e3 * median:.1f} ms"
+            + ("" if right else f", WRONG SUMS {sorted(sums)}"),
+            # What each process sends in a ring, as NCCL's tests call it.
+            "bus_gigabytes_per_second": 2 * (1 - 1 / comm.world_size()) * size / median / 1e9,
+        }
+    finally:
+        backends.stop(launch.accelerator)
 
 
 def _gpus() -> tuple[list[str], bool]:
@@ -88,8 +139,6 @@ def _version(package: str) -> str | None:
 
 def _launch() -> str:
     """How this process came about, in words."""
-    from vaescale.errors import UserError
-
     try:
         from vaescale.training.backends import refuse_lost_processes
 

@@ -99,6 +99,22 @@ class _SumOverRanks(torch.autograd.Function):
         return all_reduce_sum(gradient)
 
 
+def all_reduce_plain(values: Tensor) -> Tensor:
+    """The sum of `values` over all ranks in their own precision, with no check of the step. Waits for it."""
+    total = values.clone()
+    if world_size() > 1:
+        with pulse.waiting_for_others(f"the all-reduce of {values.numel()} numbers"):
+            dist.all_reduce(total)
+    if total.is_cuda:
+        torch.cuda.synchronize()
+    return total
+
+
+def backend() -> str:
+    """What the collectives go through: `gloo`, `nccl`, or `none` for one process."""
+    return str(dist.get_backend()) if world_size() > 1 else "none"
+
+
 def broadcast_object(value: T) -> T:
     """Rank 0's `value`, on every rank. For small Python values, outside of the step."""
     box = [value]

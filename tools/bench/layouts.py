@@ -2,16 +2,18 @@
 
     python tools/bench/layouts.py recipes/cifar10/ladder.yaml --images 2 network.width=512
 
-Takes random images: no data is needed. Memory is a process's peak minus what it had before the model was built. On a
-machine without GPUs the peak is that of resident memory, which the allocator's habits are part of.
+Takes random images: no data is needed. Memory is a process's peak in use minus what was in use before the model was built:
+on a GPU by torch's count, elsewhere by malloc's. Resident memory is more: what was freed and not given back is in it.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -39,9 +41,9 @@ def main() -> None:
     for backend in arguments.only:
         config = Path("recipes/backends") / f"{backend}.yaml"
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+        own = [__file__, str(arguments.recipe), *arguments.overrides, "--images", str(arguments.images)]
         done = subprocess.run(
-            [*launcher, __file__, str(arguments.recipe), *arguments.overrides]
-            + ["--images", str(arguments.images), "--measure"],
+            [*launcher, *own, "--measure"],
             stdout=subprocess.PIPE,
             text=True,
             check=True,
@@ -83,7 +85,8 @@ def measure(arguments: argparse.Namespace) -> None:
         import deepspeed  # noqa: F401  # its own memory is not the model's
     images = torch.randint(0, 256, (arguments.images, 3, 32, 32), dtype=torch.uint8)
     images = images[:, : recipe.data.channels]
-    before = resident(device, reset=True)
+    peak = Peak(device)
+    before = peak.now()
     model = build_model(recipe).to(device)
     planned = estimate(
         model,
@@ -107,7 +110,7 @@ def measure(arguments: argparse.Namespace) -> None:
     batch = Batch(
         images, torch.zeros(arguments.images), slots, torch.ones(arguments.images, dtype=torch.bool)
     )
-    resident(device, reset=True)
+    peak.reset()
     times = []
     for step in range(STEPS):
         comm.at_step(step)
@@ -127,7 +130,7 @@ def measure(arguments: argparse.Namespace) -> None:
     found = {
         "layout": strategy.name,
         "parameters": parameters,
-        "peak_bytes": resident(device) - before,
+        "peak_bytes": peak.read() - before,
         "seconds": statistics.median(times[1:]),
         "estimate": planned,
         "held": strategy.memory_bytes(),
@@ -139,20 +142,65 @@ def measure(arguments: argparse.Namespace) -> None:
     os._exit(0)
 
 
-def resident(device: Any, *, reset: bool = False) -> int:
-    """The peak since the last reset; with reset, what is there now. Linux: VmHWM, which /proc can set back."""
-    import torch
+class Peak:
+    """Bytes in use at the most since the last reset: a GPU's own count, or what malloc has given out, looked at each 2 ms."""
 
-    if device.type == "cuda":
-        now = torch.cuda.memory_allocated() if reset else torch.cuda.max_memory_allocated()
-        if reset:
+    def __init__(self, device: Any) -> None:
+        self._on_gpu, self._most = device.type == "cuda", 0
+        self._look = ctypes.CDLL(None).mallinfo2
+        self._look.restype = Mallinfo
+        if not self._on_gpu:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def now(self) -> int:
+        """Bytes in use."""
+        if self._on_gpu:
+            import torch
+
+            return torch.cuda.memory_allocated()
+        found = self._look()
+        return int(found.uordblks + found.hblkhd)
+
+    def reset(self) -> None:
+        """Begin anew."""
+        if self._on_gpu:
+            import torch
+
             torch.cuda.reset_peak_memory_stats()
-        return now
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    words = Path("/proc/self/status").read_text()
-    line = next(line for line in words.splitlines() if line.startswith("VmRSS" if reset else "VmHWM"))
-    return int(line.split()[1]) * 1024
+        self._most = self.now()
+
+    def read(self) -> int:
+        """The most since then."""
+        if self._on_gpu:
+            import torch
+
+            return torch.cuda.max_memory_allocated()
+        return self._most
+
+    def _watch(self) -> None:
+        while True:
+            self._most = max(self._most, self.now())
+            time.sleep(0.002)
+
+
+class Mallinfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
 
 
 if __name__ == "__main__":

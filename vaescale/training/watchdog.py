@@ -32,43 +32,51 @@ class Watchdog:
         self._bound, self._end, self._store = bound_seconds, end, store or _store()
         self._every = min(5.0, (bound_seconds or 0) / LOOKS)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+        self._heard: dict[int, tuple[float, pulse.Pulse]] = {}
+        # Two threads: when the network is cut, the store itself hangs.
+        self._threads = [
+            threading.Thread(target=work, daemon=True, name=f"watchdog-{work.__name__}")
+            for work in (self._watch, self._exchange)
+        ]
 
     def __enter__(self) -> "Watchdog":
         pulse.beat("starting")
         if self._bound is not None:
-            self._thread.start()
+            for thread in self._threads:
+                thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def _watch(self) -> None:
         assert self._bound is not None
-        self._tell(pulse.read())
         while not self._stop.wait(self._every):
-            now = pulse.read()
-            self._tell(now)
-            if time.time() - now.since > self._bound:
+            if time.time() - pulse.read().since > self._bound:
                 say(f"vaescale train: rank {comm.rank()}: {self._sentence()}")
                 self._end(TrainingStopped.exit_code)
                 return
 
-    def _tell(self, now: pulse.Pulse) -> None:
-        if self._store is not None:
+    def _exchange(self) -> None:
+        """Tell the others where this rank is, and hear where they are."""
+        while self._store is not None:
             try:
-                self._store.set(f"pulse/{comm.rank()}", json.dumps([time.time(), *now]))
+                self._store.set(f"pulse/{comm.rank()}", json.dumps([time.time(), *pulse.read()]))
+                for rank in range(comm.world_size()):
+                    if rank != comm.rank() and self._store.check([f"pulse/{rank}"]):
+                        told, *at = json.loads(self._store.get(f"pulse/{rank}"))
+                        self._heard[rank] = (float(told), pulse.Pulse(*at))
             except RuntimeError:  # the store went with the rank that kept it
-                self._store = None
+                return
+            if self._stop.wait(self._every):
+                return
 
     def _sentence(self) -> str:
         """Where everybody is; the suspects first."""
         own = pulse.read()
-        places = {comm.rank(): (time.time(), own)} | self._others()
+        places = {comm.rank(): (time.time(), own)} | dict(self._heard)
         silent = [r for r, (told, _) in places.items() if time.time() - told > SILENT * self._every + 2]
         missing = [r for r in range(comm.world_size()) if r not in places]
         busy = [r for r, (_, at) in places.items() if not at.waits]
@@ -86,17 +94,6 @@ class Watchdog:
             f"no sign of life for {self._bound:.0f} s (training.watchdog_seconds): {'; '.join(words)}; this rank is at step "
             f"{own.step} in {own.place}; the same command goes on from the last checkpoint"
         )
-
-    def _others(self) -> dict[int, tuple[float, pulse.Pulse]]:
-        found = {}
-        for rank in range(comm.world_size()) if self._store is not None else ():
-            try:
-                if rank != comm.rank() and self._store.check([f"pulse/{rank}"]):
-                    told, *at = json.loads(self._store.get(f"pulse/{rank}"))
-                    found[rank] = (float(told), pulse.Pulse(*at))
-            except RuntimeError:
-                break
-        return found
 
 
 def _store() -> Any:

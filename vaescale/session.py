@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vaescale import comm
 from vaescale.batches import refuse_small_cache, training_batches
@@ -121,6 +122,7 @@ class Session:
 
             def claim() -> checkpoint.Checkpoint | None:
                 stack.enter_context(run_folder.claimed(self.folder, self._may_go_on))
+                stack.enter_context(run_folder.explained(self.folder))
                 write_whole(self.folder / run_folder.RECIPE, self.recipe.to_yaml().encode())
                 run_folder.mend_metrics(self.folder)
                 found = checkpoint.newest(self.checkpoints)
@@ -145,6 +147,11 @@ class Session:
         backends.set_precision(recipe.training.precision)
         needed = checkpoint.num_bytes(self._expected())
         comm.on_main(lambda: checkpoint.refuse_too_little_room(self.folder, needed))
+        if recipe.training.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if recipe.training.compile:
+            backends.refuse_to_compile(self._strategy_kind)
+            self.model.compile()
         self._strategy = STRATEGIES[self._strategy_kind](
             self.accelerator,
             self.model,

@@ -107,6 +107,14 @@ def _prepare_environment(strategy: str) -> list[Any]:
     return [data_parallel, *([InitProcessGroupKwargs(backend="gloo")] if on_cpu and several else [])]
 
 
+def refuse_to_compile(strategy: str) -> None:
+    """Raise UserError where weights are gathered in hooks that a compiled forward pass would not run."""
+    if layout(strategy) in ("zero3", "fsdp2"):
+        raise UserError(
+            f"training.compile is not for {layout(strategy)}, whose weights are in parts; take ddp, zero1 or zero2"
+        )
+
+
 def set_precision(precision: str) -> None:
     """Float32 products of a GPU are float32's, unless TF32 is asked for: torch's default is TF32 in convolutions alone."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"

@@ -13,10 +13,12 @@ from typing import IO, Any
 from vaescale.console import say
 from vaescale.errors import UserError
 from vaescale.files import write_whole
+from vaescale.secrets import redact
 
 METRICS = "metrics.jsonl"
 NON_FINITE = "non_finite.jsonl"
 RECIPE = "recipe.yaml"
+STOPPED = "stopped.json"
 SUMMARY = "summary.json"
 TAGS = "run.json"
 
@@ -87,6 +89,25 @@ def claimed(folder: Path, may_go_on: Callable[[], None]) -> Iterator[None]:
     with locked(folder):
         may_go_on()  # another start may have come first
         yield
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Write to stopped.json why training ended, if it is not at its end: a launcher keeps the exit code to itself."""
+    path = folder / STOPPED
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        code = (
+            error.exit_code
+            if isinstance(error, UserError)
+            else 130
+            if isinstance(error, KeyboardInterrupt)
+            else 1
+        )
+        write_json(path, {"exit_code": code, "reason": redact(f"{type(error).__name__}: {error}")})
+        raise
 
 
 @contextmanager

@@ -32,6 +32,12 @@ class TrainingConfig(Config):
         gt=0,
         description="micro-batches per optimizer step; each has its own optimal sigma in the loss",
     )
+    channels_last: bool = Field(
+        default=False, description="weights and maps as [B, H, W, C] in memory; faster for bf16 convolutions"
+    )
+    compile: bool = Field(
+        default=False, description="torch.compile; with ddp, zero1 and zero2; minutes at the start"
+    )
     ema_decay: float = Field(default=0.999, ge=0, lt=1, description="of the averaged weights; 0 for none")
     log_every: int = Field(default=10, gt=0)
     evaluate_every: int = Field(default=200, gt=0)

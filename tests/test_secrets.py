@@ -12,13 +12,22 @@ from vaescale.secrets import is_redacted, redact, redact_all
 
 CASES = {
     "https://user:pass@host/x": "https://***@host/x",
-    "waiting for s3://AKIA:abc/def@bucket/x (no)": "waiting for s3://AKIA:abc/def@bucket/x (no)",
+    "waiting for s3://AKIA:abc/def@bucket/x (no)": "waiting for s3://***@bucket/x (no)",
     "postgresql://me:p4ss@db:5432/mlflow": "postgresql://***@db:5432/mlflow",
     "https://host/a.tar?X-Amz-Signature=abc123&x=1": "https://host/a.tar?X-Amz-Signature=***&x=1",
     "https://host/?access_token=abc, then more": "https://host/?access_token=*** then more",
     "https://token@host and https://b:c@host": "https://***@host and https://***@host",
-    "mail me@host.org, see https://host/@me": "mail me@host.org, see https://host/@me",
+    "postgresql://user:pa/ss@host/db": "postgresql://***@host/db",
+    "https://user:p@ss@host/x, https://host/y": "https://***@host/x, https://host/y",
+    "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BUID%3Dme%3BPWD%3Dhunter2%3BY%3D1": (
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BUID%3Dme%3BPWD%3D***%3BY%3D1"
+    ),
+    "https://h/?pwd=a&pass=b&auth=c&code=d#access_token=e": (
+        "https://h/?pwd=***&pass=***&auth=***&code=***#access_token=***"
+    ),
+    "mail me@host.org, see https://host/me": "mail me@host.org, see https://host/me",
     "sqlite:///runs/mlflow.db": "sqlite:///runs/mlflow.db",
+    "sqlite:////home/me@here/mlflow.db": "sqlite:////home/me@here/mlflow.db",
 }
 
 

@@ -26,6 +26,7 @@ from vaescale.errors import UserError
 KILLS = ("kill all", "kill one", "terminate")
 DAMAGES = ("flip a bit", "truncate")
 STARTS_BEYOND = 3  # without a fault, a start must finish
+ENDS_WITHIN = 300  # seconds after its fault
 
 
 class Place(NamedTuple):
@@ -45,12 +46,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faults", type=int, default=10, help="how many starts end in a fault; default: 10")
     parser.add_argument("--backend", help="of recipes/backends/, such as zero2; default: one process")
     parser.add_argument("--processes", type=int, help="other than the backend's file says")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=3600,
+        help="seconds that an undisturbed start may take; default: 3600",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the faults; default: 0")
     parser.add_argument("--folder", type=Path, help="where the two runs stay; default: a temporary one")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train twice. Returns how many faults of which kind there were, and what differs."""
+    """Train twice. Raises UserError when a start hangs or fails by itself."""
+    try:
+        return _run(arguments)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"a start did not end within {error.timeout:.0f} s; look at its processes and its log"
+        ) from error
+
+
+def _run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns how many faults of which kind there were, and what differs."""
     if arguments.faults < 0:
         raise UserError(f"--faults (={arguments.faults}) must not be negative")
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="vaescale-chaos-"))
@@ -59,13 +76,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     place = Place(arguments.recipe, arguments.overrides, arguments.backend, arguments.processes, folder)
     begun = time.monotonic()
     started = _start(place, "peace")
-    if started.wait() != 0:
+    if started.wait(arguments.patience) != 0:
         raise UserError(f"training does not even work in peace; see {folder / 'peace.log'}")
     seconds = time.monotonic() - begun
     chance, counts = random.Random(arguments.seed), Counter[str]()  # noqa: S311
     for _ in range(arguments.faults):
         kind = chance.choice(KILLS)
-        if not _disturb(_start(place, "chaos"), kind, chance.uniform(0, seconds)):
+        started = _start(place, "chaos")
+        if not _disturb(started, kind, chance.uniform(0, seconds)):
+            if started.returncode:
+                raise UserError(
+                    f"a start ended with {started.returncode} by itself; see {folder / 'chaos.log'}"
+                )
             counts["finished before its fault"] += 1
             shutil.rmtree(folder / "chaos")  # and once more from the start
             continue
@@ -74,7 +96,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             counts[damage] += 1
     codes = []
     for _ in range(STARTS_BEYOND):
-        codes.append(_start(place, "chaos").wait())
+        codes.append(_start(place, "chaos").wait(arguments.patience))
         if codes[-1] == 0:
             break
     if codes[-1] != 0:
@@ -133,9 +155,9 @@ def _disturb(started: "subprocess.Popen[bytes]", kind: str, seconds: float) -> b
         _send(workers[-1], signal.SIGKILL)
     else:
         _send(started.pid, signal.SIGTERM)
-    started.wait()
-    for process in _descendants(started.pid) + family:
-        _send(process, signal.SIGKILL)
+    started.wait(ENDS_WITHIN)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(started.pid, signal.SIGKILL)  # what a killed launcher leaves behind
     return True
 
 

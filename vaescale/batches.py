@@ -144,10 +144,17 @@ def _request(plan: Plan, step: int, slots: NDArray[np.int64], flip: bool) -> Req
     return Request(numbers, (noise.uniform(stream, noise.FLIP, (1,))[:, 0] < 0.5).numpy())
 
 
-def _with_own_words(batches: Iterable[Fetched]) -> Iterator[Fetched]:
+def _with_own_words(batches: Iterator[Fetched]) -> Iterator[Fetched]:
     """The same batches. torch wraps what a worker raises in a page of traceback; the last line is the sentence."""
     try:
         yield from batches
+    except GeneratorExit:
+        workers: Any = batches
+        if hasattr(workers, "_shutdown_workers"):
+            workers._shutdown_workers()
+            for process in workers._workers:  # one that waits for a server, and ignores torch's SIGTERM
+                process.kill()
+        raise
     except DataError as error:
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
     except RuntimeError as error:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Pulse(NamedTuple):
-    """place: such as `reading data`; since: seconds since 1970; waits: whether it is waiting for other ranks."""
+    """place: such as `reading data`; since: seconds of a clock that nobody sets; waits: whether it is waiting for others."""
 
     step: int
     place: str
@@ -18,19 +18,19 @@ class Pulse(NamedTuple):
     waits: bool = False
 
 
-_now = Pulse(0, "starting", time.time())
+_now = Pulse(0, "starting", time.monotonic())
 
 
 def at_step(step: int) -> None:
     """A new step has begun."""
     global _now
-    _now = Pulse(step, "computing", time.time())
+    _now = Pulse(step, "computing", time.monotonic())
 
 
 def beat(place: str) -> None:
     """This process is alive, and does this now."""
     global _now
-    _now = Pulse(_now.step, place, time.time())
+    _now = Pulse(_now.step, place, time.monotonic())
 
 
 @contextmanager
@@ -38,11 +38,11 @@ def waiting_for_others(place: str) -> Iterator[None]:
     """Within, the process can only go on when the others come, too."""
     global _now
     before = _now.place
-    _now = Pulse(_now.step, place, time.time(), waits=True)
+    _now = Pulse(_now.step, place, time.monotonic(), waits=True)
     try:
         yield
     finally:
-        _now = Pulse(_now.step, before, time.time())
+        _now = Pulse(_now.step, before, time.monotonic())
 
 
 def read() -> Pulse:

@@ -4,10 +4,10 @@ import re
 from typing import Any
 
 HIDDEN = "***"
-_USER = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
-_QUERY = re.compile(
-    r"(?i)([?&;][\w.-]*(?:token|secret|password|passwd|signature|sig|credential|key)[\w.-]*=)[^&;\s'\"]+"
-)
+# A password may itself hold `/`, `:` and `@`: up to the last `@` before a space, a quote or the query.
+_USER = re.compile(r"(?<=://)(?!/)[^\s'\"?#]+(?=@)")
+_NAMES = r"[\w.%-]*(?:token|secret|password|passwd|signature|sig|credential|key)[\w.%-]*?|pwd|pass|auth|code"
+_QUERY = re.compile(rf"(?i)((?:[?&;#]|%26|%3B)(?:{_NAMES})(?:=|%3D))(?:(?!%26|%3B)[^&;#\s'\"])+")
 
 
 def redact(text: str) -> str:
@@ -26,4 +26,4 @@ def redact_all(value: Any) -> Any:
 
 def is_redacted(text: str) -> bool:
     """Whether something was cut out of it."""
-    return f"://{HIDDEN}@" in text or f"={HIDDEN}" in text
+    return any(sign + HIDDEN in text for sign in ("://", "=", "%3D", "%3d"))

@@ -93,6 +93,7 @@ class Session:
             ema=recipe.training.ema_decay > 0,
             precision=recipe.training.precision,
             importance_samples=self.objective.importance_samples,
+            accumulation=recipe.training.accumulation,
             layout=backends.layout(self._strategy_kind),
             processes=self.accelerator.num_processes,
         )
@@ -167,7 +168,7 @@ class Session:
             Writer(self.checkpoints, keep) as self._writer,
             Watchdog(recipe.training.watchdog_seconds),
             Preemption(shown=shown) as self._preemption,
-            alone_with_its_data(),
+            alone_with_its_data(self._writer),
         ):
             for rollbacks in itertools.count():
                 try:
@@ -216,9 +217,11 @@ class Session:
         found = comm.on_main(lambda: checkpoint.newest(self.checkpoints))
         if found is None or left <= 0:
             raise error
+        factor = ROLLBACK_FACTOR * self._lr_factor  # not the checkpoint's: it may be the same one again
         start = self._restore(found)
-        self._lr_factor *= ROLLBACK_FACTOR
+        self._lr_factor = factor
         if comm.is_main():
+            run_folder.append_metrics(self.folder, start, {run_folder.ROLLBACK: factor})
             say(f"{error}; going back to step {start} with {self._lr_factor} of the learning rate")
         return start
 
@@ -287,6 +290,7 @@ class Session:
         return self._preemption.asked() or self._writer.has_failed
 
     def _checkpoint(self, step: int) -> None:
+        comm.on_main(self._writer.wait)  # or two copies would lie in memory
         tensors = self._strategy.state() | {"guard": {"state": self.guard.state.cpu()}}
         measured = self._measured[1] if self._measured[0] == step else {}
         state = self._tags | {"lr_factor": self._lr_factor, "metrics": measured}
@@ -298,7 +302,7 @@ class Session:
             return 0
         names = [name for name in self._expected() if name != "guard"]
         self._strategy.load({name: found.tensors(name) for name in names})
-        self.guard.state = found.tensors("guard")["state"].to(self.guard.state)
+        self.guard.load(found.tensors("guard")["state"])
         self._lr_factor = float(found.state().get("lr_factor", 1.0))
         self._told_non_finite = self.guard.last_non_finite
         return found.step
@@ -319,14 +323,14 @@ class Session:
             val_data_hash=self.val_reader.index.data_hash,
             plan_hash=self.plan.hash,
             world_size=self.accelerator.num_processes,
-            strategy=self._strategy_kind,
+            layout=backends.layout(self._strategy_kind),
         )
 
 
 @contextmanager
-def alone_with_its_data() -> Iterator[None]:
-    """A rank whose data fails cannot tell the others, which wait in a collective: it speaks and ends, and the launcher
-    ends them.
+def alone_with_its_data(writer: Writer) -> Iterator[None]:
+    """A rank whose data fails cannot tell the others, which wait in a collective: it speaks, lets a checkpoint that is being
+    written come to its end, and ends itself; the launcher ends the others.
     """
     try:
         yield
@@ -334,4 +338,5 @@ def alone_with_its_data() -> Iterator[None]:
         if comm.world_size() == 1:
             raise
         say(f"vaescale train: rank {comm.rank()}: {error}")
+        writer.join()
         os._exit(error.exit_code)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vaescale.objectives.elbo import Elbo
+from vaescale.training.folder import read_metrics
 
 
 @pytest.fixture
@@ -61,6 +62,10 @@ def test_too_many_lead_back_to_the_last_checkpoint(vaescale, recipe_file, recipe
     outcome = vaescale("train", recipe_file(recipe_content))
     assert outcome.code == 0, outcome.err
     assert "going back to step 6 with 0.5 of the learning rate" in outcome.err
+    counted = [
+        int(row["step"]) for row in read_metrics(Path(recipe_content["run_dir"])) if "train/mse" in row
+    ]
+    assert counted == list(range(1, 13)), "what it went back over does not count"
     steps = [(row["step"], row["train/lr"]) for row in rows(recipe_content["run_dir"])]
     assert steps[:7] == [(step, 2e-3) for step in range(1, 8)]
     assert steps[-6:] == [(step, 1e-3) for step in range(7, 13)]
@@ -78,6 +83,8 @@ def test_going_back_is_bounded_and_needs_a_checkpoint(
     spoil(first=8, count=100)
     outcome = vaescale("train", recipe_file(recipe_content))
     assert outcome.err.count("going back to step 6") == 2
+    assert "with 0.5 of the learning rate" in outcome.err
+    assert "with 0.25 of the learning rate" in outcome.err, "the same again would end the same way"
     outcome.assert_refused(4, "NaN or Inf for 3 steps")
     spoil(first=1, count=100)
     outcome = vaescale("train", recipe_file(recipe_content), f"run_dir={tmp_path}/other")

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -70,6 +71,7 @@ def test_some_are_kept_for_ever(tmp_path: Path) -> None:
         write(tmp_path, step, weights, {"metrics": {"val/loss": loss}}, keep=keep)
     kept = sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir())
     assert kept == [10, 20, 30, 35]
+    write(tmp_path, 37, weights, {"metrics": {"val/loss": math.nan}}, keep=Keep(last=2, best="val/loss"))
     best = Keep(last=1, best="val/loss")
     write(tmp_path, 40, weights, {"metrics": {}}, keep=best)
     assert sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir()) == [20, 40]
@@ -102,6 +104,14 @@ def test_writing_goes_on_beside_and_its_faults_come_back(tmp_path: Path, monkeyp
         writer.save(3, weights, {})
         with pytest.raises(OSError, match="No space"):
             writer.save(4, weights, {})
+
+        def odd(*_: object, **__: object) -> None:
+            raise MemoryError("no more")
+
+        monkeypatch.setattr(checkpoint, "write", odd)
+        writer.save(3, weights, {})
+        with pytest.raises(MemoryError, match="no more"):
+            writer.wait()
     assert newest(tmp_path).step == 2
 
 
@@ -297,3 +307,31 @@ def test_weights_of_another_network_are_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"does not fit the recipe's model.*(weight|bias)") as caught:
             checkpoint.load_weights(other, found, "model")
         assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_read_now_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rights, or too many open files: the newest may be sound, and training from the one before would delete it."""
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "_fault_of", refuse)
+    with pytest.raises(PermissionError):
+        newest(tmp_path)
+
+
+def test_what_cannot_be_deleted_does_not_spoil_the_save(tmp_path: Path, monkeypatch, capsys) -> None:
+    save(tmp_path, 1, keep=1)
+
+    def busy(*_: object, **__: object) -> None:
+        raise OSError(39, "Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda _, **options: None if options else busy())
+        save(tmp_path, 2, keep=1)
+    assert "could not be deleted" in capsys.readouterr().err
+    assert newest(tmp_path).step == 2
+    save(tmp_path, 3, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000003"]

@@ -144,3 +144,16 @@ def test_a_scale_falls_until_gradients_fit_and_grows_again() -> None:
     feed(own, [1.0], loss=math.nan)
     assert float(own.scale) == 2, "a loss that is not finite does not come from its scale"
     assert own.last_non_finite == 0
+
+
+def test_a_change_of_precision_brings_its_own_scale() -> None:
+    half, full = guard(scaled=True), guard(clip_norm=5.0)
+    feed(half, [math.inf] * 4)
+    full.load(half.state)
+    verdict = full.judge(torch.tensor(1.0), torch.tensor(20.0), step=0)
+    assert (float(verdict.grad_norm), float(verdict.grad_scale)) == (20, 4)
+    again, back = guard(scaled=True), guard(scaled=True)
+    again.load(half.state)
+    assert torch.equal(again.state, half.state)
+    back.load(full.state)
+    assert float(back.scale) == 2.0**16

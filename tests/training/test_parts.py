@@ -70,11 +70,28 @@ def test_the_memory_estimate_adds_up_and_grows_in_a_line(model: VAE) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert one["weights"] == one["gradients"] == one["ema"] == 4 * parameters
     assert one["optimizer"] == 8 * parameters
-    assert one["total"] == sum(value for name, value in one.items() if name != "total")
+    own = sum(value for name, value in one.items() if name != "total")
+    assert one["total"] == own - min(one["gradients"], one["activations"]), "the one takes the other's place"
+    several = estimate(model, images=1, ema=True, precision="fp32", accumulation=2)
+    assert several["total"] == own
     slope = two["activations"] - one["activations"]
     assert slope > 64 * 4  # at least the image itself, in float32
     assert ten["activations"] == one["activations"] + 9 * slope
     assert estimate(model, images=1, ema=False, precision="fp32")["ema"] == 0
+
+
+def test_the_memory_estimate_divides_what_a_layout_divides(model: VAE) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    found = {
+        layout: estimate(model, images=1, ema=True, precision="fp32", layout=layout, processes=4)
+        for layout in ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+    }
+    for layout, parts in found.items():
+        share = 1 if layout == "ddp" else 4
+        assert parts["ema"] == -(-4 * parameters // share)
+        assert parts["optimizer"] == 2 * parts["ema"]
+    assert found["zero1"]["weights"] == found["zero2"]["weights"] == 4 * parameters + found["zero1"]["ema"]
+    assert found["fsdp2"]["weights"] == found["fsdp2"]["gradients"] == found["fsdp2"]["ema"]
 
 
 def test_the_memory_estimate_knows_checkpointing(recipe_content) -> None:

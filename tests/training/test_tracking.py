@@ -70,6 +70,17 @@ def test_replayed_steps_are_not_sent_again(run: Path, config: TrackingConfig) ->
     assert history(config, state, "train/mse") == [(1, 0.5), (2, 0.25), (3, 0.125)]
 
 
+def test_what_follows_a_rollback_is_sent(run: Path, config: TrackingConfig) -> None:
+    run_folder.append_metrics(run, 2, {"train/mse": 9e9})
+    sync(run, config)
+    run_folder.append_metrics(run, 1, {run_folder.ROLLBACK: 0.5})
+    time.sleep(0.01)
+    run_folder.append_metrics(run, 2, {"train/mse": 0.25})
+    state = sync(run, config)
+    assert history(config, state, "train/mse") == [(1, 0.5), (2, 0.25), (2, 9e9)]
+    assert run_folder.read_metrics(run)[-1]["train/mse"] == 0.25
+
+
 def test_a_half_written_line_waits_for_its_end(run: Path, config: TrackingConfig) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "time": 0, "trai')

@@ -133,7 +133,6 @@ def measure(arguments: argparse.Namespace) -> None:
         "peak_bytes": peak.read() - before,
         "seconds": statistics.median(times[1:]),
         "estimate": planned,
-        "held": strategy.memory_bytes(),
     }
     if comm.is_main():
         sys.stdout.write(json.dumps(found) + "\n")

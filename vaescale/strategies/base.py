@@ -1,6 +1,6 @@
 """How a model's weights, gradients and optimizer state lie on the ranks. Here: a copy on each of them, under DDP.
 
-The loop knows this contract alone; `zero.py` and `fsdp.py` keep it with state in parts. Whatever the layout, what is saved
+The loop knows this contract alone; `zero.py` and `fsdp2.py` keep it with state in parts. Whatever the layout, what is saved
 is the same: full tensors by name. A run therefore goes on under another layout, or on another number of ranks.
 
 The optimizer is torch's own in all of them. It holds, for each tensor that it moves, Adam's moments and the average of the
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 AVERAGE = "ema"
+CHUNK = 1 << 22  # bytes that are fingerprinted at a time
 State = dict[str, dict[str, Tensor]]
 
 
@@ -121,27 +122,15 @@ class Strategy:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the model has the averaged weights, if there are any. All ranks enter it."""
-        if not self._ema_decay:
-            yield
-            return
-        self._swap(to_average=True)
-        try:
-            yield
-        finally:
-            self._swap(to_average=False)
+        """Within, the model has the averaged weights, if there are any. All ranks enter it.
 
-    def memory_bytes(self) -> dict[str, int]:
-        """What this rank holds of the training state, in bytes: weights, optimizer (moments) and ema."""
-        held = list(self._held())
-        moments = sum(
-            value.numel() * value.element_size()
-            for tensor in held
-            for key, value in self.optimizer.state[tensor].items()
-            if key != AVERAGE
-        )
-        own = sum(tensor.numel() * tensor.element_size() for tensor in held)
-        return {"weights": own, "optimizer": moments, "ema": own if self._ema_decay else 0}
+        What raises within leaves them there: the other ranks may be in another collective, so nothing may follow but the end.
+        """
+        if self._ema_decay:
+            self._swap(to_average=True)
+        yield
+        if self._ema_decay:
+            self._swap(to_average=False)
 
     def compare_replicas(self) -> None:
         """Raise TrainingStopped when what should be the same on all ranks is not, bit for bit. All ranks call it."""
@@ -247,6 +236,9 @@ class Strategy:
 
 def fingerprint(tensor: Tensor) -> int:
     """A number that changes with each bit of a tensor: the sum of its bytes, each times an odd number of its place."""
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8).long()
-    places = torch.arange(data.numel(), device=data.device) * 2 + 1
-    return int((data * places).sum())
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    total = torch.zeros((), dtype=torch.int64, device=data.device)
+    for start in range(0, len(data), CHUNK):
+        part = data[start : start + CHUNK].long()
+        total += (part * (2 * torch.arange(start, start + len(part), device=data.device) + 1)).sum()
+    return int(total)

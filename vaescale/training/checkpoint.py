@@ -40,6 +40,7 @@ NAME = re.compile(rf"step-(\d{{9}})({REPLACED})?")
 FILE = re.compile(r"[a-z]+\.(safetensors|json)")
 NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
 LARGEST_JSON = 1 << 20
+DAMAGE = (errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EBADMSG, errno.EUCLEAN)
 TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -93,7 +94,7 @@ class Checkpoint(NamedTuple):
 
     def has(self, name: str) -> bool:
         """Whether there is a `NAME.safetensors`: `ema` is there only if weights were averaged."""
-        return (self.folder / f"{name}.safetensors").is_file()
+        return f"{name}.safetensors" in _read_json(self.folder / MANIFEST)["files"]
 
     def tensors(self, name: str) -> Tensors:
         """The tensors of `NAME.safetensors`."""
@@ -137,6 +138,7 @@ def write(
         final.rename(replaced)
     temporary.rename(final)
     sync(folder)
+    sync(folder.parent)
     _delete_surplus(folder, final, keep)
     return Checkpoint(final, step)
 
@@ -186,7 +188,13 @@ def verify(path: Path) -> str | None:
             return f"it holds step {step}"
     except FileNotFoundError as error:
         return f"{os.path.basename(error.filename)} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        if (
+            error.errno not in DAMAGE
+        ):  # no rights, too many files, a network: it may be sound, and is not to be passed over
+            raise
+        return f"{type(error).__name__}: {error}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -242,7 +250,7 @@ def load_weights(model: nn.Module, found: Checkpoint, name: str) -> None:
 def _unfit(found: Checkpoint, why: str) -> UserError:
     return UserError(
         f"checkpoint {found.folder} does not fit the recipe's model as this version of vaescale builds it ({why}); "
-        f"use the version that wrote it, or train again under another name"
+        f"use the version and the recipe that wrote it, or train again under another name"
     )
 
 
@@ -300,10 +308,11 @@ def _delete_surplus(folder: Path, written: Path, keep: Keep) -> None:
         measured := [(value, path) for path in upto if (value := _metric(path, keep.best)) is not None]
     ):
         kept.add(min(measured)[1])
-    for path in set(finished) - kept:
-        shutil.rmtree(path)
-    for path in folder.glob("step-*.tmp-*"):
-        shutil.rmtree(path)
+    for path in (set(finished) - kept) | set(folder.glob("step-*.tmp-*")):
+        try:
+            shutil.rmtree(path)
+        except OSError as error:  # somebody may be reading it on a network's disk; the new one is safe
+            say(f"{path} could not be deleted ({error}); the next checkpoint tries again")
 
 
 def _step(path: Path) -> int:
@@ -316,4 +325,4 @@ def _metric(path: Path, name: str) -> float | None:
         value = _state(path)["metrics"][name]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return value if isinstance(value, float) else None
+    return value if isinstance(value, float) and math.isfinite(value) else None

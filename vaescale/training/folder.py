@@ -18,6 +18,7 @@ from vaescale.secrets import redact
 METRICS = "metrics.jsonl"
 NON_FINITE = "non_finite.jsonl"
 RECIPE = "recipe.yaml"
+ROLLBACK = "rollback"  # a row with it: what was written of later steps before it does not count
 STOPPED = "stopped.json"
 SUMMARY = "summary.json"
 TAGS = "run.json"
@@ -56,6 +57,8 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     path = folder / METRICS
     rows: dict[float, dict[str, float]] = {}
     for row in parse_metrics(path.read_text() if path.is_file() else ""):
+        if ROLLBACK in row:
+            rows = {step: kept for step, kept in rows.items() if step <= row["step"]}
         rows.setdefault(row["step"], {}).update(row)
     return [rows[step] for step in sorted(rows)]
 

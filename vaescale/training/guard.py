@@ -52,6 +52,15 @@ class Guard:
         )
         self._asked = _Later(device)
 
+    def load(self, state: Tensor) -> None:
+        """Go on with a saved state. Its scale counts only where there was one and is one: the precision may have changed."""
+        scaled_before = float(state[SCALE]) != 1
+        self.state = state.to(self.state)
+        if not self._scaled:
+            self.state[SCALE] = 1
+        elif not scaled_before:
+            self.state[SCALE] = FIRST_SCALE
+
     @property
     def scale(self) -> Tensor | None:
         """What a rank's loss is multiplied by before the backward pass, float32 []; None for nothing.

@@ -155,6 +155,7 @@ def train(
         if (checkpoint or stop) and guard.is_well:
             watch.checkpoint(done)
         if stop:
-            raise Preempted(f"asked to stop after step {done}; the same command goes on from there")
+            where = "there" if guard.is_well else "the last checkpoint"
+            raise Preempted(f"asked to stop after step {done}; the same command goes on from {where}")
         if evaluate or checkpoint:
             clock.restart()

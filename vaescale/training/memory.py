@@ -13,6 +13,7 @@ from vaescale import noise
 from vaescale.models.vae import VAE
 
 BUCKET = 4 << 24  # bytes that DeepSpeed reduces at a time (see `strategies/zero.py`)
+LIVE = 4 * ((1 << 25) + (1 << 23))  # of ZeRO-3's weights, those that are gathered, and those fetched ahead
 
 
 def estimate(
@@ -22,35 +23,43 @@ def estimate(
     ema: bool,
     precision: str,
     importance_samples: int = 0,
+    accumulation: int = 1,
     layout: str = "ddp",
     processes: int = 1,
 ) -> dict[str, int]:
-    """Bytes per process: weights, gradients, Adam's two moments, averaged weights, and activations.
+    """Bytes per process: weights, gradients, Adam's two moments, averaged weights, and activations; `total` at the peak.
 
-    layout: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`. images: per process and micro-batch. The activations are what is alive between the forward and the backward pass,
-    measured with one and two images and extended in a straight line; buffers that kernels use for a moment are not in it.
+    layout: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`. images: per process and micro-batch. The activations are what is
+    alive between the forward and the backward pass, measured with one and two images and extended in a straight line; buffers
+    that kernels use for a moment are not in it. Gradients that a step begins without take the activations' place in the
+    backward pass, so the larger of the two counts.
     """
     one, two = (
         _saved_bytes(model, images=n, precision=precision, importance_samples=importance_samples)
         for n in (1, 2)
     )
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
-    part = whole if layout == "ddp" else -(-whole // processes)
+    part, bucket = -(-whole // processes), min(whole, BUCKET)
+    # DeepSpeed keeps a second copy of its part: the one that the optimizer moves.
     weights, gradients = {
         "ddp": (whole, whole),
-        "zero1": (whole + part, whole + part),
-        "zero2": (whole + part, part + 2 * min(whole, BUCKET)),
-        "zero3": (2 * part + min(whole, 2 * BUCKET), part + 2 * min(whole, BUCKET)),
+        "zero1": (whole + part, whole + part + bucket),
+        "zero2": (whole + part, part + 2 * bucket),
+        "zero3": (2 * part + min(whole, LIVE), part + 2 * bucket),
         "fsdp2": (part, part),
     }[layout]
+    own = whole if layout == "ddp" else part
+    activations = one + (images - 1) * (two - one)
     parts = {
         "weights": weights,
         "gradients": gradients,
-        "optimizer": 2 * part,
-        "ema": part if ema else 0,
-        "activations": one + (images - 1) * (two - one),
+        "optimizer": 2 * own,
+        "ema": own if ema else 0,
+        "activations": activations,
     }
-    return {**parts, "total": sum(parts.values())}
+    stay = accumulation > 1 or (layout == "ddp" and processes > 1)  # DDP's buckets are the gradients
+    shared = 0 if stay else min(gradients, activations)
+    return {**parts, "total": sum(parts.values()) - shared}
 
 
 def _saved_bytes(model: VAE, *, images: int, precision: str, importance_samples: int) -> int:

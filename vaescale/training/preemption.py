@@ -18,6 +18,7 @@ class Preemption:
     def __init__(self, *, shown: bool) -> None:
         self._shown = shown
         self.signal: signal.Signals | None = None
+        self._interrupted = False
         self._before: dict[signal.Signals, Any] = {}
 
     def asked(self) -> bool:
@@ -35,8 +36,9 @@ class Preemption:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if number == signal.SIGINT and self.signal == signal.SIGINT:
+        if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
+        self._interrupted = self._interrupted or number == signal.SIGINT
         self.signal = signal.Signals(number)
         if self._shown:
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vaescale import pulse
 from vaescale.training import checkpoint
 from vaescale.training.checkpoint import Keep
 
@@ -20,7 +21,7 @@ class Writer:
     def __init__(self, folder: Path, keep: Keep) -> None:
         self._folder, self._keep = folder, keep
         self._thread: threading.Thread | None = None
-        self._fault: OSError | None = None
+        self._fault: BaseException | None = None
 
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         """Write tensors that nobody changes any more. Raises OSError for want of room, or for the checkpoint before."""
@@ -31,13 +32,18 @@ class Writer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last checkpoint is on the disk. Raises OSError when it is not."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Until the last checkpoint is on the disk. Raises what kept it from there, as OSError."""
+        self.join()
         if self._fault is not None:
             fault, self._fault = self._fault, None
             raise fault
+
+    def join(self) -> None:
+        """Until the last checkpoint is on the disk or has failed, without a word."""
+        while self._thread is not None and self._thread.is_alive():
+            pulse.beat("writing a checkpoint")
+            self._thread.join(1.0)
+        self._thread = None
 
     @property
     def has_failed(self) -> bool:
@@ -47,7 +53,7 @@ class Writer:
     def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         try:
             checkpoint.write(self._folder, step, tensors, state, keep=self._keep)
-        except OSError as error:
+        except BaseException as error:  # whatever it was, training must not believe that it is saved
             self._fault = error
 
     def __enter__(self) -> "Writer":
@@ -56,5 +62,4 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread is not None:
-            self._thread.join()
+        self.join()

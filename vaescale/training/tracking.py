@@ -233,6 +233,8 @@ def _send_metrics(client: Any, folder: Path, state: dict[str, Any]) -> None:
     complete = content[: content.rfind(b"\n") + 1]
     metrics = []
     for row in run_folder.parse_metrics(complete.decode()):
+        if run_folder.ROLLBACK in row:  # what follows is no replay
+            state["sent_step"] = {name: min(step, row["step"]) for name, step in state["sent_step"].items()}
         for name in row.keys() - {"step", "time"}:
             if name.startswith(REPLAYED) and row["step"] <= state["sent_step"].get(name, -1):
                 continue

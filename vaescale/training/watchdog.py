@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from vaescale import comm, pulse
 from vaescale.console import say
@@ -18,6 +18,14 @@ from vaescale.errors import TrainingStopped
 
 LOOKS = 10  # within the bound
 SILENT = 3  # looks
+
+
+class Heard(NamedTuple):
+    """What a rank told last: the message's number, when it came, and where the rank was."""
+
+    told: int
+    at: float
+    pulse: pulse.Pulse
 
 
 class Watchdog:
@@ -29,10 +37,11 @@ class Watchdog:
     def __init__(
         self, bound_seconds: float | None, *, end: Callable[[int], Any] = os._exit, store: Any = None
     ) -> None:
-        self._bound, self._end, self._store = bound_seconds, end, store or _store()
+        self._bound, self._end, self._store = bound_seconds, end, _store() if store is None else store
         self._every = min(5.0, (bound_seconds or 0) / LOOKS)
         self._stop = threading.Event()
-        self._heard: dict[int, tuple[float, pulse.Pulse]] = {}
+        self._heard: dict[int, Heard] = {}
+        self._told, self._answered = 0, time.monotonic()
         # Two threads: when the network is cut, the store itself hangs.
         self._threads = [
             threading.Thread(target=work, daemon=True, name=f"watchdog-{work.__name__}")
@@ -54,7 +63,7 @@ class Watchdog:
     def _watch(self) -> None:
         assert self._bound is not None
         while not self._stop.wait(self._every):
-            if time.time() - pulse.read().since > self._bound:
+            if time.monotonic() - pulse.read().since > self._bound:
                 say(f"vaescale train: rank {comm.rank()}: {self._sentence()}")
                 self._end(TrainingStopped.exit_code)
                 return
@@ -63,33 +72,47 @@ class Watchdog:
         """Tell the others where this rank is, and hear where they are."""
         while self._store is not None:
             try:
-                self._store.set(f"pulse/{comm.rank()}", json.dumps([time.time(), *pulse.read()]))
+                step, place, since, waits = pulse.read()
+                self._told += 1
+                own = [self._told, step, place, time.monotonic() - since, waits]
+                self._store.set(f"pulse/{comm.rank()}", json.dumps(own))
                 for rank in range(comm.world_size()):
                     if rank != comm.rank() and self._store.check([f"pulse/{rank}"]):
-                        told, *at = json.loads(self._store.get(f"pulse/{rank}"))
-                        self._heard[rank] = (float(told), pulse.Pulse(*at))
+                        self._hear(rank, *json.loads(self._store.get(f"pulse/{rank}")))
+                self._answered = time.monotonic()
             except RuntimeError:  # the store went with the rank that kept it
                 return
             if self._stop.wait(self._every):
                 return
 
+    def _hear(self, rank: int, told: int, step: int, place: str, seconds: float, waits: bool) -> None:
+        """What a rank tells: the number of its message tells a new one from an old one, its clock is its own."""
+        before = self._heard.get(rank)
+        now = time.monotonic()
+        if before is None or before.told != told:
+            self._heard[rank] = Heard(told, now, pulse.Pulse(step, place, now - seconds, waits))
+
     def _sentence(self) -> str:
         """Where everybody is; the suspects first."""
-        own = pulse.read()
-        places = {comm.rank(): (time.time(), own)} | dict(self._heard)
-        silent = [r for r, (told, _) in places.items() if time.time() - told > SILENT * self._every + 2]
-        missing = [r for r in range(comm.world_size()) if r not in places]
-        busy = [r for r, (_, at) in places.items() if not at.waits]
-        behind = [r for r, (_, at) in places.items() if at.step < max(at.step for _, at in places.values())]
-        suspects = missing or silent or behind or busy or sorted(places)
+        own, now = pulse.read(), time.monotonic()
+        heard = {comm.rank(): Heard(0, now, own)} | dict(self._heard)
+        newest = max(one.pulse.step for one in heard.values())
+        missing = [rank for rank in range(comm.world_size()) if rank not in heard]
+        silent = [rank for rank, one in heard.items() if now - one.at > SILENT * self._every + 1]
+        behind = [rank for rank, one in heard.items() if one.pulse.step < newest]
+        busy = [rank for rank, one in heard.items() if not one.pulse.waits]
         words = []
-        for rank in suspects[:8]:
-            if rank not in places:
+        for rank in (missing or silent or behind or busy or sorted(heard))[:8]:
+            if rank in missing:
                 words.append(f"rank {rank} was never heard of")
                 continue
-            told, at = places[rank]
-            how = f"not heard of for {time.time() - told:.0f} s, last" if rank in silent else "has been"
-            words.append(f"rank {rank} {how} at step {at.step} in {at.place} for {told - at.since:.0f} s")
+            at, (step, place, since, _) = heard[rank].at, heard[rank].pulse
+            if rank in silent:
+                words.append(f"rank {rank} not heard of for {now - at:.0f} s, last at step {step} in {place}")
+            else:
+                words.append(f"rank {rank} has been at step {step} in {place} for {now - since:.0f} s")
+        if self._store is not None and now - self._answered > SILENT * self._every + 1:
+            words.append("the launcher's store, on rank 0's host, does not answer")
         return (
             f"no sign of life for {self._bound:.0f} s (training.watchdog_seconds): {'; '.join(words)}; this rank is at step "
             f"{own.step} in {own.place}; the same command goes on from the last checkpoint"

@@ -62,19 +62,20 @@ def train_until(
     processes: int | None = None,
     send: signal.Signals = signal.SIGTERM,
     to_rank: int | None = None,
-    **variables: str,
+    kill_when: str | None = None,
 ) -> tuple[int, str]:
     """Until so many rows are written, then a signal to the process that a person would see, or to one of those that train.
-    Returns exit code and words.
+    Returns exit code and words. kill_when: words after which nothing is of interest; a launcher takes 30 s to give up.
     """
     with (folder / "words.log").open("w+") as log:
         words = (*words, f"run_dir={run}")
         started = subprocess.Popen(
             command(*words, backend=backend, processes=processes),
             cwd=folder,
-            env=environment(**variables),
+            env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=log,
+            start_new_session=True,
         )
         deadline = time.monotonic() + PATIENCE_SECONDS
         while started.poll() is None and len(curve(run)) < rows and time.monotonic() < deadline:
@@ -83,6 +84,11 @@ def train_until(
             started.send_signal(send)
         elif started.poll() is None:
             os.kill(rank_process(started.pid, to_rank), send)
+        if kill_when is not None:
+            while started.poll() is None and kill_when not in (folder / "words.log").read_text():
+                time.sleep(0.1)
+            for process in (*children(started.pid), started.pid):
+                os.kill(process, signal.SIGKILL)
         code = started.wait(60)
         log.seek(0)
         return code, log.read()
@@ -109,7 +115,12 @@ def checkpoints(run: Path) -> list[str]:
 
 def rank_process(launcher: int, rank: int) -> int:
     """The process number of a rank that a launcher started."""
-    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+    for child in children(launcher):
         if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            return int(child)
+            return child
     raise ProcessLookupError(f"process {launcher} has no rank {rank}")
+
+
+def children(process: int) -> list[int]:
+    """What a process started and still lives."""
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]

@@ -84,7 +84,7 @@ def test_a_hung_rank_is_named_and_the_run_ends(project: Path) -> None:
         backend="cpu2",
         send=signal.SIGSTOP,
         to_rank=1,
-        TORCH_ELASTIC_SHUTDOWN_TIMEOUT="3",
+        kill_when="no sign of life",
     )
     assert code != 0
     (sentence,) = [line for line in said.splitlines() if "no sign of life" in line]

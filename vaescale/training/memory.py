@@ -57,7 +57,8 @@ def estimate(
         "ema": own if ema else 0,
         "activations": activations,
     }
-    stay = accumulation > 1 or (layout == "ddp" and processes > 1)  # DDP's buckets are the gradients
+    # DDP's buckets are the gradients; ZeRO-3 keeps its part's.
+    stay = accumulation > 1 or layout == "zero3" or (layout == "ddp" and processes > 1)
     shared = 0 if stay else min(gradients, activations)
     return {**parts, "total": sum(parts.values()) - shared}
 

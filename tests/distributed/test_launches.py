@@ -1,0 +1,50 @@
+"""What a launcher starts: the doctor's exchange, and layouts that a recipe cannot have."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launching import ROOT, environment, make_project, train
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    return make_project(tmp_path_factory.mktemp("launches"), digits)
+
+
+def test_the_doctor_tries_the_processes() -> None:
+    launcher = ["accelerate.commands.launch", "--config_file", "recipes/backends/fsdp2.yaml", "-m"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "vaescale", "doctor", "--seconds", "0.5", "--json"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["layout"], found["world_size"], found["backend"]) == ("fsdp2", 2, "gloo")
+    assert "all-reduces of 16 MiB" in found["exchange"]
+    assert "WRONG" not in found["exchange"]
+    assert found["bus_gigabytes_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("objective.spectral=0.1", "objective.spectral reads weights beside their layers' own calls"),
+        ("training.compile=true", "training.compile is not for fsdp2"),
+    ],
+)
+def test_what_parts_do_not_go_with_is_refused(project: Path, words: str, sentence: str) -> None:
+    outcome = train(project, words, f"run_dir={project}/{words[:12]}", backend="fsdp2")
+    assert outcome.returncode != 0
+    assert outcome.stderr.count(sentence) == 1, outcome.stderr
+    assert "Error: vaescale" not in outcome.stderr

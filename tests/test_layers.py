@@ -11,7 +11,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("session",),
-    ("resuming",),
+    ("resuming", "summary"),
     ("run",),
     ("recipe",),
     ("training",),

@@ -1,8 +1,8 @@
 """Train a recipe, or go on where it stopped: the same command does both.
 
 Any key of the recipe can be overridden: `optimizer.lr=1e-3 training.steps=2000 run_dir=runs/again`. On several
-processes: `accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train RECIPE`; the curve is the
-same on any number of them.
+processes: `accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train RECIPE`, or ddp, zero1, zero2,
+zero3, fsdp2 and multi_node; the curve is the same on any number of them, and a run may go on on another.
 """
 
 import argparse

@@ -24,13 +24,13 @@ from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import open_reader
 from vaescale.errors import DataError, NotFinite, Preempted, UserError
 from vaescale.evaluation.likelihood import evaluate
-from vaescale.figures import group_rates, training_curves
 from vaescale.files import write_whole
 from vaescale.objectives import build_objective
 from vaescale.recipe import Recipe
 from vaescale.resuming import refuse_foreign_folder, refuse_other, remember, tags
 from vaescale.run import build_model, in_order
 from vaescale.strategies import STRATEGIES
+from vaescale.summary import sum_up
 from vaescale.training import backends, checkpoint
 from vaescale.training import folder as run_folder
 from vaescale.training.checkpoint import Keep
@@ -41,7 +41,7 @@ from vaescale.training.optimizer import build_optimizer
 from vaescale.training.preemption import Preemption
 from vaescale.training.saving import Writer
 from vaescale.training.skips import Skips
-from vaescale.training.tracking import Drain, push
+from vaescale.training.tracking import Drain
 from vaescale.training.watchdog import Watchdog
 
 ROLLBACK_FACTOR = 0.5
@@ -139,7 +139,7 @@ class Session:
                 self._train(found)
             elif comm.is_main():
                 say(f"{self.folder} is trained to step {start} already; another name or run_dir trains again")
-            comm.on_main(self._finish)
+            comm.on_main(lambda: sum_up(self.folder, self.recipe, self.model.group_places))
             summary = comm.on_main(lambda: run_folder.read_json(self.folder / run_folder.SUMMARY))
         return {"run_dir": str(self.folder), "step": self.recipe.training.steps, **summary}
 
@@ -177,11 +177,11 @@ class Session:
                 except NotFinite as error:
                     start = self._roll_back(error, left=recipe.training.max_rollbacks - rollbacks)
                 except Preempted:
-                    comm.on_main(self._writer.wait)
+                    self._wait_for_the_disk()
                     if self._preemption.signal == signal.SIGINT:
                         raise KeyboardInterrupt from None
                     raise
-            comm.on_main(self._writer.wait)
+            self._wait_for_the_disk()
 
     def _train_from(self, start: int) -> None:
         recipe = self.recipe
@@ -213,7 +213,7 @@ class Session:
         """Go back to the last checkpoint with a lower learning rate. Returns its step; raises the error when there is none,
         or when it was done often enough.
         """
-        comm.on_main(self._writer.wait)
+        self._wait_for_the_disk()
         found = comm.on_main(lambda: checkpoint.newest(self.checkpoints))
         if found is None or left <= 0:
             raise error
@@ -224,29 +224,6 @@ class Session:
             run_folder.append_metrics(self.folder, start, {run_folder.ROLLBACK: factor})
             say(f"{error}; going back to step {start} with {self._lr_factor} of the learning rate")
         return start
-
-    def _finish(self) -> None:
-        """Sum up the run from its folder, once it is trained: the start that finished it may have been killed."""
-        summary = run_folder.read_json(self.folder / run_folder.SUMMARY)
-        curves = self.folder / "figures" / "curves.png"
-        if summary.get("train", {}).get("step") == self.recipe.training.steps and curves.is_file():
-            return
-        rows = run_folder.read_metrics(self.folder)
-        training_curves(curves, rows, title=self.recipe.name)
-        if len(places := self.model.group_places) > 1:
-            labels = [
-                f"{number:02d}  {math.isqrt(count)}x{math.isqrt(count)}"
-                for number, count in enumerate(places)
-            ]
-            group_rates(curves.with_name("groups.png"), rows, labels, title=self.recipe.name)
-        for section in ("train", "val"):
-            prefix = f"{section}/"
-            last = next((row for row in reversed(rows) if f"{section}/mse" in row), None)
-            if last is None:  # somebody deleted the metrics
-                continue
-            metrics = {k.removeprefix(prefix): v for k, v in last.items() if k.startswith(prefix)}
-            run_folder.update_summary(self.folder, section, {"step": last["step"], **metrics})
-        push(self.folder, self.recipe.tracking, status="FINISHED")
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         metrics |= self._skips.metrics()
@@ -290,11 +267,17 @@ class Session:
         return self._preemption.asked() or self._writer.has_failed
 
     def _checkpoint(self, step: int) -> None:
-        comm.on_main(self._writer.wait)  # or two copies would lie in memory
+        self._wait_for_the_disk()  # or two copies would lie in memory
         tensors = self._strategy.state() | {"guard": {"state": self.guard.state.cpu()}}
         measured = self._measured[1] if self._measured[0] == step else {}
         state = self._tags | {"lr_factor": self._lr_factor, "metrics": measured}
         comm.on_main(lambda: self._writer.save(step, tensors, state))
+
+    def _wait_for_the_disk(self) -> None:
+        """Until the last checkpoint is written, with a sign of life from every rank each second."""
+        while comm.on_main(self._writer.is_busy):
+            pass
+        comm.on_main(self._writer.wait)
 
     def _restore(self, found: checkpoint.Checkpoint | None) -> int:
         """Load a checkpoint into the parts, on every rank. Returns its step; without one, 0."""

@@ -335,3 +335,36 @@ def test_what_cannot_be_deleted_does_not_spoil_the_save(tmp_path: Path, monkeypa
     assert newest(tmp_path).step == 2
     save(tmp_path, 3, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000003"]
+
+
+FILES = (
+    "model.safetensors",
+    "ema.safetensors",
+    "optimizer.safetensors",
+    "guard.safetensors",
+    "state.json",
+    MANIFEST,
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path, name: str) -> None:
+    """Of each file, one bit in each byte, and each length."""
+    tensors = {part: {"w": torch.arange(3.0)} for part in ("model", "ema", "optimizer", "guard")}
+    path = write(tmp_path, 1, tensors, {}, keep=Keep(1)).folder / name
+    content = path.read_bytes()
+    sound = json.loads((path.parent / MANIFEST).read_text())["files"]
+    unnoticed = []
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << (place % 8)
+        for written in (bytes(damaged), content[:place]):
+            path.write_bytes(written)
+            if verify(path.parent) is None:
+                unnoticed.append(written)
+    if name != MANIFEST:
+        assert not unnoticed
+    for written in unnoticed:  # what says nothing of the files, as its own version
+        assert json.loads(written)["files"] == sound
+    path.write_bytes(content)
+    assert verify(path.parent) is None

@@ -38,11 +38,17 @@ class Writer:
             fault, self._fault = self._fault, None
             raise fault
 
+    def is_busy(self) -> bool:
+        """Whether the last checkpoint is still being written, after a second in which it may come to its end."""
+        pulse.beat("writing a checkpoint")
+        if self._thread is not None:
+            self._thread.join(1.0)
+        return self._thread is not None and self._thread.is_alive()
+
     def join(self) -> None:
         """Until the last checkpoint is on the disk or has failed, without a word."""
-        while self._thread is not None and self._thread.is_alive():
-            pulse.beat("writing a checkpoint")
-            self._thread.join(1.0)
+        while self.is_busy():
+            pass
         self._thread = None
 
     @property

@@ -48,3 +48,13 @@ def test_what_parts_do_not_go_with_is_refused(project: Path, words: str, sentenc
     assert outcome.returncode != 0
     assert outcome.stderr.count(sentence) == 1, outcome.stderr
     assert "Error: vaescale" not in outcome.stderr
+
+
+def test_deepspeed_leaves_stdout_to_the_result(project: Path) -> None:
+    needs = ("deepspeed", "transformers")
+    for package in needs:
+        pytest.importorskip(package, reason=f"{package} is not installed (pip install 'vaescale[deepspeed]')")
+    outcome = train(project, "training.steps=3", f"run_dir={project}/json", "--json", backend="zero3_offload")
+    assert outcome.returncode == 0, outcome.stderr
+    assert json.loads(outcome.stdout)["step"] == 3
+    assert "Warning" not in outcome.stderr

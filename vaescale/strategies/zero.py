@@ -6,7 +6,9 @@ DeepSpeed moves flat float32 parts of the weights with torch's own optimizer, so
 state, the average among it, is in parts too. Its loss scaling and clipping stay off: both are in the verdict.
 """
 
+import contextlib
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vaescale.models.vae import Terms
 from vaescale.strategies.base import AVERAGE, Strategy, Verdict
 
 # In numbers. DeepSpeed's own are for models of billions: a bucket of 5e8 is 2 GB, and 1e9 live weights are all of ours.
@@ -50,7 +51,8 @@ class Zero(Strategy):
         for name, size in BUCKETS.items():
             plugin.deepspeed_config["zero_optimization"].setdefault(name, size)
         optimizer = build_optimizer(self.model)
-        wrapped, _ = self.accelerator.prepare(self.model, optimizer)
+        with contextlib.redirect_stdout(sys.stderr):
+            wrapped, _ = self.accelerator.prepare(self.model, optimizer)
         self.zero = wrapped.optimizer
         assert self.zero.optimizer is optimizer
         self._judge: Callable[[Tensor], Verdict] | None = None
@@ -62,11 +64,6 @@ class Zero(Strategy):
         """DeepSpeed must know before the forward pass whether gradients are exchanged after it."""
         self.wrapped.set_gradient_accumulation_boundary(last)
         return nullcontext()
-
-    def forward(self, *arguments: Any) -> Terms:
-        """Through DeepSpeed's engine."""
-        terms: Terms = self.wrapped(*arguments)
-        return terms
 
     def backward(self, loss: Tensor) -> None:
         """Through DeepSpeed's engine, which reduces gradients to the rank that has their part."""

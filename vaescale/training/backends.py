@@ -5,8 +5,10 @@ accelerate trains on fewer processes than asked, in silence, in two cases: `acce
 be alone. The second is mended here (gloo on CPU), both are checked.
 """
 
+import contextlib
 import importlib.util
 import os
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 ON = ("1", "true")
+HARMLESS = (
+    # A kernel with one input channel has two equally good stride patterns; DDP takes them for two different ones.
+    (UserWarning, "Grad strides do not match bucket view strides"),
+    (UserWarning, "FSDP2-wrapped module .* returned a view"),  # nothing changes a term in place
+    (FutureWarning, "`torch.distributed.* is deprecated"),  # DeepSpeed calls old names
+)
 
 
 class Launch(NamedTuple):
@@ -39,13 +47,14 @@ def start(*, processes: int | None = None) -> Launch:
         refuse_lost_processes(os.environ)
     strategy = _asked_for(os.environ)
     handlers = _prepare_environment(strategy)
-    # A kernel with one input channel has two equally good stride patterns; DDP takes them for two different ones.
-    warnings.filterwarnings(
-        "ignore", message="Grad strides do not match bucket view strides", category=UserWarning
-    )
+    for category, words in HARMLESS:
+        warnings.filterwarnings("ignore", message=words, category=category)
     from accelerate import Accelerator
 
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)
+    with contextlib.redirect_stdout(
+        sys.stderr
+    ):  # DeepSpeed speaks there, and a verb's result alone belongs there
+        accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)
     asked = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
     if accelerator.num_processes != asked:
         raise UserError(

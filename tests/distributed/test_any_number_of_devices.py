@@ -23,7 +23,7 @@ CASES = [
     for layout in LAYOUTS[: 6 if processes == 2 else 5]
     for accumulation in ACCUMULATION
 ]
-BACKENDS = {"cpu2": "ddp", **{name: name for name in ("zero1", "zero2", "zero3", "fsdp2")}}
+BACKENDS = {"cpu2": "ddp", **{name: name for name in ("zero2", "zero3", "fsdp2")}}
 
 
 def needs(backend: str) -> None:

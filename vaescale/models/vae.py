@@ -7,6 +7,7 @@ Legend: B images, K draws of z for each, G groups of latents, L latents, where a
 channel of a map, its KL summed over the places.
 """
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -112,7 +113,7 @@ class VAE(nn.Module):
         ends what began outside.
         """
         x = self.target(images, stream)
-        with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
+        with nullcontext() if autocast is None else torch.autocast(x.device.type, autocast):
             return self.terms(x, stream, mask, importance_samples, doubly_reparameterized)
 
     def terms(

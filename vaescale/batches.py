@@ -3,7 +3,10 @@
 Whatever the number of ranks and workers, the global batches are the same; remote shards are fetched ahead.
 """
 
+import atexit
+import functools
 import signal
+import weakref
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -127,7 +130,24 @@ def _fetch(reader: ShardReader, requests: Iterable[Request], *, workers: int) ->
         worker_init_fn=_outlive_signals if workers else None,
     )
     # The reading processes start here: before the threads that fetch ahead, whose locks a fork would copy.
-    return _with_own_words(iter(loader))
+    batches = iter(loader)
+    _LOADERS.add(batches)
+    _end_readers_at_exit()
+    return _with_own_words(batches)
+
+
+_LOADERS: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+@functools.cache
+def _end_readers_at_exit() -> None:
+    """Once: Python waits at its exit for the processes of a generator that nobody closed."""
+
+    def end() -> None:
+        for loader in list(_LOADERS):
+            _end_readers(loader)
+
+    atexit.register(end)
 
 
 def _outlive_signals(worker: int) -> None:  # noqa: ARG001
@@ -148,13 +168,6 @@ def _with_own_words(batches: Iterator[Fetched]) -> Iterator[Fetched]:
     """The same batches. torch wraps what a worker raises in a page of traceback; the last line is the sentence."""
     try:
         yield from batches
-    except GeneratorExit:
-        workers: Any = batches
-        if hasattr(workers, "_shutdown_workers"):
-            workers._shutdown_workers()
-            for process in workers._workers:  # one that waits for a server, and ignores torch's SIGTERM
-                process.kill()
-        raise
     except DataError as error:
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
     except RuntimeError as error:
@@ -163,6 +176,16 @@ def _with_own_words(batches: Iterator[Fetched]) -> Iterator[Fetched]:
         raise DataError(
             "a reading process was killed, perhaps for memory; lower data.workers or data.global_batch"
         ) from error
+    finally:
+        _end_readers(batches)
+
+
+def _end_readers(loader: Any) -> None:
+    """End the reading processes for good: they ignore the SIGTERM with which torch, and Python at its exit, would end them."""
+    if not getattr(loader, "_shutdown", True):
+        loader._shutdown_workers()
+        for process in loader._workers:
+            process.kill()
 
 
 def _as_fetched(batch: Any) -> Any:

@@ -73,6 +73,31 @@ def test_reading_processes_outlive_the_signal(project: Path) -> None:
     assert numbers(run) == numbers(project / "peace")
 
 
+LEAVES = """
+import sys
+from vaescale.batches import evaluation_batches
+from vaescale.data.reader import DataConfig, open_reader
+config = DataConfig(train=sys.argv[1], val=sys.argv[1], image_size=8, channels=1, global_batch=32, cache="none", workers=2)
+reader = open_reader(config.train, config)
+batches = evaluation_batches(reader, batch=10, rank=0, world_size=1, workers=2)
+next(batches)
+sys.kept = batches  # and nobody closes it
+"""
+
+
+def test_readers_that_nobody_ends_do_not_keep_python_from_leaving(digits: Path) -> None:
+    """They ignore SIGTERM, with which Python would end them at its exit, and then it would wait for them for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES, str(digits / "val")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_hung_rank_is_named_and_the_run_ends(project: Path) -> None:
     run, bound = project / "runs/hung", 6
     begun = time.monotonic()

@@ -15,7 +15,6 @@ from vaescale.training.checkpoint import Checkpoint
 
 ALLOW = "--allow-changes"
 REMEDY = f"choose another name or run_dir, or go on with the change: {ALLOW}"
-MEANINGS = {"plan_hash": "order of the samples", "data_hash": "training images"}
 
 
 def tags(

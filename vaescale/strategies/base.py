@@ -183,10 +183,15 @@ class Strategy:
     def _swap(self, *, to_average: bool) -> None:  # noqa: ARG002
         """Weights and their averages change places, one tensor at a time, for there may be no room for a third copy."""
         for tensor in self._held():
-            average = self.optimizer.state[tensor][AVERAGE]
-            before = tensor.clone()
-            tensor.copy_(average)
+            own, average = self._local(tensor), self._local(self.optimizer.state[tensor][AVERAGE])
+            before = own.clone()
+            own.copy_(average)
             average.copy_(before)
+
+    @staticmethod
+    def _local(tensor: Tensor) -> Tensor:
+        """The numbers of a tensor that lie here."""
+        return tensor
 
     # Common to all layouts.
 

@@ -4,7 +4,7 @@ Zhao et al. 2023, "PyTorch FSDP: experiences on scaling fully sharded data paral
 falls back to DDP on a CPU without a word, and `fully_shard` works there, over gloo.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vaescale.errors import UserError
-from vaescale.strategies.base import AVERAGE, Strategy
+from vaescale.strategies.base import Strategy
 
 SMALLEST_BLOCK = 1 << 14  # parameters; a gathering of fewer costs more than it saves
 
@@ -61,20 +61,21 @@ class FullyShard(Strategy):
         if isinstance(part, DTensor):
             value = value.to(part.device)
             own = distribute_tensor(value, part.device_mesh, part.placements, src_data_rank=None)
-            part.to_local().copy_(own.to_local())
-        else:
-            part.copy_(value)
+            value = own.to_local()
+        self._local(part).copy_(value)
+
+    def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put back what `state` gave."""
+        super().load(state)
         self._forget()
 
-    @torch.no_grad()
-    def _swap(self, *, to_average: bool) -> None:  # noqa: ARG002
+    def _swap(self, *, to_average: bool) -> None:
         self._forget()
-        for tensor in self._held():
-            average = self.optimizer.state[tensor][AVERAGE]
-            own, other = (t.to_local() if isinstance(t, DTensor) else t for t in (tensor, average))
-            before = own.clone()
-            own.copy_(other)
-            other.copy_(before)
+        super()._swap(to_average=to_average)
+
+    @staticmethod
+    def _local(tensor: Tensor) -> Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def _forget(self) -> None:
         """Let go of gathered weights: torch would use them again, though the parts have changed since."""

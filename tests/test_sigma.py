@@ -392,7 +392,7 @@ def test_the_handover_survives_a_checkpoint(batch) -> None:
 
 def test_beta_is_a_noise_level(batch, make_terms) -> None:
     """At sigma^2 = beta, beta (D / (2 beta) MSE + KL) = D/2 MSE + beta KL: the losses' gradients are proportional."""
-    from vaescale.models.posterior import Gaussian, kl
+    from vaescale.posterior import Gaussian, kl
 
     x, params = (tensor.double() for tensor in batch)
     stream = noise.Stream(0, 0, torch.arange(len(x)))

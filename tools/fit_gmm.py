@@ -1,91 +1,338 @@
-"""Fit a full-covariance Gaussian mixture to a run's aggregate posterior, the prior that its decoder was trained on.
+"""Fit a Gaussian mixture to a run's aggregate posterior q(z) = E_x q(z|x), the prior that its decoder was trained on.
 
-Fits draws from q(z|x) of the training images, reports the log density of held-out draws beside N(0, I)'s, and
-writes RUN/gmm/mixture.safetensors and mixture.json.
+The training images' latents are encoded first, unless they are there (RUN/latents). Fitted are draws from q(z|x), or with
+--samples-per-image 0 its moments: a bound with one responsibility for each image. Several numbers of components are compared
+on held-out images. Writes RUN/gmm/mixture.safetensors and mixture.json, each other candidate to RUN/gmm/components-K, and the
+comparison to RUN/gmm/selection.json and RUN/figures/mixture_selection.png. Of a ladder it is the top group's latents, whose
+learned prior the mixture replaces. Runs on any number of processes, with the same result:
+
+  accelerate launch --config_file recipes/backends/cpu2.yaml tools/fit_gmm.py runs/digits-optimal --components 1,10,50
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vaescale.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vaescale.aggregate import em
+    from vaescale.aggregate.latents import ShardLatents
+    from vaescale.aggregate.points import Points
+    from vaescale.aggregate.selection import Candidate
+    from vaescale.mixtures.gaussian import Mixture
+    from vaescale.models.vae import VAE
+    from vaescale.training.tracking import TrackingConfig
+
+DRAWS_WANTED, MOST_DRAWS = 1 << 16, 8
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RUN, size, draws and seed."""
+    """RUN, what is fitted, how, and how it is chosen."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
-    parser.add_argument("--components", type=int, default=10, metavar="K", help="default: 10")
     parser.add_argument(
-        "--samples-per-image", type=int, default=8, metavar="S", help="draws from q(z|x); default: 8"
+        "--components", type=_numbers, default=(10,), metavar="K[,K...]", help="one or several; default: 10"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the starting centres; default: 0")
+    parser.add_argument(
+        "--covariance", choices=("full", "tied", "diag", "spherical"), default="full", help="default: full"
+    )
+    parser.add_argument(
+        "--samples-per-image",
+        type=int,
+        metavar="S",
+        help=f"draws from q(z|x); 0: its moments; default: enough for {DRAWS_WANTED} latents, from 1 to {MOST_DRAWS}",
+    )
+    parser.add_argument("--start", choices=("kmeans", "random"), default="kmeans", help="default: kmeans")
+    parser.add_argument(
+        "--restarts", type=int, default=1, metavar="N", help="the best of N starts is kept; default: 1"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        metavar="NATS",
+        help="stop when a step gains less; default: 1e-3",
+    )
+    parser.add_argument("--max-iterations", type=int, default=500, metavar="N", help="default: 500")
+    parser.add_argument(
+        "--ridge",
+        type=float,
+        default=1e-6,
+        help="added to the covariances' diagonals, times each latent's variance over the data; default: 1e-6",
+    )
+    parser.add_argument(
+        "--select",
+        choices=("held-out", "bic"),
+        default="held-out",
+        help="what chooses among several; default: held-out",
+    )
+    parser.add_argument(
+        "--online",
+        type=int,
+        metavar="PASSES",
+        help="stepwise EM in so many passes over the shards, for more latents than memory: faster, a little worse",
+    )
+    parser.add_argument(
+        "--online-batch",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="latents of a step, of all processes; default: 8192",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the starts; default: 0")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fit, compare, save. Returns the log densities."""
-    from vaescale.aggregate import gmm
-    from vaescale.aggregate.latents import sample_aggregate
-    from vaescale.models.flat import FlatVAE
-    from vaescale.run import in_order, open_run, open_split
-    from vaescale.training.folder import append_metrics, update_summary
+    """Encode, fit, choose, save. Returns the densities of the chosen mixture and of all candidates."""
+    from vaescale.training import backends
+
+    _refuse_senseless(arguments)
+    with backends.joined():
+        return _fit(arguments)
+
+
+def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
+    from vaescale import comm
+    from vaescale.aggregate.latents import Drawing, ShardLatents, load
+    from vaescale.aggregate.selection import choose, refuse_unfit, spread_of
+    from vaescale.run import latents_of, open_run
+
+    opened = open_run(arguments.run)
+    device = next(opened.model.parameters()).device
+    shards = {split: latents_of(opened, split) for split in ("train", "val")}
+    images = shards["train"].index.num_samples
+    draws = arguments.samples_per_image
+    if draws is None:
+        draws = min(MOST_DRAWS, max(1, -(-DRAWS_WANTED // images)))
+    seed = opened.recipe.seed
+    spread = spread_of(load(shards["train"], Drawing(0, seed), device))
+    refuse_unfit(spread, max(arguments.components), images * max(1, draws))
+    # Of moments a density is not known: it is taken of one draw.
+    drawn, val = (load(shards[split], Drawing(max(1, draws), seed), device) for split in ("train", "val"))
+    train: Points | ShardLatents = drawn
+    if arguments.online is not None:
+        train = ShardLatents(shards["train"], Drawing(draws, seed), device)
+    elif draws == 0:
+        train = load(shards["train"], Drawing(0, seed), device)
+    ridge = arguments.ridge * spread.total.clamp_min(1e-12)
+    candidates = [
+        _candidate(arguments, number, ridge, images, train=train, drawn=drawn, val=val)
+        for number in arguments.components
+    ]
+    chosen = choose(candidates, arguments.select)
+    details: dict[str, Any] = {
+        "samples_per_image": draws,
+        "start": arguments.start,
+        "restarts": arguments.restarts,
+        "ridge": arguments.ridge,
+        "online_passes": arguments.online,
+        "seed": arguments.seed,
+        "replaces": _replaces(opened.model),
+        "collapsed_latents": spread.collapsed.nonzero()[:, 0].tolist(),
+        "step": opened.step,
+        "weights": opened.weights,
+        "recipe_hash": opened.recipe.hash,
+        "data_hash": shards["train"].index.made["data_hash"],
+    }
+    prior_nats = _prior_nats(opened.model, val)
+    metrics = {
+        "gmm/components": float(len(chosen.mixture.weights)),
+        "gmm/train_log_density_nats": chosen.train_nats,
+        "gmm/val_log_density_nats": chosen.val_nats,
+        "gmm/val_prior_log_density_nats": prior_nats,
+        "gmm/bic": chosen.bic,
+    }
+    result = {
+        "run": str(opened.folder),
+        **chosen.words(),
+        **details,
+        **metrics,
+        "covariance": arguments.covariance,
+        "selected_by": arguments.select,
+        "candidates": [one.words() for one in candidates],
+    }
+    comm.on_main(lambda: _save(opened.folder, candidates, chosen, result, metrics, opened.recipe.tracking))
+    return result
+
+
+def _candidate(
+    arguments: argparse.Namespace,
+    number: int,
+    ridge: "Tensor",
+    images: int,
+    *,
+    train: "Points | ShardLatents",
+    drawn: "Points | ShardLatents",
+    val: "Points | ShardLatents",
+) -> "Candidate":
+    from vaescale import comm
+    from vaescale.aggregate import em, selection
+    from vaescale.aggregate.latents import ShardLatents
+    from vaescale.aggregate.stepwise import fit_stepwise
+    from vaescale.console import say
+
+    def fit(start: "Mixture") -> "em.Fit":
+        if isinstance(train, ShardLatents) and arguments.online is not None:
+            return fit_stepwise(
+                train,
+                start,
+                batch=arguments.online_batch,
+                passes=arguments.online,
+                seed=arguments.seed,
+                ridge=ridge,
+            )
+        return em.fit(
+            train,
+            start,
+            ridge=ridge,
+            tolerance=arguments.tolerance,
+            max_iterations=arguments.max_iterations,
+        )
+
+    if comm.is_main():
+        say(
+            f"fitting {number} component{'s' if number > 1 else ''} to {train.count} latents of {train.size} values"
+        )
+    found = selection.candidate(
+        train,
+        drawn,
+        val,
+        number,
+        fit=fit,
+        restarts=arguments.restarts,
+        images=images,
+        kind=arguments.covariance,
+        how=arguments.start,
+        seed=arguments.seed,
+        ridge=ridge,
+    )
+    if comm.is_main() and not found.converged and arguments.online is None:
+        say(f"{number} components: not converged after {found.iterations} iterations; raise --max-iterations")
+    return found
+
+
+def _save(
+    folder: Path,
+    candidates: "list[Candidate]",
+    chosen: "Candidate",
+    result: dict[str, Any],
+    metrics: dict[str, float],
+    tracking: "TrackingConfig",
+) -> None:
+    """The mixtures, the comparison and its picture; what an earlier fit left of other candidates goes."""
+    import shutil
+
+    from vaescale import figures
+    from vaescale.mixtures import files as mixture_files
+    from vaescale.training.folder import append_metrics, update_summary, write_json
     from vaescale.training.tracking import push
 
-    for name, least in (("components", 1), ("samples_per_image", 1), ("seed", 0)):
-        if getattr(arguments, name) < least:
-            raise UserError(
-                f"--{name.replace('_', '-')} (={getattr(arguments, name)}) must be at least {least}"
-            )
-    opened = open_run(arguments.run)
-    model = opened.model
-    if not isinstance(model, FlatVAE):
-        raise UserError(
-            f"{arguments.run} is a {opened.recipe.network.kind}, whose latents are groups that depend on one another; "
-            f"a mixture is fitted to a single latent vector (conv, resnet, linear)"
-        )
-    train, val = (
-        sample_aggregate(
-            model,
-            in_order(open_split(opened.recipe, split), workers=opened.recipe.data.workers),
-            seed=opened.recipe.seed,
-            samples_per_image=arguments.samples_per_image,
-        )
-        for split in ("train", "val")
-    )
-    mixture, history = gmm.fit(train, arguments.components, seed=arguments.seed)
-    metrics = {
-        "gmm/train_log_density_nats": float(gmm.log_density(mixture, train).mean()),
-        "gmm/val_log_density_nats": float(gmm.log_density(mixture, val).mean()),
-        "gmm/val_standard_normal_log_density_nats": float(gmm.standard_normal_log_density(val).mean()),
+    of_all = {
+        name: value for name, value in result.items() if name not in chosen.words() and name != "candidates"
     }
-    details: dict[str, Any] = {
-        "components": arguments.components,
-        "samples_per_image": arguments.samples_per_image,
-        "seed": arguments.seed,
-        "step": opened.step,
-        "recipe_hash": opened.recipe.hash,
-        "iterations": len(history),
-        **metrics,
+    for old in (folder / "gmm").glob("components-*"):
+        shutil.rmtree(old)
+    for one in candidates if len(candidates) > 1 else []:
+        place = folder / "gmm" / f"components-{len(one.mixture.weights)}"
+        mixture_files.save(one.mixture, place, {**of_all, **one.words()})
+    mixture_files.save(chosen.mixture, folder / "gmm", {**of_all, **chosen.words()})
+    write_json(folder / "gmm" / "selection.json", result)
+    if len(candidates) > 1:
+        figures.mixture_selection(
+            folder / "figures" / "mixture_selection.png",
+            result["candidates"],
+            chosen=len(chosen.mixture.weights),
+            prior_nats=metrics["gmm/val_prior_log_density_nats"],
+            title=f"{folder.name}, step {result['step']}: {chosen.mixture.kind} mixtures of q(z)",
+        )
+    append_metrics(folder, result["step"], metrics)
+    update_summary(folder, "gmm", {name: value for name, value in result.items() if name != "candidates"})
+    push(folder, tracking)
+
+
+def _prior_nats(model: "VAE", val: "Points | ShardLatents") -> float:
+    """The mean log density of the held-out draws under the model's own prior of the same latents."""
+    import torch
+
+    from vaescale import comm
+
+    own = torch.zeros(1, dtype=torch.float64)
+    with torch.no_grad():
+        for z, _ in val.parts():
+            for part in torch.split(z, 4096):
+                own += model.prior_log_density(part).double().sum().cpu()
+    return float(comm.all_reduce_sum(own)) / val.count
+
+
+def _replaces(model: "VAE") -> str:
+    """Which prior the mixture takes the place of."""
+    if len(model.group_sizes) > 1:
+        return f"the prior of the top group of {len(model.group_sizes)}; the others keep theirs"
+    return "the prior N(0, I) of all latents"
+
+
+def _numbers(words: str) -> tuple[int, ...]:
+    """`1,10,50`."""
+    numbers = tuple(int(word) for word in words.split(","))
+    if min(numbers) < 1 or len(set(numbers)) != len(numbers):
+        raise ValueError(words)
+    return numbers
+
+
+_numbers.__name__ = "number of components"  # argparse says so of what is none
+
+
+def _refuse_senseless(arguments: argparse.Namespace) -> None:
+    least = {
+        "samples_per_image": 0,
+        "restarts": 1,
+        "max_iterations": 1,
+        "seed": 0,
+        "online": 1,
+        "online_batch": 1,
     }
-    gmm.save(mixture, opened.folder / "gmm", details)
-    append_metrics(opened.folder, opened.step, metrics)
-    update_summary(opened.folder, "gmm", details)
-    push(opened.folder, opened.recipe.tracking)
-    return {"run": str(opened.folder), **details}
+    for name, bound in least.items():
+        given = getattr(arguments, name)
+        if given is not None and given < bound:
+            raise UserError(f"--{name.replace('_', '-')} (={given}) must be at least {bound}")
+    for name in ("tolerance", "ridge"):
+        given = getattr(arguments, name)
+        if not 0 < given < 1:
+            raise UserError(f"--{name} (={given}) must be between 0 and 1")
 
 
 def show(result: dict[str, Any]) -> None:
-    """The log densities, in nats per latent vector."""
+    """The densities, in nats a latent vector."""
     from vaescale.console import table
 
+    kind, size = result["covariance"], len(result["collapsed_latents"])
     table(
-        f"{result['run']}: {result['components']} components, {result['iterations']} EM iterations; mean log density, nats",
+        f"{result['run']}, step {result['step']}: {result['components']} components ({kind}), "
+        f"{result['iterations']} iterations; mean log density, nats",
         [
-            ("mixture, training latents", f"{result['gmm/train_log_density_nats']:.4f}"),
-            ("mixture, held-out latents", f"{result['gmm/val_log_density_nats']:.4f}"),
-            ("N(0, I), held-out latents", f"{result['gmm/val_standard_normal_log_density_nats']:.4f}"),
+            ("mixture, training latents", f"{result['train_nats']:.4f}"),
+            ("mixture, held-out latents", f"{result['val_nats']:.4f}"),
+            ("the model's prior, held-out latents", f"{result['gmm/val_prior_log_density_nats']:.4f}"),
+            ("it replaces", result["replaces"]),
+            *(
+                [("collapsed latents", f"{size}: q(z|x) of these is the same for every image")]
+                if size
+                else []
+            ),
         ],
     )
+    if len(result["candidates"]) > 1:
+        rows = [
+            (str(one["components"]), f"{one['val_nats']:12.4f} {one['bic']:16.1f} {one['iterations']:10d}")
+            for one in result["candidates"]
+        ]
+        table(
+            f"{'components':<12}{'held out':>12} {'BIC':>16} {'iterations':>10}   (chosen: {result['components']}, by {result['selected_by']})",
+            rows,
+        )
 
 
 if __name__ == "__main__":

@@ -75,6 +75,24 @@ def evaluation_batches(
         yield Batch(got.images, got.labels, slots, mask, tuple(got.keys), tuple(faults.values()))
 
 
+def shard_batches(
+    reader: ShardReader, shards: Iterable[int], *, batch: int, workers: int = 0
+) -> Iterator[tuple[int, Batch]]:
+    """The samples of some shards in order, each with its shard: up to `batch` at a time, never of two shards. The slots are
+    the samples' numbers; unusable ones are masked.
+    """
+    starts = np.concatenate([[0], np.cumsum(reader.index.shards.samples)])
+    parts = [
+        (shard, np.arange(start, min(start + batch, starts[shard + 1])))
+        for shard in shards
+        for start in range(int(starts[shard]), int(starts[shard + 1]), batch)
+    ]
+    requests = (Request(numbers, refill=False) for _, numbers in parts)
+    for (shard, numbers), got in zip(parts, _fetch(reader, requests, workers=workers), strict=True):
+        slots = torch.from_numpy(numbers)
+        yield shard, Batch(got.images, got.labels, slots, got.usable, tuple(got.keys), tuple(got.faults))
+
+
 def working_set_bytes(index: ShardIndex, plan: Plan, *, ranks_here: int, world_size: int) -> int:
     """About how many bytes of shards one node draws from at once: a block for each lane that its ranks own."""
     total = index.num_bytes

@@ -25,13 +25,20 @@ VERBS = {
     "verify-shards": "check shards against their index and name each fault",
     "train": "train a recipe, or go on where it stopped",
     "evaluate": "evaluate a run on held-out data",
+    "encode": "write the latents of a run's images as WebDataset shards",
     "fit-gmm": "fit a Gaussian mixture to a run's aggregate posterior",
-    "sample": "draw samples from the prior and the mixture",
+    "sample": "draw samples from the prior or the mixture; interpolate, or map two latents",
     "sync": "send to MLflow what a run could not send while it trained",
     "chaos": "kill and damage a run on purpose, and compare it with one left in peace",
     "quickstart": "the main job end to end on scikit-learn's handwritten digits",
 }
-DISTRIBUTED = ("train", "doctor")  # the verbs that may run on several processes
+DISTRIBUTED = (
+    "train",
+    "doctor",
+    "encode",
+    "fit-gmm",
+    "sample",
+)  # the verbs that may run on several processes
 EPILOG = """examples:
   vaescale make-shards digits data/digits
   vaescale make-shards celeba:img_align_celeba data/celeba64 --size 64

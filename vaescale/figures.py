@@ -58,6 +58,15 @@ def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: st
     _finish(figure, path, title)
 
 
+def image_map(path: Path, images: Images, *, title: str) -> None:
+    """A square of images without gaps."""
+    side = math.isqrt(len(images))
+    inches = min(12.0, max(5.0, 0.4 * side))
+    figure, axes = _subplots(1, 1, (inches, inches + 0.4))
+    _show(axes[0, 0], _montage(images, side, gap=0))
+    _finish(figure, path, title)
+
+
 def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> None:
     """Negative ELBO, KL, mean squared error, and what else changes, over steps: training as lines, held-out data as dots."""
     # With a sigma fitted to each image itself the loss is no bound on unseen data, and has another name.
@@ -191,6 +200,42 @@ def rate_distortion(
     axis.tick_params(labelsize=7, which="both")
     axis.grid(alpha=0.25, which="both")
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _finish(figure, path, title)
+
+
+def mixture_selection(
+    path: Path, candidates: Sequence[dict[str, float]], *, chosen: int, prior_nats: float, title: str
+) -> None:
+    """Mean log density on training and held-out latents, and BIC, over the number of components. candidates: `components`,
+    `train_nats`, `val_nats` and `bic` of each; prior_nats: held out, under the model's own prior.
+    """
+    figure, axes = _subplots(1, 2, (9.0, 3.2), frame=True)
+    ordered = sorted(candidates, key=lambda one: one["components"])
+    numbers = [one["components"] for one in ordered]
+    density, bic = axes[0]
+    for name, words, style, colour in (
+        ("train_nats", "training", "-s", COLOURS[0]),
+        ("val_nats", "held out", "-o", COLOURS[1]),
+    ):
+        values = [one[name] for one in ordered]
+        density.plot(numbers, values, style, color=colour, label=words, linewidth=1.3, markersize=4)
+    density.axhline(
+        prior_nats, color="0.4", linestyle=":", linewidth=1.2, label="the model's prior, held out"
+    )
+    density.set_title("mean log density of q(z) (nats)", fontsize=9)
+    bic.plot(
+        numbers, [one["bic"] for one in ordered], "-^", color=POINT_COLOURS[2], linewidth=1.3, markersize=4
+    )
+    bic.set_title("BIC (less is better)", fontsize=9)
+    for axis in (density, bic):
+        axis.set_xscale("log")
+        axis.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        axis.minorticks_off()
+        axis.axvline(chosen, color="0.75", linewidth=5, alpha=0.5, zorder=0, label=f"chosen: {chosen}")
+        axis.set_xlabel("components", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.25)
+    density.legend(fontsize=7, frameon=False)
     _finish(figure, path, title)
 
 

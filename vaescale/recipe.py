@@ -16,10 +16,10 @@ from vaescale.config import Config
 from vaescale.data.reader import DataConfig
 from vaescale.errors import UserError
 from vaescale.likelihoods import LikelihoodConfig
-from vaescale.models.posterior import DiagonalConfig, FixedConfig, PosteriorConfig
 from vaescale.networks import HIERARCHICAL, NetworkConfig
 from vaescale.objectives import ObjectiveConfig
 from vaescale.objectives.elbo import ElboConfig
+from vaescale.posterior import DiagonalConfig, FixedConfig, PosteriorConfig
 from vaescale.secrets import redact_all
 from vaescale.sigma import OPTIMAL
 from vaescale.training.loop import TrainingConfig

@@ -1,15 +1,18 @@
 """From a recipe to its parts, and from a run folder back to a trained model."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
 from vaescale import comm, pulse
-from vaescale.batches import evaluation_batches
+from vaescale.aggregate.encoding import encode
+from vaescale.batches import evaluation_batches, shard_batches
+from vaescale.console import Progress
 from vaescale.data.batch import Batch
+from vaescale.data.latents import LatentShards
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import UserError
 from vaescale.models import build_vae
@@ -78,6 +81,37 @@ def in_order(reader: ShardReader, *, workers: int = 0) -> Iterator[Batch]:
         tell(batch.faults, told)
         pulse.beat("evaluation")
         yield batch
+
+
+def latents_of(opened: Run, split: Literal["train", "val"], *, suffix: str = "") -> LatentShards:
+    """q(z|x) of every image of a split, in RUN/latents/SPLIT + suffix: written by all ranks together, unless it is there."""
+    reader = open_split(opened.recipe, split)
+    batch = min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(reader.image_shape)))
+    total = int(reader.index.shards.samples[comm.rank() :: comm.world_size()].sum())
+
+    def batches(shards: Iterable[int]) -> Iterator[tuple[int, Batch]]:
+        told: set[int] = set()
+        done = 0
+        with Progress(f"encode {split}", total, shown=comm.is_main()) as progress:
+            for shard, images in shard_batches(
+                reader, shards, batch=batch, workers=opened.recipe.data.workers
+            ):
+                tell(images.faults, told)
+                pulse.beat("encoding")
+                yield shard, images
+                done += len(images.slots)
+                progress.update(done, "images")
+
+    made = {
+        "run": opened.recipe.name,
+        "split": split,
+        "step": opened.step,
+        "weights": opened.weights,
+        "recipe_hash": opened.recipe.hash,
+        "data_hash": reader.index.data_hash,
+    }
+    folder = opened.folder / "latents" / f"{split}{suffix}"
+    return encode(opened.model, reader.index, batches, folder, seed=opened.recipe.seed, made=made)
 
 
 def open_split(recipe: Recipe, split: Literal["train", "val"]) -> ShardReader:

@@ -25,9 +25,9 @@ from vaescale import comm
 from vaescale.data.batch import Batch
 from vaescale.likelihoods import LikelihoodConfig
 from vaescale.models import build_vae
-from vaescale.models.posterior import DiagonalConfig
 from vaescale.networks.conv import ConvConfig
 from vaescale.objectives.elbo import Elbo, ElboConfig
+from vaescale.posterior import DiagonalConfig
 from vaescale.strategies import Strategy
 from vaescale.training import backends
 from vaescale.training.guard import Guard

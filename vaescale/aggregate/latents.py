@@ -1,34 +1,128 @@
-"""Samples of the aggregate posterior: every image of a data set through the encoder."""
+"""Latents from shards, in memory or read anew each time: as draws from q(z|x), a function of (seed, number) alone, or as the
+moments of q(z|x).
 
-from collections.abc import Iterable
+Rank r of N has the shards r, r + N, ... Latent number n is the n-th of all shards in order; with S draws of each, draw s of
+it is number n S + s.
+"""
 
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vaescale import noise
-from vaescale.data.batch import Batch
-from vaescale.errors import TrainingStopped
-from vaescale.models.flat import FlatVAE
+from vaescale import comm, noise
+from vaescale.aggregate.points import Points
+from vaescale.data.latents import Block, LatentShards
+
+HELD_BYTES = 2 << 30  # of one process; more latents than that are read anew at each pass
+KEPT_BYTES = 1 << 28  # of shards that are read out of order
 
 
-@torch.no_grad()
-def sample_aggregate(
-    model: FlatVAE, batches: Iterable[Batch], *, seed: int, samples_per_image: int
-) -> Tensor:
-    """Draws from q(z|x) of each image, float64 [images * samples_per_image, Z] on the CPU.
+class Drawing(NamedTuple):
+    """samples: of each image; 0: its moments instead."""
 
-    Raises TrainingStopped when the encoder returns NaN or Inf.
-    """
-    device = next(model.parameters()).device
-    latents = []
-    for batch in batches:
-        stream = noise.Stream(seed, 0, batch.slots.to(device))
-        q = model.posterior(model.target(batch.images.to(device), stream))
-        mu, log_sigma = q.mu.flatten(1), q.log_sigma.flatten(1)
-        shape = (samples_per_image, model.latent_dim)
-        z = mu[:, None] + torch.exp(log_sigma)[:, None] * noise.normal(stream, noise.POSTERIOR, shape)
-        latents.append(z[batch.mask].flatten(0, 1).double().cpu())
-    z = torch.cat(latents)
-    if not torch.isfinite(z).all():
-        raise TrainingStopped("the encoder returns NaN or Inf; train again with a lower optimizer.lr")
-    return z
+    samples: int
+    seed: int
+
+
+class ShardLatents:
+    """The latents of shards, read when they are wanted. On `device`."""
+
+    def __init__(self, shards: LatentShards, drawing: Drawing, device: torch.device | str = "cpu") -> None:
+        self.shards, self.drawing, self.device = shards, drawing, torch.device(device)
+        self.size = int(np.prod(shards.shape))
+        self.of_each = max(1, drawing.samples)
+        self.images = shards.index.num_samples
+        self.count = self.images * self.of_each
+        self._starts = np.concatenate([[0], np.cumsum(shards.index.shards.samples)])
+        self._blocks: OrderedDict[int, Block] = OrderedDict()
+
+    @property
+    def own(self) -> range:
+        """The shards of this rank."""
+        return range(comm.rank(), len(self.shards.index.shards), comm.world_size())
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Shard by shard."""
+        for number in self.own:
+            z, variance, _ = self._latents(number, self.shards.read(number))
+            yield z, variance
+
+    def rows(self, wanted: Tensor) -> Tensor:
+        """The latents with these numbers (int64 [M], ascending), of all ranks, on every rank: float64 [M, Z]."""
+        rows = torch.zeros(len(wanted), self.size, dtype=torch.float64)
+        for number in self.own:
+            first, last = (int(self._starts[number + end]) * self.of_each for end in (0, 1))
+            here = (wanted >= first) & (wanted < last)
+            if here.any():
+                z, _, _ = self._latents(number, self.shards.read(number))
+                rows[here] = z[(wanted[here] - first).to(z.device)].double().cpu()
+        return comm.all_reduce_sum(rows.flatten()).view(rows.shape)
+
+    @property
+    def shard_samples(self) -> NDArray[np.int64]:
+        """Latents of each shard."""
+        return self.shards.index.shards.samples * self.of_each
+
+    def take(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """Latents by number, of any shard, for this rank alone: z [M, Z], and the variances if these are moments."""
+        z = torch.empty(len(numbers), self.size, device=self.device)
+        variance = None if self.drawing.samples else torch.empty_like(z)
+        shards = np.searchsorted(self._starts, numbers // self.of_each, side="right") - 1
+        for shard in np.unique(shards):
+            here = torch.from_numpy(shards == shard)
+            within = torch.from_numpy(numbers[shards == shard] - self._starts[shard] * self.of_each)
+            part, spread, _ = self._latents(int(shard), self._block(int(shard)))
+            z[here] = part[within]
+            if variance is not None and spread is not None:
+                variance[here] = spread[within]
+        return z, variance
+
+    def held(self) -> Points:
+        """All of this rank's in memory."""
+        parts = [self._latents(number, self.shards.read(number)) for number in self.own]
+        empty = torch.zeros(0, self.size, device=self.device)
+        z = torch.cat([empty, *(part[0] for part in parts)])
+        spreads = [part[1] for part in parts if part[1] is not None]
+        variance = None if self.drawing.samples else torch.cat([empty, *spreads])
+        return Points(
+            z, variance, numbers=torch.cat([torch.zeros(0, dtype=torch.int64), *(part[2] for part in parts)])
+        )
+
+    def _block(self, number: int) -> Block:
+        if number not in self._blocks:
+            self._blocks[number] = self.shards.read(number)
+        self._blocks.move_to_end(number)
+        while (
+            len(self._blocks) > 1
+            and sum(block.moments.nbytes for block in self._blocks.values()) > KEPT_BYTES
+        ):
+            self._blocks.popitem(last=False)
+        return self._blocks[number]
+
+    def _latents(self, number: int, block: Block) -> tuple[Tensor, Tensor | None, Tensor]:
+        """z [n S, Z], the variances if these are moments, and the latents' numbers, of one shard."""
+        mean, log_variance = torch.from_numpy(block.moments).to(self.device).unbind(1)
+        images = int(self._starts[number]) + torch.arange(len(mean))
+        if not self.drawing.samples:
+            return mean.contiguous(), log_variance.exp(), images
+        slots, sigma = images.to(self.device), torch.exp(0.5 * log_variance)
+        draws = [
+            mean
+            + sigma
+            * noise.normal(noise.Stream(self.drawing.seed, draw, slots), noise.POSTERIOR, (self.size,))
+            for draw in range(self.drawing.samples)
+        ]
+        numbers = images[:, None] * self.of_each + torch.arange(self.of_each)
+        return torch.stack(draws, dim=1).flatten(0, 1), None, numbers.flatten()
+
+
+def load(shards: LatentShards, drawing: Drawing, device: torch.device | str = "cpu") -> Points | ShardLatents:
+    """The latents in memory, if a process can hold its share, or read anew at each pass."""
+    latents = ShardLatents(shards, drawing, device)
+    share = latents.count * latents.size * 4 * (1 if drawing.samples else 2) / comm.world_size()
+    return latents.held() if share <= HELD_BYTES else latents

@@ -31,7 +31,7 @@ from vaescale.cores import cores
 from vaescale.data.batch import Fault, Fetched, Request
 from vaescale.data.pictures import Crop, Filter, Picture, PictureFault, decode, fit, to_channels
 from vaescale.data.plan import BLOCK_SAMPLES
-from vaescale.data.shards import INDEX, Entries, ShardIndex, parse_entries, parse_index
+from vaescale.data.shards import INDEX, LATENTS, Entries, ShardIndex, parse_entries, parse_index
 from vaescale.data.store import Folder, Remote, open_store
 from vaescale.errors import DataError
 
@@ -407,6 +407,10 @@ def _refuse_big_memory(needed: int) -> None:
 
 def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     """Raise DataError when the images as stored cannot be what the recipe says."""
+    if index.made.get("kind") == LATENTS:
+        raise DataError(
+            f"{index.place} holds latents, not images; give data.train and data.val sets of images"
+        )
     if index.image is None:
         if config.crop is None:
             raise DataError(

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vaescale.errors import DataError
 
 INDEX = "index.json"
+LATENTS = "latents"  # `made.kind` of an index of latents, not images
 FORMAT = {"format": "vaescale-shards", "version": 2}
 Entries = NDArray[np.void]
 _KEY_BYTES = re.compile(rb"\('key', '\|S(\d{1,4})'\)")

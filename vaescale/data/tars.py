@@ -78,11 +78,12 @@ def members(file: IO[bytes], *, start: int = 0, stop: int | None = None) -> Iter
     _check_end(file, tar.offset, last, stop)
 
 
-def samples(file: IO[bytes]) -> Iterator[Found | TarFault]:
+def samples(file: IO[bytes], extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Iterator[Found | TarFault]:
     """The samples of a WebDataset tar in order, as webdataset groups them: consecutive members with one key.
 
-    A sample that cannot be used comes as a fault; of a key that comes again the sample before is void, too. Raises TarFault when the tar itself is not sound. Nothing but
-    images and classes is read; `.pkl` and the like are passed over unopened.
+    extensions: of the one member that a sample is about. A sample that cannot be used comes as a fault; of a key that comes
+    again the sample before is void, too. Raises TarFault when the tar itself is not sound. Nothing but that member and the
+    class is read; `.pkl` and the like are passed over unopened.
     """
     group: list[tuple[str, Member]] = []
     group_key = ""
@@ -92,12 +93,12 @@ def samples(file: IO[bytes]) -> Iterator[Found | TarFault]:
         if key is None or _is_metadata(member.name):
             continue
         if group and key != group_key:
-            yield _sample(file, group_key, group, seen)
+            yield _sample(file, group_key, group, seen, extensions)
             group = []
         group_key = key
         group.append((extension, member))
     if group:
-        yield _sample(file, group_key, group, seen)
+        yield _sample(file, group_key, group, seen, extensions)
 
 
 def split_name(name: str) -> tuple[str | None, str]:
@@ -106,7 +107,9 @@ def split_name(name: str) -> tuple[str | None, str]:
     return (match[1], match[2].lower()) if match else (None, "")
 
 
-def _sample(file: IO[bytes], key: str, group: list[tuple[str, Member]], seen: set[str]) -> Found | TarFault:
+def _sample(
+    file: IO[bytes], key: str, group: list[tuple[str, Member]], seen: set[str], wanted: tuple[str, ...]
+) -> Found | TarFault:
     first = group[0][1]
 
     def fault(words: str) -> TarFault:
@@ -116,9 +119,9 @@ def _sample(file: IO[bytes], key: str, group: list[tuple[str, Member]], seen: se
     if key in seen or len(set(extensions)) != len(extensions):
         return fault(f"key {key!r} stands twice in it")
     seen.add(key)
-    images = [member for extension, member in group if extension in IMAGE_EXTENSIONS]
+    images = [member for extension, member in group if extension in wanted]
     if len(images) != 1:
-        known = ", ".join(IMAGE_EXTENSIONS)
+        known = ", ".join(wanted)
         return fault(f"key {key!r} has {len(images)} images ({known}) among {', '.join(extensions)}, not one")
     label = -1
     for extension, member in group:

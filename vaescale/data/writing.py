@@ -189,6 +189,19 @@ def _write_alone(
     return written
 
 
+def write_part(items: list[Item], folder: Path, number: int, making: Making) -> Made:
+    """Write shard `number` of a set that several processes write together; `write_index` ends it. Raises DataError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return _write_shard(items, folder / f"shard-{number:06d}.tar", making)
+
+
+def write_index(folder: Path, parts: list[Made], made: dict[str, Any]) -> ShardIndex:
+    """Write the index of what `write_part` wrote, in order. made: words on the origin."""
+    written = _write_index(folder, parts, (), made)
+    _sweep(folder, {shard.name for shard in written.shards.shards})
+    return written.shards
+
+
 def index_shards(
     folder: Path,
     *,

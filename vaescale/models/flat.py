@@ -8,9 +8,9 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.likelihoods import LikelihoodConfig
-from vaescale.models.posterior import POSTERIORS, FixedConfig, Gaussian, PosteriorConfig, kl
 from vaescale.models.vae import VAE, Inferred
 from vaescale.networks import NetworkConfig
+from vaescale.posterior import POSTERIORS, FixedConfig, Gaussian, PosteriorConfig, kl
 from vaescale.sigma import wide
 
 
@@ -38,7 +38,7 @@ class FlatVAE(VAE):
         if isinstance(posterior, FixedConfig):
             log_sigmas = torch.tensor(posterior.sigmas(network.latent_dim)).log()
         self.register_buffer("_log_sigmas", log_sigmas, persistent=False)
-        self.latent_shape: tuple[int, ...] = self.network.latent_shape
+        self.latent_shape = self.network.latent_shape
         self.latent_dim = math.prod(self.latent_shape)
         self.group_sizes, self.group_places = (self.latent_dim,), (math.prod(self.latent_shape[1:]),)
 
@@ -68,13 +68,22 @@ class FlatVAE(VAE):
             )
 
     def posterior(self, x: Tensor) -> Gaussian:
-        """q(z|x), float32 or float64 [B, *latent_shape]. x [B, C, H, W] from `target`."""
+        """q(z|x) of all latents."""
         raw = wide(self.network.encode(x))
         with torch.autocast(x.device.type, enabled=False):
             return self._to_posterior(raw, self._log_sigmas, None)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The likelihood's raw parameters from z [B, Z], flat. For use without a gradient."""
+    def prior_log_density(self, z: Tensor) -> Tensor:
+        """Of N(0, I)."""
+        return Gaussian(torch.zeros_like(z), torch.zeros_like(z)).log_density(z).sum(1)
+
+    def decode(
+        self,
+        z: Tensor,
+        stream: noise.Stream | None = None,  # noqa: ARG002
+        temperature: float = 1.0,  # noqa: ARG002
+    ) -> Tensor:
+        """From all latents."""
         params: Tensor = self.network.decode(z.reshape(len(z), *self.latent_shape))
         return params
 

@@ -5,6 +5,7 @@
 Legend: a group's z, mu and sigma are [B K, Z, R, R].
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.likelihoods import LikelihoodConfig
-from vaescale.models.posterior import POSTERIORS, Gaussian, PosteriorConfig, bounded, kl
 from vaescale.models.vae import VAE, Inferred
 from vaescale.networks import NetworkConfig
 from vaescale.networks.ladder import Group, LadderNetwork
 from vaescale.networks.layers import recomputed
+from vaescale.posterior import POSTERIORS, Gaussian, PosteriorConfig, bounded, kl
 from vaescale.sigma import wide
 
 
@@ -55,6 +56,9 @@ class LadderVAE(VAE):
         )
         self._to_posterior = POSTERIORS[posterior.kind][1]
         self.group_places = tuple(group.block.resolution**2 for group in self._groups)
+        top = self._groups[0].block.resolution
+        self.latent_shape = (network.latent_dim, top, top)
+        self.latent_dim = math.prod(self.latent_shape)
         self.group_sizes = tuple(network.latent_dim * places for places in self.group_places)
 
     @property
@@ -99,6 +103,23 @@ class LadderVAE(VAE):
             draws=None,
         )
 
+    def posterior(self, x: Tensor) -> Gaussian:
+        """q(z_1|x) of the top group."""
+        seen = self.network.bottom_up(x)
+        here, prior = self._top(len(x), like=x)
+        top = self._groups[0]
+        return self._posterior(top, here, seen[top.block.resolution], prior)
+
+    def prior_log_density(self, z: Tensor) -> Tensor:
+        """Of the top group's learned prior, the same at every draw."""
+        _, prior = self._top(len(z), like=z)
+        with torch.autocast(z.device.type, enabled=False):
+            return prior.log_density(z.view(len(z), *self.latent_shape).to(prior.mu)).flatten(1).sum(1)
+
+    def decode(self, z: Tensor, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
+        """From the top group's latents, the others drawn from their priors."""
+        return self._drawn(len(z), stream, temperature, top=z.view(len(z), *self.latent_shape))
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """From the mean of each group's posterior, given the means above it."""
         seen = self.network.bottom_up(x)
@@ -110,12 +131,23 @@ class LadderVAE(VAE):
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """From every group's prior, given the draws above it."""
+        return self._drawn(len(stream.slots), stream, temperature, top=None)
 
+    def _drawn(self, rows: int, stream: noise.Stream, temperature: float, *, top: Tensor | None) -> Tensor:
         def draw(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
+            if number == 0 and top is not None:
+                return top.to(prior.mu)
             shape = tuple(prior.mu.shape[1:])
             return prior.sample(temperature * noise.normal(stream, noise.PRIOR + number, shape).to(prior.mu))
 
-        return self._top_down(len(stream.slots), draw, like=next(self.parameters()))
+        return self._top_down(rows, draw, like=next(self.parameters()))
+
+    def _top(self, rows: int, *, like: Tensor) -> tuple[Tensor, Gaussian]:
+        """What the top group sees, and its prior."""
+        top = self._groups[0]
+        here = self.network.enter(top.block, self.network.start(rows), like=like.new_zeros(rows))
+        raw_prior, _ = top.prior(here)
+        return here, _prior(raw_prior)
 
     def _infer_group(
         self, group: Group, number: int, here: Tensor, seen: Tensor, stream: noise.Stream, draws: int

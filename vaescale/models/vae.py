@@ -18,6 +18,7 @@ from vaescale import noise
 from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
 from vaescale.networks import NETWORKS, NetworkConfig
 from vaescale.networks.spectral import SpectralSum
+from vaescale.posterior import Gaussian
 
 
 class Terms(NamedTuple):
@@ -62,7 +63,13 @@ class Inferred(NamedTuple):
 
 
 class VAE(nn.Module):
-    """x -> q(z|x) -> z -> p(x|z). Override `infer`, `reconstruct` and `from_prior`."""
+    """x -> q(z|x) -> z -> p(x|z). Override `infer`, `posterior`, `prior_log_density`, `decode`, `reconstruct` and `from_prior`."""
+
+    latent_shape: tuple[int, ...]
+    """Of the latents that `posterior` infers from x alone: all of a flat model, those of the top group of a ladder."""
+
+    latent_dim: int
+    """How many numbers they are."""
 
     group_sizes: tuple[int, ...]
     """How many numbers each group has."""
@@ -165,6 +172,20 @@ class VAE(nn.Module):
 
     def infer(self, x: Tensor, stream: noise.Stream, draws: int, detached: bool) -> Inferred:
         """Draw z from q(z|x). detached: log_ratio holds q's own parameters constant."""
+        raise NotImplementedError
+
+    def posterior(self, x: Tensor) -> Gaussian:
+        """q(z|x) of the latents of `latent_shape`, float32 or float64 [B, *latent_shape]. x from `target`."""
+        raise NotImplementedError
+
+    def prior_log_density(self, z: Tensor) -> Tensor:
+        """Log density [B] in nats of z [B, latent_dim] under the model's own prior of these latents."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
+        """The likelihood's raw parameters from z [B, latent_dim], flat; what lies below a top group is drawn from its prior,
+        the standard deviations times `temperature`. A flat model has no use for the stream.
+        """
         raise NotImplementedError
 
     def reconstruct(self, x: Tensor) -> Tensor:

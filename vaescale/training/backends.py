@@ -10,6 +10,7 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -62,6 +63,22 @@ def start(*, processes: int | None = None) -> Launch:
             "`accelerate launch --config_file recipes/backends/cpu2.yaml` or `--multi_gpu --num_processes N`"
         )
     return Launch(accelerator, strategy)
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the processes that a launcher started, for a verb that trains nothing: each then holds the whole model,
+    however training was laid out. Without a launcher nothing happens.
+    """
+    refuse_lost_processes(os.environ)
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+        os.environ.pop(name, None)
+    accelerator = start().accelerator
+    yield
+    stop(accelerator)
 
 
 def _asked_for(environment: "os._Environ[str]") -> str:

@@ -28,7 +28,14 @@ BATCH_METRICS = 1000  # MLflow's limits for one request
 BATCH_PARAMS = 100
 PARAM_CHARACTERS = 6000
 REPLAYED = ("train/", "val/", "perf/", "data/")
-ARTIFACTS = ("recipe.yaml", "summary.json", "figures/*.png", "evaluation/*.json", "gmm/*")
+ARTIFACTS = (
+    "recipe.yaml",
+    "summary.json",
+    "figures/*.png",
+    "evaluation/*.json",
+    "gmm/*.*",
+    "gmm/components-*/*",
+)
 
 
 class TrackingConfig(Config):

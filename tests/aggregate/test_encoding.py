@@ -1,0 +1,228 @@
+"""Latent shards: each image once, whoever encodes it and however often it was stopped; and what is read back."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.ranks import on_ranks
+from vaescale import noise, run
+from vaescale.aggregate.latents import Drawing, ShardLatents, load
+from vaescale.aggregate.points import Points
+from vaescale.aggregate.selection import Candidate, Spread, choose, refuse_unfit, spread_of
+from vaescale.data.latents import open_latents, write_latent_index, write_latents
+from vaescale.data.reader import open_reader
+from vaescale.errors import DataError, UserError
+from vaescale.recipe import Recipe
+
+
+@pytest.fixture
+def recipe(recipe_content) -> Recipe:
+    return Recipe.model_validate(recipe_content)
+
+
+def opened(recipe: Recipe) -> run.Run:
+    return run.Run(Path(recipe.run_dir), recipe, run.build_model(recipe).eval(), 12, "ema")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_each_image_is_encoded_once(recipe: Recipe) -> None:
+    here = opened(recipe)
+    shards = run.latents_of(here, "train")
+    reader = open_reader(recipe.data.train, recipe.data)
+    assert shards.shape == (4,)
+    number = 0
+    for place, source in enumerate(reader.index.shards):
+        block = shards.read(place)
+        assert len(block.keys) == source.samples
+        for key, label, moments in zip(block.keys, block.labels, block.moments, strict=True):
+            if number % 97 == 0:
+                image = reader[number]
+                stream = noise.Stream(0, 0, torch.tensor([number]))
+                with torch.no_grad():
+                    q = here.model.posterior(here.model.target(image.images, stream))
+                np.testing.assert_allclose(moments[0], q.mu[0], atol=1e-5)
+                np.testing.assert_allclose(moments[1], 2 * q.log_sigma[0], atol=1e-5)
+                assert (key, label) == (image.keys[0], int(image.labels[0]))
+            number += 1
+    assert number == len(reader) == shards.index.num_samples
+
+
+def test_mean_and_std_are_the_aggregate_s(recipe: Recipe) -> None:
+    shards = run.latents_of(opened(recipe), "val")
+    moments = torch.from_numpy(
+        np.concatenate([shards.read(n).moments for n in range(len(shards.index.shards))])
+    )
+    mean, variance = moments.double()[:, 0], moments.double()[:, 1].exp()
+    made = shards.index.made
+    np.testing.assert_allclose(made["mean"], mean.mean(0), atol=1e-9)
+    np.testing.assert_allclose(made["std"], (mean.var(0, correction=0) + variance.mean(0)).sqrt(), rtol=1e-6)
+    z = ShardLatents(shards, Drawing(200, 0)).held().z.double()
+    np.testing.assert_allclose(made["std"], z.std(0), rtol=0.02)
+
+
+def test_a_second_start_writes_what_is_missing_and_the_same_bytes(recipe: Recipe) -> None:
+    here = opened(recipe)
+    shards = run.latents_of(here, "train")
+    whole = hashes(shards.folder)
+    (shards.folder / "index.json").unlink()
+    (shards.folder / shards.index.shards[1].name).write_bytes(b"cut")
+    assert hashes(run.latents_of(here, "train").folder) == whole
+    before = (shards.folder / "index.json").stat().st_mtime_ns
+    run.latents_of(here, "train")
+    assert (shards.folder / "index.json").stat().st_mtime_ns == before, "nothing was to be done"
+
+
+def test_another_step_s_latents_are_written_anew(recipe: Recipe) -> None:
+    here = opened(recipe)
+    one = run.latents_of(here, "val").read(0).moments
+    with torch.no_grad():
+        next(here.model.parameters()).mul_(2)
+    other = run.latents_of(here._replace(step=13), "val")
+    assert other.index.made["step"] == 13
+    assert not np.array_equal(one, other.read(0).moments)
+
+
+def _encode_on_rank(rank: int, ranks: int, content: dict) -> dict[str, int]:
+    recipe = Recipe.model_validate(content)
+    shards = run.latents_of(opened(recipe), "train")
+    held = load(shards, Drawing(2, 5))
+    assert isinstance(held, Points)
+    wanted = torch.tensor([0, 1, 999, 1000, 2873])
+    return {"rows": held.rows(wanted), "numbers": held.numbers, "count": held.count}
+
+
+@pytest.mark.distributed
+def test_ranks_share_the_work(recipe: Recipe, recipe_content, tmp_path: Path) -> None:
+    expected = hashes(run.latents_of(opened(recipe), "train").folder)
+    recipe_content["run_dir"] = str(tmp_path / "other")
+    results = on_ranks(tmp_path, _encode_on_rank, recipe_content)
+    assert hashes(tmp_path / "other/latents/train") == expected
+    numbers = torch.cat([result["numbers"] for result in results])
+    assert numbers.sort().values.tolist() == list(range(2 * 1437))
+    alone = ShardLatents(open_latents(tmp_path / "other/latents/train"), Drawing(2, 5))
+    wanted = torch.tensor([0, 1, 999, 1000, 2873])
+    for result in results:
+        assert result["count"] == 2874
+        assert torch.equal(result["rows"], alone.rows(wanted))
+    z, _ = alone.take(wanted.numpy())
+    assert torch.equal(z.double(), results[0]["rows"])
+
+
+def test_a_ladder_s_top_group_is_encoded(recipe_content) -> None:
+    recipe_content |= {
+        "network": {"kind": "ladder", "latent_dim": 2, "width": 8},
+        "posterior": {"kind": "relative"},
+    }
+    here = opened(Recipe.model_validate(recipe_content))
+    shards = run.latents_of(here, "val")
+    assert shards.shape == here.model.latent_shape
+    assert len(shards.index.made["mean"]) == 2
+    assert shards.read(0).moments.shape[2] == here.model.group_sizes[0] < sum(here.model.group_sizes)
+
+
+def written(folder: Path, moments: np.ndarray, keys: list[str]) -> Path:
+    """A set of one shard."""
+    labels = np.full(len(keys), -1)
+    shard = write_latents(folder, "shard-000000.tar", keys=keys, labels=labels, moments=moments)
+    write_latent_index(folder, [shard], (), {"latent_shape": list(moments.shape[2:])})
+    return folder
+
+
+def test_long_keys_and_maps_come_back(tmp_path: Path) -> None:
+    moments = np.random.default_rng(0).normal(size=(3, 2, 2, 4, 4)).astype(np.float32)
+    keys = ["a", "b" * 180, "c/d"]
+    shards = open_latents(written(tmp_path, moments, keys))
+    block = shards.read(0)
+    assert block.keys == keys
+    assert block.labels.tolist() == [-1, -1, -1]
+    assert np.array_equal(block.moments, moments.reshape(3, 2, 32))
+    assert shards.shape == (2, 4, 4)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves it open
+def test_webdataset_reads_them(tmp_path: Path) -> None:
+    import webdataset
+
+    moments = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    folder = written(tmp_path, moments, ["a", "b", "c"])
+    found = list(webdataset.WebDataset(str(folder / "shard-000000.tar"), shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in found] == ["a", "b", "c"]
+    assert np.array_equal(np.stack([sample["moments.npy"] for sample in found]), moments)
+
+
+def test_damage_gets_one_sentence(tmp_path: Path) -> None:
+    folder = written(tmp_path, np.zeros((3, 2, 2), np.float32), ["a", "b", "c"])
+    path = folder / "shard-000000.tar"
+    content = bytearray(path.read_bytes())
+    content[600] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="encode again"):
+        open_latents(folder).read(0)
+    path.unlink()
+    with pytest.raises(DataError, match="encode the run again"):
+        open_latents(folder).read(0)
+    index = json.loads((folder / "index.json").read_text())
+    for shape in (None, [], [0], ["2"], [-1], [True]):
+        index["made"]["latent_shape"] = shape
+        (folder / "index.json").write_text(json.dumps(index))
+        with pytest.raises(DataError, match="holds no latents"):
+            open_latents(folder)
+    with pytest.raises(DataError, match="vaescale encode"):
+        open_latents(tmp_path / "absent")
+
+
+def test_latents_of_another_shape_are_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path, np.zeros((3, 2, 2), np.float32), ["a", "b", "c"])
+    path = folder / "index.json"
+    path.write_text(path.read_text().replace('"latent_shape": [2]', '"latent_shape": [4]'))
+    with pytest.raises(DataError, match="another shape"):
+        open_latents(folder).read(0)
+
+
+def test_images_are_no_latents_and_latents_no_images(recipe: Recipe, digits: Path) -> None:
+    with pytest.raises(DataError, match="holds no latents"):
+        open_latents(digits / "train")
+    folder = run.latents_of(opened(recipe), "val").folder
+    with pytest.raises(DataError, match="holds latents"):
+        open_reader(str(folder), recipe.data)
+
+
+def test_collapse_is_recognised() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(500, 3, generator=generator) * torch.tensor([1.0, 0.01, 0.5])
+    spread = spread_of(Points(mean, torch.full_like(mean, 0.2)))
+    assert spread.collapsed.tolist() == [False, True, False]
+    np.testing.assert_allclose(spread.between, mean.var(0, correction=0), rtol=1e-4)
+    refuse_unfit(spread, 500, 500)
+    with pytest.raises(UserError, match="lower --components"):
+        refuse_unfit(spread, 501, 500)
+    with pytest.raises(UserError, match="collapsed"):
+        refuse_unfit(spread_of(Points(mean * 1e-3, torch.ones_like(mean))), 3, 500)
+    with pytest.raises(UserError, match="constant"):
+        refuse_unfit(Spread(torch.zeros(3).double(), torch.zeros(3).double()), 3, 500)
+
+
+def test_held_out_density_or_bic_chooses() -> None:
+    one = Candidate(None, 3, True, 0, train_nats=-3.0, val_nats=-4.0, bic=10.0)  # type: ignore[arg-type]
+    two = one._replace(val_nats=-3.5, bic=20.0)
+    assert choose([one, two], "held-out") is two
+    assert choose([one, two], "bic") is one
+
+
+def test_shards_are_read_anew_when_they_do_not_fit(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = run.latents_of(opened(recipe), "train")
+    held = load(shards, Drawing(0, 0))
+    monkeypatch.setattr("vaescale.aggregate.latents.HELD_BYTES", 1000)
+    streamed = load(shards, Drawing(0, 0))
+    assert isinstance(held, Points)
+    assert isinstance(streamed, ShardLatents)
+    for place in (0, 1):
+        whole = torch.cat([part[place] for part in streamed.parts()])
+        assert torch.equal(whole, next(held.parts())[place])

@@ -1,0 +1,122 @@
+"""Density, draws and conversions against scipy and scikit-learn."""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.stats import multivariate_normal
+
+from tests.aggregate.known import draws, known
+from vaescale import noise
+from vaescale.errors import UserError
+from vaescale.mixtures import files as mixture_files
+from vaescale.mixtures.gaussian import (
+    KINDS,
+    Kind,
+    diagonals,
+    from_scikit_learn,
+    log_density,
+    moments,
+    sample,
+    standard_normal_log_density,
+    to_scikit_learn,
+)
+
+
+def matrices(kind: Kind) -> list[np.ndarray]:
+    """The components' covariances, written out."""
+    mixture = known(kind)
+    if kind in ("full", "tied"):
+        return list(np.broadcast_to(mixture.covariances.numpy(), (3, 3, 3)))
+    return [np.diag(row) for row in diagonals(mixture).numpy()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_density_is_scipy_s(kind: Kind) -> None:
+    mixture = known(kind)
+    z = draws(mixture, 50)
+    parts = zip(mixture.weights.numpy(), mixture.means.numpy(), matrices(kind), strict=True)
+    densities = sum(weight * multivariate_normal(mean, matrix).pdf(z) for weight, mean, matrix in parts)
+    np.testing.assert_allclose(log_density(mixture, z), np.log(densities), rtol=1e-9)
+    normal = multivariate_normal(np.zeros(3), np.eye(3)).logpdf(z)
+    np.testing.assert_allclose(standard_normal_log_density(z), normal, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_have_the_mixture_s_moments(kind: Kind) -> None:
+    z = draws(known(kind), 100_000)
+    mean, covariance = moments(known(kind))
+    torch.testing.assert_close(z.mean(0), mean, rtol=0, atol=0.05)
+    torch.testing.assert_close(torch.cov(z.T), covariance, rtol=0.03, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_draw_depends_on_seed_and_slot_alone(kind: Kind) -> None:
+    mixture = known(kind)
+    everything = sample(mixture, noise.Stream(3, 0, torch.arange(20)))
+    some = sample(mixture, noise.Stream(3, 0, torch.tensor([17, 4])))
+    assert torch.equal(everything[[17, 4]], some)
+
+
+def test_temperature_is_the_components_own() -> None:
+    mixture = known("full")
+    cold = sample(mixture, noise.Stream(0, 0, torch.arange(200)), temperature=0.0).double()
+    distances = torch.cdist(cold, mixture.means)
+    assert (distances.min(1).values < 1e-5).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scikit_learn_takes_it_and_gives_it_back(kind: Kind) -> None:
+    mixture = known(kind)
+    model = to_scikit_learn(mixture)
+    z = draws(mixture, 100)
+    np.testing.assert_allclose(model.score_samples(z.numpy()), log_density(mixture, z), atol=1e-8)
+    assert model.sample(5)[0].shape == (5, 3)
+    back = from_scikit_learn(model)
+    assert back.kind == kind
+    assert all(torch.equal(one, other) for one, other in zip(back[:3], mixture[:3], strict=True))
+    assert mixture.num_parameters == model._n_parameters()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_comes_back_from_disk(kind: Kind, tmp_path: Path) -> None:
+    mixture_files.save(known(kind), tmp_path, {"seed": 3})
+    loaded = mixture_files.load(tmp_path)
+    assert loaded.kind == kind
+    assert all(torch.equal(one, other) for one, other in zip(loaded[:3], known(kind)[:3], strict=True))
+    assert json.loads((tmp_path / "mixture.json").read_text())["seed"] == 3
+
+
+def test_a_damaged_mixture_is_refused(tmp_path: Path) -> None:
+    tensors_path = tmp_path / "mixture.safetensors"
+
+    def saved(**changes: torch.Tensor) -> None:
+        mixture_files.save(known("full"), tmp_path, {})
+        save_file({**load_file(tensors_path), **changes}, tensors_path)
+
+    with pytest.raises(UserError, match="vaescale fit-gmm"):
+        mixture_files.load(tmp_path)
+    wrong = {
+        "finite float64": {"means": torch.full((3, 3), torch.nan, dtype=torch.float64)},
+        "float64": {"means": torch.zeros(3, 3)},
+        "sum to 1": {"weights": torch.ones(3, dtype=torch.float64)},
+        "go with": {"weights": torch.ones(1, dtype=torch.float64)},
+        "are not": {"covariances": torch.ones(3, 2, 2, dtype=torch.float64)},
+        "positive definite": {"covariances": -torch.eye(3, dtype=torch.float64).repeat(3, 1, 1)},
+        "holds": {"more": torch.zeros(1)},
+    }
+    for words, changes in wrong.items():
+        saved(**changes)
+        with pytest.raises(UserError, match=words):
+            mixture_files.load(tmp_path)
+    saved()
+    tensors_path.write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
+    with pytest.raises(UserError, match="damaged"):
+        mixture_files.load(tmp_path)
+    (tmp_path / "mixture.json").write_text('{"format": "vaescale-gmm", "version": 9}')
+    with pytest.raises(UserError, match="no mixture of this version"):
+        mixture_files.load(tmp_path)

@@ -1,0 +1,186 @@
+"""Every image of a data set through the encoder, to shards of latents: one beside each shard of images, written by one rank.
+
+A shard's latents are the same whoever writes them. A note beside each (`.NAME.json`) says what it was made from, so that a
+second start writes only what is missing; index.json comes last.
+
+    E[z_c] = E_x[mu_c],    Var[z_c] = E_x[mu_c^2 + sigma_c^2] - E[z_c]^2              over images, and places of a map
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaescale import comm, noise
+from vaescale.data.batch import Batch
+from vaescale.data.latents import LatentShards, open_latents, write_latent_index, write_latents
+from vaescale.data.shards import INDEX, Shard, ShardIndex
+from vaescale.errors import DataError, TrainingStopped
+from vaescale.files import write_whole
+from vaescale.models.vae import VAE
+
+
+class Note(NamedTuple):
+    """Of a written shard: its row, or None where no image could be used; how many could not; how many values a channel
+    has, over images and places; the sums over them of mean and of mean^2 + variance, by channel.
+    """
+
+    shard: Shard | None
+    skipped: int
+    values: int
+    sums: list[float]
+    squares: list[float]
+
+
+@torch.no_grad()
+def encode(
+    model: VAE,
+    images: ShardIndex,
+    batches: Callable[[Iterable[int]], Iterable[tuple[int, Batch]]],
+    folder: Path,
+    *,
+    seed: int,
+    made: dict[str, Any],
+) -> LatentShards:
+    """Write q(z|x) of every image to `folder`, on all ranks together; what is there already is kept.
+
+    batches: of some shards' numbers, with the shard of each. made: words for the index on the model and the images; latents
+    that were made otherwise are written anew. Returns them with `made` grown by latent_shape, skipped, and by channel mean and
+    std of the aggregate posterior. Raises TrainingStopped when the encoder returns NaN or Inf, DataError when no image can be
+    used.
+    """
+    made = {**made, "latent_shape": list(model.latent_shape)}
+    if comm.on_main(lambda: _is_there(folder, made)):
+        return open_latents(folder)
+    own = range(comm.rank(), len(images.shards), comm.world_size())
+    notes = comm.together(lambda: _encode_shards(model, images, batches, folder, own, seed, made))
+    everything: dict[int, Note] = {}
+    for part in comm.gather_object(notes):
+        everything |= part
+    ordered = [everything[number] for number in sorted(everything)]
+    comm.on_main(lambda: _finish(folder, ordered, images, made))
+    return open_latents(folder)
+
+
+def _is_there(folder: Path, made: dict[str, Any]) -> bool:
+    """Whether the folder's latents were made in this way. If not, its index goes: it would say what is no longer true."""
+    try:
+        found = open_latents(folder)
+    except DataError:
+        return False
+    if all(found.index.made.get(name) == value for name, value in made.items()):
+        return True
+    (folder / INDEX).unlink()
+    return False
+
+
+def _encode_shards(
+    model: VAE,
+    images: ShardIndex,
+    batches: Callable[[Iterable[int]], Iterable[tuple[int, Batch]]],
+    folder: Path,
+    own: range,
+    seed: int,
+    made: dict[str, Any],
+) -> dict[int, Note]:
+    notes = {number: note for number in own if (note := _kept(folder, images.shards[number], made))}
+    missing = [number for number in own if number not in notes]
+    waiting: list[tuple[Batch, Tensor]] = []
+    done = 0
+    for number, batch in batches(missing):
+        waiting.append((batch, _moments(model, batch, seed)))
+        done += len(batch.slots)
+        if done == images.shards[number].samples:
+            notes[number] = _write(folder, images.shards[number], waiting, made)
+            waiting, done = [], 0
+    return notes
+
+
+def _moments(model: VAE, batch: Batch, seed: int) -> Tensor:
+    """Mean and log variance of each image's q(z|x), float32 [B, 2, *latent_shape] on the CPU."""
+    device = next(model.parameters()).device
+    stream = noise.Stream(seed, 0, batch.slots.to(device))
+    q = model.posterior(model.target(batch.images.to(device), stream))
+    moments = torch.stack([q.mu.expand_as(q.log_sigma), 2 * q.log_sigma.expand_as(q.mu)], dim=1).float().cpu()
+    if not torch.isfinite(moments[batch.mask]).all():
+        raise TrainingStopped("the encoder returns NaN or Inf; train again with a lower optimizer.lr")
+    return moments
+
+
+def _write(folder: Path, source: Shard, parts: list[tuple[Batch, Tensor]], made: dict[str, Any]) -> Note:
+    used = torch.cat([batch.mask for batch, _ in parts])
+    moments = torch.cat([moments for _, moments in parts])[used]
+    keys = [key for batch, _ in parts for key in batch.keys]
+    labels = torch.cat([batch.labels for batch, _ in parts])[used]
+    skipped = int((~used).sum())
+    mean, variance = moments.double().unbind(1)
+    channels = mean.shape[1]
+    by_channel = [
+        part.view(len(part), channels, -1).sum((0, 2)).tolist()
+        for part in (mean, mean.square() + variance.exp())
+    ]
+    shard = None
+    if len(moments):
+        shard = write_latents(
+            folder,
+            source.name,
+            keys=[key for key, usable in zip(keys, used.tolist(), strict=True) if usable],
+            labels=labels.numpy(),
+            moments=moments.numpy(),
+        )
+    places = moments[0, 0, 0].numel() if len(moments) else 0
+    note = Note(shard, skipped, len(moments) * places, *by_channel)
+    content = {"origin": _origin(source, made), "note": note._asdict() | {"shard": shard}}
+    write_whole(folder / f".{source.name}.json", json.dumps(content).encode())
+    return note
+
+
+def _kept(folder: Path, source: Shard, made: dict[str, Any]) -> Note | None:
+    """The note of an earlier start that made the same of the same images, if its shard is whole."""
+    try:
+        content = json.loads((folder / f".{source.name}.json").read_bytes())
+        note = Note(**content["note"])
+        note = note._replace(shard=note.shard and Shard(*note.shard))
+        if content["origin"] != _origin(source, made):
+            return None
+        if note.shard is not None:
+            for name, sha256 in (
+                (note.shard.name, note.shard.sha256),
+                (note.shard.entries_name, note.shard.entries_sha256),
+            ):
+                if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
+                    return None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return note
+
+
+def _origin(source: Shard, made: dict[str, Any]) -> str:
+    words = json.dumps([made, source], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def _finish(folder: Path, notes: list[Note], images: ShardIndex, made: dict[str, Any]) -> None:
+    shards = [note.shard for note in notes if note.shard is not None]
+    if not shards:
+        raise DataError(
+            f"no image of {images.place} could be used; `vaescale verify-shards {images.place} --deep` names what is wrong"
+        )
+    count = sum(note.values for note in notes)
+    mean, square = (
+        np.sum(list(columns), axis=0) / count
+        for columns in ([note.sums for note in notes], [note.squares for note in notes])
+    )
+    words = {
+        "skipped": sum(note.skipped for note in notes),
+        "mean": mean.tolist(),
+        "std": np.sqrt(np.maximum(square - mean**2, 0.0)).tolist(),
+    }
+    write_latent_index(folder, shards, images.class_names, {**made, **words})
+    for note in folder.glob(".*.tar.json"):
+        note.unlink()

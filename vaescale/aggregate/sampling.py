@@ -1,0 +1,83 @@
+"""Images of z: drawn from the prior or a mixture in its place, or chosen; decoded as a mean, as a draw, or in between.
+
+A draw of x, x = E[x|z] + sigma epsilon, is what the model says that images are like; its mean is what people show. The noise
+can be measured by a multiple of it that is the same everywhere: E[x|z] + alpha sigma(z).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaescale import noise
+from vaescale.errors import UserError
+from vaescale.likelihoods.base import Likelihood
+from vaescale.mixtures.gaussian import Mixture, sample
+from vaescale.models.vae import VAE
+
+DECODINGS = ("mean", "ancestral", "offset:ALPHA")
+
+
+class Decoding(NamedTuple):
+    """`mean`, `ancestral`, or an offset of so many sigmas."""
+
+    name: str
+    alpha: float = 0.0
+
+
+def parse_decoding(words: str) -> Decoding:
+    """Of `mean`, `ancestral` or `offset:ALPHA`. Raises UserError."""
+    name, colon, number = words.partition(":")
+    if words in ("mean", "ancestral"):
+        return Decoding(words)
+    try:
+        alpha = float(number) if colon and name == "offset" else math.nan
+    except ValueError:
+        alpha = math.nan
+    if not math.isfinite(alpha):
+        raise UserError(f"--decode {words} is none of {', '.join(DECODINGS)}; try --decode offset:1")
+    return Decoding("offset", alpha)
+
+
+@torch.no_grad()
+def from_latents(
+    model: VAE, mixture: Mixture | None, stream: noise.Stream, temperature: float = 1.0
+) -> Tensor:
+    """The likelihood's raw parameters from draws of the model's prior, or of a mixture in its place, one a slot."""
+    if mixture is None:
+        return model.from_prior(stream, temperature)
+    return model.decode(sample(mixture, stream, temperature), stream, temperature)
+
+
+@torch.no_grad()
+def image_of(likelihood: Likelihood, params: Tensor, decoding: Decoding, stream: noise.Stream) -> Tensor:
+    """Images [B, C, H, W] in [0, 1], but for what noise adds. Raises UserError for an offset without a sigma."""
+    if decoding.name == "ancestral":
+        return likelihood.sample(params, stream)
+    mean = likelihood.mean(params)
+    if decoding.name == "mean":
+        return mean
+    return mean + decoding.alpha * deviation(likelihood, params).to(mean)
+
+
+def deviation(likelihood: Likelihood, params: Tensor) -> Tensor:
+    """The standard deviation of p(x|z), broadcastable to [B, C, H, W]. Raises UserError where there is none."""
+    variance = likelihood.variance(params)
+    if variance is not None:
+        return variance.sqrt()
+    if likelihood.sigma is None:
+        raise UserError("this likelihood has no sigma to offset by; take --decode mean or ancestral")
+    return likelihood.sigma.view(1, 1, 1, 1)
+
+
+def line(one: Tensor, other: Tensor, steps: int) -> Tensor:
+    """Points [steps, Z] of the straight line from one [Z] to the other, both ends among them."""
+    return torch.lerp(one, other, torch.linspace(0, 1, steps, device=one.device, dtype=one.dtype)[:, None])
+
+
+def plane(side: int) -> Tensor:
+    """Points [side^2, 2] row by row from the top left, at equal steps of probability of N(0, I): Kingma & Welling 2014, figure 4."""
+    quantiles = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    along = math.sqrt(2) * torch.erfinv(2 * quantiles - 1)
+    return torch.stack(torch.meshgrid(along, along.flip(0), indexing="xy"), dim=-1).view(-1, 2).float()

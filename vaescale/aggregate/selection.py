@@ -1,0 +1,142 @@
+"""How many components: fits of several numbers, compared on held-out latents and by BIC. Schwarz 1978.
+
+BIC = -2 N mean log density + parameters ln N            N: images, of which each counts once however often it is drawn
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from vaescale import comm
+from vaescale.aggregate import em
+from vaescale.aggregate.starts import Start, start
+from vaescale.errors import UserError
+from vaescale.mixtures.gaussian import Kind, Mixture, log_density, on
+from vaescale.mixtures.steps import Latents
+
+Criterion = Literal["held-out", "bic"]
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+COLLAPSED_VARIANCE = 0.01  # as for active units: Burda, Grosse & Salakhutdinov 2016
+
+
+class Set(Latents, Protocol):
+    """Latents to fit to, of which some can be had on every rank."""
+
+    def rows(self, wanted: Tensor) -> Tensor:
+        """Float64 [M, Z] of the numbers int64 [M], ascending."""
+        ...
+
+
+class Spread(NamedTuple):
+    """Where the variance of the aggregate posterior comes from, [Z] float64: between the images' means, and within q(z|x)."""
+
+    between: Tensor
+    within: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The aggregate's own variance."""
+        return self.between + self.within
+
+    @property
+    def collapsed(self) -> Tensor:
+        """Whether a latent's mean hardly moves, in its own scale: of a used latent the aggregate is about as wide as the prior."""
+        return self.between < COLLAPSED_VARIANCE * self.total
+
+
+class Candidate(NamedTuple):
+    """A fit, and what it is worth: nats a latent, on the latents that were fitted and on held-out ones."""
+
+    mixture: Mixture
+    iterations: int
+    converged: bool
+    reseeded: int
+    train_nats: float
+    val_nats: float
+    bic: float
+
+    def words(self) -> dict[str, float | int | bool]:
+        """For tables and JSON."""
+        return {
+            "components": len(self.mixture.weights),
+            **{name: value for name, value in self._asdict().items() if name != "mixture"},
+        }
+
+
+def candidate(
+    latents: Set,
+    drawn: Latents,
+    val: Latents,
+    num_components: int,
+    *,
+    fit: Callable[[Mixture], em.Fit],
+    restarts: int,
+    images: int,
+    kind: Kind,
+    how: Start,
+    seed: int,
+    ridge: float | Tensor,
+) -> Candidate:
+    """The best of `restarts` fits from different starts, by the density of what it was fitted to.
+
+    latents: what is fitted; drawn, val: draws of the training and the held-out images, of which densities are taken.
+    images: how many the former are.
+    """
+    fits = []
+    for number in range(restarts):
+        first = start(latents, num_components, kind=kind, how=how, seed=seed + number, ridge=ridge)
+        fits.append(fit(first))
+    best = max(fits, key=lambda one: one.history[-1])
+    train_nats, val_nats = (mean_log_density(best.mixture, one) for one in (drawn, val))
+    bic = -2 * images * train_nats + best.mixture.num_parameters * math.log(images)
+    return Candidate(
+        best.mixture, len(best.history), best.converged, best.reseeded, train_nats, val_nats, bic
+    )
+
+
+def choose(candidates: list[Candidate], criterion: Criterion) -> Candidate:
+    """The one with the greatest held-out density, or the least BIC."""
+    if criterion == "bic":
+        return min(candidates, key=lambda one: one.bic)
+    return max(candidates, key=lambda one: one.val_nats)
+
+
+def mean_log_density(mixture: Mixture, latents: Latents, rows: int = 1 << 14) -> float:
+    """Over all ranks, in nats, float64. The latents are draws, not moments."""
+    own = torch.zeros(1, dtype=torch.float64)
+    for z, variance in latents.parts():
+        assert variance is None, "a density is one of draws"
+        for part in torch.split(z, rows):
+            own += log_density(on(mixture, part.device), part.double()).sum().cpu()
+    return float(comm.all_reduce_sum(own)) / latents.count
+
+
+def spread_of(moments: Latents) -> Spread:
+    """Over all ranks. moments: means and variances of q(z|x)."""
+    total = torch.zeros(3, moments.size, dtype=torch.float64)
+    for mean, variance in moments.parts():
+        assert variance is not None, "moments were asked for"
+        wide = mean.double().cpu()
+        total += torch.stack([wide.sum(0), wide.square().sum(0), variance.double().cpu().sum(0)])
+    mean, square, within = comm.all_reduce_sum(total.flatten()).view(3, -1) / moments.count
+    return Spread((square - mean.square()).clamp_min(0.0), within)
+
+
+def refuse_unfit(spread: Spread, num_components: int, draws: int) -> None:
+    """Raise UserError when there are fewer draws than components, and when no latent's mean moves from image to image: the
+    posterior is then the same for every one, and what would be fitted is that one Gaussian.
+    """
+    if draws < num_components:
+        raise UserError(f"{draws} latents cannot feed {num_components} components; lower --components")
+    if (spread.total <= 1e-12).all():
+        raise UserError(
+            "the latents are constant and there is nothing to fit; lower objective.beta or train longer"
+        )
+    if spread.collapsed.all():
+        raise UserError(
+            "the posterior has collapsed: q(z|x) is the same for every image, and so is what would be fitted; lower "
+            "objective.beta, or take likelihood.sigma=optimal"
+        )

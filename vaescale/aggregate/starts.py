@@ -1,0 +1,106 @@
+"""Where expectation-maximization starts: components around centres that k-means, or chance, finds among some latents.
+
+Every rank starts from the same mixture: the centres are found among rows that all ranks have, by rank 0.
+"""
+
+import warnings
+from typing import Literal, NamedTuple, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from vaescale import comm
+from vaescale.mixtures.gaussian import Kind, Mixture
+
+Start = Literal["kmeans", "random"]
+STARTS: tuple[Start, ...] = get_args(Start)
+ROWS, ROWS_A_COMPONENT = 20_000, 200  # so many latents are looked at, at least
+
+
+class Rows(Protocol):
+    """Latents of which some can be had on every rank. count: over all ranks."""
+
+    count: int
+
+    def rows(self, wanted: Tensor) -> Tensor:
+        """Float64 [M, Z] of the numbers int64 [M], ascending, on every rank."""
+        ...
+
+
+class Found(NamedTuple):
+    """Centres [K, Z], and of each latent that was looked at which one is nearest, int64 [M]."""
+
+    centres: Tensor
+    nearest: Tensor
+
+
+def start(
+    latents: Rows, num_components: int, *, kind: Kind, how: Start, seed: int, ridge: float | Tensor = 1e-6
+) -> Mixture:
+    """A first mixture. kmeans: scikit-learn's k-means from k-means++ centres (Arthur & Vassilvitskii 2007); random: latents
+    as centres. Weights, means and covariances are those of the latents nearest to each centre.
+    """
+    wanted = some(latents.count, max(ROWS, ROWS_A_COMPONENT * num_components), seed)
+    z = latents.rows(wanted)
+    find = _kmeans if how == "kmeans" else _random
+    found = comm.on_main(lambda: find(z, num_components, seed))
+    return from_clusters(z, found, kind=kind, ridge=ridge)
+
+
+def some(count: int, most: int, seed: int) -> Tensor:
+    """At most `most` of the numbers below `count`, ascending: all of them, or a draw without repetition."""
+    if count <= most:
+        return torch.arange(count)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.unique(
+        torch.randint(count, (2 * most,), generator=generator)
+    )  # a permutation of all would not stay small
+    kept: Tensor = drawn[torch.randperm(len(drawn), generator=generator)[:most]]
+    return kept.sort().values
+
+
+def from_clusters(z: Tensor, found: Found, *, kind: Kind, ridge: float | Tensor) -> Mixture:
+    """The weights, means and covariances of z [M, Z] by cluster; a cluster of one latent has the spread of them all."""
+    components, size = len(found.centres), z.shape[1]
+    shares = torch.nn.functional.one_hot(found.nearest, components).to(z)
+    counts = shares.sum(0)
+    means = torch.where(counts[:, None] > 0, (shares.T @ z) / counts.clamp_min(1)[:, None], found.centres)
+    centred = z - means[found.nearest]
+    spread = z.var(dim=0, correction=0)
+    floor = torch.diag(torch.zeros(size, dtype=z.dtype) + ridge)
+    if kind == "tied":
+        covariances = centred.T @ centred / len(z) + floor
+    elif kind == "full":
+        pooled = torch.diag(spread)
+        covariances = torch.stack(
+            [
+                ((part := centred[found.nearest == number]).T @ part + (pooled if len(part) < 2 else 0.0))
+                / max(1, len(part))
+                for number in range(components)
+            ]
+        )
+        covariances = covariances + floor
+    else:
+        covariances = (shares.T @ centred.square()) / counts.clamp_min(1)[:, None]
+        covariances = torch.where(counts[:, None] > 1, covariances, spread) + ridge
+        covariances = covariances if kind == "diag" else covariances.mean(1)
+    weights = counts.clamp_min(1) / counts.clamp_min(1).sum()
+    return Mixture(weights, means, covariances, kind)
+
+
+def _kmeans(z: Tensor, num_components: int, seed: int) -> Found:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    # One thread: with more, the order of its sums, and so a borderline label, would depend on the number of cores.
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than components: EM copes
+        model = KMeans(num_components, n_init=1, random_state=seed).fit(z.float().numpy())
+    return Found(torch.from_numpy(model.cluster_centers_).double(), torch.from_numpy(model.labels_).long())
+
+
+def _random(z: Tensor, num_components: int, seed: int) -> Found:
+    generator = torch.Generator().manual_seed(seed)
+    centres = z[torch.randperm(len(z), generator=generator)[:num_components]]
+    return Found(centres, torch.cdist(z, centres).argmin(1))

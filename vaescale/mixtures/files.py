@@ -1,0 +1,83 @@
+"""A fitted mixture on disk: mixture.safetensors (weights, means, covariances, float64) and mixture.json."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+
+from vaescale.errors import UserError
+from vaescale.files import write_whole
+from vaescale.mixtures.gaussian import KINDS, Mixture
+
+FORMAT = {"format": "vaescale-gmm", "version": 1}
+TENSORS, WORDS = "mixture.safetensors", "mixture.json"
+MOST_BYTES = 1 << 34
+
+
+def save(mixture: Mixture, folder: Path, details: Mapping[str, object]) -> None:
+    """Write both files to `folder`. details: what else the JSON says."""
+    names = ("weights", "means", "covariances")
+    tensors = to_bytes({name: getattr(mixture, name).contiguous() for name in names})
+    write_whole(folder / TENSORS, tensors)
+    words = {**FORMAT, "covariance": mixture.kind, **details}
+    write_whole(folder / WORDS, (json.dumps(words, indent=1) + "\n").encode())
+
+
+def load(folder: Path) -> Mixture:
+    """The mixture in `folder`. Raises UserError when there is none, or when it is not one that can be drawn from."""
+    if not (folder / WORDS).is_file():
+        raise UserError(f"{folder} holds no fitted mixture; fit one with `vaescale fit-gmm RUN`")
+    try:
+        words = dict(json.loads((folder / WORDS).read_text()))
+        if (
+            any(words.get(key) != value for key, value in FORMAT.items())
+            or words.get("covariance") not in KINDS
+        ):
+            raise UserError(
+                f"{folder} holds no mixture of this version; fit it again with `vaescale fit-gmm`"
+            )
+        if (folder / TENSORS).stat().st_size > MOST_BYTES:
+            raise ValueError(f"{TENSORS} is larger than {MOST_BYTES} bytes")
+        tensors = from_bytes((folder / TENSORS).read_bytes())
+    except UserError:
+        raise
+    except (ValueError, TypeError, OSError, SafetensorError) as error:
+        raise _damaged(folder, str(error)) from error
+    if set(tensors) != {"weights", "means", "covariances"}:
+        raise _damaged(folder, f"it holds {sorted(tensors)}")
+    mixture = Mixture(tensors["weights"], tensors["means"], tensors["covariances"], words["covariance"])
+    if fault := _fault(mixture):
+        raise _damaged(folder, fault)
+    return mixture
+
+
+def _fault(mixture: Mixture) -> str:
+    """What keeps it from being a mixture, or nothing."""
+    weights, means, covariances, kind = mixture
+    if any(part.dtype != torch.float64 or not torch.isfinite(part).all() for part in mixture[:3]):
+        return "its numbers are not finite float64"
+    if weights.ndim != 1 or means.ndim != 2 or len(weights) != len(means) or not means.numel():
+        return f"weights {list(weights.shape)} do not go with means {list(means.shape)}"
+    components, size = means.shape
+    shape = {
+        "full": (components, size, size),
+        "tied": (size, size),
+        "diag": (components, size),
+        "spherical": (components,),
+    }[kind]
+    if covariances.shape != shape:
+        return f"covariances {list(covariances.shape)} are not {list(shape)}"
+    if (weights < 0).any() or abs(float(weights.sum()) - 1) > 1e-6:
+        return "the weights do not sum to 1"
+    if kind in ("diag", "spherical"):
+        return "" if (covariances > 0).all() else "a variance is not positive"
+    sound = not torch.linalg.cholesky_ex(covariances).info.any()
+    return "" if sound else "a covariance is not positive definite"
+
+
+def _damaged(folder: Path, words: str) -> UserError:
+    return UserError(f"the mixture in {folder} is damaged ({words}); fit it again with `vaescale fit-gmm`")

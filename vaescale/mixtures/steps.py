@@ -1,0 +1,294 @@
+"""The two steps of expectation-maximization for a Gaussian mixture, over all ranks. Dempster, Laird & Rubin 1977.
+
+    log weight_k + log N(z; mean_k, covariance_k) = theta_k . phi(z),      phi(z) = [z_i z_j for i <= j, z, 1]
+
+so that the E step is one matrix product with phi, and the M step, which needs sum_n r_nk phi(z_n), a second one. Where a
+latent comes as the mean and variance of its q(z|x), phi is its expectation under q: the steps then maximize the bound
+
+    E_q[log p(z)] >= sum_k r_k (log weight_k + E_q[log N(z; mean_k, covariance_k)] - log r_k)          r of each image
+
+Products are in float32 by default, of latents whose mean is 0 and covariance I; sums and parameters in float64.
+
+Legend: z [N, Z]; K components; F features; R [N, K] responsibilities.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vaescale import comm
+from vaescale.mixtures.gaussian import Kind, Mixture, diagonals, log_density
+
+CHUNK_VALUES = 1 << 23  # of features at once
+KEPT_BYTES = 3 << 30  # features that are kept between the iterations
+PROBED = 2048  # latents of each rank, on which float32 is compared with float64
+AGREES_NATS = 1e-3
+EMPTY = 1.0  # a component with fewer latents is given half of the heaviest one
+
+
+class Latents(Protocol):
+    """This rank's part of the latents. size: Z. count: over all ranks."""
+
+    size: int
+    count: int
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """z [n, Z], and the variances [n, Z] if they are the means of q(z|x). The same at every call."""
+        ...
+
+
+class Frame(NamedTuple):
+    """u = factor^-1 (z - shift) is what is computed with. float64 [Z]; [Z, Z], lower triangular, or diagonal for diagonal
+    covariances and for moments, whose variances would not stay diagonal otherwise.
+    """
+
+    shift: Tensor
+    factor: Tensor
+
+    @property
+    def inverse(self) -> Tensor:
+        """factor^-1."""
+        identity = torch.eye(len(self.shift), dtype=self.factor.dtype)
+        inverse: Tensor = torch.linalg.solve_triangular(self.factor, identity, upper=False)
+        return inverse
+
+    def inward(self, means: Tensor) -> Tensor:
+        """u of means [K, Z]."""
+        inward: Tensor = (means - self.shift) @ self.inverse.mT
+        return inward
+
+    def outward(self, matrices: Tensor) -> Tensor:
+        """The covariances [..., Z, Z] of z, from those of u."""
+        outward: Tensor = self.factor @ matrices @ self.factor.mT
+        return outward
+
+
+class Sums(NamedTuple):
+    """Means over all latents of r_k, r_k u and r_k u u^T (diag, spherical: r_k u^2; tied: of u u^T alone), float64."""
+
+    weights: Tensor  # [K]
+    firsts: Tensor  # [K, Z]
+    seconds: Tensor  # [K, Z, Z] | [K, Z] | [Z, Z]
+
+
+def expectation(
+    latents: Latents, mixture: Mixture, frame: Frame, dtype: torch.dtype = torch.float64
+) -> tuple[float, Sums]:
+    """One E step: the mean log density (from moments: its bound), and the sums in the frame."""
+    return Steps(latents, frame, mixture.kind, dtype).expectation(mixture)
+
+
+def standardize(latents: Latents, kind: Kind) -> Frame:
+    """The frame in which the latents of all ranks have mean 0 and covariance I, or variances 1. A constant latent keeps its
+    scale.
+    """
+    total, moments = torch.zeros(latents.size + 1, dtype=torch.float64), False
+    for z, variance in latents.parts():
+        total += torch.cat([z.double().sum(0).cpu(), total.new_tensor([len(z)])])
+        moments = variance is not None
+    total = comm.all_reduce_sum(torch.cat([total, total.new_tensor([moments])]))
+    shift, moments = total[:-2] / total[-2], bool(total[-1])
+    second = torch.zeros(latents.size, latents.size, dtype=torch.float64)
+    for z, variance in latents.parts():
+        second += _second_moment(
+            z.double() - shift.to(z.device), None if variance is None else variance.double()
+        ).cpu()
+    second = comm.all_reduce_sum(second.flatten()).view(second.shape) / total[-2]
+    variances = second.diagonal()
+    constant = variances <= 1e-24 * (1 + shift.square())
+    if kind in ("diag", "spherical") or moments or constant.any():
+        return Frame(shift, torch.diag(torch.where(constant, 1.0, variances).sqrt()))
+    return Frame(shift, torch.linalg.cholesky(_positive(second)))
+
+
+def maximization(
+    sums: Sums, frame: Frame, kind: Kind, ridge: float | Tensor, count: int
+) -> tuple[Mixture, int]:
+    """The mixture that the sums ask for, in the latents' own scale, and how many empty components were given away."""
+    weights = sums.weights + 10 * torch.finfo(torch.float64).eps
+    centres = sums.firsts / weights[:, None]
+    means = frame.shift + centres @ frame.factor.mT
+    floor = torch.zeros_like(frame.shift) + ridge
+    if kind == "full":
+        within = sums.seconds / weights[:, None, None] - centres[:, :, None] * centres[:, None]
+        covariances = _positive(frame.outward(within) + torch.diag(floor))
+    elif kind == "tied":
+        within = sums.seconds - (weights[:, None] * centres).T @ centres
+        covariances = _positive(frame.outward(within) + torch.diag(floor))
+    else:
+        within = (sums.seconds / weights[:, None] - centres.square()).clamp_min(0.0)
+        covariances = within * frame.factor.diagonal().square() + floor
+        covariances = covariances if kind == "diag" else covariances.mean(1)
+    mixture = Mixture(weights / weights.sum(), means, covariances, kind)
+    empty = (sums.weights * count < EMPTY).nonzero()[:, 0].tolist()
+    for component in empty:
+        mixture = _halved(mixture, component)
+    return mixture, len(empty)
+
+
+def _halved(mixture: Mixture, component: int) -> Mixture:
+    """An empty component and the heaviest one share the latter's place: half a deviation apart, along its longest axis."""
+    weights, means, covariances = (part.clone() for part in mixture[:3])
+    heaviest = int(weights.argmax())
+    if mixture.kind in ("full", "tied"):
+        own = covariances[heaviest] if mixture.kind == "full" else covariances
+        lengths, axes = torch.linalg.eigh(own)
+        axis = lengths[-1].sqrt() * axes[:, -1]
+        axis = axis * torch.sign(axis[axis.abs().argmax()])  # an eigenvector's sign is anyone's
+    else:
+        deviations = diagonals(mixture)[heaviest].sqrt()
+        axis = torch.where(torch.arange(len(deviations)) == deviations.argmax(), deviations, 0.0)
+    weights[component] = weights[heaviest] = weights[heaviest] / 2
+    means[component] = means[heaviest] - 0.5 * axis
+    means[heaviest] = means[heaviest] + 0.5 * axis
+    if mixture.kind != "tied":
+        covariances[component] = covariances[heaviest]
+    return Mixture(weights / weights.sum(), means, covariances, mixture.kind)
+
+
+def _positive(covariances: Tensor) -> Tensor:
+    """[..., Z, Z] with a growing share of the identity added where rounding left one that is not positive definite."""
+    covariances = (covariances + covariances.mT) / 2
+    scale = covariances.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
+    identity = torch.eye(covariances.shape[-1], dtype=covariances.dtype)
+    share = 1e-10
+    while (bad := torch.linalg.cholesky_ex(covariances).info > 0).any():
+        covariances = covariances + torch.where(bad, share * scale, 0.0)[..., None, None] * identity
+        share *= 10
+    return covariances
+
+
+class Steps:
+    """E steps over the same latents: their features are computed once, if they are not too many."""
+
+    def __init__(self, latents: Latents, frame: Frame, kind: Kind, dtype: torch.dtype) -> None:
+        self._latents, self._frame, self._kind, self._dtype = latents, frame, kind, dtype
+        size = latents.size
+        self._upper = torch.triu_indices(size, size)
+        self._inverse = frame.inverse.to(dtype)
+        self._num_features = size + 1 + {"full": self._upper.shape[1], "tied": 0}.get(kind, size)
+        bytes_here = latents.count // comm.world_size() * self._num_features * dtype.itemsize
+        self._kept: list[tuple[Tensor, Tensor, Tensor | None]] | None = None
+        if bytes_here <= KEPT_BYTES // comm.ranks_on_this_node():
+            self._kept = list(self._chunks())
+
+    def expectation(self, mixture: Mixture) -> tuple[float, Sums]:
+        """The mean log density under the mixture, and the sums for the M step, over all ranks."""
+        components, size = mixture.means.shape
+        theta, precision = self._theta(mixture)
+        total = torch.zeros(components, self._num_features, dtype=torch.float64)
+        second = torch.zeros(size, size, dtype=torch.float64)
+        evidence_sum = 0.0
+        for phi, u, variance in self._chunks() if self._kept is None else self._kept:
+            joint = phi @ theta.to(phi)
+            if self._kind == "tied":
+                joint = joint - _square_form(u, variance, precision.to(u))
+                second += _second_moment(u, variance).double().cpu()
+            evidence = torch.logsumexp(joint, dim=1, keepdim=True)
+            evidence_sum += float(evidence.double().sum())
+            # Denormal numbers would make the product that follows many times slower, and change nothing.
+            shares = torch.threshold_(joint.sub_(evidence).exp_(), 1e-30, 0.0)
+            total += (shares.T @ phi).double().cpu()
+        flat = torch.cat([total.flatten(), second.flatten(), total.new_tensor([evidence_sum])])
+        flat = comm.all_reduce_sum(flat) / self._latents.count
+        split = [components * self._num_features, size * size, 1]
+        sums, second, value = (part.cpu() for part in torch.split(flat, split))
+        return float(value), self._sums(sums.view(components, -1), second.view(size, size))
+
+    def agrees(self, mixture: Mixture) -> bool:
+        """Whether the mean log density of some latents is what float64 and the plain formula say."""
+        z, variance = next(iter(self._latents.parts()), (torch.zeros(0, self._latents.size), None))
+        own = torch.zeros(2, dtype=torch.float64)
+        if len(z) and variance is None:
+            theta, precision = self._theta(mixture)
+            z = z[:PROBED]
+            phi, u, _ = self._featured(z, None)
+            joint = phi @ theta.to(phi)
+            if self._kind == "tied":
+                joint = joint - _square_form(u, None, precision.to(u))
+            exact = log_density(mixture, z.double().cpu())
+            gap = torch.logsumexp(joint, dim=1).double().cpu() - exact
+            own = torch.stack([gap.abs().sum(), gap.new_tensor(float(len(z)))])
+        total, count = comm.all_reduce_sum(own).tolist()
+        return bool(total <= AGREES_NATS * max(1.0, count))
+
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        rows = max(256, CHUNK_VALUES // self._num_features)
+        for z, variance in self._latents.parts():
+            variances = [None] * len(z) if variance is None else torch.split(variance, rows)
+            for part, spread in zip(torch.split(z, rows), variances, strict=False):
+                yield self._featured(part, spread)
+
+    def _featured(self, z: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Phi [n, F], u and its variances [n, Z]."""
+        u = (z.double() - self._frame.shift.to(z.device)).to(self._dtype) @ self._inverse.to(z.device).mT
+        spread = (
+            None
+            if variance is None
+            else variance.to(self._dtype) * self._inverse.diagonal().square().to(z.device)
+        )
+        squares = u.square() if spread is None else u.square() + spread
+        phi = u.new_empty(len(u), self._num_features)
+        size, end = u.shape[1], self._num_features - u.shape[1] - 1
+        if self._kind == "full":
+            start = 0
+            for row in range(size):  # of the upper triangle
+                torch.mul(u[:, row:], u[:, row : row + 1], out=phi[:, start : start + size - row])
+                phi[:, start] = squares[:, row]
+                start += size - row
+        elif self._kind != "tied":
+            phi[:, :end] = squares
+        phi[:, end:-1] = u
+        phi[:, -1] = 1.0
+        return phi, u, spread
+
+    def _theta(self, mixture: Mixture) -> tuple[Tensor, Tensor]:
+        """Theta [F, K], and the precision [Z, Z] where it is shared."""
+        centres, inverse = self._frame.inward(mixture.means), self._frame.inverse
+        size = centres.shape[1]
+        if self._kind in ("full", "tied"):
+            factors = torch.linalg.cholesky(_positive(inverse @ mixture.covariances @ inverse.mT))
+            precision = torch.cholesky_inverse(factors)
+            log_det = 2 * factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            linear = (precision @ centres[..., None])[..., 0] if self._kind == "full" else centres @ precision
+            row, column = self._upper
+            squares = -torch.where(row == column, 0.5, 1.0) * precision[..., row, column]
+        else:
+            precision = self._frame.factor.diagonal().square() / diagonals(mixture)
+            log_det, linear, squares = -precision.log().sum(1), precision * centres, -0.5 * precision
+        # log p(z) = log p(u) - log |factor|
+        constant = mixture.weights.log() - 0.5 * (
+            log_det + (linear * centres).sum(1) + size * math.log(2 * math.pi)
+        )
+        constant = constant - self._frame.factor.diagonal().log().sum()
+        parts = [linear, constant[:, None]]
+        theta = torch.cat(parts if self._kind == "tied" else [squares, *parts], dim=1)
+        return theta.T.contiguous(), precision
+
+    def _sums(self, sums: Tensor, second: Tensor) -> Sums:
+        size = self._latents.size
+        quadratic, firsts, weights = torch.split(sums, [self._num_features - size - 1, size, 1], dim=1)
+        if self._kind == "tied":
+            seconds = second
+        elif self._kind == "full":
+            seconds = sums.new_zeros(len(sums), size, size)
+            row, column = self._upper
+            seconds[:, row, column] = quadratic
+            seconds[:, column, row] = quadratic
+        else:
+            seconds = quadratic
+        return Sums(weights[:, 0], firsts, seconds)
+
+
+def _square_form(u: Tensor, variance: Tensor | None, precision: Tensor) -> Tensor:
+    """E[u^T precision u] / 2, [n, 1]."""
+    form = (u @ precision * u).sum(1, keepdim=True)
+    return 0.5 * (form if variance is None else form + (variance @ precision.diagonal())[:, None])
+
+
+def _second_moment(u: Tensor, variance: Tensor | None) -> Tensor:
+    second = u.T @ u
+    return second if variance is None else second + torch.diag(variance.sum(0))

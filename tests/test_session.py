@@ -131,6 +131,22 @@ def test_a_damaged_checkpoint_is_passed_over(vaescale, recipe_file, recipe_conte
     assert numbers(run) == expected
 
 
+def test_a_lost_last_checkpoint_leaves_no_stale_results(vaescale, recipe_file, recipe_content) -> None:
+    path, run = recipe_file(recipe_content), Path(recipe_content["run_dir"])
+    first = vaescale("train", path, "--json").json
+    curves = (run / "figures" / "curves.png").read_bytes()
+    os.truncate(run / "checkpoints/step-000000012/model.safetensors", 100)
+    again = vaescale("train", path, "optimizer.lr=0.05", "--allow-changes", "--json").json
+    assert again["step"] == first["step"] == 12
+    (last,) = [row for row in lines(run)[-3:] if "val/mse" in row]
+    assert again["val"]["mse"] == last["val/mse"] != first["val"]["mse"]
+    assert again["train"]["lr"] == pytest.approx(lines(run)[-2]["train/lr"])
+    assert (run / "figures" / "curves.png").read_bytes() != curves
+    rows = read_metrics(run)
+    assert [row["step"] for row in rows if "train/mse" in row] == list(range(1, 13))
+    assert rows[-1]["val/mse"] == last["val/mse"]
+
+
 def test_a_finished_run_is_not_trained_again(vaescale, recipe_file, recipe_content) -> None:
     path = recipe_file(recipe_content)
     first = vaescale("train", path, "--json")

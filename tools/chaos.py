@@ -21,6 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaescale.console import say
 from vaescale.errors import UserError
 
 KILLS = ("kill all", "kill one", "terminate")
@@ -94,6 +95,10 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
         counts[kind] += 1
         if chance.random() < 0.3 and (damage := _damage(folder / "chaos", chance)):
             counts[damage] += 1
+    if early := counts["finished before its fault"]:
+        say(
+            f"{early} of the starts ended before their fault; a longer training takes more (training.steps=...)"
+        )
     codes = []
     for _ in range(STARTS_BEYOND):
         codes.append(_start(place, "chaos").wait(arguments.patience))

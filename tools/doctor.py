@@ -116,7 +116,7 @@ def _exchange(seconds: float) -> dict[str, Any]:
             "exchange": f"{len(times)} all-reduces of {size / 2**20:.0f} MiB, median {1e3 * median:.1f} ms"
             + ("" if right else f", WRONG SUMS {sorted(sums)}"),
             # What each process sends in a ring, as NCCL's tests call it.
-            "bus_gigabytes_per_second": 2 * (1 - 1 / comm.world_size()) * size / median / 1e9,
+            "bus_gigabytes_per_second": round(2 * (1 - 1 / comm.world_size()) * size / median / 1e9, 3),
         }
     finally:
         backends.stop(launch.accelerator)

@@ -33,7 +33,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"MLflow at {config.mlflow} does not answer ({error}); try again when it does"
         ) from error
-    return {name: state[name] for name in ("tracking_uri", "experiment_id", "run_id")}
+    return {
+        name: state[name]
+        for name in ("tracking_uri", "experiment_id", "run_id", "metrics_sent", "artifacts_sent")
+    }
 
 
 if __name__ == "__main__":

@@ -129,12 +129,13 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         place = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(redact(f"vaescale {verb}: {place}{error.strerror or error}{remedy}\n"))
         return 4 if full else 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         remedies = {
             "train": "; the same command goes on from the last checkpoint, if there is one",
             "make-shards": "; the same command goes on where it was",
         }
-        sys.stderr.write(f"vaescale {verb}: stopped{remedies.get(verb, '')}\n")
+        if _speaks():
+            sys.stderr.write(f"vaescale {verb}: {stopped or 'stopped' + remedies.get(verb, '')}\n")
         return 130
     return 0
 

@@ -130,7 +130,13 @@ class Session:
                 if found is not None:
                     refuse_other(found, self._tags, allow_changes=self._allow_changes)
                     checkpoint.refuse_unfit(found, self._expected())
-                remember(self.folder, self._tags, self._changes, step=found.step if found else 0)
+                step = found.step if found else 0
+                remember(self.folder, self._tags, self._changes, step=step)
+                if self._changes:  # what was written of later steps belongs to what was before
+                    factor = float(found.state().get("lr_factor", 1.0)) if found else 1.0
+                    run_folder.append_metrics(self.folder, step, {run_folder.ROLLBACK: factor})
+                if step < self.recipe.training.steps:
+                    run_folder.forget_summary(self.folder, "train", "val")  # a checkpoint of the end was lost
                 return found
 
             found = comm.on_main(claim)
@@ -176,10 +182,10 @@ class Session:
                     break
                 except NotFinite as error:
                     start = self._roll_back(error, left=recipe.training.max_rollbacks - rollbacks)
-                except Preempted:
+                except Preempted as error:
                     self._wait_for_the_disk()
                     if self._preemption.signal == signal.SIGINT:
-                        raise KeyboardInterrupt from None
+                        raise KeyboardInterrupt(str(error)) from None
                     raise
             self._wait_for_the_disk()
 

@@ -245,3 +245,36 @@ def test_every_likelihood_goes_with_a_ladder(section: dict[str, str]) -> None:
     with torch.no_grad():
         params = model.eval().from_prior(stream)
         assert model.likelihood.sample(params, stream).shape == (3, 3, 8, 8)
+
+
+def test_the_top_group_is_inferred_scored_and_decoded_by_itself() -> None:
+    network = LadderConfig(latent_dim=3, width=8)
+    likelihood = TypeAdapter(LikelihoodConfig).validate_python({"kind": "gaussian"})
+    torch.manual_seed(0)
+    model = build_vae(network, DiagonalConfig(), likelihood, image_size=8, channels=1).eval()
+    assert isinstance(model, LadderVAE)
+    with torch.no_grad():
+        for parameter in model.parameters():  # nothing at its start, where priors are N(0, I)
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        stream = noise.Stream(4, 0, torch.arange(5))
+        seen: list[Tensor] = []
+        z1 = noise.normal(stream, noise.PRIOR, model.latent_shape)
+        _, prior = model._top(5, like=torch.zeros(5))
+        top = prior.sample(z1)
+        assert torch.equal(model.decode(top.flatten(1), stream), model.from_prior(stream))
+        assert not torch.equal(model.decode(top.flatten(1) + 1, stream), model.from_prior(stream))
+        expected = Normal(prior.mu, prior.log_sigma.exp()).log_prob(top).flatten(1).sum(1)
+        torch.testing.assert_close(model.prior_log_density(top.flatten(1)), expected, rtol=1e-4, atol=1e-3)
+        x = torch.rand(5, 1, 8, 8)
+        q = model.posterior(x)
+        original = model._posterior
+
+        def watched(group, here, seen_map, own_prior):
+            seen.append(original(group, here, seen_map, own_prior).mu)
+            return original(group, here, seen_map, own_prior)
+
+        model._posterior = watched  # type: ignore[method-assign]
+        model.infer(x, stream, 1, False)
+        torch.testing.assert_close(seen[0], q.mu)
+        assert q.mu.shape == (5, *model.latent_shape)
+        assert model.latent_dim == model.group_sizes[0]

@@ -81,6 +81,19 @@ def test_what_follows_a_rollback_is_sent(run: Path, config: TrackingConfig) -> N
     assert run_folder.read_metrics(run)[-1]["train/mse"] == 0.25
 
 
+def test_changes_are_a_tag_and_what_was_sent_is_counted(run: Path, config: TrackingConfig) -> None:
+    first = sync(run, config)
+    assert (first["metrics_sent"], first["artifacts_sent"]) == (1, 1)
+    tags = run_folder.read_json(run / "run.json")
+    run_folder.write_json(
+        run / "run.json", tags | {"changes": [{"step": 1, "changes": ["optimizer.lr: 1 -> 2"]}]}
+    )
+    again = sync(run, config)
+    assert (again["metrics_sent"], again["artifacts_sent"]) == (0, 0)
+    stored = MlflowClient(config.mlflow).get_run(again["run_id"]).data.tags["changes"]
+    assert json.loads(stored)[0]["changes"] == ["optimizer.lr: 1 -> 2"]
+
+
 def test_a_half_written_line_waits_for_its_end(run: Path, config: TrackingConfig) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "time": 0, "trai')

@@ -84,6 +84,13 @@ def update_summary(folder: Path, section: str, content: Mapping[str, Any]) -> No
     write_json(folder / SUMMARY, {**read_json(folder / SUMMARY), section: dict(content)})
 
 
+def forget_summary(folder: Path, *sections: str) -> None:
+    """Remove sections of summary.json, if there are any."""
+    before = read_json(folder / SUMMARY)
+    if before.keys() & set(sections):
+        write_json(folder / SUMMARY, {name: value for name, value in before.items() if name not in sections})
+
+
 @contextmanager
 def claimed(folder: Path, may_go_on: Callable[[], None]) -> Iterator[None]:
     """Hold a run folder while training. may_go_on raises UserError for another's, before anything is made."""
@@ -109,7 +116,9 @@ def explained(folder: Path) -> Iterator[None]:
             if isinstance(error, KeyboardInterrupt)
             else 1
         )
-        write_json(path, {"exit_code": code, "reason": redact(f"{type(error).__name__}: {error}")})
+        write_json(
+            path, {"exit_code": code, "reason": redact(f"{type(error).__name__}: {error}".removesuffix(": "))}
+        )
         raise
 
 
@@ -141,7 +150,7 @@ def _locked_file(path: Path) -> IO[str]:
             holder = file.read()
             file.close()
             raise UserError(
-                f"another process trains in {path.parent} ({holder}); wait for it or choose another name or run_dir"
+                f"another process trains in {path.parent} ({_in_words(holder)}); wait for it or choose another name or run_dir"
             ) from None
         except OSError as error:
             _refuse_living_holder(path, file, error)
@@ -172,6 +181,14 @@ def _refuse_living_holder(path: Path, file: IO[str], error: OSError) -> None:
         f"{path.parent} cannot be locked ({error.strerror}), and {path} names {words}; wait for that job, or delete the "
         f"file if it is gone"
     )
+
+
+def _in_words(holder: str) -> str:
+    """`host vm, pid 25600`."""
+    try:
+        return ", ".join(f"{name} {value}" for name, value in json.loads(holder).items())
+    except (ValueError, AttributeError):
+        return holder
 
 
 def _job() -> dict[str, str]:

@@ -39,8 +39,9 @@ class Preemption:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = self._interrupted or number == signal.SIGINT
-        self.signal = signal.Signals(number)
+        # A launcher follows a person's Ctrl-C with a SIGTERM of its own: the person's wish counts.
+        self.signal = signal.SIGINT if self._interrupted else signal.Signals(number)
         if self._shown:
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-            words = f"{self.signal.name}: saving after this step{again}\n"
+            words = f"{signal.Signals(number).name}: saving after this step{again}\n"
             os.write(2, words.encode())  # a handler may have interrupted a write to sys.stderr

@@ -6,6 +6,7 @@ sends the rest. `RUN/mlflow.json` remembers the MLflow run and how far it got, s
 
 import contextlib
 import hashlib
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ STORES = (SQLITE, "http://", "https://", "postgresql", "mysql", "mssql", "databr
 BATCH_METRICS = 1000  # MLflow's limits for one request
 BATCH_PARAMS = 100
 PARAM_CHARACTERS = 6000
+TAG_CHARACTERS = 5000
 REPLAYED = ("train/", "val/", "perf/", "data/")
 ARTIFACTS = (
     "recipe.yaml",
@@ -105,7 +107,8 @@ class Drain:
 
 
 def sync(folder: Path, config: TrackingConfig, *, status: str | None = None) -> dict[str, Any]:
-    """Send what MLflow does not have yet: tags, params, metrics, artifacts. Returns what mlflow.json then says.
+    """Send what MLflow does not have yet: tags, params, metrics, artifacts. Returns what mlflow.json then says, and
+    metrics_sent and artifacts_sent, how many went this time.
 
     status: the run's, when it changes; remembered until it is sent. Raises whatever MLflow raises when the store does
     not answer.
@@ -135,13 +138,16 @@ def sync(folder: Path, config: TrackingConfig, *, status: str | None = None) -> 
             run_folder.write_json(folder / STATE, state)
         if not state["params_sent"]:
             _send_params(client, folder, state)
-        _send_metrics(client, folder, state)
-        _send_artifacts(client, folder, state)
+        _send_changes(client, folder, state)
+        sent = {
+            "metrics_sent": _send_metrics(client, folder, state),
+            "artifacts_sent": _send_artifacts(client, folder, state),
+        }
         if not state["status_sent"]:
             client.update_run(state["run_id"], status=state["status"])
             state["status_sent"] = True
     run_folder.write_json(folder / STATE, state)
-    return state
+    return state | sent
 
 
 def push(folder: Path, config: TrackingConfig, *, status: str | None = None) -> None:
@@ -227,13 +233,21 @@ def _send_params(client: Any, folder: Path, state: dict[str, Any]) -> None:
     state["params_sent"] = True
 
 
-def _send_metrics(client: Any, folder: Path, state: dict[str, Any]) -> None:
-    """Complete lines after the last one sent. A training step replayed after a resume is not sent again."""
+def _send_changes(client: Any, folder: Path, state: dict[str, Any]) -> None:
+    """As a tag, what of the recipe a run went on with otherwise: params cannot change."""
+    changes = run_folder.read_json(folder / run_folder.TAGS).get("changes", [])
+    if changes and changes != state.get("changes"):
+        client.set_tag(state["run_id"], "changes", json.dumps(changes)[:TAG_CHARACTERS])
+        state["changes"] = changes
+
+
+def _send_metrics(client: Any, folder: Path, state: dict[str, Any]) -> int:
+    """Complete lines after the last one sent. A training step replayed after a resume is not sent again. Returns how many values."""
     from mlflow.entities import Metric
 
     path = folder / run_folder.METRICS
     if not path.is_file():
-        return
+        return 0
     with path.open("rb") as file:
         file.seek(state["sent_bytes"])
         content = file.read()
@@ -250,9 +264,11 @@ def _send_metrics(client: Any, folder: Path, state: dict[str, Any]) -> None:
     for start in range(0, len(metrics), BATCH_METRICS):
         client.log_batch(state["run_id"], metrics=metrics[start : start + BATCH_METRICS])
     state["sent_bytes"] += len(complete)
+    return len(metrics)
 
 
-def _send_artifacts(client: Any, folder: Path, state: dict[str, Any]) -> None:
+def _send_artifacts(client: Any, folder: Path, state: dict[str, Any]) -> int:
+    sent = 0
     for pattern in ARTIFACTS:
         for path in sorted(folder.glob(pattern)):
             name = str(path.relative_to(folder))
@@ -261,6 +277,8 @@ def _send_artifacts(client: Any, folder: Path, state: dict[str, Any]) -> None:
                 place = str(path.relative_to(folder).parent)
                 client.log_artifact(state["run_id"], str(path), None if place == "." else place)
                 state["artifacts"][name] = digest
+                sent += 1
+    return sent
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,8 +2,8 @@
 
     log weight_k + log N(z; mean_k, covariance_k) = theta_k . phi(z),      phi(z) = [z_i z_j for i <= j, z, 1]
 
-so that the E step is one matrix product with phi, and the M step, which needs sum_n r_nk phi(z_n), a second one. Where a
-latent comes as the mean and variance of its q(z|x), phi is its expectation under q: the steps then maximize the bound
+so that the E step is one matrix product with phi. The M step needs sum_n r_nk phi(z_n): of the few components that a latent may
+belong to, for the others' responsibilities vanish beside rounding. Where a latent comes as the mean and variance of its q(z|x), phi is its expectation under q: the steps then maximize the bound
 
     E_q[log p(z)] >= sum_k r_k (log weight_k + E_q[log N(z; mean_k, covariance_k)] - log r_k)          r of each image
 
@@ -22,8 +22,11 @@ from torch import Tensor
 from vaescale import comm
 from vaescale.mixtures.gaussian import Kind, Mixture, diagonals, log_density
 
-CHUNK_VALUES = 1 << 23  # of features at once
-KEPT_BYTES = 3 << 30  # features that are kept between the iterations
+CHUNK_VALUES = 1 << 22  # of features at once
+KEPT_BYTES = 1 << 30  # features that are kept between the iterations
+BLOCK_ROWS = 1 << 16
+PAIRS_VALUES = 1 << 26  # of latents, each for every component that it may belong to
+NOTHING = -1e30  # log density of a component that pads the products
 PROBED = 2048  # latents of each rank, on which float32 is compared with float64
 AGREES_NATS = 1e-3
 EMPTY = 1.0  # a component with fewer latents is given half of the heaviest one
@@ -93,9 +96,9 @@ def standardize(latents: Latents, kind: Kind) -> Frame:
     shift, moments = total[:-2] / total[-2], bool(total[-1])
     second = torch.zeros(latents.size, latents.size, dtype=torch.float64)
     for z, variance in latents.parts():
-        second += _second_moment(
-            z.double() - shift.to(z.device), None if variance is None else variance.double()
-        ).cpu()
+        centred = z.double() - shift.to(z.device)
+        own = centred.T @ centred
+        second += (own if variance is None else own + torch.diag(variance.double().sum(0))).cpu()
     second = comm.all_reduce_sum(second.flatten()).view(second.shape) / total[-2]
     variances = second.diagonal()
     constant = variances <= 1e-24 * (1 + shift.square())
@@ -161,6 +164,14 @@ def _positive(covariances: Tensor) -> Tensor:
     return covariances
 
 
+class Block(NamedTuple):
+    """u [n, Z]; squares [n, Z]: of u, with the variances of q(z|x) where latents are moments; phi [m, F], so many rows each."""
+
+    u: Tensor
+    squares: Tensor
+    phis: list[Tensor] | None
+
+
 class Steps:
     """E steps over the same latents: their features are computed once, if they are not too many."""
 
@@ -170,83 +181,110 @@ class Steps:
         self._upper = torch.triu_indices(size, size)
         self._inverse = frame.inverse.to(dtype)
         self._num_features = size + 1 + {"full": self._upper.shape[1], "tied": 0}.get(kind, size)
+        self._rows = max(256, CHUNK_VALUES // self._num_features)
         bytes_here = latents.count // comm.world_size() * self._num_features * dtype.itemsize
-        self._kept: list[tuple[Tensor, Tensor, Tensor | None]] | None = None
+        self._kept: list[Block] | None = None
         if bytes_here <= KEPT_BYTES // comm.ranks_on_this_node():
-            self._kept = list(self._chunks())
+            self._kept = [block._replace(phis=list(self._features(block))) for block in self._blocks()]
 
     def expectation(self, mixture: Mixture) -> tuple[float, Sums]:
         """The mean log density under the mixture, and the sums for the M step, over all ranks."""
         components, size = mixture.means.shape
         theta, precision = self._theta(mixture)
-        total = torch.zeros(components, self._num_features, dtype=torch.float64)
-        second = torch.zeros(size, size, dtype=torch.float64)
-        evidence_sum = 0.0
-        for phi, u, variance in self._chunks() if self._kept is None else self._kept:
-            joint = phi @ theta.to(phi)
-            if self._kind == "tied":
-                joint = joint - _square_form(u, variance, precision.to(u))
-                second += _second_moment(u, variance).double().cpu()
-            evidence = torch.logsumexp(joint, dim=1, keepdim=True)
-            evidence_sum += float(evidence.double().sum())
-            # Denormal numbers would make the product that follows many times slower, and change nothing.
-            shares = torch.threshold_(joint.sub_(evidence).exp_(), 1e-30, 0.0)
-            total += (shares.T @ phi).double().cpu()
-        flat = torch.cat([total.flatten(), second.flatten(), total.new_tensor([evidence_sum])])
-        flat = comm.all_reduce_sum(flat) / self._latents.count
-        split = [components * self._num_features, size * size, 1]
-        sums, second, value = (part.cpu() for part in torch.split(flat, split))
-        return float(value), self._sums(sums.view(components, -1), second.view(size, size))
+        shapes = ((components,), (components, size), _seconds_shape(self._kind, components, size), (1,))
+        totals = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+        for block in self._blocks() if self._kept is None else self._kept:
+            evidence, shares = self._shares(block, theta, precision)
+            parts = (*self._moments(block, shares[:, :components]), evidence.double().sum()[None])
+            for total, part in zip(totals, parts, strict=True):
+                total += part.cpu()
+        flat = comm.all_reduce_sum(torch.cat([total.flatten() for total in totals])) / self._latents.count
+        split = torch.split(flat.cpu(), [total.numel() for total in totals])
+        weights, firsts, seconds, value = (
+            part.view(shape) for part, shape in zip(split, shapes, strict=True)
+        )
+        return float(value), Sums(weights, firsts, seconds)
 
     def agrees(self, mixture: Mixture) -> bool:
         """Whether the mean log density of some latents is what float64 and the plain formula say."""
         z, variance = next(iter(self._latents.parts()), (torch.zeros(0, self._latents.size), None))
         own = torch.zeros(2, dtype=torch.float64)
         if len(z) and variance is None:
-            theta, precision = self._theta(mixture)
             z = z[:PROBED]
-            phi, u, _ = self._featured(z, None)
-            joint = phi @ theta.to(phi)
-            if self._kind == "tied":
-                joint = joint - _square_form(u, None, precision.to(u))
-            exact = log_density(mixture, z.double().cpu())
-            gap = torch.logsumexp(joint, dim=1).double().cpu() - exact
+            fast, _ = self._shares(self._block(z, None), *self._theta(mixture))
+            gap = fast.double().cpu() - log_density(mixture, z.double().cpu())
             own = torch.stack([gap.abs().sum(), gap.new_tensor(float(len(z)))])
         total, count = comm.all_reduce_sum(own).tolist()
         return bool(total <= AGREES_NATS * max(1.0, count))
 
-    def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        rows = max(256, CHUNK_VALUES // self._num_features)
+    def _blocks(self) -> Iterator[Block]:
         for z, variance in self._latents.parts():
-            variances = [None] * len(z) if variance is None else torch.split(variance, rows)
-            for part, spread in zip(torch.split(z, rows), variances, strict=False):
-                yield self._featured(part, spread)
+            for start in range(0, len(z), BLOCK_ROWS):
+                here = slice(start, start + BLOCK_ROWS)
+                yield self._block(z[here], None if variance is None else variance[here])
 
-    def _featured(self, z: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Phi [n, F], u and its variances [n, Z]."""
+    def _block(self, z: Tensor, variance: Tensor | None) -> Block:
         u = (z.double() - self._frame.shift.to(z.device)).to(self._dtype) @ self._inverse.to(z.device).mT
-        spread = (
-            None
-            if variance is None
-            else variance.to(self._dtype) * self._inverse.diagonal().square().to(z.device)
-        )
-        squares = u.square() if spread is None else u.square() + spread
-        phi = u.new_empty(len(u), self._num_features)
-        size, end = u.shape[1], self._num_features - u.shape[1] - 1
-        if self._kind == "full":
-            start = 0
-            for row in range(size):  # of the upper triangle
-                torch.mul(u[:, row:], u[:, row : row + 1], out=phi[:, start : start + size - row])
-                phi[:, start] = squares[:, row]
-                start += size - row
-        elif self._kind != "tied":
-            phi[:, :end] = squares
-        phi[:, end:-1] = u
-        phi[:, -1] = 1.0
-        return phi, u, spread
+        if variance is None:
+            return Block(u, u.square(), None)
+        # The frame of moments is diagonal.
+        spread = variance.to(self._dtype) * self._inverse.diagonal().square().to(z.device)
+        return Block(u, u.square() + spread, None)
+
+    def _features(self, block: Block) -> Iterator[Tensor]:
+        """phi of a few rows at a time."""
+        size, end = block.u.shape[1], self._num_features - block.u.shape[1] - 1
+        pairs = zip(torch.split(block.u, self._rows), torch.split(block.squares, self._rows), strict=True)
+        for u, squares in pairs:
+            phi = u.new_empty(len(u), self._num_features)
+            if self._kind == "full":
+                start = 0
+                for row in range(size):  # of the upper triangle
+                    torch.mul(u[:, row:], u[:, row : row + 1], out=phi[:, start : start + size - row])
+                    phi[:, start] = squares[:, row]
+                    start += size - row
+            elif self._kind != "tied":
+                phi[:, :end] = squares
+            phi[:, end:-1] = u
+            phi[:, -1] = 1.0
+            yield phi
+
+    def _shares(self, block: Block, theta: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
+        """The log density [n] (from moments: its bound), and the responsibilities [n, padded K]."""
+        theta, precision = theta.to(block.u), precision.to(block.u)
+        evidence, shares = block.u.new_empty(len(block.u)), block.u.new_empty(len(block.u), len(theta))
+        features = self._features(block) if block.phis is None else block.phis
+        rows = (torch.split(part, self._rows) for part in (block.u, block.squares, evidence, shares))
+        for phi, u, squares, density, own in zip(features, *rows, strict=True):
+            joint = phi @ theta.T
+            if self._kind == "tied":  # - E[u^T precision u] / 2
+                across = precision - torch.diag(precision.diagonal())
+                form = (u @ across * u).sum(1) + squares @ precision.diagonal()
+                joint -= 0.5 * form[:, None]
+            torch.softmax(joint, dim=1, out=own)
+            torch.sub(joint.amax(1), own.amax(1).log_(), out=density)
+            # Denormal numbers would make the products that follow many times slower, and change nothing.
+            torch.threshold_(own, 1e-30, 0.0)
+        return evidence, shares
+
+    def _moments(self, block: Block, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a block, what `Sums` says, not yet divided."""
+        u, squares = block.u, block.squares
+        weights, firsts = shares.sum(0).double(), (shares.T @ u).double()
+        if self._kind == "tied":
+            seconds = _with_diagonal(u.T @ u, squares.sum(0))
+        elif self._kind == "full":
+            seconds = torch.zeros(*firsts.shape, u.shape[1], dtype=torch.float64, device=u.device)
+            rows = max(1024, PAIRS_VALUES // firsts.numel())
+            for part, own in zip(torch.split(u, rows), torch.split(shares, rows), strict=True):
+                seconds += _second_moments(part, own)
+            seconds = _with_diagonal(seconds, (shares.T @ squares).double())
+        else:
+            seconds = shares.T @ squares
+        return weights, firsts, seconds.double()
 
     def _theta(self, mixture: Mixture) -> tuple[Tensor, Tensor]:
-        """Theta [F, K], and the precision [Z, Z] where it is shared."""
+        """Theta [padded K, F], and the precision [Z, Z] where it is shared."""
         centres, inverse = self._frame.inward(mixture.means), self._frame.inverse
         size = centres.shape[1]
         if self._kind in ("full", "tied"):
@@ -266,29 +304,29 @@ class Steps:
         constant = constant - self._frame.factor.diagonal().log().sum()
         parts = [linear, constant[:, None]]
         theta = torch.cat(parts if self._kind == "tied" else [squares, *parts], dim=1)
-        return theta.T.contiguous(), precision
-
-    def _sums(self, sums: Tensor, second: Tensor) -> Sums:
-        size = self._latents.size
-        quadratic, firsts, weights = torch.split(sums, [self._num_features - size - 1, size, 1], dim=1)
-        if self._kind == "tied":
-            seconds = second
-        elif self._kind == "full":
-            seconds = sums.new_zeros(len(sums), size, size)
-            row, column = self._upper
-            seconds[:, row, column] = quadratic
-            seconds[:, column, row] = quadratic
-        else:
-            seconds = quadratic
-        return Sums(weights[:, 0], firsts, seconds)
+        # Products of 10 columns take three times as long as those of 16, measured.
+        padding = theta.new_zeros(-len(theta) % 16, theta.shape[1])
+        padding[:, -1] = NOTHING
+        return torch.cat([theta, padding]), precision
 
 
-def _square_form(u: Tensor, variance: Tensor | None, precision: Tensor) -> Tensor:
-    """E[u^T precision u] / 2, [n, 1]."""
-    form = (u @ precision * u).sum(1, keepdim=True)
-    return 0.5 * (form if variance is None else form + (variance @ precision.diagonal())[:, None])
+def _second_moments(u: Tensor, shares: Tensor) -> Tensor:
+    """sum_n r_nk u_n u_n^T, float64 [K, Z, Z], of the few components that each latent may belong to."""
+    least = 0.1 * torch.finfo(u.dtype).eps
+    component, row = shares.T.ge(least).nonzero().unbind(1)
+    counts = torch.bincount(component, minlength=shares.shape[1]).tolist()
+    right = u[row]
+    left = right * shares[row, component][:, None]
+    pairs = zip(torch.split(left, counts), torch.split(right, counts), strict=True)
+    return torch.stack([one.T @ other for one, other in pairs]).double()
 
 
-def _second_moment(u: Tensor, variance: Tensor | None) -> Tensor:
-    second = u.T @ u
-    return second if variance is None else second + torch.diag(variance.sum(0))
+def _with_diagonal(matrices: Tensor, diagonals: Tensor) -> Tensor:
+    """[..., Z, Z] with these diagonals [..., Z] in place of theirs."""
+    matrices = matrices.clone()
+    matrices.diagonal(dim1=-2, dim2=-1).copy_(diagonals)
+    return matrices
+
+
+def _seconds_shape(kind: Kind, components: int, size: int) -> tuple[int, ...]:
+    return {"full": (components, size, size), "tied": (size, size)}.get(kind, (components, size))

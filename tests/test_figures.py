@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from vaescale import figures
+from vaescale.figures.drawing import montage
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -15,7 +16,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_montage_places_images_row_by_row() -> None:
     images = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1) / 10 * np.ones((5, 1, 2, 3), np.float32)
-    canvas = figures._montage(images, 3)
+    canvas = montage(images, 3)
     assert canvas.shape == (1, 5, 11)
     assert canvas[0, 0, 4] == np.float32(0.1)
     assert canvas[0, 3, 0] == np.float32(0.3)

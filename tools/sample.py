@@ -6,10 +6,12 @@ RUN/figures/samples.png. Sample number i is the same whatever --count is, and on
 
   vaescale sample runs/digits-optimal --prior gmm --decode mean --count 50000 --shards samples/digits
   vaescale sample runs/digits-optimal --interpolate 3,17 --interpolate 5,9
+  vaescale sample runs/digits-predicted --prior gmm --refine 200
   vaescale sample runs/digits-plane --map 20
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +64,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead: from held-out image number I to J, along the straight line between their posterior means",
     )
     parser.add_argument(
+        "--refine",
+        type=int,
+        metavar="STEPS",
+        help="instead: move samples by so many steps of descent on the decoder's mean log sigma(z), if it is predicted",
+    )
+    parser.add_argument(
+        "--refine-weight",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="also of -W log density of z, under the mixture or the prior, whichever it is drawn from; default: 0",
+    )
+    parser.add_argument(
+        "--refine-rate", type=float, default=0.02, metavar="LR", help="of the descent (Adam); default: 0.02"
+    )
+    parser.add_argument(
         "--map", type=int, metavar="SIDE", help="instead: SIDE x SIDE means over the plane of two latents"
     )
 
@@ -78,6 +96,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             result = _map(arguments, opened)
         elif arguments.interpolate:
             result = _interpolate(arguments, opened)
+        elif arguments.refine is not None:
+            result = _refine(arguments, opened)
         else:
             result = _samples(arguments, opened)
     return {"run": str(opened.folder), "step": opened.step, "weights": opened.weights, **result}
@@ -121,6 +141,7 @@ def _samples(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
 
 
 def _mixture(opened: "Run", components: int | None, *, needed: bool) -> "Mixture | None":
+    from vaescale.aggregate.sampling import refuse_misfit
     from vaescale.mixtures import files as mixture_files
 
     folder = opened.folder / "gmm"
@@ -136,11 +157,7 @@ def _mixture(opened: "Run", components: int | None, *, needed: bool) -> "Mixture
     if not needed and not folder.is_dir():
         return None
     mixture = mixture_files.load(folder)
-    if mixture.means.shape[1] != opened.model.latent_dim:
-        raise UserError(
-            f"the mixture in {folder} is of {mixture.means.shape[1]} latents, the model has {opened.model.latent_dim}; "
-            f"fit it again with `vaescale fit-gmm {opened.folder}`"
-        )
+    refuse_misfit(mixture, opened.model, opened.folder)
     return mixture
 
 
@@ -266,6 +283,74 @@ def _draw_lines(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
     return {"pairs": [list(pair) for pair in arguments.interpolate], "figure": str(path)}
 
 
+def _refine(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
+    from vaescale import comm
+
+    return comm.on_main(lambda: _refined(arguments, opened))
+
+
+def _refined(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
+    """Samples before and after, with their sigma and density."""
+    import torch
+
+    from vaescale import figures, noise
+    from vaescale.aggregate.refinement import refine
+    from vaescale.mixtures.gaussian import log_density, on, sample
+    from vaescale.training.tracking import push
+
+    model = opened.model
+    device = next(model.parameters()).device
+    mixture = None
+    if arguments.prior != "standard":
+        mixture = _mixture(opened, arguments.components, needed=arguments.prior == "gmm")
+    stream = noise.Stream(arguments.seed, 0, torch.arange(min(SHOWN, arguments.count), device=device))
+    if mixture is None:
+        prior = model.prior()
+        epsilon = noise.normal(stream, noise.PRIOR, (model.latent_dim,)).to(prior.mu)
+        z = prior.mu.flatten() + arguments.temperature * prior.log_sigma.exp().flatten() * epsilon
+    else:
+        z = sample(mixture, stream, arguments.temperature)
+    there = None if mixture is None else on(mixture, device)
+
+    def density(points: torch.Tensor) -> torch.Tensor:
+        return model.prior_log_density(points) if there is None else log_density(there, points.double())
+
+    done = refine(
+        model,
+        z.detach(),
+        stream,
+        density,
+        steps=arguments.refine,
+        rate=arguments.refine_rate,
+        weight=arguments.refine_weight,
+    )
+    with torch.no_grad():
+        before, after = (
+            model.likelihood.mean(model.decode(one, stream)).float() for one in (done.before, done.after)
+        )
+    source = "prior" if mixture is None else f"mixture of {len(mixture.weights)}"
+    rows = []
+    for start in range(0, min(36, len(z)), 12):
+        for name, images in (("drawn", before), ("refined", after)):
+            rows.append((name, images[start : start + 12].cpu().numpy()))
+    path = opened.folder / "figures" / "refined.png"
+    title = _title(opened, f"{source}, {arguments.refine} steps towards a smaller sigma(z)")
+    figures.image_rows(path, rows, title=title)
+    push(opened.folder, opened.recipe.tracking)
+    return {
+        "prior": source,
+        "steps": arguments.refine,
+        "weight": arguments.refine_weight,
+        "mean_log_sigma_before": float(done.log_sigma_before.mean()),
+        "mean_log_sigma_after": float(done.log_sigma_after.mean()),
+        "log_density_before_nats": float(done.density_before.mean()),
+        "log_density_after_nats": float(done.density_after.mean()),
+        "distance_of_z": float((done.after - done.before).norm(dim=1).mean()),
+        "change_of_images_rms": float((after - before).square().mean().sqrt()),
+        "figure": str(path),
+    }
+
+
 def _map(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
     from vaescale import comm
 
@@ -316,6 +401,12 @@ def _refuse_senseless(arguments: argparse.Namespace) -> None:
         raise UserError(f"--temperature (={arguments.temperature}) must be above 0 and at most 10")
     if arguments.seed < 0:
         raise UserError(f"--seed (={arguments.seed}) must be at least 0")
+    if arguments.refine is not None and not 1 <= arguments.refine <= 100_000:
+        raise UserError(f"--refine (={arguments.refine}) must be from 1 to 100000")
+    if not 0 <= arguments.refine_weight < math.inf or not 0 < arguments.refine_rate < math.inf:
+        raise UserError(
+            f"--refine-weight (={arguments.refine_weight}) must be at least 0, --refine-rate (={arguments.refine_rate}) above 0"
+        )
     if arguments.map is not None and not 2 <= arguments.map <= 64:
         raise UserError(f"--map (={arguments.map}) must be from 2 to 64")
 

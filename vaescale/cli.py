@@ -28,6 +28,7 @@ VERBS = {
     "encode": "write the latents of a run's images as WebDataset shards",
     "fit-gmm": "fit a Gaussian mixture to a run's aggregate posterior",
     "sample": "draw samples from the prior or the mixture; interpolate, or map two latents",
+    "latents": "measure what the latents say, which are used and what they explain",
     "sync": "send to MLflow what a run could not send while it trained",
     "chaos": "kill and damage a run on purpose, and compare it with one left in peace",
     "quickstart": "the main job end to end on scikit-learn's handwritten digits",
@@ -38,6 +39,7 @@ DISTRIBUTED = (
     "encode",
     "fit-gmm",
     "sample",
+    "latents",
 )  # the verbs that may run on several processes
 EPILOG = """examples:
   vaescale make-shards digits data/digits

@@ -26,8 +26,21 @@ class Points:
 
     def rows(self, wanted: Tensor) -> Tensor:
         """The latents with these numbers (int64 [M], ascending), of all ranks, on every rank: float64 [M, Z]."""
+        return self._gathered(self.z, wanted)
+
+    def variances(self, wanted: Tensor) -> Tensor:
+        """Of those latents, likewise."""
+        assert self.variance is not None, "these are draws"
+        return self._gathered(self.variance, wanted)
+
+    def scaled(self, shift: Tensor, scale: Tensor) -> "Points":
+        """(z - shift) / scale, with shift and scale [Z]."""
+        variance = None if self.variance is None else self.variance / scale.square()
+        return Points((self.z - shift) / scale, variance, numbers=self.numbers)
+
+    def _gathered(self, values: Tensor, wanted: Tensor) -> Tensor:
         place = torch.searchsorted(wanted, self.numbers).clamp_max(len(wanted) - 1)
         here = wanted[place] == self.numbers
         rows = torch.zeros(len(wanted), self.size, dtype=torch.float64)
-        rows[place[here]] = self.z[here].double().cpu()
+        rows[place[here]] = values[here.to(values.device)].double().cpu()
         return comm.all_reduce_sum(rows.flatten()).view(rows.shape)

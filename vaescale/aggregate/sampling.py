@@ -5,6 +5,7 @@ can be measured by a multiple of it that is the same everywhere: E[x|z] + alpha 
 """
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -69,6 +70,15 @@ def deviation(likelihood: Likelihood, params: Tensor) -> Tensor:
     if likelihood.sigma is None:
         raise UserError("this likelihood has no sigma to offset by; take --decode mean or ancestral")
     return likelihood.sigma.view(1, 1, 1, 1)
+
+
+def refuse_misfit(mixture: Mixture, model: VAE, folder: Path) -> None:
+    """Raise UserError when a run's mixture is of other latents than the model has."""
+    if mixture.means.shape[1] != model.latent_dim:
+        raise UserError(
+            f"the mixture in {folder} is of {mixture.means.shape[1]} latents, the model has {model.latent_dim}; fit it again "
+            f"with `vaescale fit-gmm {folder}`"
+        )
 
 
 def line(one: Tensor, other: Tensor, steps: int) -> Tensor:

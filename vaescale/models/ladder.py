@@ -110,11 +110,10 @@ class LadderVAE(VAE):
         top = self._groups[0]
         return self._posterior(top, here, seen[top.block.resolution], prior)
 
-    def prior_log_density(self, z: Tensor) -> Tensor:
-        """Of the top group's learned prior, the same at every draw."""
-        _, prior = self._top(len(z), like=z)
-        with torch.autocast(z.device.type, enabled=False):
-            return prior.log_density(z.view(len(z), *self.latent_shape).to(prior.mu)).flatten(1).sum(1)
+    def prior(self) -> Gaussian:
+        """Of the top group: learned, and the same at every draw."""
+        _, prior = self._top(1, like=next(self.parameters()))
+        return Gaussian(prior.mu[0], prior.log_sigma[0])
 
     def decode(self, z: Tensor, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """From the top group's latents, the others drawn from their priors."""

@@ -63,7 +63,7 @@ class Inferred(NamedTuple):
 
 
 class VAE(nn.Module):
-    """x -> q(z|x) -> z -> p(x|z). Override `infer`, `posterior`, `prior_log_density`, `decode`, `reconstruct` and `from_prior`."""
+    """x -> q(z|x) -> z -> p(x|z). Override `infer`, `posterior`, `prior`, `decode`, `reconstruct` and `from_prior`."""
 
     latent_shape: tuple[int, ...]
     """Of the latents that `posterior` infers from x alone: all of a flat model, those of the top group of a ladder."""
@@ -178,9 +178,14 @@ class VAE(nn.Module):
         """q(z|x) of the latents of `latent_shape`, float32 or float64 [B, *latent_shape]. x from `target`."""
         raise NotImplementedError
 
+    def prior(self) -> Gaussian:
+        """p(z) of these latents, [*latent_shape] each."""
+        raise NotImplementedError
+
     def prior_log_density(self, z: Tensor) -> Tensor:
         """Log density [B] in nats of z [B, latent_dim] under the model's own prior of these latents."""
-        raise NotImplementedError
+        prior = self.prior()
+        return prior.log_density(z.view(len(z), *self.latent_shape).to(prior.mu)).flatten(1).sum(1)
 
     def decode(self, z: Tensor, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """The likelihood's raw parameters from z [B, latent_dim], flat; what lies below a top group is drawn from its prior,

@@ -1,0 +1,117 @@
+"""Where the KL of an ELBO goes: what the latents say of x, and how far their aggregate is from the prior.
+
+    E_x KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || p(z))                       Hoffman & Johnson 2016, "ELBO surgery"
+    KL(q(z) || p(z)) = TC(z) + sum_j KL(q(z_j) || p(z_j))                     Chen et al. 2018, eq. 2
+
+q(z) = 1/N sum_n q(z|x_n) over all images of a data set, summed exactly; the expectations are over draws of q(z|x) for some of
+the images. I(x; z) is at most ln N. p(z) = N(0, I): latents of another prior are brought to that scale first, which changes
+none of these numbers.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaescale import comm, noise
+from vaescale.aggregate.points import Points
+
+QUERIES, MARGINAL_QUERIES = 2000, 256
+VALUES = 1 << 25
+
+
+class Information(NamedTuple):
+    """Nats, with the standard errors of what is estimated. mean_kl is the left side in closed form, over all images; its
+    distance from mutual_information + aggregate_kl is the estimates' error. Total correlation is over fewer draws.
+    """
+
+    images: int
+    draws: int
+    mean_kl: float
+    mutual_information: float
+    mutual_information_error: float
+    aggregate_kl: float
+    aggregate_kl_error: float
+    total_correlation: float
+    total_correlation_error: float
+    marginal_kl: float
+
+
+def information(moments: Points, *, seed: int, queries: int = QUERIES) -> Information:
+    """Of the images whose means and variances of q(z|x) these are, over all ranks."""
+    assert moments.variance is not None, "moments were asked for"
+    wanted = evenly(moments.count, queries)
+    mean, variance = moments.rows(wanted), moments.variances(wanted)
+    epsilon = noise.normal(noise.Stream(seed, 0, wanted), noise.POSTERIOR, (moments.size,)).double()
+    z = mean + variance.sqrt() * epsilon
+    of_own = (-0.5 * (epsilon.square() + variance.log() + math.log(2 * math.pi))).sum(1)
+    of_prior = (-0.5 * (z.square() + math.log(2 * math.pi))).sum(1)
+    of_all = aggregate_log_density(moments, z)
+    few = slice(None, None, -(-len(z) // MARGINAL_QUERIES))
+    by_latent = marginal_log_densities(moments, z[few]).sum(1)
+    mean_kl = comm.all_reduce_sum(_kl(moments)[None])[0] / moments.count
+    terms = (of_own - of_all, of_all - of_prior, of_all[few] - by_latent)
+    estimates = [(float(term.mean()), float(term.std() / math.sqrt(len(term)))) for term in terms]
+    (mutual, mutual_error), (aggregate, aggregate_error), (total, total_error) = estimates
+    return Information(
+        images=moments.count,
+        draws=len(z),
+        mean_kl=float(mean_kl),
+        mutual_information=mutual,
+        mutual_information_error=mutual_error,
+        aggregate_kl=aggregate,
+        aggregate_kl_error=aggregate_error,
+        total_correlation=total,
+        total_correlation_error=total_error,
+        marginal_kl=float((by_latent - of_prior[few]).mean()),
+    )
+
+
+def evenly(count: int, most: int) -> Tensor:
+    """At most `most` numbers below `count`, at equal distances, int64."""
+    return torch.arange(min(count, most)) * count // min(count, most)
+
+
+def aggregate_log_density(moments: Points, z: Tensor) -> Tensor:
+    """log q(z) [M] in nats of z [M, Z] float64, over all ranks' images: log 1/N sum_n N(z; mean_n, variance_n)."""
+    parts = []
+    for mean, variance in _few(moments, len(z)):
+        # -1/2 sum_j (z_j - m_j)^2 / v_j = z^2 . (-1/2v) + z . (m/v) - sum m^2 / 2v: two matrix products
+        precision = variance.reciprocal()
+        constant = -0.5 * (mean.square() * precision + variance.log() + math.log(2 * math.pi)).sum(1)
+        joint = z.square() @ (-0.5 * precision).T + z @ (mean * precision).T + constant
+        parts.append(torch.logsumexp(joint, dim=1))
+    return _over_ranks(parts, z[:, 0]) - math.log(moments.count)
+
+
+def marginal_log_densities(moments: Points, z: Tensor) -> Tensor:
+    """log q(z_j) [M, Z] in nats of z [M, Z] float64, latent by latent, over all ranks' images."""
+    parts = []
+    for mean, variance in _few(moments, z.numel()):
+        standard = (z[:, None] - mean) * variance.rsqrt()
+        log_normal = -0.5 * (standard.square() + variance.log() + math.log(2 * math.pi))
+        parts.append(torch.logsumexp(log_normal, dim=1))
+    return _over_ranks(parts, z) - math.log(moments.count)
+
+
+def _few(moments: Points, width: int) -> list[tuple[Tensor, Tensor]]:
+    """This rank's moments, so many at a time that products with `width` fit in memory, float64."""
+    assert moments.variance is not None
+    rows = max(16, VALUES // max(1, width))
+    pairs = zip(torch.split(moments.z, rows), torch.split(moments.variance, rows), strict=True)
+    return [(mean.double().cpu(), variance.double().cpu()) for mean, variance in pairs]
+
+
+def _over_ranks(parts: list[Tensor], like: Tensor) -> Tensor:
+    """The logarithm of the sum over this rank's parts and all ranks'."""
+    nothing = torch.full_like(like, -math.inf)
+    own = torch.logsumexp(torch.stack([nothing, *parts]), dim=0)
+    return torch.logsumexp(torch.stack(comm.gather_object(own)), dim=0)
+
+
+def _kl(moments: Points) -> Tensor:
+    """The sum over this rank's images of KL(q(z|x) || N(0, I)), float64 []."""
+    assert moments.variance is not None
+    mean, variance = moments.z.double(), moments.variance.double()
+    return (0.5 * (mean.square() + variance - 1 - variance.log())).sum().cpu()

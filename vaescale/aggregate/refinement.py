@@ -1,0 +1,72 @@
+"""Latents moved to where the decoder is surer of itself, by gradient descent on its own sigma.
+
+    minimize over z:    D mean log sigma(z) - w log p(z)                 in nats, D values of an image, p a prior or a mixture
+
+The first term is the entropy of p(x|z) but for a constant; without the second one z may leave the places that the decoder
+was trained on, which is why the density before and after stands beside the result.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaescale import noise
+from vaescale.errors import UserError
+from vaescale.models.vae import VAE
+
+
+class Refined(NamedTuple):
+    """z [B, Z] before and after; mean log sigma [B] over an image's values, and log density [B] in nats, of each."""
+
+    before: Tensor
+    after: Tensor
+    log_sigma_before: Tensor
+    log_sigma_after: Tensor
+    density_before: Tensor
+    density_after: Tensor
+
+
+def refine(
+    model: VAE,
+    z: Tensor,
+    stream: noise.Stream,
+    log_density: Callable[[Tensor], Tensor],
+    *,
+    steps: int,
+    rate: float = 0.02,
+    weight: float = 0.0,
+) -> Refined:
+    """Move z [B, Z] by `steps` of Adam (Kingma & Ba 2015) with learning rate `rate`, each latent by itself.
+
+    stream: of what a ladder draws below z. log_density: of z [B, Z], [B] in nats; weight: w above. Raises UserError when sigma
+    does not depend on z.
+    """
+    moved = z.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([moved], lr=rate)
+    dimensions = model.likelihood.dimensions
+    with torch.enable_grad():
+        for _ in range(steps):
+            cost = dimensions * mean_log_sigma(model, moved, stream)
+            if weight:
+                cost = cost - weight * log_density(moved)
+            # Not backward(), which would leave gradients at the decoder's weights.
+            (moved.grad,) = torch.autograd.grad(cost.sum(), moved)
+            optimizer.step()
+    after = moved.detach()
+    with torch.no_grad():
+        measured = [
+            function(one)
+            for function in (lambda one: mean_log_sigma(model, one, stream), log_density)
+            for one in (z, after)
+        ]
+    return Refined(z, after, *measured)
+
+
+def mean_log_sigma(model: VAE, z: Tensor, stream: noise.Stream) -> Tensor:
+    """[B]: log of the standard deviation of p(x|z), averaged over an image's values. Raises UserError when it is constant."""
+    variance = model.likelihood.variance(model.decode(z, stream))
+    if variance is None or variance.shape[0] != len(z):
+        raise UserError("this decoder's sigma does not depend on z; train with likelihood.sigma=predicted")
+    return 0.5 * variance.flatten(1).log().mean(1)

@@ -1,0 +1,73 @@
+"""How a model explains the variance of its images: by what z says, or as noise. The law of total variance, value by value:
+
+    Var[x] = Var_z(E[x|z]) + E_z(Var[x|z])
+
+and the same split of probabilistic PCA with as many latents, the optimum of a linear decoder with one sigma (Tipping & Bishop
+1999; Lucas et al. 2019): with eigenvalues l_1 >= ... >= l_D of the data's covariance, sigma^2 is the mean of the last D - Z,
+and the latents have sum_{i<=Z} (l_i - sigma^2).
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaescale import comm
+from vaescale.aggregate.sampling import deviation
+from vaescale.models.vae import VAE
+
+MOST_DIMENSIONS = 4096  # of an image, for the eigenvalues of a D x D matrix
+
+
+class Split(NamedTuple):
+    """Sums over an image's values, images in [0, 1]."""
+
+    latent: float
+    observed: float
+
+    @property
+    def total(self) -> float:
+        """Var[x], summed."""
+        return self.latent + self.observed
+
+
+@torch.no_grad()
+def model_split(model: VAE, decoded: Iterable[Tensor]) -> Split:
+    """Of the likelihood's raw parameters, batch by batch, from draws of z over all ranks."""
+    size = model.likelihood.dimensions
+    total = torch.zeros(2 * size + 2, dtype=torch.float64)
+    for params in decoded:
+        mean = model.likelihood.mean(params).flatten(1).double()
+        shape = (len(mean), *model.image_shape)
+        noise = deviation(model.likelihood, params).square().double().expand(shape).sum()
+        own = [mean.sum(0), mean.square().sum(0), torch.stack([noise, noise.new_tensor(float(len(mean)))])]
+        total += torch.cat(own).cpu()
+    total = comm.all_reduce_sum(total)
+    first, second = (total[:-2] / total[-1]).chunk(2)
+    return Split(float((second - first.square()).sum()), float(total[-2] / total[-1]))
+
+
+def data_covariance(images: Iterable[Tensor], dimensions: int) -> Tensor:
+    """The covariance [D, D] of images [B, C, H, W] in [0, 1], float64, over all ranks; its diagonal alone above 4,096 values."""
+    whole = dimensions <= MOST_DIMENSIONS
+    second = torch.zeros(dimensions, dimensions if whole else 1, dtype=torch.float64)
+    first = torch.zeros(dimensions + 1, dtype=torch.float64)
+    for batch in images:
+        x = batch.flatten(1).double().cpu()
+        second += x.T @ x if whole else x.square().sum(0)[:, None]
+        first += torch.cat([x.sum(0), x.new_tensor([float(len(x))])])
+    first, second = comm.all_reduce_sum(first), comm.all_reduce_sum(second.flatten()).view(second.shape)
+    mean = first[:-1] / first[-1]
+    second = second / first[-1]
+    return second - (torch.outer(mean, mean) if whole else mean.square()[:, None])
+
+
+def ppca_split(covariance: Tensor, latents: int) -> Split | None:
+    """Of probabilistic PCA with so many latents; None where there are no fewer than values, or only the diagonal is known."""
+    size = len(covariance)
+    if covariance.shape[1] != size or latents >= size:
+        return None
+    eigenvalues = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(0.0)
+    variance = float(eigenvalues[latents:].mean())
+    return Split(float((eigenvalues[:latents] - variance).clamp_min(0.0).sum()), size * variance)

@@ -1,0 +1,60 @@
+"""The Frechet distance of two Gaussians, and the features that it is usually taken of. Heusel et al. 2017, eq. 6.
+
+d^2 = |m_1 - m_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaescale import comm
+
+
+class Moments(NamedTuple):
+    """Of features: mean [F], covariance [F, F] (divided by their number - 1, as FID does), float64, and their number."""
+
+    mean: Tensor
+    covariance: Tensor
+    images: int
+
+
+def moments(features: Iterable[Tensor]) -> Moments:
+    """Of features [B, F] over all ranks, merged exactly: two passes are not needed, each batch is centred by itself.
+
+    Chan, Golub & LeVeque 1983, eq. 1.5b. Every rank has at least one batch.
+    """
+    count, mean, scatter = 0, torch.zeros(0), torch.zeros(0)
+    for batch in features:
+        own = batch.double().cpu()
+        own_mean = own.mean(0)
+        own_scatter = (own - own_mean).T @ (own - own_mean)
+        if count == 0:
+            count, mean, scatter = len(own), own_mean, own_scatter
+            continue
+        count, mean, scatter = _merged((count, mean, scatter), (len(own), own_mean, own_scatter))
+    parts = comm.gather_object((count, mean, scatter))
+    total = parts[0]
+    for part in parts[1:]:
+        total = _merged(total, part)
+    count, mean, scatter = total
+    return Moments(mean, scatter / (count - 1), count)
+
+
+def frechet_distance(one: Moments, other: Moments) -> float:
+    """d^2, float64. The trace of the root is the sum of the roots of the eigenvalues of C_1^(1/2) C_2 C_1^(1/2)."""
+    values, vectors = torch.linalg.eigh(one.covariance)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ other.covariance @ root).clamp_min(0).sqrt().sum()
+    traces = one.covariance.trace() + other.covariance.trace()
+    distance = (one.mean - other.mean).square().sum() + traces - 2 * cross
+    return float(distance.clamp_min(0))
+
+
+def _merged(one: tuple[int, Tensor, Tensor], other: tuple[int, Tensor, Tensor]) -> tuple[int, Tensor, Tensor]:
+    (count, mean, scatter), (more, other_mean, other_scatter) = one, other
+    total = count + more
+    step = other_mean - mean
+    mean = mean + step * (more / total)
+    return total, mean, scatter + other_scatter + torch.outer(step, step) * (count * more / total)

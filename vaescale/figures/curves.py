@@ -1,0 +1,135 @@
+"""Curves and planes of training runs."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vaescale.figures.drawing import COLOURS, MARKERS, POINT_COLOURS, finish, logarithmic, subplots
+
+
+def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> None:
+    """Negative ELBO, KL, mean squared error, and what else changes, over steps: training as lines, held-out data as dots."""
+    # With a sigma fitted to each image itself the loss is no bound on unseen data, and has another name.
+    profile = any("train/neg_profile_elbo_nats" in row for row in rows)
+    panels = (
+        ("loss (nats), what is minimized", "loss_nats"),
+        ("negative profile ELBO (nats), no bound", "neg_profile_elbo_nats")
+        if profile
+        else ("negative ELBO (nats)", "neg_elbo_nats"),
+        ("KL (nats)", "kl_nats"),
+        ("mean squared error", "mse"),
+        ("sigma", "sigma"),
+        ("beta", "beta"),
+        ("MMD", "mmd"),
+    )
+    # What never changes is no curve, nor is a loss that is the bound.
+    idle = {
+        name for name in ("sigma", "beta") if len({row.get(f"train/{name}") for row in rows} - {None}) < 2
+    }
+    idle |= set() if any(_is_news(row) for row in rows) else {"loss_nats"}
+    names = {name.partition("/")[2] for row in rows for name in row}
+    drawn = [panel for panel in panels if panel[1] in names - idle] or [*panels]
+    figure, axes = subplots(1, len(drawn), (3.1 * len(drawn), 2.9), frame=True)
+    for axis, (label, name) in zip(axes.flat, drawn, strict=True):
+        shown: list[float] = []
+        for prefix, words, style, colour in (
+            ("train", "train", "-", COLOURS[0]),
+            ("val", "held out", "o", COLOURS[1]),
+        ):
+            points = [(row["step"], row[f"{prefix}/{name}"]) for row in rows if f"{prefix}/{name}" in row]
+            if points:
+                steps, values = zip(*points, strict=True)
+                axis.plot(steps, values, style, color=colour, label=words, linewidth=1.3, markersize=4)
+                shown += values
+        axis.set_title(label, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        if name in ("mse", "sigma") and shown and max(shown) > 3 * min(shown):
+            logarithmic(axis)
+        axis.tick_params(labelsize=7, which="both")
+        axis.grid(alpha=0.25, which="both")
+        if axis.lines:
+            axis.legend(fontsize=7, frameon=False)
+    finish(figure, path, title)
+
+
+def _is_news(row: dict[str, float]) -> bool:
+    """Whether the row has a loss, and it says something that the negative ELBO does not."""
+    if "train/loss_nats" not in row:
+        return False
+    bound = row.get("train/neg_elbo_nats", row.get("train/neg_profile_elbo_nats", math.nan))
+    return not math.isclose(row["train/loss_nats"], bound, rel_tol=1e-4)
+
+
+def group_rates(path: Path, rows: Sequence[dict[str, float]], labels: Sequence[str], *, title: str) -> None:
+    """The training KL of each group over steps as colours, and of the last step as bars. labels: one for each group."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
+
+    names = [f"train/group_kl_nats/{number:02d}" for number in range(len(labels))]
+    logged = [row for row in rows if all(name in row for name in names)]
+    if not logged:
+        return
+    steps = [row["step"] for row in logged]
+    nats = np.array([[max(row[name], 0.0) for row in logged] for name in names])
+    figure, axes = subplots(1, 2, (9.0, max(2.6, 0.16 * len(labels) + 1.2)), frame=True)
+    colours, bars = axes[0]
+    edges = [0.5, *(step + 0.5 for step in steps)]
+    mesh = colours.pcolormesh(
+        edges,
+        np.arange(len(labels) + 1) - 0.5,
+        np.maximum(nats, 1e-3),
+        norm=LogNorm(1e-3, max(nats.max(), 1e-2)),
+    )
+    figure.colorbar(mesh, ax=colours, pad=0.02, extend="min").ax.tick_params(labelsize=7)
+    colours.xaxis.set_major_locator(MaxNLocator(integer=True))
+    colours.set_title("training KL of each group (nats), the top above", fontsize=9)
+    bars.barh(range(len(labels)), nats[:, -1], color=COLOURS[0], height=0.8)
+    bars.set_title(f"step {steps[-1]}: {nats[:, -1].sum():.1f} nats", fontsize=9)
+    bars.grid(alpha=0.25, axis="x")
+    bars.set_ylim(-0.5, len(labels) - 0.5)
+    for axis, words in ((colours, "step"), (bars, "nats")):
+        axis.set_yticks(range(len(labels)), labels, fontsize=6 if len(labels) > 20 else 7)
+        axis.invert_yaxis()
+        axis.set_xlabel(words, fontsize=8)
+        axis.tick_params(axis="x", labelsize=7)
+    finish(figure, path, title)
+
+
+def rate_distortion(
+    path: Path,
+    curve: Sequence[tuple[str, float, float]],
+    points: Sequence[tuple[str, float, float]],
+    *,
+    title: str,
+) -> None:
+    """(label, KL in nats, mean squared error): a labelled curve, and points that the legend names, the last one in place
+    too.
+    """
+    figure, axes = subplots(1, 1, (8.6, 5.2), frame=True)
+    axis = axes[0, 0]
+    if curve:
+        labels, rates, distortions = zip(*curve, strict=True)
+        axis.plot(
+            rates, distortions, "-o", color="0.45", linewidth=1.2, markersize=4, label="sigma = 1, beta"
+        )
+        for label, rate, distortion in zip(labels, rates, distortions, strict=True):
+            axis.annotate(
+                label, (rate, distortion), (4, 4), textcoords="offset points", fontsize=7, color="0.35"
+            )
+    for number, (label, rate, distortion) in enumerate(points):
+        colour, marker = POINT_COLOURS[number % len(POINT_COLOURS)], MARKERS[number // len(POINT_COLOURS)]
+        axis.plot([rate], [distortion], marker, color=colour, markersize=7, label=label, linestyle="none")
+    if points:
+        label, rate, distortion = points[-1]
+        axis.annotate(
+            label, (rate, distortion), (8, -14), textcoords="offset points", fontsize=8, weight="bold"
+        )
+    logarithmic(axis)
+    axis.set_xlabel("rate: KL (nats per image)", fontsize=8)
+    axis.set_ylabel("distortion: mean squared error", fontsize=8)
+    axis.tick_params(labelsize=7, which="both")
+    axis.grid(alpha=0.25, which="both")
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    finish(figure, path, title)

@@ -1,0 +1,72 @@
+"""What all figures share: canvases without a display, colours, images and how a file is written.
+
+Legend: images [N, C, H, W] in [0, 1].
+"""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaescale.files import write_whole
+
+Images = NDArray[np.float32]
+CELL_INCHES = 0.62
+# From Okabe & Ito's palette: distinct for the colour-blind and in grey.
+COLOURS = ("#0072B2", "#D55E00")
+POINT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v")
+
+
+def subplots(
+    rows: int, columns: int, size: tuple[float, float], *, frame: bool = False, dpi: int = 130
+) -> tuple[Any, Any]:
+    """A figure and its axes [rows, columns]; frame: with ticks and lines. size in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    if not frame:
+        for axis in axes.flat:
+            axis.set_axis_off()
+    return figure, axes
+
+
+def show(axis: Any, image: Images) -> None:
+    """One image on an axis, black and white or in colours."""
+    picture = np.clip(np.moveaxis(image, 0, -1), 0, 1)
+    axis.imshow(picture[:, :, 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=1)
+
+
+def montage(images: Images, columns: int, gap: int = 1) -> Images:
+    """[N, C, H, W] to one [C, rows*(H+gap)-gap, columns*(W+gap)-gap], white between the images."""
+    count, channels, height, width = images.shape
+    rows = math.ceil(count / columns)
+    canvas = np.ones((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), dtype=np.float32)
+    for number, image in enumerate(images):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        canvas[:, top : top + height, left : left + width] = image
+    return canvas
+
+
+def finish(figure: Any, path: Path, title: str) -> None:
+    """Write the figure as PNG."""
+    figure.suptitle(title, fontsize=10)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_whole(path, picture.getvalue())
+
+
+def logarithmic(axis: Any) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())

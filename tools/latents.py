@@ -11,6 +11,7 @@ RUN/evaluation/latents.json and RUN/figures/latent_*.png. Runs on any number of 
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -356,7 +357,10 @@ def show(result: dict[str, Any]) -> None:
     table(
         f"{result['run']}, step {result['step']}: information of {result['of']} ({known['images']} images), nats",
         [
-            ("I(x; z)", nats("mutual_information", "mutual_information_error")),
+            (
+                f"I(x; z), at most ln N = {math.log(known['images']):.3f}",
+                nats("mutual_information", "mutual_information_error"),
+            ),
             ("KL(q(z)||p(z))", nats("aggregate_kl", "aggregate_kl_error")),
             ("their sum", f"{both:9.3f}"),
             ("mean KL, closed form", nats("mean_kl")),

@@ -1,12 +1,15 @@
 """The verbs after training, as a person would call them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.launching import ROOT, environment
 from vaescale.mixtures import files as mixture_files
 from vaescale.run import open_run
 
@@ -91,6 +94,138 @@ def test_sample_draws_with_and_without_a_mixture(vaescale, run: Path) -> None:
     vaescale("sample", run, "--seed", -1).assert_refused(2, "--seed (=-1)")
 
 
+def test_several_numbers_of_components_are_compared(vaescale, run: Path) -> None:
+    outcome = vaescale("fit-gmm", run, "--components", "1,2,4", "--covariance", "diag", "--json")
+    assert outcome.code == 0, outcome.err
+    result = outcome.json
+    assert [one["components"] for one in result["candidates"]] == [1, 2, 4]
+    best = max(result["candidates"], key=lambda one: one["val_nats"])
+    assert result["components"] == best["components"]
+    assert (run / "figures" / "mixture_selection.png").is_file()
+    chosen = mixture_files.load(run / "gmm")
+    kept = mixture_files.load(run / f"gmm/components-{best['components']}")
+    assert torch.equal(chosen.means, kept.means)
+    assert chosen.kind == "diag"
+    by_bic = vaescale("fit-gmm", run, "--components", "1,2,4", "--select", "bic", "--json").json
+    assert by_bic["components"] == min(by_bic["candidates"], key=lambda one: one["bic"])["components"]
+    again = vaescale("fit-gmm", run, "--components", 2)
+    assert "mean log density" in again.out
+    assert not list(run.glob("gmm/components-*")), "candidates of an earlier fit are gone"
+
+
+def test_moments_and_online_fits(vaescale, run: Path) -> None:
+    words = ("--components", 2, "--json")
+    drawn, moments, online = (
+        vaescale("fit-gmm", run, *words, *more).json
+        for more in ((), ("--samples-per-image", 0), ("--online", 3, "--online-batch", 512))
+    )
+    assert moments["samples_per_image"] == 0
+    assert abs(moments["val_nats"] - drawn["val_nats"]) < 0.2
+    assert drawn["val_nats"] - 0.3 < online["val_nats"] < drawn["val_nats"] + 0.1
+    assert online["online_passes"] == 3
+
+
+def test_encode_writes_once_and_says_what_scales_the_latents(vaescale, run: Path) -> None:
+    outcome = vaescale("encode", run, "--json")
+    assert outcome.code == 0, outcome.err
+    assert {split: part["samples"] for split, part in outcome.json["splits"].items()} == {
+        "train": 1437,
+        "val": 360,
+    }
+    assert len(outcome.json["splits"]["train"]["mean"]) == 4
+    times = {path: path.stat().st_mtime_ns for path in (run / "latents").rglob("*")}
+    assert "std by channel" in vaescale("encode", run).out
+    assert {path: path.stat().st_mtime_ns for path in (run / "latents").rglob("*")} == times
+    raw = vaescale("encode", run, "--split", "val", "--weights", "raw", "--json").json
+    assert raw["splits"]["val"]["folder"].endswith("val-raw")
+
+
+def test_samples_are_written_as_a_data_set(vaescale, run: Path, tmp_path: Path) -> None:
+    from vaescale.data.verifying import verify_shards
+
+    words = ("sample", run, "--prior", "standard", "--decode", "mean", "--shards", tmp_path / "out")
+    outcome = vaescale(*words, "--count", 1500, "--json")
+    assert outcome.code == 0, outcome.err
+    assert verify_shards(str(tmp_path / "out"), deep=True) == (1500, [])
+    vaescale(*words).assert_refused(2, "is not empty")
+    vaescale("sample", run, "--shards", tmp_path / "other").assert_refused(2, "give --prior and --decode")
+    vaescale("sample", run, "--prior", "gmm").assert_refused(2, "no fitted mixture")
+
+
+def test_lines_offsets_maps_and_refinement(vaescale, recipe_file, recipe_content) -> None:
+    recipe_content["network"]["latent_dim"] = 2
+    recipe_content["likelihood"]["sigma"] = "predicted"
+    assert vaescale("train", recipe_file(recipe_content)).code == 0
+    run = Path(recipe_content["run_dir"])
+    assert vaescale("sample", run, "--interpolate", "3,17", "--interpolate", "5,9").code == 0
+    assert vaescale("sample", run, "--map", 5).code == 0
+    assert vaescale("sample", run, "--decode", "offset:-1", "--count", 4).code == 0
+    refined = vaescale("sample", run, "--refine", 30, "--count", 8, "--json").json
+    assert refined["mean_log_sigma_after"] < refined["mean_log_sigma_before"]
+    figures = {path.name for path in (run / "figures").iterdir()}
+    assert {"interpolations.png", "latent_map.png", "samples.png", "refined.png"} <= figures
+    vaescale("sample", run, "--interpolate", "3,360").assert_refused(2, "are 0 to 359")
+    vaescale("sample", run, "--interpolate", "3").assert_refused(2, "pair of image numbers")
+    vaescale("sample", run, "--map", 1).assert_refused(2, "--map (=1)")
+    vaescale("sample", run, "--refine", 0).assert_refused(2, "--refine (=0)")
+    vaescale("sample", run, "--components", 3).assert_refused(2, "no mixture of 3 components")
+
+
+def test_latents_are_measured(vaescale, recipe_file, recipe_content) -> None:
+    recipe_content["likelihood"]["sigma"] = "predicted"
+    assert vaescale("train", recipe_file(recipe_content), "training.steps=40").code == 0
+    run = Path(recipe_content["run_dir"])
+    words = ("--gaps", 4, "--gap-steps", 5, "--importance-samples", 20)
+    outcome = vaescale("latents", run, "--draws", 300, *words, "--json")
+    assert outcome.code == 0, outcome.err
+    known = outcome.json["information"]
+    both = known["mutual_information"] + known["aggregate_kl"]
+    error = known["mutual_information_error"] + known["aggregate_kl_error"]
+    assert both == pytest.approx(known["mean_kl"], abs=4 * error + 0.01)
+    assert outcome.json["gaps"]["images"] == 4
+    assert outcome.json["gaps"]["amortization_gap_nats"] >= 0
+    assert set(outcome.json["sigma"]["kinds"]) == {"posterior", "prior", "prior x 3"}
+    split = outcome.json["variance"]["pPCA, 4 latents"]
+    assert split["latent"] + split["observed"] == pytest.approx(outcome.json["variance"]["data_total"])
+    written = json.loads((run / "evaluation" / "latents.json").read_text())
+    assert written["information"] == known
+    figures = {path.name for path in (run / "figures").glob("latent_*.png")}
+    assert figures == {"latent_use.png", "latent_variance.png", "latent_sigma.png"}
+    assert vaescale("fit-gmm", run, "--components", 2).code == 0
+    words = vaescale("latents", run, "--draws", 300)
+    assert "the fitted mixture's" in words.out
+    vaescale("latents", run, "--draws", 1).assert_refused(2, "--draws (=1)")
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_mixture_is_fitted_on_two_processes(vaescale, run: Path, tmp_path: Path) -> None:
+    """As a person launches it, from encoding to the last picture."""
+    alone = vaescale("fit-gmm", run, "--components", 3, "--json").json
+    for path in (run / "latents").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        "recipes/backends/cpu2.yaml",
+    ]
+    done = subprocess.run(
+        [*command, "tools/fit_gmm.py", str(run), "--components", "3", "--json"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    together = json.loads(done.stdout)
+    assert together["val_nats"] == pytest.approx(alone["val_nats"], abs=1e-3)
+
+
 def test_open_run_gives_the_trained_weights(run: Path) -> None:
     ema, raw = open_run(run), open_run(run, weights="raw")
     assert (ema.weights, raw.weights, raw.step) == ("ema", "raw", 12)
@@ -99,12 +234,12 @@ def test_open_run_gives_the_trained_weights(run: Path) -> None:
     assert torch.equal(ema.model.likelihood.state.running, raw.model.likelihood.state.running)
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "fit-gmm", "sample", "sync"])
+@pytest.mark.parametrize("verb", ["evaluate", "encode", "fit-gmm", "sample", "latents", "sync"])
 def test_a_folder_that_is_no_run_is_refused(vaescale, tmp_path: Path, verb: str) -> None:
     vaescale(verb, tmp_path).assert_refused(2, "is not a run folder")
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "fit-gmm", "sample"])
+@pytest.mark.parametrize("verb", ["evaluate", "encode", "fit-gmm", "sample", "latents"])
 def test_a_run_without_a_checkpoint_is_refused(vaescale, run: Path, verb: str) -> None:
     for path in run.glob("checkpoints/*/manifest.json"):
         path.unlink()

@@ -7,13 +7,13 @@ q* is the best diagonal Gaussian for each x, found by gradient ascent from the e
 importance sampling, and the approximation gap with it.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.evaluation.importance import log_mean_weight
 from vaescale.models.flat import FlatVAE
 from vaescale.posterior import Gaussian, kl
 
@@ -44,20 +44,17 @@ class Gaps(NamedTuple):
 def inference_gaps(
     model: FlatVAE, images: Tensor, stream: noise.Stream, *, steps: int = 300, importance_samples: int = 1000
 ) -> Gaps:
-    """Of images uint8 [B, C, H, W]; each bound is of `importance_samples` draws. The noise of an image depends on the stream's
-    seed and its slot alone.
+    """Of images uint8 [B, C, H, W]; each bound is of `importance_samples` draws, of q* where log p(x) is bounded: where the
+    encoder is far off, so are its draws. The noise of an image depends on the stream's seed and its slot alone.
     """
     x = model.target(images, stream)
     with torch.no_grad():
         q = model.posterior(x)
-        amortized = _bound(model, x, q, stream._replace(step=0), importance_samples)
+        amortized, _ = _bounds(model, x, q, stream._replace(step=0), importance_samples)
     best = _optimized(model, x, q, stream, steps)
     with torch.no_grad():
-        optimized = torch.maximum(
-            amortized, _bound(model, x, best, stream._replace(step=0), importance_samples)
-        )
-        log_px = log_mean_weight(model, images, stream, importance_samples)
-    return Gaps(amortized, optimized, log_px)
+        optimized, log_px = _bounds(model, x, best, stream._replace(step=0), importance_samples)
+    return Gaps(amortized, torch.maximum(amortized, optimized), log_px)
 
 
 def _optimized(model: FlatVAE, x: Tensor, q: Gaussian, stream: noise.Stream, steps: int) -> Gaussian:
@@ -66,25 +63,35 @@ def _optimized(model: FlatVAE, x: Tensor, q: Gaussian, stream: noise.Stream, ste
     for step in range(1, steps + 1):
         optimizer.param_groups[0]["lr"] = RATE * (1 - (step - 1) / steps)
         with torch.enable_grad():
-            bound = _bound(model, x, Gaussian(mu, log_sigma), stream._replace(step=step), DRAWS)
+            bound, _ = _bounds(model, x, Gaussian(mu, log_sigma), stream._replace(step=step), DRAWS)
             # Not backward(), which would leave gradients at the decoder's weights.
             mu.grad, log_sigma.grad = torch.autograd.grad(-bound.sum(), (mu, log_sigma))
         optimizer.step()
     return Gaussian(mu.detach(), log_sigma.detach())
 
 
-def _bound(model: FlatVAE, x: Tensor, q: Gaussian, stream: noise.Stream, draws: int) -> Tensor:
-    """L[q] of each image: log p(x|z) over some draws, and the KL in closed form. float64 [B]."""
+def _bounds(
+    model: FlatVAE, x: Tensor, q: Gaussian, stream: noise.Stream, draws: int
+) -> tuple[Tensor, Tensor]:
+    """L[q] of each image, log p(x|z) over the draws less the KL in closed form; and log 1/K sum_k p(x, z_k) / q(z_k), which is
+    no less but for that KL's noise. float64 [B].
+    """
     total = x.new_zeros(len(x), dtype=torch.float64)
+    weights = torch.full_like(total, -torch.inf)
     at_once = max(1, VALUES // max(1, x.numel()))
+    standard = Gaussian(torch.zeros_like(q.mu), torch.zeros_like(q.mu))
     for start in range(0, draws, at_once):
         many = min(at_once, draws - start)
         # Draws beyond the first lot have steps of their own, far from those of the ascent.
         own = stream._replace(step=stream.step + FAR * (start // at_once))
         epsilon = noise.normal(own, noise.POSTERIOR, (many, *model.latent_shape)).to(q.mu)
-        z = q.mu[:, None] + torch.exp(q.log_sigma)[:, None] * epsilon
-        params = model.decode(z.flatten(0, 1).flatten(1))
-        mask = torch.ones(len(x) * many, dtype=torch.bool, device=x.device)
-        log_px = model.likelihood.log_prob(x.repeat_interleave(many, 0), params, mask)
-        total = total + log_px.view(len(x), many).double().sum(1)
-    return total / draws - kl(q).flatten(1).sum(1).double()
+        repeated = Gaussian(*(part.repeat_interleave(many, 0) for part in q))
+        z = repeated.sample(epsilon.flatten(0, 1))
+        params = model.decode(z.flatten(1))
+        mask = torch.ones(len(z), dtype=torch.bool, device=x.device)
+        log_px = model.likelihood.log_prob(x.repeat_interleave(many, 0), params, mask).double()
+        zeros = Gaussian(*(part.repeat_interleave(many, 0) for part in standard))
+        ratio = (zeros.log_density(z) - repeated.log_density(z)).flatten(1).double().sum(1)
+        total = total + log_px.view(len(x), many).sum(1)
+        weights = torch.logaddexp(weights, torch.logsumexp((log_px + ratio).view(len(x), many), dim=1))
+    return total / draws - kl(q).flatten(1).sum(1).double(), weights - math.log(draws)

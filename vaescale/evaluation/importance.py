@@ -41,7 +41,7 @@ def importance_weighted(
         mask = batch.mask.to(device) & (slots < (most_images or math.inf))
         most = max(1, VALUES // (DRAWS * math.prod(model.image_shape)))
         for part in torch.split(mask.nonzero()[:, 0], most):
-            bound = log_mean_weight(model, images[part], noise.Stream(seed, 0, slots[part]), samples)
+            bound = _log_mean_weight(model, images[part], noise.Stream(seed, 0, slots[part]), samples)
             sums += torch.stack([bound.sum(), bound.square().sum(), bound.new_tensor(len(part))])
         if most_images is not None and int(slots.max()) >= most_images:
             break
@@ -61,7 +61,7 @@ def importance_weighted(
     }
 
 
-def log_mean_weight(model: VAE, images: Tensor, stream: noise.Stream, samples: int) -> Tensor:
+def _log_mean_weight(model: VAE, images: Tensor, stream: noise.Stream, samples: int) -> Tensor:
     """L_K of each image, float64 [B]. images: uint8 [B, C, H, W]."""
     x = model.target(images, stream)
     mask = torch.ones(len(x), dtype=torch.bool, device=x.device)

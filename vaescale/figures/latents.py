@@ -115,5 +115,5 @@ def variance_split(path: Path, bars: Sequence[tuple[str, float, float]], *, titl
     axis.set_xlabel("variance, summed over an image's values in [0, 1]", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25, axis="x")
-    axis.legend(fontsize=7, frameon=False)
+    axis.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2)
     finish(figure, path, title)

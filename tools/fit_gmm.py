@@ -109,7 +109,7 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
         draws = min(MOST_DRAWS, max(1, -(-DRAWS_WANTED // images)))
     seed = opened.recipe.seed
     spread = spread_of(load(shards["train"], Drawing(0, seed), device))
-    refuse_unfit(spread, max(arguments.components), images * max(1, draws))
+    refuse_unfit(spread, max(arguments.components), images * max(1, draws), arguments.covariance)
     # Of moments a density is not known: it is taken of one draw.
     drawn, val = (load(shards[split], Drawing(max(1, draws), seed), device) for split in ("train", "val"))
     train: Points | ShardLatents = drawn
@@ -230,9 +230,8 @@ def _save(
     from vaescale.training.folder import append_metrics, update_summary, write_json
     from vaescale.training.tracking import push
 
-    of_all = {
-        name: value for name, value in result.items() if name not in chosen.words() and name != "candidates"
-    }
+    own = {*chosen.words(), *metrics, "candidates"}
+    of_all = {name: value for name, value in result.items() if name not in own}
     for old in (folder / "gmm").glob("components-*"):
         shutil.rmtree(old)
     for one in candidates if len(candidates) > 1 else []:

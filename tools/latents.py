@@ -19,15 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vaescale.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vaescale.aggregate.points import Points
     from vaescale.run import Run
-
-IMAGES = 10_000  # of which the data's covariance is taken
-DRAWS = 1000  # decoded, of each kind
-FAR = 3.0  # times the prior's standard deviations
-BATCH = 250
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, write, draw. Returns all of it."""
-    from vaescale import comm
+    from vaescale import comm, measuring
     from vaescale.aggregate.collapse import use_of
     from vaescale.aggregate.information import information
     from vaescale.aggregate.latents import Drawing, ShardLatents
+    from vaescale.mixtures import files
     from vaescale.run import latents_of, open_run
     from vaescale.training import backends
 
@@ -71,222 +64,43 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             raise UserError(
                 f"--{name.replace('_', '-')} (={getattr(arguments, name)}) must be at least {bound}"
             )
+    if arguments.gaps == 1:
+        raise UserError("--gaps (=1) must be at least 2 images, or 0 for none")
     with backends.joined():
         opened = open_run(arguments.run)
+        made = {"recipe_hash": opened.recipe.hash, "step": opened.step, "weights": opened.weights}
+        if arguments.gaps:
+            measuring.refuse_gaps(opened)
+        fitted = opened.folder / "gmm"
+        mixture = files.load(fitted, **made) if fitted.is_dir() else None
         shards = latents_of(opened, "train")
         moments = ShardLatents(shards, Drawing(0, opened.recipe.seed)).held()
-        in_prior_s_scale = _scaled(opened, moments)
-        known = information(in_prior_s_scale, seed=arguments.seed, queries=arguments.draws)
-        use = use_of(in_prior_s_scale)
+        scaled, seed = measuring.in_prior_s_scale(opened, moments), arguments.seed
+        use = use_of(scaled)
         result: dict[str, Any] = {
             "run": str(opened.folder),
-            "step": opened.step,
-            "weights": opened.weights,
-            "recipe_hash": opened.recipe.hash,
+            **made,
             "data_hash": shards.index.made["data_hash"],
             "latents": moments.size,
             "of": "the top group's latents" if len(opened.model.group_sizes) > 1 else "all latents",
-            "information": known._asdict(),
+            "information": information(scaled, seed=seed, queries=arguments.draws)._asdict(),
             "latent_kl": use.latent_kl.tolist(),
             "active": use.active.tolist(),
             "collapsed": use.collapsed.tolist(),
-            "variance": _variance(arguments, opened, moments),
-            "sigma": _sigma(arguments, opened, moments),
-            "gaps": _gaps(arguments, opened),
+            "variance": measuring.variance(opened, moments, seed=seed),
+            "sigma": measuring.sigma_and_density(opened, moments, mixture, seed=seed),
+            "gaps": None,
         }
+        if arguments.gaps:
+            result["gaps"] = measuring.gaps(
+                opened,
+                arguments.gaps,
+                steps=arguments.gap_steps,
+                importance_samples=arguments.importance_samples,
+                seed=seed,
+            )
         result["figures"] = comm.on_main(lambda: _save(opened, result))
     return result
-
-
-def _scaled(opened: "Run", moments: "Points") -> "Points":
-    """The latents as deviations from the model's own prior, in its standard deviations."""
-    import torch
-
-    with torch.no_grad():
-        prior = opened.model.prior()
-    mu, log_sigma = (part.flatten().float().cpu() for part in prior)
-    return moments.scaled(mu, log_sigma.exp())
-
-
-def _posterior_draws(arguments: argparse.Namespace, opened: "Run", moments: "Points") -> "Tensor":
-    """Draws of q(z|x) for images at equal distances, [DRAWS, Z] on the model's device, on every rank."""
-    import torch
-
-    from vaescale import noise
-    from vaescale.aggregate.information import evenly
-
-    wanted = evenly(moments.count, DRAWS)
-    mean, variance = moments.rows(wanted), moments.variances(wanted)
-    epsilon = noise.normal(noise.Stream(arguments.seed, 1, wanted), noise.POSTERIOR, (moments.size,)).double()
-    z: torch.Tensor = mean + variance.sqrt() * epsilon
-    return z.float().to(next(opened.model.parameters()).device)
-
-
-def _prior_draws(arguments: argparse.Namespace, opened: "Run", scale: float = 1.0) -> "Tensor":
-    import torch
-
-    from vaescale import noise
-
-    prior = opened.model.prior()
-    slots = torch.arange(DRAWS, device=prior.mu.device)
-    epsilon = noise.normal(noise.Stream(arguments.seed, 1, slots), noise.PRIOR, (opened.model.latent_dim,))
-    return prior.mu.flatten() + scale * prior.log_sigma.exp().flatten() * epsilon.to(prior.mu)
-
-
-def _variance(arguments: argparse.Namespace, opened: "Run", moments: "Points") -> dict[str, Any] | None:
-    """The splits of the model's images from q(z) and from p(z), of probabilistic PCA, and the data's total."""
-    from collections.abc import Iterator
-
-    import numpy as np
-    import torch
-
-    from vaescale import comm, noise
-    from vaescale.aggregate.information import evenly
-    from vaescale.aggregate.variance import data_covariance, model_split, ppca_split
-    from vaescale.data.batch import Request
-    from vaescale.run import open_split
-
-    model, reader = opened.model, open_split(opened.recipe, "train")
-    device = next(model.parameters()).device
-
-    def decoded(z: torch.Tensor) -> Iterator[torch.Tensor]:
-        slots = torch.arange(len(z), device=device)
-        here = slice(comm.rank(), None, comm.world_size())
-        for part, own in zip(torch.split(z[here], BATCH), torch.split(slots[here], BATCH), strict=True):
-            yield model.decode(part, noise.Stream(arguments.seed, 2, own))
-
-    def images() -> Iterator[torch.Tensor]:
-        numbers = evenly(len(reader), IMAGES)[comm.rank() :: comm.world_size()]
-        for part in torch.split(numbers, BATCH):
-            got = reader.__getitems__(Request(np.asarray(part), refill=False))
-            yield got.images[got.usable].float() / 255
-
-    if (
-        model.likelihood.variance(next(decoded(_prior_draws(arguments, opened)))) is None
-        and model.likelihood.sigma is None
-    ):
-        return None
-    with torch.no_grad():
-        splits = {
-            "q(z)": model_split(model, decoded(_posterior_draws(arguments, opened, moments))),
-            "p(z)": model_split(model, decoded(_prior_draws(arguments, opened))),
-        }
-    covariance = data_covariance(images(), model.likelihood.dimensions)
-    ppca = ppca_split(covariance, model.num_latents)
-    if ppca is not None:
-        splits[f"pPCA, {model.num_latents} latents"] = ppca
-    diagonal = covariance.diagonal() if covariance.shape[1] > 1 else covariance
-    return {"data_total": float(diagonal.sum()), **{name: split._asdict() for name, split in splits.items()}}
-
-
-def _sigma(arguments: argparse.Namespace, opened: "Run", moments: "Points") -> dict[str, Any] | None:
-    """Mean log sigma(z) against the log density of z, over several kinds of z."""
-    import torch
-    from scipy.stats import pearsonr, spearmanr
-
-    from vaescale import noise
-    from vaescale.aggregate.refinement import mean_log_sigma
-    from vaescale.aggregate.sampling import refuse_misfit
-    from vaescale.mixtures import files
-    from vaescale.mixtures.gaussian import log_density, on, sample
-
-    model = opened.model
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        stream = noise.Stream(arguments.seed, 3, torch.arange(DRAWS, device=device))
-        places = {"posterior": _posterior_draws(arguments, opened, moments)}
-        fitted = files.load(opened.folder / "gmm") if (opened.folder / "gmm").is_dir() else None
-        if fitted is not None:
-            refuse_misfit(fitted, model, opened.folder)
-            places["mixture"] = sample(fitted, stream)
-        places |= {
-            "prior": _prior_draws(arguments, opened),
-            f"prior x {FAR:g}": _prior_draws(arguments, opened, FAR),
-        }
-        sets = {}
-        for name, z in places.items():
-            try:
-                sigma = [
-                    mean_log_sigma(model, part, stream._replace(slots=own))
-                    for part, own in zip(
-                        torch.split(z, BATCH), torch.split(stream.slots, BATCH), strict=False
-                    )
-                ]
-            except UserError:
-                return None
-            if fitted is None:
-                density = model.prior_log_density(z).double()
-            else:
-                density = log_density(on(fitted, device), z.double())
-            sets[name] = (density.cpu().numpy(), torch.cat(sigma).double().cpu().numpy())
-    import numpy as np
-
-    densities, sigmas = (np.concatenate([one[place] for one in sets.values()]) for place in (0, 1))
-    return {
-        "density": "the fitted mixture's" if "mixture" in sets else "the prior's",
-        "pearson": float(pearsonr(densities, sigmas).statistic),
-        "spearman": float(spearmanr(densities, sigmas).statistic),
-        "kinds": {
-            name: {
-                "mean_log_sigma": float(log_sigma.mean()),
-                "mean_log_density_nats": float(density.mean()),
-                "spearman": float(spearmanr(density, log_sigma).statistic),
-                "points": [density[:300].tolist(), log_sigma[:300].tolist()],
-            }
-            for name, (density, log_sigma) in sets.items()
-        },
-    }
-
-
-def _gaps(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any] | None:
-    """The mean gaps of some held-out images, shared among the ranks."""
-    import numpy as np
-    import torch
-
-    from vaescale import comm, noise
-    from vaescale.aggregate.gaps import inference_gaps
-    from vaescale.aggregate.information import evenly
-    from vaescale.data.batch import Request
-    from vaescale.models.flat import FlatVAE
-    from vaescale.run import open_split
-
-    if not arguments.gaps:
-        return None
-    model = opened.model
-    if not isinstance(model, FlatVAE) or model.likelihood.reads_x:
-        raise UserError(
-            "--gaps is for a single latent vector and a likelihood that bounds log p(x); leave it out here"
-        )
-    device = next(model.parameters()).device
-    reader = open_split(opened.recipe, "val")
-    numbers = evenly(len(reader), arguments.gaps)[comm.rank() :: comm.world_size()]
-    rows = torch.zeros(0, 3, dtype=torch.float64)
-    for part in torch.split(numbers, 32) if len(numbers) else ():
-        got = reader.__getitems__(Request(np.asarray(part), refill=False))
-        stream = noise.Stream(arguments.seed, 0, part[got.usable].to(device))
-        found = inference_gaps(
-            model,
-            got.images[got.usable].to(device),
-            stream,
-            steps=arguments.gap_steps,
-            importance_samples=arguments.importance_samples,
-        )
-        rows = torch.cat([rows, torch.stack(found, dim=1).cpu()])
-    rows = torch.cat(comm.gather_object(rows))
-    amortized, optimized, log_px = rows.unbind(1)
-    error = len(rows) ** -0.5
-    return {
-        "images": len(rows),
-        "steps": arguments.gap_steps,
-        "importance_samples": arguments.importance_samples,
-        "elbo_nats": float(amortized.mean()),
-        "optimized_elbo_nats": float(optimized.mean()),
-        "log_px_nats": float(log_px.mean()),
-        "amortization_gap_nats": float((optimized - amortized).mean()),
-        "amortization_gap_error": float((optimized - amortized).std() * error),
-        "approximation_gap_nats": float((log_px - optimized).mean()),
-        "approximation_gap_error": float((log_px - optimized).std() * error),
-    }
 
 
 def _save(opened: "Run", result: dict[str, Any]) -> list[str]:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vaescale.run import Run
 
 SHOWN = 256  # of a panel
-STEPS = 10
 SHARD_SAMPLES, BATCH = 1000, 250
 
 
@@ -86,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Draw and write. Returns where."""
+    from vaescale import comm, tours
     from vaescale.run import open_run
     from vaescale.training import backends
 
@@ -93,11 +93,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with backends.joined():
         opened = open_run(arguments.run)
         if arguments.map is not None:
-            result = _map(arguments, opened)
+            result = comm.on_main(lambda: tours.plane_of(opened, arguments.map, seed=arguments.seed))
         elif arguments.interpolate:
-            result = _interpolate(arguments, opened)
+            result = comm.on_main(
+                lambda: tours.lines_between(opened, arguments.interpolate, seed=arguments.seed)
+            )
         elif arguments.refine is not None:
-            result = _refine(arguments, opened)
+            result = comm.on_main(lambda: _refine(arguments, opened))
         else:
             result = _samples(arguments, opened)
     return {"run": str(opened.folder), "step": opened.step, "weights": opened.weights, **result}
@@ -120,7 +122,8 @@ def _samples(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
             sources["mixture"] = mixture
         elif comm.is_main():
             say(f"no mixture in {opened.folder}; `vaescale fit-gmm {opened.folder}` adds its samples")
-    drawn = {"priors": list(sources), "count": arguments.count, "seed": arguments.seed}
+    count = arguments.count if arguments.shards is not None else min(SHOWN, arguments.count)
+    drawn = {"priors": list(sources), "count": count, "seed": arguments.seed}
     if arguments.shards is not None:
         if len(sources) * len(decodings) != 1:
             raise UserError("--shards takes one kind of samples; give --prior and --decode")
@@ -145,18 +148,15 @@ def _mixture(opened: "Run", components: int | None, *, needed: bool) -> "Mixture
     from vaescale.mixtures import files as mixture_files
 
     folder = opened.folder / "gmm"
+    fitted = {"recipe_hash": opened.recipe.hash, "step": opened.step, "weights": opened.weights}
     if components is not None:
-        kept = folder / f"components-{components}"
-        found = sorted(int(path.name.partition("-")[2]) for path in folder.glob("components-*"))
-        if not kept.is_dir():
-            raise UserError(
-                f"{folder} holds no mixture of {components} components (of {found}); `vaescale fit-gmm "
-                f"{opened.folder} --components {components},...` fits several"
-            )
-        folder = kept
-    if not needed and not folder.is_dir():
+        fitted["components"] = components
+        folder = (
+            folder / f"components-{components}" if (folder / f"components-{components}").is_dir() else folder
+        )
+    if not needed and components is None and not folder.is_dir():
         return None
-    mixture = mixture_files.load(folder)
+    mixture = mixture_files.load(folder, **fitted)
     refuse_misfit(mixture, opened.model, opened.folder)
     return mixture
 
@@ -182,7 +182,7 @@ def _draw_panels(
             of = name if mixture is None else f"mixture of {len(mixture.weights)}"
             panels.append((f"{of}{at}, {words.get(decoding.name, decoding.name)}", images.cpu().numpy()))
     path = opened.folder / "figures" / "samples.png"
-    figures.sample_panels(path, panels, title=_title(opened, "samples"))
+    figures.sample_panels(path, panels, title=opened.title("samples"))
     push(opened.folder, opened.recipe.tracking)
     return str(path)
 
@@ -242,145 +242,22 @@ def _refuse_full(folder: Path) -> None:
         raise UserError(f"{folder} is not empty; delete it or choose another folder for --shards")
 
 
-def _interpolate(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
-    from vaescale import comm
-
-    return comm.on_main(lambda: _draw_lines(arguments, opened))
-
-
-def _draw_lines(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
-    import numpy as np
-    import torch
-
-    from vaescale import figures, noise
-    from vaescale.aggregate.sampling import line
-    from vaescale.data.batch import Request
-    from vaescale.run import open_split
-    from vaescale.training.tracking import push
-
-    reader = open_split(opened.recipe, "val")
-    rows = []
-    with torch.no_grad():
-        for pair in arguments.interpolate:
-            if max(pair) >= len(reader):
-                raise UserError(
-                    f"--interpolate {pair[0]},{pair[1]}: the held-out images are 0 to {len(reader) - 1}"
-                )
-            device = next(opened.model.parameters()).device
-            numbers = torch.tensor(pair, device=device)
-            got = reader.__getitems__(Request(np.array(pair), refill=False))
-            x = opened.model.target(got.images.to(device), noise.Stream(opened.recipe.seed, 0, numbers))
-            mu = opened.model.posterior(x).mu.flatten(1)
-            z = line(mu[0], mu[1], STEPS)
-            # What a ladder draws below its top group is the same along the line.
-            stream = noise.Stream(arguments.seed, 0, torch.zeros(STEPS, dtype=torch.int64, device=device))
-            means = opened.model.likelihood.mean(opened.model.decode(z, stream)).float()
-            rows.append((f"{pair[0]} to {pair[1]}", torch.cat([x[:1], means, x[1:]]).cpu().numpy()))
-    path = opened.folder / "figures" / "interpolations.png"
-    title = _title(opened, "from one image (left) to another (right), decoded means between")
-    figures.image_rows(path, rows, title=title)
-    push(opened.folder, opened.recipe.tracking)
-    return {"pairs": [list(pair) for pair in arguments.interpolate], "figure": str(path)}
-
-
 def _refine(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
-    from vaescale import comm
+    from vaescale import tours
 
-    return comm.on_main(lambda: _refined(arguments, opened))
-
-
-def _refined(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
-    """Samples before and after, with their sigma and density."""
-    import torch
-
-    from vaescale import figures, noise
-    from vaescale.aggregate.refinement import refine
-    from vaescale.mixtures.gaussian import log_density, on, sample
-    from vaescale.training.tracking import push
-
-    model = opened.model
-    device = next(model.parameters()).device
     mixture = None
     if arguments.prior != "standard":
         mixture = _mixture(opened, arguments.components, needed=arguments.prior == "gmm")
-    stream = noise.Stream(arguments.seed, 0, torch.arange(min(SHOWN, arguments.count), device=device))
-    if mixture is None:
-        prior = model.prior()
-        epsilon = noise.normal(stream, noise.PRIOR, (model.latent_dim,)).to(prior.mu)
-        z = prior.mu.flatten() + arguments.temperature * prior.log_sigma.exp().flatten() * epsilon
-    else:
-        z = sample(mixture, stream, arguments.temperature)
-    there = None if mixture is None else on(mixture, device)
-
-    def density(points: torch.Tensor) -> torch.Tensor:
-        return model.prior_log_density(points) if there is None else log_density(there, points.double())
-
-    done = refine(
-        model,
-        z.detach(),
-        stream,
-        density,
+    return tours.refined(
+        opened,
+        mixture,
+        count=min(SHOWN, arguments.count),
         steps=arguments.refine,
         rate=arguments.refine_rate,
         weight=arguments.refine_weight,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
     )
-    with torch.no_grad():
-        before, after = (
-            model.likelihood.mean(model.decode(one, stream)).float() for one in (done.before, done.after)
-        )
-    source = "prior" if mixture is None else f"mixture of {len(mixture.weights)}"
-    rows = []
-    for start in range(0, min(36, len(z)), 12):
-        for name, images in (("drawn", before), ("refined", after)):
-            rows.append((name, images[start : start + 12].cpu().numpy()))
-    path = opened.folder / "figures" / "refined.png"
-    title = _title(opened, f"{source}, {arguments.refine} steps towards a smaller sigma(z)")
-    figures.image_rows(path, rows, title=title)
-    push(opened.folder, opened.recipe.tracking)
-    return {
-        "prior": source,
-        "steps": arguments.refine,
-        "weight": arguments.refine_weight,
-        "mean_log_sigma_before": float(done.log_sigma_before.mean()),
-        "mean_log_sigma_after": float(done.log_sigma_after.mean()),
-        "log_density_before_nats": float(done.density_before.mean()),
-        "log_density_after_nats": float(done.density_after.mean()),
-        "distance_of_z": float((done.after - done.before).norm(dim=1).mean()),
-        "change_of_images_rms": float((after - before).square().mean().sqrt()),
-        "figure": str(path),
-    }
-
-
-def _map(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
-    from vaescale import comm
-
-    return comm.on_main(lambda: _draw_map(arguments, opened))
-
-
-def _draw_map(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
-    import torch
-
-    from vaescale import figures, noise
-    from vaescale.aggregate.sampling import plane
-    from vaescale.training.tracking import push
-
-    if opened.model.latent_dim != 2 or len(opened.model.group_sizes) > 1:
-        raise UserError(
-            f"--map draws the plane of two latents, this run has {opened.model.num_latents}; train one with network.latent_dim=2"
-        )
-    device = next(opened.model.parameters()).device
-    z = plane(arguments.map).to(device)
-    stream = noise.Stream(arguments.seed, 0, torch.arange(len(z), device=device))
-    with torch.no_grad():
-        means = opened.model.likelihood.mean(opened.model.decode(z, stream)).float().cpu().numpy()
-    path = opened.folder / "figures" / "latent_map.png"
-    figures.image_map(path, means, title=_title(opened, "decoded means over the plane of the latents"))
-    push(opened.folder, opened.recipe.tracking)
-    return {"side": arguments.map, "figure": str(path)}
-
-
-def _title(opened: "Run", words: str) -> str:
-    return f"{opened.recipe.name}, step {opened.step}, {opened.weights} weights: {words}"
 
 
 def _pair(words: str) -> tuple[int, int]:
@@ -395,6 +272,13 @@ _pair.__name__ = "pair of image numbers"  # argparse says so of what is none
 
 
 def _refuse_senseless(arguments: argparse.Namespace) -> None:
+    instead = [
+        name for name in ("shards", "interpolate", "refine", "map") if getattr(arguments, name) is not None
+    ]
+    if len(instead) > 1:
+        raise UserError(f"--{instead[0]} and --{instead[1]} do not go together; take one of them")
+    if arguments.prior == "standard" and arguments.components is not None:
+        raise UserError("--components is of a mixture, --prior is standard; leave one out")
     if arguments.count < 1:
         raise UserError(f"--count (={arguments.count}) must be at least 1")
     if not 0 < arguments.temperature <= 10:

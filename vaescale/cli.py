@@ -137,7 +137,7 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
             "make-shards": "; the same command goes on where it was",
         }
         if _speaks():
-            sys.stderr.write(f"vaescale {verb}: {stopped or 'stopped' + remedies.get(verb, '')}\n")
+            sys.stderr.write(f"vaescale {verb}: {str(stopped) or 'stopped' + remedies.get(verb, '')}\n")
         return 130
     return 0
 

@@ -64,7 +64,7 @@ def start_sum(values: Tensor) -> Callable[[], Tensor]:
         return lambda: values
     own = float(step % _MODULUS)
     steps_own = torch.stack([torch.full_like(values[0], own), torch.full_like(values[0], own * own)])
-    message = torch.cat([values, steps_own])
+    message = _within_reach(torch.cat([values, steps_own]))
     work = dist.all_reduce(message, async_op=True)
 
     def wait() -> Tensor:
@@ -72,10 +72,10 @@ def start_sum(values: Tensor) -> Callable[[], Tensor]:
             work.wait()
         total, steps = message[:-2], message[-2:] / world_size()
         torch._assert_async(
-            (steps == steps_own).all(),
+            (steps == steps_own.to(steps)).all(),
             f"a rank is not at step {step} as rank {rank()} is: the ranks' sums no longer belong together",
         )
-        return total
+        return total.to(values.device)
 
     return wait
 
@@ -97,6 +97,11 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
         return all_reduce_sum(gradient)
+
+
+def _within_reach(values: Tensor) -> Tensor:
+    """On a GPU, if that is all that the collectives can read."""
+    return values.cuda() if dist.get_backend() == "nccl" and not values.is_cuda else values
 
 
 def all_reduce_plain(values: Tensor) -> Tensor:

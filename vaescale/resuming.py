@@ -10,6 +10,7 @@ import vaescale
 from vaescale.console import say
 from vaescale.errors import DataError, UserError
 from vaescale.recipe import Recipe, differences, load_recipe
+from vaescale.secrets import redact
 from vaescale.training import folder as run_folder
 from vaescale.training.checkpoint import Checkpoint
 
@@ -76,7 +77,7 @@ def remember(folder: Path, own: dict[str, Any], changes: list[str], *, step: int
     before = run_folder.read_json(folder / run_folder.TAGS).get("changes", [])
     if changes:
         say(f"going on from step {step} with {'; '.join(changes)}")
-        before = [*before, {"step": step, "changes": changes}]
+        before = [*before, {"step": step, "changes": [redact(change) for change in changes]}]
     run_folder.write_json(folder / run_folder.TAGS, own | ({"changes": before} if before else {}))
 
 

@@ -34,6 +34,11 @@ class Run(NamedTuple):
     model: VAE
     step: int
     weights: str
+    weights_hash: str = ""
+
+    def title(self, words: str) -> str:
+        """Of a picture."""
+        return f"{self.recipe.name}, step {self.step}, {self.weights} weights: {words}"
 
 
 def build_model(recipe: Recipe) -> VAE:
@@ -69,7 +74,8 @@ def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
     taken = "ema" if weights == "ema" and found.has("ema") else "model"
     checkpoint.load_weights(model, found, taken)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Run(folder, recipe, model.eval().to(device), found.step, "ema" if taken == "ema" else "raw")
+    weights = "ema" if taken == "ema" else "raw"
+    return Run(folder, recipe, model.eval().to(device), found.step, weights, found.sha256(taken))
 
 
 def in_order(reader: ShardReader, *, workers: int = 0) -> Iterator[Batch]:
@@ -85,7 +91,7 @@ def in_order(reader: ShardReader, *, workers: int = 0) -> Iterator[Batch]:
 
 def latents_of(opened: Run, split: Literal["train", "val"], *, suffix: str = "") -> LatentShards:
     """q(z|x) of every image of a split, in RUN/latents/SPLIT + suffix: written by all ranks together, unless it is there."""
-    reader = open_split(opened.recipe, split)
+    reader = comm.together(lambda: open_split(opened.recipe, split))
     batch = min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(reader.image_shape)))
     total = int(reader.index.shards.samples[comm.rank() :: comm.world_size()].sum())
 
@@ -107,6 +113,7 @@ def latents_of(opened: Run, split: Literal["train", "val"], *, suffix: str = "")
         "split": split,
         "step": opened.step,
         "weights": opened.weights,
+        "weights_hash": opened.weights_hash,
         "recipe_hash": opened.recipe.hash,
         "data_hash": reader.index.data_hash,
     }

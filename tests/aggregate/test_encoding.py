@@ -16,6 +16,7 @@ from vaescale.aggregate.selection import Candidate, Spread, choose, refuse_unfit
 from vaescale.data.latents import open_latents, write_latent_index, write_latents
 from vaescale.data.reader import open_reader
 from vaescale.errors import DataError, UserError
+from vaescale.mixtures.steps import standardize
 from vaescale.recipe import Recipe
 
 
@@ -77,6 +78,48 @@ def test_a_second_start_writes_what_is_missing_and_the_same_bytes(recipe: Recipe
     before = (shards.folder / "index.json").stat().st_mtime_ns
     run.latents_of(here, "train")
     assert (shards.folder / "index.json").stat().st_mtime_ns == before, "nothing was to be done"
+
+
+def test_a_lost_shard_is_encoded_again(recipe: Recipe) -> None:
+    here = opened(recipe)
+    shards = run.latents_of(here, "train")
+    whole = hashes(shards.folder)
+    (shards.folder / shards.index.shards[1].name).unlink()
+    assert hashes(run.latents_of(here, "train").folder) == whole
+
+
+def test_a_shard_without_a_usable_image_is_left_out(
+    recipe: Recipe, recipe_content, tmp_path, make_items
+) -> None:
+    from vaescale.data.writing import Making, write_shards
+
+    place = tmp_path / "broken"
+    write_shards(make_items(5), place, Making(shard_samples=4))
+    path = place / "shard-000001.tar"
+    content = bytearray(path.read_bytes())
+    content[1680] ^= 255  # in the image: a class, with its header, lies before it
+    path.write_bytes(content)
+    recipe_content["data"] |= {"val": str(place), "max_skipped": 0.5}
+    shards = run.latents_of(opened(Recipe.model_validate(recipe_content)), "val")
+    assert [shard.name for shard in shards.index.shards] == ["shard-000000.tar"]
+    assert shards.index.made["skipped"] == 1
+
+
+def test_an_index_that_points_beyond_the_file_is_refused(tmp_path: Path) -> None:
+    folder = written(tmp_path, np.zeros((3, 2, 2), np.float32), ["a", "b", "c"])
+    path = folder / "shard-000000.index.npy"
+    content = bytearray(path.read_bytes())
+    entries = np.frombuffer(content, np.load(path).dtype, offset=len(content) - np.load(path).nbytes).copy()
+    entries["offset"] = [0, 10**12, 2 * 10**12]
+    content[-entries.nbytes :] = entries.tobytes()
+    path.write_bytes(content)
+    index = json.loads((folder / "index.json").read_text())
+    words = index["shards"][0].split(" ")
+    words[0], words[4] = str(10**13), hashlib.sha256(content).hexdigest()
+    index["shards"] = [" ".join(words)]
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="not what was indexed"):
+        open_latents(folder).read(0)
 
 
 def test_another_step_s_latents_are_written_anew(recipe: Recipe) -> None:
@@ -178,6 +221,14 @@ def test_damage_gets_one_sentence(tmp_path: Path) -> None:
         open_latents(tmp_path / "absent")
 
 
+def test_nan_gets_one_sentence(tmp_path: Path) -> None:
+    folder = written(tmp_path, np.full((3, 2, 2), np.nan, np.float32), ["a", "b", "c"])
+    with pytest.raises(DataError, match="NaN"):
+        open_latents(folder).read(0)
+    with pytest.raises(UserError, match="NaN"):
+        standardize(Points(torch.full((3, 2), torch.nan)), "full")
+
+
 def test_latents_of_another_shape_are_refused(tmp_path: Path) -> None:
     folder = written(tmp_path, np.zeros((3, 2, 2), np.float32), ["a", "b", "c"])
     path = folder / "index.json"
@@ -205,6 +256,10 @@ def test_collapse_is_recognised() -> None:
         refuse_unfit(spread, 501, 500)
     with pytest.raises(UserError, match="collapsed"):
         refuse_unfit(spread_of(Points(mean * 1e-3, torch.ones_like(mean))), 3, 500)
+    wide = Spread(torch.ones(4096).double(), torch.ones(4096).double())
+    with pytest.raises(UserError, match="--covariance diag"):
+        refuse_unfit(wide, 20, 500)
+    refuse_unfit(wide, 20, 500, "diag")
     with pytest.raises(UserError, match="constant"):
         refuse_unfit(Spread(torch.zeros(3).double(), torch.zeros(3).double()), 3, 500)
 

@@ -168,7 +168,11 @@ def test_lines_offsets_maps_and_refinement(vaescale, recipe_file, recipe_content
     vaescale("sample", run, "--interpolate", "3").assert_refused(2, "pair of image numbers")
     vaescale("sample", run, "--map", 1).assert_refused(2, "--map (=1)")
     vaescale("sample", run, "--refine", 0).assert_refused(2, "--refine (=0)")
-    vaescale("sample", run, "--components", 3).assert_refused(2, "no mixture of 3 components")
+    vaescale("sample", run, "--components", 3).assert_refused(2, "no fitted mixture")
+    vaescale("sample", run, "--map", 5, "--refine", 5).assert_refused(2, "do not go together")
+    assert vaescale("fit-gmm", run, "--components", 2).code == 0
+    assert vaescale("sample", run, "--components", 2, "--count", 4).code == 0
+    vaescale("sample", run, "--components", 3).assert_refused(2, "components 2, this is 3")
 
 
 def test_latents_are_measured(vaescale, recipe_file, recipe_content) -> None:
@@ -183,7 +187,10 @@ def test_latents_are_measured(vaescale, recipe_file, recipe_content) -> None:
     error = known["mutual_information_error"] + known["aggregate_kl_error"]
     assert both == pytest.approx(known["mean_kl"], abs=4 * error + 0.01)
     assert outcome.json["gaps"]["images"] == 4
-    assert outcome.json["gaps"]["amortization_gap_nats"] >= 0
+    gaps = outcome.json["gaps"]
+    parts = (gaps["elbo_nats"], gaps["amortization_gap_nats"], gaps["approximation_gap_nats"])
+    assert sum(parts) == pytest.approx(gaps["log_px_nats"])
+    assert gaps["approximation_gap_nats"] > -0.5
     assert set(outcome.json["sigma"]["kinds"]) == {"posterior", "prior", "prior x 3"}
     split = outcome.json["variance"]["pPCA, 4 latents"]
     assert split["latent"] + split["observed"] == pytest.approx(outcome.json["variance"]["data_total"])

@@ -68,7 +68,13 @@ def _study(arguments: argparse.Namespace) -> int:
     training = frechet_distance(moments(_features(_images(train, arguments.count), basis)), reference)
     rows.append(("training images", training, None, None))
     mixtures: list[tuple[str, Mixture | None]] = [("prior N(0, I)", None)]
-    mixtures += [(f"mixture of {path.name.partition('-')[2]}", files.load(path)) for path in folders]
+    mixtures += [
+        (
+            f"mixture of {path.name.partition('-')[2]}",
+            files.load(path, recipe_hash=opened.recipe.hash, step=opened.step),
+        )
+        for path in folders
+    ]
     decoded = moments(_features(_reconstructions(opened, val, arguments.count), basis))
     rows.append(("reconstructions", frechet_distance(decoded, reference), None, None))
     for name, mixture in mixtures:

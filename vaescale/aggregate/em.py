@@ -9,9 +9,13 @@ from torch import Tensor
 from vaescale.mixtures.gaussian import Mixture
 from vaescale.mixtures.steps import AGREES_NATS, Latents, Steps, maximization, standardize
 
+RESEEDED = 3  # times the number of components, at most
+
 
 class Fit(NamedTuple):
-    """history: the mean log density (from moments: its bound) in nats before each M step, the last one the mixture's own."""
+    """history: the mean log density (from moments: its bound) in nats before each M step; if it converged, the last one is the
+    mixture's own.
+    """
 
     mixture: Mixture
     history: list[float]
@@ -40,18 +44,30 @@ def fit(
     rested = False  # whether no component was given away in the step before
     for _ in range(max_iterations):
         value, sums = steps.expectation(mixture)
+        switched = False
         coarse = dtype == torch.float32 and (
             not math.isfinite(value) or (rested and value < history[-1] - AGREES_NATS)
         )
-        converged = rested and not coarse and value - history[-1] < tolerance
+        converged = rested and not coarse and abs(value - history[-1]) < tolerance
         if coarse or (converged and dtype == torch.float32 and not steps.agrees(mixture)):
             dtype = torch.float64
             steps = Steps(latents, frame, start.kind, dtype)
             value, sums = steps.expectation(mixture)
-            converged = False
+            converged, switched = False, True
         history.append(value)
         if converged:
             return Fit(mixture, history, True, reseeded)
-        mixture, empty = maximization(sums, frame, start.kind, ridge, latents.count)
-        rested, reseeded = empty == 0, reseeded + empty
+        # Where there are fewer distinct latents than components some stay empty.
+        reseed = reseeded < RESEEDED * len(start.weights)
+        mixture, empty = maximization(sums, frame, start.kind, ridge, latents.count, reseed=reseed)
+        rested, reseeded = empty == 0 and not switched, reseeded + empty
+    if dtype == torch.float32 and not steps.agrees(mixture):
+        return fit(
+            latents,
+            start,
+            ridge=ridge,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+            dtype=torch.float64,
+        )
     return Fit(mixture, history, False, reseeded)

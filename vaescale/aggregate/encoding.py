@@ -68,12 +68,18 @@ def encode(
 
 
 def _is_there(folder: Path, made: dict[str, Any]) -> bool:
-    """Whether the folder's latents were made in this way. If not, its index goes: it would say what is no longer true."""
+    """Whether the folder's latents were made in this way and are whole. If not, the index goes: it would say what is not
+    true.
+    """
     try:
         found = open_latents(folder)
     except DataError:
         return False
-    if all(found.index.made.get(name) == value for name, value in made.items()):
+    sizes = {shard.name: shard.bytes for shard in found.index.shards}
+    sizes |= {shard.entries_name: shard.entries_bytes for shard in found.index.shards}
+    there = {path.name: path.stat().st_size for path in folder.iterdir()}
+    whole = all(there.get(name) == size for name, size in sizes.items())
+    if whole and all(found.index.made.get(name) == value for name, value in made.items()):
         return True
     (folder / INDEX).unlink()
     return False
@@ -119,10 +125,8 @@ def _write(folder: Path, source: Shard, parts: list[tuple[Batch, Tensor]], made:
     labels = torch.cat([batch.labels for batch, _ in parts])[used]
     skipped = int((~used).sum())
     mean, variance = moments.double().unbind(1)
-    channels = mean.shape[1]
     by_channel = [
-        part.view(len(part), channels, -1).sum((0, 2)).tolist()
-        for part in (mean, mean.square() + variance.exp())
+        part.movedim(1, 0).flatten(1).sum(1).tolist() for part in (mean, mean.square() + variance.exp())
     ]
     shard = None
     if len(moments):

@@ -54,7 +54,7 @@ def inference_gaps(
     best = _optimized(model, x, q, stream, steps)
     with torch.no_grad():
         optimized, log_px = _bounds(model, x, best, stream._replace(step=0), importance_samples)
-    return Gaps(amortized, torch.maximum(amortized, optimized), log_px)
+    return Gaps(amortized, optimized, log_px)
 
 
 def _optimized(model: FlatVAE, x: Tensor, q: Gaussian, stream: noise.Stream, steps: int) -> Gaussian:

@@ -9,6 +9,7 @@ none of these numbers.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.aggregate.points import Points
+from vaescale.errors import UserError
 
 QUERIES, MARGINAL_QUERIES = 2000, 256
 VALUES = 1 << 21
@@ -39,8 +41,10 @@ class Information(NamedTuple):
 
 
 def information(moments: Points, *, seed: int, queries: int = QUERIES) -> Information:
-    """Of the images whose means and variances of q(z|x) these are, over all ranks."""
+    """Of the images whose means and variances of q(z|x) these are, over all ranks. Raises UserError for a single one."""
     assert moments.variance is not None, "moments were asked for"
+    if moments.count < 2:
+        raise UserError("there is one image; what latents say of images takes several")
     wanted = evenly(moments.count, queries)
     mean, variance = moments.rows(wanted), moments.variances(wanted)
     epsilon = noise.normal(noise.Stream(seed, 0, wanted), noise.POSTERIOR, (moments.size,)).double()
@@ -98,12 +102,13 @@ def marginal_log_densities(moments: Points, z: Tensor) -> Tensor:
     return _over_ranks(parts, z) - math.log(moments.count)
 
 
-def _few(moments: Points, width: int) -> list[tuple[Tensor, Tensor]]:
+def _few(moments: Points, width: int) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's moments, so many at a time that products with `width` fit in memory, float64."""
     assert moments.variance is not None
     rows = max(16, VALUES // max(1, width))
     pairs = zip(torch.split(moments.z, rows), torch.split(moments.variance, rows), strict=True)
-    return [(mean.double().cpu(), variance.double().cpu()) for mean, variance in pairs]
+    for mean, variance in pairs:
+        yield mean.double().cpu(), variance.double().cpu()
 
 
 def _over_ranks(parts: list[Tensor], like: Tensor) -> Tensor:

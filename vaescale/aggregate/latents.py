@@ -83,8 +83,10 @@ class ShardLatents:
         return z, variance
 
     def held(self) -> Points:
-        """All of this rank's in memory."""
-        parts = [self._latents(number, self.shards.read(number)) for number in self.own]
+        """All of this rank's in memory. What one rank cannot read is raised on all."""
+        parts = comm.together(
+            lambda: [self._latents(number, self.shards.read(number)) for number in self.own]
+        )
         empty = torch.zeros(0, self.size, device=self.device)
         z = torch.cat([empty, *(part[0] for part in parts)])
         spreads = [part[1] for part in parts if part[1] is not None]
@@ -124,5 +126,8 @@ class ShardLatents:
 def load(shards: LatentShards, drawing: Drawing, device: torch.device | str = "cpu") -> Points | ShardLatents:
     """The latents in memory, if a process can hold its share, or read anew at each pass."""
     latents = ShardLatents(shards, drawing, device)
-    share = latents.count * latents.size * 4 * (1 if drawing.samples else 2) / comm.world_size()
+    most = max(
+        int(latents.shard_samples[rank :: comm.world_size()].sum()) for rank in range(comm.world_size())
+    )
+    share = most * latents.size * 4 * (1 if drawing.samples else 2)
     return latents.held() if share <= HELD_BYTES else latents

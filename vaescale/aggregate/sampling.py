@@ -64,12 +64,10 @@ def image_of(likelihood: Likelihood, params: Tensor, decoding: Decoding, stream:
 
 def deviation(likelihood: Likelihood, params: Tensor) -> Tensor:
     """The standard deviation of p(x|z), broadcastable to [B, C, H, W]. Raises UserError where there is none."""
-    variance = likelihood.variance(params)
-    if variance is not None:
-        return variance.sqrt()
-    if likelihood.sigma is None:
+    found = likelihood.deviation(params)
+    if found is None:
         raise UserError("this likelihood has no sigma to offset by; take --decode mean or ancestral")
-    return likelihood.sigma.view(1, 1, 1, 1)
+    return found
 
 
 def refuse_misfit(mixture: Mixture, model: VAE, folder: Path) -> None:

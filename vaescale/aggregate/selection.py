@@ -19,6 +19,7 @@ from vaescale.mixtures.steps import Latents
 
 Criterion = Literal["held-out", "bic"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+MOST_COVARIANCE_BYTES = 1 << 31
 COLLAPSED_VARIANCE = 0.01  # as for active units: Burda, Grosse & Salakhutdinov 2016
 
 
@@ -80,7 +81,7 @@ def candidate(
     seed: int,
     ridge: float | Tensor,
 ) -> Candidate:
-    """The best of `restarts` fits from different starts, by the density of what it was fitted to.
+    """The best of `restarts` fits from different starts, by the density of the draws.
 
     latents: what is fitted; drawn, val: draws of the training and the held-out images, of which densities are taken.
     images: how many the former are.
@@ -89,8 +90,10 @@ def candidate(
     for number in range(restarts):
         first = start(latents, num_components, kind=kind, how=how, seed=seed + number, ridge=ridge)
         fits.append(fit(first))
-    best = max(fits, key=lambda one: one.history[-1])
-    train_nats, val_nats = (mean_log_density(best.mixture, one) for one in (drawn, val))
+    densities = [mean_log_density(one.mixture, drawn) for one in fits]
+    train_nats = max(densities)
+    best = fits[densities.index(train_nats)]
+    val_nats = mean_log_density(best.mixture, val)
     bic = -2 * images * train_nats + best.mixture.num_parameters * math.log(images)
     return Candidate(
         best.mixture, len(best.history), best.converged, best.reseeded, train_nats, val_nats, bic
@@ -125,10 +128,17 @@ def spread_of(moments: Latents) -> Spread:
     return Spread((square - mean.square()).clamp_min(0.0), within)
 
 
-def refuse_unfit(spread: Spread, num_components: int, draws: int) -> None:
-    """Raise UserError when there are fewer draws than components, and when no latent's mean moves from image to image: the
-    posterior is then the same for every one, and what would be fitted is that one Gaussian.
+def refuse_unfit(spread: Spread, num_components: int, draws: int, kind: Kind = "full") -> None:
+    """Raise UserError when there are fewer draws than components, when the covariances would not fit in memory, and when no
+    latent's mean moves from image to image: the posterior is then the same for every one, and what would be fitted is that
+    one Gaussian.
     """
+    needed = num_components * len(spread.within) ** 2 * 8
+    if kind == "full" and needed > MOST_COVARIANCE_BYTES:
+        raise UserError(
+            f"{num_components} full covariances of {len(spread.within)} latents take {needed / 2**30:.1f} GiB, and several "
+            f"times that while they are fitted; take --covariance diag, or fewer components"
+        )
     if draws < num_components:
         raise UserError(f"{draws} latents cannot feed {num_components} components; lower --components")
     if (spread.total <= 1e-12).all():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaescale import comm
-from vaescale.aggregate.em import Fit
+from vaescale.aggregate.em import RESEEDED, Fit
 from vaescale.aggregate.points import Points
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.mixtures.gaussian import Mixture, diagonals, moments
@@ -64,7 +64,8 @@ def fit_stepwise(
         value, own = expectation(points, mixture, frame, torch.float32)
         gamma = (step + 2) ** -EXPONENT
         sums = Sums(*((1 - gamma) * old + gamma * new for old, new in zip(sums, own, strict=True)))
-        mixture, empty = maximization(sums, frame, start.kind, ridge, latents.count)
+        reseed = reseeded < RESEEDED * len(start.weights)
+        mixture, empty = maximization(sums, frame, start.kind, ridge, latents.count, reseed=reseed)
         reseeded += empty
         if empty:
             sums = _sums_of(mixture, frame)

@@ -60,7 +60,7 @@ class LatentShards:
             raise DataError(
                 f"{error.filename or self.folder}: {error.strerror}; encode the run again"
             ) from error
-        if hashlib.sha256(content.data).hexdigest() != shard.sha256:
+        if len(content) != shard.bytes or hashlib.sha256(content.data).hexdigest() != shard.sha256:
             raise DataError(
                 f"{self.folder / shard.name} is not what was indexed; delete {self.folder} and encode again"
             )
@@ -84,6 +84,8 @@ class LatentShards:
                 f"{self.folder / shard.name} holds something else than latents; encode the run again"
             )
         moments = np.ascontiguousarray(rows[:, len(header) :]).view("<f4").reshape(len(rows), 2, -1)
+        if not np.isfinite(moments).all():
+            raise DataError(f"{self.folder / shard.name} holds NaN or Inf; encode the run again")
         keys = [key.decode(errors="replace") for key in entries["key"]]
         return Block(keys, entries["label"].astype(np.int64), moments)
 
@@ -132,7 +134,7 @@ def write_latent_index(
     """Write index.json, which makes the shards a data set, and remove what is not in it."""
     index = ShardIndex(str(folder), ShardTable.of(shards), None, class_names, {"kind": LATENTS, **made})
     kept = {name for shard in shards for name in (shard.name, shard.entries_name)}
-    for path in [*folder.glob("*.tar"), *folder.glob("*.index.npy")]:
+    for path in [*folder.glob("*.tar"), *folder.glob("*.index.npy"), *folder.glob(".*.tmp-*")]:
         if path.name not in kept:
             path.unlink()
     write_whole(folder / INDEX, index_content(index))

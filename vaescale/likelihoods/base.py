@@ -62,6 +62,13 @@ class Likelihood(nn.Module):
         """Var[x|z], broadcastable to [B, C, H, W], where it depends on z; None when `sigma` says it, or it means little."""
         return None
 
+    def deviation(self, params: Tensor) -> Tensor | None:
+        """The standard deviation of p(x|z), broadcastable to [B, C, H, W]; None where there is none, or it means little."""
+        variance = self.variance(params)
+        if variance is not None:
+            return variance.sqrt()
+        return None if self.sigma is None else self.sigma.view(1, 1, 1, 1)
+
     def end_step(self) -> None:
         """Fold what log_prob collected into the sigma state; once per optimizer step, on every rank."""
 
@@ -142,6 +149,12 @@ class LocationScale(Density):
         if not self.state.predicts:
             return None
         return torch.exp(2 * self.state.evaluation_log_sigma(self.mean_and_raw(params)[1]))
+
+    def deviation(self, params: Tensor) -> Tensor | None:
+        """Pixel by pixel or channel by channel where sigma is."""
+        if self.sigma is None:
+            return super().deviation(params)
+        return torch.exp(self.state.evaluation_log_sigma(None))
 
     def end_step(self) -> None:
         """Update the running sigma."""

@@ -27,8 +27,10 @@ def save(mixture: Mixture, folder: Path, details: Mapping[str, object]) -> None:
     write_whole(folder / WORDS, (json.dumps(words, indent=1) + "\n").encode())
 
 
-def load(folder: Path) -> Mixture:
-    """The mixture in `folder`. Raises UserError when there is none, or when it is not one that can be drawn from."""
+def load(folder: Path, **expected: object) -> Mixture:
+    """The mixture in `folder`. expected: details that it must have been saved with, such as the step. Raises UserError when
+    there is none, when it is another model's, or when it is not one that can be drawn from.
+    """
     if not (folder / WORDS).is_file():
         raise UserError(f"{folder} holds no fitted mixture; fit one with `vaescale fit-gmm RUN`")
     try:
@@ -52,6 +54,12 @@ def load(folder: Path) -> Mixture:
     mixture = Mixture(tensors["weights"], tensors["means"], tensors["covariances"], words["covariance"])
     if fault := _fault(mixture):
         raise _damaged(folder, fault)
+    for name, value in expected.items():
+        if words.get(name) != value:
+            raise UserError(
+                f"the mixture in {folder} was fitted with {name} {words.get(name)}, this is {value}; fit it again with "
+                f"`vaescale fit-gmm`"
+            )
     return mixture
 
 

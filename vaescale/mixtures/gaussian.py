@@ -73,11 +73,6 @@ def log_joint(mixture: Mixture, z: Tensor) -> Tensor:
     return mixture.weights.log() + log_normal - 0.5 * z.shape[1] * math.log(2 * math.pi)
 
 
-def standard_normal_log_density(z: Tensor) -> Tensor:
-    """Log density of N(0, I) at z [N, Z] in nats, [N]."""
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=1)
-
-
 def diagonals(mixture: Mixture) -> Tensor:
     """The variance of each component along each latent, [K, Z]."""
     covariances, shape = mixture.covariances, mixture.means.shape

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from vaescale import comm
-from vaescale.mixtures.gaussian import Kind, Mixture, diagonals, log_density
+from vaescale.errors import UserError
+from vaescale.mixtures.gaussian import Kind, Mixture, diagonals
 
 CHUNK_VALUES = 1 << 22  # of features at once
 KEPT_BYTES = 1 << 30  # features that are kept between the iterations
@@ -29,7 +30,7 @@ PAIRS_VALUES = 1 << 26  # of latents, each for every component that it may belon
 NOTHING = -1e30  # log density of a component that pads the products
 PROBED = 2048  # latents of each rank, on which float32 is compared with float64
 AGREES_NATS = 1e-3
-EMPTY = 1.0  # a component with fewer latents is given half of the heaviest one
+EMPTY = 0.5  # a component with fewer latents is given half of the heaviest one
 
 
 class Latents(Protocol):
@@ -86,13 +87,15 @@ def expectation(
 
 def standardize(latents: Latents, kind: Kind) -> Frame:
     """The frame in which the latents of all ranks have mean 0 and covariance I, or variances 1. A constant latent keeps its
-    scale.
+    scale. Raises UserError when a latent is NaN or Inf.
     """
     total, moments = torch.zeros(latents.size + 1, dtype=torch.float64), False
     for z, variance in latents.parts():
         total += torch.cat([z.double().sum(0).cpu(), total.new_tensor([len(z)])])
         moments = variance is not None
     total = comm.all_reduce_sum(torch.cat([total, total.new_tensor([moments])]))
+    if not torch.isfinite(total).all():
+        raise UserError("the latents hold NaN or Inf, or values whose sum is; nothing can be fitted to them")
     shift, moments = total[:-2] / total[-2], bool(total[-1])
     second = torch.zeros(latents.size, latents.size, dtype=torch.float64)
     for z, variance in latents.parts():
@@ -108,9 +111,11 @@ def standardize(latents: Latents, kind: Kind) -> Frame:
 
 
 def maximization(
-    sums: Sums, frame: Frame, kind: Kind, ridge: float | Tensor, count: int
+    sums: Sums, frame: Frame, kind: Kind, ridge: float | Tensor, count: int, *, reseed: bool = True
 ) -> tuple[Mixture, int]:
-    """The mixture that the sums ask for, in the latents' own scale, and how many empty components were given away."""
+    """The mixture that the sums ask for, in the latents' own scale, and how many empty components were given away, if that
+    is asked for. Raises UserError when the latents are too extreme for float64.
+    """
     weights = sums.weights + 10 * torch.finfo(torch.float64).eps
     centres = sums.firsts / weights[:, None]
     means = frame.shift + centres @ frame.factor.mT
@@ -126,7 +131,7 @@ def maximization(
         covariances = within * frame.factor.diagonal().square() + floor
         covariances = covariances if kind == "diag" else covariances.mean(1)
     mixture = Mixture(weights / weights.sum(), means, covariances, kind)
-    empty = (sums.weights * count < EMPTY).nonzero()[:, 0].tolist()
+    empty = (sums.weights * count < EMPTY).nonzero()[:, 0].tolist() if reseed else []
     for component in empty:
         mixture = _halved(mixture, component)
     return mixture, len(empty)
@@ -157,6 +162,10 @@ def _positive(covariances: Tensor) -> Tensor:
     covariances = (covariances + covariances.mT) / 2
     scale = covariances.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
     identity = torch.eye(covariances.shape[-1], dtype=covariances.dtype)
+    if not torch.isfinite(covariances).all():
+        raise UserError(
+            "the latents are too large for their squares to be added up; nothing can be fitted to them"
+        )
     share = 1e-10
     while (bad := torch.linalg.cholesky_ex(covariances).info > 0).any():
         covariances = covariances + torch.where(bad, share * scale, 0.0)[..., None, None] * identity
@@ -172,6 +181,18 @@ class Block(NamedTuple):
     phis: list[Tensor] | None
 
 
+class _Nothing:
+    """Latents of which there are none."""
+
+    count = 0
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        yield from ()
+
+
 class Steps:
     """E steps over the same latents: their features are computed once, if they are not too many."""
 
@@ -181,7 +202,7 @@ class Steps:
         self._upper = torch.triu_indices(size, size)
         self._inverse = frame.inverse.to(dtype)
         self._num_features = size + 1 + {"full": self._upper.shape[1], "tied": 0}.get(kind, size)
-        self._rows = max(256, CHUNK_VALUES // self._num_features)
+        self._rows = max(16, CHUNK_VALUES // self._num_features)
         bytes_here = latents.count // comm.world_size() * self._num_features * dtype.itemsize
         self._kept: list[Block] | None = None
         if bytes_here <= KEPT_BYTES // comm.ranks_on_this_node():
@@ -206,14 +227,18 @@ class Steps:
         return float(value), Sums(weights, firsts, seconds)
 
     def agrees(self, mixture: Mixture) -> bool:
-        """Whether the mean log density of some latents is what float64 and the plain formula say."""
+        """Whether the log densities of some latents are what float64 makes of them."""
         z, variance = next(iter(self._latents.parts()), (torch.zeros(0, self._latents.size), None))
         own = torch.zeros(2, dtype=torch.float64)
-        if len(z) and variance is None:
-            z = z[:PROBED]
-            fast, _ = self._shares(self._block(z, None), *self._theta(mixture))
-            gap = fast.double().cpu() - log_density(mixture, z.double().cpu())
-            own = torch.stack([gap.abs().sum(), gap.new_tensor(float(len(z)))])
+        if len(z):
+            z, variance = z[:PROBED], None if variance is None else variance[:PROBED]
+            exact = Steps(_Nothing(self._latents.size), self._frame, self._kind, torch.float64)
+            theta = self._theta(mixture)
+            fast, wanted = (
+                steps._shares(steps._block(z, variance), *theta)[0].double() for steps in (self, exact)
+            )
+            gap = (fast - wanted).abs().sum().cpu()
+            own = torch.stack([gap, gap.new_tensor(float(len(z)))])
         total, count = comm.all_reduce_sum(own).tolist()
         return bool(total <= AGREES_NATS * max(1.0, count))
 

@@ -96,6 +96,10 @@ class Checkpoint(NamedTuple):
         """Whether there is a `NAME.safetensors`: `ema` is there only if weights were averaged."""
         return f"{name}.safetensors" in _read_json(self.folder / MANIFEST)["files"]
 
+    def sha256(self, name: str) -> str:
+        """Of `NAME.safetensors`."""
+        return str(_read_json(self.folder / MANIFEST)["files"][f"{name}.safetensors"]["sha256"])
+
     def tensors(self, name: str) -> Tensors:
         """The tensors of `NAME.safetensors`."""
         return Tensors(self.folder / f"{name}.safetensors")

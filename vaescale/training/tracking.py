@@ -237,7 +237,7 @@ def _send_changes(client: Any, folder: Path, state: dict[str, Any]) -> None:
     """As a tag, what of the recipe a run went on with otherwise: params cannot change."""
     changes = run_folder.read_json(folder / run_folder.TAGS).get("changes", [])
     if changes and changes != state.get("changes"):
-        client.set_tag(state["run_id"], "changes", json.dumps(changes)[:TAG_CHARACTERS])
+        client.set_tag(state["run_id"], "changes", redact(json.dumps(changes))[:TAG_CHARACTERS])
         state["changes"] = changes
 
 

@@ -10,11 +10,13 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 quickstart: setup
 	@$(BIN)/vaescale quickstart
 
+# The fast tests share the cores; those with processes of their own, and those that count seconds, want them for themselves.
 test: setup
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not distributed"
+	$(BIN)/pytest -m "slow or distributed"
 
 check: lint
-	$(BIN)/pytest -m "not slow and not distributed"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not distributed"
 
 lint: setup
 	$(BIN)/ruff format --check

@@ -31,6 +31,7 @@ EXTRAS = {
         "mypy>=1.15",
         "pre-commit>=4.0",
         "pytest>=8.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "types-PyYAML>=6.0",
     ],

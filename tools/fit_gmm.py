@@ -149,6 +149,7 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
         "run": str(opened.folder),
         **chosen.words(),
         **details,
+        "prior_val_nats": prior_nats,
         **metrics,
         "covariance": arguments.covariance,
         "selected_by": arguments.select,

@@ -109,8 +109,8 @@ def show(result: dict[str, Any]) -> None:
         ("sigma (running)", f"{metrics['sigma']:.4f}"),
         ("KL", f"{metrics['kl_nats']:.2f} nats"),
         ("active units", f"{metrics['active_units']:.0f}"),
-        ("q(z) under the mixture", f"{gmm['gmm/val_log_density_nats']:.2f} nats, held out"),
-        ("q(z) under N(0, I)", f"{gmm['gmm/val_prior_log_density_nats']:.2f} nats, held out"),
+        ("q(z) under the mixture", f"{gmm['val_nats']:.2f} nats, held out"),
+        ("q(z) under N(0, I)", f"{gmm['prior_val_nats']:.2f} nats, held out"),
         *(("figure", path) for path in result["figures"]),
         ("seconds", ", ".join(f"{name} {value:.0f}" for name, value in result["seconds"].items())),
     ]

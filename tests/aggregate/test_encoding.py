@@ -15,6 +15,7 @@ from vaescale.aggregate.points import Points
 from vaescale.aggregate.selection import Candidate, Spread, choose, refuse_unfit, spread_of
 from vaescale.data.latents import open_latents, write_latent_index, write_latents
 from vaescale.data.reader import open_reader
+from vaescale.data.verifying import verify_shards
 from vaescale.errors import DataError, UserError
 from vaescale.mixtures.steps import standardize
 from vaescale.recipe import Recipe
@@ -53,6 +54,7 @@ def test_each_image_is_encoded_once(recipe: Recipe) -> None:
                 assert (key, label) == (image.keys[0], int(image.labels[0]))
             number += 1
     assert number == len(reader) == shards.index.num_samples
+    assert verify_shards(str(shards.folder), deep=True) == (number, [])
 
 
 def test_mean_and_std_are_the_aggregate_s(recipe: Recipe) -> None:

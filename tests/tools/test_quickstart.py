@@ -41,7 +41,7 @@ def test_quickstart_end_to_end_and_again(tmp_path: Path) -> None:
     assert 0.05 < metrics["sigma"] < 0.1
     assert metrics["active_units"] >= 10
     gmm = result["gmm"]
-    assert gmm["gmm/val_log_density_nats"] > gmm["gmm/val_prior_log_density_nats"] + 1
+    assert gmm["val_nats"] > gmm["prior_val_nats"] + 1
     assert [Path(path).name for path in result["figures"]] == [
         "curves.png",
         "reconstructions.png",

@@ -144,7 +144,7 @@ def _held_out(opened: Run, mixture: Mixture | None) -> float:
     from vaescale.training.folder import read_json
 
     if mixture is None:
-        return float(read_json(opened.folder / "gmm" / "selection.json")["gmm/val_prior_log_density_nats"])
+        return float(read_json(opened.folder / "gmm" / "selection.json")["prior_val_nats"])
     folder = opened.folder / "gmm" / f"components-{len(mixture.weights)}"
     return float(read_json(folder / "mixture.json")["val_nats"])
 

@@ -27,11 +27,9 @@ from vaescale.data.shards import (
     parse_entries,
     parse_index,
 )
-from vaescale.data.tars import TarFault, samples
+from vaescale.data.tars import LATENT_EXTENSIONS, TarFault, samples
 from vaescale.errors import DataError
 from vaescale.files import sync, write_whole
-
-EXTENSION = "moments.npy"
 
 
 class Block(NamedTuple):
@@ -110,10 +108,10 @@ def write_latents(
     ):
         for key, label, values in zip(keys, labels.tolist(), moments.astype("<f4"), strict=True):
             classes = {"cls": str(label).encode()} if label >= 0 else {}
-            tar.write({"__key__": key, **classes, EXTENSION: header + values.tobytes()})
+            tar.write({"__key__": key, **classes, LATENT_EXTENSIONS[0]: header + values.tobytes()})
     rows = []
     with temporary.open("rb") as whole:
-        for found in samples(whole, (EXTENSION,)):  # read back strictly, as any tar is
+        for found in samples(whole, LATENT_EXTENSIONS):  # read back strictly, as any tar is
             if isinstance(found, TarFault):
                 raise DataError(f"the latents of {found.member!r} cannot be written: {found}")
             rows.append((found.offset, len(found.content), found.crc32, found.label, found.key))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vaescale.data.pictures import PictureFault, decode
-from vaescale.data.shards import INDEX, Entries, Shard, parse_entries, parse_index
+from vaescale.data.shards import INDEX, LATENTS, Entries, Shard, parse_entries, parse_index
 from vaescale.data.store import Folder
-from vaescale.data.tars import Found, TarFault, samples
+from vaescale.data.tars import IMAGE_EXTENSIONS, LATENT_EXTENSIONS, Found, TarFault, samples
 from vaescale.errors import DataError
 
 
@@ -30,7 +30,8 @@ def verify_shards(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, list[ShardFault]]:
-    """The number of samples that the index of a folder names, and every fault. deep: decode every image.
+    """The number of samples that the index of a folder names, and every fault. deep: decode every image. Of latents, their bytes
+    and places are compared.
 
     progress is told the number of shards done, and of all. Raises DataError when there is no readable index.
     """
@@ -41,9 +42,11 @@ def verify_shards(
         )
     index = parse_index(Folder(place).read_index(INDEX), place)
     folder = Path(place).expanduser()
+    latents = index.made.get("kind") == LATENTS
+    extensions, deep = (LATENT_EXTENSIONS, False) if latents else (IMAGE_EXTENSIONS, deep)
     faults = []
     with ThreadPoolExecutor(jobs) as pool:  # hashing and decoding let go of the interpreter
-        found = pool.map(lambda shard: _verify(folder, shard, deep=deep), index.shards)
+        found = pool.map(lambda shard: _verify(folder, shard, deep=deep, extensions=extensions), index.shards)
         for number, shard_faults in enumerate(found, start=1):
             faults += shard_faults
             if progress is not None:
@@ -55,7 +58,7 @@ def verify_shards(
     return index.num_samples, faults
 
 
-def _verify(folder: Path, shard: Shard, *, deep: bool) -> list[ShardFault]:
+def _verify(folder: Path, shard: Shard, *, deep: bool, extensions: tuple[str, ...]) -> list[ShardFault]:
     path = folder / shard.name
     try:
         with path.open("rb") as file:
@@ -63,36 +66,38 @@ def _verify(folder: Path, shard: Shard, *, deep: bool) -> list[ShardFault]:
             if size != shard.bytes:
                 return [
                     ShardFault(shard.name, "", -1, f"{size} bytes, the index says {shard.bytes}"),
-                    *_structure(path),
+                    *_structure(path, extensions),
                 ]
     except OSError as error:
         return [ShardFault(shard.name, "", -1, f"it cannot be read: {error.strerror}")]
-    return _compare(folder, shard, deep=deep)
+    return _compare(folder, shard, deep=deep, extensions=extensions)
 
 
-def _structure(path: Path) -> list[ShardFault]:
+def _structure(path: Path, extensions: tuple[str, ...]) -> list[ShardFault]:
     """The faults of the tar itself and of its samples."""
     faults = []
     try:
         with path.open("rb") as file:
-            faults = [_at(path.name, found) for found in samples(file) if isinstance(found, TarFault)]
+            faults = [
+                _at(path.name, found) for found in samples(file, extensions) if isinstance(found, TarFault)
+            ]
     except TarFault as error:
         faults.append(_at(path.name, error))
     return faults
 
 
-def _compare(folder: Path, shard: Shard, *, deep: bool) -> list[ShardFault]:
+def _compare(folder: Path, shard: Shard, *, deep: bool, extensions: tuple[str, ...]) -> list[ShardFault]:
     """Every sample of the tar against its entry."""
     path, faults = folder / shard.name, list[ShardFault]()
     with path.open("rb") as file:
         untouched = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     entries = _load_entries(folder, shard)
     if isinstance(entries, ShardFault):
-        return [entries, *_structure(path)]
+        return [entries, *_structure(path, extensions)]
     known = {bytes(entry["key"]): entry for entry in entries}
     try:
         with path.open("rb") as file:
-            for found in samples(file):
+            for found in samples(file, extensions):
                 entry = known.pop(found.key.encode(), None) if isinstance(found, Found) else None
                 if entry is None and untouched:
                     continue  # what the index of this very tar leaves out was left out with --skip-broken

@@ -19,7 +19,11 @@ from vaescale.training import folder as run_folder
 from vaescale.training import tracking
 from vaescale.training.tracking import Drain, TrackingConfig, sync
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow warns of itself
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.distributed,
+    pytest.mark.filterwarnings("ignore"),
+]  # MLflow warns of itself
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ from tests.faults.tracing import killed_at, may_trace
 from vaescale.training import checkpoint
 from vaescale.training.checkpoint import Keep, newest, write
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
 def tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:

@@ -108,8 +108,9 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
     if draws is None:
         draws = min(MOST_DRAWS, max(1, -(-DRAWS_WANTED // images)))
     seed = opened.recipe.seed
+    of = " of the top group" if len(opened.model.group_sizes) > 1 else ""
     spread = spread_of(load(shards["train"], Drawing(0, seed), device))
-    refuse_unfit(spread, max(arguments.components), images * max(1, draws), arguments.covariance)
+    refuse_unfit(spread, max(arguments.components), images * max(1, draws), arguments.covariance, of)
     # Of moments a density is not known: it is taken of one draw.
     drawn, val = (load(shards[split], Drawing(max(1, draws), seed), device) for split in ("train", "val"))
     train: Points | ShardLatents = drawn

@@ -347,7 +347,9 @@ def test_a_ladder_is_trained_evaluated_and_sampled(vaescale, ladder_run: Path) -
     assert sampled.json["priors"] == ["prior"]
     assert "train/spectral" in train[-1]
     assert (ladder_run / "figures" / "samples.png").is_file()
-    vaescale("fit-gmm", ladder_run).assert_refused(2, "the posterior has collapsed")  # after 12 steps
+    vaescale("fit-gmm", ladder_run).assert_refused(
+        2, "the posterior of the top group has collapsed"
+    )  # after 12 steps
 
 
 def test_strange_numbers_are_refused(vaescale, run: Path) -> None:

@@ -128,10 +128,10 @@ def spread_of(moments: Latents) -> Spread:
     return Spread((square - mean.square()).clamp_min(0.0), within)
 
 
-def refuse_unfit(spread: Spread, num_components: int, draws: int, kind: Kind = "full") -> None:
+def refuse_unfit(spread: Spread, num_components: int, draws: int, kind: Kind = "full", of: str = "") -> None:
     """Raise UserError when there are fewer draws than components, when the covariances would not fit in memory, and when no
     latent's mean moves from image to image: the posterior is then the same for every one, and what would be fitted is that
-    one Gaussian.
+    one Gaussian. of: words on which latents they are.
     """
     needed = num_components * len(spread.within) ** 2 * 8
     if kind == "full" and needed > MOST_COVARIANCE_BYTES:
@@ -147,6 +147,6 @@ def refuse_unfit(spread: Spread, num_components: int, draws: int, kind: Kind = "
         )
     if spread.collapsed.all():
         raise UserError(
-            "the posterior has collapsed: q(z|x) is the same for every image, and so is what would be fitted; lower "
+            f"the posterior{of} has collapsed: q(z|x) is the same for every image, and so is what would be fitted; lower "
             "objective.beta, or take likelihood.sigma=optimal"
         )

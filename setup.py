@@ -20,6 +20,7 @@ DEPENDENCIES = [
     "scikit-learn>=1.5",
     "scipy>=1.13",
     "simplejpeg>=1.8",
+    "threadpoolctl>=3.1",
     "torch>=2.13",
     "webdataset>=1.0.2",
 ]

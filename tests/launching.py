@@ -42,13 +42,20 @@ def train(
     folder: Path, *words: str, backend: str | None = None, processes: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     """To the end, whatever that is."""
+    return finished(command(*words, backend=backend, processes=processes), folder)
+
+
+def finished(
+    words: list[str], folder: Path, *, timeout: float = PATIENCE_SECONDS
+) -> subprocess.CompletedProcess[str]:
+    """A command in a folder, as from a fresh shell, with what it printed."""
     return subprocess.run(
-        command(*words, backend=backend, processes=processes),
+        words,
         cwd=folder,
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=timeout,
         check=False,
     )
 

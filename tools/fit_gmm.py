@@ -109,7 +109,8 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
         draws = min(MOST_DRAWS, max(1, -(-DRAWS_WANTED // images)))
     seed = opened.recipe.seed
     of = " of the top group" if len(opened.model.group_sizes) > 1 else ""
-    spread = spread_of(load(shards["train"], Drawing(0, seed), device))
+    moments = load(shards["train"], Drawing(0, seed), device)
+    spread = spread_of(moments)
     refuse_unfit(spread, max(arguments.components), images * max(1, draws), arguments.covariance, of)
     # Of moments a density is not known: it is taken of one draw.
     drawn, val = (load(shards[split], Drawing(max(1, draws), seed), device) for split in ("train", "val"))
@@ -117,7 +118,7 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.online is not None:
         train = ShardLatents(shards["train"], Drawing(draws, seed), device)
     elif draws == 0:
-        train = load(shards["train"], Drawing(0, seed), device)
+        train = moments
     ridge = arguments.ridge * spread.total.clamp_min(1e-12)
     candidates = [
         _candidate(arguments, number, ridge, images, train=train, drawn=drawn, val=val)

@@ -1,7 +1,6 @@
 """The first promise over every layout: the same curve on 1, 2 and 4 processes, whole or in parts, stopped or not."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.launching import RECIPE, checkpoints, curve, environment, make_project, train, train_until
+from tests.launching import RECIPE, checkpoints, curve, finished, make_project, train, train_until
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 STEPS = 60
@@ -58,22 +57,8 @@ def several(folder: Path, cases: list[tuple[str, int, int]]) -> None:
     ]
     launcher = ["accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml"]
     launcher += ["--num_processes", str(processes), "-m"] if processes > 1 else []
-    outcome = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            *(launcher if processes > 1 else []),
-            "tests.distributed.several",
-            RECIPE,
-            *trainings,
-        ],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    words = [*(launcher if processes > 1 else []), "tests.distributed.several", RECIPE, *trainings]
+    outcome = finished([sys.executable, "-m", *words], folder, timeout=400)
     assert outcome.returncode == 0, outcome.stderr
 
 

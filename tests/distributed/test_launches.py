@@ -1,13 +1,12 @@
 """What a launcher starts: the doctor's exchange, and layouts that a recipe cannot have."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT, environment, make_project, train
+from tests.launching import ROOT, finished, make_project, train
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -19,15 +18,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 def test_the_doctor_tries_the_processes() -> None:
     launcher = ["accelerate.commands.launch", "--config_file", "recipes/backends/fsdp2.yaml", "-m"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, "vaescale", "doctor", "--seconds", "0.5", "--json"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    words = ["vaescale", "doctor", "--seconds", "0.5", "--json"]
+    done = finished([sys.executable, "-m", *launcher, *words], ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["layout"], found["world_size"], found["backend"]) == ("fsdp2", 2, "gloo")

@@ -1,7 +1,6 @@
 """The verbs after training, as a person would call them."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.launching import ROOT, environment
+from tests.launching import ROOT, finished
 from vaescale.mixtures import files as mixture_files
 from vaescale.run import open_run
 
@@ -212,22 +211,9 @@ def test_a_mixture_is_fitted_on_two_processes(vaescale, run: Path, tmp_path: Pat
     for path in (run / "latents").rglob("*"):
         if path.is_file():
             path.unlink()
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        "recipes/backends/cpu2.yaml",
-    ]
-    done = subprocess.run(
-        [*command, "tools/fit_gmm.py", str(run), "--components", "3", "--json"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    launcher = ["accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml"]
+    words = ["tools/fit_gmm.py", str(run), "--components", "3", "--json"]
+    done = finished([sys.executable, "-m", *launcher, *words], ROOT)
     assert done.returncode == 0, done.stderr
     together = json.loads(done.stdout)
     assert together["val_nats"] == pytest.approx(alone["val_nats"], abs=1e-3)

@@ -3,7 +3,8 @@
     log weight_k + log N(z; mean_k, covariance_k) = theta_k . phi(z),      phi(z) = [z_i z_j for i <= j, z, 1]
 
 so that the E step is one matrix product with phi. The M step needs sum_n r_nk phi(z_n): of the few components that a latent may
-belong to, for the others' responsibilities vanish beside rounding. Where a latent comes as the mean and variance of its q(z|x), phi is its expectation under q: the steps then maximize the bound
+belong to, for the others' responsibilities vanish beside rounding. Where a latent comes as the mean and variance of its q(z|x),
+phi is its expectation under q: the steps then maximize the bound
 
     E_q[log p(z)] >= sum_k r_k (log weight_k + E_q[log N(z; mean_k, covariance_k)] - log r_k)          r of each image
 

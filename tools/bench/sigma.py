@@ -66,7 +66,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.worker:
         measure(arguments.rounds, arguments.only)
-        return
+        sys.stdout.flush()
+        os._exit(0)  # as in `vaescale.cli`: a gloo thread may abort Python's shutdown
     here = [str(Path(__file__)), "--worker", "--rounds", str(arguments.rounds), "--only", arguments.only]
     launcher = ["-m", "accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml"]
     sys.stdout.flush()

@@ -10,10 +10,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 quickstart: setup
 	@$(BIN)/vaescale quickstart
 
-# Most tests share the cores; those with processes of their own want them for themselves.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not distributed"
-	$(BIN)/pytest -m distributed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not distributed"

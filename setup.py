@@ -22,6 +22,7 @@ DEPENDENCIES = [
     "simplejpeg>=1.8",
     "threadpoolctl>=3.1",
     "torch>=2.13",
+    "torchmetrics>=1.8",
     "webdataset>=1.0.2",
 ]
 EXTRAS = {

@@ -29,7 +29,7 @@ def test_bright_images_make_bright_figures(tmp_path: Path) -> None:
     for name, level in (("dark", 0.0), ("bright", 1.0)):
         images = np.full((16, 1, 8, 8), level, np.float32)
         figures.sample_panels(tmp_path / f"s-{name}.png", [("a", images), ("b", images)], title="t")
-        figures.reconstructions(tmp_path / f"r-{name}.png", images, images, title="t")
+        figures.image_rows(tmp_path / f"r-{name}.png", [("a", images), ("b", images)], title="t")
         means[name] = [pixels(tmp_path / f"{kind}-{name}.png").mean() for kind in "sr"]
     assert all(bright > dark + 50 for dark, bright in zip(means["dark"], means["bright"], strict=True))
 
@@ -37,7 +37,7 @@ def test_bright_images_make_bright_figures(tmp_path: Path) -> None:
 def test_colour_images_are_drawn_in_colour(tmp_path: Path) -> None:
     red = np.zeros((4, 3, 8, 8), np.float32)
     red[:, 0] = 1
-    figures.reconstructions(tmp_path / "red.png", red, red, title="t")
+    figures.image_rows(tmp_path / "red.png", [("a", red), ("b", red)], title="t")
     with Image.open(tmp_path / "red.png") as image:
         colours = np.asarray(image.convert("RGB")).reshape(-1, 3)
     assert (colours == [255, 0, 0]).all(axis=1).mean() > 0.2

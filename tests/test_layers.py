@@ -11,7 +11,17 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("session",),
-    ("resuming", "summary", "measuring"),
+    (
+        "resuming",
+        "summary",
+        "measuring",
+        "fitting",
+        "judging",
+        "comparing",
+        "sweeping",
+        "baselines",
+        "serving",
+    ),
     ("tours",),
     ("run",),
     ("recipe",),
@@ -33,7 +43,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Libraries that belong to some rooms alone.
 KEPT = {
-    "mlflow": ("training/tracking.py",),
+    "mlflow": ("training/tracking.py", "training/stores.py"),
     "accelerate": ("training/", "strategies/"),
     "deepspeed": ("training/", "strategies/"),
     "webdataset": ("data/",),

@@ -1,23 +1,42 @@
-"""Evaluate a run: ELBO with the running sigma, and pictures of originals beside their reconstructions.
+"""Evaluate a run: bounds with the running sigma, what reconstructions are like, and whether the decoder's noise is what it says.
 
-Writes RUN/evaluation/val.json with the protocol beside the numbers, and RUN/figures/reconstructions.png; other splits
-and weights get files of their own.
+Each image counts once. Writes RUN/evaluation/NAME.json with the protocol beside the numbers, and to RUN/figures the originals with
+reconstructions, errors and sigma, and the calibration of p(x|z). Runs on any number of processes:
+
+  vaescale evaluate runs/digits-optimal --importance-samples 1000
+  accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale evaluate runs/digits-optimal --data data/other/test
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vaescale.data.reader import ShardReader
+    from vaescale.run import Run
 
 IWAE_PROTOCOL = (
-    "-log of the mean importance weight of importance_samples draws, per image; falls with their number"
+    "-log of the mean importance weight of importance_samples draws, per image; falls with their number. "
+    "effective_samples, (sum w)^2 / sum w^2, says how many of them carry it"
 )
+SHOWN = 12  # images in the picture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RUN, split and weights."""
+    """RUN, of which images, with which weights, how tightly."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="default: val")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="other shards than the recipe's, a folder or URL; of the same kind of images",
+    )
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        help="of what is written, RUN/evaluation/NAME.json; default: the split, or the data's folder",
+    )
     parser.add_argument(
         "--weights", choices=("ema", "raw"), default="ema", help="default: ema, if the run has them"
     )
@@ -34,61 +53,121 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write, draw. Returns the numbers with their protocol."""
-    import torch
-
-    from vaescale import figures, noise
     from vaescale.errors import UserError
-    from vaescale.evaluation.importance import importance_weighted
-    from vaescale.evaluation.likelihood import evaluate, protocol
-    from vaescale.run import in_order, open_run, open_split
-    from vaescale.training.folder import write_json
-    from vaescale.training.tracking import push
+    from vaescale.training import backends
 
     for name in ("importance_samples", "importance_images"):
         given = getattr(arguments, name)
         if given is not None and given < 1:
             raise UserError(f"--{name.replace('_', '-')} (={given}) must be at least 1")
+    with backends.joined():
+        return _evaluate(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from vaescale import comm
+    from vaescale.evaluation.importance import importance_weighted
+    from vaescale.evaluation.likelihood import evaluate, protocol
+    from vaescale.evaluation.reconstruction import PROTOCOL, reconstruction
+    from vaescale.resuming import git_revision
+    from vaescale.run import in_order, open_run, open_split
+
     opened = open_run(arguments.run, weights=arguments.weights)
-    reader = open_split(opened.recipe, arguments.split)
-    data = opened.recipe.data
-    batches = in_order(reader, workers=data.workers)
-    metrics = evaluate(opened.model, batches, seed=opened.recipe.seed, max_skipped=data.max_skipped)
+    reader = comm.together(lambda: open_split(opened.recipe, arguments.split, place=arguments.data))
+    data, seed = opened.recipe.data, opened.recipe.seed
+    metrics = evaluate(
+        opened.model, in_order(reader, workers=data.workers), seed=seed, max_skipped=data.max_skipped
+    )
+    words = protocol(opened.model.likelihood)
     if arguments.importance_samples:
         metrics |= importance_weighted(
             opened.model,
             in_order(reader, workers=data.workers),
-            seed=opened.recipe.seed,
+            seed=seed,
             samples=arguments.importance_samples,
             most_images=arguments.importance_images,
         )
+        words["neg_iwae_nats"] = IWAE_PROTOCOL
+    pictures = reconstruction(opened.model, in_order(reader, workers=data.workers), seed=seed)
+    metrics |= pictures.metrics
+    words |= {name: text for name, text in PROTOCOL.items() if any(key.startswith(name) for key in metrics)}
     result = {
         "run": str(opened.folder),
-        "split": arguments.split,
+        "data": arguments.data or arguments.split,
         "step": opened.step,
         "weights": opened.weights,
+        "weights_hash": opened.weights_hash,
         "recipe_hash": opened.recipe.hash,
         "data_hash": reader.index.data_hash,
-        "protocol": protocol(opened.model.likelihood)
-        | ({"neg_iwae_nats": IWAE_PROTOCOL} if arguments.importance_samples else {}),
+        "code": git_revision(),
+        "protocol": words,
         "metrics": metrics,
+        "coverage": pictures.coverage,
     }
-    name = arguments.split + ("-raw" if arguments.weights == "raw" else "")
+    name = arguments.name or (Path(arguments.data).name if arguments.data else arguments.split)
+    name += "-raw" if arguments.weights == "raw" else ""
+    return comm.on_main(lambda: _save(opened, reader, name, result))
+
+
+def _save(opened: "Run", reader: "ShardReader", name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """JSON, metrics, pictures, MLflow. Returns the result with the pictures' paths."""
+    from vaescale import figures
+    from vaescale.errors import UserError
+    from vaescale.training.folder import append_metrics, write_json
+    from vaescale.training.tracking import push
+
+    if not name or name != Path(name).name or name.startswith("."):
+        raise UserError(f"--name {name!r} is no file name; take letters, digits and dashes")
     write_json(opened.folder / "evaluation" / f"{name}.json", result)
-    with torch.no_grad():
-        first = next(in_order(reader))
-        shown, device = first.mask, next(opened.model.parameters()).device
-        images, slots = (part[shown][:24].to(device) for part in (first.images, first.slots))
-        originals = opened.model.target(images, noise.Stream(opened.recipe.seed, 0, slots))
-        means = opened.model.likelihood.mean(opened.model.reconstruct(originals))
-    title = f"{opened.recipe.name}, step {opened.step}, {opened.weights} weights: {arguments.split} images, decoded means"
-    path = (
-        opened.folder
-        / "figures"
-        / ("reconstructions.png" if name == "val" else f"reconstructions-{name}.png")
+    # What is of no split of the recipe has metrics of its own name.
+    numbers = {f"evaluation/{name}/{key}": value for key, value in result["metrics"].items()}
+    append_metrics(opened.folder, opened.step, numbers)
+    suffix = "" if name == "val" else f"-{name}"
+    folder = opened.folder / "figures"
+    made = [folder / f"reconstructions{suffix}.png"]
+    figures.image_rows(
+        made[0],
+        _rows(opened, reader),
+        title=opened.title(f"{result['data']} images, decoded means of q(z|x)'s mean"),
     )
-    figures.reconstructions(path, originals.cpu().numpy(), means.cpu().numpy(), title=title)
+    if result["coverage"]:
+        made.append(folder / f"calibration{suffix}.png")
+        title = opened.title(f"calibration of p(x|z), {result['data']} images")
+        figures.calibration(made[-1], [(opened.recipe.name, result["coverage"])], title=title)
     push(opened.folder, opened.recipe.tracking)
-    return {**result, "figure": str(path)}
+    return {**result, "figures": [str(path) for path in made]}
+
+
+def _rows(opened: "Run", reader: "ShardReader") -> list[tuple[str, Any]]:
+    """The first images, their reconstructions, the errors, and where it differs from place to place, sigma."""
+    import numpy as np
+    import torch
+
+    from vaescale import noise
+    from vaescale.data.batch import Request
+
+    model = opened.model
+    device = next(model.parameters()).device
+    numbers = np.arange(min(2 * SHOWN, len(reader)))
+    got = reader.__getitems__(Request(numbers, refill=False))
+    with torch.no_grad():
+        images = got.images[got.usable][:SHOWN].to(device)
+        slots = torch.from_numpy(numbers)[got.usable][:SHOWN].to(device)
+        originals = model.target(images, noise.Stream(opened.recipe.seed, 0, slots))
+        params = model.reconstruct(originals)
+        means = model.likelihood.mean(params).float()
+        error = (originals - means).abs()
+        rows = [("original", originals), ("decoded", means), _scaled("|error|", error)]
+        deviation = model.likelihood.deviation(params)
+        if deviation is not None and deviation.numel() > 1:
+            rows.append(_scaled("sigma", deviation.float().expand_as(means)))
+    return [(name, part.float().cpu().numpy()) for name, part in rows]
+
+
+def _scaled(name: str, values: Any) -> tuple[str, Any]:
+    """As black and white, white the largest value."""
+    largest = float(values.max())
+    return f"{name}, 0 to {largest:.2g}", values.mean(1, keepdim=True) / max(largest, 1e-12)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -98,9 +177,9 @@ def show(result: dict[str, Any]) -> None:
     if result["protocol"]["bound"].startswith("none"):
         say(f"bound: {result['protocol']['bound']}")
     table(
-        f"{result['run']}, step {result['step']}, {result['split']} ({result['weights']} weights)",
+        f"{result['run']}, step {result['step']}, {result['data']} ({result['weights']} weights)",
         [(name, f"{value:.6g}") for name, value in result["metrics"].items()]
-        + [("figure", result["figure"])],
+        + [("figure", path) for path in result["figures"]],
     )
 
 

@@ -3,8 +3,8 @@
 The training images' latents are encoded first, unless they are there (RUN/latents). Fitted are draws from q(z|x), or with
 --samples-per-image 0 its moments: a bound with one responsibility for each image. Several numbers of components are compared
 on held-out images. Writes RUN/gmm/mixture.safetensors and mixture.json, each other candidate to RUN/gmm/components-K, and the
-comparison to RUN/gmm/selection.json and RUN/figures/mixture_selection.png. Of a ladder it is the top group's latents, whose
-learned prior the mixture replaces. Runs on any number of processes, with the same result:
+comparison to RUN/gmm/selection.json and RUN/figures/mixture_selection.png. Of a ladder it is the latents of the top group, or
+with --groups of the first ones together, whose learned prior the mixture replaces. Runs on any number of processes, with the same result:
 
   accelerate launch --config_file recipes/backends/cpu2.yaml tools/fit_gmm.py runs/digits-optimal --components 1,10,50
 """
@@ -20,14 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vaescale.aggregate import em
-    from vaescale.aggregate.latents import ShardLatents
-    from vaescale.aggregate.points import Points
     from vaescale.aggregate.selection import Candidate
+    from vaescale.fitting import Material
     from vaescale.mixtures.gaussian import Mixture
-    from vaescale.models.vae import VAE
     from vaescale.training.tracking import TrackingConfig
-
-DRAWS_WANTED, MOST_DRAWS = 1 << 16, 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples-per-image",
         type=int,
         metavar="S",
-        help=f"draws from q(z|x); 0: its moments; default: enough for {DRAWS_WANTED} latents, from 1 to {MOST_DRAWS}",
+        help="draws from q(z|x); 0: its moments; default: enough for 65536 latents, from 1 to 8",
+    )
+    parser.add_argument(
+        "--groups",
+        type=int,
+        default=1,
+        metavar="G",
+        help="of a ladder: of so many groups together, from the top; default: 1",
     )
     parser.add_argument("--start", choices=("kmeans", "random"), default="kmeans", help="default: kmeans")
     parser.add_argument(
@@ -96,62 +99,53 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale import comm
-    from vaescale.aggregate.latents import Drawing, ShardLatents, load
-    from vaescale.aggregate.selection import choose, refuse_unfit, spread_of
-    from vaescale.run import latents_of, open_run
+    from vaescale.aggregate.selection import choose, refuse_unfit
+    from vaescale.fitting import gather, prior_nats, replaces
+    from vaescale.run import open_run
 
     opened = open_run(arguments.run)
-    device = next(opened.model.parameters()).device
-    shards = {split: latents_of(opened, split) for split in ("train", "val")}
-    images = shards["train"].index.num_samples
-    draws = arguments.samples_per_image
-    if draws is None:
-        draws = min(MOST_DRAWS, max(1, -(-DRAWS_WANTED // images)))
-    seed = opened.recipe.seed
-    of = " of the top group" if len(opened.model.group_sizes) > 1 else ""
-    moments = load(shards["train"], Drawing(0, seed), device)
-    spread = spread_of(moments)
-    refuse_unfit(spread, max(arguments.components), images * max(1, draws), arguments.covariance, of)
-    # Of moments a density is not known: it is taken of one draw.
-    drawn, val = (load(shards[split], Drawing(max(1, draws), seed), device) for split in ("train", "val"))
-    train: Points | ShardLatents = drawn
-    if arguments.online is not None:
-        train = ShardLatents(shards["train"], Drawing(draws, seed), device)
-    elif draws == 0:
-        train = moments
-    ridge = arguments.ridge * spread.total.clamp_min(1e-12)
-    candidates = [
-        _candidate(arguments, number, ridge, images, train=train, drawn=drawn, val=val)
-        for number in arguments.components
-    ]
+    material = gather(
+        opened,
+        groups=arguments.groups,
+        samples_per_image=arguments.samples_per_image,
+        online=arguments.online is not None,
+    )
+    of = f" of the first {arguments.groups} groups" if arguments.groups > 1 else " of the top group"
+    refuse_unfit(
+        material.spread,
+        max(arguments.components),
+        material.images * max(1, material.draws),
+        arguments.covariance,
+        of if len(opened.model.group_sizes) > 1 else "",
+    )
+    ridge = arguments.ridge * material.spread.total.clamp_min(1e-12)
+    candidates = [_candidate(arguments, number, ridge, material) for number in arguments.components]
     chosen = choose(candidates, arguments.select)
-    details: dict[str, Any] = {
-        "samples_per_image": draws,
-        "start": arguments.start,
-        "restarts": arguments.restarts,
-        "ridge": arguments.ridge,
-        "online_passes": arguments.online,
-        "seed": arguments.seed,
-        "replaces": _replaces(opened.model),
-        "collapsed_latents": spread.collapsed.nonzero()[:, 0].tolist(),
-        "step": opened.step,
-        "weights": opened.weights,
-        "recipe_hash": opened.recipe.hash,
-        "data_hash": shards["train"].index.made["data_hash"],
-    }
-    prior_nats = _prior_nats(opened.model, val)
+    of_prior = prior_nats(opened.model, material.val)
     metrics = {
         "gmm/components": float(len(chosen.mixture.weights)),
         "gmm/train_log_density_nats": chosen.train_nats,
         "gmm/val_log_density_nats": chosen.val_nats,
-        "gmm/val_prior_log_density_nats": prior_nats,
+        "gmm/val_prior_log_density_nats": of_prior,
         "gmm/bic": chosen.bic,
     }
     result = {
         "run": str(opened.folder),
         **chosen.words(),
-        **details,
-        "prior_val_nats": prior_nats,
+        "groups": arguments.groups,
+        "samples_per_image": material.draws,
+        "start": arguments.start,
+        "restarts": arguments.restarts,
+        "ridge": arguments.ridge,
+        "online_passes": arguments.online,
+        "seed": arguments.seed,
+        "replaces": replaces(opened.model, arguments.groups),
+        "collapsed_latents": material.spread.collapsed.nonzero()[:, 0].tolist(),
+        "step": opened.step,
+        "weights": opened.weights,
+        "recipe_hash": opened.recipe.hash,
+        "data_hash": material.data_hash,
+        "prior_val_nats": of_prior,
         **metrics,
         "covariance": arguments.covariance,
         "selected_by": arguments.select,
@@ -162,20 +156,15 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _candidate(
-    arguments: argparse.Namespace,
-    number: int,
-    ridge: "Tensor",
-    images: int,
-    *,
-    train: "Points | ShardLatents",
-    drawn: "Points | ShardLatents",
-    val: "Points | ShardLatents",
+    arguments: argparse.Namespace, number: int, ridge: "Tensor", material: "Material"
 ) -> "Candidate":
     from vaescale import comm
     from vaescale.aggregate import em, selection
     from vaescale.aggregate.latents import ShardLatents
     from vaescale.aggregate.stepwise import fit_stepwise
     from vaescale.console import say
+
+    train = material.train
 
     def fit(start: "Mixture") -> "em.Fit":
         if isinstance(train, ShardLatents) and arguments.online is not None:
@@ -201,12 +190,12 @@ def _candidate(
         )
     found = selection.candidate(
         train,
-        drawn,
-        val,
+        material.drawn,
+        material.val,
         number,
         fit=fit,
         restarts=arguments.restarts,
-        images=images,
+        images=material.images,
         kind=arguments.covariance,
         how=arguments.start,
         seed=arguments.seed,
@@ -255,27 +244,6 @@ def _save(
     push(folder, tracking)
 
 
-def _prior_nats(model: "VAE", val: "Points | ShardLatents") -> float:
-    """The mean log density of the held-out draws under the model's own prior of the same latents."""
-    import torch
-
-    from vaescale import comm
-
-    own = torch.zeros(1, dtype=torch.float64)
-    with torch.no_grad():
-        for z, _ in val.parts():
-            for part in torch.split(z, 4096):
-                own += model.prior_log_density(part).double().sum().cpu()
-    return float(comm.all_reduce_sum(own)) / val.count
-
-
-def _replaces(model: "VAE") -> str:
-    """Which prior the mixture takes the place of."""
-    if len(model.group_sizes) > 1:
-        return f"the prior of the top group of {len(model.group_sizes)}; the others keep theirs"
-    return "the prior N(0, I) of all latents"
-
-
 def _numbers(words: str) -> tuple[int, ...]:
     """`1,10,50`."""
     numbers = tuple(int(word) for word in words.split(","))
@@ -290,6 +258,7 @@ _numbers.__name__ = "number of components"  # argparse says so of what is none
 def _refuse_senseless(arguments: argparse.Namespace) -> None:
     least = {
         "samples_per_image": 0,
+        "groups": 1,
         "restarts": 1,
         "max_iterations": 1,
         "seed": 0,

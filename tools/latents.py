@@ -73,6 +73,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             measuring.refuse_gaps(opened)
         fitted = opened.folder / "gmm"
         mixture = files.load(fitted, **made) if fitted.is_dir() else None
+        if mixture is not None and mixture.means.shape[1] != opened.model.latent_dim:
+            mixture = None  # of several groups together, and what is measured here is the top one
         shards = latents_of(opened, "train")
         moments = ShardLatents(shards, Drawing(0, opened.recipe.seed)).held()
         scaled, seed = measuring.in_prior_s_scale(opened, moments), arguments.seed

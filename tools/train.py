@@ -63,9 +63,7 @@ def show(result: dict[str, Any]) -> None:
     rows = [(name, f"{value:.6g}") for name, value in metrics.items()]
     table(f"{result['run_dir']}: held-out data", rows)
     run = result["run_dir"]
-    # A ladder's latents are groups, and no mixture is fitted to them.
-    fit = "" if any(name.startswith("group_kl_nats") for name in metrics) else f"vaescale fit-gmm {run}; "
-    say(f"next: vaescale evaluate {run}; {fit}vaescale sample {run}")
+    say(f"next: vaescale evaluate {run}; vaescale fit-gmm {run}; vaescale sample {run}")
 
 
 def _words(name: str, value: Any) -> str:

@@ -74,7 +74,8 @@ def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
     taken = "ema" if weights == "ema" and found.has("ema") else "model"
     checkpoint.load_weights(model, found, taken)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    weights = "ema" if taken == "ema" else "raw"
+    # An exported run has one kind of weights alone, and says which.
+    weights = "ema" if taken == "ema" or found.state().get("exported_weights") == "ema" else "raw"
     return Run(folder, recipe, model.eval().to(device), found.step, weights, found.sha256(taken))
 
 
@@ -89,8 +90,13 @@ def in_order(reader: ShardReader, *, workers: int = 0) -> Iterator[Batch]:
         yield batch
 
 
-def latents_of(opened: Run, split: Literal["train", "val"], *, suffix: str = "") -> LatentShards:
-    """q(z|x) of every image of a split, in RUN/latents/SPLIT + suffix: written by all ranks together, unless it is there."""
+def latents_of(
+    opened: Run, split: Literal["train", "val"], *, suffix: str = "", groups: int = 1, draws: int = 0
+) -> LatentShards:
+    """q(z|x) of every image of a split, in RUN/latents/SPLIT + suffix: written by all ranks together, unless it is there.
+
+    groups, draws: of a ladder's first groups together, so many draws of each image.
+    """
     reader = comm.together(lambda: open_split(opened.recipe, split))
     batch = min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(reader.image_shape)))
     total = int(reader.index.shards.samples[comm.rank() :: comm.world_size()].sum())
@@ -118,9 +124,19 @@ def latents_of(opened: Run, split: Literal["train", "val"], *, suffix: str = "")
         "data_hash": reader.index.data_hash,
     }
     folder = opened.folder / "latents" / f"{split}{suffix}"
-    return encode(opened.model, reader.index, batches, folder, seed=opened.recipe.seed, made=made)
+    return encode(
+        opened.model,
+        reader.index,
+        batches,
+        folder,
+        seed=opened.recipe.seed,
+        made=made,
+        groups=groups,
+        draws=draws,
+    )
 
 
-def open_split(recipe: Recipe, split: Literal["train", "val"]) -> ShardReader:
-    """The reader of one of the recipe's two data sets."""
-    return open_reader(recipe.data.train if split == "train" else recipe.data.val, recipe.data)
+def open_split(recipe: Recipe, split: Literal["train", "val"], *, place: str | None = None) -> ShardReader:
+    """The reader of one of the recipe's two data sets, or of the shards at `place`, read as the recipe says."""
+    own = recipe.data.train if split == "train" else recipe.data.val
+    return open_reader(place or own, recipe.data)

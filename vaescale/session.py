@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from vaescale import comm
+from vaescale import comm, figures
 from vaescale.batches import refuse_small_cache, training_batches
 from vaescale.console import Progress, say
+from vaescale.data.batch import Request
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import open_reader
 from vaescale.errors import DataError, NotFinite, Preempted, UserError
+from vaescale.evaluation.glimpse import glimpse
 from vaescale.evaluation.likelihood import evaluate
 from vaescale.files import write_whole
 from vaescale.objectives import build_objective
@@ -45,6 +47,7 @@ from vaescale.training.tracking import Drain
 from vaescale.training.watchdog import Watchdog
 
 ROLLBACK_FACTOR = 0.5
+GLIMPSED = 8  # images in the picture of each evaluation
 
 
 class Session:
@@ -250,6 +253,10 @@ class Session:
             metrics = evaluate(
                 self.model, batches, seed=self.recipe.seed, max_skipped=self.recipe.data.max_skipped
             )
+            first = self.val_reader.__getitems__(
+                Request(np.arange(min(GLIMPSED, len(self.val_reader))), refill=False)
+            )
+            rows = glimpse(self.model, first.images, seed=self.recipe.seed)
         self._measured = (step, {f"val/{name}": value for name, value in metrics.items()})
         keep_best = self.recipe.training.keep_best
         if keep_best and keep_best not in self._measured[1]:
@@ -257,6 +264,9 @@ class Session:
             raise UserError(f"training.keep_best is {keep_best!r}; what is measured here: {known}")
         if comm.is_main():
             run_folder.append_metrics(self.folder, step, self._measured[1])
+            figures.picture_rows(
+                self.folder / "figures" / "progress" / f"step-{step:09d}.png", [row.numpy() for row in rows]
+            )
 
     def _judged(self) -> None:
         """Write down which images a loss or gradient of NaN or Inf came from."""

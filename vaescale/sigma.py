@@ -202,6 +202,13 @@ class SigmaState(nn.Module):
             return None
         return self.evaluation_log_sigma(None).detach().double().mul(2).exp().mean().sqrt()
 
+    def fitted(self, mean_power: Tensor) -> Tensor:
+        """The root mean square over the groups of the maximum-likelihood sigma of given images, float64 []. mean_power: the mean
+        over these images of |e|^m, float64 [C, H, W].
+        """
+        folded = mean_power.mean([dim - 1 for dim in self._folded]) if self._folded else mean_power
+        return self._log_optimal(folded).mul(2).exp().mean().sqrt()
+
     @property
     def handed_over(self) -> Tensor | None:
         """How far the handover is: 0 before it, 1 after its ramp, float64 []; None without one."""

@@ -266,6 +266,22 @@ def test_collapse_is_recognised() -> None:
         refuse_unfit(Spread(torch.zeros(3).double(), torch.zeros(3).double()), 3, 500)
 
 
+def test_the_spread_of_draws_is_that_of_their_moments() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(4000, 3, generator=generator) * torch.tensor([1.0, 0.0, 0.3])
+    draws = mean[:, None] + 0.5 * torch.randn(4000, 4, 3, generator=generator)
+    exact = spread_of(Points(mean, torch.full_like(mean, 0.25)))
+    found = spread_of(Points(draws.flatten(0, 1)), 4)
+    torch.testing.assert_close(found.within, exact.within, rtol=0.03, atol=0)
+    torch.testing.assert_close(found.between, exact.between, rtol=0.05, atol=0.005)
+    assert found.collapsed.tolist() == exact.collapsed.tolist() == [False, True, False]
+    many = torch.randn(200, 4000, 2, 1, generator=generator)
+    by_chance = torch.tensor([float(spread_of(Points(one.flatten(0, 1)), 2).between) for one in many])
+    raw = many.mean(2).var(1, correction=0) - many.var(2).mean(1) / 2
+    assert float(raw.std()) == pytest.approx(spread_of(Points(many[0].flatten(0, 1)), 2).error, rel=0.15)
+    assert (by_chance >= 0).all()
+
+
 def test_held_out_density_or_bic_chooses() -> None:
     one = Candidate(None, 3, True, 0, train_nats=-3.0, val_nats=-4.0, bic=10.0)  # type: ignore[arg-type]
     two = one._replace(val_nats=-3.5, bic=20.0)

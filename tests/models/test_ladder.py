@@ -161,6 +161,45 @@ def test_importance_weights_close_the_gap() -> None:
     assert ((many.log_px - many.kl.sum(1)).view(3, -1).mean(1) < evidence() - 0.1).all()
 
 
+def test_draws_of_both_groups_together_have_the_posterior_s_moments() -> None:
+    """Under the exact posterior (z1, z2) given x is one Gaussian, whose covariance is that of the joint conditioned on x."""
+    model = two_levels(*exact_posterior())
+    x = model.target(X, noise.Stream(0, 0, torch.arange(3)))
+    with torch.no_grad():
+        z = model.joint_draws(x, noise.Stream(0, 0, torch.arange(3)), 60_000, 2)
+    _, covariance = joint()
+    cross, own = covariance[:2, 2:], covariance[2:, 2:]
+    mean = x.flatten(1) @ torch.linalg.solve(own, cross.T)
+    conditioned = covariance[:2, :2] - cross @ torch.linalg.solve(own, cross.T)
+    torch.testing.assert_close(z.mean(1), mean, rtol=0, atol=0.02)
+    for rows in z:
+        torch.testing.assert_close(torch.cov(rows.T), conditioned, rtol=0.03, atol=0.01)
+
+
+def test_the_prior_of_both_groups_is_a_density() -> None:
+    model = two_levels(*exact_posterior())
+    _, covariance = joint()
+    z = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    together = MultivariateNormal(torch.zeros(2, dtype=torch.float64), covariance[:2, :2])
+    torch.testing.assert_close(model.prior_log_density(z), together.log_prob(z))
+    torch.testing.assert_close(model.prior_log_density(z[:, :1]), Normal(0.0, S1).log_prob(z[:, 0]))
+
+
+def test_all_groups_given_leave_nothing_to_draw(ladder: LadderVAE) -> None:
+    size = sum(ladder.group_sizes)
+    z = torch.randn(2, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, other = (ladder.decode(z, noise.Stream(seed, 0, torch.arange(2))) for seed in (0, 1))
+        first = sum(ladder.group_sizes[:2])
+        some, others = (
+            ladder.decode(z[:, :first], noise.Stream(seed, 0, torch.arange(2))) for seed in (0, 1)
+        )
+    assert torch.equal(one, other)
+    assert not torch.equal(some, others)
+    with pytest.raises(AssertionError, match="first groups"):
+        ladder.decode(z[:, :-1], noise.Stream(0, 0, torch.arange(2)))
+
+
 @pytest.fixture
 def ladder() -> LadderVAE:
     torch.manual_seed(0)

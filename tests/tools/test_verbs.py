@@ -44,8 +44,14 @@ def test_evaluate_repeats_the_last_evaluation_of_training(vaescale, run: Path) -
     assert outcome.code == 0, outcome.err
     during = json.loads((run / "summary.json").read_text())["val"]
     assert during.pop("step") == outcome.json["step"] == 12
-    assert outcome.json["metrics"] == during
-    assert json.loads((run / "evaluation" / "val.json").read_text())["metrics"] == during
+    found = outcome.json["metrics"]
+    assert {name: found[name] for name in during} == during
+    assert json.loads((run / "evaluation" / "val.json").read_text())["metrics"] == found
+    assert found["psnr_db"] > 0
+    assert found["data_sigma"] == pytest.approx(found["mse"] ** 0.5, rel=1e-6)
+    assert 0 < found["coverage/50"] < found["coverage/90"] <= found["coverage/99"] <= 1
+    assert "ssim" not in found, "8x8 images are smaller than its window"
+    assert (run / "figures" / "calibration.png").is_file()
     assert "neg_elbo_nats / (D ln 2) + 8" in outcome.json["protocol"]["bits_per_dim"]
     assert (run / "figures" / "reconstructions.png").is_file()
     assert "neg_elbo_nats" in vaescale("evaluate", run).out
@@ -57,6 +63,213 @@ def test_evaluate_takes_a_split_and_weights(vaescale, run: Path) -> None:
     assert outcome.json["weights"] == "raw"
     assert [path.name for path in (run / "evaluation").iterdir()] == ["train-raw.json"]
     assert (run / "figures" / "reconstructions-train-raw.png").is_file()
+
+
+def test_evaluate_takes_other_images(vaescale, run: Path, digits: Path) -> None:
+    outcome = vaescale("evaluate", run, "--data", digits / "train", "--name", "elsewhere", "--json")
+    assert outcome.json["metrics"]["images"] == 1437
+    assert (run / "evaluation" / "elsewhere.json").is_file()
+    vaescale("evaluate", run, "--name", "../x").assert_refused(2, "no file name")
+    vaescale("evaluate", run, "--data", digits / "none").assert_refused(3, "none")
+
+
+def test_quality_judges_samples_by_features(vaescale, run: Path, digits: Path, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    vaescale("quality", run, "--features", features).assert_refused(2, "vaescale train-features")
+    trained = vaescale(
+        "train-features", digits / "train", "--out", features, "--steps", 60, "--width", 8, "--json"
+    )
+    assert trained.code == 0, trained.err
+    assert trained.json["accuracy"] > 0.5
+    assert trained.json["held_out_images"] == 360
+    vaescale("train-features", digits / "train", "--out", features).assert_refused(2, "already")
+    assert vaescale("fit-gmm", run, "--components", "1,2").code == 0
+    words = ("quality", run, "--count", 200, "--cache", tmp_path / "cache", "--json", "--features")
+    outcome = vaescale(*words, features)
+    assert outcome.code == 0, outcome.err
+    rows = {(row["of"], row["decode"]): row for row in outcome.json["rows"]}
+    assert len(rows) == 2 + 3 * 2
+    assert rows["held-out images", ""]["frechet"] < rows["prior", "mean"]["frechet"]
+    assert outcome.json["references_from_cache"] is False
+    again = vaescale(*words, features)
+    assert again.json["references_from_cache"] is True
+    assert again.json["rows"] == outcome.json["rows"]
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(b"damaged")
+    assert vaescale(*words, features).json["rows"] == outcome.json["rows"]
+    pixels = vaescale(*words, "pixels", "--decode", "mean")
+    assert pixels.json["rows"][0]["frechet"] != outcome.json["rows"][0]["frechet"]
+    assert (run / "figures" / "quality-pixels.png").is_file()
+    vaescale(*words, tmp_path / "m.pt2").assert_refused(2, "is not there")
+    (tmp_path / "m.pt2").write_bytes(b"a program")
+    vaescale(*words, tmp_path / "m.pt2").assert_refused(2, "--trust-features")
+    vaescale(*words, "inception:/nowhere").assert_refused(2, "not at /nowhere", "train-features")
+    (features / "features.safetensors").write_bytes(b"cut")
+    vaescale(*words, features).assert_refused(2, "damaged")
+
+
+def test_features_of_an_exported_module(vaescale, run: Path, tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(module, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "linear.pt2")
+    words = ("quality", run, "--count", 50, "--cache", tmp_path, "--trust-features", "--json")
+    outcome = vaescale(*words, "--features", tmp_path / "linear.pt2")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["features"] == "linear"
+    assert "linear.pt2" in outcome.json["protocol"]["features"]
+
+
+def test_runs_are_compared_from_their_folders(
+    vaescale, run: Path, recipe_file, recipe_content, tmp_path: Path
+) -> None:
+    others = []
+    for name, change in (
+        ("again", {"seed": 1}),
+        ("wide", {"likelihood": {"kind": "gaussian", "sigma": 0.5}}),
+    ):
+        content = {**recipe_content, "name": name, "run_dir": str(tmp_path / name), **change}
+        assert vaescale("train", recipe_file(content, f"{name}.yaml")).code == 0
+        others.append(tmp_path / name)
+    assert vaescale("sample", run, "--count", 4).code == 0
+    outcome = vaescale("compare-runs", run, *others, "--out", tmp_path / "out", "--json")
+    assert outcome.code == 0, outcome.err
+    found = outcome.json["runs"]
+    bounds = [one["val/neg_elbo_nats"] for one in found]
+    assert bounds == sorted(bounds)
+    assert {one["likelihood.sigma"] for one in found} == {"optimal", 0.5}
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page.replace("http-equiv", "")
+    table = vaescale("compare-runs", run, *others, "--out", tmp_path / "out", "--sort", "val/psnr")
+    table.assert_refused(2, "no run has the metric 'val/psnr'")
+    assert "| tiny |" in vaescale("compare-runs", run, *others, "--out", tmp_path / "out").out
+    vaescale("compare-runs", run).assert_refused(2, "at least two")
+    vaescale("compare-runs").assert_refused(2, "--experiment")
+    vaescale("compare-runs", run, tmp_path / "none").assert_refused(2, "is not a run folder")
+
+
+def test_baselines_are_exact(vaescale, run: Path, digits: Path) -> None:
+    """PCA's likelihood by the covariance that Tipping & Bishop's maximum-likelihood estimate has, eq. 7 and 8."""
+    from vaescale.run import open_run as opened_run
+    from vaescale.run import open_split
+
+    vaescale("baselines", run).assert_refused(2, "is not evaluated at step 12", "vaescale evaluate")
+    assert vaescale("evaluate", run).code == 0
+    outcome = vaescale("baselines", run, "--json")
+    assert outcome.code == 0, outcome.err
+    rows = outcome.json["rows"]
+    recipe = opened_run(run).recipe
+    train, val = (
+        torch.cat([reader[n].images for n in range(len(reader))]).flatten(1).double() / 255
+        for reader in (open_split(recipe, "train"), open_split(recipe, "val"))
+    )
+    values, vectors = torch.linalg.eigh(torch.cov(train.T))
+    values, vectors = values.flip(0), vectors.flip(1)
+    noise = values[4:].mean()
+    weight = vectors[:, :4] * (values[:4] - noise).sqrt()
+    covariance = weight @ weight.T + noise * torch.eye(64).double()
+    exact = torch.distributions.MultivariateNormal(train.mean(0), covariance).log_prob(val).mean()
+    ppca = rows["pPCA, 4 latents"]
+    assert ppca["neg_log_px_nats"] == pytest.approx(-float(exact), abs=1e-6)
+    assert ppca["sigma"] == pytest.approx(float(noise.sqrt()), rel=1e-6)
+    assert ppca["bits_per_dim"] == pytest.approx(-float(exact) / (64 * np.log(2)) + 8)
+    assert 0.5 < ppca["linear_probe"] <= 1
+    assert 0.1 < rows["tiny"]["knn_5"] <= 1
+    assert (run / "figures" / "baselines.png").is_file()
+    few = vaescale("baselines", run, "--labels", 20, "--json").json["rows"]
+    assert few["pPCA, 4 latents"]["linear_probe"] < ppca["linear_probe"]
+    assert "linear_probe" in vaescale("baselines", run).out
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow warns of itself
+def test_an_exported_run_is_loaded_by_mlflow(vaescale, run: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    assert vaescale("fit-gmm", run, "--components", 2).code == 0
+    out = tmp_path / "exported"
+    outcome = vaescale("export", run, out, "--json")
+    assert outcome.code == 0, outcome.err
+    vaescale("export", run, out).assert_refused(2, "is there already")
+    vaescale("export", run, tmp_path / "other", "--log").assert_refused(2, "no MLflow store")
+    for path in out.rglob("*"):
+        assert path.suffix in ("", ".yaml", ".json", ".safetensors", ".txt"), path
+    model = mlflow.pyfunc.load_model(str(out))
+    opened = open_run(run)
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
+    with torch.no_grad():
+        x = opened.model.target(torch.from_numpy(images), None)
+        wanted = opened.model.likelihood.mean(opened.model.reconstruct(x))
+        latents = opened.model.posterior(x).mu
+    np.testing.assert_allclose(model.predict(images), wanted, atol=1e-6)
+    np.testing.assert_allclose(model.predict(images, params={"mode": "encode"}), latents, atol=1e-6)
+    drawn = model.predict(images, params={"mode": "sample", "prior": "gmm", "decode": "ancestral", "seed": 3})
+    assert drawn.shape == (3, 1, 8, 8)
+    assert not np.allclose(drawn, model.predict(images, params={"mode": "sample"}))
+    served = model._model_impl
+    with pytest.raises(ValueError, match="mode is one of"):
+        served.predict(images, {"mode": "dream"})
+    with pytest.raises(ValueError, match="give uint8"):
+        served.predict(images.astype(np.float32))
+    assert vaescale("sample", out / "data" / "run", "--count", 4).code == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow and SQLAlchemy warn of themselves
+def test_a_sweep_trains_all_below_one_run(
+    vaescale, recipe_file, recipe_content, tmp_path: Path, monkeypatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    content = {**recipe_content, "run_dir": "runs/${name}", "tracking": {"mlflow": uri, "experiment": "s"}}
+    words = ("sweep", recipe_file(content), "seed=0,1", "training.steps=6", "--json")
+    assert len(vaescale(*words, "--dry-run").json["variants"]) == 2
+    vaescale("sweep", recipe_file(content), "objective.beat=1,2").assert_refused(
+        2, "unknown key objective.beat"
+    )
+    outcome = vaescale(*words)
+    assert outcome.code == 0, outcome.err
+    assert [one["exit_code"] for one in outcome.json["variants"]] == [0, 0]
+    state = json.loads((tmp_path / "runs" / "tiny-sweep" / "sweep.json").read_text())
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("s").experiment_id
+    below = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{state['mlflow_run']}'")
+    assert {run.info.run_name for run in below} == {"tiny-seed-0", "tiny-seed-1"}
+    inputs = {one.tags[0].value: one.dataset.digest for one in below[0].inputs.dataset_inputs}
+    tags = below[0].data.tags
+    assert inputs == {"training": tags["data_hash"][:36], "validation": tags["val_data_hash"][:36]}
+    compared = vaescale(
+        "compare-runs",
+        "--experiment",
+        "s",
+        "--where",
+        "params.seed != ''",
+        "--store",
+        uri,
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
+    assert compared.code == 0, compared.err
+    assert {one["name"] for one in compared.json["runs"]} == {"tiny-seed-0", "tiny-seed-1"}
+    assert {one["seed"] for one in compared.json["runs"]} == {"0", "1"}
+    assert compared.json["figures"]
+    for more, message in (
+        (("--experiment", "none"), "has no experiment 'none'; there are"),
+        (("--experiment", "s", "--where", "nonsense"), "MLflow at"),
+        (("--experiment", "s", "--where", "params.seed = '7'"), "has no runs"),
+    ):
+        vaescale("compare-runs", "--store", uri, *more).assert_refused(2, message)
+    vaescale("compare-runs", "--experiment", "s", "--store", "sqlite:///none.db").assert_refused(
+        2, "is not there"
+    )
+    failed = vaescale(
+        "sweep", recipe_file(content), "seed=5", "data.train=nowhere", "--name", "wild", "--json"
+    )
+    assert failed.code == 3
+    assert [one["exit_code"] for one in failed.json["variants"]] == [3]
 
 
 def test_fit_gmm_saves_a_mixture_of_the_latents(vaescale, run: Path) -> None:
@@ -272,7 +485,9 @@ def test_all_results_reach_mlflow(vaescale, recipe_file, recipe_content, tmp_pat
     } <= stored.data.metrics.keys()
     assert len(client.get_metric_history(state["run_id"], "train/sigma")) == 12
     assert {item.path for item in client.list_artifacts(state["run_id"], "figures")} == {
+        "figures/calibration.png",
         "figures/curves.png",
+        "figures/progress",
         "figures/reconstructions.png",
         "figures/samples.png",
     }
@@ -311,6 +526,42 @@ def ladder_run(vaescale, recipe_file, recipe_content) -> Path:
     outcome = vaescale("train", recipe_file(recipe_content))
     assert outcome.code == 0, outcome.err
     return Path(recipe_content["run_dir"])
+
+
+def test_a_mixture_of_several_groups_of_a_ladder(vaescale, recipe_file, recipe_content) -> None:
+    recipe_content["network"] = {"kind": "ladder", "latent_dim": 2, "width": 8}
+    recipe_content["likelihood"] = {"kind": "gaussian", "sigma": 0.1}
+    recipe_content["objective"] = {"kind": "elbo", "beta": 0}
+    recipe_content["optimizer"]["lr"] = 1e-2
+    recipe_content["training"] |= {"steps": 60, "evaluate_every": 60, "checkpoint_every": 60, "ema_decay": 0}
+    assert vaescale("train", recipe_file(recipe_content)).code == 0
+    ladder_run = Path(recipe_content["run_dir"])
+    outcome = vaescale(
+        "fit-gmm", ladder_run, "--groups", 5, "--components", 2, "--covariance", "diag", "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    opened = open_run(ladder_run)
+    size = sum(opened.model.group_sizes[:5])
+    assert mixture_files.load(ladder_run / "gmm").means.shape == (2, size)
+    assert (
+        outcome.json["replaces"] == "the prior of the first 5 groups, together, of 7; the others keep theirs"
+    )
+    assert outcome.json["samples_per_image"] == 8
+    assert vaescale("sample", ladder_run, "--prior", "gmm", "--count", 4).code == 0
+    assert vaescale("latents", ladder_run).code == 0
+    again = vaescale(
+        "fit-gmm", ladder_run, "--groups", 5, "--components", 2, "--covariance", "diag", "--json"
+    )
+    assert again.json["val_nats"] == outcome.json["val_nats"]
+    online = vaescale("fit-gmm", ladder_run, "--groups", 5, "--online", 1, "--covariance", "diag", "--json")
+    assert online.code == 0, online.err
+    assert vaescale("verify-shards", ladder_run / "latents" / "train-top5", "--deep").code == 0
+    vaescale("fit-gmm", ladder_run, "--groups", 8).assert_refused(2, "a ladder of 7 groups")
+    vaescale("fit-gmm", ladder_run, "--groups", 2, "--samples-per-image", 0).assert_refused(2, "no moments")
+
+
+def test_a_flat_run_has_one_group(vaescale, run: Path) -> None:
+    vaescale("fit-gmm", run, "--groups", 2).assert_refused(2, "no ladder")
 
 
 def test_a_ladder_is_trained_evaluated_and_sampled(vaescale, ladder_run: Path) -> None:

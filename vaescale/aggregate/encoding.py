@@ -1,5 +1,7 @@
 """Every image of a data set through the encoder, to shards of latents: one beside each shard of images, written by one rank.
 
+Of several groups of a ladder together q(z|x) is no Gaussian: of these, draws are written.
+
 A shard's latents are the same whoever writes them. A note beside each (`.NAME.json`) says what it was made from, so that a
 second start writes only what is missing; index.json comes last.
 
@@ -46,15 +48,22 @@ def encode(
     *,
     seed: int,
     made: dict[str, Any],
+    groups: int = 1,
+    draws: int = 0,
 ) -> LatentShards:
     """Write q(z|x) of every image to `folder`, on all ranks together; what is there already is kept.
 
     batches: of some shards' numbers, with the shard of each. made: words for the index on the model and the images; latents
-    that were made otherwise are written anew. Returns them with `made` grown by latent_shape, skipped, and by channel mean and
+    that were made otherwise are written anew. groups, draws: of a ladder's first groups together, so many draws of each image.
+    Returns them with `made` grown by latent_shape, skipped, and by channel mean and
     std of the aggregate posterior. Raises TrainingStopped when the encoder returns NaN or Inf, DataError when no image can be
     used.
     """
-    made = {**made, "latent_shape": list(model.latent_shape)}
+    if groups > 1:
+        size = sum(model.group_sizes[:groups])
+        made = {**made, "latent_shape": [size], "groups": groups, "draws": draws}
+    else:
+        made = {**made, "latent_shape": list(model.latent_shape)}
     if comm.on_main(lambda: _is_there(folder, made)):
         return open_latents(folder)
     own = range(comm.rank(), len(images.shards), comm.world_size())
@@ -99,7 +108,7 @@ def _encode_shards(
     waiting: list[tuple[Batch, Tensor]] = []
     done = 0
     for number, batch in batches(missing):
-        waiting.append((batch, _moments(model, batch, seed)))
+        waiting.append((batch, _moments(model, batch, seed, made)))
         done += len(batch.slots)
         if done == images.shards[number].samples:
             notes[number] = _write(folder, images.shards[number], waiting, made)
@@ -107,12 +116,17 @@ def _encode_shards(
     return notes
 
 
-def _moments(model: VAE, batch: Batch, seed: int) -> Tensor:
-    """Mean and log variance of each image's q(z|x), float32 [B, 2, *latent_shape] on the CPU."""
+def _moments(model: VAE, batch: Batch, seed: int, made: dict[str, Any]) -> Tensor:
+    """Mean and log variance of each image's q(z|x), float32 [B, 2, *latent_shape] on the CPU; or draws, [B, S, Z]."""
     device = next(model.parameters()).device
     stream = noise.Stream(seed, 0, batch.slots.to(device))
-    q = model.posterior(model.target(batch.images.to(device), stream))
-    moments = torch.stack([q.mu.expand_as(q.log_sigma), 2 * q.log_sigma.expand_as(q.mu)], dim=1).float().cpu()
+    x = model.target(batch.images.to(device), stream)
+    if made.get("draws"):
+        moments = model.joint_draws(x, stream, made["draws"], made["groups"]).float().cpu()
+    else:
+        q = model.posterior(x)
+        both = [q.mu.expand_as(q.log_sigma), 2 * q.log_sigma.expand_as(q.mu)]
+        moments = torch.stack(both, dim=1).float().cpu()
     if not torch.isfinite(moments[batch.mask]).all():
         raise TrainingStopped("the encoder returns NaN or Inf; train again with a lower optimizer.lr")
     return moments
@@ -124,10 +138,12 @@ def _write(folder: Path, source: Shard, parts: list[tuple[Batch, Tensor]], made:
     keys = [key for batch, _ in parts for key in batch.keys]
     labels = torch.cat([batch.labels for batch, _ in parts])[used]
     skipped = int((~used).sum())
-    mean, variance = moments.double().unbind(1)
-    by_channel = [
-        part.movedim(1, 0).flatten(1).sum(1).tolist() for part in (mean, mean.square() + variance.exp())
-    ]
+    if made.get("draws"):
+        mean, square = moments.double().mean(1), moments.double().square().mean(1)
+    else:
+        mean, log_variance = moments.double().unbind(1)
+        square = mean.square() + log_variance.exp()
+    by_channel = [part.movedim(1, 0).flatten(1).sum(1).tolist() for part in (mean, square)]
     shard = None
     if len(moments):
         shard = write_latents(
@@ -136,6 +152,7 @@ def _write(folder: Path, source: Shard, parts: list[tuple[Batch, Tensor]], made:
             keys=[key for key, usable in zip(keys, used.tolist(), strict=True) if usable],
             labels=labels.numpy(),
             moments=moments.numpy(),
+            draws=bool(made.get("draws")),
         )
     places = moments[0, 0, 0].numel() if len(moments) else 0
     note = Note(shard, skipped, len(moments) * places, *by_channel)

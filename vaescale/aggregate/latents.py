@@ -23,7 +23,7 @@ KEPT_BYTES = 1 << 28  # of shards that are read out of order
 
 
 class Drawing(NamedTuple):
-    """samples: of each image; 0: its moments instead."""
+    """samples: of each image; 0: its moments instead. Of shards of draws, as many as they hold."""
 
     samples: int
     seed: int
@@ -35,6 +35,7 @@ class ShardLatents:
     def __init__(self, shards: LatentShards, drawing: Drawing, device: torch.device | str = "cpu") -> None:
         self.shards, self.drawing, self.device = shards, drawing, torch.device(device)
         self.size = int(np.prod(shards.shape))
+        assert shards.draws in (0, drawing.samples), f"the shards hold {shards.draws} draws of each image"
         self.of_each = max(1, drawing.samples)
         self.images = shards.index.num_samples
         self.count = self.images * self.of_each
@@ -108,6 +109,10 @@ class ShardLatents:
 
     def _latents(self, number: int, block: Block) -> tuple[Tensor, Tensor | None, Tensor]:
         """z [n S, Z], the variances if these are moments, and the latents' numbers, of one shard."""
+        if self.shards.draws:
+            first = int(self._starts[number]) * self.of_each
+            z = torch.from_numpy(block.moments).to(self.device).flatten(0, 1)
+            return z, None, first + torch.arange(len(z))
         mean, log_variance = torch.from_numpy(block.moments).to(self.device).unbind(1)
         images = int(self._starts[number]) + torch.arange(len(mean))
         if not self.drawing.samples:

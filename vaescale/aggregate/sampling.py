@@ -4,6 +4,7 @@ A draw of x, x = E[x|z] + sigma epsilon, is what the model says that images are 
 can be measured by a multiple of it that is the same everywhere: E[x|z] + alpha sigma(z).
 """
 
+import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -71,8 +72,8 @@ def deviation(likelihood: Likelihood, params: Tensor) -> Tensor:
 
 
 def refuse_misfit(mixture: Mixture, model: VAE, folder: Path) -> None:
-    """Raise UserError when a run's mixture is of other latents than the model has."""
-    if mixture.means.shape[1] != model.latent_dim:
+    """Raise UserError when a run's mixture is neither of the model's latents nor of a ladder's first groups."""
+    if mixture.means.shape[1] not in itertools.accumulate(model.group_sizes):
         raise UserError(
             f"the mixture in {folder} is of {mixture.means.shape[1]} latents, the model has {model.latent_dim}; fit it again "
             f"with `vaescale fit-gmm {folder}`"

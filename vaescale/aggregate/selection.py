@@ -36,6 +36,9 @@ class Spread(NamedTuple):
 
     between: Tensor
     within: Tensor
+    error: float = (
+        0.0  # the standard error of `between` of a latent that all images have alike, as a part of the total
+    )
 
     @property
     def total(self) -> Tensor:
@@ -44,8 +47,10 @@ class Spread(NamedTuple):
 
     @property
     def collapsed(self) -> Tensor:
-        """Whether a latent's mean hardly moves, in its own scale: of a used latent the aggregate is about as wide as the prior."""
-        return self.between < COLLAPSED_VARIANCE * self.total
+        """Whether a latent's mean hardly moves, in its own scale: of a used latent the aggregate is about as wide as the prior.
+        Nor is one used that moves by no more than what draws by chance give.
+        """
+        return self.between < (COLLAPSED_VARIANCE + 3 * self.error) * self.total
 
 
 class Candidate(NamedTuple):
@@ -117,15 +122,27 @@ def mean_log_density(mixture: Mixture, latents: Latents, rows: int = 1 << 14) ->
     return float(comm.all_reduce_sum(own)) / latents.count
 
 
-def spread_of(moments: Latents) -> Spread:
-    """Over all ranks. moments: means and variances of q(z|x)."""
-    total = torch.zeros(3, moments.size, dtype=torch.float64)
-    for mean, variance in moments.parts():
-        assert variance is not None, "moments were asked for"
-        wide = mean.double().cpu()
-        total += torch.stack([wide.sum(0), wide.square().sum(0), variance.double().cpu().sum(0)])
-    mean, square, within = comm.all_reduce_sum(total.flatten()).view(3, -1) / moments.count
-    return Spread((square - mean.square()).clamp_min(0.0), within)
+def spread_of(latents: Latents, draws: int = 0) -> Spread:
+    """Over all ranks. latents: means and variances of q(z|x), or `draws` (at least 2) of each image, one after another.
+
+    Of draws by the analysis of variance: the variance of the S draws' means is that between images, and 1/S of that within.
+    """
+    total = torch.zeros(3, latents.size, dtype=torch.float64)
+    for z, variance in latents.parts():
+        wide = z.double().cpu()
+        if variance is None:
+            by_image = wide.view(-1, draws, latents.size)
+            wide, within = by_image.mean(1), by_image.var(1)
+        else:
+            within = variance.double().cpu()
+        total += torch.stack([wide.sum(0), wide.square().sum(0), within.sum(0)])
+    images = latents.count // max(1, draws)
+    mean, square, within = comm.all_reduce_sum(total.flatten()).view(3, -1) / images
+    between = square - mean.square()
+    if not draws:
+        return Spread(between.clamp_min(0.0), within)
+    error = math.sqrt(2 / images) / draws * math.sqrt(draws / (draws - 1))
+    return Spread((between - within / draws).clamp_min(0.0), within, error)
 
 
 def refuse_unfit(spread: Spread, num_components: int, draws: int, kind: Kind = "full", of: str = "") -> None:

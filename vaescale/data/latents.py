@@ -1,7 +1,8 @@
 """Latents as WebDataset shards with the same index as images: KEY.moments.npy and, where there is a class, KEY.cls.
 
-moments.npy is float32 [2, ...latent shape]: the mean and the log variance of q(z|x). index.json's `made` says of which run
-and which images they are, and what scales them.
+moments.npy is float32 [2, ...latent shape]: the mean and the log variance of q(z|x). Where that is no Gaussian, as for several
+groups of a ladder together, it is KEY.draws.npy, float32 [S, ...latent shape]. index.json's `made` says of which run and which
+images they are, and what scales them.
 """
 
 import hashlib
@@ -33,7 +34,9 @@ from vaescale.files import sync, write_whole
 
 
 class Block(NamedTuple):
-    """The latents of one shard: keys, classes (-1: none) int64 [n], float32 [n, 2, Z] of means and log variances, flat."""
+    """The latents of one shard: keys, classes (-1: none) int64 [n], float32 [n, 2, Z] of means and log variances, or [n, S, Z] of
+    draws, flat.
+    """
 
     keys: list[str]
     labels: NDArray[np.int64]
@@ -42,11 +45,14 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class LatentShards:
-    """An index of latents, its folder, and the shape of one: (Z,) or (C, H, W)."""
+    """An index of latents, its folder, the shape of one: (Z,) or (C, H, W); and how many draws there are of each image, 0 where
+    these are moments.
+    """
 
     index: ShardIndex
     folder: Path
     shape: tuple[int, ...]
+    draws: int = 0
 
     def read(self, number: int) -> Block:
         """One shard, its bytes checked against the index. Raises DataError."""
@@ -62,8 +68,9 @@ class LatentShards:
             raise DataError(
                 f"{self.folder / shard.name} is not what was indexed; delete {self.folder} and encode again"
             )
-        header = _header(self.shape)
-        values = 2 * int(np.prod(self.shape))
+        of_each = self.draws or 2
+        header = _header((of_each, *self.shape))
+        values = of_each * int(np.prod(self.shape))
         if (entries["bytes"] != len(header) + 4 * values).any():
             raise DataError(
                 f"{self.folder / shard.name} holds latents of another shape; encode the run again"
@@ -81,7 +88,7 @@ class LatentShards:
             raise DataError(
                 f"{self.folder / shard.name} holds something else than latents; encode the run again"
             )
-        moments = np.ascontiguousarray(rows[:, len(header) :]).view("<f4").reshape(len(rows), 2, -1)
+        moments = np.ascontiguousarray(rows[:, len(header) :]).view("<f4").reshape(len(rows), of_each, -1)
         if not np.isfinite(moments).all():
             raise DataError(f"{self.folder / shard.name} holds NaN or Inf; encode the run again")
         keys = [key.decode(errors="replace") for key in entries["key"]]
@@ -95,20 +102,23 @@ def write_latents(
     keys: Sequence[str],
     labels: NDArray[np.int64],
     moments: NDArray[np.float32],
+    draws: bool = False,
 ) -> Shard:
-    """Write one shard whole or not at all, and its entries. moments: [n, 2, ...latent shape]. Returns its row."""
+    """Write one shard whole or not at all, and its entries. moments: [n, 2, ...latent shape], or [n, S, ...latent shape] of draws.
+    Returns its row.
+    """
     from webdataset import TarWriter
 
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{name}.tmp-{os.getpid()}"
-    header = _header(moments.shape[2:])
+    header, extension = _header(moments.shape[1:]), LATENT_EXTENSIONS[draws]
     with (
         temporary.open("wb") as file,
         TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar,
     ):
         for key, label, values in zip(keys, labels.tolist(), moments.astype("<f4"), strict=True):
             classes = {"cls": str(label).encode()} if label >= 0 else {}
-            tar.write({"__key__": key, **classes, LATENT_EXTENSIONS[0]: header + values.tobytes()})
+            tar.write({"__key__": key, **classes, extension: header + values.tobytes()})
     rows = []
     with temporary.open("rb") as whole:
         for found in samples(whole, LATENT_EXTENSIONS):  # read back strictly, as any tar is
@@ -147,14 +157,19 @@ def open_latents(folder: Path) -> LatentShards:
         raise DataError(f"{folder} holds no latents; write them with `vaescale encode RUN`") from None
     shape: Any = index.made.get("latent_shape")
     known = index.made.get("kind") == LATENTS and isinstance(shape, list) and bool(shape)
-    if not known or not all(type(size) is int and 0 < size < 1 << 24 for size in shape):
+    draws: Any = index.made.get("draws", 0)
+    if (
+        not known
+        or not all(type(size) is int and 0 <= size < 1 << 24 for size in [*shape, draws])
+        or 0 in shape
+    ):
         raise DataError(f"{folder} holds no latents; give a folder that `vaescale encode` wrote")
-    return LatentShards(index, folder, tuple(shape))
+    return LatentShards(index, folder, tuple(shape), draws)
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
-    """What np.save writes before one sample's moments."""
+    """What np.save writes before one sample's array."""
     buffer = io.BytesIO()
-    words = {"descr": "<f4", "fortran_order": False, "shape": (2, *shape)}
+    words = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, words)
     return buffer.getvalue()

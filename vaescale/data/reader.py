@@ -171,6 +171,10 @@ class ShardReader(Dataset[Fetched]):
             for one in self._locate(numbers)
         ]
 
+    def most_class(self) -> int:
+        """The greatest class of any image, -1 where none has one. Reads all entries."""
+        return max(int(self._entries_of(shard)["label"].max()) for shard in range(len(self.index.shards)))
+
     def fetch_shard(self, shard_number: int) -> None:
         """Bring a remote shard and its entries to this node."""
         shard = self.index.shards[shard_number]
@@ -363,6 +367,18 @@ class ShardReader(Dataset[Fetched]):
     def __del__(self) -> None:
         for file in self.__dict__.get("_files", {}).values():
             file.close()
+
+
+def open_index(place: str) -> ShardIndex:
+    """The index of the folder or URL `place`. Raises DataError."""
+    defaults = DataConfig.model_fields
+    store = open_store(
+        place,
+        cache=None,
+        cache_bytes=defaults["cache_bytes"].default,
+        retry_seconds=defaults["retry_seconds"].default,
+    )
+    return parse_index(store.read_index(INDEX), place)
 
 
 def open_reader(place: str, config: DataConfig) -> ShardReader:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 BLOCK = 512
-LATENT_EXTENSIONS = ("moments.npy",)
+LATENT_EXTENSIONS = ("moments.npy", "draws.npy")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 # As webdataset splits names: the extension begins at the first dot of the last part.

@@ -20,6 +20,13 @@ class Moments(NamedTuple):
     images: int
 
 
+def moments_of(features: Tensor) -> Moments:
+    """Of features [N, F] that this process has whole."""
+    wide = features.double().cpu()
+    centred = wide - wide.mean(0)
+    return Moments(wide.mean(0), centred.T @ centred / (len(wide) - 1), len(wide))
+
+
 def moments(features: Iterable[Tensor]) -> Moments:
     """Of features [B, F] over all ranks, merged exactly: two passes are not needed, each batch is centred by itself.
 

@@ -1,18 +1,22 @@
 """Arrays to PNG files, without a display."""
 
-from vaescale.figures.curves import group_rates, rate_distortion, training_curves
-from vaescale.figures.images import image_map, image_rows, image_strips, reconstructions, sample_panels
+from vaescale.figures.curves import calibration, curves_of_runs, group_rates, rate_distortion, training_curves
+from vaescale.figures.images import image_map, image_rows, image_strips, picture_rows, sample_panels
+from vaescale.figures.judged import quality
 from vaescale.figures.latents import latent_use, mixture_selection, sigma_and_density, variance_split
 
 __all__ = [
+    "calibration",
+    "curves_of_runs",
     "group_rates",
     "image_map",
     "image_rows",
     "image_strips",
     "latent_use",
     "mixture_selection",
+    "picture_rows",
+    "quality",
     "rate_distortion",
-    "reconstructions",
     "sample_panels",
     "sigma_and_density",
     "training_curves",

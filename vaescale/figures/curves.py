@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,79 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
         axis.grid(alpha=0.25, which="both")
         if axis.lines:
             axis.legend(fontsize=7, frameon=False)
+    finish(figure, path, title)
+
+
+def curves_of_runs(
+    path: Path,
+    panels: Sequence[tuple[str, Sequence[tuple[str, Sequence[tuple[float, float, float, float]]]]]],
+    *,
+    title: str,
+) -> None:
+    """A panel for each metric: of each run its label and (step, mean, least, greatest) over its repetitions."""
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = subplots(rows, columns, (4.2 * columns + 1.8, 3.0 * rows + 0.3), frame=True)
+    labels = list(dict.fromkeys(label for _, lines in panels for label, _ in lines))
+    for axis, (metric, lines) in zip(axes.flat, panels, strict=False):
+        for label, points in lines:
+            number = labels.index(label)
+            colour = POINT_COLOURS[number % len(POINT_COLOURS)]
+            style = ("-", "--", ":", "-.")[number // len(POINT_COLOURS) % 4]
+            steps, mean, least, greatest = zip(*points, strict=True)
+            marker = "o" if len(steps) < 20 else None
+            axis.plot(
+                steps, mean, style, color=colour, linewidth=1.3, label=label, marker=marker, markersize=3
+            )
+            if least != greatest:
+                axis.fill_between(steps, least, greatest, color=colour, alpha=0.2, linewidth=0)
+        axis.set_title(metric, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.25)
+        _zoom(axis, [value for _, points in lines for _, _, low, high in points for value in (low, high)])
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    handles, names = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=7, frameon=False, loc="outside right upper")
+    finish(figure, path, title)
+
+
+def _zoom(axis: Any, values: Sequence[float]) -> None:
+    """Leave out the few values of a steep beginning, which would press all others into a line."""
+    low, high = np.quantile(values, [0.0, 0.95])
+    if max(values) - high > high - low > 0:
+        axis.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+
+
+def calibration(path: Path, curves: Sequence[tuple[str, Sequence[float]]], *, title: str) -> None:
+    """Coverage of central intervals over their level, for each label; below the diagonal the noise is said too small. Coverages
+    are at equal steps up to 1.
+    """
+    figure, axes = subplots(1, 1, (4.6, 4.4), frame=True)
+    axis = axes[0, 0]
+    axis.plot([0, 100], [0, 100], color="0.5", linestyle=":", linewidth=1.2, label="calibrated")
+    for number, (label, coverage) in enumerate(curves):
+        levels = 100 * (np.arange(len(coverage)) + 1) / len(coverage)
+        colour, marker = POINT_COLOURS[number % len(POINT_COLOURS)], MARKERS[number % len(MARKERS)]
+        axis.plot(
+            [0, *levels],
+            [0, *(100 * share for share in coverage)],
+            color=colour,
+            marker=marker,
+            markevery=10,
+            markersize=4,
+            linewidth=1.3,
+            label=label,
+        )
+    axis.set_aspect("equal")
+    axis.set_xlim(0, 100)
+    axis.set_ylim(0, 100)
+    axis.set_xlabel("central interval of p(x|z) (%)", fontsize=8)
+    axis.set_ylabel("values that lie within (%)", fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=7, frameon=False)
     finish(figure, path, title)
 
 

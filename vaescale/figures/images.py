@@ -1,21 +1,16 @@
 """Images in rows and panels. Legend: images [N, C, H, W] in [0, 1], N read row by row."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from vaescale.figures.drawing import CELL_INCHES, Images, finish, montage, show, subplots
+from vaescale.files import write_whole
 
-
-def reconstructions(path: Path, originals: Images, means: Images, *, title: str, columns: int = 12) -> None:
-    """Pairs of rows: originals above, decoded means below."""
-    rows: list[tuple[str, Images]] = []
-    for start in range(0, len(originals), columns):
-        rows += [
-            ("original", originals[start : start + columns]),
-            ("decoded", means[start : start + columns]),
-        ]
-    image_rows(path, rows, title=title)
+SMALLEST_PIXELS = 64  # of an image
 
 
 def image_rows(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:
@@ -53,6 +48,20 @@ def image_map(path: Path, images: Images, *, title: str) -> None:
     figure, axes = subplots(1, 1, (inches, inches + 0.4))
     show(axes[0, 0], montage(images, side, gap=0))
     finish(figure, path, title)
+
+
+def picture_rows(path: Path, rows: Sequence[Images]) -> None:
+    """Rows of images and nothing else, enlarged to be seen: quick enough to be drawn while a model trains."""
+    from PIL import Image
+
+    whole = montage(np.concatenate(rows), max(len(row) for row in rows))
+    levels = (255 * np.moveaxis(whole, 0, -1)).round().astype(np.uint8)
+    scale = max(1, SMALLEST_PIXELS // rows[0].shape[-1])
+    picture = Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
+    picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
+    content = io.BytesIO()
+    picture.save(content, format="png")
+    write_whole(path, content.getvalue())
 
 
 def image_strips(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:

@@ -69,6 +69,10 @@ class Likelihood(nn.Module):
             return variance.sqrt()
         return None if self.sigma is None else self.sigma.view(1, 1, 1, 1)
 
+    def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:  # noqa: ARG002
+        """P(|X - mean| <= |x - mean|) under p(x|z), value by value, [B, C, H, W]; None for what is no noise around a mean."""
+        return None
+
     def end_step(self) -> None:
         """Fold what log_prob collected into the sigma state; once per optimizer step, on every rank."""
 

@@ -38,6 +38,11 @@ class Gaussian(LocationScale):
         constant = constant_sum(log_sigma + 0.5 * math.log(2 * math.pi), self.dimensions)
         return -constant - 0.5 * weighted_sum(squared_error, -2 * log_sigma)
 
+    def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:
+        """erf(|e| / (sigma sqrt(2)))."""
+        mean, raw = self.mean_and_raw(params)
+        return torch.erf((x - mean).abs() / (math.sqrt(2) * self.state.evaluation_log_sigma(raw).exp()))
+
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
         """The mean plus sigma times noise, not clipped to [0, 1]."""
         mean, raw = self.mean_and_raw(params)

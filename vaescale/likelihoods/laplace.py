@@ -37,6 +37,11 @@ class Laplace(LocationScale):
         constant = constant_sum(log_sigma + 0.5 * math.log(2), self.dimensions)
         return -constant - math.sqrt(2) * weighted_sum(absolute_error, -log_sigma)
 
+    def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:
+        """1 - exp(-|e| / b)."""
+        mean, raw = self.mean_and_raw(params)
+        return -torch.expm1(-math.sqrt(2) * (x - mean).abs() / self.state.evaluation_log_sigma(raw).exp())
+
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
         """By the inverse distribution function, not clipped to [0, 1]."""
         mean, raw = self.mean_and_raw(params)

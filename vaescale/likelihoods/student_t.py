@@ -75,6 +75,15 @@ class StudentT(Density):
         t = torch.sqrt(v * torch.expm1(-2 / v * torch.log(u))) * torch.cos(angle)
         return mean + torch.exp(log_scale) * t
 
+    def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:
+        """2 T_v(|e|) - 1, T_v the distribution function."""
+        from scipy.special import stdtr
+
+        mean, log_scale, v = self._split(params)
+        deviation = ((x - mean).abs() * torch.exp(-log_scale)).double()
+        below = stdtr(v.double().expand_as(deviation).cpu().numpy(), deviation.cpu().numpy())
+        return torch.from_numpy(2 * below - 1).to(x)
+
     def variance(self, params: Tensor) -> Tensor | None:
         """s^2 v / (v - 2), broadcastable to [B, C, H, W]; None with fixed degrees of 2 or fewer."""
         _, log_scale, v = self._split(params)

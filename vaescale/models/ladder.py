@@ -5,6 +5,7 @@
 Legend: a group's z, mu and sigma are [B K, Z, R, R].
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple, cast
@@ -115,9 +116,37 @@ class LadderVAE(VAE):
         _, prior = self._top(1, like=next(self.parameters()))
         return Gaussian(prior.mu[0], prior.log_sigma[0])
 
+    def joint_draws(self, x: Tensor, stream: noise.Stream, draws: int, groups: int) -> Tensor:
+        """Each group's given the draws above it."""
+        seen = {size: one.repeat_interleave(draws, 0) for size, one in self.network.bottom_up(x).items()}
+        found: list[Tensor] = []
+
+        def draw(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:
+            q = self._posterior(group, here, seen[group.block.resolution], prior)
+            epsilon = noise.normal(stream, noise.POSTERIOR + number, (draws, *q.mu.shape[1:]))
+            z = q.sample(epsilon.flatten(0, 1).to(q.mu))
+            found.append(z.flatten(1))
+            return z
+
+        self._top_down(len(x) * draws, draw, like=x, groups=groups)
+        return torch.cat(found, dim=1).view(len(x), draws, -1)
+
+    def prior_log_density(self, z: Tensor) -> Tensor:
+        """Of as many of the first groups as z has latents of: log p(z_1) + log p(z_2 | z_1) + ..."""
+        given = self._by_group(z)
+        densities: list[Tensor] = []
+
+        def measure(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
+            own = given[number].to(prior.mu)
+            densities.append(prior.log_density(own).flatten(1).sum(1))
+            return own
+
+        self._top_down(len(z), measure, like=next(self.parameters()), groups=len(given))
+        return torch.stack(densities).sum(0)
+
     def decode(self, z: Tensor, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
-        """From the top group's latents, the others drawn from their priors."""
-        return self._drawn(len(z), stream, temperature, top=z.view(len(z), *self.latent_shape))
+        """From the latents of the first groups, as many as z has; the others are drawn from their priors."""
+        return self.network.finish(self._drawn(len(z), stream, temperature, given=self._by_group(z)))
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """From the mean of each group's posterior, given the means above it."""
@@ -126,16 +155,18 @@ class LadderVAE(VAE):
         def mean(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
             return self._posterior(group, here, seen[group.block.resolution], prior).mu
 
-        return self._top_down(len(x), mean, like=x)
+        return self.network.finish(self._top_down(len(x), mean, like=x))
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """From every group's prior, given the draws above it."""
-        return self._drawn(len(stream.slots), stream, temperature, top=None)
+        return self.network.finish(self._drawn(len(stream.slots), stream, temperature, given=[]))
 
-    def _drawn(self, rows: int, stream: noise.Stream, temperature: float, *, top: Tensor | None) -> Tensor:
+    def _drawn(
+        self, rows: int, stream: noise.Stream, temperature: float, *, given: list[Tensor]
+    ) -> dict[int, Tensor]:
         def draw(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
-            if number == 0 and top is not None:
-                return top.to(prior.mu)
+            if number < len(given):
+                return given[number].to(prior.mu)
             shape = tuple(prior.mu.shape[1:])
             return prior.sample(temperature * noise.normal(stream, noise.PRIOR + number, shape).to(prior.mu))
 
@@ -173,17 +204,35 @@ class LadderVAE(VAE):
         with torch.autocast(here.device.type, enabled=False):
             return self._to_posterior(raw, None, prior)
 
+    def _by_group(self, z: Tensor) -> list[Tensor]:
+        """z [B, Z] of the first groups as one map for each."""
+        sums = list(itertools.accumulate(self.group_sizes))
+        assert z.shape[1] in sums, (
+            f"{z.shape[1]} latents are not those of the first groups: {self.group_sizes}"
+        )
+        parts = torch.split(z, self.group_sizes[: sums.index(z.shape[1]) + 1], dim=1)
+        return [
+            part.view(len(z), -1, group.block.resolution, group.block.resolution)
+            for group, part in zip(self._groups, parts, strict=False)
+        ]
+
     def _top_down(
-        self, rows: int, take: Callable[[Group, int, Tensor, Gaussian], Tensor], *, like: Tensor
-    ) -> Tensor:
+        self,
+        rows: int,
+        take: Callable[[Group, int, Tensor, Gaussian], Tensor],
+        *,
+        like: Tensor,
+        groups: int | None = None,
+    ) -> dict[int, Tensor]:
+        """The maps after all groups, or after the first `groups`, each with the latents that `take` returns."""
         maps = self.network.start(rows)
         like = like.new_zeros(rows)
-        for number, group in enumerate(self._groups):
+        for number, group in enumerate(self._groups[:groups]):
             here = self.network.enter(group.block, maps, like=like)
             raw_prior, onwards = group.prior(here)
             z = take(group, number, here, _prior(raw_prior))
             maps[group.block.resolution] = group.with_latents(onwards, z)
-        return self.network.finish(maps)
+        return maps
 
 
 def _prior(raw: Tensor) -> Gaussian:

@@ -182,14 +182,18 @@ class VAE(nn.Module):
         """p(z) of these latents, [*latent_shape] each."""
         raise NotImplementedError
 
+    def joint_draws(self, x: Tensor, stream: noise.Stream, draws: int, groups: int) -> Tensor:
+        """Draws of q(z|x) of the first `groups` groups of a ladder together, [B, draws, Z] flat. x from `target`."""
+        raise NotImplementedError
+
     def prior_log_density(self, z: Tensor) -> Tensor:
-        """Log density [B] in nats of z [B, latent_dim] under the model's own prior of these latents."""
+        """Log density [B] in nats of z [B, Z] under the model's own prior: z of `latent_dim`, or of the first groups."""
         prior = self.prior()
         return prior.log_density(z.view(len(z), *self.latent_shape).to(prior.mu)).flatten(1).sum(1)
 
     def decode(self, z: Tensor, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
-        """The likelihood's raw parameters from z [B, latent_dim], flat; what lies below a top group is drawn from its prior,
-        the standard deviations times `temperature`. A flat model has no use for the stream.
+        """The likelihood's raw parameters from z [B, Z], flat, of `latent_dim` or of a ladder's first groups; what lies below
+        is drawn from its prior, the standard deviations times `temperature`. A flat model has no use for the stream.
         """
         raise NotImplementedError
 

@@ -4,10 +4,8 @@ A run can therefore train with the tracking server away. What was not sent stays
 sends the rest. `RUN/mlflow.json` remembers the MLflow run and how far it got, so nothing is sent twice.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,19 +19,21 @@ from vaescale.console import say
 from vaescale.errors import Preempted, UserError
 from vaescale.secrets import is_redacted, redact
 from vaescale.training import folder as run_folder
+from vaescale.training.stores import SQLITE, absolute_uri, be_patient, experiment_id, quiet
 
 STATE = "mlflow.json"
-SQLITE = "sqlite:///"
 STORES = (SQLITE, "http://", "https://", "postgresql", "mysql", "mssql", "databricks")
 BATCH_METRICS = 1000  # MLflow's limits for one request
 BATCH_PARAMS = 100
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 5000
+DIGEST_CHARACTERS = 36
 REPLAYED = ("train/", "val/", "perf/", "data/")
 ARTIFACTS = (
     "recipe.yaml",
     "summary.json",
     "figures/*.png",
+    "figures/progress/*.png",
     "evaluation/*.json",
     "gmm/*.*",
     "gmm/components-*/*",
@@ -53,6 +53,7 @@ class TrackingConfig(Config):
         return uri
 
     experiment: str = "vaescale"
+    parent: str | None = Field(default=None, description="the MLflow run above this one, such as a sweep's")
 
 
 class Drain:
@@ -119,10 +120,8 @@ def sync(folder: Path, config: TrackingConfig, *, status: str | None = None) -> 
             f"tracking.mlflow ({config.mlflow}) had credentials, which run folders do not keep; name the store without them "
             f"in {folder / run_folder.RECIPE} and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default blocks for minutes
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    with _quiet():
+    be_patient()
+    with quiet():
         from mlflow import MlflowClient
 
         state = run_folder.read_json(folder / STATE)
@@ -164,23 +163,16 @@ def log_files(config: TrackingConfig, name: str, paths: list[Path]) -> None:
     """Files as artifacts of a new MLflow run, for what belongs to several runs. Without a store, nothing."""
     if config.mlflow is None:
         return
-    with _quiet():
+    with quiet():
         from mlflow import MlflowClient
 
         client = MlflowClient(absolute_uri(config.mlflow))
-        run_id = client.create_run(_experiment(client, config), run_name=name).info.run_id
+        run_id = client.create_run(
+            experiment_id(client, config.mlflow or "", config.experiment), run_name=name
+        ).info.run_id
         for path in paths:
             client.log_artifact(run_id, str(path))
         client.set_terminated(run_id)
-
-
-def absolute_uri(uri: str) -> str:
-    """A relative SQLite path made absolute, and its folder made."""
-    if not uri.startswith(SQLITE):
-        return uri
-    path = Path(uri.removeprefix(SQLITE)).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return SQLITE + str(path)
 
 
 def _run_exists(client: Any, state: dict[str, Any]) -> bool:
@@ -201,36 +193,45 @@ def _create_run(folder: Path, config: TrackingConfig) -> dict[str, Any]:
 
     uri = absolute_uri(config.mlflow or "")
     client = MlflowClient(uri)
-    experiment_id = _experiment(client, config)
+    own = experiment_id(client, config.mlflow or "", config.experiment)
     tags = {name: str(value) for name, value in run_folder.read_json(folder / run_folder.TAGS).items()}
-    run = client.create_run(experiment_id, run_name=folder.name, tags=tags)
+    if config.parent:
+        tags["mlflow.parentRunId"] = config.parent
+    run = client.create_run(own, run_name=folder.name, tags=tags)
     state: dict[str, Any] = {"configured": redact(config.mlflow or ""), "tracking_uri": redact(uri)}
-    state |= {"experiment_id": experiment_id}
+    state |= {"experiment_id": own}
     state |= {"run_id": run.info.run_id, "status": "RUNNING", "status_sent": True, "params_sent": False}
     state |= {"sent_bytes": 0, "sent_step": {}, "artifacts": {}}
     run_folder.write_json(folder / STATE, state)
     return state
 
 
-def _experiment(client: Any, config: TrackingConfig) -> str:
-    """The id of the recipe's experiment, made if it is not there; a local store keeps artifacts beside itself."""
-    experiment = client.get_experiment_by_name(config.experiment)
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    uri = absolute_uri(config.mlflow or "")
-    local = uri.startswith(SQLITE)
-    place = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri() if local else None
-    return str(client.create_experiment(config.experiment, artifact_location=place))
-
-
 def _send_params(client: Any, folder: Path, state: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
-    recipe = OmegaConf.to_container(OmegaConf.load(folder / run_folder.RECIPE))
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(folder / run_folder.RECIPE))
     params = [Param(name, str(value)[:PARAM_CHARACTERS]) for name, value in _flat(recipe)]
     for start in range(0, len(params), BATCH_PARAMS):
         client.log_batch(state["run_id"], params=params[start : start + BATCH_PARAMS])
+    _send_data(client, folder, state, recipe.get("data", {}))
     state["params_sent"] = True
+
+
+def _send_data(client: Any, folder: Path, state: dict[str, Any], data: dict[str, Any]) -> None:
+    """The two data sets, by hash, as MLflow's inputs of the run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    tags = run_folder.read_json(folder / run_folder.TAGS)
+    inputs = []
+    for split, name, context in (("train", "data_hash", "training"), ("val", "val_data_hash", "validation")):
+        place, digest = data.get(split), tags.get(name)
+        if place and digest:
+            source = json.dumps({"uri": redact(str(place))})
+            kind = "http" if "://" in str(place) else "local"
+            found = Dataset(Path(str(place)).name, str(digest)[:DIGEST_CHARACTERS], kind, source)
+            inputs.append(DatasetInput(found, [InputTag("mlflow.data.context", context)]))
+    if inputs:
+        client.log_inputs(state["run_id"], datasets=inputs)
 
 
 def _send_changes(client: Any, folder: Path, state: dict[str, Any]) -> None:
@@ -288,21 +289,3 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """MLflow narrates its migrations, on loggers that importing it sets up."""
-    import logging
-
-    import mlflow  # noqa: F401
-
-    names = ("alembic", "alembic.runtime.migration", "mlflow", "mlflow.store.db.utils")
-    levels = [logging.getLogger(name).level for name in names]
-    for name in names:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for name, level in zip(names, levels, strict=True):
-            logging.getLogger(name).setLevel(level)

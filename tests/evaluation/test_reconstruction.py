@@ -1,0 +1,124 @@
+"""Calibration by known noise, PSNR and SSIM by definition, and the sigma that fits given images."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+from scipy import stats
+from torch import Tensor
+
+from vaescale import noise
+from vaescale.batches import evaluation_batches
+from vaescale.data.batch import Batch
+from vaescale.data.reader import open_reader
+from vaescale.evaluation.reconstruction import reconstruction
+from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
+from vaescale.recipe import Recipe
+from vaescale.run import build_model
+
+SHAPE = (1, 8, 8)
+NOISY = (
+    {"kind": "gaussian", "sigma": 0.2, "mean": "identity"},
+    {"kind": "gaussian", "sigma": "predicted", "mean": "identity"},
+    {"kind": "laplace", "sigma": 0.2, "mean": "identity"},
+    {"kind": "student_t", "mean": "identity"},
+    {"kind": "student_t", "mean": "identity", "scale": 0.1, "degrees_of_freedom": 3},
+)
+
+
+def build(content):
+    config = TypeAdapter(LikelihoodConfig).validate_python(content)
+    return LIKELIHOODS[config.kind][1](config, image_shape=SHAPE).eval()
+
+
+@pytest.mark.parametrize(
+    "content", NOISY, ids=lambda content: f"{content['kind']}-{content.get('sigma', '')}"
+)
+def test_of_its_own_draws_the_central_mass_is_uniform(content) -> None:
+    likelihood = build(content)
+    params = torch.randn(200, likelihood.num_params(1), 8, 8, generator=torch.Generator().manual_seed(0))
+    x = likelihood.sample(params, noise.Stream(0, 0, torch.arange(200)))
+    inside = likelihood.central_mass(x, params).flatten()
+    assert stats.kstest(inside.double().numpy(), "uniform").statistic < 2 / math.sqrt(len(inside))
+
+
+def test_masses_have_no_central_intervals() -> None:
+    likelihood = build({"kind": "categorical"})
+    assert likelihood.central_mass(torch.zeros(1, *SHAPE), torch.zeros(1, 256, 8, 8)) is None
+
+
+def recipe(content, **changes) -> Recipe:
+    return Recipe.model_validate({**content, **changes})
+
+
+def measured(own: Recipe, batch: int = 100):
+    model, reader = build_model(own).eval(), open_reader(own.data.val, own.data)
+    return (
+        model,
+        reader,
+        reconstruction(model, evaluation_batches(reader, batch=batch, rank=0, world_size=1), seed=0),
+    )
+
+
+def test_numbers_are_those_of_their_definitions(recipe_content) -> None:
+    own = recipe(recipe_content)
+    model, reader, found = measured(own)
+    x = torch.cat([reader[number].images for number in range(360)]).float() / 255
+    with torch.no_grad():
+        means = model.likelihood.mean(model.reconstruct(x))
+        params = model.infer(x, noise.Stream(0, 0, torch.arange(360)), 1, False).params
+        drawn = model.likelihood.mean(params)
+    mse = (x - means).square().flatten(1).mean(1)
+    assert found.metrics["reconstruction_mse"] == pytest.approx(float(mse.mean()), rel=1e-5)
+    assert found.metrics["psnr_db"] == pytest.approx(float((10 * torch.log10(1 / mse)).mean()), rel=1e-5)
+    error = (x - drawn).numpy()
+    assert found.metrics["data_sigma"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+    sigma = float(model.likelihood.sigma)
+    for level in (50, 90, 99):
+        within = np.abs(error) <= stats.norm.ppf(0.5 + level / 200) * sigma
+        assert found.metrics[f"coverage/{level}"] == pytest.approx(within.mean(), abs=1e-4)
+    assert found.coverage is not None
+    assert found.coverage[-1] == 1
+
+
+def test_batches_do_not_matter(recipe_content) -> None:
+    one, other = (measured(recipe(recipe_content), batch)[2] for batch in (360, 7))
+    assert one.metrics == pytest.approx(other.metrics, rel=1e-6)
+
+
+@pytest.mark.parametrize("sigma", ["optimal", "optimal_per_pixel", "optimal_per_channel", "shared"])
+def test_the_data_s_own_sigma_maximizes_the_likelihood(recipe_content, sigma: str) -> None:
+    own = recipe(recipe_content, likelihood={"kind": "laplace", "sigma": sigma})
+    model, reader, found = measured(own)
+    x = torch.cat([reader[number].images for number in range(360)]).float() / 255
+    with torch.no_grad():
+        params = model.infer(x, noise.Stream(0, 0, torch.arange(360)), 1, False).params
+    error = (x - model.likelihood.mean(params)).abs().double()
+    over = {"optimal_per_pixel": (0,), "optimal_per_channel": (0, 2, 3)}.get(sigma, (0, 1, 2, 3))
+    by_group = math.sqrt(2) * error.mean(over)
+    assert found.metrics["data_sigma"] == pytest.approx(float(by_group.square().mean().sqrt()), rel=1e-5)
+
+
+def test_ssim_is_scikit_image_s_formula() -> None:
+    """Of images of constant grey it is (2 a b + c) / (a^2 + b^2 + c)."""
+    from vaescale.evaluation.reconstruction import _pictures
+
+    x, means = torch.full((2, 1, 16, 16), 0.2), torch.full((2, 1, 16, 16), 0.5)
+    c = 0.01**2
+    _, mse, psnr, ssim = (_pictures(x, means) / 2).tolist()
+    assert ssim == pytest.approx((2 * 0.2 * 0.5 + c) / (0.2**2 + 0.5**2 + c), rel=1e-4)
+    assert mse == pytest.approx(0.09)
+    assert psnr == pytest.approx(10 * math.log10(1 / 0.09))
+    exact: Tensor = _pictures(x, x)
+    assert (exact / 2).tolist()[2:] == pytest.approx([100, 1])
+
+
+def test_padding_is_left_out(recipe_content) -> None:
+    model = build_model(recipe(recipe_content)).eval()
+    images = torch.randint(0, 256, (4, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels, slots = torch.zeros(4, dtype=torch.int64), torch.arange(4)
+    whole = reconstruction(model, [Batch(images[:3], labels[:3], slots[:3], slots[:3] < 9)], seed=0)
+    padded = reconstruction(model, [Batch(images, labels, slots, slots < 3)], seed=0)
+    assert padded.metrics == pytest.approx(whole.metrics, rel=1e-6)

@@ -1,0 +1,111 @@
+"""Variants of a recipe: which there are, what they are called, and what submits them."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vaescale.errors import UserError
+from vaescale.sweeping import cluster_files, split_values, variants
+
+
+def test_every_combination_once() -> None:
+    found = variants(["likelihood.sigma=optimal,0.3", "seed=0,1", "training.steps=5"], "digits")
+    assert [one.name for one in found] == [
+        "digits-sigma-optimal-seed-0",
+        "digits-sigma-optimal-seed-1",
+        "digits-sigma-0.3-seed-0",
+        "digits-sigma-0.3-seed-1",
+    ]
+    assert found[3].overrides == [
+        "likelihood.sigma=0.3",
+        "seed=1",
+        "training.steps=5",
+        "name=digits-sigma-0.3-seed-1",
+    ]
+
+
+def test_commas_within_brackets_do_not_part() -> None:
+    assert split_values("[1,2],[3]") == ["[1,2]", "[3]"]
+    assert split_values("{a: 1, b: 2}, 'x,y'") == ["{a: 1, b: 2}", "'x,y'"]
+    for wrong in ("[1,2", "a,,b", "a,", "'a"):
+        with pytest.raises(UserError, match="list of values"):
+            split_values(wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lr"], "is not key=a,b,c"),
+        (["name=a,b"], "each variant's own"),
+        (["seed=1,1"], "would both be called"),
+        ([f"seed={','.join(map(str, range(1001)))}"], "more than 1000"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        variants(words, "x")
+
+
+def submitted(folder: Path, script: str, **environment: str) -> list[list[str]]:
+    """The words that the script hands to the program in accelerate's place, for each task."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "accelerate").write_text('#!/bin/bash\nprintf "%s\\n" "$@" > words\n')
+    (folder / "bin" / "accelerate").chmod(0o755)
+    found = []
+    for number in range(2):
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=folder,
+            env={"PATH": f"{folder}/bin:/usr/bin:/bin", **{name: str(number) for name in environment}},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found.append((folder / "words").read_text().splitlines())
+    return found
+
+
+WORDS = ["launch", "--num_processes", "8", "-m", "vaescale", "train", "recipes/my recipe.yaml"]
+
+
+def test_a_slurm_array_trains_each_variant_and_runs_no_value(tmp_path: Path) -> None:
+    own = variants(["network.widths=[8,16],[4]", "objective.words=$(touch pwned)"], "x")
+    files = cluster_files(
+        "slurm",
+        Path("recipes/my recipe.yaml"),
+        own,
+        name="x-sweep",
+        launch="accelerate launch --num_processes 8",
+        image="i",
+    )
+    (tmp_path / "runs" / "x-sweep").mkdir(parents=True)
+    (tmp_path / "runs" / "x-sweep" / "variants.txt").write_text(files["variants.txt"])
+    assert "#SBATCH --array=0-1\n" in files["sweep.sbatch"]
+    found = submitted(tmp_path, files["sweep.sbatch"], SLURM_ARRAY_TASK_ID="", SLURM_ARRAY_JOB_ID="")
+    assert found == [[*WORDS, *one.overrides] for one in own]
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_kubernetes_job_has_one_index_for_each_variant(tmp_path: Path) -> None:
+    own = variants(["network.widths=[8,16],[4]", "objective.words=$(touch pwned)"], "x")
+    files = cluster_files(
+        "kubernetes",
+        Path("recipes/my recipe.yaml"),
+        own,
+        name="X_sweep",
+        launch="accelerate launch --num_processes 8",
+        image="registry/vaescale:1",
+    )
+    table, job = yaml.safe_load_all(files["sweep.yaml"])
+    assert job["spec"]["completions"] == 2
+    assert job["metadata"]["name"] == table["metadata"]["name"] == "x-sweep"
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "registry/vaescale:1"
+    (tmp_path / "variants.txt").write_text(table["data"]["variants.txt"])
+    script = container["command"][2].replace("/sweep/variants.txt", "variants.txt")
+    found = submitted(tmp_path, script, JOB_COMPLETION_INDEX="")
+    assert found == [[*WORDS, *one.overrides] for one in own]
+    assert not (tmp_path / "pwned").exists()

@@ -1,0 +1,99 @@
+"""What a run is to be held against, on the same images: probabilistic PCA with as many latents (its exact likelihood, its sigma, its
+reconstructions), and, where there are classes, what a linear probe and nearest neighbours make of the latents.
+
+The latents are the posterior's means, encoded unless they are there (RUN/latents); PCA's are its scores. Writes
+RUN/evaluation/baselines.json and RUN/figures/baselines.png.
+
+  vaescale baselines runs/digits-optimal
+  vaescale baselines runs/digits-optimal --labels 100
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaescale.errors import UserError
+
+if TYPE_CHECKING:
+    from vaescale.run import Run
+
+SHOWN = 12
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN, how many labels."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
+    parser.add_argument(
+        "--labels",
+        type=int,
+        metavar="N",
+        help="classes of so many training images teach the probes; default: all, at most 20000",
+    )
+    parser.add_argument(
+        "--images", type=int, default=20_000, metavar="N", help="of each split, at most; default: 20000"
+    )
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fit, measure, write, draw. Returns the table."""
+    from vaescale.baselines import baselines
+    from vaescale.run import open_run
+
+    if arguments.images < 10 or (arguments.labels is not None and arguments.labels < 10):
+        raise UserError("--images and --labels must be at least 10")
+    opened = open_run(arguments.run)
+    found = baselines(opened, images=arguments.images, labels=arguments.labels, shown=SHOWN)
+    result = {
+        "run": str(opened.folder),
+        "step": opened.step,
+        "weights": opened.weights,
+        "recipe_hash": opened.recipe.hash,
+        **found.words,
+    }
+    return _save(opened, result, found.pictures)
+
+
+def _save(opened: "Run", result: dict[str, Any], pictures: list[tuple[str, Any]]) -> dict[str, Any]:
+    from vaescale import figures
+    from vaescale.training.folder import append_metrics, write_json
+    from vaescale.training.tracking import push
+
+    path = opened.folder / "figures" / "baselines.png"
+    figures.image_rows(path, pictures, title=opened.title("held-out images and what is left of them"))
+    write_json(opened.folder / "evaluation" / "baselines.json", result)
+    metrics = {
+        f"baselines/{name}/{key}": value
+        for name, row in result["rows"].items()
+        for key, value in row.items()
+        if value is not None
+    }
+    append_metrics(opened.folder, opened.step, metrics)
+    push(opened.folder, opened.recipe.tracking)
+    return {**result, "figure": str(path)}
+
+
+def show(result: dict[str, Any]) -> None:
+    """A line for the run and one for each baseline."""
+    from vaescale.console import say, table
+
+    columns = list(dict.fromkeys(key for row in result["rows"].values() for key in row))
+
+    def cell(value: float | None) -> str:
+        return f"{'' if value is None else format(value, '.5g'):>15}"
+
+    head = " ".join(f"{name:>15}" for name in columns)
+    width = max(map(len, result["rows"]))
+    table(
+        f"{result['run']}, step {result['step']}: {result['held_out_images']} held-out images\n  {'':{width}}  {head}",
+        [(name, " ".join(cell(row.get(key)) for key in columns)) for name, row in result["rows"].items()],
+    )
+    for words in result["notes"]:
+        say(words)
+    table("figure", [("pictures", result["figure"])])
+
+
+if __name__ == "__main__":
+    from vaescale.cli import run_tool
+
+    sys.exit(run_tool(sys.modules[__name__]))

@@ -1,0 +1,181 @@
+"""Compare runs: a table of what differs in their recipes and of their last numbers, their curves with the spread over seeds, the
+rate-distortion plane, and their pictures side by side.
+
+Runs come from their folders, or from an MLflow experiment. Writes OUT/comparison.html, one page that needs nothing else, and
+OUT/comparison.md.
+
+  vaescale compare-runs runs/digits-optimal runs/digits-fixed runs/digits-predicted
+  vaescale compare-runs runs/digits-* --sort quality/digits/prior-mean/frechet
+  vaescale compare-runs --experiment digits --where "params.`likelihood.kind` = 'gaussian'"
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaescale.errors import UserError
+
+if TYPE_CHECKING:
+    from vaescale.comparing import Comparison, Record
+
+STORE = "sqlite:///runs/mlflow.db"
+MOST_RUNS = 200
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUNs or an experiment; what is shown; where to."""
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="run folders")
+    parser.add_argument("--experiment", metavar="NAME", help="instead: the runs of an MLflow experiment")
+    parser.add_argument(
+        "--where", metavar="FILTER", help='of them, in MLflow\'s words: "metrics.`val/mse` < 0.01"'
+    )
+    parser.add_argument("--store", default=STORE, metavar="URI", help=f"of MLflow; default: {STORE}")
+    parser.add_argument(
+        "--sort", metavar="METRIC", help="the best first; default: the bound on held-out images"
+    )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="METRIC",
+        help="also shown; may be given several times",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/comparison"), metavar="OUT", help="default: runs/comparison"
+    )
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Gather, compare, write. Returns the table."""
+    from vaescale import comparing
+
+    if bool(arguments.runs) == bool(arguments.experiment):
+        raise UserError("give run folders, or --experiment NAME; one of the two")
+    if arguments.where and not arguments.experiment:
+        raise UserError("--where chooses among the runs of an --experiment")
+    if arguments.experiment:
+        records = _of_experiment(arguments.store, arguments.experiment, arguments.where)
+    else:
+        records = [_of_folder(folder) for folder in dict.fromkeys(arguments.runs)]
+    if len(records) < 2:
+        raise UserError("there is one run alone; give at least two to compare")
+    comparison = comparing.compare(records, sort=arguments.sort, columns=arguments.metric)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    drawn = _draw(comparison, arguments.out)
+    table = comparing.markdown(comparison)
+    (arguments.out / "comparison.md").write_text(table)
+    title = arguments.experiment or f"{len(records)} runs"
+    figures = [(caption, path.read_bytes()) for caption, path in drawn]
+    (arguments.out / "comparison.html").write_text(comparing.page(comparison, figures, title=title))
+    return {
+        "sorted_by": comparison.sort,
+        "runs": [
+            {
+                "name": record.name,
+                "place": record.place,
+                **{key: record.recipe.get(key) for key in comparison.differing},
+                **{name: record.metrics.get(name) for name in comparison.columns},
+            }
+            for record in comparison.records
+        ],
+        "warnings": comparison.warnings,
+        "page": str(arguments.out / "comparison.html"),
+        "markdown": str(arguments.out / "comparison.md"),
+        "figures": [str(path) for _, path in drawn],
+    }
+
+
+def _of_folder(folder: Path) -> "Record":
+    """Of a run folder, its last value of each metric."""
+    from vaescale.comparing import PICTURES, Record, flat, read_picture
+    from vaescale.recipe import load_recipe
+    from vaescale.training import folder as run_folder
+
+    if not (folder / run_folder.RECIPE).is_file():
+        raise UserError(f"{folder} is not a run folder (no {run_folder.RECIPE}); leave it out")
+    recipe = load_recipe(folder / run_folder.RECIPE)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in run_folder.read_metrics(folder):
+        for name in row.keys() - {"step", "time"}:
+            curves.setdefault(name, []).append((row["step"], row[name]))
+    if not curves:
+        raise UserError(f"{folder} has no metrics yet; train it, or leave it out")
+    pictures = {name: read_picture(folder / "figures" / name) for name in PICTURES}
+    return Record(
+        name=recipe.name,
+        place=str(folder),
+        recipe=flat(recipe.public()),
+        metrics={name: points[-1][1] for name, points in curves.items()},
+        curves=curves,
+        pictures={name: png for name, png in pictures.items() if png},
+        data_hash=str(run_folder.read_json(folder / run_folder.TAGS).get("val_data_hash", "")),
+    )
+
+
+def _of_experiment(store: str, experiment: str, where: str | None) -> "list[Record]":
+    """The runs of an MLflow experiment, the latest first."""
+    from vaescale.comparing import CURVES, PICTURES, Record
+    from vaescale.training.stores import stored_runs
+
+    found = stored_runs(
+        store,
+        experiment,
+        where,
+        most=MOST_RUNS,
+        curves=CURVES,
+        pictures=[f"figures/{name}" for name in PICTURES],
+    )
+    if not found:
+        raise UserError(
+            f"experiment {experiment!r} in {store} has no runs{' of which ' + where + ' is true' if where else ''}"
+        )
+    return [Record(**one._asdict()) for one in found]
+
+
+def _draw(comparison: "Comparison", folder: Path) -> list[tuple[str, Path]]:
+    """The figures that there are numbers for, each with its caption."""
+    from vaescale import comparing, figures
+
+    together = comparing.groups(comparison.records)
+    panels = []
+    for metric in comparing.CURVES:
+        lines = [(label, comparing.spread(records, metric)) for label, records in together]
+        lines = [(label, points) for label, points in lines if points]
+        if lines:
+            panels.append((metric, lines))
+    made = []
+    if panels:
+        figures.curves_of_runs(folder / "curves.png", panels, title="curves; bands are the spread over seeds")
+        made.append(("curves", folder / "curves.png"))
+    plane = [
+        (record.name, record.metrics["val/kl_nats"], record.metrics["val/mse"])
+        for record in comparison.records
+        if {"val/kl_nats", "val/mse"} <= record.metrics.keys()
+    ]
+    if plane:
+        figures.rate_distortion(
+            folder / "rate_distortion.png", [], plane, title="rate and distortion, held-out images"
+        )
+        made.append(("rate and distortion", folder / "rate_distortion.png"))
+    return made
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table, best first, and where the page is."""
+    from vaescale.console import say, table
+
+    sys.stdout.write(Path(result["markdown"]).read_text())
+    for words in result["warnings"]:
+        say(words)
+    table(
+        f"sorted by {result['sorted_by']}",
+        [("page", result["page"]), ("markdown", result["markdown"])]
+        + [("figure", path) for path in result["figures"]],
+    )
+
+
+if __name__ == "__main__":
+    from vaescale.cli import run_tool
+
+    sys.exit(run_tool(sys.modules[__name__]))

@@ -1,0 +1,79 @@
+"""Export a trained run for others to use: an MLflow model in a folder, weights in safetensors, no pickle and no code in it.
+
+OUT holds the recipe, the weights of the newest checkpoint (averaged ones, if the run has them) and the mixture; it is a run folder
+too, which `vaescale sample OUT/data/run` reads. With --log it also becomes a model of the run in MLflow.
+
+  vaescale export runs/digits-optimal exported/digits
+  python -c 'import mlflow, numpy; m = mlflow.pyfunc.load_model("exported/digits"); print(m.predict(numpy.zeros((4, 1, 8, 8), "uint8"), params={"mode": "sample"}).shape)'
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from vaescale.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN, OUT, weights."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a folder that is not there yet")
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), default="ema", help="default: ema, if the run has them"
+    )
+    parser.add_argument("--log", action="store_true", help="also log it to the run's MLflow")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Write it. Returns where, and the model's URI in MLflow if it was logged."""
+    import shutil
+    import tempfile
+
+    from vaescale.files import write_whole
+    from vaescale.mixtures import files as mixture_files
+    from vaescale.run import open_run
+    from vaescale.training import checkpoint
+    from vaescale.training import folder as run_folder
+    from vaescale.training.stores import log_model, save_model
+
+    if arguments.out.exists():
+        raise UserError(f"{arguments.out} is there already; delete it or choose another OUT")
+    opened = open_run(arguments.run, weights=arguments.weights)
+    shape = opened.model.image_shape
+    with tempfile.TemporaryDirectory() as temporary:
+        data = Path(temporary) / "run"
+        data.mkdir()
+        write_whole(data / run_folder.RECIPE, opened.recipe.to_yaml().encode())
+        tensors = {name: value.cpu() for name, value in opened.model.state_dict().items()}
+        state = {"recipe_hash": opened.recipe.hash, "exported_weights": opened.weights}
+        checkpoint.write(
+            data / "checkpoints",
+            opened.step,
+            {"model": tensors, "optimizer": {}},
+            state,
+            keep=checkpoint.Keep(1, None, None),
+        )
+        fitted = opened.folder / "gmm"
+        if fitted.is_dir():
+            mixture_files.load(
+                fitted, recipe_hash=opened.recipe.hash, step=opened.step, weights=opened.weights
+            )
+            (data / "gmm").mkdir()
+            for name in (mixture_files.TENSORS, mixture_files.WORDS):
+                shutil.copyfile(fitted / name, data / "gmm" / name)
+        details = {"run": opened.recipe.name, "step": opened.step, "weights": opened.weights}
+        save_model(arguments.out, data, shape, details)
+        logged = (
+            log_model(opened.folder, opened.recipe.tracking.mlflow, data, shape, details)
+            if arguments.log
+            else None
+        )
+    size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
+    return {"out": str(arguments.out), **details, "bytes": size, **({"model_uri": logged} if logged else {})}
+
+
+if __name__ == "__main__":
+    from vaescale.cli import run_tool
+
+    sys.exit(run_tool(sys.modules[__name__]))

@@ -1,0 +1,207 @@
+"""Judge a run's samples against its training images, by the features of both: Frechet and kernel distance, precision, recall,
+density and coverage.
+
+Rows are held-out images (what no model beats), reconstructions, and samples of the prior and of each mixture that fit-gmm left,
+as decoder means and with the decoder's noise. Numbers compare under the same features, count and data alone. --features is
+
+  pixels            the values themselves, for small images
+  DIR               a classifier from `vaescale train-features`
+  inception[:FILE]  Inception v3 with torch-fidelity's weights, the FID of the literature
+  FILE.pt2          a module that torch.export.save wrote: images [B, C, H, W] in [0, 1] to features [B, F]
+
+Writes RUN/evaluation/quality-FEATURES.json and RUN/figures/quality-FEATURES.png. The training images' features are kept in a
+cache. Runs on any number of processes, with the same samples:
+
+  vaescale train-features data/fashion_mnist/train --out features/fashion_mnist
+  vaescale quality runs/fashion_mnist-optimal --features features/fashion_mnist
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaescale.errors import UserError
+
+if TYPE_CHECKING:
+    from vaescale.evaluation.features import Extractor
+    from vaescale.mixtures.gaussian import Mixture
+    from vaescale.run import Run
+
+CACHE = Path("~/.cache/vaescale/references")
+COLUMNS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN, by which features, which samples."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
+    parser.add_argument(
+        "--features", required=True, metavar="WHICH", help="pixels, DIR, inception[:FILE] or FILE.pt2"
+    )
+    parser.add_argument(
+        "--count", type=int, default=10_000, metavar="N", help="samples of each kind; default: 10000"
+    )
+    parser.add_argument(
+        "--decode",
+        action="append",
+        metavar="HOW",
+        help="mean, ancestral or offset:ALPHA; may be given several times; default: mean and ancestral",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="as of `vaescale sample`; default: 1"
+    )
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), default="ema", help="default: ema, if the run has them"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--trust-features", action="store_true", help="load FILE.pt2, which is a program: it can do anything"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=CACHE, metavar="DIR", help=f"of references; default: {CACHE}"
+    )
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Draw, compare, write. Returns a row for each kind of picture."""
+    from vaescale import comm, judging
+    from vaescale.aggregate.sampling import parse_decoding
+    from vaescale.evaluation.features import open_extractor
+    from vaescale.resuming import git_revision
+    from vaescale.run import open_run, open_split
+    from vaescale.training import backends
+
+    if not judging.LEAST <= arguments.count <= judging.MOST_REFERENCES:
+        raise UserError(
+            f"--count (={arguments.count}) must be from {judging.LEAST} to {judging.MOST_REFERENCES}"
+        )
+    if not 0 < arguments.temperature <= 10 or arguments.seed < 0:
+        raise UserError("--temperature must be above 0 and at most 10, --seed at least 0")
+    decodings = tuple(dict.fromkeys(arguments.decode or ("mean", "ancestral")))
+    for words in decodings:
+        parse_decoding(words)
+    with backends.joined():
+        import torch
+
+        opened = open_run(arguments.run, weights=arguments.weights)
+        device = next(opened.model.parameters()).device
+        extractor = comm.together(
+            lambda: open_extractor(
+                arguments.features,
+                image_shape=opened.model.image_shape,
+                device=device,
+                trusted=arguments.trust_features,
+            )
+        )
+        train = comm.together(lambda: open_split(opened.recipe, "train"))
+        val = comm.together(lambda: open_split(opened.recipe, "val"))
+        mixtures = comm.together(lambda: _mixtures(opened))
+        with torch.no_grad():
+            references, cached = judging.references_of(train, extractor, opened, arguments.cache.expanduser())
+            rows = judging.judge(
+                judging.kinds(
+                    opened,
+                    val,
+                    mixtures,
+                    count=arguments.count,
+                    decodings=decodings,
+                    temperature=arguments.temperature,
+                    seed=arguments.seed,
+                ),
+                extractor,
+                references,
+            )
+        result = {
+            "run": str(opened.folder),
+            "step": opened.step,
+            "weights": opened.weights,
+            "weights_hash": opened.weights_hash,
+            "recipe_hash": opened.recipe.hash,
+            "data_hash": train.index.data_hash,
+            "code": git_revision(),
+            "features": extractor.name,
+            "protocol": {
+                "features": extractor.words,
+                "features_hash": extractor.identity,
+                "reference": f"{len(references)} training images",
+                "samples": f"{arguments.count} of each kind, 8-bit, seed {arguments.seed}, temperature {arguments.temperature:g}",
+                "frechet": "between Gaussians, float64, all features",
+                "kernel": "unbiased MMD^2 of (x . y / F + 1)^3, equally many of both",
+                "overlap": "5 neighbours, equally many of both",
+            },
+            "references_from_cache": cached,
+            "rows": rows,
+        }
+        return comm.on_main(lambda: _save(opened, extractor, result))
+
+
+def _mixtures(opened: "Run") -> "dict[str, Mixture]":
+    """Each that fit-gmm left, of this very model, by words."""
+    from vaescale.aggregate.sampling import refuse_misfit
+    from vaescale.mixtures import files
+
+    folder = opened.folder / "gmm"
+    if not folder.is_dir():
+        return {}
+    places = sorted(folder.glob("components-*"), key=lambda path: int(path.name.partition("-")[2])) or [
+        folder
+    ]
+    found = {}
+    for place in places:
+        mixture = files.load(place, recipe_hash=opened.recipe.hash, step=opened.step, weights=opened.weights)
+        refuse_misfit(mixture, opened.model, opened.folder)
+        found[f"mixture of {len(mixture.weights)}"] = mixture
+    return found
+
+
+def _save(opened: "Run", extractor: "Extractor", result: dict[str, Any]) -> dict[str, Any]:
+    """JSON, metrics, picture, MLflow. Returns the result with the picture's path."""
+    from vaescale import figures
+    from vaescale.training.folder import append_metrics, write_json
+    from vaescale.training.tracking import push
+
+    name = extractor.name
+    write_json(opened.folder / "evaluation" / f"quality-{name}.json", result)
+    metrics = {
+        f"quality/{name}/{'-'.join(filter(None, (row['of'], row['decode']))).replace(' ', '-').replace(':', '-')}/{column}": row[
+            column
+        ]
+        for row in result["rows"]
+        for column in COLUMNS
+    }
+    append_metrics(opened.folder, opened.step, metrics)
+    path = opened.folder / "figures" / f"quality-{name}.png"
+    figures.quality(
+        path,
+        [
+            (f"{row['of']}{', ' + row['decode'] if row['decode'] == 'ancestral' else ''}", row)
+            for row in result["rows"]
+        ],
+        title=opened.title(f"against training images, features: {name}"),
+    )
+    push(opened.folder, opened.recipe.tracking)
+    return {**result, "figure": str(path)}
+
+
+def show(result: dict[str, Any]) -> None:
+    """A line for each kind of picture."""
+    from vaescale.console import table
+
+    head = " ".join(f"{name:>10}" for name in COLUMNS)
+    names = [" ".join(filter(None, (row["of"], row["decode"]))) for row in result["rows"]]
+    width = max(map(len, names))
+    table(
+        f"{result['run']}, step {result['step']} ({result['weights']} weights), features: {result['protocol']['features']}, "
+        f"{result['protocol']['reference']}\n  {'':{width}}  {head}",
+        [
+            (name, " ".join(f"{row[column]:10.4g}" for column in COLUMNS))
+            for name, row in zip(names, result["rows"], strict=True)
+        ],
+    )
+    table("distances: less is better; shares: more is better", [("figure", result["figure"])])
+
+
+if __name__ == "__main__":
+    from vaescale.cli import run_tool
+
+    sys.exit(run_tool(sys.modules[__name__]))

@@ -1,0 +1,258 @@
+"""Several runs side by side: what of their recipes differs, their last numbers, their curves and pictures; as Markdown and as one
+HTML page that needs nothing else.
+
+Runs whose recipes differ in the seed alone are repetitions: their curves are one, with the spread around it.
+"""
+
+import base64
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaescale.errors import UserError
+from vaescale.secrets import redact
+
+Curves = dict[str, list[tuple[float, float]]]
+SHOWN_METRICS = (
+    "val/neg_elbo_nats",
+    "val/neg_profile_elbo_nats",
+    "val/bits_per_dim",
+    "val/kl_nats",
+    "val/mse",
+    "val/sigma",
+    "val/active_units",
+)
+CURVES = ("train/neg_elbo_nats", "val/neg_elbo_nats", "train/kl_nats", "val/mse", "train/sigma")
+OWN = ("name", "run_dir", "tracking.")  # keys of a recipe that always differ, or say nothing of the model
+MORE_IS_BETTER = (
+    "psnr_db",
+    "ssim",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "log_density_nats",
+    "active_units",
+)
+PICTURES = ("reconstructions.png", "samples.png")
+
+
+class Record(NamedTuple):
+    """A run: its recipe and last metrics, flat; (step, value) of each metric; its pictures, PNG; what its numbers were measured
+    on, and whether they are of densities or of masses.
+    """
+
+    name: str
+    place: str
+    recipe: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    curves: Curves
+    pictures: Mapping[str, bytes]
+    data_hash: str = ""
+
+
+class Comparison(NamedTuple):
+    """records, sorted; differing: the recipe keys that do; columns: the metrics that are shown; warnings: why some do not compare."""
+
+    records: list[Record]
+    sort: str
+    differing: list[str]
+    columns: list[str]
+    warnings: list[str]
+
+
+def compare(records: Sequence[Record], *, sort: str | None = None, columns: Sequence[str] = ()) -> Comparison:
+    """Sort and choose what is shown. sort: a metric, the best first; by default the bound. columns: metrics besides the usual
+    ones. Raises UserError for a metric that no run has.
+    """
+    known = sorted({name for record in records for name in record.metrics})
+    shown = [name for name in SHOWN_METRICS if name in known]
+    for name in [*columns, *([sort] if sort else [])]:
+        if name not in known:
+            close = [one for one in known if name.rpartition("/")[2] in one][:8] or known[:12]
+            raise UserError(f"no run has the metric {name!r}; there are {', '.join(close)}")
+        shown += [name] if name not in shown else []
+    sort = sort or (shown[0] if shown else "")
+    sign = -1 if sort.endswith(MORE_IS_BETTER) else 1
+    ordered = sorted(records, key=lambda record: (sign * _number(record, sort), record.name))
+    return Comparison(ordered, sort, _differing(records), shown, _warnings(records, sort))
+
+
+def flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"data": {"train": 1}}` to `{"data.train": 1}`."""
+    if not isinstance(content, dict):
+        return {prefix: content}
+    parts = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in content.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Repetitions together, in order, with a label: the run's name, and how many there are."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        said = {
+            key: value for key, value in record.recipe.items() if key != "seed" and not key.startswith(OWN)
+        }
+        found.setdefault(json.dumps(said, sort_keys=True, default=str) if said else record.place, []).append(
+            record
+        )
+    return [
+        (own[0].name if len(own) == 1 else f"{own[0].name} ({len(own)} seeds)", own) for own in found.values()
+    ]
+
+
+def spread(records: Sequence[Record], metric: str) -> list[tuple[float, float, float, float]]:
+    """(step, mean, least, greatest) over repetitions, at the steps that all of them have."""
+    of_each = [dict(record.curves.get(metric, [])) for record in records]
+    steps = sorted(set.intersection(*(set(one) for one in of_each)))
+    values = [[one[step] for one in of_each] for step in steps]
+    return [(step, sum(own) / len(own), min(own), max(own)) for step, own in zip(steps, values, strict=True)]
+
+
+def markdown(comparison: Comparison) -> str:
+    """One table, best first."""
+    head, rows = _cells(comparison)
+    lines = [f"| {' | '.join(map(_plain, line))} |" for line in (head, *rows)]
+    lines.insert(1, "|" + "---|" * len(head))
+    return "\n".join(lines) + "\n" + "".join(f"\n{_plain(words)}\n" for words in comparison.warnings)
+
+
+def page(comparison: Comparison, figures: Sequence[tuple[str, bytes]], *, title: str) -> str:
+    """One HTML page: the table, whose columns sort at a click, the figures (caption, PNG), and each run's pictures side by side.
+    It fetches nothing, and nothing that a run says is more than text in it.
+    """
+    head, rows = _cells(comparison)
+    cells = "".join(f"<th>{html.escape(word)}</th>" for word in head)
+    lines = "".join(f"<tr>{''.join(f'<td>{html.escape(word)}</td>' for word in row)}</tr>\n" for row in rows)
+    warnings = "".join(f'<p class="warning">{html.escape(words)}</p>' for words in comparison.warnings)
+    drawn = "".join(f"<h2>{html.escape(caption)}</h2>{_image(png, caption)}" for caption, png in figures)
+    strips = ""
+    for name in PICTURES:
+        own = [
+            (record.name, record.pictures[name]) for record in comparison.records if name in record.pictures
+        ]
+        if own:
+            strips += f"<h2>{html.escape(name.removesuffix('.png'))}</h2><div class='strip'>"
+            strips += "".join(
+                f"<figure><figcaption>{html.escape(who)}</figcaption>{_image(png, who)}</figure>"
+                for who, png in own
+            )
+            strips += "</div>"
+    return PAGE.format(
+        title=html.escape(title), head=cells, lines=lines, warnings=warnings, drawn=drawn, strips=strips
+    )
+
+
+def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    head = ["run", *comparison.differing, *comparison.columns, "step"]
+    rows = []
+    for record in comparison.records:
+        said = [_said(record.recipe.get(key)) for key in comparison.differing]
+        numbers = [_shown(record.metrics.get(name)) for name in comparison.columns]
+        last = max((points[-1][0] for points in record.curves.values() if points), default=math.nan)
+        rows.append([record.name, *said, *numbers, _shown(last)])
+    return head, rows
+
+
+def _differing(records: Sequence[Record]) -> list[str]:
+    keys = sorted({key for record in records for key in record.recipe})
+    return [
+        key
+        for key in keys
+        if not key.startswith(OWN)
+        and len({json.dumps(record.recipe.get(key), default=str) for record in records}) > 1
+    ]
+
+
+def _warnings(records: Sequence[Record], sort: str) -> list[str]:
+    found = []
+    without = [record.name for record in records if sort not in record.metrics]
+    if without:
+        found.append(f"without {sort or 'numbers'}: {', '.join(without)}")
+    if len({record.data_hash for record in records}) > 1:
+        found.append(
+            "these runs were not all measured on the same held-out images: their numbers do not compare"
+        )
+    kinds = {str(record.recipe.get("likelihood.kind")) for record in records}
+    masses = kinds & {
+        "bernoulli",
+        "categorical",
+        "bitwise",
+        "discretized_logistic",
+        "discretized_logistic_mixture",
+    }
+    if masses and kinds - masses:
+        found.append(
+            f"bounds of masses ({', '.join(sorted(masses))}) and of densities ({', '.join(sorted(kinds - masses))}) do not "
+            "compare"
+        )
+    if "bernoulli" in kinds and len(masses) > 1:
+        found.append("a bernoulli likelihood is of binarized images: its bound compares with no other")
+    return found
+
+
+def _number(record: Record, metric: str) -> float:
+    value = record.metrics.get(metric, math.inf)
+    return value if math.isfinite(value) else math.inf
+
+
+def _said(value: Any) -> str:
+    return "" if value is None else redact(str(value))
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"
+
+
+def _plain(words: str) -> str:
+    return words.replace("|", "\\|").replace("\n", " ")
+
+
+def _image(png: bytes, words: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(words, quote=True)}" src="data:image/png;base64,{data}">'
+
+
+def read_picture(path: Path) -> bytes | None:
+    """A PNG file, or None when it is not there or something else."""
+    content = path.read_bytes() if path.is_file() else b""
+    return content if content.startswith(b"\x89PNG\r\n\x1a\n") else None
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<style>
+body {{ font: 14px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1400px; padding: 0 1em; color: #222; background: #fff }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+.wide {{ overflow-x: auto }}
+th, td {{ border-bottom: 1px solid #ddd; padding: .3em .8em; text-align: right; white-space: nowrap }}
+th:first-child, td:first-child {{ text-align: left; position: sticky; left: 0; background: #fff }}
+th {{ cursor: pointer; border-bottom: 2px solid #888 }}
+th:hover {{ color: #0072b2 }}
+img {{ max-width: 100%; height: auto }}
+.strip {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1em }}
+figure {{ margin: 0 }}
+figcaption {{ font-weight: 600 }}
+.warning {{ border-left: 4px solid #d55e00; padding-left: .8em }}
+</style></head><body>
+<h1>{title}</h1>
+{warnings}
+<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>
+{lines}</tbody></table></div>
+{drawn}
+{strips}
+<script>
+document.querySelectorAll("th").forEach((th, column) => th.addEventListener("click", () => {{
+  const body = document.querySelector("tbody"), rows = [...body.rows];
+  const value = row => row.cells[column].textContent, number = row => value(row) === "" ? Infinity : Number(value(row));
+  const numeric = rows.every(row => !Number.isNaN(number(row))), sign = th.dataset.up = th.dataset.up === "1" ? "-1" : "1";
+  rows.sort((a, b) => sign * (numeric ? number(a) - number(b) : value(a).localeCompare(value(b))));
+  rows.forEach(row => body.append(row));
+}}));
+</script>
+</body></html>
+"""

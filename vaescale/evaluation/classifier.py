@@ -1,0 +1,160 @@
+"""A small convolutional classifier whose last map, averaged over its places, is the features of an image.
+
+Trained on a labelled data set it gives Frechet distances and their kin where Inception's weights are not at hand, or say little
+(digits, clothes). Distances of different features do not compare.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, silu
+
+from vaescale.data.batch import Batch
+from vaescale.errors import DataError, UserError
+from vaescale.files import write_whole
+
+FORMAT = {"format": "vaescale-features", "version": 1}
+TENSORS, WORDS = "features.safetensors", "features.json"
+SMALLEST_MAP, MOST_STAGES = 4, 4
+MOST_WIDTH, MOST_CLASSES, MOST_SIZE = 512, 100_000, 4096
+
+
+class Shape(NamedTuple):
+    """Of images [channels, size, size], classes, and channels of the first map."""
+
+    channels: int
+    size: int
+    classes: int
+    width: int
+
+
+class Classifier(nn.Module):
+    """[B, C, H, W] in [0, 1] to features [B, F] and logits [B, classes]."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        stages = max(1, min(MOST_STAGES, int(math.log2(max(1, shape.size / SMALLEST_MAP)))))
+        widths = [shape.width * 2**stage for stage in range(stages + 1)]
+        self.size = widths[-1]
+        self.stem = _Block(shape.channels, widths[0], stride=1)
+        blocks = [
+            nn.Sequential(_Block(before, after, stride=2), _Block(after, after, stride=1))
+            for before, after in itertools.pairwise(widths)
+        ]
+        self.stages = nn.Sequential(*blocks)
+        self.head = nn.Linear(self.size, shape.classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[B, F]."""
+        here: Tensor = self.stages(self.stem(2 * x - 1))
+        return here.mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+
+class _Block(nn.Module):
+    def __init__(self, before: int, after: int, *, stride: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+        self.norm = nn.GroupNorm(min(8, after), after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return silu(self.norm(self.convolution(x)))
+
+
+def train(
+    shape: Shape, batches: Iterable[list[Batch]], *, steps: int, seed: int, lr: float = 2e-3
+) -> Classifier:
+    """Cross-entropy by AdamW with a cosine schedule over `steps` batches, in float32. Raises DataError for images without
+    a class, or of another one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Classifier(shape)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    for (batch,) in batches:
+        loss = cross_entropy(model(batch.images.float() / 255), _classes(batch, shape.classes))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: Classifier, batches: Iterable[Batch]) -> tuple[float, int]:
+    """The share of images whose class is the likeliest, and how many they are."""
+    right = count = 0
+    for batch in batches:
+        labels = _classes(batch, model.head.out_features)[batch.mask]
+        found = model(batch.images[batch.mask].float() / 255).argmax(1)
+        right += int((found == labels).sum())
+        count += len(labels)
+    if not count:
+        raise DataError("there are no images to measure the accuracy on; give --val a set that has some")
+    return right / count, count
+
+
+def save(model: Classifier, shape: Shape, folder: Path, details: dict[str, Any]) -> str:
+    """Write features.safetensors and features.json. Returns the sha256 of the former."""
+    content = to_bytes({name: value.contiguous() for name, value in model.state_dict().items()})
+    sha256 = hashlib.sha256(content).hexdigest()
+    write_whole(folder / TENSORS, content)
+    words = {**FORMAT, **shape._asdict(), "sha256": sha256, **details}
+    write_whole(folder / WORDS, (json.dumps(words, indent=1) + "\n").encode())
+    return sha256
+
+
+def load(folder: Path) -> tuple[Classifier, Shape, dict[str, Any]]:
+    """What `save` wrote. Raises UserError when it is not there, or not that."""
+    try:
+        words = dict(json.loads((folder / WORDS).read_bytes()))
+        content = (folder / TENSORS).read_bytes()
+        tensors = from_bytes(content)
+        shape = Shape(*(words[name] for name in Shape._fields))
+    except OSError:
+        raise UserError(
+            f"{folder} holds no features; train some with `vaescale train-features DIR --out {folder}`"
+        ) from None
+    except (ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise _damaged(folder, str(error)) from error
+    if any(words.get(key) != value for key, value in FORMAT.items()):
+        raise _damaged(folder, "it is of another version")
+    most = Shape(4, MOST_SIZE, MOST_CLASSES, MOST_WIDTH)
+    if not all(type(own) is int and 0 < own <= bound for own, bound in zip(shape, most, strict=True)):
+        raise _damaged(folder, f"{shape} is no shape")
+    if hashlib.sha256(content).hexdigest() != words.get("sha256"):
+        raise _damaged(folder, "the weights are not what features.json says")
+    model = Classifier(shape)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:
+        raise _damaged(folder, "the weights do not fit the network") from None
+    return model.eval(), shape, words
+
+
+def _damaged(folder: Path, words: str) -> UserError:
+    return UserError(f"the features in {folder} are damaged ({words}); train them again")
+
+
+def _classes(batch: Batch, classes: int) -> Tensor:
+    labels = batch.labels
+    if bool((labels[batch.mask] < 0).any()):
+        raise DataError("these images have no classes; train features on a labelled data set")
+    if bool((labels[batch.mask] >= classes).any()):
+        raise DataError(f"an image has class {int(labels.max())}, the training images have {classes} classes")
+    return labels

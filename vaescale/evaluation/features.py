@@ -1,0 +1,123 @@
+"""What images are compared by: features, and who extracts them. Numbers of different extractors do not compare.
+
+pixels              the values themselves, for small images
+DIR                 a classifier that `vaescale train-features` trained
+inception[:FILE]    torchmetrics' Inception v3 (torch-fidelity's weights), the FID of the literature
+FILE.pt2            any module that `torch.export.save` wrote: [B, C, H, W] in [0, 1] to [B, F]; it is a program, so trusted alone
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vaescale.errors import UserError
+from vaescale.evaluation import classifier
+
+MOST_PIXELS = 4096
+INCEPTION = "inception"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it in torch's cache
+
+
+class Extractor(NamedTuple):
+    """name: for files and metrics; words: what stands beside each number; identity: a hash of all that the features depend on.
+
+    of: images [B, C, H, W] in [0, 1] to features [B, F].
+    """
+
+    name: str
+    words: str
+    identity: str
+    of: Callable[[Tensor], Tensor]
+
+
+def open_extractor(
+    words: str, *, image_shape: tuple[int, int, int], device: torch.device, trusted: bool = False
+) -> Extractor:
+    """The extractor of these words, for images of this shape. trusted: of a file that is a program.
+
+    Raises UserError for what is not there, does not fit, or is not trusted.
+    """
+    name, _, place = words.partition(":")
+    if words == "pixels":
+        return _pixels(image_shape)
+    if name == INCEPTION:
+        return _inception(place, device)
+    if words.endswith(".pt2"):
+        return _exported(Path(words), device, trusted=trusted)
+    return _trained(Path(words), image_shape, device)
+
+
+def _pixels(image_shape: tuple[int, int, int]) -> Extractor:
+    values = image_shape[0] * image_shape[1] * image_shape[2]
+    if values > MOST_PIXELS:
+        raise UserError(
+            f"--features pixels is for images of at most {MOST_PIXELS} values, these have {values}; train features on a "
+            f"labelled set with `vaescale train-features`"
+        )
+    return Extractor("pixels", f"the {values} values of an image, in [0, 1]", f"pixels {values}", _flat)
+
+
+def _flat(images: Tensor) -> Tensor:
+    return images.flatten(1).float()
+
+
+def _trained(folder: Path, image_shape: tuple[int, int, int], device: torch.device) -> Extractor:
+    model, shape, details = classifier.load(folder)
+    if (shape.channels, shape.size, shape.size) != image_shape:
+        raise UserError(
+            f"the features in {folder} are of {shape.channels}x{shape.size}x{shape.size} images, these are "
+            f"{'x'.join(map(str, image_shape))}; train others on images of this shape"
+        )
+    model.to(device)
+    accuracy = details.get("accuracy")
+    words = f"the {model.size} features of a classifier of {shape.classes} classes ({folder.name}, held-out accuracy {accuracy})"
+    return Extractor(folder.name, words, details["sha256"], model.features)
+
+
+def _inception(place: str, device: torch.device) -> Extractor:
+    path = Path(place) if place else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    instead = "or train features on your own images: `vaescale train-features DIR`"
+    if not path.is_file():
+        raise UserError(
+            f"Inception's weights are not at {path}; fetch {INCEPTION_FILE} of torch-fidelity and give "
+            f"--features inception:FILE, {instead}"
+        )
+    try:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        module: Any = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
+    except ModuleNotFoundError:
+        raise UserError(f"Inception needs torch-fidelity; `pip install torch-fidelity`, {instead}") from None
+    module = module.to(device)
+
+    def features(images: Tensor) -> Tensor:
+        levels = (255 * images).round().byte().expand(-1, 3, -1, -1)
+        found: Tensor = module(levels)
+        return found.float()
+
+    identity = hashlib.sha256(path.read_bytes()).hexdigest()
+    words = "Inception v3, 2048 features, torch-fidelity's weights and resizing, through torchmetrics"
+    return Extractor(INCEPTION, words, identity, features)
+
+
+def _exported(path: Path, device: torch.device, *, trusted: bool) -> Extractor:
+    if not path.is_file():
+        raise UserError(f"{path} is not there; give a file that torch.export.save wrote")
+    if not trusted:
+        raise UserError(
+            f"{path} is a program and could do anything; if you trust who made it, give --trust-features"
+        )
+    module: nn.Module = torch.export.load(str(path)).module().to(device)
+
+    def features(images: Tensor) -> Tensor:
+        found: Tensor = module(images.float())
+        return found.flatten(1).float()
+
+    identity = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Extractor(
+        path.stem, f"the exported module {path.name} (sha256 {identity[:12]})", identity, features
+    )

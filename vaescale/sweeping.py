@@ -1,0 +1,214 @@
+"""Variants of a recipe: every combination of some keys' values, trained one after another or as the tasks of one cluster job."""
+
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from vaescale.console import say
+from vaescale.errors import UserError
+from vaescale.recipe import Recipe
+from vaescale.training import folder as run_folder
+from vaescale.training.stores import parent_run
+
+MOST_VARIANTS = 1000
+STOPPED = (75, 130)  # preempted, Ctrl-C: the others wait too
+STATE = "sweep.json"
+
+
+class Variant(NamedTuple):
+    """Its name, and its overrides, `name=` the last."""
+
+    name: str
+    overrides: list[str]
+
+
+def variants(overrides: Sequence[str], name: str) -> list[Variant]:
+    """Of `key=a,b` and `key=c`: every combination, named after the values that vary. Raises UserError for what is no such thing,
+    and for two values with one name.
+    """
+    choices: list[tuple[str, list[str]]] = []
+    for override in overrides:
+        key, equals, values = override.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+            raise UserError(f"{override!r} is not key=a,b,c, such as optimizer.lr=1e-3,2e-3")
+        if key in ("name", "run_dir"):
+            raise UserError(f"{key} is each variant's own; give the sweep a --name")
+        choices.append((key, split_values(values)))
+    found: dict[str, Variant] = {}
+    for taken in itertools.product(*(values for _, values in choices)):
+        varied = [
+            f"{key.rpartition('.')[2]}-{_slug(value)}"
+            for (key, values), value in zip(choices, taken, strict=True)
+            if len(values) > 1
+        ]
+        own = "-".join([name, *varied])
+        if own in found:
+            raise UserError(f"two variants would both be called {own}; leave one of the values out")
+        said = [f"{key}={value}" for (key, _), value in zip(choices, taken, strict=True)]
+        found[own] = Variant(own, [*said, f"name={own}"])
+        if len(found) > MOST_VARIANTS:
+            raise UserError(f"these are more than {MOST_VARIANTS} variants; give fewer values")
+    return list(found.values())
+
+
+def split_values(words: str) -> list[str]:
+    """`a,[1,2],{b: 1}` at the commas outside of brackets, braces and quotes."""
+    values, depth, quote, start = [], 0, "", 0
+    for place, sign in enumerate(words):
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"":
+            quote = sign
+        elif sign in "[{(":
+            depth += 1
+        elif sign in "]})":
+            depth -= 1
+        elif sign == "," and depth == 0:
+            values.append(words[start:place])
+            start = place + 1
+    values.append(words[start:])
+    if depth or quote or not all(value.strip() for value in values):
+        raise UserError(f"{words!r} is not a list of values; separate them by commas, and close each bracket")
+    return [value.strip() for value in values]
+
+
+def train_all(
+    recipe: Path,
+    variants: Sequence[Variant],
+    recipes: Sequence[Recipe],
+    folder: Path,
+    *,
+    launch: Sequence[str],
+) -> list[int]:
+    """Train each in a process of its own. Returns their exit codes; one that is preempted or interrupted is the last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parent = run_folder.read_json(folder / STATE).get("mlflow_run") or parent_run(
+        recipes[0].tracking.mlflow, recipes[0].tracking.experiment, folder.name
+    )
+    names = [variant.name for variant in variants]
+    run_folder.write_json(folder / STATE, {"recipe": str(recipe), "mlflow_run": parent, "variants": names})
+    starter = _starter(launch)
+    codes: list[int] = []
+    for number, (variant, resolved) in enumerate(zip(variants, recipes, strict=True), start=1):
+        say(f"\n== {number}/{len(variants)}  {variant.name}")
+        own = [*variant.overrides, *([f"tracking.parent={parent}"] if parent else [])]
+        done = subprocess.run(
+            [*starter, "-m", "vaescale", "train", str(recipe), *own], stdout=sys.stderr, check=False
+        )
+        stopped = run_folder.read_json(Path(resolved.run_dir) / run_folder.STOPPED)
+        # A launcher's own exit code is always 1.
+        code = done.returncode if done.returncode in (0, 2, 3, 4, *STOPPED) else stopped.get("exit_code", 4)
+        codes.append(int(code))
+        if code in STOPPED:
+            say(f"stopped in {variant.name}; the same command goes on")
+            return codes + [int(code)] * (len(variants) - len(codes))
+    return codes
+
+
+def _starter(launch: Sequence[str]) -> list[str]:
+    """The words that run a module: this Python, or accelerate's launcher under it."""
+    if not launch:
+        return [sys.executable]
+    if list(launch[:2]) == ["accelerate", "launch"]:
+        return [sys.executable, "-m", "accelerate.commands.launch", *launch[2:]]
+    return list(launch)
+
+
+def cluster_files(
+    kind: str, recipe: Path, variants: Sequence[Variant], *, name: str, launch: str, image: str
+) -> dict[str, str]:
+    """By file name, what submits all variants as one job. No word of a variant is read by a shell: they lie in a file, one variant a
+    line, their overrides between tabs.
+    """
+    if any("\t" in word or "\n" in word for variant in variants for word in variant.overrides):
+        raise UserError(
+            "a value holds a tab or a line break, which the list of variants cannot; write it otherwise"
+        )
+    lines = "".join("\t".join(variant.overrides) + "\n" for variant in variants)
+    start = f"{' '.join(map(shlex.quote, shlex.split(launch)))} -m vaescale train {shlex.quote(str(recipe))}"
+    if kind == "slurm":
+        script = SLURM.format(name=_slug(name), last=len(variants) - 1, start=start)
+        return {"variants.txt": lines, "sweep.sbatch": script}
+    return {
+        "sweep.yaml": _kubernetes(
+            _slug(name).lower().replace("_", "-").replace(".", "-"), lines, start, image, len(variants)
+        )
+    }
+
+
+def _kubernetes(name: str, lines: str, start: str, image: str, count: int) -> str:
+    take = f'mapfile -t LINES < /sweep/variants.txt; IFS=$\'\\t\' read -ra WORDS <<< "${{LINES[$JOB_COMPLETION_INDEX]}}"; exec {start} "${{WORDS[@]}}"'
+    labels = {"metadata": {"name": name}}
+    table = {"apiVersion": "v1", "kind": "ConfigMap", **labels, "data": {"variants.txt": lines}}
+    container = {
+        "name": "train",
+        "image": image,
+        "command": ["bash", "-c", take],
+        "resources": {"limits": {"nvidia.com/gpu": 1}},
+        "volumeMounts": [{"name": "sweep", "mountPath": "/sweep"}, {"name": "work", "mountPath": "/work"}],
+        "workingDir": "/work",
+    }
+    volumes = [
+        {"name": "sweep", "configMap": {"name": name}},
+        {"name": "work", "persistentVolumeClaim": {"claimName": "vaescale"}},
+    ]
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 120,
+        "containers": [container],
+        "volumes": volumes,
+    }
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        **labels,
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": count,
+            "parallelism": count,
+            "backoffLimitPerIndex": 10,  # a preempted task (75) is started again, and goes on
+            "template": {"spec": pod},
+        },
+    }
+    head = "# kubectl apply -f this file. The claim `vaescale` holds recipes, data and runs, and is mounted at /work.\n"
+    return head + yaml.safe_dump_all([table, job], sort_keys=False)
+
+
+def _slug(words: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", words).strip("_") or "none"
+
+
+SLURM = """#!/bin/bash
+# One task for each line of variants.txt, which lies beside this file: submit it from the project's folder.
+#SBATCH --job-name={name}
+#SBATCH --array=0-{last}
+#SBATCH --gpus-per-node=1
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@120
+set -u
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
+mapfile -t LINES < runs/{name}/variants.txt
+IFS=$'\\t' read -ra WORDS <<< "${{LINES[$SLURM_ARRAY_TASK_ID]}}"
+{start} "${{WORDS[@]}}" &
+trap 'kill -TERM $!' TERM
+wait $!
+code=$?
+if [ "$code" -gt 128 ]; then  # the signal ended the waiting, not the training
+    wait $!
+    code=$?
+fi
+RUN=runs/$(printf '%s\\n' "${{WORDS[@]}}" | sed -n 's/^name=//p')
+if [ "$code" -ne 0 ] && grep -qs '"exit_code": 75' "$RUN/stopped.json"; then
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+fi
+exit "$code"
+"""

@@ -33,11 +33,20 @@ def test_the_best_is_first_and_what_differs_is_a_column() -> None:
         compare([one, two], sort="val/nats")
 
 
+def test_a_key_of_another_kind_is_no_difference() -> None:
+    one, two = record("one", 1.0, likelihood__horizon=100), record("two", 2.0, likelihood__kind="bernoulli")
+    assert compare([one, two]).differing == ["likelihood.kind"]
+    without = record("three", 2.0)
+    assert compare([one, without]).differing == ["likelihood.horizon"]
+
+
 def test_what_does_not_compare_is_said() -> None:
     one, two = record("one", 1.0), record("two", 2.0, likelihood__kind="categorical", data_hash="b")
     words = " ".join(compare([one, two]).warnings)
     assert "same held-out images" in words
     assert "masses (categorical) and of densities (gaussian)" in words
+    binary = record("three", 2.0, likelihood__kind="bernoulli")
+    assert "binarized" in " ".join(compare([one, binary]).warnings)
     without = two._replace(metrics={"val/mse": 1.0})
     assert "without val/neg_elbo_nats: two" in compare([one, without]).warnings[0]
 

@@ -63,7 +63,7 @@ def _save(opened: "Run", result: dict[str, Any], pictures: list[tuple[str, Any]]
     figures.image_rows(path, pictures, title=opened.title("held-out images and what is left of them"))
     write_json(opened.folder / "evaluation" / "baselines.json", result)
     metrics = {
-        f"baselines/{name}/{key}": value
+        f"baselines/{'run' if name == opened.recipe.name else 'ppca'}/{key}": value
         for name, row in result["rows"].items()
         for key, value in row.items()
         if value is not None

@@ -130,7 +130,8 @@ def _of_experiment(store: str, experiment: str, where: str | None) -> "list[Reco
         raise UserError(
             f"experiment {experiment!r} in {store} has no runs{' of which ' + where + ' is true' if where else ''}"
         )
-    return [Record(**one._asdict()) for one in found]
+    # What stands above a sweep, or was logged for several runs together, has no recipe.
+    return [Record(**one._asdict()) for one in found if one.recipe and one.metrics]
 
 
 def _draw(comparison: "Comparison", folder: Path) -> list[tuple[str, Path]]:
@@ -141,12 +142,14 @@ def _draw(comparison: "Comparison", folder: Path) -> list[tuple[str, Path]]:
     panels = []
     for metric in comparing.CURVES:
         lines = [(label, comparing.spread(records, metric)) for label, records in together]
-        lines = [(label, points) for label, points in lines if points]
+        lines = [(label, points) for label, points in lines if len(points) > 1]
         if lines:
             panels.append((metric, lines))
     made = []
     if panels:
-        figures.curves_of_runs(folder / "curves.png", panels, title="curves; bands are the spread over seeds")
+        several = any(len(records) > 1 for _, records in together)
+        title = "curves; bands are the spread over seeds" if several else "curves"
+        figures.curves_of_runs(folder / "curves.png", panels, title=title)
         made.append(("curves", folder / "curves.png"))
     plane = [
         (record.name, record.metrics["val/kl_nats"], record.metrics["val/mse"])
@@ -163,11 +166,9 @@ def _draw(comparison: "Comparison", folder: Path) -> list[tuple[str, Path]]:
 
 def show(result: dict[str, Any]) -> None:
     """The table, best first, and where the page is."""
-    from vaescale.console import say, table
+    from vaescale.console import table
 
     sys.stdout.write(Path(result["markdown"]).read_text())
-    for words in result["warnings"]:
-        say(words)
     table(
         f"sorted by {result['sorted_by']}",
         [("page", result["page"]), ("markdown", result["markdown"])]

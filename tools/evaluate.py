@@ -132,8 +132,9 @@ def _save(opened: "Run", reader: "ShardReader", name: str, result: dict[str, Any
     )
     if result["coverage"]:
         made.append(folder / f"calibration{suffix}.png")
-        title = opened.title(f"calibration of p(x|z), {result['data']} images")
-        figures.calibration(made[-1], [(opened.recipe.name, result["coverage"])], title=title)
+        label = f"{opened.recipe.name}, step {opened.step}"
+        title = f"calibration of p(x|z), {Path(result['data']).name} images"
+        figures.calibration(made[-1], [(label, result["coverage"])], title=title)
     push(opened.folder, opened.recipe.tracking)
     return {**result, "figures": [str(path) for path in made]}
 

@@ -158,13 +158,18 @@ def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _differing(records: Sequence[Record]) -> list[str]:
-    keys = sorted({key for record in records for key in record.recipe})
-    return [
-        key
-        for key in keys
-        if not key.startswith(OWN)
-        and len({json.dumps(record.recipe.get(key), default=str) for record in records}) > 1
-    ]
+    keys = sorted({key for record in records for key in record.recipe if not key.startswith(OWN)})
+    return [key for key in keys if _differs(key, records)]
+
+
+def _differs(key: str, records: Sequence[Record]) -> bool:
+    """Whether runs have several values of it, or some none at all although they are of the same kind."""
+    having = [record for record in records if key in record.recipe]
+    if len({json.dumps(record.recipe[key], default=str) for record in having}) > 1:
+        return True
+    kind = f"{key.partition('.')[0]}.kind"
+    kinds = {record.recipe.get(kind) for record in having}
+    return any(key not in record.recipe and record.recipe.get(kind) in kinds for record in records)
 
 
 def _warnings(records: Sequence[Record], sort: str) -> list[str]:
@@ -189,8 +194,10 @@ def _warnings(records: Sequence[Record], sort: str) -> list[str]:
             f"bounds of masses ({', '.join(sorted(masses))}) and of densities ({', '.join(sorted(kinds - masses))}) do not "
             "compare"
         )
-    if "bernoulli" in kinds and len(masses) > 1:
-        found.append("a bernoulli likelihood is of binarized images: its bound compares with no other")
+    if "bernoulli" in kinds and len(kinds) > 1:
+        found.append(
+            "a bernoulli likelihood is of binarized images: none of its numbers compares with the others'"
+        )
     return found
 
 

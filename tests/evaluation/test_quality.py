@@ -46,7 +46,7 @@ def test_moments_of_all_features_are_those_of_their_batches() -> None:
 
 
 def test_overlap_is_brute_force_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, samples = points(0, 60, 2), points(1, 50, 2, scale=1.5) + 1.0
+    images, samples = points(0, 60, 2), points(1, 50, 2) + 1.3
     distance = torch.cdist(images.double(), samples.double())
 
     def radius(of: Tensor, number: int) -> float:

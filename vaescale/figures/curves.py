@@ -178,8 +178,8 @@ def rate_distortion(
     *,
     title: str,
 ) -> None:
-    """(label, KL in nats, mean squared error): a labelled curve, and points that the legend names, the last one in place
-    too.
+    """(label, KL in nats, mean squared error): a labelled curve, and points that the legend names; beside a curve the last one
+    in place too.
     """
     figure, axes = subplots(1, 1, (8.6, 5.2), frame=True)
     axis = axes[0, 0]
@@ -195,7 +195,7 @@ def rate_distortion(
     for number, (label, rate, distortion) in enumerate(points):
         colour, marker = POINT_COLOURS[number % len(POINT_COLOURS)], MARKERS[number // len(POINT_COLOURS)]
         axis.plot([rate], [distortion], marker, color=colour, markersize=7, label=label, linestyle="none")
-    if points:
+    if points and curve:
         label, rate, distortion = points[-1]
         axis.annotate(
             label, (rate, distortion), (8, -14), textcoords="offset points", fontsize=8, weight="bold"

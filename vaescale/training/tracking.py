@@ -6,6 +6,7 @@ sends the rest. `RUN/mlflow.json` remembers the MLflow run and how far it got, s
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,7 +261,8 @@ def _send_metrics(client: Any, folder: Path, state: dict[str, Any]) -> int:
         for name in row.keys() - {"step", "time"}:
             if name.startswith(REPLAYED) and row["step"] <= state["sent_step"].get(name, -1):
                 continue
-            metrics.append(Metric(name, row[name], int(row["time"] * 1000), int(row["step"])))
+            known = re.sub(r"[^\w. :/-]", "_", name)  # the names that MLflow takes
+            metrics.append(Metric(known, row[name], int(row["time"] * 1000), int(row["step"])))
             state["sent_step"][name] = row["step"]
     for start in range(0, len(metrics), BATCH_METRICS):
         client.log_batch(state["run_id"], metrics=metrics[start : start + BATCH_METRICS])

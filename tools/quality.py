@@ -9,7 +9,7 @@ as decoder means and with the decoder's noise. Numbers compare under the same fe
   inception[:FILE]  Inception v3 with torch-fidelity's weights, the FID of the literature
   FILE.pt2          a module that torch.export.save wrote: images [B, C, H, W] in [0, 1] to features [B, F]
 
-Writes RUN/evaluation/quality-FEATURES.json and RUN/figures/quality-FEATURES.png. The training images' features are kept in a
+Writes RUN/evaluation/quality-FEATURES.json and RUN/figures/quality-FEATURES*.png. The training images' features are kept in a
 cache. Runs on any number of processes, with the same samples:
 
   vaescale train-features data/fashion_mnist/train --out features/fashion_mnist
@@ -24,11 +24,14 @@ from typing import TYPE_CHECKING, Any
 from vaescale.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vaescale.evaluation.features import Extractor
     from vaescale.mixtures.gaussian import Mixture
     from vaescale.run import Run
 
 CACHE = Path("~/.cache/vaescale/references")
+SHOWN = 16  # pictures of each kind
 COLUMNS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 
 
@@ -98,19 +101,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         mixtures = comm.together(lambda: _mixtures(opened))
         with torch.no_grad():
             references, cached = judging.references_of(train, extractor, opened, arguments.cache.expanduser())
-            rows = judging.judge(
-                judging.kinds(
-                    opened,
-                    val,
-                    mixtures,
-                    count=arguments.count,
-                    decodings=decodings,
-                    temperature=arguments.temperature,
-                    seed=arguments.seed,
-                ),
-                extractor,
-                references,
+            kinds = judging.kinds(
+                opened,
+                val,
+                mixtures,
+                count=arguments.count,
+                decodings=decodings,
+                temperature=arguments.temperature,
+                seed=arguments.seed,
             )
+            rows = judging.judge(kinds, extractor, references)
+            first = [kind.pictures(torch.arange(min(SHOWN, kind.number))).cpu() for kind in kinds]
         result = {
             "run": str(opened.folder),
             "step": opened.step,
@@ -132,7 +133,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "references_from_cache": cached,
             "rows": rows,
         }
-        return comm.on_main(lambda: _save(opened, extractor, result))
+        return comm.on_main(lambda: _save(opened, extractor, result, first))
 
 
 def _mixtures(opened: "Run") -> "dict[str, Mixture]":
@@ -154,8 +155,10 @@ def _mixtures(opened: "Run") -> "dict[str, Mixture]":
     return found
 
 
-def _save(opened: "Run", extractor: "Extractor", result: dict[str, Any]) -> dict[str, Any]:
-    """JSON, metrics, picture, MLflow. Returns the result with the picture's path."""
+def _save(
+    opened: "Run", extractor: "Extractor", result: dict[str, Any], first: "list[Tensor]"
+) -> dict[str, Any]:
+    """JSON, metrics, pictures, MLflow. first: some pictures of each row. Returns the result with the figures' paths."""
     from vaescale import figures
     from vaescale.training.folder import append_metrics, write_json
     from vaescale.training.tracking import push
@@ -170,17 +173,18 @@ def _save(opened: "Run", extractor: "Extractor", result: dict[str, Any]) -> dict
         for column in COLUMNS
     }
     append_metrics(opened.folder, opened.step, metrics)
-    path = opened.folder / "figures" / f"quality-{name}.png"
-    figures.quality(
-        path,
-        [
-            (f"{row['of']}{', ' + row['decode'] if row['decode'] == 'ancestral' else ''}", row)
-            for row in result["rows"]
-        ],
-        title=opened.title(f"against training images, features: {name}"),
-    )
+    labels = [_label(row) for row in result["rows"]]
+    made = [opened.folder / "figures" / f"quality-{name}{which}.png" for which in ("", "-pictures")]
+    title = opened.title(f"against training images, features: {name}")
+    figures.quality(made[0], list(zip(labels, result["rows"], strict=True)), title=title)
+    strips = [(label, part.numpy()) for label, part in zip(labels, first, strict=True)]
+    figures.image_strips(made[1], strips, title=opened.title("what was judged"))
     push(opened.folder, opened.recipe.tracking)
-    return {**result, "figure": str(path)}
+    return {**result, "figures": [str(path) for path in made]}
+
+
+def _label(row: dict[str, Any]) -> str:
+    return f"{row['of']}{'' if row['decode'] in ('', 'mean') else ', ' + row['decode']}"
 
 
 def show(result: dict[str, Any]) -> None:
@@ -198,7 +202,9 @@ def show(result: dict[str, Any]) -> None:
             for name, row in zip(names, result["rows"], strict=True)
         ],
     )
-    table("distances: less is better; shares: more is better", [("figure", result["figure"])])
+    table(
+        "distances: less is better; shares: more is better", [("figure", path) for path in result["figures"]]
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """The main job end to end on scikit-learn's handwritten digits: shards, training on two processes, evaluation,
-mixture, samples. Each step is a command that you can type yourself. What is there already is used again.
+mixture, samples and how good they are. Each step is a command that you can type yourself. What is there already is used again.
 """
 
 import argparse
@@ -69,13 +69,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
         ),
         "fit-gmm": Step(
             "Fit a mixture to the aggregate posterior",
-            f"vaescale fit-gmm {folder} --components 10",
-            lambda: same("gmm/mixture.json", components=10),
+            f"vaescale fit-gmm {folder} --components 1,10,50,100",
+            lambda: same("gmm/mixture.json") and len(list(folder.glob("gmm/components-*"))) == 4,
         ),
         "sample": Step(
             "Sample from the prior and from the mixture",
             f"vaescale sample {folder}",
             lambda: _newer(figures / "samples.png", folder / "gmm/mixture.json"),
+        ),
+        "quality": Step(
+            "Judge samples of prior and mixtures against the training images",
+            f"vaescale quality {folder} --features pixels --count 2000",
+            lambda: _newer(folder / "evaluation/quality-pixels.json", folder / "gmm/mixture.json"),
         ),
     }
     seconds = {}
@@ -91,6 +96,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
         "run": str(folder),
         "metrics": read_json(folder / "evaluation/val.json")["metrics"],
         "gmm": read_json(folder / "gmm/mixture.json"),
+        "quality": read_json(folder / "evaluation/quality-pixels.json")["rows"],
         "figures": sorted(str(path) for path in figures.glob("*.png")),
         "mlflow": recipe.tracking.mlflow,
         "seconds": seconds,
@@ -115,6 +121,11 @@ def show(result: dict[str, Any]) -> None:
         ("seconds", ", ".join(f"{name} {value:.0f}" for name, value in result["seconds"].items())),
     ]
     table(f"\n== Results on {metrics['images']:.0f} held-out digits ({folder})", rows)
+    means = [row for row in result["quality"] if row["decode"] != "ancestral"]
+    table(
+        "\n== Frechet distance to the training images, of pixels (less is better)",
+        [(f"{row['of']}{', means' if row['decode'] else ''}", f"{row['frechet']:.4f}") for row in means],
+    )
     table(
         "\n== Next",
         [

@@ -22,7 +22,8 @@ def test_quickstart_end_to_end_and_again(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "vaescale", "quickstart", "--json"],
             cwd=tmp_path,
-            env={k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE")},
+            env={k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE")}
+            | {"HOME": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=600,
@@ -32,7 +33,7 @@ def test_quickstart_end_to_end_and_again(tmp_path: Path) -> None:
         return json.loads(done.stdout), done.stderr
 
     result, words = quickstart()
-    assert words.count("== ") == 5
+    assert words.count("== ") == 6
     run = tmp_path / result["run"]
     assert json.loads((run / "run.json").read_text())["world_size"] == 2
     metrics = result["metrics"]
@@ -42,30 +43,37 @@ def test_quickstart_end_to_end_and_again(tmp_path: Path) -> None:
     assert metrics["active_units"] >= 10
     gmm = result["gmm"]
     assert gmm["val_nats"] > gmm["prior_val_nats"] + 1
+    assert gmm["components"] == 10
+    distances = {row["of"]: row["frechet"] for row in result["quality"] if row["decode"] == "mean"}
+    assert distances["mixture of 10"] < 0.7 * distances["prior"]
     assert [Path(path).name for path in result["figures"]] == [
+        "calibration.png",
         "curves.png",
+        "mixture_selection.png",
+        "quality-pixels-pictures.png",
+        "quality-pixels.png",
         "reconstructions.png",
         "samples.png",
     ]
     for path in result["figures"]:
         with Image.open(tmp_path / path) as image:
-            assert image.width > 600
+            assert image.width > 500
     assert (tmp_path / "runs" / "mlflow.db").is_file()
 
     again, words = quickstart()
-    assert words.count("there already") == 5
+    assert words.count("there already") == 6
     assert {k: v for k, v in again.items() if k != "seconds"} == {
         k: v for k, v in result.items() if k != "seconds"
     }
 
     # What another command left in its place is not taken for the quickstart's own.
     mixture = json.loads((run / "gmm" / "mixture.json").read_text())
-    (run / "gmm" / "mixture.json").write_text(json.dumps(mixture | {"components": 2}))
+    (run / "gmm" / "mixture.json").write_text(json.dumps(mixture | {"step": 2}))
     (run / "figures" / "reconstructions.png").unlink()
     mended, words = quickstart()
     assert words.count("there already") == 2, "the shards and the training"
     assert mended["gmm"]["components"] == 10
-    assert len(mended["figures"]) == 3
+    assert len(mended["figures"]) == 7
 
 
 def test_elsewhere_it_says_where_to_go(vaescale, tmp_path: Path, monkeypatch) -> None:

@@ -67,7 +67,8 @@ def picture_rows(path: Path, rows: Sequence[Images]) -> None:
 def image_strips(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:
     """Named rows of equally many images, close together: for tables of pictures."""
     count = max(len(images) for _, images in rows)
-    figure, axes = subplots(len(rows), 1, (0.36 * count + 1.6, 0.38 * len(rows) + 0.5), dpi=85)
+    names = max(1.6, 0.075 * max(len(name) for name, _ in rows))
+    figure, axes = subplots(len(rows), 1, (0.36 * count + names, 0.38 * len(rows) + 0.5), dpi=85)
     for (name, images), axis in zip(rows, axes[:, 0], strict=True):
         show(axis, montage(images, count))
         axis.text(-0.01, 0.5, name, transform=axis.transAxes, ha="right", va="center", fontsize=7)

@@ -210,7 +210,7 @@ class LadderVAE(VAE):
         assert z.shape[1] in sums, (
             f"{z.shape[1]} latents are not those of the first groups: {self.group_sizes}"
         )
-        parts = torch.split(z, self.group_sizes[: sums.index(z.shape[1]) + 1], dim=1)
+        parts = torch.split(z, list(self.group_sizes[: sums.index(z.shape[1]) + 1]), dim=1)
         return [
             part.view(len(z), -1, group.block.resolution, group.block.resolution)
             for group, part in zip(self._groups, parts, strict=False)

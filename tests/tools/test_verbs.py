@@ -432,6 +432,30 @@ def test_a_mixture_is_fitted_on_two_processes(vaescale, run: Path, tmp_path: Pat
     assert together["val_nats"] == pytest.approx(alone["val_nats"], abs=1e-3)
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(vaescale, run: Path, tmp_path: Path) -> None:
+    """Each image once: to the rounding of sums in another order."""
+    cases = (
+        ("evaluate", run, "--importance-samples", 8),
+        ("quality", run, "--features", "pixels", "--count", 101, "--cache", tmp_path),
+    )
+    for words in cases:
+        alone = vaescale(*words, "--json").json
+        launcher = ["accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml"]
+        verb = ["-m", "vaescale", *map(str, words), "--json"]
+        done = finished([sys.executable, "-m", *launcher, *verb], ROOT)
+        assert done.returncode == 0, done.stderr
+        together = json.loads(done.stdout)
+        if words[0] == "evaluate":
+            assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, abs=1e-6)
+            assert together["coverage"] == pytest.approx(alone["coverage"], abs=1e-4)
+        else:
+            for one, other in zip(together["rows"], alone["rows"], strict=True):
+                assert (one.pop("of"), one.pop("decode")) == (other.pop("of"), other.pop("decode"))
+                assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
+
+
 def test_open_run_gives_the_trained_weights(run: Path) -> None:
     ema, raw = open_run(run), open_run(run, weights="raw")
     assert (ema.weights, raw.weights, raw.step) == ("ema", "raw", 12)
@@ -440,12 +464,12 @@ def test_open_run_gives_the_trained_weights(run: Path) -> None:
     assert torch.equal(ema.model.likelihood.state.running, raw.model.likelihood.state.running)
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "encode", "fit-gmm", "sample", "latents", "sync"])
+@pytest.mark.parametrize("verb", ["evaluate", "encode", "fit-gmm", "sample", "latents", "sync", "baselines"])
 def test_a_folder_that_is_no_run_is_refused(vaescale, tmp_path: Path, verb: str) -> None:
     vaescale(verb, tmp_path).assert_refused(2, "is not a run folder")
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "encode", "fit-gmm", "sample", "latents"])
+@pytest.mark.parametrize("verb", ["evaluate", "encode", "fit-gmm", "sample", "latents", "baselines"])
 def test_a_run_without_a_checkpoint_is_refused(vaescale, run: Path, verb: str) -> None:
     for path in run.glob("checkpoints/*/manifest.json"):
         path.unlink()

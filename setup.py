@@ -13,6 +13,7 @@ DEPENDENCIES = [
     "numpy>=2.0",
     "omegaconf>=2.3",
     "pillow>=11.0",
+    "psutil>=5.9",
     "pydantic>=2.9",
     "pyyaml>=6.0",
     "rich>=13.7",
@@ -36,6 +37,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "ruff>=0.9",
         "types-PyYAML>=6.0",
+        "types-psutil>=7.0",
     ],
 }
 

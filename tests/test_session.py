@@ -34,7 +34,10 @@ def lines(run: str | Path) -> list[dict]:
 def numbers(run: str | Path) -> list[dict]:
     """The metrics without what depends on the clock."""
     rows = read_metrics(Path(run))
-    return [{k: v for k, v in row.items() if k != "time" and not k.startswith("perf/")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k != "time" and not k.startswith(("perf/", "system/"))}
+        for row in rows
+    ]
 
 
 def test_a_run_folder_holds_what_is_promised(vaescale, recipe_file, recipe_content) -> None:

@@ -6,6 +6,7 @@ OUT/comparison.md.
 
   vaescale compare-runs runs/digits-optimal runs/digits-fixed runs/digits-predicted
   vaescale compare-runs runs/digits-* --sort quality/digits/prior-mean/frechet
+  vaescale compare-runs runs/digits-optimal-sweep
   vaescale compare-runs --experiment digits --where "params.`likelihood.kind` = 'gaussian'"
 """
 
@@ -25,7 +26,13 @@ MOST_RUNS = 200
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RUNs or an experiment; what is shown; where to."""
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="run folders")
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        type=Path,
+        nargs="*",
+        help="run folders, or a sweep's folder for all of its runs",
+    )
     parser.add_argument("--experiment", metavar="NAME", help="instead: the runs of an MLflow experiment")
     parser.add_argument(
         "--where", metavar="FILTER", help='of them, in MLflow\'s words: "metrics.`val/mse` < 0.01"'
@@ -49,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Gather, compare, write. Returns the table."""
     from vaescale import comparing
+    from vaescale.sweeping import runs_of
 
     if bool(arguments.runs) == bool(arguments.experiment):
         raise UserError("give run folders, or --experiment NAME; one of the two")
@@ -57,7 +65,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.experiment:
         records = _of_experiment(arguments.store, arguments.experiment, arguments.where)
     else:
-        records = [_of_folder(folder) for folder in dict.fromkeys(arguments.runs)]
+        folders = [run for folder in arguments.runs for run in runs_of(folder)]
+        records = [_of_folder(folder) for folder in dict.fromkeys(folders)]
     if len(records) < 2:
         raise UserError("there is one run alone; give at least two to compare")
     comparison = comparing.compare(records, sort=arguments.sort, columns=arguments.metric)

@@ -101,7 +101,7 @@ def show(result: dict[str, Any]) -> None:
     if "files" in result:
         table("files", [(Path(path).name, path) for path in result["files"]])
     elif "folder" in result:
-        say(f"next: vaescale compare-runs {' '.join(one['run_dir'] for one in result['variants'])}")
+        say(f"next: vaescale compare-runs {result['folder']}")
 
 
 if __name__ == "__main__":

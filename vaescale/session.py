@@ -38,6 +38,7 @@ from vaescale.training import folder as run_folder
 from vaescale.training.checkpoint import Keep
 from vaescale.training.guard import Guard
 from vaescale.training.loop import Watchers, train
+from vaescale.training.machine import system_metrics
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.preemption import Preemption
@@ -240,7 +241,7 @@ class Session:
             return
         # A step with NaN moved nothing; its numbers are no numbers.
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        run_folder.append_metrics(self.folder, step, metrics)
+        run_folder.append_metrics(self.folder, step, metrics | system_metrics())
         bound = "neg_profile_elbo" if self.model.likelihood.reads_x else "neg_elbo"
         nats = metrics.get(f"train/{bound}_nats", math.nan)
         note = f"{bound} {nats:.2f} nats"

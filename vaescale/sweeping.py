@@ -92,8 +92,8 @@ def train_all(
     parent = run_folder.read_json(folder / STATE).get("mlflow_run") or parent_run(
         recipes[0].tracking.mlflow, recipes[0].tracking.experiment, folder.name
     )
-    names = [variant.name for variant in variants]
-    run_folder.write_json(folder / STATE, {"recipe": str(recipe), "mlflow_run": parent, "variants": names})
+    places = [resolved.run_dir for resolved in recipes]
+    run_folder.write_json(folder / STATE, {"recipe": str(recipe), "mlflow_run": parent, "runs": places})
     starter = _starter(launch)
     codes: list[int] = []
     for number, (variant, resolved) in enumerate(zip(variants, recipes, strict=True), start=1):
@@ -110,6 +110,12 @@ def train_all(
             say(f"stopped in {variant.name}; the same command goes on")
             return codes + [int(code)] * (len(variants) - len(codes))
     return codes
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The run folders of a sweep's folder that are there, or the folder itself if it is none."""
+    places = run_folder.read_json(folder / STATE).get("runs")
+    return [folder] if places is None else [Path(place) for place in places if Path(place).is_dir()]
 
 
 def _starter(launch: Sequence[str]) -> list[str]:

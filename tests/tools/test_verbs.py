@@ -234,6 +234,7 @@ def test_a_sweep_trains_all_below_one_run(
     assert [one["exit_code"] for one in outcome.json["variants"]] == [0, 0]
     state = json.loads((tmp_path / "runs" / "tiny-sweep" / "sweep.json").read_text())
     client = MlflowClient(uri)
+    assert len(vaescale("compare-runs", tmp_path / "runs" / "tiny-sweep", "--json").json["runs"]) == 2
     experiment = client.get_experiment_by_name("s").experiment_id
     below = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{state['mlflow_run']}'")
     assert {run.info.run_name for run in below} == {"tiny-seed-0", "tiny-seed-1"}
@@ -501,6 +502,9 @@ def test_all_results_reach_mlflow(vaescale, recipe_file, recipe_content, tmp_pat
     stored = client.get_run(state["run_id"])
     assert {"git_revision", "recipe_hash", "data_hash", "world_size"} <= stored.data.tags.keys()
     assert stored.data.params["likelihood.sigma"] == "optimal"
+    assert stored.info.status == "FINISHED"
+    assert stored.info.end_time >= stored.info.start_time
+    assert "system/cpu_utilization_percentage" in stored.data.metrics
     assert {
         "train/neg_elbo_nats",
         "train/sigma",

@@ -9,6 +9,7 @@ from vaescale.recipe import Recipe
 from vaescale.run import build_model
 from vaescale.training.backends import refuse_lost_processes, start
 from vaescale.training.clock import Clock
+from vaescale.training.machine import system_metrics
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
 
@@ -63,6 +64,14 @@ def test_the_clock_counts_batches_and_passes_them_on() -> None:
     assert metrics["perf/images_per_second"] == pytest.approx(10 / metrics["perf/step_seconds"])
     assert 0 <= metrics["perf/data_wait_fraction"] <= 1
     assert metrics["perf/memory_bytes"] > 0
+
+
+def test_the_machine_s_use_is_in_percent() -> None:
+    found = system_metrics()
+    shares = [value for name, value in found.items() if name.endswith("percentage")]
+    assert len(shares) >= 2
+    assert all(0 <= share <= 100 for share in shares)
+    assert 0 < found["system/system_memory_usage_megabytes"] < 1e9
 
 
 def test_the_memory_estimate_adds_up_and_grows_in_a_line(model: VAE) -> None:

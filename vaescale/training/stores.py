@@ -12,6 +12,9 @@ from vaescale.console import say
 from vaescale.errors import UserError
 
 SQLITE = "sqlite:///"
+KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # or MLflow's pages take it for one of language models
 
 
 class Stored(NamedTuple):
@@ -112,7 +115,7 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
     absolute = absolute_uri(uri)
     local = absolute.startswith(SQLITE)
     place = (Path(absolute.removeprefix(SQLITE)).parent / "mlartifacts").as_uri() if local else None
-    return str(client.create_experiment(name, artifact_location=place))
+    return str(client.create_experiment(name, artifact_location=place, tags=KIND))
 
 
 def absolute_uri(uri: str) -> str:

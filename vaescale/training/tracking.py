@@ -29,7 +29,7 @@ BATCH_PARAMS = 100
 PARAM_CHARACTERS = 6000
 TAG_CHARACTERS = 5000
 DIGEST_CHARACTERS = 36
-REPLAYED = ("train/", "val/", "perf/", "data/")
+REPLAYED = ("train/", "val/", "perf/", "data/", "system/")
 ARTIFACTS = (
     "recipe.yaml",
     "summary.json",
@@ -144,7 +144,10 @@ def sync(folder: Path, config: TrackingConfig, *, status: str | None = None) -> 
             "artifacts_sent": _send_artifacts(client, folder, state),
         }
         if not state["status_sent"]:
-            client.update_run(state["run_id"], status=state["status"])
+            if state["status"] == "RUNNING":
+                client.update_run(state["run_id"], status="RUNNING")
+            else:
+                client.set_terminated(state["run_id"], state["status"])  # with the time
             state["status_sent"] = True
     run_folder.write_json(folder / STATE, state)
     return state | sent

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vaescale.errors import UserError
 
 if TYPE_CHECKING:
+    from vaescale.data.latents import LatentShards
     from vaescale.run import Run
 
 
@@ -101,13 +102,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 importance_samples=arguments.importance_samples,
                 seed=seed,
             )
-        result["figures"] = comm.on_main(lambda: _save(opened, result))
+        result["figures"] = comm.on_main(lambda: _save(opened, shards, result))
     return result
 
 
-def _save(opened: "Run", result: dict[str, Any]) -> list[str]:
+def _save(opened: "Run", shards: "LatentShards", result: dict[str, Any]) -> list[str]:
     """JSON, pictures, MLflow."""
-    from vaescale import figures
+    from vaescale import figures, measuring
     from vaescale.aggregate.collapse import DELTAS, EPSILONS
     from vaescale.training.folder import append_metrics, write_json
     from vaescale.training.tracking import push
@@ -125,7 +126,10 @@ def _save(opened: "Run", result: dict[str, Any]) -> list[str]:
         curves,
         title=f"{head}: use of the latents",
     )
-    made = [folder / "latent_use.png"]
+    made = [folder / "latent_use.png", folder / "latent_scatter.png"]
+    points, labels, words = measuring.scatter(shards, seed=opened.recipe.seed)
+    title = f"{head}: posterior means of {len(points)} images, by class"
+    figures.latent_scatter(made[1], points, labels, axes_words=words, title=title)
     if variance := result["variance"]:
         bars = [
             (name, part["latent"], part["observed"])
@@ -136,10 +140,10 @@ def _save(opened: "Run", result: dict[str, Any]) -> list[str]:
         title = f"{head}: variance of the images (data: {variance['data_total']:.2f})"
         figures.variance_split(made[-1], bars, title=title)
     if sigma := result["sigma"]:
-        points = [(name, *kind.pop("points")) for name, kind in sigma["kinds"].items()]
+        sets = [(name, *kind.pop("points")) for name, kind in sigma["kinds"].items()]
         made.append(folder / "latent_sigma.png")
         title = f"{head}: sigma(z) against {sigma['density']} density, Spearman {sigma['spearman']:.2f}"
-        figures.sigma_and_density(made[-1], points, title=title)
+        figures.sigma_and_density(made[-1], sets, title=title)
     write_json(opened.folder / "evaluation" / "latents.json", result)
     append_metrics(opened.folder, opened.step, _metrics(result))
     push(opened.folder, opened.recipe.tracking)

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import pearsonr, spearmanr
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 from torch import Tensor
 
 from vaescale import comm, noise
@@ -18,6 +21,7 @@ from vaescale.aggregate.points import Points
 from vaescale.aggregate.refinement import mean_log_sigma
 from vaescale.aggregate.variance import data_covariance, model_split, ppca_split
 from vaescale.data.batch import Request
+from vaescale.data.latents import LatentShards
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
 from vaescale.mixtures.gaussian import Mixture, log_density, on, sample
@@ -30,6 +34,7 @@ DRAWS = 1000  # decoded, of each kind
 FAR = 3.0  # times the prior's standard deviations
 SHOWN = 300  # points of each kind in a picture
 BATCH = 250
+SCATTERED, LEAST_FOR_TSNE = 2000, 100
 
 
 @torch.no_grad()
@@ -110,6 +115,25 @@ def sigma_and_density(
             for name, (density, log_sigma) in kinds.items()
         },
     }
+
+
+def scatter(shards: LatentShards, *, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64], str]:
+    """Posterior means of images at equal distances as points [N, 2], their classes, and what the axes are: the two latents, or of
+    more than two a t-SNE of them (van der Maaten & Hinton 2008).
+    """
+    blocks = [shards.read(number) for number in range(len(shards.index.shards))]
+    means = np.concatenate([block.moments[:, 0] for block in blocks]).astype(np.float64)
+    labels = np.concatenate([block.labels for block in blocks])
+    taken = evenly(len(means), SCATTERED).numpy()
+    means, labels = means[taken], labels[taken]
+    if means.shape[1] == 1:
+        return np.column_stack([means[:, 0], np.zeros(len(means))]), labels, "z"
+    if means.shape[1] == 2:
+        return means, labels, "z_1 and z_2"
+    if len(means) < LEAST_FOR_TSNE:
+        return PCA(2).fit_transform(means), labels, f"two principal components of {means.shape[1]} latents"
+    found = TSNE(2, init="pca", random_state=seed).fit_transform(means)
+    return found.astype(np.float64), labels, f"t-SNE of {means.shape[1]} latents"
 
 
 def gaps(opened: Run, images: int, *, steps: int, importance_samples: int, seed: int) -> dict[str, Any]:

@@ -3,7 +3,13 @@
 from vaescale.figures.curves import calibration, curves_of_runs, group_rates, rate_distortion, training_curves
 from vaescale.figures.images import image_map, image_rows, image_strips, picture_rows, sample_panels
 from vaescale.figures.judged import quality
-from vaescale.figures.latents import latent_use, mixture_selection, sigma_and_density, variance_split
+from vaescale.figures.latents import (
+    latent_scatter,
+    latent_use,
+    mixture_selection,
+    sigma_and_density,
+    variance_split,
+)
 
 __all__ = [
     "calibration",
@@ -12,6 +18,7 @@ __all__ = [
     "image_map",
     "image_rows",
     "image_strips",
+    "latent_scatter",
     "latent_use",
     "mixture_selection",
     "picture_rows",

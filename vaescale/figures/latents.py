@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vaescale.figures.drawing import COLOURS, MARKERS, POINT_COLOURS, finish, subplots
 
 
@@ -91,6 +94,37 @@ def sigma_and_density(
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8, frameon=False, markerscale=2)
+    finish(figure, path, title)
+
+
+def latent_scatter(
+    path: Path, points: NDArray[np.float64], labels: NDArray[np.int64], *, axes_words: str, title: str
+) -> None:
+    """Points [N, 2], a colour and a marker for each class (-1: none), whose number stands at its median where there are at most 20.
+    axes_words: what the two axes are.
+    """
+    figure, axes = subplots(1, 1, (6.4, 6.0), frame=True)
+    axis = axes[0, 0]
+    classes = sorted(set(labels.tolist()))
+    for number, one in enumerate(classes):
+        here = points[labels == one]
+        colour = POINT_COLOURS[number % len(POINT_COLOURS)]
+        marker = MARKERS[number // len(POINT_COLOURS) % len(MARKERS)]
+        axis.plot(here[:, 0], here[:, 1], marker, color=colour, markersize=3, alpha=0.5, linestyle="none")
+        if one >= 0 and len(classes) <= 20:
+            place = np.median(here, axis=0)
+            axis.text(
+                *place,
+                str(one),
+                fontsize=11,
+                weight="bold",
+                ha="center",
+                va="center",
+                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": colour, "alpha": 0.85},
+            )
+    axis.set_xlabel(axes_words, fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.grid(alpha=0.25)
     finish(figure, path, title)
 
 

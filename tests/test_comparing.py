@@ -29,6 +29,13 @@ def test_the_best_is_first_and_what_differs_is_a_column() -> None:
     assert found.warnings == []
     by_recall = compare([one, two], sort="quality/f/prior-mean/recall")
     assert [own.name for own in by_recall.records] == ["two", "one"], "more of it is better"
+    without = record("zero", -9.0)._replace(metrics={"val/mse": 1.0})
+    for metric in ("val/neg_elbo_nats", "quality/f/prior-mean/recall"):
+        assert [own.name for own in compare([without, one, two], sort=metric).records] == [
+            "two",
+            "one",
+            "zero",
+        ]
     with pytest.raises(UserError, match="no run has the metric 'val/nats'"):
         compare([one, two], sort="val/nats")
 
@@ -45,6 +52,10 @@ def test_what_does_not_compare_is_said() -> None:
     words = " ".join(compare([one, two]).warnings)
     assert "same held-out images" in words
     assert "masses (categorical) and of densities (gaussian)" in words
+    larger = record("four", 2.0, data__image_size=64)
+    assert "data.image_size differs" in " ".join(
+        compare([record("a", 1.0, data__image_size=32), larger]).warnings
+    )
     binary = record("three", 2.0, likelihood__kind="bernoulli")
     assert "binarized" in " ".join(compare([one, binary]).warnings)
     without = two._replace(metrics={"val/mse": 1.0})
@@ -54,7 +65,7 @@ def test_what_does_not_compare_is_said() -> None:
 def test_runs_that_differ_in_the_seed_are_repetitions() -> None:
     one, two = record("one", 1.0), record("again", 3.0, seed=1)
     other = record("other", 9.0, likelihood__sigma=0.5)
-    assert [label for label, _ in groups([one, two, other])] == ["one (2 seeds)", "other"]
+    assert [label for label, _ in groups([one, two, other])] == ["one (2 runs)", "other"]
     assert spread([one, two], "val/neg_elbo_nats") == [(10.0, 7.0, 6.0, 8.0), (20.0, 2.0, 1.0, 3.0)]
     later = two._replace(curves={"val/neg_elbo_nats": [(20.0, 3.0)]})
     assert [row[0] for row in spread([one, later], "val/neg_elbo_nats")] == [20.0]

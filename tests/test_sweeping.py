@@ -1,11 +1,16 @@
 """Variants of a recipe: which there are, what they are called, and what submits them."""
 
+import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.launching import ROOT
 from vaescale.errors import UserError
 from vaescale.sweeping import cluster_files, split_values, variants
 
@@ -39,6 +44,7 @@ def test_commas_within_brackets_do_not_part() -> None:
     [
         (["lr"], "is not key=a,b,c"),
         (["name=a,b"], "each variant's own"),
+        (["seed=1", "training.steps=5"], "nothing to vary"),
         (["seed=1,1"], "would both be called"),
         ([f"seed={','.join(map(str, range(1001)))}"], "more than 1000"),
     ],
@@ -46,6 +52,42 @@ def test_commas_within_brackets_do_not_part() -> None:
 def test_what_is_no_sweep_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         variants(words, "x")
+
+
+def test_a_password_is_no_name() -> None:
+    found = variants(["data.train=https://me:word@host/a,https://me:word@host/b"], "x")
+    assert all("word" not in one.name for one in found)
+
+
+def test_ctrl_c_waits_for_the_training_to_save(tmp_path: Path) -> None:
+    """As a terminal sends it, to parent and child at once; SIGTERM goes to the parent alone."""
+    child = (
+        "import signal, sys, time\n"
+        "def save(*_):\n"
+        "    time.sleep(1)\n"
+        "    open('saved', 'w').close()\n"
+        "    sys.exit(75)\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, save)\n"
+        "open('ready', 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    parent = f"import sys; from vaescale.sweeping import _ended; sys.exit(_ended([sys.executable, '-c', {child!r}]))"
+    for number, whole_group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
+        for name in ("ready", "saved"):
+            (tmp_path / name).unlink(missing_ok=True)
+        started = subprocess.Popen(
+            [sys.executable, "-c", parent],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (os.killpg if whole_group else os.kill)(started.pid, number)
+        assert started.wait(30) == 75
+        assert (tmp_path / "saved").exists()
 
 
 def submitted(folder: Path, script: str, **environment: str) -> list[list[str]]:

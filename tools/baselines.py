@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from vaescale.run import Run
 
 SHOWN = 12
+PROTOCOL = {
+    "pPCA": "fitted to the training images; exact mean log-likelihood of the held-out ones, Tipping & Bishop 1999",
+    "reconstruction_mse": "per value, of means clamped to [0, 1]",
+    "linear_probe": "accuracy on held-out images of logistic regression on standardized latents (posterior means, or PCA's scores)",
+    "knn_5": "the same of the five nearest neighbours",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Fit, measure, write, draw. Returns the table."""
     from vaescale.baselines import baselines
+    from vaescale.resuming import git_revision
     from vaescale.run import open_run
 
     if arguments.images < 10 or (arguments.labels is not None and arguments.labels < 10):
@@ -49,6 +56,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "step": opened.step,
         "weights": opened.weights,
         "recipe_hash": opened.recipe.hash,
+        "weights_hash": opened.weights_hash,
+        "code": git_revision(),
+        "protocol": PROTOCOL,
         **found.words,
     }
     return _save(opened, result, found.pictures)

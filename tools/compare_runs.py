@@ -125,6 +125,7 @@ def _of_folder(folder: Path) -> "Record":
 def _of_experiment(store: str, experiment: str, where: str | None) -> "list[Record]":
     """The runs of an MLflow experiment, the latest first."""
     from vaescale.comparing import CURVES, PICTURES, Record
+    from vaescale.console import say
     from vaescale.training.stores import stored_runs
 
     found = stored_runs(
@@ -135,6 +136,8 @@ def _of_experiment(store: str, experiment: str, where: str | None) -> "list[Reco
         curves=CURVES,
         pictures=[f"figures/{name}" for name in PICTURES],
     )
+    if len(found) == MOST_RUNS:
+        say(f"these are the latest {MOST_RUNS} runs; --where chooses others")
     if not found:
         raise UserError(
             f"experiment {experiment!r} in {store} has no runs{' of which ' + where + ' is true' if where else ''}"
@@ -157,7 +160,7 @@ def _draw(comparison: "Comparison", folder: Path) -> list[tuple[str, Path]]:
     made = []
     if panels:
         several = any(len(records) > 1 for _, records in together)
-        title = "curves; bands are the spread over seeds" if several else "curves"
+        title = "curves; bands are the spread of runs that differ in the seed" if several else "curves"
         figures.curves_of_runs(folder / "curves.png", panels, title=title)
         made.append(("curves", folder / "curves.png"))
     plane = [

@@ -21,6 +21,7 @@ IWAE_PROTOCOL = (
     "effective_samples, (sum w)^2 / sum w^2, says how many of them carry it"
 )
 SHOWN = 12  # images in the picture
+TAKEN = ("val", "train", "val-raw", "train-raw", "latents", "baselines")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name",
         metavar="NAME",
-        help="of what is written, RUN/evaluation/NAME.json; default: the split, or the data's folder",
+        help="of what is written, RUN/evaluation/NAME.json; default: the split, or data- and the data's folder",
     )
     parser.add_argument(
         "--weights", choices=("ema", "raw"), default="ema", help="default: ema, if the run has them"
@@ -60,17 +61,34 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         given = getattr(arguments, name)
         if given is not None and given < 1:
             raise UserError(f"--{name.replace('_', '-')} (={given}) must be at least 1")
+    name = _name(arguments)
     with backends.joined():
-        return _evaluate(arguments)
+        return _evaluate(arguments, name)
 
 
-def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+def _name(arguments: argparse.Namespace) -> str:
+    """Of what is written. Raises UserError for what is no file name, or another result's."""
+    from vaescale.errors import UserError
+
+    own = arguments.split
+    if arguments.data:
+        own = "data-" + Path(arguments.data.partition("?")[0]).name
+    name = str(arguments.name or own)
+    if name != Path(name).name or name.startswith(".") or name == "data-":
+        raise UserError(f"--name {name!r} is no file name; take letters, digits and dashes")
+    if name != own and (name in TAKEN or name.startswith("quality-")):
+        raise UserError(f"--name {name} is another result's; take another one")
+    return name + ("-raw" if arguments.weights == "raw" else "")
+
+
+def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     from vaescale import comm
     from vaescale.evaluation.importance import importance_weighted
     from vaescale.evaluation.likelihood import evaluate, protocol
     from vaescale.evaluation.reconstruction import PROTOCOL, reconstruction
     from vaescale.resuming import git_revision
     from vaescale.run import in_order, open_run, open_split
+    from vaescale.secrets import redact
 
     opened = open_run(arguments.run, weights=arguments.weights)
     reader = comm.together(lambda: open_split(opened.recipe, arguments.split, place=arguments.data))
@@ -93,7 +111,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     words |= {name: text for name, text in PROTOCOL.items() if any(key.startswith(name) for key in metrics)}
     result = {
         "run": str(opened.folder),
-        "data": arguments.data or arguments.split,
+        "data": redact(arguments.data or arguments.split),
         "step": opened.step,
         "weights": opened.weights,
         "weights_hash": opened.weights_hash,
@@ -104,20 +122,15 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "metrics": metrics,
         "coverage": pictures.coverage,
     }
-    name = arguments.name or (Path(arguments.data).name if arguments.data else arguments.split)
-    name += "-raw" if arguments.weights == "raw" else ""
     return comm.on_main(lambda: _save(opened, reader, name, result))
 
 
 def _save(opened: "Run", reader: "ShardReader", name: str, result: dict[str, Any]) -> dict[str, Any]:
     """JSON, metrics, pictures, MLflow. Returns the result with the pictures' paths."""
     from vaescale import figures
-    from vaescale.errors import UserError
     from vaescale.training.folder import append_metrics, write_json
     from vaescale.training.tracking import push
 
-    if not name or name != Path(name).name or name.startswith("."):
-        raise UserError(f"--name {name!r} is no file name; take letters, digits and dashes")
     write_json(opened.folder / "evaluation" / f"{name}.json", result)
     # What is of no split of the recipe has metrics of its own name.
     numbers = {f"evaluation/{name}/{key}": value for key, value in result["metrics"].items()}

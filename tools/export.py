@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     import shutil
     import tempfile
 
+    from vaescale.console import say
     from vaescale.files import write_whole
     from vaescale.mixtures import files as mixture_files
     from vaescale.run import open_run
@@ -40,6 +41,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.out.exists():
         raise UserError(f"{arguments.out} is there already; delete it or choose another OUT")
     opened = open_run(arguments.run, weights=arguments.weights)
+    uri, known = opened.recipe.tracking.mlflow, run_folder.read_json(opened.folder / "mlflow.json")
+    if arguments.log and not (uri and known):
+        raise UserError(
+            f"{opened.folder} is in no MLflow store; `vaescale sync {opened.folder}` first, or leave --log out"
+        )
     shape = opened.model.image_shape
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary) / "run"
@@ -55,7 +61,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             keep=checkpoint.Keep(1, None, None),
         )
         fitted = opened.folder / "gmm"
-        if fitted.is_dir():
+        if fitted.is_dir() and mixture_files.words(fitted).get("weights") != opened.weights:
+            say(f"{fitted} is left out: it was fitted to other weights than the {opened.weights} ones")
+        elif fitted.is_dir():
             mixture_files.load(
                 fitted, recipe_hash=opened.recipe.hash, step=opened.step, weights=opened.weights
             )
@@ -64,11 +72,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 shutil.copyfile(fitted / name, data / "gmm" / name)
         details = {"run": opened.recipe.name, "step": opened.step, "weights": opened.weights}
         save_model(arguments.out, data, shape, details)
-        logged = (
-            log_model(opened.folder, opened.recipe.tracking.mlflow, data, shape, details)
-            if arguments.log
-            else None
-        )
+        logged = log_model(known, uri, data, shape, details) if arguments.log and uri else None
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     return {"out": str(arguments.out), **details, "bytes": size, **({"model_uri": logged} if logged else {})}
 

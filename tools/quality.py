@@ -1,8 +1,9 @@
 """Judge a run's samples against its training images, by the features of both: Frechet and kernel distance, precision, recall,
 density and coverage.
 
-Rows are held-out images (what no model beats), reconstructions, and samples of the prior and of each mixture that fit-gmm left,
-as decoder means and with the decoder's noise. Numbers compare under the same features, count and data alone. --features is
+Rows are held-out images, reconstructions, and samples of the prior and of each mixture that fit-gmm left, as decoder means and
+with the decoder's noise. Numbers compare under the same features, data and count alone: distances of few pictures are too large,
+so by default there are as many samples as held-out images, at most 10000. --features is
 
   pixels            the values themselves, for small images
   DIR               a classifier from `vaescale train-features`
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 CACHE = Path("~/.cache/vaescale/references")
 SHOWN = 16  # pictures of each kind
-COLUMNS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
+SCORES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features", required=True, metavar="WHICH", help="pixels, DIR, inception[:FILE] or FILE.pt2"
     )
     parser.add_argument(
-        "--count", type=int, default=10_000, metavar="N", help="samples of each kind; default: 10000"
+        "--count",
+        type=int,
+        metavar="N",
+        help="samples of each kind; default: as many as there are held-out images, at most 10000",
     )
     parser.add_argument(
         "--decode",
@@ -74,10 +78,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale.run import open_run, open_split
     from vaescale.training import backends
 
-    if not judging.LEAST <= arguments.count <= judging.MOST_REFERENCES:
-        raise UserError(
-            f"--count (={arguments.count}) must be from {judging.LEAST} to {judging.MOST_REFERENCES}"
-        )
+    given = arguments.count
+    if given is not None and not judging.LEAST <= given <= judging.MOST_REFERENCES:
+        raise UserError(f"--count (={given}) must be from {judging.LEAST} to {judging.MOST_REFERENCES}")
     if not 0 < arguments.temperature <= 10 or arguments.seed < 0:
         raise UserError("--temperature must be above 0 and at most 10, --seed at least 0")
     decodings = tuple(dict.fromkeys(arguments.decode or ("mean", "ancestral")))
@@ -99,13 +102,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         train = comm.together(lambda: open_split(opened.recipe, "train"))
         val = comm.together(lambda: open_split(opened.recipe, "val"))
         mixtures = comm.together(lambda: _mixtures(opened))
+        count = given or min(len(val), judging.MOST_COMPARED)
         with torch.no_grad():
             references, cached = judging.references_of(train, extractor, opened, arguments.cache.expanduser())
             kinds = judging.kinds(
                 opened,
                 val,
                 mixtures,
-                count=arguments.count,
+                count=count,
                 decodings=decodings,
                 temperature=arguments.temperature,
                 seed=arguments.seed,
@@ -125,10 +129,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 "features": extractor.words,
                 "features_hash": extractor.identity,
                 "reference": f"{len(references)} training images",
-                "samples": f"{arguments.count} of each kind, 8-bit, seed {arguments.seed}, temperature {arguments.temperature:g}",
+                "samples": f"{count} of each kind, 8-bit, seed {arguments.seed}, temperature {arguments.temperature:g}",
                 "frechet": "between Gaussians, float64, all features",
-                "kernel": "unbiased MMD^2 of (x . y / F + 1)^3, equally many of both",
-                "overlap": "5 neighbours, equally many of both",
+                "kernel": "unbiased MMD^2 of (x . y / F + 1)^3, equally many of both, at most 10000",
+                "overlap": "precision, recall, density and coverage: 5 neighbours, equally many of both, at most 10000",
             },
             "references_from_cache": cached,
             "rows": rows,
@@ -138,17 +142,26 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _mixtures(opened: "Run") -> "dict[str, Mixture]":
     """Each that fit-gmm left, of this very model, by words."""
+    from vaescale import comm
     from vaescale.aggregate.sampling import refuse_misfit
+    from vaescale.console import say
     from vaescale.mixtures import files
 
     folder = opened.folder / "gmm"
     if not folder.is_dir():
         return {}
-    places = sorted(folder.glob("components-*"), key=lambda path: int(path.name.partition("-")[2])) or [
-        folder
-    ]
+    numbers = sorted(
+        int(number)
+        for path in folder.glob("components-*")
+        if (number := path.name.removeprefix("components-")).isdecimal()
+    )
+    places = [folder / f"components-{number}" for number in numbers] or [folder]
     found = {}
     for place in places:
+        if files.words(place).get("weights") != opened.weights:
+            if comm.is_main():
+                say(f"{place} is left out: it was fitted to other weights than the {opened.weights} ones")
+            continue
         mixture = files.load(place, recipe_hash=opened.recipe.hash, step=opened.step, weights=opened.weights)
         refuse_misfit(mixture, opened.model, opened.folder)
         found[f"mixture of {len(mixture.weights)}"] = mixture
@@ -170,7 +183,7 @@ def _save(
             column
         ]
         for row in result["rows"]
-        for column in COLUMNS
+        for column in SCORES
     }
     append_metrics(opened.folder, opened.step, metrics)
     labels = [_label(row) for row in result["rows"]]
@@ -191,14 +204,15 @@ def show(result: dict[str, Any]) -> None:
     """A line for each kind of picture."""
     from vaescale.console import table
 
-    head = " ".join(f"{name:>10}" for name in COLUMNS)
+    columns = ("count", *SCORES)
+    head = " ".join(f"{name:>10}" for name in columns)
     names = [" ".join(filter(None, (row["of"], row["decode"]))) for row in result["rows"]]
     width = max(map(len, names))
     table(
         f"{result['run']}, step {result['step']} ({result['weights']} weights), features: {result['protocol']['features']}, "
         f"{result['protocol']['reference']}\n  {'':{width}}  {head}",
         [
-            (name, " ".join(f"{row[column]:10.4g}" for column in COLUMNS))
+            (name, " ".join(f"{row[column]:10.4g}" for column in columns))
             for name, row in zip(names, result["rows"], strict=True)
         ],
     )

@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="values of a recipe key, each with every other key's; one value alone goes for all",
     )
-    parser.add_argument("--name", metavar="NAME", help="of the sweep; default: the recipe's, and -sweep")
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        help="of the sweep, and what its runs' names begin with; default: the recipe's, with -sweep for the sweep itself",
+    )
     parser.add_argument(
         "--launch",
         default="",
@@ -52,12 +56,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train all, or write the files. Returns the variants."""
     from vaescale import sweeping
     from vaescale.recipe import load_recipe
+    from vaescale.training.stores import parent_run
 
     base = load_recipe(arguments.recipe)
     name = arguments.name or f"{base.name}-sweep"
-    if name != Path(name).name or name.startswith("."):
+    if name != sweeping.slug(name) or name.startswith("."):
         raise UserError(f"--name {name!r} is no file name; take letters, digits and dashes")
-    variants = sweeping.variants(arguments.overrides, base.name)
+    variants = sweeping.variants(arguments.overrides, arguments.name or base.name)
     recipes = [load_recipe(arguments.recipe, variant.overrides) for variant in variants]  # faults come first
     listed: list[dict[str, Any]] = [
         {"name": recipe.name, "run_dir": recipe.run_dir, "overrides": variant.overrides}
@@ -69,6 +74,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return result
     if arguments.write:
         launch = arguments.launch or "accelerate launch"
+        parent = parent_run(base.tracking.mlflow, base.tracking.experiment, name)
+        if parent:
+            variants = [
+                one._replace(overrides=[*one.overrides, f"tracking.parent={parent}"]) for one in variants
+            ]
         files = sweeping.cluster_files(
             arguments.write, arguments.recipe, variants, name=name, launch=launch, image=arguments.image
         )

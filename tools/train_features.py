@@ -52,6 +52,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise DataError(
             f"the held-out images are {_words(val)}, the others {_words(train)}; give --val a set of the same shape"
         )
+    if val.index.data_hash == train.index.data_hash:
+        raise DataError("the held-out images are the training images; give --val others")
     classes = _classes(train)
     shape = classifier.Shape(train.image_shape[0], train.image_shape[1], classes, arguments.width)
     plan = Plan(train.index.shards.samples, min(BATCH, len(train)), arguments.seed)
@@ -101,7 +103,7 @@ def _beside(place: str) -> str:
     """The held-out images' folder."""
     for name in ("val", "test"):
         found = Path(place).parent / name
-        if (found / "index.json").is_file():
+        if (found / "index.json").is_file() and found.resolve() != Path(place).resolve():
             return str(found)
     raise UserError(f"there is neither val nor test beside {place}; give --val")
 

@@ -4,7 +4,7 @@ Probabilistic PCA (Tipping & Bishop 1999) is the optimum of a linear VAE with on
 held-out images is exact, and the run's ELBO is a bound of the same quantity where its likelihood is a density of the same images.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from vaescale import noise
 from vaescale.aggregate.information import evenly
 from vaescale.data.batch import Request
-from vaescale.data.latents import LatentShards
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import bits_per_dim
@@ -22,6 +21,7 @@ from vaescale.training import folder as run_folder
 
 MOST_DIMENSIONS = 4096  # of an image: PCA takes the eigenvectors of a D x D matrix
 NEIGHBOURS = 5
+LEAST_EIGENVALUE = 1e-10  # of the largest
 Array = NDArray[np.float64]
 
 
@@ -35,114 +35,174 @@ class Baselines(NamedTuple):
 def baselines(opened: Run, *, images: int, labels: int | None, shown: int) -> Baselines:
     """Of at most `images` training images and as many held-out ones. labels: of how many training images the probes know the class.
 
-    Raises UserError for images that are too large for PCA or latents that are as many as values, DataError for unusable images.
+    Raises UserError where the run was not evaluated, DataError for images that cannot be used.
     """
     from sklearn.decomposition import PCA
 
     model = opened.model
     size, latents = model.likelihood.dimensions, sum(model.group_sizes)
-    own = _own_row(opened)
     train, val = (open_split(opened.recipe, split) for split in ("train", "val"))
-    known, held_out = _images(train, images), _images(val, images)
-    notes = ["PCA sees the images as they are stored; nats and bits are of densities of images in [0, 1]"]
-    if model.likelihood.measure != "density" or getattr(opened.recipe.likelihood, "dequantize", False):
-        notes.append("the run's bound is of another kind than PCA's likelihood: the two do not compare")
+    own, notes = _own_row(opened, val)
     rows: dict[str, dict[str, float | None]] = {opened.recipe.name: own}
-    pictures = []
-    components = min(latents, size - 1, len(known) - 1)
-    if size > MOST_DIMENSIONS:
+    classed = train.most_class() > 0 and val.most_class() > 0
+    sees = size <= MOST_DIMENSIONS
+    known, held_out = (_images(reader, images if sees else shown) for reader in (train, val))
+    originals = held_out[:shown]
+    pictures = [("original", _pictures(originals, opened)), ("this run", _reconstructions(opened, originals))]
+    scores = None
+    if not sees:
         notes.append(f"no PCA: images of {size} values are larger than {MOST_DIMENSIONS}")
-        pca = None
     else:
+        components = min(latents, _rank(known) - 1)
+        name = f"pPCA, {components} latents"
         if components < latents:
             notes.append(
-                f"PCA has {components} latents, the run {latents}: no more are left of {size} values"
+                f"PCA has {components} latents, the run {latents}: the training images vary in no more directions"
             )
         pca = PCA(components, svd_solver="covariance_eigh").fit(known)
-        decoded = pca.inverse_transform(pca.transform(held_out))
+        decoded = pca.inverse_transform(pca.transform(held_out)).clip(0, 1)
         nats = -float(pca.score(held_out))
-        rows[f"pPCA, {components} latents"] = {
+        rows[name] = {
             "neg_log_px_nats": nats,
             "bits_per_dim": bits_per_dim(nats, size),
             "reconstruction_mse": float(np.square(held_out - decoded).mean()),
             "sigma": float(pca.noise_variance_**0.5),
         }
-        pictures = [("PCA", _pictures(decoded[:shown], opened))]
-    probed = _probe(opened, labels, pca, known, train, held_out, val) if train.most_class() > 0 else {}
-    if not probed:
+        if len(held_out) < len(val):
+            notes.append(f"PCA's numbers are of {len(held_out)} of the {len(val)} held-out images (--images)")
+        pictures.append(("PCA", _pictures(decoded[:shown], opened)))
+        scores = (name, pca.transform(known), pca.transform(held_out))
+    if classed:
+        if len(model.group_sizes) > 1:
+            notes.append("the probes of this ladder see the latents of its top group alone")
+        for name, row in _probe(opened, labels, images, scores, train, val).items():
+            rows.setdefault(name, {}).update(row)
+    else:
         notes.append("no probes: these images have no classes")
-    for name, row in probed.items():
-        rows.setdefault(name, {}).update(row)
-    originals = held_out[:shown]
-    first = [("original", _pictures(originals, opened)), ("this run", _reconstructions(opened, originals))]
-    words = {"rows": rows, "notes": notes, "train_images": len(known), "held_out_images": len(held_out)}
-    return Baselines(words, [*first, *pictures])
+    words = {
+        "rows": rows,
+        "notes": notes,
+        "train_images": min(len(train), images),
+        "held_out_images": min(len(val), images),
+        "data_hash": train.index.data_hash,
+        "val_data_hash": val.index.data_hash,
+    }
+    return Baselines(words, pictures)
 
 
-def _own_row(opened: Run) -> dict[str, float | None]:
-    """The run's own numbers, as `vaescale evaluate` left them. Raises UserError where it did not, or of another step."""
+def _own_row(opened: Run, val: ShardReader) -> tuple[dict[str, float | None], list[str]]:
+    """The run's own numbers, as `vaescale evaluate` left them, and what is to be said of them. Raises UserError where it did not, or
+    of another step, other weights or other images.
+    """
     found = run_folder.read_json(opened.folder / "evaluation" / "val.json")
-    if found.get("step") != opened.step or found.get("recipe_hash") != opened.recipe.hash:
+    wanted = {
+        "step": opened.step,
+        "recipe_hash": opened.recipe.hash,
+        "weights_hash": opened.weights_hash,
+        "data_hash": val.index.data_hash,
+    }
+    if any(found.get(name) != value for name, value in wanted.items()):
         raise UserError(
             f"{opened.folder} is not evaluated at step {opened.step}; `vaescale evaluate {opened.folder}`"
         )
-    metrics = found["metrics"]
-    nats = metrics.get("neg_iwae_nats", metrics.get("neg_elbo_nats"))
-    return {
+    metrics, likelihood = found["metrics"], opened.model.likelihood
+    notes = ["PCA sees the images as they are stored; its nats and bits are of densities of images in [0, 1]"]
+    nats = metrics.get("neg_elbo_nats")
+    if metrics.get("importance_images") == metrics["images"]:
+        nats = metrics["neg_iwae_nats"]
+        notes.append(f"the run's nats are bounds by {metrics['importance_samples']:.0f} importance samples")
+    elif nats is not None:
+        notes.append(
+            "the run's nats are the ELBO; `vaescale evaluate --importance-samples` bounds log p(x) more tightly"
+        )
+    if nats is None:
+        notes.append("the run fits sigma to each image, which bounds nothing")
+    if likelihood.measure != "density" or getattr(likelihood.config, "dequantize", False):
+        notes.append(
+            "the run sees or measures images otherwise than PCA (masses, binarized or dequantized images): nats, bits and, where "
+            "the images are changed, errors do not compare"
+        )
+    row = {
         "neg_log_px_nats": nats,
-        "bits_per_dim": metrics.get("bits_per_dim"),
+        "bits_per_dim": None
+        if nats is None
+        else bits_per_dim(nats, likelihood.dimensions, likelihood.measure),
         "reconstruction_mse": metrics["reconstruction_mse"],
         "sigma": metrics.get("sigma"),
     }
+    return row, notes
+
+
+def _rank(images: Array) -> int:
+    """In how many directions the images vary, beyond rounding."""
+    values = np.linalg.eigvalsh(np.cov(images.T))
+    return int((values > LEAST_EIGENVALUE * values[-1]).sum())
 
 
 def _probe(
     opened: Run,
     labels: int | None,
-    pca: Any,
-    known: Array,
+    images: int,
+    scores: tuple[str, Array, Array] | None,
     train: ShardReader,
-    held_out: Array,
     val: ShardReader,
 ) -> dict[str, dict[str, float]]:
-    """Accuracies on held-out images: of a linear classifier and of nearest neighbours, on the run's latents and on PCA's."""
+    """Accuracies on held-out images: of a linear classifier and of nearest neighbours, on the run's latents and on PCA's. Raises
+    DataError for images without a class or without latents.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    count = min(len(known), labels or len(known))
-    taken = evenly(len(known), count).numpy()
-    classes = _labels(train, len(known)), _labels(val, len(held_out))
-    means = _means(latents_of(opened, "train"), len(known)), _means(latents_of(opened, "val"), len(held_out))
-    found = {opened.recipe.name: means}
-    if pca is not None:
-        found[f"pPCA, {pca.n_components_} latents"] = (pca.transform(known), pca.transform(held_out))
+    one, other = _latents(opened, "train", train, images), _latents(opened, "val", val, images)
+    count = min(len(one.means), labels or len(one.means))
+    taken = evenly(len(one.means), count).numpy()
+    if min(one.classes.min(), other.classes.min()) < 0:
+        raise DataError(
+            "some images have no class, and probes need them all; write the shards anew with classes"
+        )
+    if len(set(one.classes[taken].tolist())) < 2:
+        raise UserError(f"--labels (={labels}) images are all of one class; give more")
+    found = {opened.recipe.name: (one.means, other.means)}
+    if scores is not None:
+        found[scores[0]] = scores[1:]
     rows = {}
-    for name, (one, other) in found.items():
-        if len(one) != len(classes[0]) or len(other) != len(classes[1]):
-            raise DataError(
-                "some images could not be encoded; `vaescale verify-shards DIR --deep` names what is wrong with them"
-            )
+    for name, (inputs, tests) in found.items():
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         near = make_pipeline(StandardScaler(), KNeighborsClassifier(min(NEIGHBOURS, count)))
         rows[name] = {
-            "linear_probe": float(probe.fit(one[taken], classes[0][taken]).score(other, classes[1])),
-            f"knn_{NEIGHBOURS}": float(near.fit(one[taken], classes[0][taken]).score(other, classes[1])),
+            "linear_probe": float(probe.fit(inputs[taken], one.classes[taken]).score(tests, other.classes)),
+            f"knn_{NEIGHBOURS}": float(
+                near.fit(inputs[taken], one.classes[taken]).score(tests, other.classes)
+            ),
         }
     return rows
 
 
-def _means(latents: LatentShards, most: int) -> Array:
-    """The posterior's means of at most so many images at equal distances, [N, Z]."""
-    blocks = [latents.read(number).moments[:, 0] for number in range(len(latents.index.shards))]
-    everything = np.concatenate(blocks).astype(np.float64)
-    taken: Array = everything[evenly(len(everything), most).numpy()]
-    return taken
+class _Latents(NamedTuple):
+    """Posterior means [N, Z] and classes [N] of the images whose pixels `_images` gives."""
+
+    means: Array
+    classes: NDArray[np.int64]
 
 
-def _labels(reader: ShardReader, most: int) -> NDArray[np.int64]:
-    return np.concatenate([got.labels.numpy() for got in _fetched(reader, most)])
+def _latents(opened: Run, split: Literal["train", "val"], reader: ShardReader, most: int) -> _Latents:
+    shards = latents_of(opened, split)
+    if shards.index.num_samples != len(reader):
+        raise DataError(
+            f"some images of {split} could not be encoded; `vaescale verify-shards DIR --deep` names what is wrong with them"
+        )
+    wanted, start = evenly(len(reader), most).numpy(), 0
+    means, classes = [], []
+    for number, samples in enumerate(shards.index.shards.samples.tolist()):
+        here = wanted[(wanted >= start) & (wanted < start + samples)] - start
+        start += samples
+        if len(here):
+            block = shards.read(number)
+            means.append(block.moments[here, 0].astype(np.float64))
+            classes.append(block.labels[here])
+    return _Latents(np.concatenate(means), np.concatenate(classes))
 
 
 def _images(reader: ShardReader, most: int) -> Array:

@@ -28,15 +28,10 @@ SHOWN_METRICS = (
 CURVES = ("train/neg_elbo_nats", "val/neg_elbo_nats", "train/kl_nats", "val/mse", "train/sigma")
 OWN = ("name", "run_dir", "tracking.")  # keys of a recipe that always differ, or say nothing of the model
 MORE_IS_BETTER = (
-    "psnr_db",
-    "ssim",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "log_density_nats",
-    "active_units",
+    *("log_px_nats", "log_density_nats", "active_units", "effective_samples", "mutual_information"),
+    *("psnr_db", "ssim", "precision", "recall", "density", "coverage", "linear_probe", "knn_"),
 )
+SEEN = ("likelihood.dequantize", "data.image_size", "data.channels", "data.crop", "data.resample")
 PICTURES = ("reconstructions.png", "samples.png")
 
 
@@ -76,8 +71,7 @@ def compare(records: Sequence[Record], *, sort: str | None = None, columns: Sequ
             raise UserError(f"no run has the metric {name!r}; there are {', '.join(close)}")
         shown += [name] if name not in shown else []
     sort = sort or (shown[0] if shown else "")
-    sign = -1 if sort.endswith(MORE_IS_BETTER) else 1
-    ordered = sorted(records, key=lambda record: (sign * _number(record, sort), record.name))
+    ordered = sorted(records, key=lambda record: _place(record, sort))
     return Comparison(ordered, sort, _differing(records), shown, _warnings(records, sort))
 
 
@@ -99,8 +93,10 @@ def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
         found.setdefault(json.dumps(said, sort_keys=True, default=str) if said else record.place, []).append(
             record
         )
+    labels = [own[0].name if len(own) == 1 else f"{own[0].name} ({len(own)} runs)" for own in found.values()]
     return [
-        (own[0].name if len(own) == 1 else f"{own[0].name} ({len(own)} seeds)", own) for own in found.values()
+        (label if labels.count(label) == 1 else f"{label} in {own[0].place}", own)
+        for label, own in zip(labels, found.values(), strict=True)
     ]
 
 
@@ -181,6 +177,9 @@ def _warnings(records: Sequence[Record], sort: str) -> list[str]:
         found.append(
             "these runs were not all measured on the same held-out images: their numbers do not compare"
         )
+    for key in SEEN:
+        if len({str(record.recipe[key]) for record in records if key in record.recipe}) > 1:
+            found.append(f"{key} differs, and with it what the models see: their nats do not compare")
     kinds = {str(record.recipe.get("likelihood.kind")) for record in records}
     masses = kinds & {
         "bernoulli",
@@ -201,9 +200,13 @@ def _warnings(records: Sequence[Record], sort: str) -> list[str]:
     return found
 
 
-def _number(record: Record, metric: str) -> float:
-    value = record.metrics.get(metric, math.inf)
-    return value if math.isfinite(value) else math.inf
+def _place(record: Record, metric: str) -> tuple[bool, float, str]:
+    """The best first, those without the metric last."""
+    value = record.metrics.get(metric, math.nan)
+    if not math.isfinite(value):
+        return True, 0.0, record.name
+    more = any(word in metric for word in MORE_IS_BETTER) and "/neg_" not in metric
+    return False, -value if more else value, record.name
 
 
 def _said(value: Any) -> str:

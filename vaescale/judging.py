@@ -34,6 +34,7 @@ from vaescale.run import Run
 BATCH = 250
 MOST_REFERENCES = 50_000
 LEAST = 10  # pictures of a kind, for five neighbours and a covariance
+MOST_COMPARED = 10_000  # by neighbours and kernels, whose cost grows with the square
 
 
 class Kind(NamedTuple):
@@ -55,10 +56,16 @@ def kinds(
     temperature: float,
     seed: int,
 ) -> list[Kind]:
-    """Held-out images, their reconstructions, and samples of the prior and of each mixture under each decoding."""
+    """Held-out images, their reconstructions, and samples of the prior and of each mixture under each decoding.
+
+    Distances of few pictures are too large, so that rows compare where there are as many held-out images as samples. Raises
+    DataError where there are next to none.
+    """
     model = opened.model
     device = next(model.parameters()).device
     numbers = evenly(len(val), count)
+    if len(numbers) < LEAST:
+        raise DataError(f"{len(numbers)} held-out images are too few to judge; {LEAST} are needed")
 
     def images(places: Tensor) -> Tensor:
         return _images(val, numbers[places]).to(device)
@@ -91,15 +98,17 @@ def kinds(
 def judge(kinds: list[Kind], extractor: Extractor, references: Tensor) -> list[dict[str, Any]]:
     """A row for each kind. references: the training images' features [N, F]. All ranks call it.
 
-    The Frechet distance takes all features; kernel distance, precision, recall, density and coverage equally many of both.
+    The Frechet distance takes all features; kernel distance, precision, recall, density and coverage equally many of both, at most
+    10,000.
     """
-    against = moments_of(references)
+    against = moments_of(references) if comm.is_main() else None
     rows = []
     for kind in kinds:
         found = features_of(kind, extractor)
 
         def compare(kind: Kind = kind, found: Tensor = found) -> dict[str, Any]:
-            fewer = min(len(found), len(references))
+            assert against is not None
+            fewer = min(len(found), len(references), MOST_COMPARED)
             some, others = (one[evenly(len(one), fewer)] for one in (references, found))
             return {
                 "of": kind.name,

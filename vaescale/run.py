@@ -18,7 +18,7 @@ from vaescale.errors import UserError
 from vaescale.models import build_vae
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe, load_recipe
-from vaescale.training import checkpoint
+from vaescale.training import backends, checkpoint
 from vaescale.training import folder as run_folder
 from vaescale.training.skips import tell
 
@@ -73,6 +73,7 @@ def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
     model = build_model(recipe)
     taken = "ema" if weights == "ema" and found.has("ema") else "model"
     checkpoint.load_weights(model, found, taken)
+    backends.set_precision("fp32")  # torch's own default has TF32 in convolutions
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # An exported run has one kind of weights alone, and says which.
     weights = "ema" if taken == "ema" or found.state().get("exported_weights") == "ema" else "raw"
@@ -99,6 +100,7 @@ def latents_of(
     """
     reader = comm.together(lambda: open_split(opened.recipe, split))
     batch = min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(reader.image_shape)))
+    batch = max(1, batch // max(1, draws))
     total = int(reader.index.shards.samples[comm.rank() :: comm.world_size()].sum())
 
     def batches(shards: Iterable[int]) -> Iterator[tuple[int, Batch]]:

@@ -51,6 +51,11 @@ class Served:
                 f"params {sorted(unknown) or given['mode']!r} are unknown; mode is one of {', '.join(MODES)}, the others are "
                 f"{', '.join(list(DEFAULTS)[1:])}"
             )
+        if given["prior"] not in ("standard", "gmm") or not 0 < float(given["temperature"]) <= 10:
+            raise UserError(
+                f"prior {given['prior']!r} or temperature {given['temperature']} is none; take standard or gmm, and a "
+                "temperature above 0 and at most 10"
+            )
         shape = self.opened.model.image_shape
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
             raise UserError(

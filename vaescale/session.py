@@ -257,7 +257,8 @@ class Session:
             first = self.val_reader.__getitems__(
                 Request(np.arange(min(GLIMPSED, len(self.val_reader))), refill=False)
             )
-            rows = glimpse(self.model, first.images, seed=self.recipe.seed)
+            usable = first.images[first.usable]
+            rows = glimpse(self.model, usable, seed=self.recipe.seed) if len(usable) else []
         self._measured = (step, {f"val/{name}": value for name, value in metrics.items()})
         keep_best = self.recipe.training.keep_best
         if keep_best and keep_best not in self._measured[1]:
@@ -265,6 +266,7 @@ class Session:
             raise UserError(f"training.keep_best is {keep_best!r}; what is measured here: {known}")
         if comm.is_main():
             run_folder.append_metrics(self.folder, step, self._measured[1])
+        if comm.is_main() and rows:
             figures.picture_rows(
                 self.folder / "figures" / "progress" / f"step-{step:09d}.png", [row.numpy() for row in rows]
             )

@@ -3,17 +3,19 @@
 import itertools
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 from vaescale.console import say
 from vaescale.errors import UserError
 from vaescale.recipe import Recipe
+from vaescale.secrets import redact
 from vaescale.training import folder as run_folder
 from vaescale.training.stores import parent_run
 
@@ -41,10 +43,12 @@ def variants(overrides: Sequence[str], name: str) -> list[Variant]:
         if key in ("name", "run_dir"):
             raise UserError(f"{key} is each variant's own; give the sweep a --name")
         choices.append((key, split_values(values)))
+    if all(len(values) == 1 for _, values in choices):
+        raise UserError("there is nothing to vary; give a key several values, such as optimizer.lr=1e-3,2e-3")
     found: dict[str, Variant] = {}
     for taken in itertools.product(*(values for _, values in choices)):
         varied = [
-            f"{key.rpartition('.')[2]}-{_slug(value)}"
+            f"{key.rpartition('.')[2]}-{slug(redact(value))}"
             for (key, values), value in zip(choices, taken, strict=True)
             if len(values) > 1
         ]
@@ -99,17 +103,31 @@ def train_all(
     for number, (variant, resolved) in enumerate(zip(variants, recipes, strict=True), start=1):
         say(f"\n== {number}/{len(variants)}  {variant.name}")
         own = [*variant.overrides, *([f"tracking.parent={parent}"] if parent else [])]
-        done = subprocess.run(
-            [*starter, "-m", "vaescale", "train", str(recipe), *own], stdout=sys.stderr, check=False
-        )
+        ended = _ended([*starter, "-m", "vaescale", "train", str(recipe), *own])
         stopped = run_folder.read_json(Path(resolved.run_dir) / run_folder.STOPPED)
         # A launcher's own exit code is always 1.
-        code = done.returncode if done.returncode in (0, 2, 3, 4, *STOPPED) else stopped.get("exit_code", 4)
+        code = ended if ended in (0, 2, 3, 4, *STOPPED) else stopped.get("exit_code", 4)
         codes.append(int(code))
         if code in STOPPED:
             say(f"stopped in {variant.name}; the same command goes on")
             return codes + [int(code)] * (len(variants) - len(codes))
     return codes
+
+
+def _ended(words: Sequence[str]) -> int:
+    """The exit code of a command, however it ends: Ctrl-C reaches it by itself, SIGTERM and SIGUSR1 are handed on, and it is waited
+    for while it saves.
+    """
+    with subprocess.Popen(words, stdout=sys.stderr) as child:
+        handlers: dict[int, Any] = {signal.SIGINT: lambda *_: None}
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # accelerate's launcher knows SIGTERM alone
+            handlers[number] = lambda *_: child.send_signal(signal.SIGTERM)
+        before = {own: signal.signal(own, handler) for own, handler in handlers.items()}
+        try:
+            return child.wait()
+        finally:
+            for own, handler in before.items():
+                signal.signal(own, handler)
 
 
 def runs_of(folder: Path) -> list[Path]:
@@ -140,11 +158,11 @@ def cluster_files(
     lines = "".join("\t".join(variant.overrides) + "\n" for variant in variants)
     start = f"{' '.join(map(shlex.quote, shlex.split(launch)))} -m vaescale train {shlex.quote(str(recipe))}"
     if kind == "slurm":
-        script = SLURM.format(name=_slug(name), last=len(variants) - 1, start=start)
+        script = SLURM.format(name=slug(name), last=len(variants) - 1, start=start)
         return {"variants.txt": lines, "sweep.sbatch": script}
     return {
         "sweep.yaml": _kubernetes(
-            _slug(name).lower().replace("_", "-").replace(".", "-"), lines, start, image, len(variants)
+            slug(name).lower().replace("_", "-").replace(".", "-"), lines, start, image, len(variants)
         )
     }
 
@@ -187,7 +205,8 @@ def _kubernetes(name: str, lines: str, start: str, image: str, count: int) -> st
     return head + yaml.safe_dump_all([table, job], sort_keys=False)
 
 
-def _slug(words: str) -> str:
+def slug(words: str) -> str:
+    """As part of a file name."""
     return re.sub(r"[^\w.-]+", "_", words).strip("_") or "none"
 
 

@@ -85,8 +85,14 @@ def curves_of_runs(
         _zoom(axis, [value for _, points in lines for _, _, low, high in points for value in (low, high)])
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    handles, names = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, fontsize=7, frameon=False, loc="outside right upper")
+    shown = {
+        name: handle
+        for axis in axes.flat
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        [shown[label] for label in labels], labels, fontsize=7, frameon=False, loc="outside right upper"
+    )
     finish(figure, path, title)
 
 

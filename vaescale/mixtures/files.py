@@ -27,6 +27,14 @@ def save(mixture: Mixture, folder: Path, details: Mapping[str, object]) -> None:
     write_whole(folder / WORDS, (json.dumps(words, indent=1) + "\n").encode())
 
 
+def words(folder: Path) -> dict[str, object]:
+    """What mixture.json says, unchecked; {} where it is not there or no JSON object."""
+    try:
+        return dict(json.loads((folder / WORDS).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def load(folder: Path, **expected: object) -> Mixture:
     """The mixture in `folder`. expected: details that it must have been saved with, such as the step. Raises UserError when
     there is none, when it is another model's, or when it is not one that can be drawn from.

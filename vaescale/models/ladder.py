@@ -118,7 +118,9 @@ class LadderVAE(VAE):
 
     def joint_draws(self, x: Tensor, stream: noise.Stream, draws: int, groups: int) -> Tensor:
         """Each group's given the draws above it."""
-        seen = {size: one.repeat_interleave(draws, 0) for size, one in self.network.bottom_up(x).items()}
+        needed = {group.block.resolution for group in self._groups[:groups]}
+        maps = self.network.bottom_up(x)
+        seen = {size: maps[size].repeat_interleave(draws, 0) for size in needed}
         found: list[Tensor] = []
 
         def draw(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:

@@ -1,7 +1,6 @@
 """MLflow's stores: how they are reached, and what is read from them. What a run sends is in `tracking.py`."""
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from vaescale.console import say
 from vaescale.errors import UserError
+from vaescale.secrets import redact
 
 SQLITE = "sqlite:///"
 KIND = {
@@ -162,20 +162,23 @@ def save_model(folder: Path, data: Path, image_shape: tuple[int, int, int], deta
 
 
 def log_model(
-    run: Path, uri: str | None, data: Path, image_shape: tuple[int, int, int], details: dict[str, Any]
+    known: dict[str, Any], uri: str, data: Path, image_shape: tuple[int, int, int], details: dict[str, Any]
 ) -> str:
-    """The same as a model of the MLflow run that a run folder belongs to. Returns its URI. Raises UserError without one."""
-    state = run / "mlflow.json"
-    if uri is None or not state.is_file():
-        raise UserError(f"{run} is in no MLflow store; `vaescale sync {run}` first, or leave --log out")
-    known = json.loads(state.read_text())
+    """The same as a model of an MLflow run, by what RUN/mlflow.json says of it. Returns the model's URI."""
     be_patient()
     with quiet():
         import mlflow
 
-        mlflow.set_tracking_uri(known["tracking_uri"])
+        # With credentials it is known to the recipe's reader alone.
+        mlflow.set_tracking_uri(uri if redact(uri) != uri else known["tracking_uri"])
+        client = mlflow.MlflowClient()
+        before = client.get_run(known["run_id"]).info
         with mlflow.start_run(run_id=known["run_id"]):
             logged = mlflow.pyfunc.log_model(name="model", **_model(data, image_shape, details))
+        if before.status == "RUNNING":  # start_run ends what it took up
+            client.update_run(known["run_id"], status="RUNNING")
+        else:
+            client.set_terminated(known["run_id"], before.status, before.end_time)
         return str(logged.model_uri)
 
 

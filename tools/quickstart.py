@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
         ),
         "quality": Step(
             "Judge samples of prior and mixtures against the training images",
-            f"vaescale quality {folder} --features pixels --count 2000",
+            f"vaescale quality {folder} --features pixels",
             lambda: _newer(folder / "evaluation/quality-pixels.json", folder / "gmm/mixture.json"),
         ),
     }

@@ -221,6 +221,7 @@ def test_an_exported_run_is_loaded_by_mlflow(vaescale, run: Path, tmp_path: Path
 def test_a_sweep_trains_all_below_one_run(
     vaescale, recipe_file, recipe_content, tmp_path: Path, monkeypatch
 ) -> None:
+    import mlflow
     from mlflow import MlflowClient
 
     monkeypatch.chdir(tmp_path)
@@ -269,6 +270,13 @@ def test_a_sweep_trains_all_below_one_run(
     vaescale("compare-runs", "--experiment", "s", "--store", "sqlite:///none.db").assert_refused(
         2, "is not there"
     )
+    one = tmp_path / "runs" / "tiny-seed-0"
+    logged = vaescale("export", one, tmp_path / "exported", "--log", "--json")
+    assert logged.code == 0, logged.err
+    model = mlflow.pyfunc.load_model(logged.json["model_uri"])
+    assert model.predict(np.zeros((2, 1, 8, 8), np.uint8)).shape == (2, 1, 8, 8)
+    run_id = json.loads((one / "mlflow.json").read_text())["run_id"]
+    assert client.get_run(run_id).info.status == "FINISHED"
     failed = vaescale(
         "sweep", recipe_file(content), "seed=5,6", "data.train=nowhere", "--name", "wild", "--json"
     )

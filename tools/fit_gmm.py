@@ -114,7 +114,7 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
     refuse_unfit(
         material.spread,
         max(arguments.components),
-        material.images * max(1, material.draws),
+        material.images,
         arguments.covariance,
         of if len(opened.model.group_sizes) > 1 else "",
     )

@@ -145,8 +145,8 @@ def spread_of(latents: Latents, draws: int = 0) -> Spread:
     return Spread((between - within / draws).clamp_min(0.0), within, error)
 
 
-def refuse_unfit(spread: Spread, num_components: int, draws: int, kind: Kind = "full", of: str = "") -> None:
-    """Raise UserError when there are fewer draws than components, when the covariances would not fit in memory, and when no
+def refuse_unfit(spread: Spread, num_components: int, images: int, kind: Kind = "full", of: str = "") -> None:
+    """Raise UserError when there are fewer images than components, when the covariances would not fit in memory, and when no
     latent's mean moves from image to image: the posterior is then the same for every one, and what would be fitted is that
     one Gaussian. of: words on which latents they are.
     """
@@ -156,8 +156,8 @@ def refuse_unfit(spread: Spread, num_components: int, draws: int, kind: Kind = "
             f"{num_components} full covariances of {len(spread.within)} latents take {needed / 2**30:.1f} GiB, and several "
             f"times that while they are fitted; take --covariance diag, or fewer components"
         )
-    if draws < num_components:
-        raise UserError(f"{draws} latents cannot feed {num_components} components; lower --components")
+    if images < num_components:
+        raise UserError(f"{images} images cannot feed {num_components} components; lower --components")
     if (spread.total <= 1e-12).all():
         raise UserError(
             "the latents are constant and there is nothing to fit; lower objective.beta or train longer"

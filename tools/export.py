@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             keep=checkpoint.Keep(1, None, None),
         )
         fitted = opened.folder / "gmm"
-        if fitted.is_dir() and mixture_files.words(fitted).get("weights") != opened.weights:
+        if fitted.is_dir() and mixture_files.words(fitted).get("weights", opened.weights) != opened.weights:
             say(f"{fitted} is left out: it was fitted to other weights than the {opened.weights} ones")
         elif fitted.is_dir():
             mixture_files.load(

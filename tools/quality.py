@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from vaescale.run import Run
 
 CACHE = Path("~/.cache/vaescale/references")
+PROTOCOL = {
+    "frechet": "between Gaussians, float64, all features",
+    "kernel": "unbiased MMD^2 of (x . y / F + 1)^3, equally many of both, at most 10000",
+    "overlap": "precision, recall, density and coverage: 5 neighbours, equally many of both, at most 10000",
+}
 SHOWN = 16  # pictures of each kind
 SCORES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 
@@ -71,24 +76,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Draw, compare, write. Returns a row for each kind of picture."""
+    import torch
+
     from vaescale import comm, judging
-    from vaescale.aggregate.sampling import parse_decoding
     from vaescale.evaluation.features import open_extractor
     from vaescale.resuming import git_revision
     from vaescale.run import open_run, open_split
     from vaescale.training import backends
 
-    given = arguments.count
-    if given is not None and not judging.LEAST <= given <= judging.MOST_REFERENCES:
-        raise UserError(f"--count (={given}) must be from {judging.LEAST} to {judging.MOST_REFERENCES}")
-    if not 0 < arguments.temperature <= 10 or arguments.seed < 0:
-        raise UserError("--temperature must be above 0 and at most 10, --seed at least 0")
-    decodings = tuple(dict.fromkeys(arguments.decode or ("mean", "ancestral")))
-    for words in decodings:
-        parse_decoding(words)
+    decodings = _decodings(arguments)
     with backends.joined():
-        import torch
-
         opened = open_run(arguments.run, weights=arguments.weights)
         device = next(opened.model.parameters()).device
         extractor = comm.together(
@@ -102,7 +99,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         train = comm.together(lambda: open_split(opened.recipe, "train"))
         val = comm.together(lambda: open_split(opened.recipe, "val"))
         mixtures = comm.together(lambda: _mixtures(opened))
-        count = given or min(len(val), judging.MOST_COMPARED)
+        count = arguments.count or min(len(val), judging.MOST_COMPARED)
         with torch.no_grad():
             references, cached = judging.references_of(train, extractor, opened, arguments.cache.expanduser())
             kinds = judging.kinds(
@@ -130,14 +127,28 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 "features_hash": extractor.identity,
                 "reference": f"{len(references)} training images",
                 "samples": f"{count} of each kind, 8-bit, seed {arguments.seed}, temperature {arguments.temperature:g}",
-                "frechet": "between Gaussians, float64, all features",
-                "kernel": "unbiased MMD^2 of (x . y / F + 1)^3, equally many of both, at most 10000",
-                "overlap": "precision, recall, density and coverage: 5 neighbours, equally many of both, at most 10000",
+                **PROTOCOL,
             },
             "references_from_cache": cached,
             "rows": rows,
         }
         return comm.on_main(lambda: _save(opened, extractor, result, first))
+
+
+def _decodings(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """How samples are decoded, each once. Raises UserError for what makes no sense."""
+    from vaescale import judging
+    from vaescale.aggregate.sampling import parse_decoding
+
+    given = arguments.count
+    if given is not None and not judging.LEAST <= given <= judging.MOST_REFERENCES:
+        raise UserError(f"--count (={given}) must be from {judging.LEAST} to {judging.MOST_REFERENCES}")
+    if not 0 < arguments.temperature <= 10 or arguments.seed < 0:
+        raise UserError("--temperature must be above 0 and at most 10, --seed at least 0")
+    decodings = tuple(dict.fromkeys(arguments.decode or ("mean", "ancestral")))
+    for words in decodings:
+        parse_decoding(words)
+    return decodings
 
 
 def _mixtures(opened: "Run") -> "dict[str, Mixture]":
@@ -158,7 +169,7 @@ def _mixtures(opened: "Run") -> "dict[str, Mixture]":
     places = [folder / f"components-{number}" for number in numbers] or [folder]
     found = {}
     for place in places:
-        if files.words(place).get("weights") != opened.weights:
+        if files.words(place).get("weights", opened.weights) != opened.weights:
             if comm.is_main():
                 say(f"{place} is left out: it was fitted to other weights than the {opened.weights} ones")
             continue

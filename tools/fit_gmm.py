@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from vaescale.training.tracking import TrackingConfig
 
 
+SELECTION = "mixture_selection.png"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RUN, what is fitted, how, and how it is chosen."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
@@ -231,9 +234,12 @@ def _save(
         mixture_files.save(one.mixture, place, {**of_all, **one.words()})
     mixture_files.save(chosen.mixture, folder / "gmm", {**of_all, **chosen.words()})
     write_json(folder / "gmm" / "selection.json", result)
-    if len(candidates) > 1:
+    picture = folder / "figures" / SELECTION
+    if len(candidates) == 1:
+        picture.unlink(missing_ok=True)  # of an earlier fit
+    else:
         figures.mixture_selection(
-            folder / "figures" / "mixture_selection.png",
+            picture,
             result["candidates"],
             chosen=len(chosen.mixture.weights),
             prior_nats=metrics["gmm/val_prior_log_density_nats"],
@@ -293,6 +299,8 @@ def show(result: dict[str, Any]) -> None:
                 if size
                 else []
             ),
+            ("mixture", f"{result['run']}/gmm"),
+            *([("figure", f"{result['run']}/figures/{SELECTION}")] if len(result["candidates"]) > 1 else []),
         ],
     )
     if len(result["candidates"]) > 1:

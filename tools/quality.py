@@ -200,7 +200,7 @@ def _save(
     labels = [_label(row) for row in result["rows"]]
     made = [opened.folder / "figures" / f"quality-{name}{which}.png" for which in ("", "-pictures")]
     title = opened.title(f"against training images, features: {name}")
-    figures.quality(made[0], list(zip(labels, result["rows"], strict=True)), title=title)
+    figures.quality(made[0], result["rows"], title=title)
     strips = [(label, part.numpy()) for label, part in zip(labels, first, strict=True)]
     figures.image_strips(made[1], strips, title=opened.title("what was judged"))
     push(opened.folder, opened.recipe.tracking)

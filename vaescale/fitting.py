@@ -3,7 +3,7 @@
 Of a ladder's first groups together q(z_1, z_2, ... | x) is no Gaussian, so that they have draws and no moments.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -14,8 +14,9 @@ from vaescale.aggregate.selection import Spread, spread_of
 from vaescale.data.latents import LatentShards
 from vaescale.errors import UserError
 from vaescale.models.vae import VAE
-from vaescale.run import Run, latents_of, open_split
+from vaescale.run import Run, draw_seed, latents_of, open_split
 
+SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 DRAWS_WANTED, MOST_DRAWS = 1 << 16, 8
 LEAST_JOINT_DRAWS = 2  # of an image: what varies within q(z|x), and what between images
 
@@ -43,25 +44,26 @@ def gather(opened: Run, *, groups: int, samples_per_image: int | None, online: b
     """
     _refuse_groups(opened.model, groups, samples_per_image)
     device = next(opened.model.parameters()).device
-    seed, draws = opened.recipe.seed, samples_per_image
+    draws = samples_per_image
+    seeds = {split: draw_seed(opened.recipe, split) for split in SPLITS}
     if groups > 1:
         draws = samples_per_image or _suitable(opened, least=LEAST_JOINT_DRAWS)
         joint = {
             split: latents_of(opened, split, suffix=f"-top{groups}", groups=groups, draws=draws)
-            for split in ("train", "val")
+            for split in SPLITS
         }
-        drawn, val = (load(joint[split], Drawing(draws, seed), device) for split in ("train", "val"))
-        train = ShardLatents(joint["train"], Drawing(draws, seed), device) if online else drawn
+        drawn, val = (load(joint[split], Drawing(draws, seeds[split]), device) for split in SPLITS)
+        train = ShardLatents(joint["train"], Drawing(draws, seeds["train"]), device) if online else drawn
         return _material(train, drawn, val, spread_of(drawn, draws), joint["train"], draws)
-    shards = {split: latents_of(opened, split) for split in ("train", "val")}
+    shards = {split: latents_of(opened, split) for split in SPLITS}
     if draws is None:
         draws = _suitable(opened, least=1)
-    moments = load(shards["train"], Drawing(0, seed), device)
+    moments = load(shards["train"], Drawing(0, seeds["train"]), device)
     # Of moments a density is not known: it is taken of one draw.
-    drawn, val = (load(shards[split], Drawing(max(1, draws), seed), device) for split in ("train", "val"))
+    drawn, val = (load(shards[split], Drawing(max(1, draws), seeds[split]), device) for split in SPLITS)
     train = moments if draws == 0 else drawn
     if online:
-        train = ShardLatents(shards["train"], Drawing(draws, seed), device)
+        train = ShardLatents(shards["train"], Drawing(draws, seeds["train"]), device)
     return _material(train, drawn, val, spread_of(moments), shards["train"], draws)
 
 

@@ -22,6 +22,7 @@ from vaescale.training import backends, checkpoint
 from vaescale.training import folder as run_folder
 from vaescale.training.skips import tell
 
+HELD_OUT_SEED = 1 << 31
 EVALUATION_BATCH = 500
 EVALUATION_VALUES = 500 * 3072  # larger images come in smaller batches
 
@@ -132,10 +133,16 @@ def latents_of(
         batches,
         folder,
         seed=opened.recipe.seed,
+        draw_seed=draw_seed(opened.recipe, split),
         made=made,
         groups=groups,
         draws=draws,
     )
+
+
+def draw_seed(recipe: Recipe, split: Literal["train", "val"]) -> int:
+    """Of draws of q(z|x). Held-out images share no noise with training images: what is fitted to the one would know the other."""
+    return recipe.seed + (HELD_OUT_SEED if split == "val" else 0)
 
 
 def open_split(recipe: Recipe, split: Literal["train", "val"], *, place: str | None = None) -> ShardReader:

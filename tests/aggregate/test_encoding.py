@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.ranks import on_ranks
-from vaescale import noise, run
+from vaescale import fitting, noise, run
 from vaescale.aggregate.latents import Drawing, ShardLatents, load
 from vaescale.aggregate.points import Points
 from vaescale.aggregate.selection import Candidate, Spread, choose, refuse_unfit, spread_of
@@ -68,6 +68,24 @@ def test_mean_and_std_are_the_aggregate_s(recipe: Recipe) -> None:
     np.testing.assert_allclose(made["std"], (mean.var(0, correction=0) + variance.mean(0)).sqrt(), rtol=1e-6)
     z = ShardLatents(shards, Drawing(200, 0)).held().z.double()
     np.testing.assert_allclose(made["std"], z.std(0), rtol=0.02)
+
+
+def test_held_out_draws_share_no_noise_with_training_draws(recipe: Recipe) -> None:
+    """Of a latent that all images have alike a mixture fitted to the one would else know the other."""
+    here = opened(recipe)
+    material = fitting.gather(here, groups=1, samples_per_image=2, online=False)
+    noises = []
+    for latents, split in ((material.drawn, "train"), (material.val, "val")):
+        shards = run.latents_of(here, split)
+        moments = np.concatenate([shards.read(n).moments for n in range(len(shards.index.shards))])
+        mean, spread = (
+            torch.from_numpy(part).repeat_interleave(2, 0)
+            for part in (moments[:, 0], np.exp(0.5 * moments[:, 1]))
+        )
+        noises.append(((latents.z - mean) / spread)[:720].flatten())
+    one, other = noises
+    assert float(one.std()) == pytest.approx(1, abs=0.05)
+    assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.08
 
 
 def test_a_second_start_writes_what_is_missing_and_the_same_bytes(recipe: Recipe) -> None:

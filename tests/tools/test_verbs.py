@@ -105,6 +105,7 @@ def test_quality_judges_samples_by_features(vaescale, run: Path, digits: Path, t
     assert (run / "figures" / "quality-pixels.png").is_file()
     vaescale(*words, tmp_path / "m.pt2").assert_refused(2, "is not there")
     (tmp_path / "m.pt2").write_bytes(b"a program")
+    vaescale(*words, tmp_path / "m.pt2", "--trust-features").assert_refused(2, "cannot be loaded")
     vaescale(*words, tmp_path / "m.pt2").assert_refused(2, "--trust-features")
     vaescale(*words, "inception:/nowhere").assert_refused(2, "not at /nowhere", "train-features")
     (features / "features.safetensors").write_bytes(b"cut")

@@ -48,20 +48,22 @@ def encode(
     *,
     seed: int,
     made: dict[str, Any],
+    draw_seed: int = 0,
     groups: int = 1,
     draws: int = 0,
 ) -> LatentShards:
     """Write q(z|x) of every image to `folder`, on all ranks together; what is there already is kept.
 
     batches: of some shards' numbers, with the shard of each. made: words for the index on the model and the images; latents
-    that were made otherwise are written anew. groups, draws: of a ladder's first groups together, so many draws of each image.
+    that were made otherwise are written anew. groups, draws, draw_seed: of a ladder's first groups together, so many draws of each
+    image.
     Returns them with `made` grown by latent_shape, skipped, and by channel mean and
     std of the aggregate posterior. Raises TrainingStopped when the encoder returns NaN or Inf, DataError when no image can be
     used.
     """
     if groups > 1:
         size = sum(model.group_sizes[:groups])
-        made = {**made, "latent_shape": [size], "groups": groups, "draws": draws}
+        made = {**made, "latent_shape": [size], "groups": groups, "draws": draws, "draw_seed": draw_seed}
     else:
         made = {**made, "latent_shape": list(model.latent_shape)}
     if comm.on_main(lambda: _is_there(folder, made)):
@@ -122,7 +124,8 @@ def _moments(model: VAE, batch: Batch, seed: int, made: dict[str, Any]) -> Tenso
     stream = noise.Stream(seed, 0, batch.slots.to(device))
     x = model.target(batch.images.to(device), stream)
     if made.get("draws"):
-        moments = model.joint_draws(x, stream, made["draws"], made["groups"]).float().cpu()
+        own = stream._replace(seed=made["draw_seed"])
+        moments = model.joint_draws(x, own, made["draws"], made["groups"]).float().cpu()
     else:
         q = model.posterior(x)
         both = [q.mu.expand_as(q.log_sigma), 2 * q.log_sigma.expand_as(q.mu)]

@@ -164,6 +164,10 @@ def refuse_unfit(spread: Spread, num_components: int, images: int, kind: Kind = 
         )
     if spread.collapsed.all():
         raise UserError(
-            f"the posterior{of} has collapsed: q(z|x) is the same for every image, and so is what would be fitted; lower "
-            "objective.beta, or take likelihood.sigma=optimal"
+            f"the posterior{of} has collapsed: q(z|x) is the same for every image, and so is what would be fitted; "
+            + (
+                "take more groups with --groups, or train longer"
+                if of
+                else "lower objective.beta, or take likelihood.sigma=optimal"
+            )
         )

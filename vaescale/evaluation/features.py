@@ -7,6 +7,7 @@ FILE.pt2            any module that `torch.export.save` wrote: [B, C, H, W] in [
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +112,14 @@ def _exported(path: Path, device: torch.device, *, trusted: bool) -> Extractor:
         raise UserError(
             f"{path} is a program and could do anything; if you trust who made it, give --trust-features"
         )
-    module: nn.Module = torch.export.load(str(path)).module().to(device)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module: nn.Module = torch.export.load(str(path)).module().to(device)
+    except Exception as error:  # whatever a file may make of torch
+        raise UserError(
+            f"{path} cannot be loaded ({type(error).__name__}: {error}); export it again"
+        ) from error
 
     def features(images: Tensor) -> Tensor:
         found: Tensor = module(images.float())

@@ -7,29 +7,41 @@ from typing import Any
 from vaescale.figures.drawing import MARKERS, POINT_COLOURS, finish, subplots
 
 
-def quality(path: Path, rows: Sequence[tuple[str, Mapping[str, Any]]], *, title: str) -> None:
-    """The Frechet distance of each row as a point on a logarithmic scale, and precision over recall. rows: a label, and
-    `frechet`, `precision` and `recall`.
+def quality(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
+    """The Frechet distance of each row on a logarithmic scale, and precision over recall: a colour for what it is of, a marker for how
+    it was decoded. rows: `of`, `decode`, `frechet`, `precision` and `recall`.
     """
-    figure, axes = subplots(1, 2, (9.6, max(3.2, 0.3 * len(rows) + 1.4)), frame=True)
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    figure, axes = subplots(1, 2, (10.4, max(3.2, 0.3 * len(rows) + 1.4)), frame=True)
     distance, shares = axes[0]
-    for number, (label, row) in enumerate(rows):
-        colour = POINT_COLOURS[number % len(POINT_COLOURS)]
-        marker = MARKERS[number // len(POINT_COLOURS) % len(MARKERS)]
-        style = {"color": colour, "marker": marker, "markersize": 7, "linestyle": "none"}
-        distance.plot([max(row["frechet"], 1e-12)], [number], **style)
+    sources = list(dict.fromkeys(row["of"] for row in rows))
+    decodings = list(dict.fromkeys(row["decode"] or "mean" for row in rows))
+    labels = []
+    for number, row in enumerate(rows):
+        decode = row["decode"] or "mean"
+        labels.append(f"{row['of']}{'' if decode == 'mean' else ', ' + decode}")
+        style = {
+            "color": POINT_COLOURS[sources.index(row["of"]) % len(POINT_COLOURS)],
+            "marker": MARKERS[decodings.index(decode) % len(MARKERS)],
+            "markersize": 7,
+            "linestyle": "none",
+            "alpha": 0.8,
+        }
+        value = max(row["frechet"], 1e-12)
+        distance.plot([value], [number], **style)
         distance.annotate(
-            f"{row['frechet']:.3g}",
-            (max(row["frechet"], 1e-12), number),
-            (7, -3),
-            textcoords="offset points",
-            fontsize=7,
+            f"{row['frechet']:.3g}", (value, number), (7, -3), textcoords="offset points", fontsize=7
         )
-        shares.plot([row["recall"]], [row["precision"]], label=label, **style)
+        shares.plot([row["recall"]], [row["precision"]], label=labels[-1], **style)
+    values = [max(row["frechet"], 1e-12) for row in rows]
     distance.set_xscale("log")
-    distance.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=7)
+    distance.set_xlim(min(values) / 1.5, max(values) * 2.5)
+    distance.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 100 * min(values) else (1,)))
+    distance.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    distance.xaxis.set_minor_formatter(NullFormatter())
+    distance.set_yticks(range(len(rows)), labels, fontsize=7)
     distance.invert_yaxis()
-    distance.margins(x=0.15, y=0.1)
     distance.set_xlabel("Frechet distance (less is better)", fontsize=8)
     shares.set_xlim(-0.03, 1.03)
     shares.set_ylim(-0.03, 1.03)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,6 +131,7 @@ def absolute_uri(uri: str) -> str:
 def be_patient() -> None:
     """For seconds rather than for the minutes that MLflow would block by default, and without a word to its makers."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
@@ -155,7 +157,7 @@ def quiet() -> Iterator[None]:
 def save_model(folder: Path, data: Path, image_shape: tuple[int, int, int], details: dict[str, Any]) -> None:
     """An MLflow model whose loader is `vaescale.serving` and whose data is the run folder `data`."""
     be_patient()
-    with quiet():
+    with quiet(), warnings.catch_warnings(action="ignore", category=UserWarning):  # it would like an example
         from mlflow import pyfunc
 
         pyfunc.save_model(path=str(folder), **_model(data, image_shape, details))
@@ -166,7 +168,7 @@ def log_model(
 ) -> str:
     """The same as a model of an MLflow run, by what RUN/mlflow.json says of it. Returns the model's URI."""
     be_patient()
-    with quiet():
+    with quiet(), warnings.catch_warnings(action="ignore", category=UserWarning):
         import mlflow
 
         # With credentials it is known to the recipe's reader alone.

@@ -66,9 +66,24 @@ def test_runs_that_differ_in_the_seed_are_repetitions() -> None:
     one, two = record("one", 1.0), record("again", 3.0, seed=1)
     other = record("other", 9.0, likelihood__sigma=0.5)
     assert [label for label, _ in groups([one, two, other])] == ["one (2 runs)", "other"]
+    sweep = [
+        record("x-seed-0", 1.0, likelihood__sigma=1),
+        record("x-seed-1", 3.0, seed=1, likelihood__sigma=1),
+    ]
+    assert groups(sweep)[0][0] == "x (2 runs)"
     assert spread([one, two], "val/neg_elbo_nats") == [(10.0, 7.0, 6.0, 8.0), (20.0, 2.0, 1.0, 3.0)]
     later = two._replace(curves={"val/neg_elbo_nats": [(20.0, 3.0)]})
     assert [row[0] for row in spread([one, later], "val/neg_elbo_nats")] == [20.0]
+
+
+def test_names_that_coincide_have_their_places() -> None:
+    one, two = record("one", 1.0), record("one", 2.0)._replace(place="elsewhere/one")
+    assert [own.name for own in compare([one, two]).records] == ["one (runs/one)", "one (elsewhere/one)"]
+
+
+def test_a_misspelt_metric_is_answered_with_near_ones() -> None:
+    with pytest.raises(UserError, match="there are val/mse"):
+        compare([record("one", 1.0), record("two", 2.0)], sort="val/mze")
 
 
 def test_a_page_holds_text_and_pictures_alone() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SHOWN = 12
 PROTOCOL = {
     "pPCA": "fitted to the training images; exact mean log-likelihood of the held-out ones, Tipping & Bishop 1999",
+    "nll_nats": "-log p(x) of pPCA, a bound of it of the run",
     "reconstruction_mse": "per value, of means clamped to [0, 1]",
     "linear_probe": "accuracy on held-out images of logistic regression on standardized latents (posterior means, or PCA's scores)",
     "knn_5": "the same of the five nearest neighbours",

@@ -27,7 +27,7 @@ TAKEN = ("val", "train", "val-raw", "train-raw", "latents", "baselines")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RUN, of which images, with which weights, how tightly."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
-    parser.add_argument("--split", choices=("val", "train"), default="val", help="default: val")
+    parser.add_argument("--split", choices=("val", "train"), help="default: val")
     parser.add_argument(
         "--data",
         metavar="DIR",
@@ -61,6 +61,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         given = getattr(arguments, name)
         if given is not None and given < 1:
             raise UserError(f"--{name.replace('_', '-')} (={given}) must be at least 1")
+    if arguments.importance_images and not arguments.importance_samples:
+        raise UserError(
+            "--importance-images is of how many images the bound is; give --importance-samples too"
+        )
+    if arguments.data and arguments.split:
+        raise UserError("--data and --split both say which images; give one of them")
+    arguments.split = arguments.split or "val"
     name = _name(arguments)
     with backends.joined():
         return _evaluate(arguments, name)

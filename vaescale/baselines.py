@@ -63,7 +63,7 @@ def baselines(opened: Run, *, images: int, labels: int | None, shown: int) -> Ba
         decoded = pca.inverse_transform(pca.transform(held_out)).clip(0, 1)
         nats = -float(pca.score(held_out))
         rows[name] = {
-            "neg_log_px_nats": nats,
+            "nll_nats": nats,
             "bits_per_dim": bits_per_dim(nats, size),
             "reconstruction_mse": float(np.square(held_out - decoded).mean()),
             "sigma": float(pca.noise_variance_**0.5),
@@ -123,7 +123,7 @@ def _own_row(opened: Run, val: ShardReader) -> tuple[dict[str, float | None], li
             "the images are changed, errors do not compare"
         )
     row = {
-        "neg_log_px_nats": nats,
+        "nll_nats": nats,
         "bits_per_dim": None
         if nats is None
         else bits_per_dim(nats, likelihood.dimensions, likelihood.measure),

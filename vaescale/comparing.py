@@ -5,9 +5,11 @@ Runs whose recipes differ in the seed alone are repetitions: their curves are on
 """
 
 import base64
+import difflib
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +33,7 @@ MORE_IS_BETTER = (
     *("log_px_nats", "log_density_nats", "active_units", "effective_samples", "mutual_information"),
     *("psnr_db", "ssim", "precision", "recall", "density", "coverage", "linear_probe", "knn_"),
 )
+SEED = re.compile(r"-seed-\d+$")  # what a sweep adds to a name
 SEEN = ("likelihood.dequantize", "data.image_size", "data.channels", "data.crop", "data.resample")
 PICTURES = ("reconstructions.png", "samples.png")
 
@@ -67,10 +70,16 @@ def compare(records: Sequence[Record], *, sort: str | None = None, columns: Sequ
     shown = [name for name in SHOWN_METRICS if name in known]
     for name in [*columns, *([sort] if sort else [])]:
         if name not in known:
-            close = [one for one in known if name.rpartition("/")[2] in one][:8] or known[:12]
-            raise UserError(f"no run has the metric {name!r}; there are {', '.join(close)}")
+            close = difflib.get_close_matches(name, known, 5, 0.6) or known
+            close = [one for one in known if name.rpartition("/")[2] in one] or close
+            raise UserError(f"no run has the metric {name!r}; there are {', '.join(close[:8])}")
         shown += [name] if name not in shown else []
     sort = sort or (shown[0] if shown else "")
+    names = [record.name for record in records]
+    records = [
+        record if names.count(record.name) == 1 else record._replace(name=f"{record.name} ({record.place})")
+        for record in records
+    ]
     ordered = sorted(records, key=lambda record: _place(record, sort))
     return Comparison(ordered, sort, _differing(records), shown, _warnings(records, sort))
 
@@ -93,7 +102,10 @@ def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
         found.setdefault(json.dumps(said, sort_keys=True, default=str) if said else record.place, []).append(
             record
         )
-    labels = [own[0].name if len(own) == 1 else f"{own[0].name} ({len(own)} runs)" for own in found.values()]
+    labels = [
+        own[0].name if len(own) == 1 else f"{SEED.sub('', own[0].name)} ({len(own)} runs)"
+        for own in found.values()
+    ]
     return [
         (label if labels.count(label) == 1 else f"{label} in {own[0].place}", own)
         for label, own in zip(labels, found.values(), strict=True)

@@ -70,6 +70,8 @@ def test_evaluate_takes_other_images(vaescale, run: Path, digits: Path) -> None:
     assert outcome.json["metrics"]["images"] == 1437
     assert (run / "evaluation" / "elsewhere.json").is_file()
     vaescale("evaluate", run, "--name", "../x").assert_refused(2, "no file name")
+    vaescale("evaluate", run, "--split", "train", "--data", digits / "val").assert_refused(2, "--split")
+    vaescale("evaluate", run, "--importance-images", 5).assert_refused(2, "--importance-samples")
     vaescale("evaluate", run, "--data", digits / "none").assert_refused(3, "none")
 
 
@@ -172,7 +174,7 @@ def test_baselines_are_exact(vaescale, run: Path, digits: Path) -> None:
     covariance = weight @ weight.T + noise * torch.eye(64).double()
     exact = torch.distributions.MultivariateNormal(train.mean(0), covariance).log_prob(val).mean()
     ppca = rows["pPCA, 4 latents"]
-    assert ppca["neg_log_px_nats"] == pytest.approx(-float(exact), abs=1e-6)
+    assert ppca["nll_nats"] == pytest.approx(-float(exact), abs=1e-6)
     assert ppca["sigma"] == pytest.approx(float(noise.sqrt()), rel=1e-6)
     assert ppca["bits_per_dim"] == pytest.approx(-float(exact) / (64 * np.log(2)) + 8)
     assert 0.5 < ppca["linear_probe"] <= 1
@@ -296,7 +298,7 @@ def test_more_latents_than_directions_leave_pca_what_there_is(vaescale, recipe_f
     images = torch.cat([reader[number].images for number in range(len(reader))]).flatten(1).double()
     rank = int(torch.linalg.matrix_rank(images - images.mean(0)))
     assert rank < 63, "some pixels are always black"
-    assert np.isfinite(outcome.json["rows"][f"pPCA, {rank - 1} latents"]["neg_log_px_nats"])
+    assert np.isfinite(outcome.json["rows"][f"pPCA, {rank - 1} latents"]["nll_nats"])
 
 
 def test_fit_gmm_saves_a_mixture_of_the_latents(vaescale, run: Path) -> None:

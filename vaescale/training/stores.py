@@ -59,7 +59,12 @@ def stored_runs(
             return [_stored(client, run, curves, pictures) for run in runs]
         except MlflowException as error:
             words = str(error).partition("\n")[0]
-            raise UserError(f"MLflow at {uri} says: {words}") from error
+            remedy = (
+                "; a metric is called metrics.`val/mse`, a recipe's key params.`likelihood.sigma`"
+                if where
+                else ""
+            )
+            raise UserError(f"MLflow at {redact(uri)} says: {words}{remedy}") from error
 
 
 def _stored(client: Any, run: Any, curves: Sequence[str], pictures: Sequence[str]) -> Stored:

@@ -12,7 +12,7 @@ import yaml
 
 from tests.launching import ROOT
 from vaescale.errors import UserError
-from vaescale.sweeping import cluster_files, split_values, variants
+from vaescale.sweeping import Variant, cluster_files, split_values, variants
 
 
 def test_every_combination_once() -> None:
@@ -113,16 +113,15 @@ def submitted(folder: Path, script: str, **environment: str) -> list[list[str]]:
 WORDS = ["launch", "--num_processes", "8", "-m", "vaescale", "train", "recipes/my recipe.yaml"]
 
 
-def test_a_slurm_array_trains_each_variant_and_runs_no_value(tmp_path: Path) -> None:
+def files_of(kind: str, name: str) -> tuple[list[Variant], dict[str, str]]:
+    """Two variants, one with a value that a shell would run, and what submits them."""
     own = variants(["network.widths=[8,16],[4]", "objective.words=$(touch pwned)"], "x")
-    files = cluster_files(
-        "slurm",
-        Path("recipes/my recipe.yaml"),
-        own,
-        name="x-sweep",
-        launch="accelerate launch --num_processes 8",
-        image="i",
-    )
+    launch, recipe = "accelerate launch --num_processes 8", Path("recipes/my recipe.yaml")
+    return own, cluster_files(kind, recipe, own, name=name, launch=launch, image="registry/vaescale:1")
+
+
+def test_a_slurm_array_trains_each_variant_and_runs_no_value(tmp_path: Path) -> None:
+    own, files = files_of("slurm", "x-sweep")
     (tmp_path / "runs" / "x-sweep").mkdir(parents=True)
     (tmp_path / "runs" / "x-sweep" / "variants.txt").write_text(files["variants.txt"])
     assert "#SBATCH --array=0-1\n" in files["sweep.sbatch"]
@@ -132,15 +131,7 @@ def test_a_slurm_array_trains_each_variant_and_runs_no_value(tmp_path: Path) -> 
 
 
 def test_a_kubernetes_job_has_one_index_for_each_variant(tmp_path: Path) -> None:
-    own = variants(["network.widths=[8,16],[4]", "objective.words=$(touch pwned)"], "x")
-    files = cluster_files(
-        "kubernetes",
-        Path("recipes/my recipe.yaml"),
-        own,
-        name="X_sweep",
-        launch="accelerate launch --num_processes 8",
-        image="registry/vaescale:1",
-    )
+    own, files = files_of("kubernetes", "X_sweep")
     table, job = yaml.safe_load_all(files["sweep.yaml"])
     assert job["spec"]["completions"] == 2
     assert job["metadata"]["name"] == table["metadata"]["name"] == "x-sweep"

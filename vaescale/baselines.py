@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 
 from vaescale import noise
 from vaescale.aggregate.information import evenly
-from vaescale.data.batch import Request
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import bits_per_dim
-from vaescale.run import Run, latents_of, open_split
+from vaescale.run import Run, images_at, latents_of, open_split
 from vaescale.training import folder as run_folder
 
 MOST_DIMENSIONS = 4096  # of an image: PCA takes the eigenvectors of a D x D matrix
-NEIGHBOURS = 5
+NEIGHBOURS, BATCH = 5, 500
 LEAST_EIGENVALUE = 1e-10  # of the largest
 Array = NDArray[np.float64]
 
@@ -207,17 +206,8 @@ def _latents(opened: Run, split: Literal["train", "val"], reader: ShardReader, m
 
 def _images(reader: ShardReader, most: int) -> Array:
     """At most so many at equal distances, flat, float64 [N, D] in [0, 1]."""
-    return np.concatenate([got.images.flatten(1).numpy() / 255.0 for got in _fetched(reader, most)])
-
-
-def _fetched(reader: ShardReader, most: int) -> Any:
-    for numbers in torch.split(evenly(len(reader), most), 500):
-        got = reader.__getitems__(Request(np.asarray(numbers), refill=False))
-        if not bool(got.usable.all()):
-            raise DataError(
-                f"{got.faults[0].words}; `vaescale verify-shards DIR --deep` names all that is wrong"
-            )
-        yield got
+    parts = torch.split(evenly(len(reader), most), BATCH)
+    return np.concatenate([images_at(reader, numbers).flatten(1).numpy() / 255.0 for numbers in parts])
 
 
 @torch.no_grad()

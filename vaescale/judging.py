@@ -21,15 +21,15 @@ from vaescale import comm, noise, pulse
 from vaescale.aggregate.information import evenly
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
 from vaescale.console import Progress
-from vaescale.data.batch import Request
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError
 from vaescale.evaluation.features import Extractor
-from vaescale.evaluation.frechet import frechet_distance, moments_of
+from vaescale.evaluation.frechet import Moments, frechet_distance, moments
 from vaescale.evaluation.quality import kernel_distance, overlap
 from vaescale.files import write_whole
 from vaescale.mixtures.gaussian import Mixture
-from vaescale.run import Run
+from vaescale.models.vae import to_unit
+from vaescale.run import Run, images_at
 
 BATCH = 250
 MOST_REFERENCES = 50_000
@@ -68,13 +68,12 @@ def kinds(
         raise DataError(f"{len(numbers)} held-out images are too few to judge; {LEAST} are needed")
 
     def images(places: Tensor) -> Tensor:
-        return _images(val, numbers[places]).to(device)
+        return to_unit(images_at(val, numbers[places]).to(device))
 
     def reconstructions(places: Tensor) -> Tensor:
-        x = model.target(
-            (255 * images(places)).round().byte(),
-            noise.Stream(opened.recipe.seed, 0, numbers[places].to(device)),
-        )
+        own = numbers[places]
+        stream = noise.Stream(opened.recipe.seed, 0, own.to(device))
+        x = model.target(images_at(val, own).to(device), stream)
         return _levels(model.likelihood.mean(model.reconstruct(x)))
 
     def samples(mixture: Mixture | None, decode: str) -> Callable[[Tensor], Tensor]:
@@ -101,26 +100,31 @@ def judge(kinds: list[Kind], extractor: Extractor, references: Tensor) -> list[d
     The Frechet distance takes all features; kernel distance, precision, recall, density and coverage equally many of both, at most
     10,000.
     """
-    against = moments_of(references) if comm.is_main() else None
+    against = _moments(references)
     rows = []
     for kind in kinds:
         found = features_of(kind, extractor)
+        own = _moments(found)
 
-        def compare(kind: Kind = kind, found: Tensor = found) -> dict[str, Any]:
-            assert against is not None
+        def compare(kind: Kind = kind, found: Tensor = found, own: Moments = own) -> dict[str, Any]:
             fewer = min(len(found), len(references), MOST_COMPARED)
             some, others = (one[evenly(len(one), fewer)] for one in (references, found))
             return {
                 "of": kind.name,
                 "decode": kind.decode,
                 "count": len(found),
-                "frechet": frechet_distance(moments_of(found), against),
+                "frechet": frechet_distance(own, against),
                 "kernel": kernel_distance(some, others),
                 **overlap(some, others)._asdict(),
             }
 
         rows.append(comm.on_main(compare))
     return rows
+
+
+def _moments(features: Tensor) -> Moments:
+    """Of features [N, F] that every rank has, each rank's share of them by itself."""
+    return moments(torch.split(features[comm.rank() :: comm.world_size()], BATCH))
 
 
 @torch.no_grad()
@@ -161,7 +165,11 @@ def references_of(reader: ShardReader, extractor: Extractor, opened: Run, cache:
     if kept is not None:
         return kept, True
     numbers = evenly(len(reader), count)
-    kind = Kind("training images", "", count, lambda places: _images(reader, numbers[places]).to(device))
+
+    def images(places: Tensor) -> Tensor:
+        return to_unit(images_at(reader, numbers[places]).to(device))
+
+    kind = Kind("training images", "", count, images)
     found = features_of(kind, extractor)
     comm.on_main(lambda: write_whole(path, to_bytes({"features": found})))
     return found, False
@@ -174,16 +182,6 @@ def _kept(path: Path, count: int) -> Tensor | None:
         return None
     sound = features.dtype == torch.float32 and features.ndim == 2 and len(features) == count
     return features if sound and bool(torch.isfinite(features).all()) else None
-
-
-def _images(reader: ShardReader, numbers: Tensor) -> Tensor:
-    """In [0, 1]. Raises DataError where one cannot be used: a distance of others would be another number."""
-    got = reader.__getitems__(Request(np.asarray(numbers), refill=False))
-    if not bool(got.usable.all()):
-        raise DataError(
-            f"{got.faults[0].words}; write the shards anew, or `vaescale verify-shards DIR --deep` names all that is wrong"
-        )
-    return got.images.float() / 255
 
 
 def _levels(images: Tensor) -> Tensor:

@@ -5,16 +5,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from vaescale import comm, pulse
 from vaescale.aggregate.encoding import encode
 from vaescale.batches import evaluation_batches, shard_batches
 from vaescale.console import Progress
-from vaescale.data.batch import Batch
+from vaescale.data.batch import Batch, Request
 from vaescale.data.latents import LatentShards
 from vaescale.data.reader import ShardReader, open_reader
-from vaescale.errors import UserError
+from vaescale.errors import DataError, UserError
 from vaescale.models import build_vae
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe, load_recipe
@@ -138,6 +140,18 @@ def latents_of(
         groups=groups,
         draws=draws,
     )
+
+
+def images_at(reader: ShardReader, numbers: Tensor) -> Tensor:
+    """The images with these numbers, uint8 [B, C, H, W]. Raises DataError where one cannot be used: what is measured of the others
+    would be another number.
+    """
+    got = reader.__getitems__(Request(np.asarray(numbers), refill=False))
+    if not bool(got.usable.all()):
+        raise DataError(
+            f"{got.faults[0].words}; write the shards anew, or `vaescale verify-shards DIR --deep` names all that is wrong"
+        )
+    return got.images
 
 
 def draw_seed(recipe: Recipe, split: Literal["train", "val"]) -> int:

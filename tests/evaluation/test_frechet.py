@@ -58,6 +58,13 @@ def _on_rank(rank: int, ranks: int) -> Tensor:
     return torch.cat([found.mean, found.covariance.flatten()])
 
 
+def test_empty_batches_are_passed_over() -> None:
+    empty, whole = features(0)[:0], features(0)
+    found, wanted = moments([empty, whole[:50], empty, whole[50:]]), moments([whole])
+    torch.testing.assert_close(found.covariance, wanted.covariance)
+    assert found.images == 200
+
+
 @pytest.mark.distributed
 def test_ranks_merge_exactly(tmp_path: Path) -> None:
     wanted = moments([features(0)])

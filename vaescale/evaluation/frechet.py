@@ -20,20 +20,15 @@ class Moments(NamedTuple):
     images: int
 
 
-def moments_of(features: Tensor) -> Moments:
-    """Of features [N, F] that this process has whole."""
-    wide = features.double().cpu()
-    centred = wide - wide.mean(0)
-    return Moments(wide.mean(0), centred.T @ centred / (len(wide) - 1), len(wide))
-
-
 def moments(features: Iterable[Tensor]) -> Moments:
     """Of features [B, F] over all ranks, merged exactly: two passes are not needed, each batch is centred by itself.
 
-    Chan, Golub & LeVeque 1983, eq. 1.5b. Every rank has at least one batch.
+    Chan, Golub & LeVeque 1983, eq. 1.5b. A rank may have none.
     """
     count, mean, scatter = 0, torch.zeros(0), torch.zeros(0)
     for batch in features:
+        if not len(batch):
+            continue
         own = batch.double().cpu()
         own_mean = own.mean(0)
         own_scatter = (own - own_mean).T @ (own - own_mean)
@@ -41,7 +36,7 @@ def moments(features: Iterable[Tensor]) -> Moments:
             count, mean, scatter = len(own), own_mean, own_scatter
             continue
         count, mean, scatter = _merged((count, mean, scatter), (len(own), own_mean, own_scatter))
-    parts = comm.gather_object((count, mean, scatter))
+    parts = [part for part in comm.gather_object((count, mean, scatter)) if part[0]]
     total = parts[0]
     for part in parts[1:]:
         total = _merged(total, part)

@@ -1,0 +1,272 @@
+"""The verbs that judge, compare, vary and export runs, as a person would call them."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.launching import ROOT, finished
+from vaescale.run import open_run, open_split
+
+
+def test_evaluate_takes_other_images(vaescale, run: Path, digits: Path) -> None:
+    outcome = vaescale("evaluate", run, "--data", digits / "train", "--name", "elsewhere", "--json")
+    assert outcome.json["metrics"]["images"] == 1437
+    assert (run / "evaluation" / "elsewhere.json").is_file()
+    vaescale("evaluate", run, "--name", "../x").assert_refused(2, "no file name")
+    vaescale("evaluate", run, "--split", "train", "--data", digits / "val").assert_refused(2, "--split")
+    vaescale("evaluate", run, "--importance-images", 5).assert_refused(2, "--importance-samples")
+    vaescale("evaluate", run, "--data", digits / "none").assert_refused(3, "none")
+
+
+def test_quality_judges_samples_by_features(vaescale, run: Path, digits: Path, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    vaescale("quality", run, "--features", features).assert_refused(2, "vaescale train-features")
+    trained = vaescale(
+        "train-features", digits / "train", "--out", features, "--steps", 60, "--width", 8, "--json"
+    )
+    assert trained.code == 0, trained.err
+    assert trained.json["accuracy"] > 0.5
+    assert trained.json["held_out_images"] == 360
+    vaescale("train-features", digits / "train", "--out", features).assert_refused(2, "already")
+    assert vaescale("fit-gmm", run, "--components", "1,2").code == 0
+    words = ("quality", run, "--count", 200, "--cache", tmp_path / "cache", "--json", "--features")
+    outcome = vaescale(*words, features)
+    assert outcome.code == 0, outcome.err
+    rows = {(row["of"], row["decode"]): row for row in outcome.json["rows"]}
+    assert len(rows) == 2 + 3 * 2
+    assert rows["held-out images", ""]["frechet"] < rows["prior", "mean"]["frechet"]
+    assert outcome.json["references_from_cache"] is False
+    again = vaescale(*words, features)
+    assert again.json["references_from_cache"] is True
+    assert again.json["rows"] == outcome.json["rows"]
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(b"damaged")
+    assert vaescale(*words, features).json["rows"] == outcome.json["rows"]
+    pixels = vaescale(*words, "pixels", "--decode", "mean")
+    assert pixels.json["rows"][0]["frechet"] != outcome.json["rows"][0]["frechet"]
+    raw = vaescale(*words, "pixels", "--weights", "raw")
+    assert "left out" in raw.err
+    assert [row["of"] for row in raw.json["rows"]] == ["held-out images", "reconstructions", "prior", "prior"]
+    assert (run / "figures" / "quality-pixels.png").is_file()
+    vaescale(*words, tmp_path / "m.pt2").assert_refused(2, "is not there")
+    (tmp_path / "m.pt2").write_bytes(b"a program")
+    vaescale(*words, tmp_path / "m.pt2", "--trust-features").assert_refused(2, "cannot be loaded")
+    vaescale(*words, tmp_path / "m.pt2").assert_refused(2, "--trust-features")
+    vaescale(*words, "inception:/nowhere").assert_refused(2, "not at /nowhere", "train-features")
+    (features / "features.safetensors").write_bytes(b"cut")
+    vaescale(*words, features).assert_refused(2, "damaged")
+
+
+def test_features_of_an_exported_module(vaescale, run: Path, tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(module, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "linear.pt2")
+    words = ("quality", run, "--count", 50, "--cache", tmp_path, "--trust-features", "--json")
+    outcome = vaescale(*words, "--features", tmp_path / "linear.pt2")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["features"] == "linear"
+    assert "linear.pt2" in outcome.json["protocol"]["features"]
+
+
+def test_runs_are_compared_from_their_folders(
+    vaescale, run: Path, recipe_file, recipe_content, tmp_path: Path
+) -> None:
+    others = []
+    for name, change in (
+        ("again", {"seed": 1}),
+        ("wide", {"likelihood": {"kind": "gaussian", "sigma": 0.5}}),
+    ):
+        content = {**recipe_content, "name": name, "run_dir": str(tmp_path / name), **change}
+        assert vaescale("train", recipe_file(content, f"{name}.yaml")).code == 0
+        others.append(tmp_path / name)
+    assert vaescale("sample", run, "--count", 4).code == 0
+    outcome = vaescale("compare-runs", run, *others, "--out", tmp_path / "out", "--json")
+    assert outcome.code == 0, outcome.err
+    found = outcome.json["runs"]
+    bounds = [one["val/neg_elbo_nats"] for one in found]
+    assert bounds == sorted(bounds)
+    assert {one["likelihood.sigma"] for one in found} == {"optimal", 0.5}
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page.replace("http-equiv", "")
+    table = vaescale("compare-runs", run, *others, "--out", tmp_path / "out", "--sort", "val/psnr")
+    table.assert_refused(2, "no run has the metric 'val/psnr'")
+    assert "| tiny |" in vaescale("compare-runs", run, *others, "--out", tmp_path / "out").out
+    vaescale("compare-runs", run).assert_refused(2, "at least two")
+    vaescale("compare-runs").assert_refused(2, "--experiment")
+    vaescale("compare-runs", run, tmp_path / "none").assert_refused(2, "is not a run folder")
+
+
+def test_baselines_are_exact(vaescale, run: Path, digits: Path) -> None:
+    """PCA's likelihood by the covariance that Tipping & Bishop's maximum-likelihood estimate has, eq. 7 and 8."""
+    vaescale("baselines", run).assert_refused(2, "is not evaluated at step 12", "vaescale evaluate")
+    assert vaescale("evaluate", run).code == 0
+    outcome = vaescale("baselines", run, "--json")
+    assert outcome.code == 0, outcome.err
+    rows = outcome.json["rows"]
+    recipe = open_run(run).recipe
+    train, val = (
+        torch.cat([reader[n].images for n in range(len(reader))]).flatten(1).double() / 255
+        for reader in (open_split(recipe, "train"), open_split(recipe, "val"))
+    )
+    values, vectors = torch.linalg.eigh(torch.cov(train.T))
+    values, vectors = values.flip(0), vectors.flip(1)
+    noise = values[4:].mean()
+    weight = vectors[:, :4] * (values[:4] - noise).sqrt()
+    covariance = weight @ weight.T + noise * torch.eye(64).double()
+    exact = torch.distributions.MultivariateNormal(train.mean(0), covariance).log_prob(val).mean()
+    ppca = rows["pPCA, 4 latents"]
+    assert ppca["nll_nats"] == pytest.approx(-float(exact), abs=1e-6)
+    assert ppca["sigma"] == pytest.approx(float(noise.sqrt()), rel=1e-6)
+    assert ppca["bits_per_dim"] == pytest.approx(-float(exact) / (64 * np.log(2)) + 8)
+    assert 0.5 < ppca["linear_probe"] <= 1
+    assert 0.1 < rows["tiny"]["knn_5"] <= 1
+    assert (run / "figures" / "baselines.png").is_file()
+    assert vaescale("evaluate", run, "--data", digits / "train", "--name", "val").code == 2, (
+        "no other images' numbers"
+    )
+    few = vaescale("baselines", run, "--labels", 20, "--json").json["rows"]
+    assert few["pPCA, 4 latents"]["linear_probe"] < ppca["linear_probe"]
+    assert "linear_probe" in vaescale("baselines", run).out
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow warns of itself
+def test_an_exported_run_is_loaded_by_mlflow(vaescale, run: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    assert vaescale("fit-gmm", run, "--components", 2).code == 0
+    out = tmp_path / "exported"
+    outcome = vaescale("export", run, out, "--json")
+    assert outcome.code == 0, outcome.err
+    vaescale("export", run, out).assert_refused(2, "is there already")
+    vaescale("export", run, tmp_path / "other", "--log").assert_refused(2, "no MLflow store")
+    for path in out.rglob("*"):
+        assert path.suffix in ("", ".yaml", ".json", ".safetensors", ".txt"), path
+    model = mlflow.pyfunc.load_model(str(out))
+    opened = open_run(run)
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
+    with torch.no_grad():
+        x = opened.model.target(torch.from_numpy(images), None)
+        wanted = opened.model.likelihood.mean(opened.model.reconstruct(x))
+        latents = opened.model.posterior(x).mu
+    np.testing.assert_allclose(model.predict(images), wanted, atol=1e-6)
+    np.testing.assert_allclose(model.predict(images, params={"mode": "encode"}), latents, atol=1e-6)
+    drawn = model.predict(images, params={"mode": "sample", "prior": "gmm", "decode": "ancestral", "seed": 3})
+    assert drawn.shape == (3, 1, 8, 8)
+    assert not np.allclose(drawn, model.predict(images, params={"mode": "sample"}))
+    served = model._model_impl
+    with pytest.raises(ValueError, match="mode is one of"):
+        served.predict(images, {"mode": "dream"})
+    with pytest.raises(ValueError, match="give uint8"):
+        served.predict(images.astype(np.float32))
+    assert vaescale("sample", out / "data" / "run", "--count", 4).code == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow and SQLAlchemy warn of themselves
+def test_a_sweep_trains_all_below_one_run(
+    vaescale, recipe_file, recipe_content, tmp_path: Path, monkeypatch
+) -> None:
+    import mlflow
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    content = {**recipe_content, "run_dir": "runs/${name}", "tracking": {"mlflow": uri, "experiment": "s"}}
+    words = ("sweep", recipe_file(content), "seed=0,1", "training.steps=6", "--json")
+    assert len(vaescale(*words, "--dry-run").json["variants"]) == 2
+    vaescale("sweep", recipe_file(content), "objective.beat=1,2").assert_refused(
+        2, "unknown key objective.beat"
+    )
+    outcome = vaescale(*words)
+    assert outcome.code == 0, outcome.err
+    assert [one["exit_code"] for one in outcome.json["variants"]] == [0, 0]
+    state = json.loads((tmp_path / "runs" / "tiny-sweep" / "sweep.json").read_text())
+    client = MlflowClient(uri)
+    assert len(vaescale("compare-runs", tmp_path / "runs" / "tiny-sweep", "--json").json["runs"]) == 2
+    experiment = client.get_experiment_by_name("s").experiment_id
+    below = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{state['mlflow_run']}'")
+    assert {run.info.run_name for run in below} == {"tiny-seed-0", "tiny-seed-1"}
+    inputs = {one.tags[0].value: one.dataset.digest for one in below[0].inputs.dataset_inputs}
+    tags = below[0].data.tags
+    assert inputs == {"training": tags["data_hash"][:36], "validation": tags["val_data_hash"][:36]}
+    compared = vaescale(
+        "compare-runs",
+        "--experiment",
+        "s",
+        "--where",
+        "params.seed != ''",
+        "--store",
+        uri,
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
+    assert compared.code == 0, compared.err
+    assert {one["name"] for one in compared.json["runs"]} == {"tiny-seed-0", "tiny-seed-1"}
+    assert {one["seed"] for one in compared.json["runs"]} == {"0", "1"}
+    assert compared.json["figures"]
+    for more, message in (
+        (("--experiment", "none"), "has no experiment 'none'; there are"),
+        (("--experiment", "s", "--where", "nonsense"), "MLflow at"),
+        (("--experiment", "s", "--where", "params.seed = '7'"), "has no runs"),
+    ):
+        vaescale("compare-runs", "--store", uri, *more).assert_refused(2, message)
+    vaescale("compare-runs", "--experiment", "s", "--store", "sqlite:///none.db").assert_refused(
+        2, "is not there"
+    )
+    one = tmp_path / "runs" / "tiny-seed-0"
+    logged = vaescale("export", one, tmp_path / "exported", "--log", "--json")
+    assert logged.code == 0, logged.err
+    model = mlflow.pyfunc.load_model(logged.json["model_uri"])
+    assert model.predict(np.zeros((2, 1, 8, 8), np.uint8)).shape == (2, 1, 8, 8)
+    run_id = json.loads((one / "mlflow.json").read_text())["run_id"]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    failed = vaescale(
+        "sweep", recipe_file(content), "seed=5,6", "data.train=nowhere", "--name", "wild", "--json"
+    )
+    assert failed.code == 3
+    assert [one["exit_code"] for one in failed.json["variants"]] == [3, 3]
+
+
+def test_more_latents_than_directions_leave_pca_what_there_is(vaescale, recipe_file, recipe_content) -> None:
+    recipe_content["network"] = {"kind": "linear", "latent_dim": 63}
+    assert vaescale("train", recipe_file(recipe_content)).code == 0
+    run = recipe_content["run_dir"]
+    assert vaescale("evaluate", run).code == 0
+    outcome = vaescale("baselines", run, "--json")
+    assert outcome.code == 0, outcome.err
+    reader = open_split(open_run(Path(run)).recipe, "train")
+    images = torch.cat([reader[number].images for number in range(len(reader))]).flatten(1).double()
+    rank = int(torch.linalg.matrix_rank(images - images.mean(0)))
+    assert rank < 63, "some pixels are always black"
+    assert np.isfinite(outcome.json["rows"][f"pPCA, {rank - 1} latents"]["nll_nats"])
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(vaescale, run: Path, tmp_path: Path) -> None:
+    """Each image once: to the rounding of sums in another order."""
+    cases = (
+        ("evaluate", run, "--importance-samples", 8),
+        ("quality", run, "--features", "pixels", "--count", 101, "--cache", tmp_path),
+    )
+    for words in cases:
+        alone = vaescale(*words, "--json").json
+        launcher = ["accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml"]
+        verb = ["-m", "vaescale", *map(str, words), "--json"]
+        done = finished([sys.executable, "-m", *launcher, *verb], ROOT)
+        assert done.returncode == 0, done.stderr
+        together = json.loads(done.stdout)
+        if words[0] == "evaluate":
+            assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, abs=1e-6)
+            assert together["coverage"] == pytest.approx(alone["coverage"], abs=1e-4)
+        else:
+            for one, other in zip(together["rows"], alone["rows"], strict=True):
+                assert (one.pop("of"), one.pop("decode")) == (other.pop("of"), other.pop("decode"))
+                assert one == pytest.approx(other, rel=1e-3, abs=1e-6)

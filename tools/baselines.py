@@ -1,8 +1,8 @@
 """What a run is to be held against, on the same images: probabilistic PCA with as many latents (its exact likelihood, its sigma, its
 reconstructions), and, where there are classes, what a linear probe and nearest neighbours make of the latents.
 
-The latents are the posterior's means, encoded unless they are there (RUN/latents); PCA's are its scores. Writes
-RUN/evaluation/baselines.json and RUN/figures/baselines.png.
+The latents are the posterior's means, of a ladder's top group or, with --groups, of the first ones together, each given the means above
+it; PCA's are its scores. Writes RUN/evaluation/baselines.json and RUN/figures/baselines.png.
 
   vaescale baselines runs/digits-optimal
   vaescale baselines runs/digits-optimal --labels 100
@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classes of so many training images teach the probes; default: all, at most 20000",
     )
     parser.add_argument(
+        "--groups",
+        type=int,
+        default=1,
+        metavar="G",
+        help="of a ladder: of so many groups, from the top; default: 1",
+    )
+    parser.add_argument(
         "--images", type=int, default=20_000, metavar="N", help="of each split, at most; default: 20000"
     )
 
@@ -50,8 +57,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.images < 10 or (arguments.labels is not None and arguments.labels < 10):
         raise UserError("--images and --labels must be at least 10")
+    if arguments.groups < 1:
+        raise UserError(f"--groups (={arguments.groups}) must be at least 1")
     opened = open_run(arguments.run)
-    found = baselines(opened, images=arguments.images, labels=arguments.labels, shown=SHOWN)
+    found = baselines(
+        opened, images=arguments.images, labels=arguments.labels, groups=arguments.groups, shown=SHOWN
+    )
     result = {
         "run": str(opened.folder),
         "step": opened.step,

@@ -165,27 +165,35 @@ def _candidate(
     from vaescale.aggregate import em, selection
     from vaescale.aggregate.latents import ShardLatents
     from vaescale.aggregate.stepwise import fit_stepwise
-    from vaescale.console import say
+    from vaescale.console import Progress, say
 
     train = material.train
+    words = f"fit {number} component{'s' if number > 1 else ''}"
 
     def fit(start: "Mixture") -> "em.Fit":
-        if isinstance(train, ShardLatents) and arguments.online is not None:
-            return fit_stepwise(
+        with Progress(words, 0, shown=comm.is_main()) as progress:
+
+            def tell(iteration: int, nats: float) -> None:
+                progress.update(iteration, f"iterations  {nats:.3f} nats")
+
+            if isinstance(train, ShardLatents) and arguments.online is not None:
+                return fit_stepwise(
+                    train,
+                    start,
+                    batch=arguments.online_batch,
+                    passes=arguments.online,
+                    seed=arguments.seed,
+                    ridge=ridge,
+                    tell=tell,
+                )
+            return em.fit(
                 train,
                 start,
-                batch=arguments.online_batch,
-                passes=arguments.online,
-                seed=arguments.seed,
                 ridge=ridge,
+                tolerance=arguments.tolerance,
+                max_iterations=arguments.max_iterations,
+                tell=tell,
             )
-        return em.fit(
-            train,
-            start,
-            ridge=ridge,
-            tolerance=arguments.tolerance,
-            max_iterations=arguments.max_iterations,
-        )
 
     if comm.is_main():
         say(

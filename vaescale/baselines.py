@@ -4,7 +4,7 @@ Probabilistic PCA (Tipping & Bishop 1999) is the optimum of a linear VAE with on
 held-out images is exact, and the run's ELBO is a bound of the same quantity where its likelihood is a density of the same images.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from vaescale.aggregate.information import evenly
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import bits_per_dim
-from vaescale.run import Run, images_at, latents_of, open_split
+from vaescale.run import Run, images_at, open_split, usable_at
 from vaescale.training import folder as run_folder
 
 MOST_DIMENSIONS = 4096  # of an image: PCA takes the eigenvectors of a D x D matrix
@@ -31,15 +31,20 @@ class Baselines(NamedTuple):
     pictures: list[tuple[str, Any]]
 
 
-def baselines(opened: Run, *, images: int, labels: int | None, shown: int) -> Baselines:
+def baselines(opened: Run, *, images: int, labels: int | None, groups: int, shown: int) -> Baselines:
     """Of at most `images` training images and as many held-out ones. labels: of how many training images the probes know the class.
+    groups: of a ladder, whose latents the probes see, from the top.
 
     Raises UserError where the run was not evaluated, DataError for images that cannot be used.
     """
     from sklearn.decomposition import PCA
 
     model = opened.model
-    size, latents = model.likelihood.dimensions, sum(model.group_sizes)
+    size, latents, there = model.likelihood.dimensions, sum(model.group_sizes), len(model.group_sizes)
+    if groups > there:
+        raise UserError(
+            f"--groups (={groups}) is too many: the latents of this run are {there} group{'s'[: there > 1]}"
+        )
     train, val = (open_split(opened.recipe, split) for split in ("train", "val"))
     own, notes = _own_row(opened, val)
     rows: dict[str, dict[str, float | None]] = {opened.recipe.name: own}
@@ -72,9 +77,11 @@ def baselines(opened: Run, *, images: int, labels: int | None, shown: int) -> Ba
         pictures.append(("PCA", _pictures(decoded[:shown], opened)))
         scores = (name, pca.transform(known), pca.transform(held_out))
     if classed:
-        if len(model.group_sizes) > 1:
-            notes.append("the probes of this ladder see the latents of its top group alone")
-        for name, row in _probe(opened, labels, images, scores, train, val).items():
+        if there > 1:
+            notes.append(
+                f"the probes see the {sum(model.group_sizes[:groups])} latents of the first {groups} of {there} groups (--groups)"
+            )
+        for name, row in _probe(opened, labels, images, groups, scores, train, val).items():
             rows.setdefault(name, {}).update(row)
     else:
         notes.append("no probes: these images have no classes")
@@ -142,19 +149,20 @@ def _probe(
     opened: Run,
     labels: int | None,
     images: int,
+    groups: int,
     scores: tuple[str, Array, Array] | None,
     train: ShardReader,
     val: ShardReader,
 ) -> dict[str, dict[str, float]]:
     """Accuracies on held-out images: of a linear classifier and of nearest neighbours, on the run's latents and on PCA's. Raises
-    DataError for images without a class or without latents.
+    DataError for images without a class.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    one, other = _latents(opened, "train", train, images), _latents(opened, "val", val, images)
+    one, other = (_latents(opened, reader, images, groups) for reader in (train, val))
     count = min(len(one.means), labels or len(one.means))
     taken = evenly(len(one.means), count).numpy()
     if min(one.classes.min(), other.classes.min()) < 0:
@@ -186,21 +194,16 @@ class _Latents(NamedTuple):
     classes: NDArray[np.int64]
 
 
-def _latents(opened: Run, split: Literal["train", "val"], reader: ShardReader, most: int) -> _Latents:
-    shards = latents_of(opened, split)
-    if shards.index.num_samples != len(reader):
-        raise DataError(
-            f"some images of {split} could not be encoded; `vaescale verify-shards DIR --deep` names what is wrong with them"
-        )
-    wanted, start = evenly(len(reader), most).numpy(), 0
+@torch.no_grad()
+def _latents(opened: Run, reader: ShardReader, most: int, groups: int) -> _Latents:
+    model, parts = opened.model, torch.split(evenly(len(reader), most), BATCH)
+    device = next(model.parameters()).device
     means, classes = [], []
-    for number, samples in enumerate(shards.index.shards.samples.tolist()):
-        here = wanted[(wanted >= start) & (wanted < start + samples)] - start
-        start += samples
-        if len(here):
-            block = shards.read(number)
-            means.append(block.moments[here, 0].astype(np.float64))
-            classes.append(block.labels[here])
+    for numbers in parts:
+        got = usable_at(reader, numbers)
+        x = model.target(got.images.to(device), noise.Stream(opened.recipe.seed, 0, numbers.to(device)))
+        means.append(model.joint_means(x, groups).double().cpu().numpy())
+        classes.append(got.labels.numpy())
     return _Latents(np.concatenate(means), np.concatenate(classes))
 
 

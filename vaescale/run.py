@@ -13,7 +13,7 @@ from vaescale import comm, pulse
 from vaescale.aggregate.encoding import encode
 from vaescale.batches import evaluation_batches, shard_batches
 from vaescale.console import Progress
-from vaescale.data.batch import Batch, Request
+from vaescale.data.batch import Batch, Fetched, Request
 from vaescale.data.latents import LatentShards
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import DataError, UserError
@@ -143,15 +143,20 @@ def latents_of(
 
 
 def images_at(reader: ShardReader, numbers: Tensor) -> Tensor:
-    """The images with these numbers, uint8 [B, C, H, W]. Raises DataError where one cannot be used: what is measured of the others
-    would be another number.
+    """The images with these numbers, uint8 [B, C, H, W]. Raises DataError where one cannot be used."""
+    return usable_at(reader, numbers).images
+
+
+def usable_at(reader: ShardReader, numbers: Tensor) -> Fetched:
+    """The samples with these numbers. Raises DataError where one cannot be used: what is measured of the others would be another
+    number.
     """
     got = reader.__getitems__(Request(np.asarray(numbers), refill=False))
     if not bool(got.usable.all()):
         raise DataError(
             f"{got.faults[0].words}; write the shards anew, or `vaescale verify-shards DIR --deep` names all that is wrong"
         )
-    return got.images
+    return got
 
 
 def draw_seed(recipe: Recipe, split: Literal["train", "val"]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vaescale import figures, noise
 from vaescale.aggregate.refinement import refine
-from vaescale.aggregate.sampling import line, plane
+from vaescale.aggregate.sampling import line, plane, quantiles
 from vaescale.data.batch import Request
 from vaescale.errors import UserError
 from vaescale.mixtures.gaussian import Mixture, log_density, on, sample
@@ -20,7 +20,7 @@ from vaescale.run import Run, open_split
 from vaescale.training.tracking import push
 
 STEPS = 10  # of a line
-SHOWN = 36
+SHOWN = 24
 
 
 @torch.no_grad()
@@ -61,11 +61,13 @@ def plane_of(opened: Run, side: int, *, seed: int) -> dict[str, Any]:
             f"network and network.latent_dim=2"
         )
     device = next(model.parameters()).device
-    z = plane(side).to(device)
+    along = quantiles(side)
+    z = plane(along).to(device)
     stream = noise.Stream(seed, 0, torch.arange(len(z), device=device))
     means = model.likelihood.mean(model.decode(z, stream)).float().cpu().numpy()
     path = opened.folder / "figures" / "latent_map.png"
-    figures.image_map(path, means, title=opened.title("decoded means over the plane of the latents"))
+    title = opened.title("decoded means over the plane of the latents")
+    figures.image_map(path, means, values=along.tolist(), title=title)
     push(opened.folder, opened.recipe.tracking)
     return {"side": side, "figure": str(path)}
 
@@ -101,9 +103,15 @@ def refined(
             model.likelihood.mean(model.decode(one, stream)).float() for one in (done.before, done.after)
         )
     source = "prior" if mixture is None else f"mixture of {len(mixture.weights)}"
+    difference = (after - before).abs().mean(1, keepdim=True).expand_as(before)
+    largest = max(float(difference.max()), 1e-12)
     rows = []
     for start in range(0, min(SHOWN, count), 12):
-        for name, images in (("drawn", before), ("refined", after)):
+        for name, images in (
+            ("drawn", before),
+            ("refined", after),
+            (f"|difference|, 0 to {largest:.2g}", difference / largest),
+        ):
             rows.append((name, images[start : start + 12].cpu().numpy()))
     path = opened.folder / "figures" / "refined.png"
     title = opened.title(f"{source}, {steps} steps towards a smaller sigma(z)")

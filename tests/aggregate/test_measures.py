@@ -22,7 +22,7 @@ from vaescale.aggregate.information import (
 )
 from vaescale.aggregate.points import Points
 from vaescale.aggregate.refinement import mean_log_sigma, refine
-from vaescale.aggregate.sampling import Decoding, image_of, line, parse_decoding, plane
+from vaescale.aggregate.sampling import Decoding, image_of, line, parse_decoding, plane, quantiles
 from vaescale.aggregate.variance import data_covariance, model_split, ppca_split
 from vaescale.errors import UserError
 from vaescale.likelihoods.gaussian import GaussianConfig
@@ -295,7 +295,7 @@ def test_decodings() -> None:
 def test_lines_and_planes() -> None:
     one, other = torch.tensor([0.0, 4.0]), torch.tensor([1.0, 0.0])
     torch.testing.assert_close(line(one, other, 5)[:, 0], torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
-    grid = plane(4).view(4, 4, 2)
+    grid = plane(quantiles(4)).view(4, 4, 2)
     assert grid[0, 0, 0] < 0 < grid[0, 3, 0], "x grows to the right"
     assert grid[0, 0, 1] > 0 > grid[3, 0, 1], "y grows upwards"
     torch.testing.assert_close(

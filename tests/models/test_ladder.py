@@ -176,6 +176,18 @@ def test_draws_of_both_groups_together_have_the_posterior_s_moments() -> None:
         torch.testing.assert_close(torch.cov(rows.T), conditioned, rtol=0.03, atol=0.01)
 
 
+def test_means_of_groups_are_those_of_the_exact_posterior() -> None:
+    """Gaussian: the mean of z2 given z1 at its own mean is its mean over z1."""
+    model = two_levels(*exact_posterior())
+    x = model.target(X, noise.Stream(0, 0, torch.arange(3)))
+    with torch.no_grad():
+        both, top = model.joint_means(x, 2), model.joint_means(x, 1)
+    _, covariance = joint()
+    mean = x.flatten(1) @ torch.linalg.solve(covariance[2:, 2:], covariance[:2, 2:].T)
+    torch.testing.assert_close(both, mean)
+    torch.testing.assert_close(top, mean[:, :1])
+
+
 def test_the_prior_of_both_groups_is_a_density() -> None:
     model = two_levels(*exact_posterior())
     _, covariance = joint()

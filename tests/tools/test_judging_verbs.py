@@ -133,6 +133,7 @@ def test_baselines_are_exact(vaescale, run: Path, digits: Path) -> None:
     few = vaescale("baselines", run, "--labels", 20, "--json").json["rows"]
     assert few["pPCA, 4 latents"]["linear_probe"] < ppca["linear_probe"]
     assert "linear_probe" in vaescale("baselines", run).out
+    vaescale("baselines", run, "--groups", 2).assert_refused(2, "1 group")
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow warns of itself

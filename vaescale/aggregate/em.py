@@ -1,6 +1,7 @@
 """Expectation-maximization, from a start until a step gains little. Dempster, Laird & Rubin 1977."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,10 @@ class Fit(NamedTuple):
     reseeded: int
 
 
+def untold(_iteration: int, _nats: float) -> None:
+    """Nobody is told how a fit gets on."""
+
+
 def fit(
     latents: Latents,
     start: Mixture,
@@ -31,12 +36,13 @@ def fit(
     tolerance: float = 1e-3,
     max_iterations: int = 500,
     dtype: torch.dtype = torch.float32,
+    tell: Callable[[int, float], None] = untold,
 ) -> Fit:
     """Iterate from `start` until a step gains less than `tolerance` nats a latent.
 
     ridge: added to the covariances' diagonals, one number or [Z]. dtype: of the products; where float32 turns out too
-    coarse (narrow components far apart), the fit goes on in float64. The result is the same at every number of ranks, to
-    rounding.
+    coarse (narrow components far apart), the fit goes on in float64. tell: of each iteration's number and mean log density. The
+    result is the same at every number of ranks, to rounding.
     """
     frame, reseeded = standardize(latents, start.kind), 0
     steps = Steps(latents, frame, start.kind, dtype)
@@ -55,6 +61,7 @@ def fit(
             value, sums = steps.expectation(mixture)
             converged, switched = False, True
         history.append(value)
+        tell(len(history), value)
         if converged:
             return Fit(mixture, history, True, reseeded)
         # Where there are fewer distinct latents than components some stay empty.
@@ -69,5 +76,6 @@ def fit(
             tolerance=tolerance,
             max_iterations=max_iterations,
             dtype=torch.float64,
+            tell=tell,
         )
     return Fit(mixture, history, False, reseeded)

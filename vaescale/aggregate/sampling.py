@@ -85,8 +85,12 @@ def line(one: Tensor, other: Tensor, steps: int) -> Tensor:
     return torch.lerp(one, other, torch.linspace(0, 1, steps, device=one.device, dtype=one.dtype)[:, None])
 
 
-def plane(side: int) -> Tensor:
-    """Points [side^2, 2] row by row from the top left, at equal steps of probability of N(0, I): Kingma & Welling 2014, figure 4."""
-    quantiles = (torch.arange(side, dtype=torch.float64) + 0.5) / side
-    along = math.sqrt(2) * torch.erfinv(2 * quantiles - 1)
+def quantiles(side: int) -> Tensor:
+    """The centres of `side` equally probable parts of N(0, 1), float64, ascending."""
+    shares = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    return math.sqrt(2) * torch.erfinv(2 * shares - 1)
+
+
+def plane(along: Tensor) -> Tensor:
+    """Points [side^2, 2] row by row from the top left, at these values of both latents: Kingma & Welling 2014, figure 4."""
     return torch.stack(torch.meshgrid(along, along.flip(0), indexing="xy"), dim=-1).view(-1, 2).float()

@@ -5,6 +5,7 @@
 s are the sums that the M step takes. Only a batch and K components are in memory, whatever the number of latents.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaescale import comm
-from vaescale.aggregate.em import RESEEDED, Fit
+from vaescale.aggregate.em import RESEEDED, Fit, untold
 from vaescale.aggregate.points import Points
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.mixtures.gaussian import Mixture, diagonals, moments
@@ -46,10 +47,12 @@ def fit_stepwise(
     passes: int,
     seed: int,
     ridge: float | Tensor = 1e-6,
+    tell: Callable[[int, float], None] = untold,
 ) -> Fit:
     """Pass over the latents in a random order.
 
     batch: latents of a step, over all ranks; the result is the same at every number of ranks that divides it, to rounding.
+    tell: of each step's number, from 1, and mean log density.
     The history of what is returned is the mean log density of each step's batch, before it.
     """
     ranks = comm.world_size()
@@ -70,6 +73,7 @@ def fit_stepwise(
         if empty:
             sums = _sums_of(mixture, frame)
         history.append(value)
+        tell(step + 1, value)
     return Fit(mixture, history, False, reseeded)
 
 

@@ -11,6 +11,7 @@ from vaescale.figures.drawing import CELL_INCHES, Images, finish, montage, show,
 from vaescale.files import write_whole
 
 SMALLEST_PIXELS = 64  # of an image
+MOST_TICKS = 11
 
 
 def image_rows(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:
@@ -41,12 +42,23 @@ def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: st
     finish(figure, path, title)
 
 
-def image_map(path: Path, images: Images, *, title: str) -> None:
-    """A square of images without gaps."""
-    side = math.isqrt(len(images))
+def image_map(path: Path, images: Images, *, values: Sequence[float], title: str) -> None:
+    """A square of images without gaps over the plane of z_1 and z_2. values: of z_1 from left to right, of z_2 from the bottom to
+    the top.
+    """
+    side = len(values)
     inches = min(12.0, max(5.0, 0.4 * side))
-    figure, axes = subplots(1, 1, (inches, inches + 0.4))
-    show(axes[0, 0], montage(images, side, gap=0))
+    figure, axes = subplots(1, 1, (inches + 0.4, inches + 0.6), frame=True)
+    axis = axes[0, 0]
+    show(axis, montage(images, side, gap=0))
+    height, width = images.shape[2:]
+    shown = range(0, side, math.ceil(side / MOST_TICKS))
+    words = [f"{values[number]:.2g}" for number in shown]
+    axis.set_xticks([(number + 0.5) * width - 0.5 for number in shown], words)
+    axis.set_yticks([(side - number - 0.5) * height - 0.5 for number in shown], words)
+    axis.tick_params(labelsize=7)
+    axis.set_xlabel("z_1", fontsize=9)
+    axis.set_ylabel("z_2", fontsize=9)
     finish(figure, path, title)
 
 

@@ -73,6 +73,10 @@ class FlatVAE(VAE):
         with torch.autocast(x.device.type, enabled=False):
             return self._to_posterior(raw, self._log_sigmas, None)
 
+    def joint_means(self, x: Tensor, groups: int) -> Tensor:  # noqa: ARG002
+        """Of its one group."""
+        return self.posterior(x).mu.flatten(1)
+
     def prior(self) -> Gaussian:
         """N(0, I)."""
         zeros = next(self.parameters()).new_zeros(self.latent_shape)

@@ -133,6 +133,10 @@ class LadderVAE(VAE):
         self._top_down(len(x) * draws, draw, like=x, groups=groups)
         return torch.cat(found, dim=1).view(len(x), draws, -1)
 
+    def joint_means(self, x: Tensor, groups: int) -> Tensor:
+        """Those that `reconstruct` decodes."""
+        return torch.cat(self._along_means(x, groups)[1], dim=1)
+
     def prior_log_density(self, z: Tensor) -> Tensor:
         """Of as many of the first groups as z has latents of: log p(z_1) + log p(z_2 | z_1) + ..."""
         given = self._by_group(z)
@@ -152,12 +156,7 @@ class LadderVAE(VAE):
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """From the mean of each group's posterior, given the means above it."""
-        seen = self.network.bottom_up(x)
-
-        def mean(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
-            return self._posterior(group, here, seen[group.block.resolution], prior).mu
-
-        return self.network.finish(self._top_down(len(x), mean, like=x))
+        return self.network.finish(self._along_means(x, None)[0])
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """From every group's prior, given the draws above it."""
@@ -173,6 +172,18 @@ class LadderVAE(VAE):
             return prior.sample(temperature * noise.normal(stream, noise.PRIOR + number, shape).to(prior.mu))
 
         return self._top_down(rows, draw, like=next(self.parameters()))
+
+    def _along_means(self, x: Tensor, groups: int | None) -> tuple[dict[int, Tensor], list[Tensor]]:
+        """The maps after the first groups, or all, each at its posterior's mean; and these means, [B, Z] flat."""
+        seen = self.network.bottom_up(x)
+        found: list[Tensor] = []
+
+        def mean(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
+            mu = self._posterior(group, here, seen[group.block.resolution], prior).mu
+            found.append(mu.flatten(1))
+            return mu
+
+        return self._top_down(len(x), mean, like=x, groups=groups), found
 
     def _top(self, rows: int, *, like: Tensor) -> tuple[Tensor, Gaussian]:
         """What the top group sees, and its prior."""

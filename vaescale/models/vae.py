@@ -63,7 +63,7 @@ class Inferred(NamedTuple):
 
 
 class VAE(nn.Module):
-    """x -> q(z|x) -> z -> p(x|z). Override `infer`, `posterior`, `prior`, `decode`, `reconstruct` and `from_prior`."""
+    """x -> q(z|x) -> z -> p(x|z). Override `infer`, `posterior`, `joint_means`, `prior`, `decode`, `reconstruct` and `from_prior`."""
 
     latent_shape: tuple[int, ...]
     """Of the latents that `posterior` infers from x alone: all of a flat model, those of the top group of a ladder."""
@@ -184,6 +184,10 @@ class VAE(nn.Module):
 
     def joint_draws(self, x: Tensor, stream: noise.Stream, draws: int, groups: int) -> Tensor:
         """Draws of q(z|x) of the first `groups` groups of a ladder together, [B, draws, Z] flat. x from `target`."""
+        raise NotImplementedError
+
+    def joint_means(self, x: Tensor, groups: int) -> Tensor:
+        """The means of q(z|x) of the first `groups` groups, each given the means above it, [B, Z] flat. x from `target`."""
         raise NotImplementedError
 
     def prior_log_density(self, z: Tensor) -> Tensor:

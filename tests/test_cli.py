@@ -1,5 +1,6 @@
 """The front door: help, versions, usage errors, and nothing heavy imported for them."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,30 @@ def test_a_full_disk_is_one_sentence(vaescale, monkeypatch) -> None:
     assert (
         outcome.err == "vaescale doctor: No space left on device; make room and run the same command again\n"
     )
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_data_that_one_rank_alone_cannot_read_is_told_by_that_rank(monkeypatch, capfd, shared: bool) -> None:
+    """Rank 0 knows nothing of it; what all ranks raise together it tells alone."""
+    from vaescale.tools import evaluate
+
+    from vaescale import cli, comm
+    from vaescale.errors import DataError
+
+    def fail(_: object) -> None:
+        fault = DataError("val-000001.tar is not there")
+        raise comm._known_to_all(fault) if shared else fault
+
+    monkeypatch.setattr(evaluate, "run", fail)
+    monkeypatch.setattr(comm, "world_size", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, words in (
+        ("0", "vaescale evaluate: val-000001.tar is not there\n"),
+        ("1", "" if shared else "vaescale evaluate: rank 1: val-000001.tar is not there\n"),
+    ):
+        monkeypatch.setenv("RANK", rank)
+        assert cli._call(evaluate, "evaluate", argparse.Namespace(json=False)) == 3
+        assert capfd.readouterr().err == words
 
 
 def test_optional_words_are_not_called_required(vaescale) -> None:

@@ -64,8 +64,10 @@ def _all_hear(rank: int) -> None:
         if rank == 1:
             raise UserError("no data here")
 
-    with pytest.raises(UserError, match="no data here"):
+    with pytest.raises(UserError, match="no data here") as caught:
         comm.together(refuse_on_the_second)
+    assert comm.is_known_to_all(caught.value)
+    assert not comm.is_known_to_all(UserError("on this rank"))
 
     def refuse_unsendably() -> None:
         class Local(Exception):

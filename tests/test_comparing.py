@@ -2,7 +2,17 @@
 
 import pytest
 
-from vaescale.comparing import Record, compare, flat, groups, markdown, page, read_picture, spread
+from vaescale.comparing import (
+    Record,
+    compare,
+    groups,
+    markdown,
+    measured_by,
+    page,
+    read_picture,
+    spread,
+)
+from vaescale.config import flat
 from vaescale.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
@@ -60,6 +70,36 @@ def test_what_does_not_compare_is_said() -> None:
     assert "binarized" in " ".join(compare([one, binary]).warnings)
     without = two._replace(metrics={"val/mse": 1.0})
     assert "without val/neg_elbo_nats: two" in compare([one, without]).warnings[0]
+
+
+def test_what_was_measured_otherwise_is_said() -> None:
+    metric = "quality/f/prior-mean/recall"
+    ways = [
+        measured_by([b'{"measured": {"quality/f/": "features %d"}}' % n, b"no JSON", b"[1]"]) for n in (1, 2)
+    ]
+    one, two, same = (
+        record(name, 1.0)._replace(measured=ways[way]) for name, way in (("one", 0), ("two", 1), ("same", 0))
+    )
+    (words,) = compare([one, two, same], sort=metric).warnings
+    assert "quality/f/prior-mean was not measured alike" in words
+    assert "features 1 for one, same, but features 2 for two" in words
+    assert compare([one, two]).warnings == [], "of what is not shown"
+    assert compare([one, same], sort=metric).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "order"),
+    [
+        ("evaluation/val/coverage/90", (0.91, 1.0, 0.7)),
+        ("perf/images_per_second", (9.0, 8.0, 1.0)),
+        ("quality/density-recall/prior-mean/frechet", (1.0, 2.0, 3.0)),
+        ("quality/f/prior-mean/density", (3.0, 2.0, 1.0)),
+        ("evaluation/val/neg_log_px_nats", (-3.0, -2.0, 1.0)),
+    ],
+)
+def test_what_is_better_goes_by_the_metric(metric: str, order: tuple[float, ...]) -> None:
+    records = [record(str(value), 1.0)._replace(metrics={metric: value}) for value in sorted(order)]
+    assert [float(own.name) for own in compare(records, sort=metric).records] == list(order)
 
 
 def test_runs_that_differ_in_the_seed_are_repetitions() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from vaescale import figures
-from vaescale.figures.drawing import montage
+from vaescale.figures.drawing import look, montage
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -47,6 +47,47 @@ def test_values_outside_the_unit_range_are_clipped(tmp_path: Path) -> None:
     images = np.full((4, 1, 4, 4), 7.0, np.float32)
     figures.sample_panels(tmp_path / "clipped.png", [("a", images)], title="t")
     assert pixels(tmp_path / "clipped.png").max() == 255
+
+
+def test_many_runs_are_told_apart(tmp_path: Path) -> None:
+    """By colour and marker together; more than there are pairs of these are drawn all the same."""
+    assert len({look(number) for number in range(35)}) == 35
+    points = [(f"run {number}", float(number), 0.1 + number) for number in range(40)]
+    figures.rate_distortion(tmp_path / "plane.png", [("0.1", 1.0, 1.0)], points, title="t")
+    lines = [(name, [(1.0, y, y, y + 1), (2.0, y, y, y)]) for name, _, y in points]
+    figures.curves_of_runs(tmp_path / "curves.png", [("a", lines), ("b", lines[:2])], title="t")
+    figures.calibration(
+        tmp_path / "calibration.png", [(name, [0.5, 1.0]) for name, _, _ in points[:9]], title="t"
+    )
+    assert all(pixels(path).std() > 1 for path in tmp_path.glob("*.png"))
+
+
+def test_every_figure_of_latents_and_quality_follows_its_numbers(tmp_path: Path) -> None:
+    candidate = {"train_nats": -3.0, "val_nats": -4.0, "bic": 9.0}
+    row = {"of": "prior", "decode": "mean", "frechet": 1.0, "precision": 0.5, "recall": 0.5}
+    scattered = np.random.default_rng(0).normal(size=(60, 2))
+
+    def draw(folder: Path, scale: float) -> None:
+        numbers = [{"components": k, **candidate, "val_nats": -4.0 * scale * k} for k in (1, 10, 100)]
+        figures.mixture_selection(folder / "m.png", numbers, chosen=10, prior_nats=-9.0, title="t")
+        use = [1.0, 0.2 * scale, 0.0]
+        curve = [("delta", [0.01, 1.0], [0.1, min(1.0, 0.3 * scale)])]
+        figures.latent_use(folder / "u.png", use, [True, True, False], curve, title="t")
+        figures.sigma_and_density(folder / "s.png", [("a", [-1e3, 5.0], [-2.0, -scale])], title="t")
+        labels = np.arange(60) % 25 - 1
+        figures.latent_scatter(folder / "l.png", scale * scattered**3, labels, axes_words="z", title="t")
+        figures.variance_split(folder / "v.png", [("q(z)", 1.0, scale)], title="t")
+        figures.quality(folder / "q.png", [row, {**row, "of": "b", "recall": 0.2 * scale}], title="t")
+        grey = np.full((4, 1, 4, 4), scale / 4, np.float32)
+        figures.image_map(folder / "i.png", grey, values=[-scale, scale], title="t")
+
+    for scale in (1.0, 2.0):
+        (tmp_path / str(scale)).mkdir()
+        draw(tmp_path / str(scale), scale)
+    for path in (tmp_path / "1.0").iterdir():
+        other = pixels(tmp_path / "2.0" / path.name)
+        same = pixels(path)
+        assert same.shape != other.shape or (same != other).any(), path.name
 
 
 def test_curves_show_what_is_there(tmp_path: Path) -> None:

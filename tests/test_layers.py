@@ -21,6 +21,7 @@ LAYERS = (
         "sweeping",
         "baselines",
         "serving",
+        "sampling",
     ),
     ("tours",),
     ("run",),

@@ -117,7 +117,10 @@ def files_of(kind: str, name: str) -> tuple[list[Variant], dict[str, str]]:
     """Two variants, one with a value that a shell would run, and what submits them."""
     own = variants(["network.widths=[8,16],[4]", "objective.words=$(touch pwned)"], "x")
     launch, recipe = "accelerate launch --num_processes 8", Path("recipes/my recipe.yaml")
-    return own, cluster_files(kind, recipe, own, name=name, launch=launch, image="registry/vaescale:1")
+    places = [f"runs/{one.name}" for one in own]
+    return own, cluster_files(
+        kind, recipe, own, places, name=name, launch=launch, image="registry/vaescale:1"
+    )
 
 
 def test_a_slurm_array_trains_each_variant_and_runs_no_value(tmp_path: Path) -> None:
@@ -128,6 +131,30 @@ def test_a_slurm_array_trains_each_variant_and_runs_no_value(tmp_path: Path) -> 
     found = submitted(tmp_path, files["sweep.sbatch"], SLURM_ARRAY_TASK_ID="", SLURM_ARRAY_JOB_ID="")
     assert found == [[*WORDS, *one.overrides] for one in own]
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_preempted_task_is_requeued_wherever_its_run_lies(tmp_path: Path) -> None:
+    own = variants(["seed=0,1"], "x")
+    place = str(tmp_path / "scratch" / "a run")
+    files = cluster_files("slurm", Path("r.yaml"), own, [place] * 2, name="x", launch="accelerate", image="")
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "runs" / "x" / "variants.txt").write_text(files["variants.txt"])
+    (tmp_path / "bin").mkdir()
+    for name, words in (("accelerate", "exit 1"), ("scontrol", 'echo "$@" > requeued')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{words}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}/bin:/usr/bin:/bin",
+        "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_ARRAY_JOB_ID": "7",
+    }
+    run = ["bash", "-c", files["sweep.sbatch"]]
+    assert subprocess.run(run, cwd=tmp_path, env=environment, check=False).returncode == 1
+    assert not (tmp_path / "requeued").exists(), "a fault is none"
+    Path(place).mkdir(parents=True)
+    (Path(place) / "stopped.json").write_text('{"exit_code": 75}')
+    assert subprocess.run(run, cwd=tmp_path, env=environment, check=False).returncode == 1
+    assert (tmp_path / "requeued").read_text() == "requeue 7_1\n"
 
 
 def test_a_kubernetes_job_has_one_index_for_each_variant(tmp_path: Path) -> None:

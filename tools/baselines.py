@@ -65,12 +65,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     result = {
         "run": str(opened.folder),
-        "step": opened.step,
-        "weights": opened.weights,
-        "recipe_hash": opened.recipe.hash,
-        "weights_hash": opened.weights_hash,
+        **opened.made,
         "code": git_revision(),
         "protocol": PROTOCOL,
+        "measured": {
+            "baselines/": f"classes of {arguments.labels or 'all'} images, {arguments.images} images of each split at most, "
+            f"latents of {arguments.groups} group{'s'[: arguments.groups > 1]}"
+        },
         **found.words,
     }
     return _save(opened, result, found.pictures)

@@ -56,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Gather, compare, write. Returns the table."""
     from vaescale import comparing
-    from vaescale.sweeping import runs_of
 
     if bool(arguments.runs) == bool(arguments.experiment):
         raise UserError("give run folders, or --experiment NAME; one of the two")
@@ -65,8 +64,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.experiment:
         records = _of_experiment(arguments.store, arguments.experiment, arguments.where)
     else:
-        folders = [run for folder in arguments.runs for run in runs_of(folder)]
-        records = [_of_folder(folder) for folder in dict.fromkeys(folders)]
+        records = _of_folders(arguments.runs)
     if len(records) < 2:
         raise UserError("there is one run alone; give at least two to compare")
     comparison = comparing.compare(records, sort=arguments.sort, columns=arguments.metric)
@@ -95,9 +93,28 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _of_folders(given: list[Path]) -> "list[Record]":
+    """Each run once. Of a sweep's runs those that have not begun are passed over aloud."""
+    from vaescale.console import say
+    from vaescale.sweeping import runs_of
+
+    found: dict[Path, Record] = {}
+    for folder in given:
+        runs = runs_of(folder)
+        for run in [run for run in runs if run not in found]:
+            try:
+                found[run] = _of_folder(run)
+            except UserError as error:
+                if runs == [folder]:
+                    raise
+                say(f"left out: {error}")
+    return list(found.values())
+
+
 def _of_folder(folder: Path) -> "Record":
     """Of a run folder, its last value of each metric."""
-    from vaescale.comparing import PICTURES, Record, flat, read_picture
+    from vaescale.comparing import PICTURES, Record, measured_by, read_picture
+    from vaescale.config import flat
     from vaescale.recipe import load_recipe
     from vaescale.training import folder as run_folder
 
@@ -119,12 +136,13 @@ def _of_folder(folder: Path) -> "Record":
         curves=curves,
         pictures={name: png for name, png in pictures.items() if png},
         data_hash=str(run_folder.read_json(folder / run_folder.TAGS).get("val_data_hash", "")),
+        measured=measured_by(path.read_bytes() for path in sorted((folder / "evaluation").glob("*.json"))),
     )
 
 
 def _of_experiment(store: str, experiment: str, where: str | None) -> "list[Record]":
     """The runs of an MLflow experiment, the latest first."""
-    from vaescale.comparing import CURVES, PICTURES, Record
+    from vaescale.comparing import CURVES, PICTURES, Record, measured_by
     from vaescale.console import say
     from vaescale.training.stores import stored_runs
 
@@ -143,7 +161,7 @@ def _of_experiment(store: str, experiment: str, where: str | None) -> "list[Reco
             f"experiment {experiment!r} in {store} has no runs{' of which ' + where + ' is true' if where else ''}"
         )
     # What stands above a sweep, or was logged for several runs together, has no recipe.
-    return [Record(**one._asdict()) for one in found if one.recipe and one.metrics]
+    return [Record(*one[:-1], measured_by(one.evaluations)) for one in found if one.recipe and one.metrics]
 
 
 def _draw(comparison: "Comparison", folder: Path) -> list[tuple[str, Path]]:

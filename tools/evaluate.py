@@ -90,16 +90,21 @@ def _name(arguments: argparse.Namespace) -> str:
 
 def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     from vaescale import comm
-    from vaescale.evaluation.importance import importance_weighted
+    from vaescale.errors import UserError
+    from vaescale.evaluation.importance import IMPORTANCE, importance_weighted
     from vaescale.evaluation.likelihood import evaluate, protocol
     from vaescale.evaluation.reconstruction import PROTOCOL, reconstruction
     from vaescale.resuming import git_revision
     from vaescale.run import in_order, open_run, open_split
     from vaescale.secrets import redact
+    from vaescale.training import folder as run_folder
 
     opened = open_run(arguments.run, weights=arguments.weights)
     reader = comm.together(lambda: open_split(opened.recipe, arguments.split, place=arguments.data))
-    data, seed = opened.recipe.data, opened.recipe.seed
+    data, seed, hashed = opened.recipe.data, opened.recipe.seed, reader.index.data_hash
+    earlier = comm.on_main(lambda: run_folder.read_json(opened.folder / "evaluation" / f"{name}.json"))
+    if arguments.data and earlier.get("data_hash", hashed) != hashed:
+        raise UserError(f"{opened.folder}/evaluation/{name}.json is of other images; give these a --name")
     metrics = evaluate(
         opened.model, in_order(reader, workers=data.workers), seed=seed, max_skipped=data.max_skipped
     )
@@ -112,20 +117,26 @@ def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
             samples=arguments.importance_samples,
             most_images=arguments.importance_images,
         )
+    elif all(
+        earlier.get(key) == own for key, own in (("weights_hash", opened.weights_hash), ("data_hash", hashed))
+    ):  # what took minutes is kept
+        metrics |= {key: own for key, own in earlier["metrics"].items() if key in IMPORTANCE}
+    measured = {f"evaluation/{name}/": f"images {hashed[:12]}"}
+    if "importance_samples" in metrics:
         words["neg_iwae_nats"] = IWAE_PROTOCOL
+        bound = f"{metrics['importance_samples']:.0f} importance samples of {metrics['importance_images']:.0f} images"
+        measured |= {f"evaluation/{name}/{key}": bound for key in IMPORTANCE}
     pictures = reconstruction(opened.model, in_order(reader, workers=data.workers), seed=seed)
     metrics |= pictures.metrics
     words |= {name: text for name, text in PROTOCOL.items() if any(key.startswith(name) for key in metrics)}
     result = {
         "run": str(opened.folder),
         "data": redact(arguments.data or arguments.split),
-        "step": opened.step,
-        "weights": opened.weights,
-        "weights_hash": opened.weights_hash,
-        "recipe_hash": opened.recipe.hash,
-        "data_hash": reader.index.data_hash,
+        **opened.made,
+        "data_hash": hashed,
         "code": git_revision(),
         "protocol": words,
+        "measured": measured,
         "metrics": metrics,
         "coverage": pictures.coverage,
     }

@@ -52,7 +52,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         data.mkdir()
         write_whole(data / run_folder.RECIPE, opened.recipe.to_yaml().encode())
         tensors = {name: value.cpu() for name, value in opened.model.state_dict().items()}
-        state = {"recipe_hash": opened.recipe.hash, "exported_weights": opened.weights}
+        state = {
+            "recipe_hash": opened.recipe.hash,
+            "exported_weights": opened.weights,
+            "exported_weights_hash": opened.weights_hash,
+        }
         checkpoint.write(
             data / "checkpoints",
             opened.step,
@@ -64,9 +68,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if fitted.is_dir() and mixture_files.words(fitted).get("weights", opened.weights) != opened.weights:
             say(f"{fitted} is left out: it was fitted to other weights than the {opened.weights} ones")
         elif fitted.is_dir():
-            mixture_files.load(
-                fitted, recipe_hash=opened.recipe.hash, step=opened.step, weights=opened.weights
-            )
+            mixture_files.load(fitted, **opened.made)
             (data / "gmm").mkdir()
             for name in (mixture_files.TENSORS, mixture_files.WORDS):
                 shutil.copyfile(fitted / name, data / "gmm" / name)

@@ -3,7 +3,8 @@
     information   I(x; z), KL(q(z)||p(z)), total correlation, beside the mean KL in closed form
     use           KL by latent, active units, the share that has collapsed over epsilon and delta
     variance      what z explains and what is left to the noise, beside probabilistic PCA with as many latents
-    sigma         for a predicted sigma: is it larger where z is unlikely, and are samples noisier than reconstructions
+    sigma         for a predicted sigma: is it larger where q(z) is small
+    noise         are samples noisier than reconstructions: the noise that the pictures themselves show
     gaps          --gaps N: the amortization and the approximation gap of N held-out images (takes minutes)
 
 Of the training images; the latents are encoded first, unless they are there. Of a ladder, it is the top group's. Writes
@@ -21,6 +22,16 @@ from vaescale.errors import UserError
 if TYPE_CHECKING:
     from vaescale.data.latents import LatentShards
     from vaescale.run import Run
+
+PROTOCOL = {
+    "information": "of the training images' q(z|x): q(z) is summed exactly over all of them, expectations are over draws of some; nats",
+    "active": "latents (of a map its channels) whose posterior mean, in the prior's scale, varies by more than 0.01",
+    "collapsed": "share of the latents with a KL below epsilon for a share 1 - delta of the images, Lucas et al. 2019",
+    "variance": "over an image's values in [0, 1], of decoded draws; law of total variance",
+    "sigma": "mean log sigma(z) over an image's values, against log q(z) summed exactly over all training images",
+    "noise": "standard deviation of white noise, estimated from about 1000 pictures of each kind: Immerkaer 1996",
+    "gaps": "of held-out images; q* by gradient ascent, log p(x) bounded by importance sampling from q*; Cremer et al. 2018",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +65,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale import comm, measuring
     from vaescale.aggregate.collapse import use_of
     from vaescale.aggregate.information import information
-    from vaescale.aggregate.latents import Drawing, ShardLatents
+    from vaescale.aggregate.latents import Drawing, load
     from vaescale.mixtures import files
+    from vaescale.resuming import git_revision
     from vaescale.run import latents_of, open_run
     from vaescale.training import backends
 
@@ -69,21 +81,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--gaps (=1) must be at least 2 images, or 0 for none")
     with backends.joined():
         opened = open_run(arguments.run)
-        made = {"recipe_hash": opened.recipe.hash, "step": opened.step, "weights": opened.weights}
         if arguments.gaps:
             measuring.refuse_gaps(opened)
         fitted = opened.folder / "gmm"
-        mixture = files.load(fitted, **made) if fitted.is_dir() else None
+        mixture = files.load(fitted, **opened.made) if fitted.is_dir() else None
         if mixture is not None and mixture.means.shape[1] != opened.model.latent_dim:
             mixture = None  # of several groups together, and what is measured here is the top one
         shards = latents_of(opened, "train")
-        moments = ShardLatents(shards, Drawing(0, opened.recipe.seed)).held()
+        moments = load(shards, Drawing(0, opened.recipe.seed))
         scaled, seed = measuring.in_prior_s_scale(opened, moments), arguments.seed
-        use = use_of(scaled)
+        use = use_of(scaled, opened.model.group_places[0])
+        kinds = measuring.kinds_of_z(opened, moments, mixture, seed=seed)
         result: dict[str, Any] = {
             "run": str(opened.folder),
-            **made,
+            **opened.made,
             "data_hash": shards.index.made["data_hash"],
+            "code": git_revision(),
+            "seed": seed,
+            "protocol": PROTOCOL,
+            "measured": {
+                "latents/": f"images {shards.index.made['data_hash'][:12]}, {arguments.draws} draws"
+            },
             "latents": moments.size,
             "of": "the top group's latents" if len(opened.model.group_sizes) > 1 else "all latents",
             "information": information(scaled, seed=seed, queries=arguments.draws)._asdict(),
@@ -91,7 +109,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "active": use.active.tolist(),
             "collapsed": use.collapsed.tolist(),
             "variance": measuring.variance(opened, moments, seed=seed),
-            "sigma": measuring.sigma_and_density(opened, moments, mixture, seed=seed),
+            "sigma": measuring.sigma_and_density(opened, moments, kinds, seed=seed),
+            "noise": measuring.noise_of(opened, kinds, seed=seed),
             "gaps": None,
         }
         if arguments.gaps:
@@ -142,7 +161,7 @@ def _save(opened: "Run", shards: "LatentShards", result: dict[str, Any]) -> list
     if sigma := result["sigma"]:
         sets = [(name, *kind.pop("points")) for name, kind in sigma["kinds"].items()]
         made.append(folder / "latent_sigma.png")
-        title = f"{head}: sigma(z) against {sigma['density']} density, Spearman {sigma['spearman']:.2f}"
+        title = f"{head}: sigma(z) against {sigma['density']}, Spearman {sigma['spearman']:.2f}"
         figures.sigma_and_density(made[-1], sets, title=title)
     write_json(opened.folder / "evaluation" / "latents.json", result)
     append_metrics(opened.folder, opened.step, _metrics(result))
@@ -161,6 +180,8 @@ def _metrics(result: dict[str, Any]) -> dict[str, float]:
     for name in ("amortization_gap_nats", "approximation_gap_nats"):
         metrics |= {f"latents/{name}": result["gaps"][name]} if result["gaps"] else {}
     metrics |= {"latents/sigma_spearman": result["sigma"]["spearman"]} if result["sigma"] else {}
+    for name, row in result["noise"].items():
+        metrics |= {f"latents/noise/{name.replace(' ', '')}-{column}": value for column, value in row.items()}
     return metrics
 
 
@@ -186,7 +207,7 @@ def show(result: dict[str, Any]) -> None:
             ("mean KL, closed form", nats("mean_kl")),
             ("total correlation", nats("total_correlation", "total_correlation_error")),
             ("KL of the marginals", nats("marginal_kl")),
-            ("active units", f"{sum(result['active']):5d} of {result['latents']}"),
+            ("active units", f"{sum(result['active']):5d} of {len(result['active'])}"),
         ],
     )
     if result["variance"]:
@@ -215,6 +236,17 @@ def show(result: dict[str, Any]) -> None:
             f"z from       mean log sigma(z)  log density  Spearman   ({result['sigma']['density']}; {pooled})",
             rows,
         )
+    if result["noise"]:
+        rows = [
+            (
+                name,
+                "".join(
+                    f"{row[column]:12.4f}" if column in row else " " * 12 for column in ("mean", "ancestral")
+                ),
+            )
+            for name, row in result["noise"].items()
+        ]
+        table(f"noise in pictures of   {'mean':>9}   {'ancestral':>9}", rows)
     if gaps := result["gaps"]:
         table(
             f"inference gaps of {gaps['images']} held-out images, nats",

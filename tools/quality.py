@@ -115,10 +115,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             first = [kind.pictures(torch.arange(min(SHOWN, kind.number))).cpu() for kind in kinds]
         result = {
             "run": str(opened.folder),
-            "step": opened.step,
-            "weights": opened.weights,
-            "weights_hash": opened.weights_hash,
-            "recipe_hash": opened.recipe.hash,
+            **opened.made,
             "data_hash": train.index.data_hash,
             "code": git_revision(),
             "features": extractor.name,
@@ -128,6 +125,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 "reference": f"{len(references)} training images",
                 "samples": f"{count} of each kind, 8-bit, seed {arguments.seed}, temperature {arguments.temperature:g}",
                 **PROTOCOL,
+            },
+            "measured": {
+                f"quality/{extractor.name}/": f"features {extractor.identity[:12]}, {count} samples at temperature "
+                f"{arguments.temperature:g}, {len(references)} images of {train.index.data_hash[:12]}"
             },
             "references_from_cache": cached,
             "rows": rows,
@@ -173,7 +174,7 @@ def _mixtures(opened: "Run") -> "dict[str, Mixture]":
             if comm.is_main():
                 say(f"{place} is left out: it was fitted to other weights than the {opened.weights} ones")
             continue
-        mixture = files.load(place, recipe_hash=opened.recipe.hash, step=opened.step, weights=opened.weights)
+        mixture = files.load(place, **opened.made)
         refuse_misfit(mixture, opened.model, opened.folder)
         found[f"mixture of {len(mixture.weights)}"] = mixture
     return found

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from vaescale.mixtures.gaussian import Mixture
     from vaescale.run import Run
 
-SHOWN = 256  # of a panel
-SHARD_SAMPLES, BATCH = 1000, 250
+SHOWN = 256  # samples of each kind in a picture
+OF_SAMPLES = ("prior", "components", "decode", "temperature", "count")
+UNUSED = {"map": OF_SAMPLES, "interpolate": OF_SAMPLES, "refine": ("decode",)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,12 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         type=float,
-        default=1.0,
         metavar="T",
         help="times the standard deviations of the prior, of every group, or of the mixture's components; default: 1",
     )
     parser.add_argument(
-        "--count", type=int, default=64, metavar="N", help="samples of each kind; default: 64"
+        "--count",
+        type=int,
+        metavar="N",
+        help=f"samples of each kind, {SHOWN} to a picture, or all in --shards; default: 64",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument(
@@ -106,7 +109,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _samples(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
-    from vaescale import comm
+    from vaescale import comm, sampling
     from vaescale.aggregate.sampling import parse_decoding
     from vaescale.console import say
 
@@ -122,8 +125,8 @@ def _samples(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
             sources["mixture"] = mixture
         elif comm.is_main():
             say(f"no mixture in {opened.folder}; `vaescale fit-gmm {opened.folder}` adds its samples")
-    count = arguments.count if arguments.shards is not None else min(SHOWN, arguments.count)
-    drawn = {"priors": list(sources), "count": count, "seed": arguments.seed}
+    draws = sampling.Draws(arguments.count, arguments.temperature, arguments.seed)
+    drawn = {"priors": list(sources), "count": arguments.count, "seed": arguments.seed}
     if arguments.shards is not None:
         if len(sources) * len(decodings) != 1:
             raise UserError("--shards takes one kind of samples; give --prior and --decode")
@@ -137,10 +140,10 @@ def _samples(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
             "temperature": arguments.temperature,
             "seed": arguments.seed,
         }
-        index = _write_shards(arguments, opened, mixture, decodings[0], made)
+        index = sampling.write_shards(opened, mixture, decodings[0], arguments.shards, made, draws=draws)
         return {**drawn, "decode": arguments.decode, **index}
-    figure = comm.on_main(lambda: _draw_panels(arguments, opened, sources, decodings))
-    return {**drawn, "decode": [one.name for one in decodings], "figure": figure}
+    figures = sampling.draw_pages(opened, sources, decodings, draws=draws)
+    return {**drawn, "decode": [one.words for one in decodings], "figures": figures}
 
 
 def _mixture(opened: "Run", components: int | None, *, needed: bool) -> "Mixture | None":
@@ -148,7 +151,7 @@ def _mixture(opened: "Run", components: int | None, *, needed: bool) -> "Mixture
     from vaescale.mixtures import files as mixture_files
 
     folder = opened.folder / "gmm"
-    fitted = {"recipe_hash": opened.recipe.hash, "step": opened.step, "weights": opened.weights}
+    fitted: dict[str, Any] = opened.made
     if components is not None:
         fitted["components"] = components
         folder = (
@@ -161,87 +164,6 @@ def _mixture(opened: "Run", components: int | None, *, needed: bool) -> "Mixture
     return mixture
 
 
-def _draw_panels(
-    arguments: argparse.Namespace, opened: "Run", sources: "dict[str, Mixture | None]", decodings: list[Any]
-) -> str:
-    import torch
-
-    from vaescale import figures, noise
-    from vaescale.aggregate.sampling import from_latents, image_of
-    from vaescale.training.tracking import push
-
-    device = next(opened.model.parameters()).device
-    stream = noise.Stream(arguments.seed, 0, torch.arange(min(SHOWN, arguments.count), device=device))
-    at = "" if arguments.temperature == 1 else f" at temperature {arguments.temperature:g}"
-    panels = []
-    for name, mixture in sources.items():
-        params = from_latents(opened.model, mixture, stream, arguments.temperature)
-        for decoding in decodings:
-            words = {"mean": "decoder mean", "offset": f"mean + {decoding.alpha:g} sigma"}
-            images = image_of(opened.model.likelihood, params, decoding, stream)
-            of = name if mixture is None else f"mixture of {len(mixture.weights)}"
-            panels.append((f"{of}{at}, {words.get(decoding.name, decoding.name)}", images.cpu().numpy()))
-    path = opened.folder / "figures" / "samples.png"
-    figures.sample_panels(path, panels, title=opened.title("samples"))
-    push(opened.folder, opened.recipe.tracking)
-    return str(path)
-
-
-def _write_shards(
-    arguments: argparse.Namespace,
-    opened: "Run",
-    mixture: "Mixture | None",
-    decoding: Any,
-    made: dict[str, Any],
-) -> dict[str, Any]:
-    """Each process writes its shards; a shard's bytes do not depend on their number."""
-    import torch
-
-    from vaescale import comm, noise
-    from vaescale.aggregate.sampling import from_latents, image_of
-    from vaescale.console import Progress
-    from vaescale.data.items import Item
-    from vaescale.data.writing import Making, write_index, write_part
-
-    starts = range(0, arguments.count, SHARD_SAMPLES)
-    own = range(comm.rank(), len(starts), comm.world_size())
-    device = next(opened.model.parameters()).device
-
-    def shard(number: int) -> Any:
-        items = []
-        stop = min(arguments.count, starts[number] + SHARD_SAMPLES)
-        for slots in torch.split(torch.arange(starts[number], stop, device=device), BATCH):
-            stream = noise.Stream(arguments.seed, 0, slots)
-            params = from_latents(opened.model, mixture, stream, arguments.temperature)
-            images = image_of(opened.model.likelihood, params, decoding, stream)
-            levels = (255 * images.float().clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            items += [
-                Item(f"{slot:09d}", level, -1) for slot, level in zip(slots.tolist(), levels, strict=True)
-            ]
-        return write_part(items, arguments.shards, number, Making())
-
-    def write() -> dict[int, Any]:
-        done = {}
-        with Progress("sample", len(own), shown=comm.is_main()) as progress:
-            for number in own:
-                done[number] = shard(number)
-                progress.update(len(done), "shards")
-        return done
-
-    comm.on_main(lambda: _refuse_full(arguments.shards))
-    everything: dict[int, Any] = {}
-    for part in comm.gather_object(comm.together(write)):
-        everything |= part
-    ordered = [everything[number] for number in sorted(everything)]
-    written = comm.on_main(lambda: write_index(arguments.shards, ordered, made).data_hash)
-    return {"shards": str(arguments.shards), "samples": arguments.count, "data_hash": written}
-
-
-def _refuse_full(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; delete it or choose another folder for --shards")
-
-
 def _refine(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
     from vaescale import tours
 
@@ -251,7 +173,7 @@ def _refine(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
     return tours.refined(
         opened,
         mixture,
-        count=min(SHOWN, arguments.count),
+        count=arguments.count,
         steps=arguments.refine,
         rate=arguments.refine_rate,
         weight=arguments.refine_weight,
@@ -277,6 +199,11 @@ def _refuse_senseless(arguments: argparse.Namespace) -> None:
     ]
     if len(instead) > 1:
         raise UserError(f"--{instead[0]} and --{instead[1]} do not go together; take one of them")
+    for name in UNUSED.get(instead[0], ()) if instead else ():
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{instead[0]} has no use for --{name}; leave it out")
+    arguments.count = 64 if arguments.count is None else arguments.count
+    arguments.temperature = 1.0 if arguments.temperature is None else arguments.temperature
     if arguments.prior == "standard" and arguments.components is not None:
         raise UserError("--components is of a mixture, --prior is standard; leave one out")
     if arguments.count < 1:
@@ -285,6 +212,8 @@ def _refuse_senseless(arguments: argparse.Namespace) -> None:
         raise UserError(f"--temperature (={arguments.temperature}) must be above 0 and at most 10")
     if arguments.seed < 0:
         raise UserError(f"--seed (={arguments.seed}) must be at least 0")
+    if arguments.refine is not None and arguments.count > SHOWN:
+        raise UserError(f"--count (={arguments.count}) must be at most {SHOWN} with --refine")
     if arguments.refine is not None and not 1 <= arguments.refine <= 100_000:
         raise UserError(f"--refine (={arguments.refine}) must be from 1 to 100000")
     if not 0 <= arguments.refine_weight < math.inf or not 0 < arguments.refine_rate < math.inf:

@@ -56,7 +56,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train all, or write the files. Returns the variants."""
     from vaescale import sweeping
     from vaescale.recipe import load_recipe
-    from vaescale.training.stores import parent_run
 
     base = load_recipe(arguments.recipe)
     name = arguments.name or f"{base.name}-sweep"
@@ -74,15 +73,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return result
     if arguments.write:
         launch = arguments.launch or "accelerate launch"
-        parent = parent_run(base.tracking.mlflow, base.tracking.experiment, name)
-        if parent:
-            variants = [
-                one._replace(overrides=[*one.overrides, f"tracking.parent={parent}"]) for one in variants
-            ]
         files = sweeping.cluster_files(
-            arguments.write, arguments.recipe, variants, name=name, launch=launch, image=arguments.image
+            arguments.write,
+            arguments.recipe,
+            sweeping.begin(arguments.recipe, variants, recipes, folder),
+            [recipe.run_dir for recipe in recipes],
+            name=name,
+            launch=launch,
+            image=arguments.image,
         )
-        folder.mkdir(parents=True, exist_ok=True)
         for file_name, content in files.items():
             (folder / file_name).write_text(content)
         return {**result, "files": [str(folder / file_name) for file_name in files]}

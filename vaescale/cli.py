@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
-from vaescale.errors import UserError
+from vaescale.errors import DataError, UserError
 from vaescale.pages import keep_freed_pages
 from vaescale.secrets import redact, redact_all
 
@@ -132,6 +132,8 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
     except UserError as error:
         if _speaks():
             sys.stderr.write(redact(f"vaescale {verb}: {error}\n"))
+        elif isinstance(error, DataError) and not _known_to_all(error):
+            sys.stderr.write(redact(f"vaescale {verb}: rank {os.environ['RANK']}: {error}\n"))
         return error.exit_code
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -176,6 +178,13 @@ def _processes() -> int:
 def _speaks() -> bool:
     """Only the first of several processes does."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _known_to_all(error: DataError) -> bool:
+    """Whether every rank speaks of it. What has met data has loaded this long ago."""
+    from vaescale import comm
+
+    return comm.is_known_to_all(error)
 
 
 def _version() -> str:

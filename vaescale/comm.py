@@ -140,7 +140,7 @@ def together(function: Callable[[], T]) -> T:
     faults = gather_object(_sendable(fault))
     for other in faults:
         if other is not None:
-            raise other
+            raise _known_to_all(other)
     return cast(T, result)
 
 
@@ -155,8 +155,18 @@ def on_main(function: Callable[[], T]) -> T:
             fault = error
     result, fault = broadcast_object((result, _sendable(fault)))
     if fault is not None:
-        raise fault
+        raise _known_to_all(fault)
     return cast(T, result)
+
+
+def is_known_to_all(fault: BaseException) -> bool:
+    """Whether every rank raises it, so that one of them may speak for all."""
+    return world_size() == 1 or getattr(fault, "_known_to_all", False)
+
+
+def _known_to_all(fault: Exception) -> Exception:
+    fault._known_to_all = True  # type: ignore[attr-defined]
+    return fault
 
 
 def gather_object(value: T) -> list[T]:

@@ -10,8 +10,9 @@ import html
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from vaescale.errors import UserError
@@ -29,18 +30,30 @@ SHOWN_METRICS = (
 )
 CURVES = ("train/neg_elbo_nats", "val/neg_elbo_nats", "train/kl_nats", "val/mse", "train/sigma")
 OWN = ("name", "run_dir", "tracking.")  # keys of a recipe that always differ, or say nothing of the model
-MORE_IS_BETTER = (
-    *("log_px_nats", "log_density_nats", "active_units", "effective_samples", "mutual_information"),
-    *("psnr_db", "ssim", "precision", "recall", "density", "coverage", "linear_probe", "knn_"),
+MORE_IS_BETTER = (  # the last word of a metric's name
+    *("log_px_nats", "profile_log_px_nats", "train_log_density_nats", "val_log_density_nats", "active_units"),
+    *(
+        "effective_samples",
+        "mutual_information_nats",
+        "psnr_db",
+        "ssim",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    ),
+    *("val_prior_log_density_nats", "linear_probe", "knn_5", "images_per_second"),
 )
+CALIBRATED = re.compile(r"/coverage/(\d+)$")  # best where a share is what it says, in percent
 SEED = re.compile(r"-seed-\d+$")  # what a sweep adds to a name
 SEEN = ("likelihood.dequantize", "data.image_size", "data.channels", "data.crop", "data.resample")
 PICTURES = ("reconstructions.png", "samples.png")
+MEASURED = "measured"  # in the JSON of a result
 
 
 class Record(NamedTuple):
-    """A run: its recipe and last metrics, flat; (step, value) of each metric; its pictures, PNG; what its numbers were measured
-    on, and whether they are of densities or of masses.
+    """A run: its recipe and last metrics, flat; (step, value) of each metric; its pictures, PNG; the hash of its held-out images;
+    and how what verbs measured was measured, in words, by what the names of those metrics begin with.
     """
 
     name: str
@@ -50,6 +63,7 @@ class Record(NamedTuple):
     curves: Curves
     pictures: Mapping[str, bytes]
     data_hash: str = ""
+    measured: Mapping[str, str] = MappingProxyType({})
 
 
 class Comparison(NamedTuple):
@@ -81,15 +95,20 @@ def compare(records: Sequence[Record], *, sort: str | None = None, columns: Sequ
         for record in records
     ]
     ordered = sorted(records, key=lambda record: _place(record, sort))
-    return Comparison(ordered, sort, _differing(records), shown, _warnings(records, sort))
+    warnings = [*_warnings(records, sort), *_measured_otherwise(records, shown)]
+    return Comparison(ordered, sort, _differing(records), shown, warnings)
 
 
-def flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    """`{"data": {"train": 1}}` to `{"data.train": 1}`."""
-    if not isinstance(content, dict):
-        return {prefix: content}
-    parts = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in content.items()]
-    return {key: value for part in parts for key, value in part.items()}
+def measured_by(results: Iterable[bytes]) -> dict[str, str]:
+    """How it was measured, from the JSON files that verbs leave in RUN/evaluation. What is none says nothing."""
+    found: dict[str, str] = {}
+    for content in results:
+        try:
+            said = json.loads(content)[MEASURED]
+            found |= {str(key): str(value) for key, value in said.items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return found
 
 
 def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
@@ -212,12 +231,30 @@ def _warnings(records: Sequence[Record], sort: str) -> list[str]:
     return found
 
 
+def _measured_otherwise(records: Sequence[Record], columns: Sequence[str]) -> list[str]:
+    """Where the runs' numbers of a column were not measured in the same way."""
+    found: dict[str, None] = {}
+    for column in columns:
+        having = [record for record in records if column in record.metrics]
+        ways: dict[str, list[str]] = {}
+        for record in having:
+            said = [words for prefix, words in record.measured.items() if column.startswith(prefix)]
+            if said:
+                ways.setdefault("; ".join(said), []).append(record.name)
+        if len(ways) > 1:
+            told = ", but ".join(f"{words} for {', '.join(names)}" for words, names in ways.items())
+            found[f"{column.rpartition('/')[0]} was not measured alike and does not compare: {told}"] = None
+    return list(found)
+
+
 def _place(record: Record, metric: str) -> tuple[bool, float, str]:
     """The best first, those without the metric last."""
     value = record.metrics.get(metric, math.nan)
     if not math.isfinite(value):
         return True, 0.0, record.name
-    more = any(word in metric for word in MORE_IS_BETTER) and "/neg_" not in metric
+    if says := CALIBRATED.search(metric):
+        return False, abs(value - float(says[1]) / 100), record.name
+    more = metric.rpartition("/")[2] in MORE_IS_BETTER
     return False, -value if more else value, record.name
 
 

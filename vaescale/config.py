@@ -27,6 +27,14 @@ class Config(BaseModel):
         return values
 
 
+def flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"data": {"train": 1}}` to `{"data.train": 1}`."""
+    if not isinstance(content, dict):
+        return {prefix: content}
+    parts = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in content.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
 UNITS = {
     "": 1,
     "K": 10**3,

@@ -3,6 +3,7 @@
 Of a ladder's first groups together q(z_1, z_2, ... | x) is no Gaussian, so that they have draws and no moments.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -46,24 +47,22 @@ def gather(opened: Run, *, groups: int, samples_per_image: int | None, online: b
     device = next(opened.model.parameters()).device
     draws = samples_per_image
     seeds = {split: draw_seed(opened.recipe, split) for split in SPLITS}
+    read: Callable[..., Points | ShardLatents] = ShardLatents if online else load
     if groups > 1:
         draws = samples_per_image or _suitable(opened, least=LEAST_JOINT_DRAWS)
         joint = {
             split: latents_of(opened, split, suffix=f"-top{groups}", groups=groups, draws=draws)
             for split in SPLITS
         }
-        drawn, val = (load(joint[split], Drawing(draws, seeds[split]), device) for split in SPLITS)
-        train = ShardLatents(joint["train"], Drawing(draws, seeds["train"]), device) if online else drawn
-        return _material(train, drawn, val, spread_of(drawn, draws), joint["train"], draws)
+        drawn, val = (read(joint[split], Drawing(draws, seeds[split]), device) for split in SPLITS)
+        return _material(drawn, drawn, val, spread_of(drawn, draws), joint["train"], draws)
     shards = {split: latents_of(opened, split) for split in SPLITS}
     if draws is None:
         draws = _suitable(opened, least=1)
-    moments = load(shards["train"], Drawing(0, seeds["train"]), device)
+    moments = read(shards["train"], Drawing(0, seeds["train"]), device)
     # Of moments a density is not known: it is taken of one draw.
-    drawn, val = (load(shards[split], Drawing(max(1, draws), seeds[split]), device) for split in SPLITS)
+    drawn, val = (read(shards[split], Drawing(max(1, draws), seeds[split]), device) for split in SPLITS)
     train = moments if draws == 0 else drawn
-    if online:
-        train = ShardLatents(shards["train"], Drawing(draws, seeds["train"]), device)
     return _material(train, drawn, val, spread_of(moments), shards["train"], draws)
 
 

@@ -16,17 +16,19 @@ from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.aggregate.gaps import inference_gaps
-from vaescale.aggregate.information import evenly
-from vaescale.aggregate.points import Points
+from vaescale.aggregate.information import aggregate_log_density, evenly
+from vaescale.aggregate.points import Moments, Scaled
 from vaescale.aggregate.refinement import mean_log_sigma
+from vaescale.aggregate.starts import SEEDS
 from vaescale.aggregate.variance import data_covariance, model_split, ppca_split
 from vaescale.data.batch import Request
 from vaescale.data.latents import LatentShards
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
-from vaescale.mixtures.gaussian import Mixture, log_density, on, sample
+from vaescale.evaluation.noise_level import LEAST_SIZE, noise_level
+from vaescale.mixtures.gaussian import Mixture, sample
 from vaescale.models.flat import FlatVAE
-from vaescale.run import Run, open_split
+from vaescale.run import Run, images_at, open_split
 from vaescale.tours import prior_draws
 
 IMAGES = 10_000  # of which the data's covariance is taken
@@ -38,18 +40,18 @@ SCATTERED, LEAST_FOR_TSNE = 2000, 100
 
 
 @torch.no_grad()
-def in_prior_s_scale(opened: Run, moments: Points) -> Points:
+def in_prior_s_scale(opened: Run, moments: Moments) -> Moments:
     """The latents as deviations from the model's own prior, in its standard deviations."""
     mu, log_sigma = (part.flatten().float().cpu() for part in opened.model.prior())
-    return moments.scaled(mu, log_sigma.exp())
+    return Scaled(moments, mu, log_sigma.exp())
 
 
 @torch.no_grad()
-def variance(opened: Run, moments: Points, *, seed: int) -> dict[str, Any] | None:
+def variance(opened: Run, moments: Moments, *, seed: int) -> dict[str, Any] | None:
     """The splits of the model's images from q(z) and from p(z), of probabilistic PCA with as many latents, and the data's
     total. None where the likelihood has no variance.
     """
-    model, reader = opened.model, open_split(opened.recipe, "train")
+    model, reader = opened.model, comm.together(lambda: open_split(opened.recipe, "train"))
     device = next(model.parameters()).device
     slots = torch.arange(DRAWS, device=device)
 
@@ -74,35 +76,39 @@ def variance(opened: Run, moments: Points, *, seed: int) -> dict[str, Any] | Non
 
 
 @torch.no_grad()
+def kinds_of_z(opened: Run, moments: Moments, mixture: Mixture | None, *, seed: int) -> dict[str, Tensor]:
+    """Draws [B, Z] of q(z), of the mixture if there is one, of the prior, and of one three times as wide; on every rank."""
+    slots = torch.arange(DRAWS, device=next(opened.model.parameters()).device)
+    kinds = {"posterior": posterior_draws(opened, moments, seed=seed)}
+    if mixture is not None:
+        kinds["mixture"] = sample(mixture, noise.Stream(seed, 3, slots))
+    for name, scale in (("prior", 1.0), (f"prior x {FAR:g}", FAR)):
+        kinds[name] = prior_draws(opened, noise.Stream(seed, 1, slots), scale)
+    return kinds
+
+
+@torch.no_grad()
 def sigma_and_density(
-    opened: Run, moments: Points, mixture: Mixture | None, *, seed: int
+    opened: Run, moments: Moments, kinds: dict[str, Tensor], *, seed: int
 ) -> dict[str, Any] | None:
-    """Mean log sigma(z) against the log density of z, the mixture's if there is one, over several kinds of z; with points to
+    """Mean log sigma(z) against log q(z), exactly that of all training images' q(z|x), over several kinds of z; with points to
     draw. None where sigma does not depend on z.
     """
-    model = opened.model
-    device = next(model.parameters()).device
-    slots = torch.arange(DRAWS, device=device)
-    places = {"posterior": posterior_draws(opened, moments, seed=seed)}
-    if mixture is not None:
-        places["mixture"] = sample(mixture, noise.Stream(seed, 3, slots))
-    for name, scale in (("prior", 1.0), (f"prior x {FAR:g}", FAR)):
-        places[name] = prior_draws(opened, noise.Stream(seed, 1, slots), scale)
-    there = None if mixture is None else on(mixture, device)
-    kinds = {}
-    for name, z in places.items():
-        parts = zip(torch.split(z, BATCH), torch.split(slots[: len(z)], BATCH), strict=True)
+    found = {}
+    for name, z in kinds.items():
+        slots = torch.arange(len(z), device=z.device)
+        parts = zip(torch.split(z, BATCH), torch.split(slots, BATCH), strict=True)
         try:
             log_sigma = torch.cat(
-                [mean_log_sigma(model, part, noise.Stream(seed, 3, own)) for part, own in parts]
+                [mean_log_sigma(opened.model, part, noise.Stream(seed, 3, own)) for part, own in parts]
             )
         except UserError:
             return None
-        density = model.prior_log_density(z) if there is None else log_density(there, z.double())
-        kinds[name] = (density.double().cpu().numpy(), log_sigma.double().cpu().numpy())
-    densities, sigmas = (np.concatenate([kind[place] for kind in kinds.values()]) for place in (0, 1))
+        density = aggregate_log_density(moments, z.double().cpu())
+        found[name] = (density.numpy(), log_sigma.double().cpu().numpy())
+    densities, sigmas = (np.concatenate([kind[place] for kind in found.values()]) for place in (0, 1))
     return {
-        "density": "the fitted mixture's" if mixture is not None else "the prior's",
+        "density": "log q(z)",
         "pearson": float(pearsonr(densities, sigmas).statistic),
         "spearman": float(spearmanr(densities, sigmas).statistic),
         "kinds": {
@@ -112,8 +118,53 @@ def sigma_and_density(
                 "spearman": float(spearmanr(density, log_sigma).statistic),
                 "points": [density[:SHOWN].tolist(), log_sigma[:SHOWN].tolist()],
             }
-            for name, (density, log_sigma) in kinds.items()
+            for name, (density, log_sigma) in found.items()
         },
+    }
+
+
+@torch.no_grad()
+def noise_of(opened: Run, kinds: dict[str, Tensor], *, seed: int) -> dict[str, dict[str, float]]:
+    """The estimated noise of images, of their reconstructions, and of what several kinds of z decode to, each as decoder means and
+    as ancestral samples; the mean over about a thousand. {} for images that are too small to tell.
+    """
+    model = opened.model
+    if min(model.image_shape[1:]) < LEAST_SIZE:
+        return {}
+    reader = comm.together(lambda: open_split(opened.recipe, "train"))
+    device = next(model.parameters()).device
+    here = slice(comm.rank(), None, comm.world_size())
+    numbers = evenly(len(reader), DRAWS)[here]
+
+    def pictures() -> Iterator[tuple[str, str, Tensor]]:
+        for part in torch.split(numbers, BATCH):
+            stream = noise.Stream(opened.recipe.seed, 0, part.to(device))
+            x = model.target(images_at(reader, part).to(device), stream)
+            params = model.reconstruct(x)
+            yield "images", "mean", x
+            yield "reconstructions", "mean", model.likelihood.mean(params)
+            yield "reconstructions", "ancestral", model.likelihood.sample(params, stream)
+        for name, z in kinds.items():
+            slots = torch.arange(len(z), device=device)[here]
+            for part, own in zip(torch.split(z[here], BATCH), torch.split(slots, BATCH), strict=True):
+                stream = noise.Stream(seed, 4, own)
+                params = model.decode(part, stream)
+                yield name, "mean", model.likelihood.mean(params)
+                yield name, "ancestral", model.likelihood.sample(params, stream)
+
+    columns = ("mean", "ancestral")
+    names = ["images", "reconstructions", *kinds]
+    sums = torch.zeros(len(names), len(columns), 2, dtype=torch.float64)
+    for name, column, images in pictures():
+        levels = noise_level(images.float()).double().cpu()
+        own = torch.stack([levels.sum(), levels.new_tensor(float(len(levels)))])
+        sums[names.index(name), columns.index(column)] += own
+    sums = comm.all_reduce_sum(sums.flatten()).view(sums.shape)
+    return {
+        name: {
+            column: float(total / count) for column, (total, count) in zip(columns, row, strict=True) if count
+        }
+        for name, row in zip(names, sums, strict=True)
     }
 
 
@@ -121,19 +172,24 @@ def scatter(shards: LatentShards, *, seed: int) -> tuple[NDArray[np.float64], ND
     """Posterior means of images at equal distances as points [N, 2], their classes, and what the axes are: the two latents, or of
     more than two a t-SNE of them (van der Maaten & Hinton 2008).
     """
-    blocks = [shards.read(number) for number in range(len(shards.index.shards))]
-    means = np.concatenate([block.moments[:, 0] for block in blocks]).astype(np.float64)
-    labels = np.concatenate([block.labels for block in blocks])
-    taken = evenly(len(means), SCATTERED).numpy()
-    means, labels = means[taken], labels[taken]
+    samples = shards.index.shards.samples
+    wanted, starts = evenly(int(samples.sum()), SCATTERED).numpy(), np.cumsum(samples) - samples
+    found, classes = [], []
+    for number, start in enumerate(starts.tolist()):
+        here = wanted[(wanted >= start) & (wanted < start + samples[number])] - start
+        if len(here):
+            block = shards.read(number)
+            found.append(block.moments[here, 0].astype(np.float64))
+            classes.append(block.labels[here])
+    means, labels = np.concatenate(found), np.concatenate(classes)
     if means.shape[1] == 1:
         return np.column_stack([means[:, 0], np.zeros(len(means))]), labels, "z"
     if means.shape[1] == 2:
         return means, labels, "z_1 and z_2"
     if len(means) < LEAST_FOR_TSNE:
         return PCA(2).fit_transform(means), labels, f"two principal components of {means.shape[1]} latents"
-    found = TSNE(2, init="pca", random_state=seed).fit_transform(means)
-    return found.astype(np.float64), labels, f"t-SNE of {means.shape[1]} latents"
+    placed = TSNE(2, init="pca", random_state=seed % SEEDS).fit_transform(means)
+    return placed.astype(np.float64), labels, f"t-SNE of {means.shape[1]} latents"
 
 
 def gaps(opened: Run, images: int, *, steps: int, importance_samples: int, seed: int) -> dict[str, Any]:
@@ -142,7 +198,7 @@ def gaps(opened: Run, images: int, *, steps: int, importance_samples: int, seed:
     """
     model = refuse_gaps(opened)
     device = next(model.parameters()).device
-    reader = open_split(opened.recipe, "val")
+    reader = comm.together(lambda: open_split(opened.recipe, "val"))
     rows = torch.zeros(0, 3, dtype=torch.float64)
     numbers = evenly(len(reader), images)[comm.rank() :: comm.world_size()]
     for part in torch.split(numbers, 32):
@@ -182,7 +238,7 @@ def refuse_gaps(opened: Run) -> FlatVAE:
     return model
 
 
-def posterior_draws(opened: Run, moments: Points, *, seed: int) -> Tensor:
+def posterior_draws(opened: Run, moments: Moments, *, seed: int) -> Tensor:
     """Draws of q(z|x) for images at equal distances, float32 [DRAWS, Z] on the model's device, on every rank."""
     wanted = evenly(moments.count, DRAWS)
     mean, spread = moments.rows(wanted), moments.variances(wanted)

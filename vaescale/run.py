@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,16 @@ class Run(NamedTuple):
     weights: str
     weights_hash: str = ""
 
+    @property
+    def made(self) -> dict[str, Any]:
+        """What a result or a mixture of this very model says of it."""
+        return {
+            "step": self.step,
+            "weights": self.weights,
+            "weights_hash": self.weights_hash,
+            "recipe_hash": self.recipe.hash,
+        }
+
     def title(self, words: str) -> str:
         """Of a picture."""
         return f"{self.recipe.name}, step {self.step}, {self.weights} weights: {words}"
@@ -59,7 +69,7 @@ def build_model(recipe: Recipe) -> VAE:
 
 
 def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
-    """The newest sound checkpoint of a run, in evaluation mode, on a GPU if there is one.
+    """The newest sound checkpoint of a run, in evaluation mode, on a GPU if there is one. All ranks call it, and open the same one.
 
     weights: `ema` takes the averaged ones when the run has them. Raises UserError when there is nothing to open.
     """
@@ -68,7 +78,7 @@ def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
             f"{folder} is not a run folder (no {run_folder.RECIPE}); give the run_dir of a training run"
         )
     recipe = load_recipe(folder / run_folder.RECIPE)
-    found = checkpoint.newest(folder / "checkpoints")
+    found = comm.on_main(lambda: checkpoint.newest(folder / "checkpoints"))
     if found is None:
         raise UserError(
             f"{folder} has no sound checkpoint; train it first: `vaescale train RECIPE run_dir={folder}`"
@@ -79,8 +89,10 @@ def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
     backends.set_precision("fp32")  # torch's own default has TF32 in convolutions
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # An exported run has one kind of weights alone, and says which.
-    weights = "ema" if taken == "ema" or found.state().get("exported_weights") == "ema" else "raw"
-    return Run(folder, recipe, model.eval().to(device), found.step, weights, found.sha256(taken))
+    state = found.state()
+    weights = "ema" if taken == "ema" or state.get("exported_weights") == "ema" else "raw"
+    weights_hash = str(state.get("exported_weights_hash", found.sha256(taken)))
+    return Run(folder, recipe, model.eval().to(device), found.step, weights, weights_hash)
 
 
 def in_order(reader: ShardReader, *, workers: int = 0) -> Iterator[Batch]:
@@ -122,10 +134,7 @@ def latents_of(
     made = {
         "run": opened.recipe.name,
         "split": split,
-        "step": opened.step,
-        "weights": opened.weights,
-        "weights_hash": opened.weights_hash,
-        "recipe_hash": opened.recipe.hash,
+        **opened.made,
         "data_hash": reader.index.data_hash,
     }
     folder = opened.folder / "latents" / f"{split}{suffix}"

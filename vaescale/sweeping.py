@@ -83,6 +83,22 @@ def split_values(words: str) -> list[str]:
     return [value.strip() for value in values]
 
 
+def begin(
+    recipe: Path, variants: Sequence[Variant], recipes: Sequence[Recipe], folder: Path
+) -> list[Variant]:
+    """Write down in the sweep's folder which runs are its own. Returns the variants, to stand below one run in MLflow, the same at
+    every call.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parent = run_folder.read_json(folder / STATE).get("mlflow_run") or parent_run(
+        recipes[0].tracking.mlflow, recipes[0].tracking.experiment, folder.name
+    )
+    places = [resolved.run_dir for resolved in recipes]
+    run_folder.write_json(folder / STATE, {"recipe": str(recipe), "mlflow_run": parent, "runs": places})
+    said = [f"tracking.parent={parent}"] if parent else []
+    return [variant._replace(overrides=[*variant.overrides, *said]) for variant in variants]
+
+
 def train_all(
     recipe: Path,
     variants: Sequence[Variant],
@@ -92,18 +108,12 @@ def train_all(
     launch: Sequence[str],
 ) -> list[int]:
     """Train each in a process of its own. Returns their exit codes; one that is preempted or interrupted is the last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    parent = run_folder.read_json(folder / STATE).get("mlflow_run") or parent_run(
-        recipes[0].tracking.mlflow, recipes[0].tracking.experiment, folder.name
-    )
-    places = [resolved.run_dir for resolved in recipes]
-    run_folder.write_json(folder / STATE, {"recipe": str(recipe), "mlflow_run": parent, "runs": places})
+    variants = begin(recipe, variants, recipes, folder)
     starter = _starter(launch)
     codes: list[int] = []
     for number, (variant, resolved) in enumerate(zip(variants, recipes, strict=True), start=1):
         say(f"\n== {number}/{len(variants)}  {variant.name}")
-        own = [*variant.overrides, *([f"tracking.parent={parent}"] if parent else [])]
-        ended = _ended([*starter, "-m", "vaescale", "train", str(recipe), *own])
+        ended = _ended([*starter, "-m", "vaescale", "train", str(recipe), *variant.overrides])
         stopped = run_folder.read_json(Path(resolved.run_dir) / run_folder.STOPPED)
         # A launcher's own exit code is always 1.
         code = ended if ended in (0, 2, 3, 4, *STOPPED) else stopped.get("exit_code", 4)
@@ -146,16 +156,24 @@ def _starter(launch: Sequence[str]) -> list[str]:
 
 
 def cluster_files(
-    kind: str, recipe: Path, variants: Sequence[Variant], *, name: str, launch: str, image: str
+    kind: str,
+    recipe: Path,
+    variants: Sequence[Variant],
+    places: Sequence[str],
+    *,
+    name: str,
+    launch: str,
+    image: str,
 ) -> dict[str, str]:
     """By file name, what submits all variants as one job. No word of a variant is read by a shell: they lie in a file, one variant a
-    line, their overrides between tabs.
+    line, its run folder (of `places`) and its overrides between tabs.
     """
-    if any("\t" in word or "\n" in word for variant in variants for word in variant.overrides):
+    rows = [[place, *variant.overrides] for place, variant in zip(places, variants, strict=True)]
+    if any("\t" in word or "\n" in word for row in rows for word in row):
         raise UserError(
             "a value holds a tab or a line break, which the list of variants cannot; write it otherwise"
         )
-    lines = "".join("\t".join(variant.overrides) + "\n" for variant in variants)
+    lines = "".join("\t".join(row) + "\n" for row in rows)
     start = f"{' '.join(map(shlex.quote, shlex.split(launch)))} -m vaescale train {shlex.quote(str(recipe))}"
     if kind == "slurm":
         script = SLURM.format(name=slug(name), last=len(variants) - 1, start=start)
@@ -168,7 +186,7 @@ def cluster_files(
 
 
 def _kubernetes(name: str, lines: str, start: str, image: str, count: int) -> str:
-    take = f'mapfile -t LINES < /sweep/variants.txt; IFS=$\'\\t\' read -ra WORDS <<< "${{LINES[$JOB_COMPLETION_INDEX]}}"; exec {start} "${{WORDS[@]}}"'
+    take = f'mapfile -t LINES < /sweep/variants.txt; IFS=$\'\\t\' read -ra WORDS <<< "${{LINES[$JOB_COMPLETION_INDEX]}}"; exec {start} "${{WORDS[@]:1}}"'
     labels = {"metadata": {"name": name}}
     table = {"apiVersion": "v1", "kind": "ConfigMap", **labels, "data": {"variants.txt": lines}}
     container = {
@@ -211,7 +229,7 @@ def slug(words: str) -> str:
 
 
 SLURM = """#!/bin/bash
-# One task for each line of variants.txt, which lies beside this file: submit it from the project's folder.
+# One task for each line of variants.txt beside this file, a run folder and its overrides: submit it from the project's folder.
 #SBATCH --job-name={name}
 #SBATCH --array=0-{last}
 #SBATCH --gpus-per-node=1
@@ -223,7 +241,7 @@ set -u
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
 mapfile -t LINES < runs/{name}/variants.txt
 IFS=$'\\t' read -ra WORDS <<< "${{LINES[$SLURM_ARRAY_TASK_ID]}}"
-{start} "${{WORDS[@]}}" &
+{start} "${{WORDS[@]:1}}" &
 trap 'kill -TERM $!' TERM
 wait $!
 code=$?
@@ -231,8 +249,7 @@ if [ "$code" -gt 128 ]; then  # the signal ended the waiting, not the training
     wait $!
     code=$?
 fi
-RUN=runs/$(printf '%s\\n' "${{WORDS[@]}}" | sed -n 's/^name=//p')
-if [ "$code" -ne 0 ] && grep -qs '"exit_code": 75' "$RUN/stopped.json"; then
+if [ "$code" -ne 0 ] && grep -qs '"exit_code": 75' "${{WORDS[0]}}/stopped.json"; then
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
 fi
 exit "$code"

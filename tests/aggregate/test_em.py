@@ -247,7 +247,7 @@ def _fit_on_rank(rank: int, ranks: int, kind: Kind, moments: bool, dtype: torch.
     begin = start(points, 4, kind=kind, how="kmeans", seed=0)
     done = fit(points, begin, tolerance=1e-5, dtype=dtype)
     whole = Shards(z[:2000])
-    online = fit_stepwise(whole, begin, batch=400, passes=1, seed=0)
+    online = fit_stepwise(whole, begin, batch=401, passes=1, seed=0)
     return {
         "begin": begin.means,
         "history": torch.tensor(done.history, dtype=torch.float64),

@@ -10,6 +10,8 @@ import torch
 
 from tests.ranks import on_ranks
 from vaescale import fitting, noise, run
+from vaescale.aggregate.collapse import use_of
+from vaescale.aggregate.information import information
 from vaescale.aggregate.latents import Drawing, ShardLatents, load
 from vaescale.aggregate.points import Points
 from vaescale.aggregate.selection import Candidate, Spread, choose, refuse_unfit, spread_of
@@ -317,3 +319,9 @@ def test_shards_are_read_anew_when_they_do_not_fit(recipe: Recipe, monkeypatch: 
     for place in (0, 1):
         whole = torch.cat([part[place] for part in streamed.parts()])
         assert torch.equal(whole, next(held.parts())[place])
+    wanted = torch.tensor([0, 499, 500, 1436])
+    assert torch.equal(streamed.rows(wanted), held.rows(wanted))
+    assert torch.equal(streamed.variances(wanted), held.variances(wanted))
+    assert information(streamed, seed=0, queries=50) == pytest.approx(information(held, seed=0, queries=50))
+    for one, other in zip(use_of(streamed), use_of(held), strict=True):
+        torch.testing.assert_close(one, other)

@@ -20,7 +20,7 @@ from vaescale.aggregate.information import (
     information,
     marginal_log_densities,
 )
-from vaescale.aggregate.points import Points
+from vaescale.aggregate.points import Points, Scaled
 from vaescale.aggregate.refinement import mean_log_sigma, refine
 from vaescale.aggregate.sampling import Decoding, image_of, line, parse_decoding, plane, quantiles
 from vaescale.aggregate.variance import data_covariance, model_split, ppca_split
@@ -119,6 +119,31 @@ def test_use_counts_what_is_active_and_collapsed() -> None:
     assert (use.collapsed.diff(dim=1) >= 0).all()
 
 
+def test_the_channels_of_a_map_are_its_latents() -> None:
+    """Two channels of 3 places: KL is summed over the places, a mean that moves at one of them makes the channel active."""
+    mean = torch.zeros(200, 6).double()
+    mean[:, 4] = torch.linspace(-1, 1, 200)
+    variance = torch.full((200, 6), 0.5).double()
+    use = use_of(Points(mean, variance), places=3)
+    wanted = kl_divergence(Normal(mean, variance.sqrt()), Normal(torch.zeros(6).double(), 1.0)).mean(0)
+    torch.testing.assert_close(use.latent_kl, wanted.view(2, 3).sum(1))
+    assert use.active.tolist() == [False, True]
+    assert use.collapsed.shape == (len(DELTAS), len(EPSILONS))
+
+
+def test_scaled_moments_are_those_of_scaled_latents() -> None:
+    points = gaussians(30, torch.tensor([1.0, 2.0]).double(), 0.3)
+    shift, scale = torch.tensor([0.5, -1.0]).double(), torch.tensor([2.0, 0.1]).double()
+    scaled = Scaled(points, shift, scale)
+    wanted = Points((points.z - shift) / scale, points.variance / scale.square())
+    numbers = torch.tensor([0, 7, 29])
+    assert (scaled.size, scaled.count) == (2, 30)
+    torch.testing.assert_close(scaled.rows(numbers), wanted.rows(numbers))
+    torch.testing.assert_close(scaled.variances(numbers), wanted.variances(numbers))
+    for one, other in zip(next(scaled.parts()), next(wanted.parts()), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 class Linear(nn.Module):
     """x = W z + noise on 4 pixels, and an encoder q(z|x) = N(A x, own^2)."""
 
@@ -200,9 +225,20 @@ def test_gaps_of_a_linear_model_are_known() -> None:
     assert all(parameter.grad is None for parameter in off.parameters())
 
 
+def test_an_image_s_gaps_depend_on_no_other_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many draws a batch leaves room for at once."""
+    monkeypatch.setattr("vaescale.aggregate.gaps.VALUES", 24 * 4)  # 4 draws of six images, 12 of two
+    model, options = linear_model(), {"steps": 3, "importance_samples": 30}
+    stream = noise.Stream(0, 0, torch.arange(6))
+    together = inference_gaps(model, images(), stream, **options)
+    two = inference_gaps(model, images()[:2], stream._replace(slots=torch.arange(2)), **options)
+    for one, other in zip(together, two, strict=True):
+        torch.testing.assert_close(one[:2], other)
+
+
 def test_the_best_encoder_has_no_amortization_gap() -> None:
     found = inference_gaps(
-        linear_model(), images(), noise.Stream(0, 0, torch.arange(6)), steps=50, importance_samples=10
+        linear_model(), images(), noise.Stream(0, 0, torch.arange(6)), steps=50, importance_samples=200
     )
     assert found.amortization.abs().max() < 0.05
 

@@ -1,20 +1,15 @@
 """A real MLflow server that is slow, dies while a run goes on, and comes back: no step waits, and every row arrives."""
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from tests.mlflow_server import Server
 from vaescale.training import folder as run_folder
 from vaescale.training import tracking
 from vaescale.training.tracking import Drain, TrackingConfig, sync
@@ -24,46 +19,6 @@ pytestmark = [
     pytest.mark.distributed,
     pytest.mark.filterwarnings("ignore"),
 ]  # MLflow warns of itself
-
-
-def free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return int(place.getsockname()[1])
-
-
-class Server:
-    """`mlflow server` on this machine, on one store over all its lives."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port, self._folder = free_port(), folder
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        words = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        store = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *words, *store],
-            cwd=self._folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:  # noqa: S310
-                    assert answer.status == 200
-                return
-            except OSError:
-                time.sleep(0.1)
-        pytest.fail("the MLflow server did not start within a minute")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
 
 
 @pytest.fixture

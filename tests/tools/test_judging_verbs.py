@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from tests.launching import ROOT, finished
+from vaescale.data.items import Item
+from vaescale.data.writing import Making, write_shards
+from vaescale.evaluation.classifier import Classifier, Shape, save
 from vaescale.run import open_run, open_split
 
 
@@ -16,17 +19,66 @@ def test_evaluate_takes_other_images(vaescale, run: Path, digits: Path) -> None:
     outcome = vaescale("evaluate", run, "--data", digits / "train", "--name", "elsewhere", "--json")
     assert outcome.json["metrics"]["images"] == 1437
     assert (run / "evaluation" / "elsewhere.json").is_file()
+    vaescale("evaluate", run, "--data", digits / "val", "--name", "elsewhere").assert_refused(
+        2, "of other images", "--name"
+    )
     vaescale("evaluate", run, "--name", "../x").assert_refused(2, "no file name")
     vaescale("evaluate", run, "--split", "train", "--data", digits / "val").assert_refused(2, "--split")
     vaescale("evaluate", run, "--importance-images", 5).assert_refused(2, "--importance-samples")
     vaescale("evaluate", run, "--data", digits / "none").assert_refused(3, "none")
 
 
+def test_what_importance_sampling_found_is_kept(vaescale, run: Path) -> None:
+    first = vaescale("evaluate", run, "--importance-samples", 8, "--importance-images", 50, "--json").json
+    found = first["metrics"]
+    assert found["iwae_bits_per_dim"] == pytest.approx(found["neg_iwae_nats"] / (64 * np.log(2)) + 8)
+    assert "8 importance samples of 50 images" in first["measured"]["evaluation/val/neg_iwae_nats"]
+    again = vaescale("evaluate", run, "--json").json
+    assert again["metrics"] == found
+    assert again["protocol"] == first["protocol"]
+    path = run / "evaluation" / "val.json"
+    path.write_text(path.read_text().replace(first["weights_hash"], "another"))
+    assert "neg_iwae_nats" not in vaescale("evaluate", run, "--json").json["metrics"]
+
+
+@pytest.fixture
+def bare(digits: Path, tmp_path: Path) -> Path:
+    """The digits without their classes, in train and val; and some of 12x12 in large."""
+    generator = np.random.default_rng(0)
+    for name, size, count in (("train", 8, 90), ("val", 8, 30), ("large", 12, 30)):
+        images = generator.integers(0, 256, (count, size, size, 1), dtype=np.uint8)
+        items = [Item(f"{number:05d}", image, -1) for number, image in enumerate(images)]
+        write_shards(items, tmp_path / "bare" / name, Making())
+    return tmp_path / "bare"
+
+
+def test_images_without_classes_and_of_other_sizes(
+    vaescale, run: Path, bare: Path, digits: Path, tmp_path: Path, recipe_file, recipe_content
+) -> None:
+    features = ("--out", tmp_path / "features", "--steps", 4)
+    vaescale("train-features", bare / "train", *features).assert_refused(3, "have no classes", "labelled")
+    vaescale("train-features", digits / "train", "--val", bare / "large", *features).assert_refused(
+        3, "same shape", "12x12"
+    )
+    vaescale("evaluate", run, "--data", bare / "large").assert_refused(3, "12x12")
+    recipe_content["data"] |= {"train": str(bare / "train"), "val": str(bare / "val"), "global_batch": 30}
+    recipe_content["run_dir"] = str(tmp_path / "unlabelled")
+    assert vaescale("train", recipe_file(recipe_content, "unlabelled.yaml")).code == 0
+    assert vaescale("evaluate", tmp_path / "unlabelled").code == 0
+    outcome = vaescale("baselines", tmp_path / "unlabelled", "--json")
+    assert outcome.code == 0, outcome.err
+    assert "no probes: these images have no classes" in outcome.json["notes"]
+    assert "linear_probe" not in outcome.json["rows"]["tiny"]
+    shape = Shape(1, 12, 3, 4)
+    save(Classifier(shape), shape, tmp_path / "large", {"accuracy": 0.5})
+    vaescale("quality", run, "--features", tmp_path / "large").assert_refused(2, "1x12x12", "1x8x8")
+
+
 def test_quality_judges_samples_by_features(vaescale, run: Path, digits: Path, tmp_path: Path) -> None:
     features = tmp_path / "features"
     vaescale("quality", run, "--features", features).assert_refused(2, "vaescale train-features")
     trained = vaescale(
-        "train-features", digits / "train", "--out", features, "--steps", 60, "--width", 8, "--json"
+        "train-features", digits / "train", "--out", features, "--steps", 60, "--width", 12, "--json"
     )
     assert trained.code == 0, trained.err
     assert trained.json["accuracy"] > 0.5
@@ -71,6 +123,12 @@ def test_features_of_an_exported_module(vaescale, run: Path, tmp_path: Path) -> 
     assert outcome.code == 0, outcome.err
     assert outcome.json["features"] == "linear"
     assert "linear.pt2" in outcome.json["protocol"]["features"]
+    for name, wrong, options in (
+        ("of two", module, {"args": (torch.zeros(2, 1, 8, 8),)}),
+        ("large", torch.nn.Flatten(), {"args": (torch.zeros(2, 1, 9, 9),), "dynamic_shapes": ({0: batch},)}),
+    ):
+        torch.export.save(torch.export.export(wrong, **options), tmp_path / f"{name}.pt2")
+        vaescale(*words, "--features", tmp_path / f"{name}.pt2").assert_refused(2, "1x8x8", "dynamic_shapes")
 
 
 def test_runs_are_compared_from_their_folders(
@@ -228,6 +286,37 @@ def test_a_sweep_trains_all_below_one_run(
     assert model.predict(np.zeros((2, 1, 8, 8), np.uint8)).shape == (2, 1, 8, 8)
     run_id = json.loads((one / "mlflow.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FINISHED"
+    changed = vaescale("train", recipe_file(content), "name=tiny-seed-0", "seed=0", "training.steps=9")
+    changed.assert_refused(2, "--allow-changes")
+    words = (
+        "train",
+        recipe_file(content),
+        "name=tiny-seed-0",
+        "seed=0",
+        "training.steps=9",
+        "--allow-changes",
+    )
+    assert vaescale(*words).code == 0
+    stored = vaescale(
+        "compare-runs", "--experiment", "s", "--store", uri, "--out", tmp_path / "out", "--json"
+    )
+    steps = {one["name"]: one["training.steps"] for one in stored.json["runs"] if one["seed"]}
+    assert steps == {"tiny-seed-0": "9", "tiny-seed-1": "6"}, "as the run went on, not as it began"
+    sweep = tmp_path / "runs" / "tiny-sweep"
+    (tmp_path / "runs" / "tiny-seed-1" / "metrics.jsonl").unlink()
+    (sweep / "sweep.json").write_text(
+        json.dumps({**state, "runs": [*state["runs"], "runs/tiny-seed-0", str(one.parent)]})
+    )
+    few = vaescale("compare-runs", sweep)
+    few.assert_refused(2, "one run alone")
+    assert "left out: runs/tiny-seed-1 has no metrics yet" in few.err
+    assert f"left out: {one.parent} is not a run folder" in few.err
+    written = vaescale(
+        "sweep", recipe_file(content), "seed=0,1", "training.steps=6", "--write", "slurm", "--json"
+    )
+    assert written.code == 0, written.err
+    again = json.loads((sweep / "sweep.json").read_text())
+    assert (again["mlflow_run"], again["runs"]) == (state["mlflow_run"], state["runs"])
     failed = vaescale(
         "sweep", recipe_file(content), "seed=5,6", "data.train=nowhere", "--name", "wild", "--json"
     )
@@ -256,17 +345,28 @@ def test_two_processes_evaluate_as_one(vaescale, run: Path, tmp_path: Path) -> N
     cases = (
         ("evaluate", run, "--importance-samples", 8),
         ("quality", run, "--features", "pixels", "--count", 101, "--cache", tmp_path),
+        ("latents", run, "--draws", 100, "--gaps", 9, "--gap-steps", 3, "--importance-samples", 20),
+        ("sample", run, "--prior", "standard", "--decode", "ancestral", "--count", 1500, "--shards", "OUT"),
     )
     for words in cases:
+        places = iter((tmp_path / "one", tmp_path / "two"))
+        words, again = ([next(places) if word == "OUT" else word for word in words] for _ in range(2))
         alone = vaescale(*words, "--json").json
         launcher = ["accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml"]
-        verb = ["-m", "vaescale", *map(str, words), "--json"]
+        verb = ["-m", "vaescale", *map(str, again), "--json"]
         done = finished([sys.executable, "-m", *launcher, *verb], ROOT)
         assert done.returncode == 0, done.stderr
         together = json.loads(done.stdout)
         if words[0] == "evaluate":
             assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, abs=1e-6)
             assert together["coverage"] == pytest.approx(alone["coverage"], abs=1e-4)
+        elif words[0] == "latents":
+            for part in ("information", "gaps", "latent_kl"):
+                assert together[part] == pytest.approx(alone[part], rel=1e-4, abs=1e-4)
+            for name, row in alone["noise"].items():
+                assert together["noise"][name] == pytest.approx(row, rel=1e-4)
+        elif words[0] == "sample":
+            assert together["data_hash"] == alone["data_hash"]
         else:
             for one, other in zip(together["rows"], alone["rows"], strict=True):
                 assert (one.pop("of"), one.pop("decode")) == (other.pop("of"), other.pop("decode"))

@@ -90,6 +90,13 @@ def test_sample_draws_with_and_without_a_mixture(vaescale, run: Path) -> None:
     vaescale("sample", run).assert_refused(2, "is damaged")
     vaescale("sample", run, "--count", 0).assert_refused(2, "--count (=0)")
     vaescale("sample", run, "--seed", -1).assert_refused(2, "--seed (=-1)")
+    words = ("sample", run, "--prior", "standard", "--json", "--decode", "offset:0.5", "--count")
+    pages = vaescale(*words, 300).json
+    assert (pages["count"], pages["decode"]) == (300, ["offset:0.5"])
+    assert [Path(path).name for path in pages["figures"]] == ["samples.png", "samples-002.png"]
+    assert all(Path(path).is_file() for path in pages["figures"])
+    assert vaescale(*words, 4).code == 0
+    assert not Path(pages["figures"][1]).exists(), "of an earlier call"
 
 
 def test_several_numbers_of_components_are_compared(vaescale, run: Path) -> None:
@@ -168,6 +175,9 @@ def test_lines_offsets_maps_and_refinement(vaescale, recipe_file, recipe_content
     vaescale("sample", run, "--refine", 0).assert_refused(2, "--refine (=0)")
     vaescale("sample", run, "--components", 3).assert_refused(2, "no fitted mixture")
     vaescale("sample", run, "--map", 5, "--refine", 5).assert_refused(2, "do not go together")
+    vaescale("sample", run, "--map", 5, "--count", 5).assert_refused(2, "--map has no use for --count")
+    vaescale("sample", run, "--refine", 5, "--decode", "mean").assert_refused(2, "no use for --decode")
+    vaescale("sample", run, "--refine", 5, "--count", 257).assert_refused(2, "at most 256")
     assert vaescale("fit-gmm", run, "--components", 2).code == 0
     assert vaescale("sample", run, "--components", 2, "--count", 4).code == 0
     vaescale("sample", run, "--components", 3).assert_refused(2, "components 2, this is 3")
@@ -189,7 +199,12 @@ def test_latents_are_measured(vaescale, recipe_file, recipe_content) -> None:
     parts = (gaps["elbo_nats"], gaps["amortization_gap_nats"], gaps["approximation_gap_nats"])
     assert sum(parts) == pytest.approx(gaps["log_px_nats"])
     assert gaps["approximation_gap_nats"] > -0.5
-    assert set(outcome.json["sigma"]["kinds"]) == {"posterior", "prior", "prior x 3"}
+    kinds = ["posterior", "prior", "prior x 3"]
+    assert list(outcome.json["sigma"]["kinds"]) == kinds
+    noise = outcome.json["noise"]
+    assert list(noise) == ["images", "reconstructions", *kinds]
+    assert all(row["ancestral"] > row["mean"] > 0 for name, row in noise.items() if name != "images")
+    assert {"weights_hash", "code", "seed", "protocol"} <= outcome.json.keys()
     split = outcome.json["variance"]["pPCA, 4 latents"]
     assert split["latent"] + split["observed"] == pytest.approx(outcome.json["variance"]["data_total"])
     written = json.loads((run / "evaluation" / "latents.json").read_text())
@@ -198,7 +213,8 @@ def test_latents_are_measured(vaescale, recipe_file, recipe_content) -> None:
     assert figures == {"latent_use.png", "latent_variance.png", "latent_sigma.png", "latent_scatter.png"}
     assert vaescale("fit-gmm", run, "--components", 2).code == 0
     words = vaescale("latents", run, "--draws", 300)
-    assert "the fitted mixture's" in words.out
+    assert "noise in pictures of" in words.out
+    assert "mixture" in words.out
     vaescale("latents", run, "--draws", 1).assert_refused(2, "--draws (=1)")
 
 
@@ -231,11 +247,38 @@ def test_a_folder_that_is_no_run_is_refused(vaescale, tmp_path: Path, verb: str)
     vaescale(verb, tmp_path).assert_refused(2, "is not a run folder")
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "encode", "fit-gmm", "sample", "latents", "baselines"])
-def test_a_run_without_a_checkpoint_is_refused(vaescale, run: Path, verb: str) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["evaluate"], ["encode"], ["fit-gmm"], ["sample"], ["latents"], ["baselines"]),
+        ["quality", "--features", "pixels"],
+        ["export", "out"],
+    ],
+)
+def test_a_run_without_a_checkpoint_is_refused(vaescale, run: Path, words: list[str]) -> None:
     for path in run.glob("checkpoints/*/manifest.json"):
         path.unlink()
-    vaescale(verb, run).assert_refused(2, "none of the 2 checkpoints")
+    vaescale(words[0], run, *words[1:]).assert_refused(2, "none of the 2 checkpoints")
+
+
+def test_a_mixture_of_other_weights_is_refused(vaescale, run: Path, recipe_file, recipe_content) -> None:
+    """The same recipe trained anew, by other code perhaps, is another model at the same step."""
+    assert vaescale("fit-gmm", run, "--components", 2).code == 0
+    from vaescale.mixtures import files
+
+    words = files.words(run / "gmm")
+    files.save(files.load(run / "gmm"), run / "gmm", {**words, "weights_hash": "another"})
+    for verb in (["sample", run], ["latents", run], ["export", run, run / "out"]):
+        vaescale(*verb).assert_refused(2, "weights_hash another", "vaescale fit-gmm")
+    vaescale("quality", run, "--features", "pixels").assert_refused(2, "weights_hash another")
+
+
+def test_large_seeds(vaescale, recipe_file, recipe_content) -> None:
+    recipe_content["seed"] = 20240601120000
+    assert vaescale("train", recipe_file(recipe_content)).code == 0
+    run = recipe_content["run_dir"]
+    assert vaescale("latents", run, "--draws", 10, "--seed", 5_000_000_000).code == 0
+    assert vaescale("fit-gmm", run, "--components", 2, "--seed", 5_000_000_000).code == 0
 
 
 def test_sync_without_a_store_is_refused(vaescale, run: Path) -> None:

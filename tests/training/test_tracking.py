@@ -1,6 +1,7 @@
 """Tracking against a real MLflow store in SQLite: everything arrives once, and an absent server stops nothing."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -59,6 +60,30 @@ def test_everything_arrives_once(run: Path, config: TrackingConfig) -> None:
     assert history(config, state, "val/mse") == [(2, 1.0)]
     assert {item.path for item in client.list_artifacts(state["run_id"])} == {"figures", "recipe.yaml"}
     assert len(client.search_runs([state["experiment_id"]])) == 1
+
+
+@pytest.mark.parametrize("place", ["data/x/train", "https://host/x/train", "s3://bucket/x/train"])
+def test_mlflow_finds_the_data_set_s_source(run: Path, config: TrackingConfig, place: str) -> None:
+    import mlflow
+
+    (run / "recipe.yaml").write_text(f"name: run\ndata: {{train: '{place}'}}\n")
+    run_folder.write_json(run / "run.json", {"data_hash": "abc"})
+    state = sync(run, config)
+    (used,) = MlflowClient(config.mlflow).get_run(state["run_id"]).inputs.dataset_inputs
+    assert used.dataset.digest == "abc"
+    assert place in mlflow.data.get_source(used.dataset).to_json()
+
+
+def test_a_file_is_hashed_again_when_it_changed(run: Path, config: TrackingConfig, monkeypatch) -> None:
+    (run / "summary.json").write_text("{}")
+    assert sync(run, config)["artifacts_sent"] == 2
+    with monkeypatch.context() as patched:
+        patched.setattr("vaescale.training.tracking.hashlib.sha256", None)
+        assert sync(run, config)["artifacts_sent"] == 0
+    (run / "summary.json").write_text('{"a": 1}')
+    assert sync(run, config)["artifacts_sent"] == 1
+    os.utime(run / "summary.json", ns=(1, 1))
+    assert sync(run, config)["artifacts_sent"] == 0, "its content is the same"
 
 
 def test_replayed_steps_are_not_sent_again(run: Path, config: TrackingConfig) -> None:

@@ -78,13 +78,20 @@ def _bounds(
     """
     total = x.new_zeros(len(x), dtype=torch.float64)
     weights = torch.full_like(total, -torch.inf)
-    at_once = max(1, VALUES // max(1, x.numel()))
+    at_once = DRAWS * max(1, VALUES // max(1, DRAWS * x.numel()))
     standard = Gaussian(torch.zeros_like(q.mu), torch.zeros_like(q.mu))
     for start in range(0, draws, at_once):
         many = min(at_once, draws - start)
-        # Draws beyond the first lot have steps of their own, far from those of the ascent.
-        own = stream._replace(step=stream.step + FAR * (start // at_once))
-        epsilon = noise.normal(own, noise.POSTERIOR, (many, *model.latent_shape)).to(q.mu)
+        # Each few draws have a step of their own, far from those of the ascent, however many come at once.
+        lots = [
+            noise.normal(
+                stream._replace(step=stream.step + FAR * (place // DRAWS)),
+                noise.POSTERIOR,
+                (min(DRAWS, start + many - place), *model.latent_shape),
+            )
+            for place in range(start, start + many, DRAWS)
+        ]
+        epsilon = torch.cat(lots, dim=1).to(q.mu)
         repeated = Gaussian(*(part.repeat_interleave(many, 0) for part in q))
         z = repeated.sample(epsilon.flatten(0, 1))
         params = model.decode(z.flatten(1))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vaescale import comm, noise
-from vaescale.aggregate.points import Points
+from vaescale.aggregate.points import Moments
 from vaescale.errors import UserError
 
 QUERIES, MARGINAL_QUERIES = 2000, 256
@@ -40,9 +40,8 @@ class Information(NamedTuple):
     marginal_kl: float
 
 
-def information(moments: Points, *, seed: int, queries: int = QUERIES) -> Information:
+def information(moments: Moments, *, seed: int, queries: int = QUERIES) -> Information:
     """Of the images whose means and variances of q(z|x) these are, over all ranks. Raises UserError for a single one."""
-    assert moments.variance is not None, "moments were asked for"
     if moments.count < 2:
         raise UserError("there is one image; what latents say of images takes several")
     wanted = evenly(moments.count, queries)
@@ -54,8 +53,9 @@ def information(moments: Points, *, seed: int, queries: int = QUERIES) -> Inform
     of_all = aggregate_log_density(moments, z)
     few = slice(None, None, -(-len(z) // MARGINAL_QUERIES))
     by_latent = marginal_log_densities(moments, z[few]).sum(1)
-    mean_kl = comm.all_reduce_sum(_kl(moments.z.double(), moments.variance.double()).sum().cpu()[None])[0]
-    mean_kl = mean_kl / moments.count
+    of_parts = [_kl(*part).sum() for part in _few(moments, 1)]
+    own = torch.stack([torch.zeros((), dtype=torch.float64), *of_parts]).sum()
+    mean_kl = comm.all_reduce_sum(own[None])[0] / moments.count
     # The images' own KL, known in closed form, takes away what depends on which images were drawn.
     of_images = _kl(mean, variance) - mean_kl
     terms = (of_own - of_all, of_all - of_prior - of_images, of_all[few] - by_latent)
@@ -80,7 +80,7 @@ def evenly(count: int, most: int) -> Tensor:
     return torch.arange(min(count, most)) * count // min(count, most)
 
 
-def aggregate_log_density(moments: Points, z: Tensor) -> Tensor:
+def aggregate_log_density(moments: Moments, z: Tensor) -> Tensor:
     """log q(z) [M] in nats of z [M, Z] float64, over all ranks' images: log 1/N sum_n N(z; mean_n, variance_n)."""
     parts = []
     for mean, variance in _few(moments, len(z)):
@@ -92,7 +92,7 @@ def aggregate_log_density(moments: Points, z: Tensor) -> Tensor:
     return _over_ranks(parts, z[:, 0]) - math.log(moments.count)
 
 
-def marginal_log_densities(moments: Points, z: Tensor) -> Tensor:
+def marginal_log_densities(moments: Moments, z: Tensor) -> Tensor:
     """log q(z_j) [M, Z] in nats of z [M, Z] float64, latent by latent, over all ranks' images."""
     parts = []
     for mean, variance in _few(moments, z.numel()):
@@ -102,13 +102,13 @@ def marginal_log_densities(moments: Points, z: Tensor) -> Tensor:
     return _over_ranks(parts, z) - math.log(moments.count)
 
 
-def _few(moments: Points, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _few(moments: Moments, width: int) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's moments, so many at a time that products with `width` fit in memory, float64."""
-    assert moments.variance is not None
     rows = max(16, VALUES // max(1, width))
-    pairs = zip(torch.split(moments.z, rows), torch.split(moments.variance, rows), strict=True)
-    for mean, variance in pairs:
-        yield mean.double().cpu(), variance.double().cpu()
+    for means, variances in moments.parts():
+        assert variances is not None, "moments were asked for"
+        for mean, variance in zip(torch.split(means, rows), torch.split(variances, rows), strict=True):
+            yield mean.double().cpu(), variance.double().cpu()
 
 
 def _over_ranks(parts: list[Tensor], like: Tensor) -> Tensor:

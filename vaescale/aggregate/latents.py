@@ -18,7 +18,7 @@ from vaescale import comm, noise
 from vaescale.aggregate.points import Points
 from vaescale.data.latents import Block, LatentShards
 
-HELD_BYTES = 2 << 30  # of one process; more latents than that are read anew at each pass
+HELD_BYTES = 2 << 30  # of all processes of a node; more latents than that are read anew at each pass
 KEPT_BYTES = 1 << 28  # of shards that are read out of order
 
 
@@ -55,13 +55,22 @@ class ShardLatents:
 
     def rows(self, wanted: Tensor) -> Tensor:
         """The latents with these numbers (int64 [M], ascending), of all ranks, on every rank: float64 [M, Z]."""
+        return self._gathered(wanted, variances=False)
+
+    def variances(self, wanted: Tensor) -> Tensor:
+        """Of those latents, likewise."""
+        assert not self.drawing.samples, "these are draws"
+        return self._gathered(wanted, variances=True)
+
+    def _gathered(self, wanted: Tensor, *, variances: bool) -> Tensor:
         rows = torch.zeros(len(wanted), self.size, dtype=torch.float64)
         for number in self.own:
             first, last = (int(self._starts[number + end]) * self.of_each for end in (0, 1))
             here = (wanted >= first) & (wanted < last)
             if here.any():
-                z, _, _ = self._latents(number, self.shards.read(number))
-                rows[here] = z[(wanted[here] - first).to(z.device)].double().cpu()
+                z, variance, _ = self._latents(number, self.shards.read(number))
+                values = variance if variances and variance is not None else z
+                rows[here] = values[(wanted[here] - first).to(z.device)].double().cpu()
         return comm.all_reduce_sum(rows.flatten()).view(rows.shape)
 
     @property
@@ -135,4 +144,4 @@ def load(shards: LatentShards, drawing: Drawing, device: torch.device | str = "c
         int(latents.shard_samples[rank :: comm.world_size()].sum()) for rank in range(comm.world_size())
     )
     share = most * latents.size * 4 * (1 if drawing.samples else 2)
-    return latents.held() if share <= HELD_BYTES else latents
+    return latents.held() if share <= HELD_BYTES // comm.ranks_on_this_node() else latents

@@ -27,6 +27,11 @@ class Decoding(NamedTuple):
     name: str
     alpha: float = 0.0
 
+    @property
+    def words(self) -> str:
+        """What `parse_decoding` reads."""
+        return f"offset:{self.alpha:g}" if self.name == "offset" else self.name
+
 
 def parse_decoding(words: str) -> Decoding:
     """Of `mean`, `ancestral` or `offset:ALPHA`. Raises UserError."""

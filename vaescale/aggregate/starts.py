@@ -15,6 +15,7 @@ from vaescale.mixtures.gaussian import Kind, Mixture
 Start = Literal["kmeans", "random"]
 STARTS: tuple[Start, ...] = get_args(Start)
 ROWS, ROWS_A_COMPONENT = 20_000, 200  # so many latents are looked at, at least
+SEEDS = 1 << 32  # scikit-learn takes no larger ones
 
 
 class Rows(Protocol):
@@ -96,7 +97,7 @@ def _kmeans(z: Tensor, num_components: int, seed: int) -> Found:
     # One thread: with more, the order of its sums, and so a borderline label, would depend on the number of cores.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than components: EM copes
-        model = KMeans(num_components, n_init=1, random_state=seed).fit(z.float().numpy())
+        model = KMeans(num_components, n_init=1, random_state=seed % SEEDS).fit(z.float().numpy())
     return Found(torch.from_numpy(model.cluster_centers_).double(), torch.from_numpy(model.labels_).long())
 
 

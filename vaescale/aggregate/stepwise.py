@@ -16,7 +16,7 @@ from torch import Tensor
 from vaescale import comm
 from vaescale.aggregate.em import RESEEDED, Fit, untold
 from vaescale.aggregate.points import Points
-from vaescale.data.plan import Plan, rank_slots
+from vaescale.data.plan import Plan
 from vaescale.mixtures.gaussian import Mixture, diagonals, moments
 from vaescale.mixtures.steps import Frame, Sums, expectation, maximization
 
@@ -51,14 +51,13 @@ def fit_stepwise(
 ) -> Fit:
     """Pass over the latents in a random order.
 
-    batch: latents of a step, over all ranks; the result is the same at every number of ranks that divides it, to rounding.
+    batch: latents of a step, over all ranks; the result is the same at every number of ranks, to rounding.
     tell: of each step's number, from 1, and mean log density.
     The history of what is returned is the mean log density of each step's batch, before it.
     """
-    ranks = comm.world_size()
-    batch = max(ranks, min(batch, latents.count) // ranks * ranks)
+    batch = min(batch, latents.count)
     plan = Plan(latents.shard_samples, batch, seed)
-    (slots,) = rank_slots(batch, rank=comm.rank(), world_size=ranks, accumulation=1)
+    slots = np.arange(batch)[comm.rank() :: comm.world_size()]
     frame = _frame_of(start)
     mixture, sums, steps = start, _sums_of(start, frame), passes * plan.steps_per_epoch
     history, reseeded = list[float](), 0

@@ -69,7 +69,7 @@ class _Block(nn.Module):
     def __init__(self, before: int, after: int, *, stride: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
-        self.norm = nn.GroupNorm(min(8, after), after)
+        self.norm = nn.GroupNorm(math.gcd(8, after), after)
 
     def forward(self, x: Tensor) -> Tensor:
         return silu(self.norm(self.convolution(x)))

@@ -48,7 +48,7 @@ def open_extractor(
     if name == INCEPTION:
         return _inception(place, device)
     if words.endswith(".pt2"):
-        return _exported(Path(words), device, trusted=trusted)
+        return _exported(Path(words), image_shape, device, trusted=trusted)
     return _trained(Path(words), image_shape, device)
 
 
@@ -91,8 +91,16 @@ def _inception(place: str, device: torch.device) -> Extractor:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         module: Any = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
-    except ModuleNotFoundError:
-        raise UserError(f"Inception needs torch-fidelity; `pip install torch-fidelity`, {instead}") from None
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"Inception needs torch-fidelity and torchvision ({error.name} is missing); `pip install torch-fidelity torchvision`, "
+            f"{instead}"
+        ) from None
+    except Exception as error:  # whatever a file, or a torchvision of another torch, may raise
+        raise UserError(
+            f"Inception cannot be made of {path} ({type(error).__name__}: {str(error).partition(chr(10))[0]}); fetch "
+            f"{INCEPTION_FILE} of torch-fidelity anew, {instead}"
+        ) from error
     module = module.to(device)
 
     def features(images: Tensor) -> Tensor:
@@ -105,7 +113,30 @@ def _inception(place: str, device: torch.device) -> Extractor:
     return Extractor(INCEPTION, words, identity, features)
 
 
-def _exported(path: Path, device: torch.device, *, trusted: bool) -> Extractor:
+def _refuse_misfit(
+    features: Callable[[Tensor], Tensor], path: Path, image_shape: tuple[int, int, int], device: torch.device
+) -> None:
+    """Raise UserError where batches of two and three images of this shape do not give as many rows of features."""
+    shape = "x".join(map(str, image_shape))
+    sizes = set()
+    for count in (2, 3):
+        try:
+            with torch.no_grad():
+                found = features(torch.zeros(count, *image_shape, device=device))
+            sizes.add(found.shape[1])
+            fault = "" if len(found) == count and found.shape[1] else f"gives {list(found.shape)}"
+        except Exception as error:  # whatever a program may raise
+            fault = f"says {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if fault or len(sizes) > 1:
+            raise UserError(
+                f"{path} takes no {count} images of {shape} to features ({fault or 'their number varies'}); export it for images of "
+                f"this shape, with dynamic_shapes for the batch"
+            )
+
+
+def _exported(
+    path: Path, image_shape: tuple[int, int, int], device: torch.device, *, trusted: bool
+) -> Extractor:
     if not path.is_file():
         raise UserError(f"{path} is not there; give a file that torch.export.save wrote")
     if not trusted:
@@ -125,6 +156,7 @@ def _exported(path: Path, device: torch.device, *, trusted: bool) -> Extractor:
         found: Tensor = module(images.float())
         return found.flatten(1).float()
 
+    _refuse_misfit(features, path, image_shape, device)
     identity = hashlib.sha256(path.read_bytes()).hexdigest()
     return Extractor(
         path.stem, f"the exported module {path.name} (sha256 {identity[:12]})", identity, features

@@ -12,10 +12,15 @@ from torch import Tensor
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
 from vaescale.errors import DataError, UserError
+from vaescale.evaluation.likelihood import bits_per_dim
 from vaescale.models.vae import VAE
 
 DRAWS = 4  # of an image at once: draw k is number k % 4 of the stream's step k // 4
 VALUES = 2000 * 784  # of images times draws that are decoded at once
+IMPORTANCE = (
+    *("neg_iwae_nats", "iwae_bits_per_dim", "neg_iwae_standard_error"),
+    *("importance_samples", "importance_images", "effective_samples"),
+)
 
 
 @torch.no_grad()
@@ -24,7 +29,7 @@ def importance_weighted(
 ) -> dict[str, float]:
     """-L_K with the running sigma, in float32, of all images or the first `most_images`.
 
-    Returns neg_iwae_nats, its standard error over the images, importance_samples (K), importance_images, and
+    Returns neg_iwae_nats, the same as iwae_bits_per_dim, its standard error over the images, importance_samples (K), importance_images, and
     effective_samples, (sum w)^2 / sum w^2 of an image's K weights (Kong 1992), the mean over the images. Draw k of an
     image is a function of (seed, its number, k), so that more samples contain the fewer ones. Raises UserError for a
     likelihood that fits sigma to each image, which bounds nothing, DataError when no image can be used.
@@ -55,10 +60,11 @@ def importance_weighted(
         raise DataError(
             "no image could be used; `vaescale verify-shards DIR --deep` names what is wrong with them"
         )
-    mean = total / count
+    mean, likelihood = total / count, model.likelihood
     variance = max(0.0, squares / count - mean**2)
     return {
         "neg_iwae_nats": -mean,
+        "iwae_bits_per_dim": bits_per_dim(-mean, likelihood.dimensions, likelihood.measure),
         "neg_iwae_standard_error": math.sqrt(variance / count),
         "importance_samples": float(samples),
         "importance_images": count,

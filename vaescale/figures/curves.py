@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vaescale.figures.drawing import COLOURS, MARKERS, POINT_COLOURS, finish, logarithmic, subplots
+from vaescale.figures.drawing import COLOURS, DISTINCT, STYLES, finish, logarithmic, look, subplots
 
 
 def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> None:
@@ -64,17 +64,25 @@ def curves_of_runs(
     """A panel for each metric: of each run its label and (step, mean, least, greatest) over its repetitions."""
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure, axes = subplots(rows, columns, (4.2 * columns + 1.8, 3.0 * rows + 0.3), frame=True)
     labels = list(dict.fromkeys(label for _, lines in panels for label, _ in lines))
+    named = labels[:DISTINCT]
+    names = math.ceil(len(named) / (16 * rows))  # columns of them
+    figure, axes = subplots(rows, columns, (4.2 * columns + 1.8 * names, 3.0 * rows + 0.3), frame=True)
     for axis, (metric, lines) in zip(axes.flat, panels, strict=False):
         for label, points in lines:
             number = labels.index(label)
-            colour = POINT_COLOURS[number % len(POINT_COLOURS)]
-            style = ("-", "--", ":", "-.")[number // len(POINT_COLOURS) % 4]
+            colour, marker = look(number)
             steps, mean, least, greatest = zip(*points, strict=True)
-            marker = "o" if len(steps) < 20 else None
             axis.plot(
-                steps, mean, style, color=colour, linewidth=1.3, label=label, marker=marker, markersize=3
+                steps,
+                mean,
+                STYLES[number % len(STYLES)],
+                color=colour,
+                linewidth=1.3,
+                label=label,
+                marker=marker,
+                markersize=3,
+                markevery=max(1, len(steps) // 10),
             )
             if least != greatest:
                 axis.fill_between(steps, least, greatest, color=colour, alpha=0.2, linewidth=0)
@@ -90,8 +98,16 @@ def curves_of_runs(
         for axis in axes.flat
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
     }
+    more = len(labels) - len(named)
     figure.legend(
-        [shown[label] for label in labels], labels, fontsize=7, frameon=False, loc="outside right upper"
+        [shown[label] for label in named],
+        named,
+        title=f"and {more} more" if more else None,
+        ncols=names,
+        fontsize=7,
+        title_fontsize=7,
+        frameon=False,
+        loc="outside right upper",
     )
     finish(figure, path, title)
 
@@ -112,7 +128,7 @@ def calibration(path: Path, curves: Sequence[tuple[str, Sequence[float]]], *, ti
     axis.plot([0, 100], [0, 100], color="0.5", linestyle=":", linewidth=1.2, label="calibrated")
     for number, (label, coverage) in enumerate(curves):
         levels = 100 * (np.arange(len(coverage)) + 1) / len(coverage)
-        colour, marker = POINT_COLOURS[number % len(POINT_COLOURS)], MARKERS[number % len(MARKERS)]
+        colour, marker = look(number)
         axis.plot(
             [0, *levels],
             [0, *(100 * share for share in coverage)],
@@ -199,8 +215,15 @@ def rate_distortion(
                 label, (rate, distortion), (4, 4), textcoords="offset points", fontsize=7, color="0.35"
             )
     for number, (label, rate, distortion) in enumerate(points):
-        colour, marker = POINT_COLOURS[number % len(POINT_COLOURS)], MARKERS[number // len(POINT_COLOURS)]
-        axis.plot([rate], [distortion], marker, color=colour, markersize=7, label=label, linestyle="none")
+        colour, marker = look(number)
+        name = (
+            label
+            if number < DISTINCT
+            else f"and {len(points) - DISTINCT} more"
+            if number == DISTINCT
+            else None
+        )
+        axis.plot([rate], [distortion], marker, color=colour, markersize=7, label=name, linestyle="none")
     if points and curve:
         label, rate, distortion = points[-1]
         axis.annotate(
@@ -211,5 +234,6 @@ def rate_distortion(
     axis.set_ylabel("distortion: mean squared error", fontsize=8)
     axis.tick_params(labelsize=7, which="both")
     axis.grid(alpha=0.25, which="both")
-    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    names = math.ceil(len(points) / 24)
+    axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=min(2, names))
     finish(figure, path, title)

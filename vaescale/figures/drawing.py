@@ -15,10 +15,12 @@ from vaescale.files import write_whole
 
 Images = NDArray[np.float32]
 CELL_INCHES = 0.62
-# From Okabe & Ito's palette: distinct for the colour-blind and in grey.
+# From Okabe & Ito's palette: distinct for the colour-blind. In grey some are alike, so that markers and lines differ too.
 COLOURS = ("#0072B2", "#D55E00")
 POINT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v")
+STYLES = ("-", "--", ":", "-.")
+DISTINCT = len(POINT_COLOURS) * len(MARKERS)
 
 
 def subplots(
@@ -35,6 +37,11 @@ def subplots(
         for axis in axes.flat:
             axis.set_axis_off()
     return figure, axes
+
+
+def look(number: int) -> tuple[str, str]:
+    """The colour and the marker of a number of several things, distinct up to so many."""
+    return POINT_COLOURS[number % len(POINT_COLOURS)], MARKERS[number % len(MARKERS)]
 
 
 def show(axis: Any, image: Images) -> None:

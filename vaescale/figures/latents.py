@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaescale.figures.drawing import COLOURS, MARKERS, POINT_COLOURS, finish, subplots
+from vaescale.figures.drawing import COLOURS, MARKERS, POINT_COLOURS, finish, look, subplots
 
 
 def mixture_selection(
@@ -89,7 +89,7 @@ def sigma_and_density(
             densities, sigmas, marker, color=colour, label=name, markersize=3, alpha=0.5, linestyle="none"
         )
     axis.set_xscale("symlog", linthresh=100)
-    axis.set_xlabel("log density of z (nats)", fontsize=8)
+    axis.set_xlabel("log q(z) (nats)", fontsize=8)
     axis.set_ylabel("mean log sigma(z)", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25)
@@ -108,8 +108,7 @@ def latent_scatter(
     classes = sorted(set(labels.tolist()))
     for number, one in enumerate(classes):
         here = points[labels == one]
-        colour = POINT_COLOURS[number % len(POINT_COLOURS)]
-        marker = MARKERS[number // len(POINT_COLOURS) % len(MARKERS)]
+        colour, marker = look(number)
         axis.plot(here[:, 0], here[:, 1], marker, color=colour, markersize=3, alpha=0.5, linestyle="none")
         if one >= 0 and len(classes) <= 20:
             place = np.median(here, axis=0)

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import OmegaConf
+
+from vaescale.config import flat
 from vaescale.console import say
 from vaescale.errors import UserError
 from vaescale.secrets import redact
@@ -19,7 +22,9 @@ KIND = {
 
 
 class Stored(NamedTuple):
-    """A run as a store has it, flat. curves: (step, value) of the metrics that were asked for; pictures: by file name."""
+    """A run as a store has it, flat. curves: (step, value) of the metrics that were asked for; pictures: by file name;
+    evaluations: the JSON files of what verbs measured.
+    """
 
     name: str
     place: str
@@ -28,6 +33,7 @@ class Stored(NamedTuple):
     curves: dict[str, list[tuple[float, float]]]
     pictures: dict[str, bytes]
     data_hash: str
+    evaluations: list[bytes]
 
 
 def stored_runs(
@@ -74,22 +80,27 @@ def _stored(client: Any, run: Any, curves: Sequence[str], pictures: Sequence[str
         for name in curves
         if name in metrics
     }
-    there = {one.path for one in client.list_artifacts(run_id, "figures")} if pictures else set()
-    found = {}
+    there = [one.path for place in ("figures", "evaluation") for one in client.list_artifacts(run_id, place)]
+    recipe = dict(run.data.params)
     with tempfile.TemporaryDirectory() as folder:
-        for place in pictures:
-            if place in there:
-                content = Path(client.download_artifacts(run_id, place, folder)).read_bytes()
-                if content.startswith(b"\x89PNG"):
-                    found[Path(place).name] = content
+
+        def content(place: str) -> bytes:
+            return Path(client.download_artifacts(run_id, place, folder)).read_bytes()
+
+        images = {Path(place).name: content(place) for place in pictures if place in there}
+        evaluations = [content(place) for place in there if place.startswith("evaluation/")]
+        if "changes" in run.data.tags:  # params stay what they were; the file is what the run went on with
+            read: Any = OmegaConf.to_container(OmegaConf.create(content("recipe.yaml").decode()))
+            recipe = {name: str(value) for name, value in flat(read).items()}
     return Stored(
         run.info.run_name,
         run_id,
-        dict(run.data.params),
+        recipe,
         metrics,
         points,
-        found,
+        {name: png for name, png in images.items() if png.startswith(b"\x89PNG")},
         run.data.tags.get("val_data_hash", ""),
+        evaluations,
     )
 
 
@@ -137,6 +148,7 @@ def be_patient() -> None:
     """For seconds rather than for the minutes that MLflow would block by default, and without a word to its makers."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is a verb's result
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 

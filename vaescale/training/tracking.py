@@ -8,14 +8,13 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from pydantic import Field, field_validator
 
-from vaescale.config import Config
+from vaescale.config import Config, flat
 from vaescale.console import say
 from vaescale.errors import Preempted, UserError
 from vaescale.secrets import is_redacted, redact
@@ -214,7 +213,7 @@ def _send_params(client: Any, folder: Path, state: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
     recipe: Any = OmegaConf.to_container(OmegaConf.load(folder / run_folder.RECIPE))
-    params = [Param(name, str(value)[:PARAM_CHARACTERS]) for name, value in _flat(recipe)]
+    params = [Param(name, str(value)[:PARAM_CHARACTERS]) for name, value in flat(recipe).items()]
     for start in range(0, len(params), BATCH_PARAMS):
         client.log_batch(state["run_id"], params=params[start : start + BATCH_PARAMS])
     _send_data(client, folder, state, recipe.get("data", {}))
@@ -230,12 +229,19 @@ def _send_data(client: Any, folder: Path, state: dict[str, Any], data: dict[str,
     for split, name, context in (("train", "data_hash", "training"), ("val", "val_data_hash", "validation")):
         place, digest = data.get(split), tags.get(name)
         if place and digest:
-            source = json.dumps({"uri": redact(str(place))})
-            kind = "http" if "://" in str(place) else "local"
-            found = Dataset(Path(str(place)).name, str(digest)[:DIGEST_CHARACTERS], kind, source)
+            kind, source = _source(redact(str(place)))
+            found = Dataset(Path(str(place)).name, str(digest)[:DIGEST_CHARACTERS], kind, json.dumps(source))
             inputs.append(DatasetInput(found, [InputTag("mlflow.data.context", context)]))
     if inputs:
         client.log_inputs(state["run_id"], datasets=inputs)
+
+
+def _source(place: str) -> tuple[str, dict[str, str]]:
+    """As MLflow's data set sources are called and written: a folder, a URL, or what a store's scheme begins with."""
+    scheme, separator, _ = place.partition("://")
+    if not separator:
+        return "local", {"uri": place}
+    return ("http", {"url": place}) if scheme in ("http", "https") else (scheme, {"uri": place})
 
 
 def _send_changes(client: Any, folder: Path, state: dict[str, Any]) -> None:
@@ -278,19 +284,14 @@ def _send_artifacts(client: Any, folder: Path, state: dict[str, Any]) -> int:
     for pattern in ARTIFACTS:
         for path in sorted(folder.glob(pattern)):
             name = str(path.relative_to(folder))
+            found = path.stat()
+            known = state["artifacts"].get(name)
+            if known is not None and known[1:] == [found.st_size, found.st_mtime_ns]:
+                continue  # not hashed every few seconds
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            if state["artifacts"].get(name) != digest:
+            if known is None or known[0] != digest:
                 place = str(path.relative_to(folder).parent)
                 client.log_artifact(state["run_id"], str(path), None if place == "." else place)
-                state["artifacts"][name] = digest
                 sent += 1
+            state["artifacts"][name] = [digest, found.st_size, found.st_mtime_ns]
     return sent
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"data": {"train": 1}}` to ("data.train", 1)."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

@@ -4,8 +4,9 @@ Sample number i is the same whatever the count is, and on any number of processe
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -23,7 +24,8 @@ SHOWN = 256  # samples of each kind in a picture
 SHARD_SAMPLES, BATCH = 1000, 250
 
 
-class Draws(NamedTuple):
+@dataclass(frozen=True)
+class Draws:
     """How many, at which temperature, of which seed."""
 
     count: int
@@ -64,7 +66,11 @@ def draw_pages(
                 draw(page)
                 progress.update(done, "pictures")
 
-    comm.on_main(lambda: [old.unlink() for old in folder.glob("samples-[0-9]*.png")])
+    def forget_earlier() -> None:
+        for old in folder.glob("samples-[0-9]*.png"):
+            old.unlink()
+
+    comm.on_main(forget_earlier)
     comm.together(draw_own)
     comm.on_main(lambda: push(opened.folder, opened.recipe.tracking))
     return [str(path) for path in paths]

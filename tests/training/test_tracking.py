@@ -74,6 +74,15 @@ def test_mlflow_finds_the_data_set_s_source(run: Path, config: TrackingConfig, p
     assert place in mlflow.data.get_source(used.dataset).to_json()
 
 
+def test_mlflow_knows_where_a_run_comes_from(run: Path, config: TrackingConfig, monkeypatch) -> None:
+    monkeypatch.setenv("LOGNAME", "someone")
+    run_folder.write_json(run / "run.json", {"git_revision": "0123456789abcdef-dirty"})
+    stored = MlflowClient(config.mlflow).get_run(sync(run, config)["run_id"])
+    assert stored.data.tags["mlflow.source.name"] == "vaescale train"
+    assert stored.data.tags["mlflow.source.git.commit"] == "0123456789abcdef"
+    assert stored.data.tags["mlflow.user"] == stored.info.user_id == "someone"
+
+
 def test_a_file_is_hashed_again_when_it_changed(run: Path, config: TrackingConfig, monkeypatch) -> None:
     (run / "summary.json").write_text("{}")
     assert sync(run, config)["artifacts_sent"] == 2

@@ -7,8 +7,10 @@ FILE.pt2            any module that `torch.export.save` wrote: [B, C, H, W] in [
 """
 
 import hashlib
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,11 @@ from vaescale.evaluation import classifier
 
 MOST_PIXELS = 4096
 INCEPTION = "inception"
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names it in torch's cache
+INCEPTION_SHA256 = "6726825d"  # its beginning
+INCEPTION_FILE = (
+    f"weights-inception-2015-12-05-{INCEPTION_SHA256}.pth"  # as torch-fidelity names it in torch's cache
+)
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 class Extractor(NamedTuple):
@@ -90,7 +96,8 @@ def _inception(place: str, device: torch.device) -> Extractor:
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        module: Any = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
+        with _no_code_from_pickles():
+            module: Any = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
     except ModuleNotFoundError as error:
         raise UserError(
             f"Inception needs torch-fidelity and torchvision ({error.name} is missing); `pip install torch-fidelity torchvision`, "
@@ -109,8 +116,25 @@ def _inception(place: str, device: torch.device) -> Extractor:
         return found.float()
 
     identity = hashlib.sha256(path.read_bytes()).hexdigest()
-    words = "Inception v3, 2048 features, torch-fidelity's weights and resizing, through torchmetrics"
+    weights = "torch-fidelity's weights"
+    if not identity.startswith(INCEPTION_SHA256):
+        weights = (
+            f"weights that are not torch-fidelity's (sha256 {identity[:12]}), so no FID of the literature"
+        )
+    words = f"Inception v3, 2048 features, {weights}, torch-fidelity's resizing, through torchmetrics"
     return Extractor(INCEPTION, words, identity, features)
+
+
+@contextmanager
+def _no_code_from_pickles() -> Iterator[None]:
+    """torch-fidelity asks for a full unpickling of its weights; torch refuses it then."""
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(WEIGHTS_ONLY)
+        os.environ |= {WEIGHTS_ONLY: before} if before is not None else {}
 
 
 def _refuse_misfit(

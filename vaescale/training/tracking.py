@@ -4,6 +4,7 @@ A run can therefore train with the tracking server away. What was not sent stays
 sends the rest. `RUN/mlflow.json` remembers the MLflow run and how far it got, so nothing is sent twice.
 """
 
+import getpass
 import hashlib
 import json
 import re
@@ -198,6 +199,7 @@ def _create_run(folder: Path, config: TrackingConfig) -> dict[str, Any]:
     client = MlflowClient(uri)
     own = experiment_id(client, config.mlflow or "", config.experiment)
     tags = {name: str(value) for name, value in run_folder.read_json(folder / run_folder.TAGS).items()}
+    tags |= _origin(tags.get("git_revision", ""))
     if config.parent:
         tags["mlflow.parentRunId"] = config.parent
     run = client.create_run(own, run_name=folder.name, tags=tags)
@@ -207,6 +209,17 @@ def _create_run(folder: Path, config: TrackingConfig) -> dict[str, Any]:
     state |= {"sent_bytes": 0, "sent_step": {}, "artifacts": {}}
     run_folder.write_json(folder / STATE, state)
     return state
+
+
+def _origin(revision: str) -> dict[str, str]:
+    """What MLflow's pages show as a run's source and user."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's number without a name
+        user = ""
+    words = {"mlflow.source.name": "vaescale train", "mlflow.source.type": "LOCAL", "mlflow.user": user}
+    commit = re.match(r"[0-9a-f]{7,40}", revision)
+    return words | ({"mlflow.source.git.commit": commit[0]} if commit else {})
 
 
 def _send_params(client: Any, folder: Path, state: dict[str, Any]) -> None:

@@ -189,82 +189,80 @@ def show(result: dict[str, Any]) -> None:
     """A table for each part."""
     from vaescale.console import table
 
+    table(
+        f"{result['run']}, step {result['step']}: information of {result['of']} "
+        f"({result['information']['images']} images), nats",
+        _information_rows(result),
+    )
+    if result["variance"]:
+        head = f"variance of the images{'from z':>13} {'noise':>10} {'total':>10}"
+        table(head, _variance_rows(result["variance"]))
+    if sigma := result["sigma"]:
+        pooled = f"all: Spearman {sigma['spearman']:.3f}, Pearson {sigma['pearson']:.3f}"
+        head = f"z from       mean log sigma(z)  {sigma['density']:>11}  Spearman   ({pooled})"
+        table(head, _sigma_rows(sigma["kinds"]))
+    if result["noise"]:
+        table(f"noise in pictures of {'means':>10} {'ancestral':>11}", _noise_rows(result["noise"]))
+    if gaps := result["gaps"]:
+        table(f"inference gaps of {gaps['images']} held-out images, nats", _gap_rows(gaps))
+    table("figures", [(Path(path).stem, path) for path in result["figures"]])
+
+
+def _information_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     known = result["information"]
 
     def nats(name: str, error: str | None = None) -> str:
         return f"{known[name]:9.3f}" + (f" +- {known[error]:.3f}" if error else "")
 
     both = known["mutual_information"] + known["aggregate_kl"]
-    table(
-        f"{result['run']}, step {result['step']}: information of {result['of']} ({known['images']} images), nats",
-        [
-            (
-                f"I(x; z), at most ln N = {math.log(known['images']):.3f}",
-                nats("mutual_information", "mutual_information_error"),
-            ),
-            ("KL(q(z)||p(z))", nats("aggregate_kl", "aggregate_kl_error")),
-            ("their sum", f"{both:9.3f}"),
-            ("mean KL, closed form", nats("mean_kl")),
-            ("total correlation", nats("total_correlation", "total_correlation_error")),
-            ("KL of the marginals", nats("marginal_kl")),
-            ("active units", f"{sum(result['active']):5d} of {len(result['active'])}"),
-        ],
-    )
-    if result["variance"]:
-        rows = [
-            (
-                name,
-                f"{part['latent']:10.4f} {part['observed']:10.4f} {part['latent'] + part['observed']:10.4f}",
-            )
-            for name, part in result["variance"].items()
-            if name != "data_total"
-        ]
-        table(
-            f"variance of the images{'from z':>13} {'noise':>10} {'total':>10}",
-            [*rows, ("data", f"{'':21} {result['variance']['data_total']:10.4f}")],
-        )
-    if result["sigma"]:
-        rows = [
-            (
-                name,
-                f"{one['mean_log_sigma']:10.4f} {one['mean_log_density_nats']:12.2f} {one['spearman']:10.3f}",
-            )
-            for name, one in result["sigma"]["kinds"].items()
-        ]
-        pooled = f"all: Spearman {result['sigma']['spearman']:.3f}, Pearson {result['sigma']['pearson']:.3f}"
-        table(
-            f"z from       mean log sigma(z)  log density  Spearman   ({result['sigma']['density']}; {pooled})",
-            rows,
-        )
-    if result["noise"]:
-        rows = [
-            (
-                name,
-                "".join(
-                    f"{row[column]:12.4f}" if column in row else " " * 12 for column in ("mean", "ancestral")
-                ),
-            )
-            for name, row in result["noise"].items()
-        ]
-        table(f"noise in pictures of   {'mean':>9}   {'ancestral':>9}", rows)
-    if gaps := result["gaps"]:
-        table(
-            f"inference gaps of {gaps['images']} held-out images, nats",
-            [
-                ("L[q]", f"{gaps['elbo_nats']:10.3f}"),
-                ("L[q*]", f"{gaps['optimized_elbo_nats']:10.3f}"),
-                (f"log p(x), at least (K = {gaps['importance_samples']})", f"{gaps['log_px_nats']:10.3f}"),
-                (
-                    "amortization gap",
-                    f"{gaps['amortization_gap_nats']:10.3f} +- {gaps['amortization_gap_error']:.3f}",
-                ),
-                (
-                    "approximation gap",
-                    f"{gaps['approximation_gap_nats']:10.3f} +- {gaps['approximation_gap_error']:.3f}",
-                ),
-            ],
-        )
-    table("figures", [(Path(path).stem, path) for path in result["figures"]])
+    bound = f"I(x; z), at most ln N = {math.log(known['images']):.3f}"
+    return [
+        (bound, nats("mutual_information", "mutual_information_error")),
+        ("KL(q(z)||p(z))", nats("aggregate_kl", "aggregate_kl_error")),
+        ("their sum", f"{both:9.3f}"),
+        ("mean KL, closed form", nats("mean_kl")),
+        ("total correlation", nats("total_correlation", "total_correlation_error")),
+        ("KL of the marginals", nats("marginal_kl")),
+        ("active units", f"{sum(result['active']):5d} of {len(result['active'])}"),
+    ]
+
+
+def _variance_rows(variance: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        (name, f"{part['latent']:10.4f} {part['observed']:10.4f} {part['latent'] + part['observed']:10.4f}")
+        for name, part in variance.items()
+        if name != "data_total"
+    ]
+    return [*rows, ("data", f"{'':21} {variance['data_total']:10.4f}")]
+
+
+def _sigma_rows(kinds: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (name, f"{one['mean_log_sigma']:12.4f} {one['mean_log_density_nats']:12.2f} {one['spearman']:9.3f}")
+        for name, one in kinds.items()
+    ]
+
+
+def _noise_rows(noise: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
+    columns = ("mean", "ancestral")
+    cells = {
+        name: [f"{row[column]:11.4f}" if column in row else "" for column in columns]
+        for name, row in noise.items()
+    }
+    return [(name, " ".join(row)) for name, row in cells.items()]
+
+
+def _gap_rows(gaps: dict[str, Any]) -> list[tuple[str, str]]:
+    def gap(name: str) -> tuple[str, str]:
+        return f"{name} gap", f"{gaps[f'{name}_gap_nats']:10.3f} +- {gaps[f'{name}_gap_error']:.3f}"
+
+    return [
+        ("L[q]", f"{gaps['elbo_nats']:10.3f}"),
+        ("L[q*]", f"{gaps['optimized_elbo_nats']:10.3f}"),
+        (f"log p(x), at least (K = {gaps['importance_samples']})", f"{gaps['log_px_nats']:10.3f}"),
+        gap("amortization"),
+        gap("approximation"),
+    ]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,94 +227,49 @@ def test_an_exported_run_is_loaded_by_mlflow(vaescale, run: Path, tmp_path: Path
     assert vaescale("sample", out / "data" / "run", "--count", 4).code == 0
 
 
-@pytest.mark.filterwarnings("ignore")  # MLflow and SQLAlchemy warn of themselves
-def test_a_sweep_trains_all_below_one_run(
-    vaescale, recipe_file, recipe_content, tmp_path: Path, monkeypatch
-) -> None:
-    import mlflow
-    from mlflow import MlflowClient
+def sweep_words(content: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A recipe whose runs lie in runs/ of the working folder, and two variants of it."""
+    content = {
+        **content,
+        "run_dir": "runs/${name}",
+        "tracking": {"mlflow": "sqlite:///mlflow.db", "experiment": "s"},
+    }
+    return content, ("seed=0,1", "training.steps=6")
 
+
+@pytest.fixture
+def sweep(vaescale, recipe_file, recipe_content, tmp_path: Path, monkeypatch) -> Path:
+    """The folder of a sweep over two seeds. Its runs lie in runs/ of the working folder, MLflow's store is mlflow.db there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    content = {**recipe_content, "run_dir": "runs/${name}", "tracking": {"mlflow": uri, "experiment": "s"}}
-    words = ("sweep", recipe_file(content), "seed=0,1", "training.steps=6", "--json")
-    assert len(vaescale(*words, "--dry-run").json["variants"]) == 2
+    content, words = sweep_words(recipe_content)
+    outcome = vaescale("sweep", recipe_file(content), *words, "--json")
+    assert outcome.code == 0, outcome.err
+    assert [one["exit_code"] for one in outcome.json["variants"]] == [0, 0]
+    return Path("runs/tiny-sweep")
+
+
+STORE = ("--experiment", "s", "--store", "sqlite:///mlflow.db")
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow and SQLAlchemy warn of themselves
+def test_a_sweep_trains_all_below_one_run(vaescale, sweep: Path, recipe_file, recipe_content) -> None:
+    from mlflow import MlflowClient
+
+    content, words = sweep_words(recipe_content)
+    assert len(vaescale("sweep", recipe_file(content), *words, "--dry-run", "--json").json["variants"]) == 2
     vaescale("sweep", recipe_file(content), "objective.beat=1,2").assert_refused(
         2, "unknown key objective.beat"
     )
-    outcome = vaescale(*words)
-    assert outcome.code == 0, outcome.err
-    assert [one["exit_code"] for one in outcome.json["variants"]] == [0, 0]
-    state = json.loads((tmp_path / "runs" / "tiny-sweep" / "sweep.json").read_text())
-    client = MlflowClient(uri)
-    assert len(vaescale("compare-runs", tmp_path / "runs" / "tiny-sweep", "--json").json["runs"]) == 2
+    state = json.loads((sweep / "sweep.json").read_text())
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
     experiment = client.get_experiment_by_name("s").experiment_id
     below = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{state['mlflow_run']}'")
     assert {run.info.run_name for run in below} == {"tiny-seed-0", "tiny-seed-1"}
     inputs = {one.tags[0].value: one.dataset.digest for one in below[0].inputs.dataset_inputs}
     tags = below[0].data.tags
     assert inputs == {"training": tags["data_hash"][:36], "validation": tags["val_data_hash"][:36]}
-    compared = vaescale(
-        "compare-runs",
-        "--experiment",
-        "s",
-        "--where",
-        "params.seed != ''",
-        "--store",
-        uri,
-        "--out",
-        tmp_path / "out",
-        "--json",
-    )
-    assert compared.code == 0, compared.err
-    assert {one["name"] for one in compared.json["runs"]} == {"tiny-seed-0", "tiny-seed-1"}
-    assert {one["seed"] for one in compared.json["runs"]} == {"0", "1"}
-    assert compared.json["figures"]
-    for more, message in (
-        (("--experiment", "none"), "has no experiment 'none'; there are"),
-        (("--experiment", "s", "--where", "nonsense"), "MLflow at"),
-        (("--experiment", "s", "--where", "params.seed = '7'"), "has no runs"),
-    ):
-        vaescale("compare-runs", "--store", uri, *more).assert_refused(2, message)
-    vaescale("compare-runs", "--experiment", "s", "--store", "sqlite:///none.db").assert_refused(
-        2, "is not there"
-    )
-    one = tmp_path / "runs" / "tiny-seed-0"
-    logged = vaescale("export", one, tmp_path / "exported", "--log", "--json")
-    assert logged.code == 0, logged.err
-    model = mlflow.pyfunc.load_model(logged.json["model_uri"])
-    assert model.predict(np.zeros((2, 1, 8, 8), np.uint8)).shape == (2, 1, 8, 8)
-    run_id = json.loads((one / "mlflow.json").read_text())["run_id"]
-    assert client.get_run(run_id).info.status == "FINISHED"
-    changed = vaescale("train", recipe_file(content), "name=tiny-seed-0", "seed=0", "training.steps=9")
-    changed.assert_refused(2, "--allow-changes")
-    words = (
-        "train",
-        recipe_file(content),
-        "name=tiny-seed-0",
-        "seed=0",
-        "training.steps=9",
-        "--allow-changes",
-    )
-    assert vaescale(*words).code == 0
-    stored = vaescale(
-        "compare-runs", "--experiment", "s", "--store", uri, "--out", tmp_path / "out", "--json"
-    )
-    steps = {one["name"]: one["training.steps"] for one in stored.json["runs"] if one["seed"]}
-    assert steps == {"tiny-seed-0": "9", "tiny-seed-1": "6"}, "as the run went on, not as it began"
-    sweep = tmp_path / "runs" / "tiny-sweep"
-    (tmp_path / "runs" / "tiny-seed-1" / "metrics.jsonl").unlink()
-    (sweep / "sweep.json").write_text(
-        json.dumps({**state, "runs": [*state["runs"], "runs/tiny-seed-0", str(one.parent)]})
-    )
-    few = vaescale("compare-runs", sweep)
-    few.assert_refused(2, "one run alone")
-    assert "left out: runs/tiny-seed-1 has no metrics yet" in few.err
-    assert f"left out: {one.parent} is not a run folder" in few.err
-    written = vaescale(
-        "sweep", recipe_file(content), "seed=0,1", "training.steps=6", "--write", "slurm", "--json"
-    )
+    written = vaescale("sweep", recipe_file(content), *words, "--write", "slurm", "--json")
     assert written.code == 0, written.err
     again = json.loads((sweep / "sweep.json").read_text())
     assert (again["mlflow_run"], again["runs"]) == (state["mlflow_run"], state["runs"])
@@ -322,6 +278,55 @@ def test_a_sweep_trains_all_below_one_run(
     )
     assert failed.code == 3
     assert [one["exit_code"] for one in failed.json["variants"]] == [3, 3]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_runs_are_compared_from_a_store(vaescale, sweep: Path, recipe_file, recipe_content) -> None:
+    compared = vaescale("compare-runs", *STORE, "--where", "params.seed != ''", "--json")
+    assert compared.code == 0, compared.err
+    assert {one["name"] for one in compared.json["runs"]} == {"tiny-seed-0", "tiny-seed-1"}
+    assert {one["seed"] for one in compared.json["runs"]} == {"0", "1"}
+    assert compared.json["figures"]
+    for more, message in (
+        (("--experiment", "none"), "has no experiment 'none'; there are"),
+        (("--where", "nonsense"), "MLflow at"),
+        (("--where", "params.seed = '7'"), "has no runs"),
+        (("--store", "sqlite:///none.db"), "is not there"),
+    ):
+        vaescale("compare-runs", *STORE, *more).assert_refused(2, message)
+    content, _ = sweep_words(recipe_content)
+    words = ("train", recipe_file(content), "name=tiny-seed-0", "seed=0", "training.steps=9")
+    vaescale(*words).assert_refused(2, "--allow-changes")
+    assert vaescale(*words, "--allow-changes").code == 0
+    found = vaescale("compare-runs", *STORE, "--json").json["runs"]
+    steps = {one["name"]: one["training.steps"] for one in found}
+    assert steps == {"tiny-seed-0": "9", "tiny-seed-1": "6"}, "as the run went on, not as it began"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sweep_s_folder_stands_for_its_runs(vaescale, sweep: Path) -> None:
+    assert len(vaescale("compare-runs", sweep, "--json").json["runs"]) == 2
+    Path("runs/tiny-seed-1/metrics.jsonl").unlink()
+    state = json.loads((sweep / "sweep.json").read_text())
+    (sweep / "sweep.json").write_text(json.dumps({**state, "runs": [*state["runs"], "runs"]}))
+    few = vaescale("compare-runs", sweep)
+    few.assert_refused(2, "one run alone")
+    assert "left out: runs/tiny-seed-1 has no metrics yet" in few.err
+    assert "left out: runs is not a run folder" in few.err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_is_logged_to_its_run(vaescale, sweep: Path, tmp_path: Path) -> None:
+    import mlflow
+
+    assert sweep.is_dir()
+    one = Path("runs/tiny-seed-0")
+    logged = vaescale("export", one, tmp_path / "exported", "--log", "--json")
+    assert logged.code == 0, logged.err
+    model = mlflow.pyfunc.load_model(logged.json["model_uri"])
+    assert model.predict(np.zeros((2, 1, 8, 8), np.uint8)).shape == (2, 1, 8, 8)
+    run_id = json.loads((one / "mlflow.json").read_text())["run_id"]
+    assert mlflow.MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db").get_run(run_id).info.status == "FINISHED"
 
 
 def test_more_latents_than_directions_leave_pca_what_there_is(vaescale, recipe_file, recipe_content) -> None:

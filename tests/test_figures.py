@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from vaescale import figures
@@ -32,6 +33,19 @@ def test_bright_images_make_bright_figures(tmp_path: Path) -> None:
         figures.image_rows(tmp_path / f"r-{name}.png", [("a", images), ("b", images)], title="t")
         means[name] = [pixels(tmp_path / f"{kind}-{name}.png").mean() for kind in "sr"]
     assert all(bright > dark + 50 for dark, bright in zip(means["dark"], means["bright"], strict=True))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rows_of_training_are_named(tmp_path: Path, channels: int) -> None:
+    rows = [(name, np.full((3, channels, 8, 8), 0.5, np.float32)) for name in ("original", "sigma to 0.1")]
+    figures.picture_rows(tmp_path / "rows.png", rows)
+    drawn = pixels(tmp_path / "rows.png")
+    width = (3 * 8 + 2) * 8
+    assert drawn.shape[1] > width
+    names, images = drawn[:, :-width], drawn[:, -width:]
+    assert names.min() < 60, "letters"
+    assert (names[:, 0] == 255).all(), "which begin within the picture"
+    assert 127 <= np.median(images) <= 128
 
 
 def test_colour_images_are_drawn_in_colour(tmp_path: Path) -> None:

@@ -267,9 +267,8 @@ class Session:
         if comm.is_main():
             run_folder.append_metrics(self.folder, step, self._measured[1])
         if comm.is_main() and rows:
-            figures.picture_rows(
-                self.folder / "figures" / "progress" / f"step-{step:09d}.png", [row.numpy() for row in rows]
-            )
+            path = self.folder / "figures" / "progress" / f"step-{step:09d}.png"
+            figures.picture_rows(path, [(name, row.numpy()) for name, row in rows])
 
     def _judged(self) -> None:
         """Write down which images a loss or gradient of NaN or Inf came from."""

@@ -8,9 +8,9 @@ from vaescale.models.vae import VAE
 
 
 @torch.no_grad()
-def glimpse(model: VAE, images: Tensor, *, seed: int) -> list[Tensor]:
-    """Rows of pictures [B, C, H, W] in [0, 1]: originals, decoded means, sigma(z) over its largest value where it differs from
-    place to place, means of samples. images: uint8 [B, C, H, W]. All ranks call it, with the same images.
+def glimpse(model: VAE, images: Tensor, *, seed: int) -> list[tuple[str, Tensor]]:
+    """Named rows of pictures [B, C, H, W] in [0, 1]: originals, decoded means, sigma(z) over its largest value where it differs
+    from place to place, means of samples. images: uint8 [B, C, H, W]. All ranks call it, with the same images.
     """
     was_training = model.training
     model.eval()
@@ -18,11 +18,12 @@ def glimpse(model: VAE, images: Tensor, *, seed: int) -> list[Tensor]:
     stream = noise.Stream(seed, 0, torch.arange(len(images), device=device))
     x = model.target(images.to(device), stream)
     params = model.reconstruct(x)
-    rows = [x, model.likelihood.mean(params)]
+    means = model.likelihood.mean(params)
+    rows = [("original", x), ("decoded", means)]
     deviation = model.likelihood.deviation(params)
     if deviation is not None and deviation.numel() > 1:
-        sigma = deviation.expand_as(rows[1])
-        rows.append(sigma / sigma.amax().clamp_min(1e-12))
-    rows.append(model.likelihood.mean(model.from_prior(stream)))
+        sigma = deviation.expand_as(means)
+        rows.append((f"sigma to {float(sigma.amax()):.2g}", sigma / sigma.amax().clamp_min(1e-12)))
+    rows.append(("samples", model.likelihood.mean(model.from_prior(stream))))
     model.train(was_training)
-    return [row.float().clamp(0, 1).cpu() for row in rows]
+    return [(name, row.float().clamp(0, 1).cpu()) for name, row in rows]

@@ -62,15 +62,26 @@ def image_map(path: Path, images: Images, *, values: Sequence[float], title: str
     finish(figure, path, title)
 
 
-def picture_rows(path: Path, rows: Sequence[Images]) -> None:
-    """Rows of images and nothing else, enlarged to be seen: quick enough to be drawn while a model trains."""
-    from PIL import Image
+def picture_rows(path: Path, rows: Sequence[tuple[str, Images]]) -> None:
+    """Named rows of equally many images, enlarged to be seen: quick enough to be drawn while a model trains."""
+    from PIL import Image, ImageDraw
 
-    whole = montage(np.concatenate(rows), max(len(row) for row in rows))
+    images = [row for _, row in rows]
+    whole = montage(np.concatenate(images), len(images[0]))
     levels = (255 * np.moveaxis(whole, 0, -1)).round().astype(np.uint8)
-    scale = max(1, SMALLEST_PIXELS // rows[0].shape[-1])
+    scale = max(1, SMALLEST_PIXELS // images[0].shape[-1])
     picture = Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
     picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
+    margin, height = (
+        6 * (2 + max(len(name) for name, _ in rows)),
+        picture.height / len(rows),
+    )  # letters of 6 pixels
+    named = Image.new(picture.mode, (margin + picture.width, picture.height), "white")
+    named.paste(picture, (margin, 0))
+    for number, (name, _) in enumerate(rows):
+        place = (margin - 6, int((number + 0.5) * height))
+        ImageDraw.Draw(named).text(place, name, fill="black", anchor="rm", font_size=11)
+    picture = named
     content = io.BytesIO()
     picture.save(content, format="png")
     write_whole(path, content.getvalue())

@@ -88,7 +88,7 @@ def test_data_that_one_rank_alone_cannot_read_is_told_by_that_rank(monkeypatch, 
 
     def fail(_: object) -> None:
         fault = DataError("val-000001.tar is not there")
-        raise comm._known_to_all(fault) if shared else fault
+        raise comm.known_to_all(fault) if shared else fault
 
     monkeypatch.setattr(evaluate, "run", fail)
     monkeypatch.setattr(comm, "world_size", lambda: 2)

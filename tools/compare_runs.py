@@ -113,7 +113,7 @@ def _of_folders(given: list[Path]) -> "list[Record]":
 
 def _of_folder(folder: Path) -> "Record":
     """Of a run folder, its last value of each metric."""
-    from vaescale.comparing import PICTURES, Record, measured_by, read_picture
+    from vaescale.comparing import MEASURED, PICTURES, Record, measured_by, read_picture
     from vaescale.config import flat
     from vaescale.recipe import load_recipe
     from vaescale.training import folder as run_folder
@@ -136,13 +136,13 @@ def _of_folder(folder: Path) -> "Record":
         curves=curves,
         pictures={name: png for name, png in pictures.items() if png},
         data_hash=str(run_folder.read_json(folder / run_folder.TAGS).get("val_data_hash", "")),
-        measured=measured_by(path.read_bytes() for path in sorted((folder / "evaluation").glob("*.json"))),
+        measured=measured_by(path.read_bytes() for place in MEASURED for path in sorted(folder.glob(place))),
     )
 
 
 def _of_experiment(store: str, experiment: str, where: str | None) -> "list[Record]":
     """The runs of an MLflow experiment, the latest first."""
-    from vaescale.comparing import CURVES, PICTURES, Record, measured_by
+    from vaescale.comparing import CURVES, MEASURED, PICTURES, Record, measured_by
     from vaescale.console import say
     from vaescale.training.stores import stored_runs
 
@@ -153,6 +153,7 @@ def _of_experiment(store: str, experiment: str, where: str | None) -> "list[Reco
         most=MOST_RUNS,
         curves=CURVES,
         pictures=[f"figures/{name}" for name in PICTURES],
+        results=MEASURED,
     )
     if len(found) == MOST_RUNS:
         say(f"these are the latest {MOST_RUNS} runs; --where chooses others")

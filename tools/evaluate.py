@@ -102,6 +102,7 @@ def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     opened = open_run(arguments.run, weights=arguments.weights)
     reader = comm.together(lambda: open_split(opened.recipe, arguments.split, place=arguments.data))
     data, seed, hashed = opened.recipe.data, opened.recipe.seed, reader.index.data_hash
+    code = comm.on_main(git_revision)
     earlier = comm.on_main(lambda: run_folder.read_json(opened.folder / "evaluation" / f"{name}.json"))
     if arguments.data and earlier.get("data_hash", hashed) != hashed:
         raise UserError(f"{opened.folder}/evaluation/{name}.json is of other images; give these a --name")
@@ -118,7 +119,8 @@ def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
             most_images=arguments.importance_images,
         )
     elif all(
-        earlier.get(key) == own for key, own in (("weights_hash", opened.weights_hash), ("data_hash", hashed))
+        earlier.get(key) == own
+        for key, own in (("weights_hash", opened.weights_hash), ("data_hash", hashed), ("code", code))
     ):  # what took minutes is kept
         metrics |= {key: own for key, own in earlier["metrics"].items() if key in IMPORTANCE}
     measured = {f"evaluation/{name}/": f"images {hashed[:12]}"}
@@ -134,7 +136,7 @@ def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         "data": redact(arguments.data or arguments.split),
         **opened.made,
         "data_hash": hashed,
-        "code": git_revision(),
+        "code": code,
         "protocol": words,
         "measured": measured,
         "metrics": metrics,

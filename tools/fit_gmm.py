@@ -146,6 +146,10 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
         "collapsed_latents": material.spread.collapsed.nonzero()[:, 0].tolist(),
         **opened.made,
         "data_hash": material.data_hash,
+        "measured": {
+            "gmm/": f"{arguments.groups} group{'s'[: arguments.groups > 1]} of latents, {material.draws} draws of an image, images "
+            f"{material.data_hash[:12]}"
+        },
         "prior_val_nats": of_prior,
         **metrics,
         "covariance": arguments.covariance,

@@ -99,16 +99,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "code": git_revision(),
             "seed": seed,
             "protocol": PROTOCOL,
-            "measured": {
-                "latents/": f"images {shards.index.made['data_hash'][:12]}, {arguments.draws} draws"
-            },
-            "latents": moments.size,
+            "measured": _measured(arguments, shards.index.made["data_hash"]),
+            "latents": len(use.latent_kl),
             "of": "the top group's latents" if len(opened.model.group_sizes) > 1 else "all latents",
             "information": information(scaled, seed=seed, queries=arguments.draws)._asdict(),
             "latent_kl": use.latent_kl.tolist(),
             "active": use.active.tolist(),
             "collapsed": use.collapsed.tolist(),
-            "variance": measuring.variance(opened, moments, seed=seed),
+            "variance": measuring.variance(opened, kinds, seed=seed),
             "sigma": measuring.sigma_and_density(opened, moments, kinds, seed=seed),
             "noise": measuring.noise_of(opened, kinds, seed=seed),
             "gaps": None,
@@ -123,6 +121,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             )
         result["figures"] = comm.on_main(lambda: _save(opened, shards, result))
     return result
+
+
+def _measured(arguments: argparse.Namespace, data_hash: str) -> dict[str, str]:
+    """What must be alike for two runs' metrics to compare, by what their names begin with."""
+    drawn = ("mutual_information", "aggregate_kl", "total_correlation")
+    gaps = f"{arguments.gaps} images, {arguments.gap_steps} steps, {arguments.importance_samples} importance samples"
+    return {
+        "latents/": f"images {data_hash[:12]}",
+        **{f"latents/{name}_nats": f"{arguments.draws} draws" for name in drawn},
+        **{f"latents/{name}_gap_nats": gaps for name in ("amortization", "approximation")},
+    }
 
 
 def _save(opened: "Run", shards: "LatentShards", result: dict[str, Any]) -> list[str]:

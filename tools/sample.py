@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vaescale.mixtures.gaussian import Mixture
     from vaescale.run import Run
 
-SHOWN = 256  # samples of each kind in a picture
+SHOWN = 256  # as vaescale.sampling, which --help has no time to import
 OF_SAMPLES = ("prior", "components", "decode", "temperature", "count")
 UNUSED = {"map": OF_SAMPLES, "interpolate": OF_SAMPLES, "refine": ("decode",)}
 

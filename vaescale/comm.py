@@ -17,6 +17,7 @@ from torch import Tensor
 from vaescale import pulse
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 _MODULUS = 1 << 20  # step^2 * 4096 ranks stays below 2^53, exact in float64
 _step = 0
 
@@ -140,7 +141,7 @@ def together(function: Callable[[], T]) -> T:
     faults = gather_object(_sendable(fault))
     for other in faults:
         if other is not None:
-            raise _known_to_all(other)
+            raise known_to_all(other)
     return cast(T, result)
 
 
@@ -155,7 +156,7 @@ def on_main(function: Callable[[], T]) -> T:
             fault = error
     result, fault = broadcast_object((result, _sendable(fault)))
     if fault is not None:
-        raise _known_to_all(fault)
+        raise known_to_all(fault)
     return cast(T, result)
 
 
@@ -164,7 +165,8 @@ def is_known_to_all(fault: BaseException) -> bool:
     return world_size() == 1 or getattr(fault, "_known_to_all", False)
 
 
-def _known_to_all(fault: Exception) -> Exception:
+def known_to_all(fault: E) -> E:
+    """The same, of which one rank may speak for all, because all raise it."""
     fault._known_to_all = True  # type: ignore[attr-defined]
     return fault
 

@@ -48,7 +48,10 @@ CALIBRATED = re.compile(r"/coverage/(\d+)$")  # best where a share is what it sa
 SEED = re.compile(r"-seed-\d+$")  # what a sweep adds to a name
 SEEN = ("likelihood.dequantize", "data.image_size", "data.channels", "data.crop", "data.resample")
 PICTURES = ("reconstructions.png", "samples.png")
-MEASURED = "measured"  # in the JSON of a result
+MEASURED = (
+    "evaluation/*.json",
+    "gmm/selection.json",
+)  # of a run folder: results that say how they were measured
 
 
 class Record(NamedTuple):
@@ -100,11 +103,11 @@ def compare(records: Sequence[Record], *, sort: str | None = None, columns: Sequ
 
 
 def measured_by(results: Iterable[bytes]) -> dict[str, str]:
-    """How it was measured, from the JSON files that verbs leave in RUN/evaluation. What is none says nothing."""
+    """How it was measured, from the JSON files that verbs leave in a run folder. What is none says nothing."""
     found: dict[str, str] = {}
     for content in results:
         try:
-            said = json.loads(content)[MEASURED]
+            said = json.loads(content)["measured"]
             found |= {str(key): str(value) for key, value in said.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
@@ -233,7 +236,7 @@ def _warnings(records: Sequence[Record], sort: str) -> list[str]:
 
 def _measured_otherwise(records: Sequence[Record], columns: Sequence[str]) -> list[str]:
     """Where the runs' numbers of a column were not measured in the same way."""
-    found: dict[str, None] = {}
+    found = []
     for column in columns:
         having = [record for record in records if column in record.metrics]
         ways: dict[str, list[str]] = {}
@@ -243,8 +246,8 @@ def _measured_otherwise(records: Sequence[Record], columns: Sequence[str]) -> li
                 ways.setdefault("; ".join(said), []).append(record.name)
         if len(ways) > 1:
             told = ", but ".join(f"{words} for {', '.join(names)}" for words, names in ways.items())
-            found[f"{column.rpartition('/')[0]} was not measured alike and does not compare: {told}"] = None
-    return list(found)
+            found.append(f"{column} was not measured alike and does not compare: {told}")
+    return found
 
 
 def _place(record: Record, metric: str) -> tuple[bool, float, str]:

@@ -65,7 +65,9 @@ def kinds(
     device = next(model.parameters()).device
     numbers = evenly(len(val), count)
     if len(numbers) < LEAST:
-        raise DataError(f"{len(numbers)} held-out images are too few to judge; {LEAST} are needed")
+        raise comm.known_to_all(
+            DataError(f"{len(numbers)} held-out images are too few to judge; {LEAST} are needed")
+        )
 
     def images(places: Tensor) -> Tensor:
         return to_unit(images_at(val, numbers[places]).to(device))
@@ -156,7 +158,9 @@ def references_of(reader: ShardReader, extractor: Extractor, opened: Run, cache:
     """
     data, count = opened.recipe.data, min(MOST_REFERENCES, len(reader))
     if count < LEAST:
-        raise DataError(f"{count} training images are too few to compare with; {LEAST} are needed")
+        raise comm.known_to_all(
+            DataError(f"{count} training images are too few to compare with; {LEAST} are needed")
+        )
     device = next(opened.model.parameters()).device
     read = (data.image_size, data.channels, str(data.crop), data.resample)
     words = json.dumps([extractor.identity, reader.index.data_hash, read, count])

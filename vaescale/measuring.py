@@ -47,8 +47,8 @@ def in_prior_s_scale(opened: Run, moments: Moments) -> Moments:
 
 
 @torch.no_grad()
-def variance(opened: Run, moments: Moments, *, seed: int) -> dict[str, Any] | None:
-    """The splits of the model's images from q(z) and from p(z), of probabilistic PCA with as many latents, and the data's
+def variance(opened: Run, kinds: dict[str, Tensor], *, seed: int) -> dict[str, Any] | None:
+    """The splits of the model's images from q(z) and from p(z), by the kinds of z of `kinds_of_z`; of probabilistic PCA with as many latents, and the data's
     total. None where the likelihood has no variance.
     """
     model, reader = opened.model, comm.together(lambda: open_split(opened.recipe, "train"))
@@ -60,12 +60,12 @@ def variance(opened: Run, moments: Moments, *, seed: int) -> dict[str, Any] | No
         for part, own in zip(torch.split(z[here], BATCH), torch.split(slots[here], BATCH), strict=False):
             yield model.decode(part, noise.Stream(seed, 2, own))
 
-    from_prior = prior_draws(opened, noise.Stream(seed, 1, slots))
-    if model.likelihood.variance(next(decoded(from_prior))) is None and model.likelihood.sigma is None:
+    first = model.likelihood.variance(next(decoded(kinds["prior"])))
+    if first is None and model.likelihood.sigma is None:
         return None
     splits = {
-        "q(z)": model_split(model, decoded(posterior_draws(opened, moments, seed=seed))),
-        "p(z)": model_split(model, decoded(from_prior)),
+        "q(z)": model_split(model, decoded(kinds["posterior"])),
+        "p(z)": model_split(model, decoded(kinds["prior"])),
     }
     covariance = data_covariance(_images(reader), model.likelihood.dimensions)
     ppca = ppca_split(covariance, sum(model.group_sizes))
@@ -94,18 +94,22 @@ def sigma_and_density(
     """Mean log sigma(z) against log q(z), exactly that of all training images' q(z|x), over several kinds of z; with points to
     draw. None where sigma does not depend on z.
     """
-    found = {}
+    log_sigmas = {}
     for name, z in kinds.items():
         slots = torch.arange(len(z), device=z.device)
         parts = zip(torch.split(z, BATCH), torch.split(slots, BATCH), strict=True)
         try:
-            log_sigma = torch.cat(
+            log_sigmas[name] = torch.cat(
                 [mean_log_sigma(opened.model, part, noise.Stream(seed, 3, own)) for part, own in parts]
             )
         except UserError:
             return None
-        density = aggregate_log_density(moments, z.double().cpu())
-        found[name] = (density.numpy(), log_sigma.double().cpu().numpy())
+    everything = aggregate_log_density(moments, torch.cat([*kinds.values()]).double().cpu())
+    by_kind = torch.split(everything, [len(z) for z in kinds.values()])
+    found = {
+        name: (density.numpy(), log_sigmas[name].double().cpu().numpy())
+        for name, density in zip(kinds, by_kind, strict=True)
+    }
     densities, sigmas = (np.concatenate([kind[place] for kind in found.values()]) for place in (0, 1))
     return {
         "density": "log q(z)",
@@ -156,7 +160,7 @@ def noise_of(opened: Run, kinds: dict[str, Tensor], *, seed: int) -> dict[str, d
     names = ["images", "reconstructions", *kinds]
     sums = torch.zeros(len(names), len(columns), 2, dtype=torch.float64)
     for name, column, images in pictures():
-        levels = noise_level(images.float()).double().cpu()
+        levels = noise_level(images.float().clamp(0, 1)).double().cpu()  # as files and figures show them
         own = torch.stack([levels.sum(), levels.new_tensor(float(len(levels)))])
         sums[names.index(name), columns.index(column)] += own
     sums = comm.all_reduce_sum(sums.flatten()).view(sums.shape)

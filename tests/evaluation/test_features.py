@@ -1,18 +1,56 @@
 """Inception's features, where torch-fidelity and its torchvision can be had: torchmetrics' numbers, and no code from its weights."""
 
+import os
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
 from vaescale.errors import UserError
-from vaescale.evaluation.features import open_extractor
+from vaescale.evaluation.features import WEIGHTS_ONLY, no_code_from_pickles, open_extractor
 from vaescale.evaluation.frechet import frechet_distance, moments
 
 try:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    WHY = ""
 except Exception as error:  # a torchvision of another torch raises what it likes
-    pytest.skip(f"torch-fidelity cannot be imported ({error})", allow_module_level=True)
+    WHY = str(error)
+needs_inception = pytest.mark.skipif(bool(WHY), reason=f"torch-fidelity cannot be imported: {WHY}")
+HERE = {"image_shape": (1, 16, 16), "device": torch.device("cpu")}
+
+
+class Wicked:
+    """What unpickles as a file that is there."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def test_a_full_unpickling_is_refused_where_it_is_asked_for(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv(WEIGHTS_ONLY, raising=False)
+    torch.save({"a": Wicked(tmp_path / "pwned")}, tmp_path / "wicked.pth")
+    with no_code_from_pickles(), pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "wicked.pth", weights_only=False)
+    assert not (tmp_path / "pwned").exists()
+    assert WEIGHTS_ONLY not in os.environ
+    torch.load(tmp_path / "wicked.pth", weights_only=False)
+    assert (tmp_path / "pwned").exists(), "the file would have, and the refusal has ended"
+    monkeypatch.setenv(WEIGHTS_ONLY, "0")
+    with no_code_from_pickles():
+        assert os.environ[WEIGHTS_ONLY] == "1"
+    assert os.environ[WEIGHTS_ONLY] == "0"
+
+
+@pytest.mark.skipif(not WHY, reason="torch-fidelity can be imported")
+def test_what_inception_needs_is_said(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(UserError, match=r"needs torch-fidelity and torchvision \(torch|cannot be made of"):
+        open_extractor(f"inception:{tmp_path}/weights.pth", **HERE)
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +68,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@needs_inception
 def test_distances_are_torchmetrics_fid(weights: Path) -> None:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     generator = torch.Generator().manual_seed(0)
     one = torch.randint(0, 256, (40, 1, 16, 16), generator=generator, dtype=torch.uint8)
     other = torch.randint(0, 128, (50, 1, 16, 16), generator=generator, dtype=torch.uint8)
-    extractor = open_extractor(f"inception:{weights}", image_shape=(1, 16, 16), device=torch.device("cpu"))
+    extractor = open_extractor(f"inception:{weights}", **HERE)
     assert "not torch-fidelity's" in extractor.words
     features = [extractor.of(images.float() / 255) for images in (one, other)]
     assert features[0].shape == (40, 2048)
@@ -48,17 +87,9 @@ def test_distances_are_torchmetrics_fid(weights: Path) -> None:
     assert own == pytest.approx(float(fid.compute()), rel=1e-4)
 
 
+@needs_inception
 def test_weights_run_no_code(tmp_path: Path) -> None:
-    class Wicked:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "pwned",)
-
-    torch.save({"a": Wicked()}, tmp_path / "wicked.pth")
+    torch.save({"a": Wicked(tmp_path / "pwned")}, tmp_path / "wicked.pth")
     with pytest.raises(UserError, match="Inception cannot be made of"):
-        open_extractor(
-            f"inception:{tmp_path}/wicked.pth", image_shape=(3, 16, 16), device=torch.device("cpu")
-        )
+        open_extractor(f"inception:{tmp_path}/wicked.pth", **HERE)
     assert not (tmp_path / "pwned").exists()
-    with (tmp_path / "wicked.pth").open("rb") as file:
-        torch.load(file, weights_only=False)
-    assert (tmp_path / "pwned").exists(), "the file would have"

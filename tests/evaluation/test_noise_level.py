@@ -13,7 +13,6 @@ def test_white_noise_on_planes_and_edges_is_found(sigma: float) -> None:
     still = smooth.expand(8, 3, 64, 64).double()
     epsilon = torch.randn(still.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(noise_level(still), torch.zeros(8).double(), rtol=0, atol=1e-7)
-    # A straight line's edge, and its end, answer nothing either: of 64 rows all cross it alike.
     assert noise_level(still + sigma * epsilon).tolist() == pytest.approx([sigma] * 8, rel=0.03)
 
 

@@ -38,8 +38,9 @@ def test_what_importance_sampling_found_is_kept(vaescale, run: Path) -> None:
     assert again["metrics"] == found
     assert again["protocol"] == first["protocol"]
     path = run / "evaluation" / "val.json"
-    path.write_text(path.read_text().replace(first["weights_hash"], "another"))
-    assert "neg_iwae_nats" not in vaescale("evaluate", run, "--json").json["metrics"]
+    for name in ("weights_hash", "code"):
+        path.write_text(json.dumps({**first, name: "another"}))
+        assert "neg_iwae_nats" not in vaescale("evaluate", run, "--json").json["metrics"], name
 
 
 @pytest.fixture

@@ -144,4 +144,5 @@ def load(shards: LatentShards, drawing: Drawing, device: torch.device | str = "c
         int(latents.shard_samples[rank :: comm.world_size()].sum()) for rank in range(comm.world_size())
     )
     share = most * latents.size * 4 * (1 if drawing.samples else 2)
-    return latents.held() if share <= HELD_BYTES // comm.ranks_on_this_node() else latents
+    most_ranks = max(comm.gather_object(comm.ranks_on_this_node()))  # or nodes would not agree
+    return latents.held() if share <= HELD_BYTES // most_ranks else latents

@@ -57,7 +57,8 @@ def fit_stepwise(
     """
     batch = min(batch, latents.count)
     plan = Plan(latents.shard_samples, batch, seed)
-    slots = np.arange(batch)[comm.rank() :: comm.world_size()]
+    # Neighbouring slots, which lie in few shards.
+    slots = np.array_split(np.arange(batch), comm.world_size())[comm.rank()]
     frame = _frame_of(start)
     mixture, sums, steps = start, _sums_of(start, frame), passes * plan.steps_per_epoch
     history, reseeded = list[float](), 0

@@ -96,11 +96,11 @@ def _inception(place: str, device: torch.device) -> Extractor:
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        with _no_code_from_pickles():
+        with no_code_from_pickles():
             module: Any = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
     except ModuleNotFoundError as error:
         raise UserError(
-            f"Inception needs torch-fidelity and torchvision ({error.name} is missing); `pip install torch-fidelity torchvision`, "
+            f"Inception needs torch-fidelity and torchvision ({error.name or 'torch-fidelity'} is missing); `pip install torch-fidelity torchvision`, "
             f"{instead}"
         ) from None
     except Exception as error:  # whatever a file, or a torchvision of another torch, may raise
@@ -126,8 +126,8 @@ def _inception(place: str, device: torch.device) -> Extractor:
 
 
 @contextmanager
-def _no_code_from_pickles() -> Iterator[None]:
-    """torch-fidelity asks for a full unpickling of its weights; torch refuses it then."""
+def no_code_from_pickles() -> Iterator[None]:
+    """Within it torch loads tensors alone, also where a library asks for a full unpickling, as torch-fidelity does of its weights."""
     before = os.environ.get(WEIGHTS_ONLY)
     os.environ[WEIGHTS_ONLY] = "1"
     try:

@@ -57,8 +57,10 @@ def importance_weighted(
     model.train(was_training)
     total, squares, effective, count = comm.all_reduce_sum(sums).tolist()
     if not count:
-        raise DataError(
-            "no image could be used; `vaescale verify-shards DIR --deep` names what is wrong with them"
+        raise comm.known_to_all(
+            DataError(
+                "no image could be used; `vaescale verify-shards DIR --deep` names what is wrong with them"
+            )
         )
     mean, likelihood = total / count, model.likelihood
     variance = max(0.0, squares / count - mean**2)

@@ -39,13 +39,17 @@ def evaluate(
         skipped_here += len(batch.faults)
     model.train(was_training)
     if sums is None:
-        raise DataError("there are no images to evaluate; give data.val a set that has some")
+        raise comm.known_to_all(
+            DataError("there are no images to evaluate; give data.val a set that has some")
+        )
     total = comm.all_reduce_sum(torch.cat([sums, sums.new_tensor([skipped_here])]))
     used, skipped = float(total[-2]), float(total[-1])
     if not used or skipped > max_skipped * (used + skipped):
-        raise DataError(
-            f"{skipped:.0f} of {used + skipped:.0f} images to evaluate cannot be used, data.max_skipped is "
-            f"{max_skipped}; `vaescale verify-shards DIR --deep` names them"
+        raise comm.known_to_all(
+            DataError(
+                f"{skipped:.0f} of {used + skipped:.0f} images to evaluate cannot be used, data.max_skipped is "
+                f"{max_skipped}; `vaescale verify-shards DIR --deep` names them"
+            )
         )
     metrics = {**model_metrics(model, total[:-2] / used), "images": used}
     return metrics | ({"skipped": skipped} if skipped else {})

@@ -1,4 +1,4 @@
-"""How noisy images are, told from the images alone: the answer to a mask that planes and straight edges leave at 0.
+"""How noisy images are, told from the images alone: the answer to a mask that planes, and edges along the axes, leave at 0.
 
     sigma = sqrt(pi / 2) / (6 (W - 2) (H - 2)) sum |I * N|,     N = [1 -2 1; -2 4 -2; 1 -2 1]        Immerkaer 1996, eq. 6
 

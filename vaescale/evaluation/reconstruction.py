@@ -74,8 +74,10 @@ def reconstruction(model: VAE, batches: Iterable[Batch], *, seed: int) -> Recons
     sums, powered, counts = torch.split(total, [len(sums), dimensions, LEVELS])
     used = float(sums[0])
     if not used:
-        raise DataError(
-            "no image could be used; `vaescale verify-shards DIR --deep` names what is wrong with them"
+        raise comm.known_to_all(
+            DataError(
+                "no image could be used; `vaescale verify-shards DIR --deep` names what is wrong with them"
+            )
         )
     mse, psnr, ssim = (sums[1:] / used).tolist()
     metrics = {"reconstruction_mse": mse, "psnr_db": psnr}

@@ -72,18 +72,15 @@ def picture_rows(path: Path, rows: Sequence[tuple[str, Images]]) -> None:
     scale = max(1, SMALLEST_PIXELS // images[0].shape[-1])
     picture = Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
     picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
-    margin, height = (
-        6 * (2 + max(len(name) for name, _ in rows)),
-        picture.height / len(rows),
-    )  # letters of 6 pixels
+    margin = 6 * (2 + max(len(name) for name, _ in rows))  # letters are 6 pixels wide
+    height = picture.height / len(rows)
     named = Image.new(picture.mode, (margin + picture.width, picture.height), "white")
     named.paste(picture, (margin, 0))
     for number, (name, _) in enumerate(rows):
         place = (margin - 6, int((number + 0.5) * height))
         ImageDraw.Draw(named).text(place, name, fill="black", anchor="rm", font_size=11)
-    picture = named
     content = io.BytesIO()
-    picture.save(content, format="png")
+    named.save(content, format="png")
     write_whole(path, content.getvalue())
 
 

@@ -63,9 +63,14 @@ def load(folder: Path, **expected: object) -> Mixture:
     if fault := _fault(mixture):
         raise _damaged(folder, fault)
     for name, value in expected.items():
-        if words.get(name) != value:
+        if name not in words:
             raise UserError(
-                f"the mixture in {folder} was fitted with {name} {words.get(name)}, this is {value}; fit it again with "
+                f"the mixture in {folder} does not say with which {name} it was fitted, as an earlier version's did not; fit it "
+                f"again with `vaescale fit-gmm`"
+            )
+        if words[name] != value:
+            raise UserError(
+                f"the mixture in {folder} was fitted with {name} {words[name]}, this is {value}; fit it again with "
                 f"`vaescale fit-gmm`"
             )
     return mixture

@@ -5,6 +5,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,8 +45,9 @@ def stored_runs(
     most: int,
     curves: Sequence[str] = (),
     pictures: Sequence[str] = (),
+    results: Sequence[str] = (),
 ) -> list[Stored]:
-    """The runs of an experiment, the latest first, at most so many. where: MLflow's filter. Raises UserError where the store, the
+    """The runs of an experiment, the latest first, at most so many. where: MLflow's filter; results: patterns of JSON artifacts. Raises UserError where the store, the
     experiment or the filter is none.
     """
     be_patient()
@@ -62,7 +64,7 @@ def stored_runs(
                 names = ", ".join(sorted(one.name for one in client.search_experiments()))
                 raise UserError(f"{uri} has no experiment {experiment!r}; there are {names}")
             runs = client.search_runs([found.experiment_id], filter_string=where or "", max_results=most)
-            return [_stored(client, run, curves, pictures) for run in runs]
+            return [_stored(client, run, curves, pictures, results) for run in runs]
         except MlflowException as error:
             words = str(error).partition("\n")[0]
             remedy = (
@@ -73,14 +75,17 @@ def stored_runs(
             raise UserError(f"MLflow at {redact(uri)} says: {words}{remedy}") from error
 
 
-def _stored(client: Any, run: Any, curves: Sequence[str], pictures: Sequence[str]) -> Stored:
+def _stored(
+    client: Any, run: Any, curves: Sequence[str], pictures: Sequence[str], results: Sequence[str]
+) -> Stored:
     run_id, metrics = run.info.run_id, dict(run.data.metrics)
     points = {
         name: [(float(one.step), float(one.value)) for one in client.get_metric_history(run_id, name)]
         for name in curves
         if name in metrics
     }
-    there = [one.path for place in ("figures", "evaluation") for one in client.list_artifacts(run_id, place)]
+    folders = ("figures", "evaluation", "gmm")
+    there = [one.path for place in folders for one in client.list_artifacts(run_id, place)]
     recipe = dict(run.data.params)
     with tempfile.TemporaryDirectory() as folder:
 
@@ -88,7 +93,7 @@ def _stored(client: Any, run: Any, curves: Sequence[str], pictures: Sequence[str
             return Path(client.download_artifacts(run_id, place, folder)).read_bytes()
 
         images = {Path(place).name: content(place) for place in pictures if place in there}
-        evaluations = [content(place) for place in there if place.startswith("evaluation/")]
+        evaluations = [content(place) for place in there if any(fnmatch(place, own) for own in results)]
         if "changes" in run.data.tags:  # params stay what they were; the file is what the run went on with
             read: Any = OmegaConf.to_container(OmegaConf.create(content("recipe.yaml").decode()))
             recipe = {name: str(value) for name, value in flat(read).items()}

@@ -298,11 +298,11 @@ def _send_artifacts(client: Any, folder: Path, state: dict[str, Any]) -> int:
         for path in sorted(folder.glob(pattern)):
             name = str(path.relative_to(folder))
             found = path.stat()
-            known = state["artifacts"].get(name)
-            if known is not None and known[1:] == [found.st_size, found.st_mtime_ns]:
+            known = state["artifacts"].get(name, [""])
+            if known[1:] == [found.st_size, found.st_mtime_ns]:
                 continue  # not hashed every few seconds
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            if known is None or known[0] != digest:
+            if known[0] != digest:
                 place = str(path.relative_to(folder).parent)
                 client.log_artifact(state["run_id"], str(path), None if place == "." else place)
                 sent += 1

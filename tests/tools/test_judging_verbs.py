@@ -274,6 +274,13 @@ def test_a_sweep_trains_all_below_one_run(vaescale, sweep: Path, recipe_file, re
     assert written.code == 0, written.err
     again = json.loads((sweep / "sweep.json").read_text())
     assert (again["mlflow_run"], again["runs"]) == (state["mlflow_run"], state["runs"])
+    assert len(vaescale("compare-runs", sweep, "--json").json["runs"]) == 2
+    Path("runs/tiny-seed-1/metrics.jsonl").unlink()
+    (sweep / "sweep.json").write_text(json.dumps({**state, "runs": [*state["runs"], "runs"]}))
+    few = vaescale("compare-runs", sweep)
+    few.assert_refused(2, "one run alone")
+    assert "left out: runs/tiny-seed-1 has no metrics yet" in few.err
+    assert "left out: runs is not a run folder" in few.err
     failed = vaescale(
         "sweep", recipe_file(content), "seed=5,6", "data.train=nowhere", "--name", "wild", "--json"
     )
@@ -282,7 +289,18 @@ def test_a_sweep_trains_all_below_one_run(vaescale, sweep: Path, recipe_file, re
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_runs_are_compared_from_a_store(vaescale, sweep: Path, recipe_file, recipe_content) -> None:
+def test_a_store_s_runs_are_compared_and_have_models(
+    vaescale, sweep: Path, recipe_file, recipe_content, tmp_path: Path
+) -> None:
+    import mlflow
+
+    one = sweep.parent / "tiny-seed-0"
+    logged = vaescale("export", one, tmp_path / "exported", "--log", "--json")
+    assert logged.code == 0, logged.err
+    model = mlflow.pyfunc.load_model(logged.json["model_uri"])
+    assert model.predict(np.zeros((2, 1, 8, 8), np.uint8)).shape == (2, 1, 8, 8)
+    run_id = json.loads((one / "mlflow.json").read_text())["run_id"]
+    assert mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(run_id).info.status == "FINISHED"
     compared = vaescale("compare-runs", *STORE, "--where", "params.seed != ''", "--json")
     assert compared.code == 0, compared.err
     assert {one["name"] for one in compared.json["runs"]} == {"tiny-seed-0", "tiny-seed-1"}
@@ -302,32 +320,6 @@ def test_runs_are_compared_from_a_store(vaescale, sweep: Path, recipe_file, reci
     found = vaescale("compare-runs", *STORE, "--json").json["runs"]
     steps = {one["name"]: one["training.steps"] for one in found}
     assert steps == {"tiny-seed-0": "9", "tiny-seed-1": "6"}, "as the run went on, not as it began"
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_sweep_s_folder_stands_for_its_runs(vaescale, sweep: Path) -> None:
-    assert len(vaescale("compare-runs", sweep, "--json").json["runs"]) == 2
-    Path("runs/tiny-seed-1/metrics.jsonl").unlink()
-    state = json.loads((sweep / "sweep.json").read_text())
-    (sweep / "sweep.json").write_text(json.dumps({**state, "runs": [*state["runs"], "runs"]}))
-    few = vaescale("compare-runs", sweep)
-    few.assert_refused(2, "one run alone")
-    assert "left out: runs/tiny-seed-1 has no metrics yet" in few.err
-    assert "left out: runs is not a run folder" in few.err
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_model_is_logged_to_its_run(vaescale, sweep: Path, tmp_path: Path) -> None:
-    import mlflow
-
-    assert sweep.is_dir()
-    one = Path("runs/tiny-seed-0")
-    logged = vaescale("export", one, tmp_path / "exported", "--log", "--json")
-    assert logged.code == 0, logged.err
-    model = mlflow.pyfunc.load_model(logged.json["model_uri"])
-    assert model.predict(np.zeros((2, 1, 8, 8), np.uint8)).shape == (2, 1, 8, 8)
-    run_id = json.loads((one / "mlflow.json").read_text())["run_id"]
-    assert mlflow.MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db").get_run(run_id).info.status == "FINISHED"
 
 
 def test_more_latents_than_directions_leave_pca_what_there_is(vaescale, recipe_file, recipe_content) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 IWAE_PROTOCOL = (
     "-log of the mean importance weight of importance_samples draws, per image; falls with their number. "
-    "effective_samples, (sum w)^2 / sum w^2, says how many of them carry it"
+    "effective_samples, (sum w)^2 / sum w^2, says how many of them carry it; importance_neg_elbo_nats is the ELBO of the same images "
+    "by the same draws"
 )
 SHOWN = 12  # images in the picture
 TAKEN = ("val", "train", "val-raw", "train-raw", "latents", "baselines")

@@ -51,6 +51,10 @@ def test_one_sample_is_the_elbo_of_the_same_draws(recipe_content) -> None:
     one = bounds(own, 1)
     assert one["importance_images"] == 360
     assert one["neg_iwae_nats"] == pytest.approx(elbo, abs=0.2)
+    assert one["importance_neg_elbo_nats"] == one["neg_iwae_nats"]
+    many = bounds(own, 50)
+    assert many["importance_neg_elbo_nats"] == pytest.approx(elbo, abs=0.1)
+    assert many["neg_iwae_nats"] < many["importance_neg_elbo_nats"]
 
 
 def test_batches_and_chunks_do_not_matter(recipe_content) -> None:

@@ -18,7 +18,7 @@ from vaescale.models.vae import VAE
 DRAWS = 4  # of an image at once: draw k is number k % 4 of the stream's step k // 4
 VALUES = 2000 * 784  # of images times draws that are decoded at once
 IMPORTANCE = (
-    *("neg_iwae_nats", "iwae_bits_per_dim", "neg_iwae_standard_error"),
+    *("neg_iwae_nats", "iwae_bits_per_dim", "neg_iwae_standard_error", "importance_neg_elbo_nats"),
     *("importance_samples", "importance_images", "effective_samples"),
 )
 
@@ -29,7 +29,8 @@ def importance_weighted(
 ) -> dict[str, float]:
     """-L_K with the running sigma, in float32, of all images or the first `most_images`.
 
-    Returns neg_iwae_nats, the same as iwae_bits_per_dim, its standard error over the images, importance_samples (K), importance_images, and
+    Returns neg_iwae_nats, the same as iwae_bits_per_dim, its standard error over the images, importance_neg_elbo_nats, which
+    is the negative ELBO of the same images by the same draws, importance_samples (K), importance_images, and
     effective_samples, (sum w)^2 / sum w^2 of an image's K weights (Kong 1992), the mean over the images. Draw k of an
     image is a function of (seed, its number, k), so that more samples contain the fewer ones. Raises UserError for a
     likelihood that fits sigma to each image, which bounds nothing, DataError when no image can be used.
@@ -41,21 +42,25 @@ def importance_weighted(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    sums = torch.zeros(5, dtype=torch.float64, device=device)
     for batch in batches:
         images, slots = batch.images.to(device), batch.slots.to(device)
         mask = batch.mask.to(device) & (slots < (most_images or math.inf))
         most = max(1, VALUES // (DRAWS * math.prod(model.image_shape)))
         for part in torch.split(mask.nonzero()[:, 0], most):
-            bound, effective = _log_mean_weight(
-                model, images[part], noise.Stream(seed, 0, slots[part]), samples
-            )
-            own = [bound.sum(), bound.square().sum(), effective.sum(), bound.new_tensor(len(part))]
+            bound, elbo, effective = _bounds(model, images[part], noise.Stream(seed, 0, slots[part]), samples)
+            own = [
+                bound.sum(),
+                bound.square().sum(),
+                elbo.sum(),
+                effective.sum(),
+                bound.new_tensor(len(part)),
+            ]
             sums += torch.stack(own)
         if most_images is not None and int(slots.max()) >= most_images:
             break
     model.train(was_training)
-    total, squares, effective, count = comm.all_reduce_sum(sums).tolist()
+    total, squares, elbo, effective, count = comm.all_reduce_sum(sums).tolist()
     if not count:
         raise comm.known_to_all(
             DataError(
@@ -68,21 +73,25 @@ def importance_weighted(
         "neg_iwae_nats": -mean,
         "iwae_bits_per_dim": bits_per_dim(-mean, likelihood.dimensions, likelihood.measure),
         "neg_iwae_standard_error": math.sqrt(variance / count),
+        "importance_neg_elbo_nats": -elbo / count,
         "importance_samples": float(samples),
         "importance_images": count,
         "effective_samples": effective / count,
     }
 
 
-def _log_mean_weight(model: VAE, images: Tensor, stream: noise.Stream, samples: int) -> tuple[Tensor, Tensor]:
-    """L_K of each image and its effective number of samples, float64 [B] each. images: uint8 [B, C, H, W]."""
+def _bounds(model: VAE, images: Tensor, stream: noise.Stream, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """L_K of each image, its ELBO by the same draws, and its effective number of samples, float64 [B] each. images: uint8
+    [B, C, H, W].
+    """
     x = model.target(images, stream)
     mask = torch.ones(len(x), dtype=torch.bool, device=x.device)
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    squares = total
+    squares, logs = total, torch.zeros_like(total)
     for start in range(0, samples, DRAWS):
         terms = model.terms(x, stream._replace(step=start // DRAWS), mask, min(DRAWS, samples - start))
         weights = terms.log_weights.double()
         total = torch.logaddexp(total, torch.logsumexp(weights, dim=1))
         squares = torch.logaddexp(squares, torch.logsumexp(2 * weights, dim=1))
-    return total - math.log(samples), torch.exp(2 * total - squares)
+        logs = logs + weights.sum(1)
+    return total - math.log(samples), logs / samples, torch.exp(2 * total - squares)

@@ -90,7 +90,11 @@ def test_mlflow_shows_runs_that_a_server_was_told_of(
         for name, address, wanted in (
             ("run", f"{here}/runs/{states[0]['run_id']}", ["tiny-sigma-optimal", "val/neg_elbo_nats"]),
             ("metrics", f"{here}/runs/{states[0]['run_id']}/model-metrics", ["bits_per_dim", "kl_nats"]),
-            ("artifacts", f"{here}/runs/{states[0]['run_id']}/artifacts", ["figures", "recipe.yaml"]),
+            (
+                "artifacts",
+                f"{here}/runs/{states[0]['run_id']}/artifacts/figures/samples.png",
+                ["recipe.yaml", "samples.png"],
+            ),
             (
                 "comparison",
                 f"{server.uri}/#/compare-runs?runs={ids}&experiments=[%22{states[0]['experiment_id']}%22]",

@@ -40,6 +40,7 @@ def mixture_selection(
         axis.axvline(chosen, color="0.75", linewidth=5, alpha=0.5, zorder=0, label=f"chosen: {chosen}")
         axis.set_xlabel("components", fontsize=8)
         axis.tick_params(labelsize=7)
+        axis.yaxis.get_offset_text().set_fontsize(7)
         axis.grid(alpha=0.25)
     density.legend(fontsize=7, frameon=False)
     finish(figure, path, title)

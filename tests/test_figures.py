@@ -87,7 +87,9 @@ def test_every_figure_of_latents_and_quality_follows_its_numbers(tmp_path: Path)
         use = [1.0, 0.2 * scale, 0.0]
         curve = [("delta", [0.01, 1.0], [0.1, min(1.0, 0.3 * scale)])]
         figures.latent_use(folder / "u.png", use, [True, True, False], curve, title="t")
-        figures.sigma_and_density(folder / "s.png", [("a", [-1e3, 5.0], [-2.0, -scale])], title="t")
+        figures.sigma_and_density(
+            folder / "s.png", [("a", [-1e3, 5.0], [-2.0, -scale])], density="d", title="t"
+        )
         labels = np.arange(60) % 25 - 1
         figures.latent_scatter(folder / "l.png", scale * scattered**3, labels, axes_words="z", title="t")
         figures.variance_split(folder / "v.png", [("q(z)", 1.0, scale)], title="t")

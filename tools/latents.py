@@ -28,7 +28,8 @@ PROTOCOL = {
     "active": "latents (of a map its channels) whose posterior mean, in the prior's scale, varies by more than 0.01",
     "collapsed": "share of the latents with a KL below epsilon for a share 1 - delta of the images, Lucas et al. 2019",
     "variance": "over an image's values in [0, 1], of decoded draws; law of total variance",
-    "sigma": "mean log sigma(z) over an image's values, against log q(z) summed exactly over all training images",
+    "sigma": "mean log sigma(z) over an image's values, against log q(z) summed exactly over all training images (of narrow q(z|x), so "
+    "that it is tiny wherever no image lies) and the mixture's log density",
     "noise": "standard deviation of white noise, estimated from about 1000 pictures of each kind: Immerkaer 1996",
     "gaps": "of held-out images; q* by gradient ascent, log p(x) bounded by importance sampling from q*; Cremer et al. 2018",
 }
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "active": use.active.tolist(),
             "collapsed": use.collapsed.tolist(),
             "variance": measuring.variance(opened, kinds, seed=seed),
-            "sigma": measuring.sigma_and_density(opened, moments, kinds, seed=seed),
+            "sigma": measuring.sigma_and_density(opened, moments, mixture, kinds, seed=seed),
             "noise": measuring.noise_of(opened, kinds, seed=seed),
             "gaps": None,
         }
@@ -170,8 +171,8 @@ def _save(opened: "Run", shards: "LatentShards", result: dict[str, Any]) -> list
     if sigma := result["sigma"]:
         sets = [(name, *kind.pop("points")) for name, kind in sigma["kinds"].items()]
         made.append(folder / "latent_sigma.png")
-        title = f"{head}: sigma(z) against {sigma['density']}, Spearman {sigma['spearman']:.2f}"
-        figures.sigma_and_density(made[-1], sets, title=title)
+        title = f"{head}: sigma(z) against {sigma['drawn']}, Spearman {sigma['spearman'][sigma['drawn']]:.2f}"
+        figures.sigma_and_density(made[-1], sets, density=sigma["drawn"], title=title)
     write_json(opened.folder / "evaluation" / "latents.json", result)
     append_metrics(opened.folder, opened.step, _metrics(result))
     push(opened.folder, opened.recipe.tracking)
@@ -188,7 +189,8 @@ def _metrics(result: dict[str, Any]) -> dict[str, float]:
     }
     for name in ("amortization_gap_nats", "approximation_gap_nats"):
         metrics |= {f"latents/{name}": result["gaps"][name]} if result["gaps"] else {}
-    metrics |= {"latents/sigma_spearman": result["sigma"]["spearman"]} if result["sigma"] else {}
+    for name, value in result["sigma"]["spearman"].items() if result["sigma"] else ():
+        metrics[f"latents/sigma_spearman/{name.replace(' ', '_')}"] = value
     for name, row in result["noise"].items():
         metrics |= {f"latents/noise/{name.replace(' ', '')}-{column}": value for column, value in row.items()}
     return metrics
@@ -207,9 +209,8 @@ def show(result: dict[str, Any]) -> None:
         head = f"variance of the images{'from z':>13} {'noise':>10} {'total':>10}"
         table(head, _variance_rows(result["variance"]))
     if sigma := result["sigma"]:
-        pooled = f"all: Spearman {sigma['spearman']:.3f}, Pearson {sigma['pearson']:.3f}"
-        head = f"z from       mean log sigma(z)  {sigma['density']:>11}  Spearman   ({pooled})"
-        table(head, _sigma_rows(sigma["kinds"]))
+        head = "".join(f"{name:>16} {'Spearman':>9}" for name in sigma["spearman"])
+        table(f"z from        log sigma(z){head}", _sigma_rows(sigma))
     if result["noise"]:
         table(f"noise in pictures of {'means':>10} {'ancestral':>11}", _noise_rows(result["noise"]))
     if gaps := result["gaps"]:
@@ -245,11 +246,20 @@ def _variance_rows(variance: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("data", f"{'':21} {variance['data_total']:10.4f}")]
 
 
-def _sigma_rows(kinds: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (name, f"{one['mean_log_sigma']:12.4f} {one['mean_log_density_nats']:12.2f} {one['spearman']:9.3f}")
-        for name, one in kinds.items()
+def _sigma_rows(sigma: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        (
+            kind,
+            f"{one['mean_log_sigma']:12.4f}"
+            + "".join(
+                f"{one['mean_density_nats'][name]:16.2f} {one['spearman'][name]:9.3f}"
+                for name in sigma["spearman"]
+            ),
+        )
+        for kind, one in sigma["kinds"].items()
     ]
+    pooled = "".join(f"{'':16} {value:9.3f}" for value in sigma["spearman"].values())
+    return [*rows, ("all", f"{'':12}{pooled}")]
 
 
 def _noise_rows(noise: dict[str, dict[str, float]]) -> list[tuple[str, str]]:

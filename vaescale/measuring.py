@@ -26,7 +26,7 @@ from vaescale.data.latents import LatentShards
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
 from vaescale.evaluation.noise_level import LEAST_SIZE, noise_level
-from vaescale.mixtures.gaussian import Mixture, sample
+from vaescale.mixtures.gaussian import Mixture, log_density, sample
 from vaescale.models.flat import FlatVAE
 from vaescale.run import Run, images_at, open_split
 from vaescale.tours import prior_draws
@@ -89,40 +89,43 @@ def kinds_of_z(opened: Run, moments: Moments, mixture: Mixture | None, *, seed: 
 
 @torch.no_grad()
 def sigma_and_density(
-    opened: Run, moments: Moments, kinds: dict[str, Tensor], *, seed: int
+    opened: Run, moments: Moments, mixture: Mixture | None, kinds: dict[str, Tensor], *, seed: int
 ) -> dict[str, Any] | None:
-    """Mean log sigma(z) against log q(z), exactly that of all training images' q(z|x), over several kinds of z; with points to
-    draw. None where sigma does not depend on z.
+    """Mean log sigma(z) against the log density of several kinds of z, with points to draw. Densities: q(z) itself, the sum over all
+    training images' narrow q(z|x), and if there is one the mixture, which smoothes it. None where sigma does not depend on z.
     """
-    log_sigmas = {}
-    for name, z in kinds.items():
+    log_sigmas = []
+    for z in kinds.values():
         slots = torch.arange(len(z), device=z.device)
         parts = zip(torch.split(z, BATCH), torch.split(slots, BATCH), strict=True)
         try:
-            log_sigmas[name] = torch.cat(
-                [mean_log_sigma(opened.model, part, noise.Stream(seed, 3, own)) for part, own in parts]
-            )
+            found = [mean_log_sigma(opened.model, part, noise.Stream(seed, 3, own)) for part, own in parts]
         except UserError:
             return None
-    everything = aggregate_log_density(moments, torch.cat([*kinds.values()]).double().cpu())
-    by_kind = torch.split(everything, [len(z) for z in kinds.values()])
-    found = {
-        name: (density.numpy(), log_sigmas[name].double().cpu().numpy())
-        for name, density in zip(kinds, by_kind, strict=True)
+        log_sigmas.append(torch.cat(found).double().cpu().numpy())
+    everything = torch.cat([*kinds.values()]).double().cpu()
+    densities = {"log q(z)": aggregate_log_density(moments, everything).numpy()}
+    if mixture is not None:
+        densities["log mixture"] = log_density(mixture, everything).numpy()
+    sigmas, ends = np.concatenate(log_sigmas), np.cumsum([len(one) for one in log_sigmas])[:-1]
+    by_kind = {
+        name: dict(zip(kinds, np.split(values, ends), strict=True)) for name, values in densities.items()
     }
-    densities, sigmas = (np.concatenate([kind[place] for kind in found.values()]) for place in (0, 1))
+    drawn = by_kind[list(densities)[-1]]
     return {
-        "density": "log q(z)",
-        "pearson": float(pearsonr(densities, sigmas).statistic),
-        "spearman": float(spearmanr(densities, sigmas).statistic),
+        "pearson": {name: float(pearsonr(values, sigmas).statistic) for name, values in densities.items()},
+        "spearman": {name: float(spearmanr(values, sigmas).statistic) for name, values in densities.items()},
+        "drawn": list(densities)[-1],
         "kinds": {
             name: {
                 "mean_log_sigma": float(log_sigma.mean()),
-                "mean_log_density_nats": float(density.mean()),
-                "spearman": float(spearmanr(density, log_sigma).statistic),
-                "points": [density[:SHOWN].tolist(), log_sigma[:SHOWN].tolist()],
+                "mean_density_nats": {key: float(own[name].mean()) for key, own in by_kind.items()},
+                "spearman": {
+                    key: float(spearmanr(own[name], log_sigma).statistic) for key, own in by_kind.items()
+                },
+                "points": [drawn[name][:SHOWN].tolist(), log_sigma[:SHOWN].tolist()],
             }
-            for name, (density, log_sigma) in found.items()
+            for name, log_sigma in zip(kinds, log_sigmas, strict=True)
         },
     }
 

@@ -214,7 +214,10 @@ def test_latents_are_measured(vaescale, recipe_file, recipe_content) -> None:
     assert vaescale("fit-gmm", run, "--components", 2).code == 0
     words = vaescale("latents", run, "--draws", 300)
     assert "noise in pictures of" in words.out
-    assert "mixture" in words.out
+    both = json.loads((run / "evaluation" / "latents.json").read_text())["sigma"]
+    assert set(both["spearman"]) == {"log q(z)", "log mixture"}
+    assert both["drawn"] == "log mixture"
+    assert list(both["kinds"]) == ["posterior", "mixture", "prior", "prior x 3"]
     vaescale("latents", run, "--draws", 1).assert_refused(2, "--draws (=1)")
 
 

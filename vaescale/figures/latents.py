@@ -80,9 +80,9 @@ def latent_use(
 
 
 def sigma_and_density(
-    path: Path, sets: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, title: str
+    path: Path, sets: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, density: str, title: str
 ) -> None:
-    """Points of log density against mean log sigma, a colour and a marker for each set (name, densities, log sigmas)."""
+    """Points of a log density against mean log sigma, a colour and a marker for each set (name, densities, log sigmas)."""
     figure, axes = subplots(1, 1, (7.2, 4.2), frame=True)
     axis = axes[0, 0]
     for (name, densities, sigmas), colour, marker in zip(sets, POINT_COLOURS, MARKERS, strict=False):
@@ -90,7 +90,7 @@ def sigma_and_density(
             densities, sigmas, marker, color=colour, label=name, markersize=3, alpha=0.5, linestyle="none"
         )
     axis.set_xscale("symlog", linthresh=100)
-    axis.set_xlabel("log q(z) (nats)", fontsize=8)
+    axis.set_xlabel(f"{density} (nats)", fontsize=8)
     axis.set_ylabel("mean log sigma(z)", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25)

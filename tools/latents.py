@@ -157,7 +157,8 @@ def _save(opened: "Run", shards: "LatentShards", result: dict[str, Any]) -> list
     )
     made = [folder / "latent_use.png", folder / "latent_scatter.png"]
     points, labels, words = measuring.scatter(shards, seed=opened.recipe.seed)
-    title = f"{head}: posterior means of {len(points)} images, by class"
+    by = ", by class" if (labels >= 0).any() else ""
+    title = f"{head}: posterior means of {len(points)} images{by}"
     figures.latent_scatter(made[1], points, labels, axes_words=words, title=title)
     if variance := result["variance"]:
         bars = [

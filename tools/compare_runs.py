@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         records = _of_folders(arguments.runs)
     if len(records) < 2:
-        raise UserError("there is one run alone; give at least two to compare")
+        there = "is one run alone" if records else "are no runs"
+        raise UserError(f"there {there} with anything to compare; give at least two")
     comparison = comparing.compare(records, sort=arguments.sort, columns=arguments.metric)
     arguments.out.mkdir(parents=True, exist_ok=True)
     drawn = _draw(comparison, arguments.out)

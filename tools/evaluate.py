@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 IWAE_PROTOCOL = (
     "-log of the mean importance weight of importance_samples draws, per image; falls with their number. "
     "effective_samples, (sum w)^2 / sum w^2, says how many of them carry it; importance_neg_elbo_nats is the ELBO of the same images "
-    "by the same draws"
+    "by the same draws, neg_iwae_standard_error the spread over images, not the error of sampling"
 )
 SHOWN = 12  # images in the picture
+FEW_EFFECTIVE = 10
+MOST = 10_000_000  # draws, or images
 TAKEN = ("val", "train", "val-raw", "train-raw", "latents", "baselines")
 
 
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name",
         metavar="NAME",
-        help="of what is written, RUN/evaluation/NAME.json; default: the split, or data- and the data's folder",
+        help="of what is written, RUN/evaluation/NAME.json (NAME-raw.json of raw weights); default: the split, or data- and the data's folder",
     )
     parser.add_argument(
         "--weights", choices=("ema", "raw"), default="ema", help="default: ema, if the run has them"
@@ -60,8 +62,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     for name in ("importance_samples", "importance_images"):
         given = getattr(arguments, name)
-        if given is not None and given < 1:
-            raise UserError(f"--{name.replace('_', '-')} (={given}) must be at least 1")
+        if given is not None and not 1 <= given <= MOST:
+            raise UserError(f"--{name.replace('_', '-')} (={given}) must be from 1 to {MOST}")
     if arguments.importance_images and not arguments.importance_samples:
         raise UserError(
             "--importance-images is of how many images the bound is; give --importance-samples too"
@@ -91,6 +93,7 @@ def _name(arguments: argparse.Namespace) -> str:
 
 def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     from vaescale import comm
+    from vaescale.console import say
     from vaescale.errors import UserError
     from vaescale.evaluation.importance import IMPORTANCE, importance_weighted
     from vaescale.evaluation.likelihood import evaluate, protocol
@@ -107,6 +110,11 @@ def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     earlier = comm.on_main(lambda: run_folder.read_json(opened.folder / "evaluation" / f"{name}.json"))
     if arguments.data and earlier.get("data_hash", hashed) != hashed:
         raise UserError(f"{opened.folder}/evaluation/{name}.json is of other images; give these a --name")
+    before = earlier.get("metrics", {}).get("importance_samples", 0)
+    if comm.is_main() and before > (arguments.importance_samples or before):
+        say(
+            f"the bound of {before:.0f} importance samples in evaluation/{name}.json will be replaced by a looser one"
+        )
     metrics = evaluate(
         opened.model, in_order(reader, workers=data.workers), seed=seed, max_skipped=data.max_skipped
     )
@@ -209,6 +217,11 @@ def show(result: dict[str, Any]) -> None:
     """The numbers as a table."""
     from vaescale.console import say, table
 
+    few = result["metrics"].get("effective_samples", FEW_EFFECTIVE)
+    if few < FEW_EFFECTIVE:
+        say(
+            f"of the importance samples {few:.1f} count on average: log p(x) lies noticeably above this bound"
+        )
     if result["protocol"]["bound"].startswith("none"):
         say(f"bound: {result['protocol']['bound']}")
     table(

@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale.training import checkpoint
     from vaescale.training import folder as run_folder
     from vaescale.training.stores import log_model, save_model
+    from vaescale.training.tracking import TrackingConfig
 
     if arguments.out.exists():
         raise UserError(f"{arguments.out} is there already; delete it or choose another OUT")
@@ -50,7 +51,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary) / "run"
         data.mkdir()
-        write_whole(data / run_folder.RECIPE, opened.recipe.to_yaml().encode())
+        # What is done with an exported run is no run of the experiment.
+        alone = opened.recipe.model_copy(update={"tracking": TrackingConfig(mlflow=None)})
+        write_whole(data / run_folder.RECIPE, alone.to_yaml().encode())
         tensors = {name: value.cpu() for name, value in opened.model.state_dict().items()}
         state = {
             "recipe_hash": opened.recipe.hash,

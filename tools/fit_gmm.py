@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 SELECTION = "mixture_selection.png"
+MOST_DRAWS = 1000  # of an image
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -231,13 +232,17 @@ def _save(
     import shutil
 
     from vaescale import figures
+    from vaescale.console import say
     from vaescale.mixtures import files as mixture_files
     from vaescale.training.folder import append_metrics, update_summary, write_json
     from vaescale.training.tracking import push
 
     own = {*chosen.words(), *metrics, "candidates"}
     of_all = {name: value for name, value in result.items() if name not in own}
-    for old in (folder / "gmm").glob("components-*"):
+    earlier = sorted((folder / "gmm").glob("components-*"))
+    if earlier:
+        say(f"the earlier mixtures of {folder} ({', '.join(old.name for old in earlier)}) are replaced")
+    for old in earlier:
         shutil.rmtree(old)
     for one in candidates if len(candidates) > 1 else []:
         place = folder / "gmm" / f"components-{len(one.mixture.weights)}"
@@ -262,13 +267,11 @@ def _save(
 
 def _numbers(words: str) -> tuple[int, ...]:
     """`1,10,50`."""
-    numbers = tuple(int(word) for word in words.split(","))
-    if min(numbers) < 1 or len(set(numbers)) != len(numbers):
-        raise ValueError(words)
+    parts = words.split(",")
+    numbers = tuple(int(part) for part in parts if part.strip().isdecimal())
+    if len(numbers) < len(parts) or min(numbers) < 1 or len(set(numbers)) != len(numbers):
+        raise argparse.ArgumentTypeError(f"{words!r} is no list of different numbers from 1, such as 1,10,50")
     return numbers
-
-
-_numbers.__name__ = "number of components"  # argparse says so of what is none
 
 
 def _refuse_senseless(arguments: argparse.Namespace) -> None:
@@ -285,6 +288,8 @@ def _refuse_senseless(arguments: argparse.Namespace) -> None:
         given = getattr(arguments, name)
         if given is not None and given < bound:
             raise UserError(f"--{name.replace('_', '-')} (={given}) must be at least {bound}")
+    if (arguments.samples_per_image or 0) > MOST_DRAWS:
+        raise UserError(f"--samples-per-image (={arguments.samples_per_image}) must be at most {MOST_DRAWS}")
     for name in ("tolerance", "ridge"):
         given = getattr(arguments, name)
         if not 0 < given < 1:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vaescale.run import Run
 
 SHOWN = 256  # as vaescale.sampling, which --help has no time to import
+MOST_SHOWN = 100 * SHOWN
 OF_SAMPLES = ("prior", "components", "decode", "temperature", "count")
 UNUSED = {"map": OF_SAMPLES, "interpolate": OF_SAMPLES, "refine": ("decode",)}
 
@@ -74,12 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--refine-weight",
         type=float,
-        default=0.0,
         metavar="W",
         help="also of -W log density of z, under the mixture or the prior, whichever it is drawn from; default: 0",
     )
     parser.add_argument(
-        "--refine-rate", type=float, default=0.02, metavar="LR", help="of the descent (Adam); default: 0.02"
+        "--refine-rate", type=float, metavar="LR", help="of the descent (Adam); default: 0.02"
     )
     parser.add_argument(
         "--map", type=int, metavar="SIDE", help="instead: SIDE x SIDE means over the plane of two latents"
@@ -126,7 +126,14 @@ def _samples(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
         elif comm.is_main():
             say(f"no mixture in {opened.folder}; `vaescale fit-gmm {opened.folder}` adds its samples")
     draws = sampling.Draws(arguments.count, arguments.temperature, arguments.seed)
-    drawn = {"priors": list(sources), "count": arguments.count, "seed": arguments.seed}
+    components = [len(one.weights) for one in sources.values() if one is not None]
+    drawn = {
+        "priors": list(sources),
+        "components": components,
+        "temperature": arguments.temperature,
+        "count": arguments.count,
+        "seed": arguments.seed,
+    }
     if arguments.shards is not None:
         if len(sources) * len(decodings) != 1:
             raise UserError("--shards takes one kind of samples; give --prior and --decode")
@@ -153,7 +160,12 @@ def _mixture(opened: "Run", components: int | None, *, needed: bool) -> "Mixture
     folder = opened.folder / "gmm"
     fitted: dict[str, Any] = opened.made
     if components is not None:
-        fitted["components"] = components
+        others = sorted(int(path.name.removeprefix("components-")) for path in folder.glob("components-*"))
+        if others and components not in others:
+            raise UserError(
+                f"there is no mixture of {components} components; there are {', '.join(map(str, others))}"
+            )
+        fitted = {**fitted, "components": components}
         folder = (
             folder / f"components-{components}" if (folder / f"components-{components}").is_dir() else folder
         )
@@ -184,13 +196,10 @@ def _refine(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
 
 def _pair(words: str) -> tuple[int, int]:
     """`3,17`."""
-    one, other = (int(word) for word in words.split(","))
-    if min(one, other) < 0:
-        raise ValueError(words)
-    return one, other
-
-
-_pair.__name__ = "pair of image numbers"  # argparse says so of what is none
+    parts = words.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{words!r} is no pair of image numbers, such as 3,17")
+    return int(parts[0]), int(parts[1])
 
 
 def _refuse_senseless(arguments: argparse.Namespace) -> None:
@@ -202,6 +211,11 @@ def _refuse_senseless(arguments: argparse.Namespace) -> None:
     for name in UNUSED.get(instead[0], ()) if instead else ():
         if getattr(arguments, name) is not None:
             raise UserError(f"--{instead[0]} has no use for --{name}; leave it out")
+    for name in ("refine_weight", "refine_rate"):
+        if getattr(arguments, name) is not None and arguments.refine is None:
+            raise UserError(f"--{name.replace('_', '-')} is of --refine; give that too")
+    arguments.refine_weight = 0.0 if arguments.refine_weight is None else arguments.refine_weight
+    arguments.refine_rate = 0.02 if arguments.refine_rate is None else arguments.refine_rate
     arguments.count = 64 if arguments.count is None else arguments.count
     arguments.temperature = 1.0 if arguments.temperature is None else arguments.temperature
     if arguments.prior == "standard" and arguments.components is not None:
@@ -212,6 +226,10 @@ def _refuse_senseless(arguments: argparse.Namespace) -> None:
         raise UserError(f"--temperature (={arguments.temperature}) must be above 0 and at most 10")
     if arguments.seed < 0:
         raise UserError(f"--seed (={arguments.seed}) must be at least 0")
+    if arguments.shards is None and arguments.count > MOST_SHOWN:
+        raise UserError(
+            f"--count (={arguments.count}) is too many for pictures, at most {MOST_SHOWN}; give --shards OUT"
+        )
     if arguments.refine is not None and arguments.count > SHOWN:
         raise UserError(f"--count (={arguments.count}) must be at most {SHOWN} with --refine")
     if arguments.refine is not None and not 1 <= arguments.refine <= 100_000:

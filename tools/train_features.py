@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     if (arguments.out / classifier.WORDS).exists():
         raise UserError(f"{arguments.out} holds features already; delete it or choose another --out")
+    if arguments.out.is_file():
+        raise UserError(f"--out {arguments.out} is a file; give a folder")
     train = _open(arguments.train)
     val = _open(arguments.val or _beside(arguments.train))
     if val.image_shape != train.image_shape:
@@ -55,6 +57,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if val.index.data_hash == train.index.data_hash:
         raise DataError("the held-out images are the training images; give --val others")
     classes = _classes(train)
+    _classes(val)  # before minutes of training
     shape = classifier.Shape(train.image_shape[0], train.image_shape[1], classes, arguments.width)
     plan = Plan(train.index.shards.samples, min(BATCH, len(train)), arguments.seed)
     batches = training_batches(

@@ -77,6 +77,9 @@ def baselines(opened: Run, *, images: int, labels: int | None, groups: int, show
         pictures.append(("PCA", _pictures(decoded[:shown], opened)))
         scores = (name, pca.transform(known), pca.transform(held_out))
     if classed:
+        notes.append(
+            f"the probes learn from the classes of {min(labels or images, images, len(train))} training images (--labels)"
+        )
         if there > 1:
             notes.append(
                 f"the probes see the {sum(model.group_sizes[:groups])} latents of the first {groups} of {there} groups (--groups)"

@@ -45,6 +45,7 @@ MORE_IS_BETTER = (  # the last word of a metric's name
     *("val_prior_log_density_nats", "linear_probe", "knn_5", "images_per_second"),
 )
 CALIBRATED = re.compile(r"/coverage/(\d+)$")  # best where a share is what it says, in percent
+NAMED = 8  # metrics in a sentence
 SEED = re.compile(r"-seed-\d+$")  # what a sweep adds to a name
 SEEN = ("likelihood.dequantize", "data.image_size", "data.channels", "data.crop", "data.resample")
 PICTURES = ("reconstructions.png", "samples.png")
@@ -87,9 +88,7 @@ def compare(records: Sequence[Record], *, sort: str | None = None, columns: Sequ
     shown = [name for name in SHOWN_METRICS if name in known]
     for name in [*columns, *([sort] if sort else [])]:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 5, 0.6) or known
-            close = [one for one in known if name.rpartition("/")[2] in one] or close
-            raise UserError(f"no run has the metric {name!r}; there are {', '.join(close[:8])}")
+            raise UserError(f"no run has the metric {name!r}; {_near(name, known)}")
         shown += [name] if name not in shown else []
     sort = sort or (shown[0] if shown else "")
     names = [record.name for record in records]
@@ -100,6 +99,22 @@ def compare(records: Sequence[Record], *, sort: str | None = None, columns: Sequ
     ordered = sorted(records, key=lambda record: _place(record, sort))
     warnings = [*_warnings(records, sort), *_measured_otherwise(records, shown)]
     return Comparison(ordered, sort, _differing(records), shown, warnings)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """Which metrics there are, those that are likeliest meant, or the verb that makes such ones."""
+    first = name.partition("/")[0]
+    if first in ("quality", "baselines", "latents") and not any(one.startswith(f"{first}/") for one in known):
+        return f"`vaescale {first} RUN` measures what begins with {first}/"
+    alike = [one for one in known if name.rpartition("/")[2] in one]
+    alike = (
+        alike
+        or difflib.get_close_matches(name, known, 5, 0.6)
+        or [one for one in known if one.startswith(first)]
+        or [*known]
+    )
+    more = f" and {len(alike) - NAMED} more" if len(alike) > NAMED else ""
+    return f"there are {', '.join(alike[:NAMED])}{more}"
 
 
 def measured_by(results: Iterable[bytes]) -> dict[str, str]:

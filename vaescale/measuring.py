@@ -21,6 +21,7 @@ from vaescale.aggregate.points import Moments, Scaled
 from vaescale.aggregate.refinement import mean_log_sigma
 from vaescale.aggregate.starts import SEEDS
 from vaescale.aggregate.variance import data_covariance, model_split, ppca_split
+from vaescale.console import Progress
 from vaescale.data.batch import Request
 from vaescale.data.latents import LatentShards
 from vaescale.data.reader import ShardReader
@@ -37,6 +38,7 @@ FAR = 3.0  # times the prior's standard deviations
 SHOWN = 300  # points of each kind in a picture
 BATCH = 250
 SCATTERED, LEAST_FOR_TSNE = 2000, 100
+GAP_BATCH = 32
 
 
 @torch.no_grad()
@@ -81,7 +83,7 @@ def kinds_of_z(opened: Run, moments: Moments, mixture: Mixture | None, *, seed: 
     slots = torch.arange(DRAWS, device=next(opened.model.parameters()).device)
     kinds = {"posterior": posterior_draws(opened, moments, seed=seed)}
     if mixture is not None:
-        kinds["mixture"] = sample(mixture, noise.Stream(seed, 3, slots))
+        kinds[f"mixture of {len(mixture.weights)}"] = sample(mixture, noise.Stream(seed, 3, slots))
     for name, scale in (("prior", 1.0), (f"prior x {FAR:g}", FAR)):
         kinds[name] = prior_draws(opened, noise.Stream(seed, 1, slots), scale)
     return kinds
@@ -208,18 +210,20 @@ def gaps(opened: Run, images: int, *, steps: int, importance_samples: int, seed:
     reader = comm.together(lambda: open_split(opened.recipe, "val"))
     rows = torch.zeros(0, 3, dtype=torch.float64)
     numbers = evenly(len(reader), images)[comm.rank() :: comm.world_size()]
-    for part in torch.split(numbers, 32):
-        got = reader.__getitems__(Request(np.asarray(part), refill=False))
-        if not got.usable.any():
-            continue
-        found = inference_gaps(
-            model,
-            got.images[got.usable].to(device),
-            noise.Stream(seed, 0, part[got.usable].to(device)),
-            steps=steps,
-            importance_samples=importance_samples,
-        )
-        rows = torch.cat([rows, torch.stack(found, dim=1).cpu()])
+    with Progress("gaps", len(numbers), shown=comm.is_main()) as progress:
+        for part in torch.split(numbers, GAP_BATCH):
+            got = reader.__getitems__(Request(np.asarray(part), refill=False))
+            if not got.usable.any():
+                continue
+            found = inference_gaps(
+                model,
+                got.images[got.usable].to(device),
+                noise.Stream(seed, 0, part[got.usable].to(device)),
+                steps=steps,
+                importance_samples=importance_samples,
+            )
+            rows = torch.cat([rows, torch.stack(found, dim=1).cpu()])
+            progress.update(len(rows), "images")
     rows = torch.cat(comm.gather_object(rows))
     amortized, optimized, log_px = rows.unbind(1)
     differences = {"amortization": optimized - amortized, "approximation": log_px - optimized}

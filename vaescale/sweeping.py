@@ -141,9 +141,9 @@ def _ended(words: Sequence[str]) -> int:
 
 
 def runs_of(folder: Path) -> list[Path]:
-    """The run folders of a sweep's folder that are there, or the folder itself if it is none."""
+    """The run folders of a sweep's folder, or the folder itself if it is none."""
     places = run_folder.read_json(folder / STATE).get("runs")
-    return [folder] if places is None else [Path(place) for place in places if Path(place).is_dir()]
+    return [folder] if places is None else [Path(place) for place in places]
 
 
 def _starter(launch: Sequence[str]) -> list[str]:

@@ -217,7 +217,7 @@ def test_latents_are_measured(vaescale, recipe_file, recipe_content) -> None:
     both = json.loads((run / "evaluation" / "latents.json").read_text())["sigma"]
     assert set(both["spearman"]) == {"log q(z)", "log mixture"}
     assert both["drawn"] == "log mixture"
-    assert list(both["kinds"]) == ["posterior", "mixture", "prior", "prior x 3"]
+    assert list(both["kinds"]) == ["posterior", "mixture of 2", "prior", "prior x 3"]
     vaescale("latents", run, "--draws", 1).assert_refused(2, "--draws (=1)")
 
 

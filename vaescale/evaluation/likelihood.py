@@ -120,6 +120,8 @@ def protocol(likelihood: Likelihood) -> dict[str, str]:
         bits = f"{formula} + 8: a density of 8-bit images in [0, 1], not dequantized: no code length"
     words = {
         "bound": "one-sample ELBO per image, float32",
+        "log_px_nats": "E log p(x|z) of the same draw: the reconstruction term of the bound, not log p(x)",
+        "mse": "of means decoded from that draw, per value",
         "bits_per_dim": bits,
         "sigma": "root of the mean variance of p(x|z); an optimal sigma is the running average of training",
         "active_units": "latents whose posterior mean, in the prior's standard deviations, varies by more than 0.01 (over images; of a map, over places too)",

@@ -89,7 +89,9 @@ def sigma_and_density(
         axis.plot(
             densities, sigmas, marker, color=colour, label=name, markersize=3, alpha=0.5, linestyle="none"
         )
-    axis.set_xscale("symlog", linthresh=100)
+    everything = [value for _, densities, _ in sets for value in densities]
+    if max(everything) - min(everything) > 2000:
+        axis.set_xscale("symlog", linthresh=100, subs=(2, 5))
     axis.set_xlabel(f"{density} (nats)", fontsize=8)
     axis.set_ylabel("mean log sigma(z)", fontsize=8)
     axis.tick_params(labelsize=7)

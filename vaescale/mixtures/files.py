@@ -35,10 +35,11 @@ def words(folder: Path) -> dict[str, object]:
         return {}
 
 
-def load(folder: Path, **expected: object) -> Mixture:
+def load(folder: Path | str, **expected: object) -> Mixture:
     """The mixture in `folder`. expected: details that it must have been saved with, such as the step. Raises UserError when
     there is none, when it is another model's, or when it is not one that can be drawn from.
     """
+    folder = Path(folder)
     if not (folder / WORDS).is_file():
         raise UserError(f"{folder} holds no fitted mixture; fit one with `vaescale fit-gmm RUN`")
     try:

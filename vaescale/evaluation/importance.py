@@ -4,12 +4,13 @@ L_K = E_x[log 1/K sum_k p(x, z_k) / q(z_k|x)],   ELBO = E[L_1] <= E[L_K] <= log 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from vaescale import comm, noise
+from vaescale.console import Progress
 from vaescale.data.batch import Batch
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import bits_per_dim
@@ -43,22 +44,24 @@ def importance_weighted(
     model.eval()
     device = next(model.parameters()).device
     sums = torch.zeros(5, dtype=torch.float64, device=device)
-    for batch in batches:
-        images, slots = batch.images.to(device), batch.slots.to(device)
-        mask = batch.mask.to(device) & (slots < (most_images or math.inf))
-        most = max(1, VALUES // (DRAWS * math.prod(model.image_shape)))
-        for part in torch.split(mask.nonzero()[:, 0], most):
-            bound, elbo, effective = _bounds(model, images[part], noise.Stream(seed, 0, slots[part]), samples)
-            own = [
-                bound.sum(),
-                bound.square().sum(),
-                elbo.sum(),
-                effective.sum(),
-                bound.new_tensor(len(part)),
-            ]
-            sums += torch.stack(own)
-        if most_images is not None and int(slots.max()) >= most_images:
-            break
+    most = max(1, VALUES // (DRAWS * math.prod(model.image_shape)))
+    done = 0
+    with Progress("importance samples", 0, shown=comm.is_main()) as progress:
+        for batch in batches:
+            images, slots = batch.images.to(device), batch.slots.to(device)
+            mask = batch.mask.to(device) & (slots < (most_images or math.inf))
+            for part in torch.split(mask.nonzero()[:, 0], most):
+                stream, before = noise.Stream(seed, 0, slots[part]), done
+
+                def tell(draws: int, before: int = before) -> None:
+                    progress.update(before + draws, "draws")
+
+                bound, elbo, effective = _bounds(model, images[part], stream, samples, tell)
+                count = bound.new_tensor(len(part))
+                sums += torch.stack([bound.sum(), bound.square().sum(), elbo.sum(), effective.sum(), count])
+                done += len(part) * samples
+            if most_images is not None and int(slots.max()) >= most_images:
+                break
     model.train(was_training)
     total, squares, elbo, effective, count = comm.all_reduce_sum(sums).tolist()
     if not count:
@@ -80,9 +83,11 @@ def importance_weighted(
     }
 
 
-def _bounds(model: VAE, images: Tensor, stream: noise.Stream, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+def _bounds(
+    model: VAE, images: Tensor, stream: noise.Stream, samples: int, tell: Callable[[int], None]
+) -> tuple[Tensor, Tensor, Tensor]:
     """L_K of each image, its ELBO by the same draws, and its effective number of samples, float64 [B] each. images: uint8
-    [B, C, H, W].
+    [B, C, H, W]; tell: how many draws are done.
     """
     x = model.target(images, stream)
     mask = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -94,4 +99,5 @@ def _bounds(model: VAE, images: Tensor, stream: noise.Stream, samples: int) -> t
         total = torch.logaddexp(total, torch.logsumexp(weights, dim=1))
         squares = torch.logaddexp(squares, torch.logsumexp(2 * weights, dim=1))
         logs = logs + weights.sum(1)
+        tell(len(x) * min(start + DRAWS, samples))
     return total - math.log(samples), logs / samples, torch.exp(2 * total - squares)

@@ -30,9 +30,14 @@ def test_evaluate_takes_other_images(vaescale, run: Path, digits: Path) -> None:
 
 
 def test_what_importance_sampling_found_is_kept(vaescale, run: Path) -> None:
-    first = vaescale("evaluate", run, "--importance-samples", 8, "--importance-images", 50, "--json").json
+    words = ("evaluate", run, "--importance-samples", 8, "--importance-images", 50)
+    first = vaescale(*words, "--json").json
     found = first["metrics"]
     assert found["iwae_bits_per_dim"] == pytest.approx(found["neg_iwae_nats"] / (64 * np.log(2)) + 8)
+    outcome = vaescale("evaluate", run, "--importance-samples", 4)
+    assert "of 8 importance samples in evaluation/val.json will be replaced" in outcome.err
+    assert "log p(x) lies noticeably above" in outcome.err
+    assert vaescale("evaluate", run, *words[2:]).code == 0
     assert "8 importance samples of 50 images" in first["measured"]["evaluation/val/neg_iwae_nats"]
     again = vaescale("evaluate", run, "--json").json
     assert again["metrics"] == found
@@ -59,6 +64,11 @@ def test_images_without_classes_and_of_other_sizes(
 ) -> None:
     features = ("--out", tmp_path / "features", "--steps", 4)
     vaescale("train-features", bare / "train", *features).assert_refused(3, "have no classes", "labelled")
+    vaescale("train-features", digits / "train", "--val", bare / "val", *features).assert_refused(
+        3, f"images of {bare}/val", "have no classes"
+    )
+    (tmp_path / "file").touch()
+    vaescale("train-features", digits / "train", "--out", tmp_path / "file").assert_refused(2, "is a file")
     vaescale("train-features", digits / "train", "--val", bare / "large", *features).assert_refused(
         3, "same shape", "12x12"
     )
@@ -158,6 +168,8 @@ def test_runs_are_compared_from_their_folders(
     table.assert_refused(2, "no run has the metric 'val/psnr'")
     assert "| tiny |" in vaescale("compare-runs", run, *others, "--out", tmp_path / "out").out
     vaescale("compare-runs", run).assert_refused(2, "at least two")
+    words = ("compare-runs", run, *others, "--sort", "quality/digits/prior-mean/frechet")
+    vaescale(*words).assert_refused(2, "`vaescale quality RUN`")
     vaescale("compare-runs").assert_refused(2, "--experiment")
     vaescale("compare-runs", run, tmp_path / "none").assert_refused(2, "is not a run folder")
 
@@ -226,6 +238,8 @@ def test_an_exported_run_is_loaded_by_mlflow(vaescale, run: Path, tmp_path: Path
     with pytest.raises(ValueError, match="give uint8"):
         served.predict(images.astype(np.float32))
     assert vaescale("sample", out / "data" / "run", "--count", 4).code == 0
+    assert open_run(out / "data" / "run").recipe.tracking.mlflow is None, "it is no run of an experiment"
+    assert open_run(out / "data" / "run").recipe.hash == opened.recipe.hash
 
 
 def sweep_words(content: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -278,7 +292,7 @@ def test_a_sweep_trains_all_below_one_run(vaescale, sweep: Path, recipe_file, re
     Path("runs/tiny-seed-1/metrics.jsonl").unlink()
     (sweep / "sweep.json").write_text(json.dumps({**state, "runs": [*state["runs"], "runs"]}))
     few = vaescale("compare-runs", sweep)
-    few.assert_refused(2, "one run alone")
+    few.assert_refused(2, "one run with anything to compare")
     assert "left out: runs/tiny-seed-1 has no metrics yet" in few.err
     assert "left out: runs is not a run folder" in few.err
     failed = vaescale(

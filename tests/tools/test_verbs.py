@@ -178,9 +178,16 @@ def test_lines_offsets_maps_and_refinement(vaescale, recipe_file, recipe_content
     vaescale("sample", run, "--map", 5, "--count", 5).assert_refused(2, "--map has no use for --count")
     vaescale("sample", run, "--refine", 5, "--decode", "mean").assert_refused(2, "no use for --decode")
     vaescale("sample", run, "--refine", 5, "--count", 257).assert_refused(2, "at most 256")
+    vaescale("sample", run, "--refine-rate", 5).assert_refused(2, "--refine-rate is of --refine")
+    vaescale("sample", run, "--count", 25_601).assert_refused(2, "--shards OUT")
+    vaescale("fit-gmm", run, "--components", "5,5").assert_refused(2, "such as 1,10,50")
+    vaescale("fit-gmm", run, "--samples-per-image", 1001).assert_refused(2, "at most 1000")
     assert vaescale("fit-gmm", run, "--components", 2).code == 0
     assert vaescale("sample", run, "--components", 2, "--count", 4).code == 0
     vaescale("sample", run, "--components", 3).assert_refused(2, "components 2, this is 3")
+    assert vaescale("fit-gmm", run, "--components", "2,4").code == 0
+    vaescale("sample", run, "--components", 3).assert_refused(2, "there are 2, 4")
+    assert "are replaced" in vaescale("fit-gmm", run, "--components", 2).err
 
 
 def test_latents_are_measured(vaescale, recipe_file, recipe_content) -> None:
@@ -214,6 +221,7 @@ def test_latents_are_measured(vaescale, recipe_file, recipe_content) -> None:
     assert vaescale("fit-gmm", run, "--components", 2).code == 0
     words = vaescale("latents", run, "--draws", 300)
     assert "noise in pictures of" in words.out
+    assert json.loads((run / "evaluation" / "latents.json").read_text())["gaps"] == gaps, "which took minutes"
     both = json.loads((run / "evaluation" / "latents.json").read_text())["sigma"]
     assert set(both["spearman"]) == {"log q(z)", "log mixture"}
     assert both["drawn"] == "log mixture"
@@ -270,7 +278,7 @@ def test_a_mixture_of_other_weights_is_refused(vaescale, run: Path, recipe_file,
     from vaescale.mixtures import files
 
     words = files.words(run / "gmm")
-    files.save(files.load(run / "gmm"), run / "gmm", {**words, "weights_hash": "another"})
+    files.save(files.load(str(run / "gmm")), run / "gmm", {**words, "weights_hash": "another"})
     for verb in (["sample", run], ["latents", run], ["export", run, run / "out"]):
         vaescale(*verb).assert_refused(2, "weights_hash another", "vaescale fit-gmm")
     vaescale("quality", run, "--features", "pixels").assert_refused(2, "weights_hash another")

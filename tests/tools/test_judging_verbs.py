@@ -292,7 +292,7 @@ def test_a_sweep_trains_all_below_one_run(vaescale, sweep: Path, recipe_file, re
     Path("runs/tiny-seed-1/metrics.jsonl").unlink()
     (sweep / "sweep.json").write_text(json.dumps({**state, "runs": [*state["runs"], "runs"]}))
     few = vaescale("compare-runs", sweep)
-    few.assert_refused(2, "one run with anything to compare")
+    few.assert_refused(2, "one run alone with anything to compare")
     assert "left out: runs/tiny-seed-1 has no metrics yet" in few.err
     assert "left out: runs is not a run folder" in few.err
     failed = vaescale(

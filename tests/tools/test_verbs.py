@@ -434,7 +434,7 @@ def test_a_ladder_is_trained_evaluated_and_sampled(vaescale, ladder_run: Path) -
 
 def test_strange_numbers_are_refused(vaescale, run: Path) -> None:
     for word in ("--importance-samples", "--importance-images"):
-        vaescale("evaluate", run, word, 0).assert_refused(2, f"{word} (=0) must be at least 1")
+        vaescale("evaluate", run, word, 0).assert_refused(2, f"{word} (=0) must be from 1 to")
     vaescale("sample", run, "--temperature", 0).assert_refused(2, "--temperature (=0.0) must be above 0")
 
 

@@ -199,9 +199,11 @@ def _metrics(result: dict[str, Any]) -> dict[str, float]:
     for name in ("amortization_gap_nats", "approximation_gap_nats"):
         metrics |= {f"latents/{name}": result["gaps"][name]} if result["gaps"] else {}
     for name, value in result["sigma"]["spearman"].items() if result["sigma"] else ():
-        metrics[f"latents/sigma_spearman/{name.replace(' ', '_')}"] = value
+        metrics[f"latents/sigma_spearman/{name.removeprefix('log ').removesuffix('(z)')}"] = value
     for name, row in result["noise"].items():
-        metrics |= {f"latents/noise/{name.replace(' ', '')}-{column}": value for column, value in row.items()}
+        metrics |= {
+            f"latents/noise/{name.replace(' ', '-')}-{column}": value for column, value in row.items()
+        }
     return metrics
 
 

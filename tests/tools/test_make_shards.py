@@ -118,7 +118,7 @@ def test_a_missing_shard_is_written_anew(vaescale, tmp_path: Path) -> None:
 @pytest.mark.distributed
 def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path) -> None:
     """Two processes of `vaescale make-shards`, interrupted as a terminal does it."""
-    pictures(tmp_path / "photos", 2400)
+    pictures(tmp_path / "photos", 7200)  # or a busy machine ends before it is interrupted
     words = ["make-shards", f"folder:{tmp_path}/photos", str(tmp_path / "out"), "--size", "16", "--jobs", "2"]
     words += ["--shard-samples", "50", "--holdout", "0"]
     command = [sys.executable, "-m", "vaescale", *words]
@@ -132,7 +132,7 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path) -> Non
     assert err.strip().endswith("vaescale make-shards: stopped; the same command goes on where it was")
     assert "Traceback" not in err
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "train").glob("shard-*.tar")}
-    assert 5 <= len(before) < 48
+    assert 5 <= len(before) < 144
     subprocess.run(command, check=True, capture_output=True)
     kept = [path for path in before if path.stat().st_mtime_ns == before[path]]
     assert len(kept) >= len(before) - 2, "but for one in each process that had no note yet"

@@ -139,7 +139,7 @@ def _measured(arguments: argparse.Namespace, data_hash: str) -> dict[str, str]:
     return {
         "latents/": f"images {data_hash[:12]}",
         **{f"latents/{name}_nats": f"{arguments.draws} draws" for name in drawn},
-        **{f"latents/{name}_gap_nats": gaps for name in ("amortization", "approximation")},
+        **{f"latents/{name}_gap_nats": gaps for name in ("amortization", "approximation") if arguments.gaps},
     }
 
 

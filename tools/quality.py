@@ -162,12 +162,7 @@ def _mixtures(opened: "Run") -> "dict[str, Mixture]":
     folder = opened.folder / "gmm"
     if not folder.is_dir():
         return {}
-    numbers = sorted(
-        int(number)
-        for path in folder.glob("components-*")
-        if (number := path.name.removeprefix("components-")).isdecimal()
-    )
-    places = [folder / f"components-{number}" for number in numbers] or [folder]
+    places = [folder / f"components-{number}" for number in files.compared(folder)] or [folder]
     found = {}
     for place in places:
         if files.words(place).get("weights", opened.weights) != opened.weights:

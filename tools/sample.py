@@ -160,15 +160,13 @@ def _mixture(opened: "Run", components: int | None, *, needed: bool) -> "Mixture
     folder = opened.folder / "gmm"
     fitted: dict[str, Any] = opened.made
     if components is not None:
-        others = sorted(int(path.name.removeprefix("components-")) for path in folder.glob("components-*"))
+        others = mixture_files.compared(folder)
         if others and components not in others:
             raise UserError(
                 f"there is no mixture of {components} components; there are {', '.join(map(str, others))}"
             )
         fitted = {**fitted, "components": components}
-        folder = (
-            folder / f"components-{components}" if (folder / f"components-{components}").is_dir() else folder
-        )
+        folder = folder / f"components-{components}" if others else folder
     if not needed and components is None and not folder.is_dir():
         return None
     mixture = mixture_files.load(folder, **fitted)

@@ -53,7 +53,7 @@ def information(moments: Moments, *, seed: int, queries: int = QUERIES) -> Infor
     of_all = aggregate_log_density(moments, z)
     few = slice(None, None, -(-len(z) // MARGINAL_QUERIES))
     by_latent = marginal_log_densities(moments, z[few]).sum(1)
-    of_parts = [_kl(*part).sum() for part in _few(moments, 1)]
+    of_parts = [_kl(*part).sum() for part in _few(moments, moments.size)]
     own = torch.stack([torch.zeros((), dtype=torch.float64), *of_parts]).sum()
     mean_kl = comm.all_reduce_sum(own[None])[0] / moments.count
     # The images' own KL, known in closed form, takes away what depends on which images were drawn.

@@ -35,6 +35,12 @@ def words(folder: Path) -> dict[str, object]:
         return {}
 
 
+def compared(folder: Path) -> list[int]:
+    """How many components the mixtures have that were compared in a run's gmm folder, each in components-K; ascending."""
+    found = (path.name.removeprefix("components-") for path in folder.glob("components-*"))
+    return sorted(int(number) for number in found if number.isdecimal())
+
+
 def load(folder: Path | str, **expected: object) -> Mixture:
     """The mixture in `folder`. expected: details that it must have been saved with, such as the step. Raises UserError when
     there is none, when it is another model's, or when it is not one that can be drawn from.

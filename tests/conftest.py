@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from vaescale.data.items import Item
-from vaescale.data.sources import open_source
-from vaescale.data.writing import Making, write_shards
+from vaescale.data.making.items import Item
+from vaescale.data.making.sources import open_source
+from vaescale.data.making.writing import Making, write_shards
 from vaescale.models.vae import Terms
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.browser import look_at, needs_browser
 from tests.mlflow_server import Server
-from vaescale.comparing import Record, compare, page
+from vaescale.commands.compare_runs import Record, compare, page
 
 pytestmark = needs_browser
 

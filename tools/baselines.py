@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vaescale.errors import UserError
 
 if TYPE_CHECKING:
-    from vaescale.run import Run
+    from vaescale.trained import Run
 
 SHOWN = 12
 PROTOCOL = {
@@ -51,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Fit, measure, write, draw. Returns the table."""
-    from vaescale.baselines import baselines
-    from vaescale.resuming import git_revision
-    from vaescale.run import open_run
+    from vaescale.commands.baselines import baselines
+    from vaescale.commands.identity import git_revision
+    from vaescale.trained import open_run
 
     if arguments.images < 10 or (arguments.labels is not None and arguments.labels < 10):
         raise UserError("--images and --labels must be at least 10")
@@ -79,8 +79,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _save(opened: "Run", result: dict[str, Any], pictures: list[tuple[str, Any]]) -> dict[str, Any]:
     from vaescale import figures
-    from vaescale.training.folder import append_metrics, write_json
-    from vaescale.training.tracking import push
+    from vaescale.runs.folder import append_metrics, write_json
+    from vaescale.runs.tracking import push
 
     path = opened.folder / "figures" / "baselines.png"
     figures.image_rows(path, pictures, title=opened.title("held-out images and what is left of them"))
@@ -98,7 +98,7 @@ def _save(opened: "Run", result: dict[str, Any], pictures: list[tuple[str, Any]]
 
 def show(result: dict[str, Any]) -> None:
     """A line for the run and one for each baseline."""
-    from vaescale.console import say, table
+    from vaescale.system.console import say, table
 
     columns = list(dict.fromkeys(key for row in result["rows"].values() for key in row))
 

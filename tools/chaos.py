@@ -21,8 +21,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaescale.console import say
 from vaescale.errors import UserError
+from vaescale.system.console import say
 
 KILLS = ("kill all", "kill one", "terminate")
 DAMAGES = ("flip a bit", "truncate")
@@ -111,7 +111,7 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """A line each."""
-    from vaescale.console import table
+    from vaescale.system.console import table
 
     rows = [(name, str(count)) for name, count in result["faults"].items()]
     rows += [(name, str(value)) for name, value in result.items() if name != "faults"]
@@ -197,7 +197,7 @@ def _damage(run: Path, chance: random.Random) -> str | None:
 
 
 def _rows(run: Path) -> dict[int, dict[str, float]]:
-    from vaescale.training.folder import read_metrics
+    from vaescale.runs.folder import read_metrics
 
     return {int(row["step"]): row for row in read_metrics(run) if "train/mse" in row}
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vaescale.errors import UserError
 
 if TYPE_CHECKING:
-    from vaescale.comparing import Comparison, Record
+    from vaescale.commands.compare_runs import Comparison, Record
 
 STORE = "sqlite:///runs/mlflow.db"
 MOST_RUNS = 200
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Gather, compare, write. Returns the table."""
-    from vaescale import comparing
+    from vaescale.commands import compare_runs as comparing
 
     if bool(arguments.runs) == bool(arguments.experiment):
         raise UserError("give run folders, or --experiment NAME; one of the two")
@@ -96,8 +96,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _of_folders(given: list[Path]) -> "list[Record]":
     """Each run once. Of a sweep's runs those that have not begun are passed over aloud."""
-    from vaescale.console import say
-    from vaescale.sweeping import runs_of
+    from vaescale.commands.sweep import runs_of
+    from vaescale.system.console import say
 
     found: dict[Path, Record] = {}
     for folder in given:
@@ -114,10 +114,10 @@ def _of_folders(given: list[Path]) -> "list[Record]":
 
 def _of_folder(folder: Path) -> "Record":
     """Of a run folder, its last value of each metric."""
-    from vaescale.comparing import MEASURED, PICTURES, Record, measured_by, read_picture
+    from vaescale.commands.compare_runs import MEASURED, PICTURES, Record, measured_by, read_picture
     from vaescale.config import flat
     from vaescale.recipe import load_recipe
-    from vaescale.training import folder as run_folder
+    from vaescale.runs import folder as run_folder
 
     if not (folder / run_folder.RECIPE).is_file():
         raise UserError(f"{folder} is not a run folder (no {run_folder.RECIPE}); leave it out")
@@ -143,9 +143,9 @@ def _of_folder(folder: Path) -> "Record":
 
 def _of_experiment(store: str, experiment: str, where: str | None) -> "list[Record]":
     """The runs of an MLflow experiment, the latest first."""
-    from vaescale.comparing import CURVES, MEASURED, PICTURES, Record, measured_by
-    from vaescale.console import say
-    from vaescale.training.stores import stored_runs
+    from vaescale.commands.compare_runs import CURVES, MEASURED, PICTURES, Record, measured_by
+    from vaescale.runs.mlflow import stored_runs
+    from vaescale.system.console import say
 
     found = stored_runs(
         store,
@@ -168,7 +168,8 @@ def _of_experiment(store: str, experiment: str, where: str | None) -> "list[Reco
 
 def _draw(comparison: "Comparison", folder: Path) -> list[tuple[str, Path]]:
     """The figures that there are numbers for, each with its caption."""
-    from vaescale import comparing, figures
+    from vaescale import figures
+    from vaescale.commands import compare_runs as comparing
 
     together = comparing.groups(comparison.records)
     panels = []
@@ -198,7 +199,7 @@ def _draw(comparison: "Comparison", folder: Path) -> list[tuple[str, Path]]:
 
 def show(result: dict[str, Any]) -> None:
     """The table, best first, and where the page is."""
-    from vaescale.console import table
+    from vaescale.system.console import table
 
     sys.stdout.write(Path(result["markdown"]).read_text())
     table(

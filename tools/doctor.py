@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not 0 < arguments.seconds <= MOST_SECONDS:
         raise UserError(f"--seconds (={arguments.seconds}) must be above 0 and at most {MOST_SECONDS}")
     import vaescale
-    from vaescale.cores import cores
+    from vaescale.system.host import cores
 
     versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
     gpus, bf16 = _gpus() if versions["torch"] else ([], False)
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """A table; lists in one line each."""
-    from vaescale.console import table
+    from vaescale.system.console import table
 
     def words(name: str, value: Any) -> str:
         if isinstance(value, list):
@@ -92,7 +92,7 @@ def _exchange(seconds: float) -> dict[str, Any]:
     import torch
 
     from vaescale import comm
-    from vaescale.training import backends
+    from vaescale.training import launch as backends
 
     launch = backends.start()
     device = launch.accelerator.device
@@ -140,7 +140,7 @@ def _version(package: str) -> str | None:
 def _launch() -> str:
     """How this process came about, in words."""
     try:
-        from vaescale.training.backends import refuse_lost_processes
+        from vaescale.training.launch import refuse_lost_processes
 
         refuse_lost_processes(os.environ)
     except (UserError, ImportError) as error:

@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode. Returns what was written, for each split."""
-    from vaescale.data.shards import describe
-    from vaescale.run import latents_of, open_run
-    from vaescale.training import backends
+    from vaescale.data.index import describe
+    from vaescale.trained import latents_of, open_run
+    from vaescale.training import launch as backends
 
     with backends.joined():
         opened = open_run(arguments.run, weights=arguments.weights)
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """One table for each split."""
-    from vaescale.console import table
+    from vaescale.system.console import table
 
     for name, split in result["splits"].items():
         shape = "x".join(map(str, split["latent_shape"]))

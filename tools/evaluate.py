@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vaescale.data.reader import ShardReader
-    from vaescale.run import Run
+    from vaescale.trained import Run
 
 IWAE_PROTOCOL = (
     "-log of the mean importance weight of importance_samples draws, per image; falls with their number. "
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluate, write, draw. Returns the numbers with their protocol."""
     from vaescale.errors import UserError
-    from vaescale.training import backends
+    from vaescale.training import launch as backends
 
     for name in ("importance_samples", "importance_images"):
         given = getattr(arguments, name)
@@ -93,15 +93,15 @@ def _name(arguments: argparse.Namespace) -> str:
 
 def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     from vaescale import comm
-    from vaescale.console import say
+    from vaescale.commands.identity import git_revision
     from vaescale.errors import UserError
     from vaescale.evaluation.importance import IMPORTANCE, importance_weighted
     from vaescale.evaluation.likelihood import evaluate, protocol
     from vaescale.evaluation.reconstruction import PROTOCOL, reconstruction
-    from vaescale.resuming import git_revision
-    from vaescale.run import in_order, open_run, open_split
-    from vaescale.secrets import redact
-    from vaescale.training import folder as run_folder
+    from vaescale.runs import folder as run_folder
+    from vaescale.system.console import say
+    from vaescale.system.secrets import redact
+    from vaescale.trained import in_order, open_run, open_split
 
     opened = open_run(arguments.run, weights=arguments.weights)
     reader = comm.together(lambda: open_split(opened.recipe, arguments.split, place=arguments.data))
@@ -157,8 +157,8 @@ def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
 def _save(opened: "Run", reader: "ShardReader", name: str, result: dict[str, Any]) -> dict[str, Any]:
     """JSON, metrics, pictures, MLflow. Returns the result with the pictures' paths."""
     from vaescale import figures
-    from vaescale.training.folder import append_metrics, write_json
-    from vaescale.training.tracking import push
+    from vaescale.runs.folder import append_metrics, write_json
+    from vaescale.runs.tracking import push
 
     write_json(opened.folder / "evaluation" / f"{name}.json", result)
     # What is of no split of the recipe has metrics of its own name.
@@ -215,7 +215,7 @@ def _scaled(name: str, values: Any) -> tuple[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """The numbers as a table."""
-    from vaescale.console import say, table
+    from vaescale.system.console import say, table
 
     few = result["metrics"].get("effective_samples", FEW_EFFECTIVE)
     if few < FEW_EFFECTIVE:

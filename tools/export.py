@@ -30,14 +30,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     import shutil
     import tempfile
 
-    from vaescale.console import say
-    from vaescale.files import write_whole
     from vaescale.mixtures import files as mixture_files
-    from vaescale.run import open_run
-    from vaescale.training import checkpoint
-    from vaescale.training import folder as run_folder
-    from vaescale.training.stores import log_model, save_model
-    from vaescale.training.tracking import TrackingConfig
+    from vaescale.runs import checkpoint
+    from vaescale.runs import folder as run_folder
+    from vaescale.runs.mlflow import log_model, save_model
+    from vaescale.runs.tracking import TrackingConfig
+    from vaescale.system.console import say
+    from vaescale.system.files import write_whole
+    from vaescale.trained import open_run
 
     if arguments.out.exists():
         raise UserError(f"{arguments.out} is there already; delete it or choose another OUT")

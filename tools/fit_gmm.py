@@ -19,11 +19,11 @@ from vaescale.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vaescale.aggregate import em
-    from vaescale.aggregate.selection import Candidate
-    from vaescale.fitting import Material
+    from vaescale.commands.fit_gmm import Material
+    from vaescale.mixtures import em
     from vaescale.mixtures.gaussian import Mixture
-    from vaescale.training.tracking import TrackingConfig
+    from vaescale.mixtures.selection import Candidate
+    from vaescale.runs.tracking import TrackingConfig
 
 
 SELECTION = "mixture_selection.png"
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode, fit, choose, save. Returns the densities of the chosen mixture and of all candidates."""
-    from vaescale.training import backends
+    from vaescale.training import launch as backends
 
     _refuse_senseless(arguments)
     with backends.joined():
@@ -103,9 +103,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale import comm
-    from vaescale.aggregate.selection import choose, refuse_unfit
-    from vaescale.fitting import gather, prior_nats, replaces
-    from vaescale.run import open_run
+    from vaescale.commands.fit_gmm import gather, prior_nats, replaces
+    from vaescale.mixtures.selection import choose, refuse_unfit
+    from vaescale.trained import open_run
 
     opened = open_run(arguments.run)
     material = gather(
@@ -165,10 +165,10 @@ def _candidate(
     arguments: argparse.Namespace, number: int, ridge: "Tensor", material: "Material"
 ) -> "Candidate":
     from vaescale import comm
-    from vaescale.aggregate import em, selection
     from vaescale.aggregate.latents import ShardLatents
-    from vaescale.aggregate.stepwise import fit_stepwise
-    from vaescale.console import Progress, say
+    from vaescale.mixtures import em, selection
+    from vaescale.mixtures.stepwise import fit_stepwise
+    from vaescale.system.console import Progress, say
 
     train = material.train
     words = f"fit {number} component{'s' if number > 1 else ''}"
@@ -232,10 +232,10 @@ def _save(
     import shutil
 
     from vaescale import figures
-    from vaescale.console import say
     from vaescale.mixtures import files as mixture_files
-    from vaescale.training.folder import append_metrics, update_summary, write_json
-    from vaescale.training.tracking import push
+    from vaescale.runs.folder import append_metrics, update_summary, write_json
+    from vaescale.runs.tracking import push
+    from vaescale.system.console import say
 
     own = {*chosen.words(), *metrics, "candidates"}
     of_all = {name: value for name, value in result.items() if name not in own}
@@ -298,7 +298,7 @@ def _refuse_senseless(arguments: argparse.Namespace) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """The densities, in nats a latent vector."""
-    from vaescale.console import table
+    from vaescale.system.console import table
 
     kind, size = result["covariance"], len(result["collapsed_latents"])
     table(

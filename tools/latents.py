@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from vaescale.errors import UserError
 
 if TYPE_CHECKING:
-    from vaescale.data.latents import LatentShards
-    from vaescale.run import Run
+    from vaescale.data.latent_shards import LatentShards
+    from vaescale.trained import Run
 
 SATURATED_NATS = 0.01
 PROTOCOL = {
@@ -64,15 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, write, draw. Returns all of it."""
-    from vaescale import comm, measuring
+    from vaescale import comm
     from vaescale.aggregate.collapse import use_of
     from vaescale.aggregate.information import information
     from vaescale.aggregate.latents import Drawing, load
+    from vaescale.commands import latents as measuring
+    from vaescale.commands.identity import git_revision
     from vaescale.mixtures import files
-    from vaescale.resuming import git_revision
-    from vaescale.run import latents_of, open_run
-    from vaescale.training import backends
-    from vaescale.training import folder as run_folder
+    from vaescale.runs import folder as run_folder
+    from vaescale.trained import latents_of, open_run
+    from vaescale.training import launch as backends
 
     least = {"draws": 2, "gaps": 0, "gap_steps": 1, "importance_samples": 1, "seed": 0}
     for name, bound in least.items():
@@ -145,10 +146,11 @@ def _measured(arguments: argparse.Namespace, data_hash: str) -> dict[str, str]:
 
 def _save(opened: "Run", shards: "LatentShards", result: dict[str, Any]) -> list[str]:
     """JSON, pictures, MLflow."""
-    from vaescale import figures, measuring
+    from vaescale import figures
     from vaescale.aggregate.collapse import DELTAS, EPSILONS
-    from vaescale.training.folder import append_metrics, write_json
-    from vaescale.training.tracking import push
+    from vaescale.commands import latents as measuring
+    from vaescale.runs.folder import append_metrics, write_json
+    from vaescale.runs.tracking import push
 
     folder = opened.folder / "figures"
     head = f"{opened.recipe.name}, step {opened.step}"
@@ -209,7 +211,7 @@ def _metrics(result: dict[str, Any]) -> dict[str, float]:
 
 def show(result: dict[str, Any]) -> None:
     """A table for each part."""
-    from vaescale.console import say, table
+    from vaescale.system.console import say, table
 
     table(
         f"{result['run']}, step {result['step']}: information of {result['of']} "

@@ -28,14 +28,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vaescale.config import parse_bytes
-from vaescale.console import Progress, say
-from vaescale.cores import add_jobs
+from vaescale.data.index import INDEX, ShardIndex, describe, parse_index
+from vaescale.data.making.sources import Source, open_source
+from vaescale.data.making.writing import (
+    Making,
+    Written,
+    damaged_shards,
+    differing,
+    index_shards,
+    write_shards,
+)
 from vaescale.data.pictures import Encoding, Filter
-from vaescale.data.shards import INDEX, ShardIndex, describe, parse_index
-from vaescale.data.sources import Source, open_source
-from vaescale.data.store import Folder
-from vaescale.data.writing import Making, Written, damaged_shards, differing, index_shards, write_shards
+from vaescale.data.storage import Folder
 from vaescale.errors import UserError
+from vaescale.system.arguments import add_jobs
+from vaescale.system.console import Progress, say
 
 TOLD = 10
 
@@ -71,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fraction for val where a source has none; 0.05",
     )
     shards.add_argument("--config", metavar="NAME", help="configuration of an hf: data set")
-    add_jobs(shards, of="processes")
+    add_jobs(shards, workers="processes")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from vaescale.evaluation.features import Extractor
     from vaescale.mixtures.gaussian import Mixture
-    from vaescale.run import Run
+    from vaescale.trained import Run
 
 CACHE = Path("~/.cache/vaescale/references")
 PROTOCOL = {
@@ -78,11 +78,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Draw, compare, write. Returns a row for each kind of picture."""
     import torch
 
-    from vaescale import comm, judging
+    from vaescale import comm
+    from vaescale.commands import quality as judging
+    from vaescale.commands.identity import git_revision
     from vaescale.evaluation.features import open_extractor
-    from vaescale.resuming import git_revision
-    from vaescale.run import open_run, open_split
-    from vaescale.training import backends
+    from vaescale.trained import open_run, open_split
+    from vaescale.training import launch as backends
 
     decodings = _decodings(arguments)
     with backends.joined():
@@ -138,8 +139,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _decodings(arguments: argparse.Namespace) -> tuple[str, ...]:
     """How samples are decoded, each once. Raises UserError for what makes no sense."""
-    from vaescale import judging
     from vaescale.aggregate.sampling import parse_decoding
+    from vaescale.commands import quality as judging
 
     given = arguments.count
     if given is not None and not judging.LEAST <= given <= judging.MOST_REFERENCES:
@@ -156,8 +157,8 @@ def _mixtures(opened: "Run") -> "dict[str, Mixture]":
     """Each that fit-gmm left, of this very model, by words."""
     from vaescale import comm
     from vaescale.aggregate.sampling import refuse_misfit
-    from vaescale.console import say
     from vaescale.mixtures import files
+    from vaescale.system.console import say
 
     folder = opened.folder / "gmm"
     if not folder.is_dir():
@@ -180,8 +181,8 @@ def _save(
 ) -> dict[str, Any]:
     """JSON, metrics, pictures, MLflow. first: some pictures of each row. Returns the result with the figures' paths."""
     from vaescale import figures
-    from vaescale.training.folder import append_metrics, write_json
-    from vaescale.training.tracking import push
+    from vaescale.runs.folder import append_metrics, write_json
+    from vaescale.runs.tracking import push
 
     name = extractor.name
     write_json(opened.folder / "evaluation" / f"quality-{name}.json", result)
@@ -209,7 +210,7 @@ def _label(row: dict[str, Any]) -> str:
 
 def show(result: dict[str, Any]) -> None:
     """A line for each kind of picture."""
-    from vaescale.console import table
+    from vaescale.system.console import table
 
     columns = ("count", *SCORES)
     head = " ".join(f"{name:>10}" for name in columns)

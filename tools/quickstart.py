@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaescale.console import say
 from vaescale.errors import UserError
+from vaescale.system.console import say
 
 RECIPE = Path("recipes/digits/optimal.yaml")
 BACKEND = Path("recipes/backends/cpu2.yaml")
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
     """Run what is not there yet. Returns the results, the paths and the seconds of each step."""
     from vaescale.recipe import load_recipe
-    from vaescale.training.folder import read_json
+    from vaescale.runs.folder import read_json
 
     if not RECIPE.is_file():
         raise UserError(f"{RECIPE} is not here; run the quickstart in the project's folder")
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
 
 def show(result: dict[str, Any]) -> None:
     """One table, and what to try next."""
-    from vaescale.console import table
+    from vaescale.system.console import table
 
     metrics, gmm, folder = result["metrics"], result["gmm"], result["run"]
     rows = [

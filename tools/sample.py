@@ -20,9 +20,9 @@ from vaescale.errors import UserError
 
 if TYPE_CHECKING:
     from vaescale.mixtures.gaussian import Mixture
-    from vaescale.run import Run
+    from vaescale.trained import Run
 
-SHOWN = 256  # as vaescale.sampling, which --help has no time to import
+SHOWN = 256  # as vaescale.commands.sample, which --help has no time to import
 MOST_SHOWN = 100 * SHOWN
 OF_SAMPLES = ("prior", "components", "decode", "temperature", "count")
 UNUSED = {"map": OF_SAMPLES, "interpolate": OF_SAMPLES, "refine": ("decode",)}
@@ -88,9 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Draw and write. Returns where."""
-    from vaescale import comm, tours
-    from vaescale.run import open_run
-    from vaescale.training import backends
+    from vaescale import comm
+    from vaescale.commands import tours
+    from vaescale.trained import open_run
+    from vaescale.training import launch as backends
 
     _refuse_senseless(arguments)
     with backends.joined():
@@ -109,9 +110,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _samples(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
-    from vaescale import comm, sampling
+    from vaescale import comm
     from vaescale.aggregate.sampling import parse_decoding
-    from vaescale.console import say
+    from vaescale.commands import sample as sampling
+    from vaescale.system.console import say
 
     decodings = [
         parse_decoding(words) for words in ([arguments.decode] if arguments.decode else ["mean", "ancestral"])
@@ -175,7 +177,7 @@ def _mixture(opened: "Run", components: int | None, *, needed: bool) -> "Mixture
 
 
 def _refine(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
-    from vaescale import tours
+    from vaescale.commands import tours
 
     mixture = None
     if arguments.prior != "standard":

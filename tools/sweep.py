@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train all, or write the files. Returns the variants."""
-    from vaescale import sweeping
+    from vaescale.commands import sweep as sweeping
     from vaescale.recipe import load_recipe
 
     base = load_recipe(arguments.recipe)
@@ -100,7 +100,7 @@ def exit_code(result: dict[str, Any]) -> int:
 
 def show(result: dict[str, Any]) -> None:
     """The variants, and what to do next."""
-    from vaescale.console import say, table
+    from vaescale.system.console import say, table
 
     def words(one: dict[str, Any]) -> str:
         failed = f"   exit code {one['exit_code']}" if one.get("exit_code") else ""

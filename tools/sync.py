@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Send the rest. Returns where it went. Raises UserError when the store does not answer."""
     from vaescale.recipe import load_recipe
-    from vaescale.training import folder as run_folder
-    from vaescale.training.tracking import sync
+    from vaescale.runs import folder as run_folder
+    from vaescale.runs.tracking import sync
 
     path = arguments.run / run_folder.RECIPE
     if not path.is_file():

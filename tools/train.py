@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, or describe what would be trained. Returns the summary, or recipe and plan."""
+    from vaescale.commands.train import Session
     from vaescale.recipe import load_recipe
-    from vaescale.session import Session
-    from vaescale.training import backends
+    from vaescale.training import launch as backends
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     launch = backends.start(processes=arguments.processes)
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """The recipe and the plan of a dry run, or a run's held-out numbers and the next commands."""
-    from vaescale.console import say, table
+    from vaescale.system.console import say, table
 
     if "plan" in result:
         import yaml

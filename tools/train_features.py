@@ -35,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, measure, write. Returns what features.json says."""
-    from vaescale.batches import evaluation_batches, training_batches
-    from vaescale.console import Progress
+    from vaescale.data.loader import evaluation_batches, training_batches
     from vaescale.data.plan import Plan
     from vaescale.evaluation import classifier
+    from vaescale.system.console import Progress
 
     if arguments.steps < 2 or not 4 <= arguments.width <= classifier.MOST_WIDTH or arguments.seed < 0:
         raise UserError(

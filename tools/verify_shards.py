@@ -7,9 +7,9 @@ import argparse
 import sys
 from typing import Any
 
-from vaescale.console import Progress
-from vaescale.cores import add_jobs
-from vaescale.data.verifying import verify_shards
+from vaescale.data.making.verifying import verify_shards
+from vaescale.system.arguments import add_jobs
+from vaescale.system.console import Progress
 
 SHOWN = 50
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """DIR and --deep."""
     parser.add_argument("folder", metavar="DIR", help="folder of shards, such as data/digits/train")
     parser.add_argument("--deep", action="store_true", help="decode every image too")
-    add_jobs(parser, of="threads")
+    add_jobs(parser, workers="threads")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

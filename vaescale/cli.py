@@ -16,8 +16,8 @@ from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
 from vaescale.errors import DataError, UserError
-from vaescale.pages import keep_freed_pages
-from vaescale.secrets import redact, redact_all
+from vaescale.system.host import keep_freed_pages
+from vaescale.system.secrets import redact, redact_all
 
 VERBS = {
     "doctor": "print versions, devices, how processes were launched, and what is missing",
@@ -158,7 +158,7 @@ def _print(tool: ModuleType, result: dict[str, Any], *, title: str, as_json: boo
     elif hasattr(tool, "show"):
         tool.show(result)
     else:
-        from vaescale.console import table
+        from vaescale.system.console import table
 
         table(title, [(name, _words(value)) for name, value in result.items()])
 

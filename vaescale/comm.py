@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vaescale import pulse
+from vaescale.system import heartbeat
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -26,7 +26,7 @@ def at_step(step: int) -> None:
     """Say which step this process is at; the collectives that follow are checked against it."""
     global _step
     _step = step
-    pulse.at_step(step)
+    heartbeat.at_step(step)
 
 
 def world_size() -> int:
@@ -69,7 +69,7 @@ def start_sum(values: Tensor) -> Callable[[], Tensor]:
     work = dist.all_reduce(message, async_op=True)
 
     def wait() -> Tensor:
-        with pulse.waiting_for_others(f"the all-reduce of {len(values)} numbers"):
+        with heartbeat.waiting_for_others(f"the all-reduce of {len(values)} numbers"):
             work.wait()
         total, steps = message[:-2], message[-2:] / world_size()
         torch._assert_async(
@@ -109,7 +109,7 @@ def all_reduce_plain(values: Tensor) -> Tensor:
     """The sum of `values` over all ranks in their own precision, with no check of the step. Waits for it."""
     total = values.clone()
     if world_size() > 1:
-        with pulse.waiting_for_others(f"the all-reduce of {values.numel()} numbers"):
+        with heartbeat.waiting_for_others(f"the all-reduce of {values.numel()} numbers"):
             dist.all_reduce(total)
     if total.is_cuda:
         torch.cuda.synchronize()
@@ -125,7 +125,7 @@ def broadcast_object(value: T) -> T:
     """Rank 0's `value`, on every rank. For small Python values, outside of the step."""
     box = [value]
     if world_size() > 1:
-        with pulse.waiting_for_others("the broadcast of rank 0's result"):
+        with heartbeat.waiting_for_others("the broadcast of rank 0's result"):
             dist.broadcast_object_list(box, src=0)
     return box[0]
 
@@ -176,7 +176,7 @@ def gather_object(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     box: list[T | None] = [None] * world_size()
-    with pulse.waiting_for_others("the gathering of the ranks' results"):
+    with heartbeat.waiting_for_others("the gathering of the ranks' results"):
         dist.all_gather_object(box, value)
     return cast(list[T], box)
 

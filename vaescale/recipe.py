@@ -16,15 +16,15 @@ from vaescale.config import Config
 from vaescale.data.reader import DataConfig
 from vaescale.errors import UserError
 from vaescale.likelihoods import LikelihoodConfig
+from vaescale.likelihoods.sigma import OPTIMAL
+from vaescale.models.posterior import DiagonalConfig, FixedConfig, PosteriorConfig
 from vaescale.networks import HIERARCHICAL, NetworkConfig
 from vaescale.objectives import ObjectiveConfig
 from vaescale.objectives.elbo import ElboConfig
-from vaescale.posterior import DiagonalConfig, FixedConfig, PosteriorConfig
-from vaescale.secrets import redact_all
-from vaescale.sigma import OPTIMAL
+from vaescale.runs.tracking import TrackingConfig
+from vaescale.system.secrets import redact_all
 from vaescale.training.loop import TrainingConfig
 from vaescale.training.optimizer import OptimizerConfig
-from vaescale.training.tracking import TrackingConfig
 
 # What may change between two starts of one run without changing a single number of it.
 OPERATIONAL = {

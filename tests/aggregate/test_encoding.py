@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from tests.ranks import on_ranks
-from vaescale import fitting, noise, run
+from vaescale import noise
+from vaescale import trained as run
 from vaescale.aggregate.collapse import use_of
 from vaescale.aggregate.information import information
 from vaescale.aggregate.latents import Drawing, ShardLatents, load
-from vaescale.aggregate.points import Points
-from vaescale.aggregate.selection import Candidate, Spread, choose, refuse_unfit, spread_of
-from vaescale.data.latents import open_latents, write_latent_index, write_latents
+from vaescale.commands import fit_gmm as fitting
+from vaescale.data.latent_shards import open_latents, write_latent_index, write_latents
+from vaescale.data.making.verifying import verify_shards
 from vaescale.data.reader import open_reader
-from vaescale.data.verifying import verify_shards
 from vaescale.errors import DataError, UserError
+from vaescale.mixtures.points import Points
+from vaescale.mixtures.selection import Candidate, Spread, choose, refuse_unfit, spread_of
 from vaescale.mixtures.steps import standardize
 from vaescale.recipe import Recipe
 
@@ -113,7 +115,7 @@ def test_a_lost_shard_is_encoded_again(recipe: Recipe) -> None:
 def test_a_shard_without_a_usable_image_is_left_out(
     recipe: Recipe, recipe_content, tmp_path, make_items
 ) -> None:
-    from vaescale.data.writing import Making, write_shards
+    from vaescale.data.making.writing import Making, write_shards
 
     place = tmp_path / "broken"
     write_shards(make_items(5), place, Making(shard_samples=4))

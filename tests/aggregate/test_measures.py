@@ -14,22 +14,17 @@ from tests.ranks import on_ranks
 from vaescale import noise
 from vaescale.aggregate.collapse import DELTAS, EPSILONS, use_of
 from vaescale.aggregate.gaps import inference_gaps
-from vaescale.aggregate.information import (
-    aggregate_log_density,
-    evenly,
-    information,
-    marginal_log_densities,
-)
-from vaescale.aggregate.points import Points, Scaled
+from vaescale.aggregate.information import aggregate_log_density, evenly, information, marginal_log_densities
 from vaescale.aggregate.refinement import mean_log_sigma, refine
 from vaescale.aggregate.sampling import Decoding, image_of, line, parse_decoding, plane, quantiles
 from vaescale.aggregate.variance import data_covariance, model_split, ppca_split
 from vaescale.errors import UserError
 from vaescale.likelihoods.gaussian import GaussianConfig
+from vaescale.mixtures.points import Points, Scaled
 from vaescale.models import build_vae
 from vaescale.models.flat import FlatVAE
+from vaescale.models.posterior import DiagonalConfig
 from vaescale.networks.linear import LinearConfig
-from vaescale.posterior import DiagonalConfig
 
 SIGMA = 0.4
 

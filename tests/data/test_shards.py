@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vaescale.data.shards import (
+from vaescale.data.index import (
     Shard,
     ShardIndex,
     ShardTable,

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vaescale.data.items import open_item
+from vaescale.data.making.items import open_item
+from vaescale.data.making.sources import open_source
 from vaescale.data.pictures import decode
-from vaescale.data.sources import open_source
 from vaescale.errors import DataError, UserError
 
 
@@ -109,8 +109,8 @@ def test_links_are_followed_and_no_image_is_lost_in_silence(tmp_path: Path, caps
 
 def listed_as_written(word: str, folder: Path) -> dict[str, tuple[int, int]]:
     """Key to class and value of what arrives in the shards."""
+    from vaescale.data.making.writing import Making, write_shards
     from vaescale.data.tars import samples
-    from vaescale.data.writing import Making, write_shards
 
     write_shards(open_source(word, holdout=0).splits["train"]().items, folder, Making(encoding="keep"))
     with (folder / "shard-000000.tar").open("rb") as file:

@@ -14,10 +14,10 @@ import webdataset
 from filelock import FileLock
 from PIL import Image
 
-from vaescale.data.items import Item, Place
-from vaescale.data.shards import INDEX, ShardIndex, parse_entries, parse_index
-from vaescale.data.verifying import verify_shards
-from vaescale.data.writing import NOTES, Making, damaged_shards, index_shards, write_shards
+from vaescale.data.index import INDEX, ShardIndex, parse_entries, parse_index
+from vaescale.data.making.items import Item, Place
+from vaescale.data.making.verifying import verify_shards
+from vaescale.data.making.writing import NOTES, Making, damaged_shards, index_shards, write_shards
 from vaescale.errors import DataError, UserError
 
 

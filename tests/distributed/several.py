@@ -11,9 +11,9 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState
 
+from vaescale.commands.train import Session
 from vaescale.recipe import load_recipe
-from vaescale.session import Session
-from vaescale.training import backends
+from vaescale.training import launch as backends
 
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
 OFFLOADED = dict.fromkeys(

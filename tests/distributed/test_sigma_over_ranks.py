@@ -13,8 +13,8 @@ from tests.ranks import on_ranks
 from vaescale import comm, noise
 from vaescale.likelihoods import LikelihoodConfig
 from vaescale.models import build_vae
+from vaescale.models.posterior import DiagonalConfig
 from vaescale.networks.conv import ConvConfig
-from vaescale.posterior import DiagonalConfig
 
 IMAGES, STEPS = 12, 3
 SHARES = {"2 even": [6, 6], "2 uneven": [5, 7], "4 even": [3, 3, 3, 3], "4 uneven": [1, 5, 2, 4]}

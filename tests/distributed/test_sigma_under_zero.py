@@ -28,8 +28,8 @@ def _work(rank: int, port: int, folder: str) -> None:
     from vaescale import comm, noise
     from vaescale.likelihoods.gaussian import GaussianConfig
     from vaescale.models import build_vae
+    from vaescale.models.posterior import DiagonalConfig
     from vaescale.networks.conv import ConvConfig
-    from vaescale.posterior import DiagonalConfig
 
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     generator = torch.Generator().manual_seed(0)

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from vaescale import noise
-from vaescale.batches import evaluation_batches
+from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import open_reader
 from vaescale.errors import UserError
 from vaescale.evaluation.importance import importance_weighted
 from vaescale.evaluation.likelihood import evaluate
 from vaescale.recipe import Recipe
-from vaescale.run import build_model
+from vaescale.trained import build_model
 
 
 def recipe(content, **likelihood) -> Recipe:

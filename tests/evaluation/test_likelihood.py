@@ -7,11 +7,11 @@ import torch
 from scipy import stats
 
 from vaescale import noise
-from vaescale.batches import evaluation_batches
+from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import open_reader
 from vaescale.evaluation.likelihood import bits_per_dim, evaluate
 from vaescale.recipe import Recipe
-from vaescale.run import build_model
+from vaescale.trained import build_model
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from scipy import stats
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.batches import evaluation_batches
 from vaescale.data.batch import Batch
+from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import open_reader
 from vaescale.evaluation.reconstruction import reconstruction
 from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
 from vaescale.recipe import Recipe
-from vaescale.run import build_model
+from vaescale.trained import build_model
 
 SHAPE = (1, 8, 8)
 NOISY = (

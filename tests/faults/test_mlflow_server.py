@@ -10,9 +10,9 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.mlflow_server import Server
-from vaescale.training import folder as run_folder
-from vaescale.training import tracking
-from vaescale.training.tracking import Drain, TrackingConfig, sync
+from vaescale.runs import folder as run_folder
+from vaescale.runs import tracking
+from vaescale.runs.tracking import Drain, TrackingConfig, sync
 
 pytestmark = [
     pytest.mark.slow,

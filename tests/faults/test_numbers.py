@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vaescale.objectives.elbo import Elbo
-from vaescale.training.folder import read_metrics
+from vaescale.runs.folder import read_metrics
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.faults.tracing import killed_at, may_trace
-from vaescale.training import checkpoint
-from vaescale.training.checkpoint import Keep, newest, write
+from vaescale.runs import checkpoint
+from vaescale.runs.checkpoint import Keep, newest, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

@@ -16,9 +16,9 @@ from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
 from vaescale.likelihoods.gaussian import GaussianConfig
 from vaescale.models import build_vae
 from vaescale.models.ladder import LadderVAE
+from vaescale.models.posterior import LOG_SIGMA_BOUND, DiagonalConfig
 from vaescale.networks.ladder import LadderConfig
 from vaescale.networks.stages import Block
-from vaescale.posterior import LOG_SIGMA_BOUND, DiagonalConfig
 
 S1, A, S2, SIGMA = 1.3, 0.8, 0.6, 0.4
 W = torch.tensor([0.5, -1.0, 0.3, 0.9], dtype=torch.float64)

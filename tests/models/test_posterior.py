@@ -7,7 +7,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch.distributions import Normal, kl_divergence
 
-from vaescale.posterior import (
+from vaescale.models.posterior import (
     POSTERIORS,
     Decreasing,
     FixedConfig,

@@ -8,9 +8,9 @@ from vaescale import noise
 from vaescale.likelihoods.gaussian import GaussianConfig
 from vaescale.likelihoods.structured_gaussian import StructuredGaussianConfig
 from vaescale.models import build_vae
+from vaescale.models.posterior import LOG_SIGMA_BOUND, DiagonalConfig, Gaussian, diagonal, kl
 from vaescale.models.vae import VAE, to_unit
 from vaescale.networks.conv import ConvConfig
-from vaescale.posterior import LOG_SIGMA_BOUND, DiagonalConfig, Gaussian, diagonal, kl
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from tests.ranks import on_ranks
 from vaescale import comm, noise
 from vaescale.likelihoods import LikelihoodConfig
 from vaescale.models import build_vae
+from vaescale.models.posterior import PosteriorConfig
 from vaescale.models.vae import VAE, Terms
 from vaescale.networks import NETWORKS, NetworkConfig
-from vaescale.posterior import PosteriorConfig
 
 SMALL_LADDER = {"kind": "ladder", "latent_dim": 2, "width": 8}
 # network, posterior, image size, channels

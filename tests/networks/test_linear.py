@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 
 from vaescale.evaluation.likelihood import evaluate
 from vaescale.networks.linear import LinearConfig, LinearNetwork
-from vaescale.run import in_order, open_run, open_split
+from vaescale.trained import in_order, open_run, open_split
 
 ROOT = Path(__file__).parents[2]
 DRAWS = 8

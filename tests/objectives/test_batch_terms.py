@@ -16,12 +16,12 @@ from tests.ranks import on_ranks
 from vaescale import comm, noise
 from vaescale.likelihoods.gaussian import GaussianConfig
 from vaescale.models import build_vae
+from vaescale.models.posterior import DiagonalConfig
 from vaescale.networks.conv import ConvConfig
 from vaescale.networks.ladder import LadderConfig
 from vaescale.objectives import ObjectiveConfig, build_objective
 from vaescale.objectives.dip import DipConfig, dip
 from vaescale.objectives.mmd import SCALES, MmdConfig, mmd
-from vaescale.posterior import DiagonalConfig
 
 Z = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 STREAM = noise.Stream(5, 2, torch.arange(7))

@@ -11,12 +11,12 @@ from torch.distributions import Normal
 from vaescale import noise
 from vaescale.likelihoods.gaussian import GaussianConfig
 from vaescale.models import build_vae
+from vaescale.models.posterior import DiagonalConfig
 from vaescale.models.vae import VAE
 from vaescale.networks.conv import ConvConfig
 from vaescale.networks.linear import LinearConfig
 from vaescale.objectives import ObjectiveConfig, build_objective
 from vaescale.objectives.iwae import log_mean_exp
-from vaescale.posterior import DiagonalConfig
 
 IMAGE = torch.randint(0, 256, (1, 1, 2, 2), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vaescale.data.latents import write_latent_index, write_latents
+from vaescale.data.latent_shards import write_latent_index, write_latents
 
 BENCH = Path(__file__).parents[2] / "tools" / "bench"
 pytestmark = pytest.mark.slow

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.launching import ROOT, finished
-from vaescale.data.items import Item
-from vaescale.data.writing import Making, write_shards
+from vaescale.data.making.items import Item
+from vaescale.data.making.writing import Making, write_shards
 from vaescale.evaluation.classifier import Classifier, Shape, save
-from vaescale.run import open_run, open_split
+from vaescale.trained import open_run, open_split
 
 
 def test_evaluate_takes_other_images(vaescale, run: Path, digits: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests.launching import ROOT, finished
 from vaescale.mixtures import files as mixture_files
-from vaescale.run import open_run
+from vaescale.trained import open_run
 
 
 def test_make_shards_writes_once(vaescale, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_encode_writes_once_and_says_what_scales_the_latents(vaescale, run: Path
 
 
 def test_samples_are_written_as_a_data_set(vaescale, run: Path, tmp_path: Path) -> None:
-    from vaescale.data.verifying import verify_shards
+    from vaescale.data.making.verifying import verify_shards
 
     words = ("sample", run, "--prior", "standard", "--decode", "mean", "--shards", tmp_path / "out")
     outcome = vaescale(*words, "--count", 1500, "--json")

@@ -6,10 +6,10 @@ import torch
 from vaescale.errors import UserError
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe
-from vaescale.run import build_model
-from vaescale.training.backends import refuse_lost_processes, start
+from vaescale.system.host import system_metrics
+from vaescale.trained import build_model
 from vaescale.training.clock import Clock
-from vaescale.training.machine import system_metrics
+from vaescale.training.launch import refuse_lost_processes, start
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
 

@@ -11,10 +11,10 @@ from accelerate.state import AcceleratorState, GradientState
 from vaescale.data.batch import Batch
 from vaescale.objectives import build_objective
 from vaescale.recipe import Recipe
-from vaescale.run import build_model
-from vaescale.strategies import Strategy
+from vaescale.trained import build_model
 from vaescale.training.guard import SCALE, Guard
 from vaescale.training.step import step_metrics, train_step
+from vaescale.training.strategies import Strategy
 
 
 def batches(parts: int, count: int = 12) -> list[Batch]:

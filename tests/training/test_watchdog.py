@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from vaescale import comm, pulse
+from vaescale import comm
+from vaescale.system import heartbeat
 from vaescale.training.watchdog import Heard, Watchdog
 
 
@@ -36,7 +37,7 @@ def test_a_process_that_beats_is_left_alone() -> None:
     watchdog, codes, ended = watch()
     with watchdog:
         for _ in range(15):
-            pulse.beat("reading data")
+            heartbeat.beat("reading data")
             time.sleep(0.1)
     assert not ended.is_set()
     assert codes == []
@@ -46,7 +47,7 @@ def test_one_that_does_not_is_ended_with_words(capsys) -> None:
     watchdog, codes, ended = watch()
     with watchdog:
         comm.at_step(7)
-        pulse.beat("reading data")
+        heartbeat.beat("reading data")
         assert ended.wait(5)
     assert codes == [4]
     words = capsys.readouterr().err
@@ -74,8 +75,8 @@ def test_the_one_to_look_at_is_named(monkeypatch, others, named) -> None:
     comm.at_step(5)
     now = time.monotonic()
     for rank, (silent, place, step, waits) in others.items():
-        watchdog._heard[rank] = Heard(1, now - silent, pulse.Pulse(step, place, now - silent, waits))
-    with pulse.waiting_for_others("the all-reduce of 3 numbers"):
+        watchdog._heard[rank] = Heard(1, now - silent, heartbeat.Pulse(step, place, now - silent, waits))
+    with heartbeat.waiting_for_others("the all-reduce of 3 numbers"):
         sentence = watchdog._sentence()
     assert named in sentence
     assert "rank 0 has been" not in sentence

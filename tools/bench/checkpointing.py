@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from vaescale import noise
-from vaescale.pages import keep_freed_pages
 from vaescale.recipe import load_recipe
-from vaescale.run import build_model
+from vaescale.system.host import keep_freed_pages
+from vaescale.trained import build_model
 
 STEPS = 3
 

@@ -21,15 +21,15 @@ from pathlib import Path
 import torch
 from sklearn.mixture import GaussianMixture
 
-from vaescale.aggregate import em
 from vaescale.aggregate.latents import Drawing, ShardLatents
-from vaescale.aggregate.points import Points
-from vaescale.aggregate.selection import mean_log_density
-from vaescale.aggregate.starts import start
-from vaescale.aggregate.stepwise import fit_stepwise
-from vaescale.data.latents import open_latents
-from vaescale.data.shards import ShardIndex, ShardTable
+from vaescale.data.index import ShardIndex, ShardTable
+from vaescale.data.latent_shards import open_latents
+from vaescale.mixtures import em
 from vaescale.mixtures.gaussian import Mixture, from_scikit_learn
+from vaescale.mixtures.points import Points
+from vaescale.mixtures.selection import mean_log_density
+from vaescale.mixtures.starts import start
+from vaescale.mixtures.stepwise import fit_stepwise
 
 MANY, FEW = 6, 1
 STEPS = 20  # after which densities are compared

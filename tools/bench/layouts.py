@@ -66,15 +66,15 @@ def measure(arguments: argparse.Namespace) -> None:
     from vaescale import comm
     from vaescale.data.batch import Batch
     from vaescale.objectives import build_objective
-    from vaescale.pages import keep_freed_pages
     from vaescale.recipe import load_recipe
-    from vaescale.run import build_model
-    from vaescale.strategies import STRATEGIES
-    from vaescale.training import backends
+    from vaescale.system.host import keep_freed_pages
+    from vaescale.trained import build_model
+    from vaescale.training import launch as backends
     from vaescale.training.guard import Guard
     from vaescale.training.memory import estimate
     from vaescale.training.optimizer import build_optimizer
     from vaescale.training.step import train_step
+    from vaescale.training.strategies import STRATEGIES
 
     keep_freed_pages()  # as every verb does
     recipe = load_recipe(arguments.recipe, arguments.overrides)

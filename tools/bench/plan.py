@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from vaescale.data.index import INDEX, Shard, ShardIndex, ShardTable, index_content, parse_index
 from vaescale.data.plan import Plan, rank_slots
-from vaescale.data.shards import INDEX, Shard, ShardIndex, ShardTable, index_content, parse_index
 
 SETS = {"imagenet": (1_281_167, 1282), "1e9": (1_000_000_000, 100_000)}
 RANKS, GLOBAL_BATCH, REPEATS = 4096, 65_536, 200

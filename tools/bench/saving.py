@@ -18,16 +18,16 @@ import torch
 
 from vaescale.data.batch import Batch
 from vaescale.objectives import build_objective
-from vaescale.pages import keep_freed_pages
 from vaescale.recipe import load_recipe
-from vaescale.run import build_model
-from vaescale.strategies import STRATEGIES
-from vaescale.training import backends
-from vaescale.training.checkpoint import Keep
+from vaescale.runs.checkpoint import Keep
+from vaescale.system.host import keep_freed_pages
+from vaescale.trained import build_model
+from vaescale.training import launch as backends
 from vaescale.training.guard import Guard
 from vaescale.training.optimizer import build_optimizer
-from vaescale.training.saving import Writer
 from vaescale.training.step import train_step
+from vaescale.training.strategies import STRATEGIES
+from vaescale.training.writer import Writer
 
 STEPS = 6
 

@@ -22,14 +22,14 @@ import torch
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
 from vaescale.objectives import build_objective
-from vaescale.pages import keep_freed_pages
 from vaescale.recipe import load_recipe
-from vaescale.run import build_model
-from vaescale.strategies import STRATEGIES
-from vaescale.training import backends
+from vaescale.system.host import keep_freed_pages
+from vaescale.trained import build_model
+from vaescale.training import launch as backends
 from vaescale.training.guard import Guard
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.step import AUTOCAST, train_step
+from vaescale.training.strategies import STRATEGIES
 
 STEPS = 5
 

@@ -25,13 +25,13 @@ from vaescale import comm
 from vaescale.data.batch import Batch
 from vaescale.likelihoods import LikelihoodConfig
 from vaescale.models import build_vae
+from vaescale.models.posterior import DiagonalConfig
 from vaescale.networks.conv import ConvConfig
 from vaescale.objectives.elbo import Elbo, ElboConfig
-from vaescale.posterior import DiagonalConfig
-from vaescale.strategies import Strategy
-from vaescale.training import backends
+from vaescale.training import launch as backends
 from vaescale.training.guard import Guard
 from vaescale.training.step import train_step
+from vaescale.training.strategies import Strategy
 
 GLOBAL_BATCH, SIZE, STEPS = 128, 28, 3
 FIXED = "gaussian, fixed"

@@ -25,9 +25,9 @@ from vaescale.errors import UserError
 from vaescale.likelihoods import LIKELIHOODS
 from vaescale.models.vae import to_unit
 from vaescale.recipe import Recipe, load_recipe
-from vaescale.run import in_order, open_run, open_split
-from vaescale.training.folder import RECIPE, SUMMARY, read_json
-from vaescale.training.tracking import log_files
+from vaescale.runs.folder import RECIPE, SUMMARY, read_json
+from vaescale.runs.tracking import log_files
+from vaescale.trained import in_order, open_run, open_split
 
 RECIPES = Path("recipes/fashion_mnist")
 BETAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 3.0, 10.0)  # 1 is the recipe `fixed`

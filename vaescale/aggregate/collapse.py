@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vaescale import comm
-from vaescale.aggregate.points import Moments
+from vaescale.mixtures.points import Moments
 
 EPSILONS = tuple(10.0 ** (exponent / 4) for exponent in range(-16, 9))  # nats, 1e-4 to 1e2
 DELTAS = (0.01, 0.1, 0.5)

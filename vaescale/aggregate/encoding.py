@@ -20,11 +20,11 @@ from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
-from vaescale.data.latents import LatentShards, open_latents, write_latent_index, write_latents
-from vaescale.data.shards import INDEX, Shard, ShardIndex
+from vaescale.data.index import INDEX, Shard, ShardIndex
+from vaescale.data.latent_shards import LatentShards, open_latents, write_latent_index, write_latents
 from vaescale.errors import DataError, TrainingStopped
-from vaescale.files import write_whole
 from vaescale.models.vae import VAE
+from vaescale.system.files import write_whole
 
 
 class Note(NamedTuple):

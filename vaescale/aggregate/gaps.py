@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.models.flat import FlatVAE
-from vaescale.posterior import Gaussian, kl
+from vaescale.models.posterior import Gaussian, kl
 
 RATE = 1e-2
 DRAWS = 4  # of each image in a step

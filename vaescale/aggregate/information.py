@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from vaescale import comm, noise
-from vaescale.aggregate.points import Moments
 from vaescale.errors import UserError
+from vaescale.mixtures.points import Moments
 
 QUERIES, MARGINAL_QUERIES = 2000, 256
 VALUES = 1 << 21

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaescale import comm, noise
-from vaescale.aggregate.points import Points
-from vaescale.data.latents import Block, LatentShards
+from vaescale.data.latent_shards import Block, LatentShards
+from vaescale.mixtures.points import Points
 
 HELD_BYTES = 2 << 30  # of all processes of a node; more latents than that are read anew at each pass
 KEPT_BYTES = 1 << 28  # of shards that are read out of order

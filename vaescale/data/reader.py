@@ -27,13 +27,13 @@ from torch.utils.data import Dataset
 
 from vaescale import comm
 from vaescale.config import Config, parse_bytes
-from vaescale.cores import cores
 from vaescale.data.batch import Fault, Fetched, Request
+from vaescale.data.index import INDEX, LATENTS, Entries, ShardIndex, parse_entries, parse_index
 from vaescale.data.pictures import Crop, Filter, Picture, PictureFault, decode, fit, to_channels
 from vaescale.data.plan import BLOCK_SAMPLES
-from vaescale.data.shards import INDEX, LATENTS, Entries, ShardIndex, parse_entries, parse_index
-from vaescale.data.store import Folder, Remote, open_store
+from vaescale.data.storage import Folder, Remote, open_store
 from vaescale.errors import DataError
+from vaescale.system.host import cores
 
 OPEN_SHARDS = 128
 NEXT_SAMPLES, NEXT_SHARDS = 16, 25  # that are tried in the place of an unusable one

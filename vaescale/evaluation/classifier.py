@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, silu
 
 from vaescale.data.batch import Batch
 from vaescale.errors import DataError, UserError
-from vaescale.files import write_whole
+from vaescale.system.files import write_whole
 
 FORMAT = {"format": "vaescale-features", "version": 1}
 TENSORS, WORDS = "features.safetensors", "features.json"

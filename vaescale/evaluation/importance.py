@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from vaescale import comm, noise
-from vaescale.console import Progress
 from vaescale.data.batch import Batch
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import bits_per_dim
 from vaescale.models.vae import VAE
+from vaescale.system.console import Progress
 
 DRAWS = 4  # of an image at once: draw k is number k % 4 of the stream's step k // 4
 VALUES = 2000 * 784  # of images times draws that are decoded at once

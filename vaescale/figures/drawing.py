@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaescale.files import write_whole
+from vaescale.system.files import write_whole
 
 Images = NDArray[np.float32]
 CELL_INCHES = 0.62

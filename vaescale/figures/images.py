@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vaescale.figures.drawing import CELL_INCHES, Images, finish, montage, show, subplots
-from vaescale.files import write_whole
+from vaescale.system.files import write_whole
 
 SMALLEST_PIXELS = 64  # of an image
 MOST_TICKS = 11

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vaescale import noise
 from vaescale.config import Config
-from vaescale.sigma import SigmaConfig, SigmaState, wide
+from vaescale.likelihoods.sigma import SigmaConfig, SigmaState, wide
 
 LEVELS = 256
 
@@ -126,7 +126,7 @@ class LocationScaleConfig(SigmaConfig, MeanConfig):
 
 
 class LocationScale(Density):
-    """Values around a decoded mean with sigma from `vaescale.sigma`. Override `log_prob` and `sample`.
+    """Values around a decoded mean with sigma from `vaescale.likelihoods.sigma`. Override `log_prob` and `sample`.
 
     The decoder returns the mean, and with `sigma: predicted` a raw log sigma beside it.
     """

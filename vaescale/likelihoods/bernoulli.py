@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from vaescale import noise
 from vaescale.config import Config
 from vaescale.likelihoods.base import Likelihood, total
-from vaescale.sigma import wide
+from vaescale.likelihoods.sigma import wide
 
 
 class BernoulliConfig(Config):

@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 from vaescale import noise
 from vaescale.config import Config
 from vaescale.likelihoods.base import LEVELS, Likelihood, levels, total
-from vaescale.sigma import wide
+from vaescale.likelihoods.sigma import wide
 
 BITS = 8
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from vaescale import noise
 from vaescale.config import Config
 from vaescale.likelihoods.base import LEVELS, Likelihood, levels, total
-from vaescale.sigma import wide
+from vaescale.likelihoods.sigma import wide
 
 
 class CategoricalConfig(Config):

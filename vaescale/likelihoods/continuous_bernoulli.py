@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.likelihoods.base import Density, DensityConfig, total
-from vaescale.sigma import wide
+from vaescale.likelihoods.sigma import wide
 
 SMALL = 0.2  # below it a series in t^2 has more digits than the closed forms
 

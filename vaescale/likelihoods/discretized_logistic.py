@@ -21,7 +21,7 @@ from torch.nn.functional import logsigmoid, softplus
 from vaescale import noise
 from vaescale.config import Config
 from vaescale.likelihoods.base import LEVELS, Likelihood, total
-from vaescale.sigma import floored, wide
+from vaescale.likelihoods.sigma import floored, wide
 
 HALF_LEVEL = 1 / (LEVELS - 1)
 SCALE_FLOOR = math.exp(-7)  # an eighth of a level

@@ -1,4 +1,4 @@
-"""Gaussian decoder with independent values. Its sigma is a number, learned, optimal, or predicted: see vaescale/sigma.py.
+"""Gaussian decoder with independent values. Its sigma is a number, learned, optimal, or predicted: see vaescale/likelihoods/sigma.py.
 
     log p(x|z) = -sum (log sigma + log(2 pi) / 2 + (x - mean(z))^2 / (2 sigma^2))        nats, over D = C*H*W values
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.likelihoods.base import LocationScale, LocationScaleConfig
-from vaescale.sigma import constant_sum, weighted_sum
+from vaescale.likelihoods.sigma import constant_sum, weighted_sum
 
 
 class GaussianConfig(LocationScaleConfig):

@@ -3,7 +3,7 @@
     log p(x|z) = -sum (log(2 b) + |x - mean(z)| / b),   b = sigma / sqrt(2)                nats
 
 The recipe's sigma is the standard deviation, as everywhere: sqrt(2) times the scale b. The optimal b is the mean absolute
-error. All the ways to choose sigma are the Gaussian's: see vaescale/sigma.py.
+error. All the ways to choose sigma are the Gaussian's: see vaescale/likelihoods/sigma.py.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.likelihoods.base import LocationScale, LocationScaleConfig
-from vaescale.sigma import constant_sum, weighted_sum
+from vaescale.likelihoods.sigma import constant_sum, weighted_sum
 
 
 class LaplaceConfig(LocationScaleConfig):

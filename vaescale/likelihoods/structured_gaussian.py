@@ -25,7 +25,7 @@ from torch.nn.functional import pad
 from vaescale import noise
 from vaescale.errors import UserError
 from vaescale.likelihoods.base import Density, MeanConfig, decoded_mean, total
-from vaescale.sigma import floored, wide
+from vaescale.likelihoods.sigma import floored, wide
 
 
 class StructuredGaussianConfig(MeanConfig):

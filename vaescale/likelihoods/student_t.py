@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 
 from vaescale import noise
 from vaescale.likelihoods.base import Density, MeanConfig, decoded_mean, total
-from vaescale.sigma import Positive, floored, wide
+from vaescale.likelihoods.sigma import Positive, floored, wide
 
 INITIAL_EXCESS = 8.0
 

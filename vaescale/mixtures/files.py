@@ -10,8 +10,8 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 
 from vaescale.errors import UserError
-from vaescale.files import write_whole
 from vaescale.mixtures.gaussian import KINDS, Mixture
+from vaescale.system.files import write_whole
 
 FORMAT = {"format": "vaescale-gmm", "version": 1}
 TENSORS, WORDS = "mixture.safetensors", "mixture.json"

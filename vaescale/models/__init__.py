@@ -3,10 +3,10 @@
 from vaescale.likelihoods import LikelihoodConfig
 from vaescale.models.flat import FlatVAE
 from vaescale.models.ladder import LadderVAE
+from vaescale.models.posterior import PosteriorConfig
 from vaescale.models.vae import VAE
 from vaescale.networks import HIERARCHICAL, NetworkConfig
 from vaescale.networks.spectral import SpectralSum
-from vaescale.posterior import PosteriorConfig
 
 
 def build_vae(

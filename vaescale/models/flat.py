@@ -8,10 +8,10 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.likelihoods import LikelihoodConfig
+from vaescale.likelihoods.sigma import wide
+from vaescale.models.posterior import POSTERIORS, FixedConfig, Gaussian, PosteriorConfig, kl
 from vaescale.models.vae import VAE, Inferred
 from vaescale.networks import NetworkConfig
-from vaescale.posterior import POSTERIORS, FixedConfig, Gaussian, PosteriorConfig, kl
-from vaescale.sigma import wide
 
 
 class FlatVAE(VAE):

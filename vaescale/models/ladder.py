@@ -16,12 +16,12 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.likelihoods import LikelihoodConfig
+from vaescale.likelihoods.sigma import wide
+from vaescale.models.posterior import POSTERIORS, Gaussian, PosteriorConfig, bounded, kl
 from vaescale.models.vae import VAE, Inferred
 from vaescale.networks import NetworkConfig
 from vaescale.networks.ladder import Group, LadderNetwork
 from vaescale.networks.layers import recomputed
-from vaescale.posterior import POSTERIORS, Gaussian, PosteriorConfig, bounded, kl
-from vaescale.sigma import wide
 
 
 class GroupTerms(NamedTuple):

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from vaescale import noise
 from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
+from vaescale.models.posterior import Gaussian
 from vaescale.networks import NETWORKS, NetworkConfig
 from vaescale.networks.spectral import SpectralSum
-from vaescale.posterior import Gaussian
 
 
 class Terms(NamedTuple):

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from vaescale import pulse
+from vaescale.system import heartbeat
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Clock:
         source = iter(batches)
         while True:
             start = time.perf_counter()
-            pulse.beat("reading data")
+            heartbeat.beat("reading data")
             try:
                 batch = next(source)
             except StopIteration:

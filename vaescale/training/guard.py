@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaescale import comm
 from vaescale.errors import NotFinite
-from vaescale.strategies.base import Verdict
+from vaescale.training.strategies.base import Verdict
 
 HORIZON_STEPS = 100
 TRUSTED_AFTER_STEPS = 20

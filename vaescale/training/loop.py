@@ -12,11 +12,11 @@ from vaescale.config import Config
 from vaescale.data.batch import Batch
 from vaescale.errors import Preempted
 from vaescale.objectives import Objective
-from vaescale.strategies.base import Strategy
 from vaescale.training.clock import Clock
 from vaescale.training.guard import Guard
 from vaescale.training.optimizer import OptimizerConfig, learning_rate
 from vaescale.training.step import Precision, step_metrics, train_step
+from vaescale.training.strategies.base import Strategy
 
 
 class TrainingConfig(Config):

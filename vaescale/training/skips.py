@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from vaescale import comm
-from vaescale.console import say
 from vaescale.data.batch import Batch, Fault
 from vaescale.data.pictures import REASONS
 from vaescale.errors import DataError
+from vaescale.system.console import say
 
 TOLD = 20
 

@@ -7,12 +7,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vaescale import comm, noise, pulse
+from vaescale import comm, noise
 from vaescale.data.batch import Batch
 from vaescale.evaluation.likelihood import column_sums, model_metrics
 from vaescale.models.vae import VAE
 from vaescale.objectives import Objective
-from vaescale.strategies.base import Strategy, Verdict
+from vaescale.system import heartbeat
+from vaescale.training.strategies.base import Strategy, Verdict
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,7 +56,7 @@ def train_step(
             tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.slots, batch.mask)
         )
         stream = noise.Stream(seed, step, slots)
-        pulse.beat("the forward pass")
+        heartbeat.beat("the forward pass")
         with strategy.micro_batch(last=number == len(micro_batches)):
             terms = strategy.forward(
                 images,
@@ -67,7 +68,7 @@ def train_step(
             )
             loss, named = objective(terms, stream)
             share = loss / len(micro_batches)
-            pulse.beat("the backward pass and the exchange of gradients")
+            heartbeat.beat("the backward pass and the exchange of gradients")
             strategy.backward(share if scale is None else share * scale)
         sums.append(column_sums(terms, mask))
         named = {"loss_nats": loss, **named}

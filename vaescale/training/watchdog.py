@@ -12,9 +12,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from vaescale import comm, pulse
-from vaescale.console import say
+from vaescale import comm
 from vaescale.errors import TrainingStopped
+from vaescale.system import heartbeat
+from vaescale.system.console import say
 
 LOOKS = 10  # within the bound
 SILENT = 3  # looks
@@ -25,7 +26,7 @@ class Heard(NamedTuple):
 
     told: int
     at: float
-    pulse: pulse.Pulse
+    pulse: heartbeat.Pulse
 
 
 class Watchdog:
@@ -49,7 +50,7 @@ class Watchdog:
         ]
 
     def __enter__(self) -> "Watchdog":
-        pulse.beat("starting")
+        heartbeat.beat("starting")
         if self._bound is not None:
             for thread in self._threads:
                 thread.start()
@@ -63,7 +64,7 @@ class Watchdog:
     def _watch(self) -> None:
         assert self._bound is not None
         while not self._stop.wait(self._every):
-            if time.monotonic() - pulse.read().since > self._bound:
+            if time.monotonic() - heartbeat.read().since > self._bound:
                 say(f"vaescale train: rank {comm.rank()}: {self._sentence()}")
                 self._end(TrainingStopped.exit_code)
                 return
@@ -72,7 +73,7 @@ class Watchdog:
         """Tell the others where this rank is, and hear where they are."""
         while self._store is not None:
             try:
-                step, place, since, waits = pulse.read()
+                step, place, since, waits = heartbeat.read()
                 self._told += 1
                 own = [self._told, step, place, time.monotonic() - since, waits]
                 self._store.set(f"pulse/{comm.rank()}", json.dumps(own))
@@ -90,11 +91,11 @@ class Watchdog:
         before = self._heard.get(rank)
         now = time.monotonic()
         if before is None or before.told != told:
-            self._heard[rank] = Heard(told, now, pulse.Pulse(step, place, now - seconds, waits))
+            self._heard[rank] = Heard(told, now, heartbeat.Pulse(step, place, now - seconds, waits))
 
     def _sentence(self) -> str:
         """Where everybody is; the suspects first."""
-        own, now = pulse.read(), time.monotonic()
+        own, now = heartbeat.read(), time.monotonic()
         heard = {comm.rank(): Heard(0, now, own)} | dict(self._heard)
         newest = max(one.pulse.step for one in heard.values())
         missing = [rank for rank in range(comm.world_size()) if rank not in heard]

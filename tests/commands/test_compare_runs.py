@@ -1,0 +1,162 @@
+"""Tables and pages of several runs: what differs, the best first, nothing executed and nothing fetched."""
+
+import pytest
+
+from vaescale.commands.compare_runs import (
+    Record,
+    compare,
+    groups,
+    markdown,
+    measured_by,
+    page,
+    read_picture,
+    spread,
+)
+from vaescale.config import flat
+from vaescale.errors import UserError
+
+PNG = b"\x89PNG\r\n\x1a\nrest"
+
+
+def record(name: str, bound: float, *, data_hash: str = "a", **recipe: object) -> Record:
+    said = {
+        "name": name,
+        "seed": 0,
+        "likelihood.kind": "gaussian",
+        **{k.replace("__", "."): v for k, v in recipe.items()},
+    }
+    metrics = {"val/neg_elbo_nats": bound, "val/mse": 0.1, "quality/f/prior-mean/recall": -bound}
+    curves = {"val/neg_elbo_nats": [(10.0, bound + 5), (20.0, bound)]}
+    return Record(name, f"runs/{name}", said, metrics, curves, {"samples.png": PNG}, data_hash)
+
+
+def test_the_best_is_first_and_what_differs_is_a_column() -> None:
+    one, two = record("one", 3.0, likelihood__sigma="optimal"), record("two", -1.0, likelihood__sigma=0.1)
+    found = compare([one, two])
+    assert [own.name for own in found.records] == ["two", "one"]
+    assert found.differing == ["likelihood.sigma"]
+    assert found.columns == ["val/neg_elbo_nats", "val/mse"]
+    assert found.warnings == []
+    by_recall = compare([one, two], sort="quality/f/prior-mean/recall")
+    assert [own.name for own in by_recall.records] == ["two", "one"], "more of it is better"
+    without = record("zero", -9.0)._replace(metrics={"val/mse": 1.0})
+    for metric in ("val/neg_elbo_nats", "quality/f/prior-mean/recall"):
+        assert [own.name for own in compare([without, one, two], sort=metric).records] == [
+            "two",
+            "one",
+            "zero",
+        ]
+    with pytest.raises(UserError, match="no run has the metric 'val/nats'"):
+        compare([one, two], sort="val/nats")
+
+
+def test_a_key_of_another_kind_is_no_difference() -> None:
+    one, two = record("one", 1.0, likelihood__horizon=100), record("two", 2.0, likelihood__kind="bernoulli")
+    assert compare([one, two]).differing == ["likelihood.kind"]
+    without = record("three", 2.0)
+    assert compare([one, without]).differing == ["likelihood.horizon"]
+
+
+def test_what_does_not_compare_is_said() -> None:
+    one, two = record("one", 1.0), record("two", 2.0, likelihood__kind="categorical", data_hash="b")
+    words = " ".join(compare([one, two]).warnings)
+    assert "same held-out images" in words
+    assert "masses (categorical) and of densities (gaussian)" in words
+    larger = record("four", 2.0, data__image_size=64)
+    assert "data.image_size differs" in " ".join(
+        compare([record("a", 1.0, data__image_size=32), larger]).warnings
+    )
+    binary = record("three", 2.0, likelihood__kind="bernoulli")
+    assert "binarized" in " ".join(compare([one, binary]).warnings)
+    without = two._replace(metrics={"val/mse": 1.0})
+    assert "without val/neg_elbo_nats: two" in compare([one, without]).warnings[0]
+
+
+def test_what_was_measured_otherwise_is_said() -> None:
+    metric = "quality/f/prior-mean/recall"
+    ways = [
+        measured_by([b'{"measured": {"quality/f/": "features %d"}}' % n, b"no JSON", b"[1]"]) for n in (1, 2)
+    ]
+    one, two, same = (
+        record(name, 1.0)._replace(measured=ways[way]) for name, way in (("one", 0), ("two", 1), ("same", 0))
+    )
+    (words,) = compare([one, two, same], sort=metric).warnings
+    assert "quality/f/prior-mean/recall was not measured alike" in words
+    assert "features 1 for one, same, but features 2 for two" in words
+    assert compare([one, two]).warnings == [], "of what is not shown"
+    assert compare([one, same], sort=metric).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "order"),
+    [
+        ("evaluation/val/coverage/90", (0.91, 1.0, 0.7)),
+        ("perf/images_per_second", (9.0, 8.0, 1.0)),
+        ("quality/density-recall/prior-mean/frechet", (1.0, 2.0, 3.0)),
+        ("quality/f/prior-mean/density", (3.0, 2.0, 1.0)),
+        ("evaluation/val/neg_log_px_nats", (-3.0, -2.0, 1.0)),
+    ],
+)
+def test_what_is_better_goes_by_the_metric(metric: str, order: tuple[float, ...]) -> None:
+    records = [record(str(value), 1.0)._replace(metrics={metric: value}) for value in sorted(order)]
+    assert [float(own.name) for own in compare(records, sort=metric).records] == list(order)
+
+
+def test_runs_that_differ_in_the_seed_are_repetitions() -> None:
+    one, two = record("one", 1.0), record("again", 3.0, seed=1)
+    other = record("other", 9.0, likelihood__sigma=0.5)
+    assert [label for label, _ in groups([one, two, other])] == ["one (2 runs)", "other"]
+    sweep = [
+        record("x-seed-0", 1.0, likelihood__sigma=1),
+        record("x-seed-1", 3.0, seed=1, likelihood__sigma=1),
+    ]
+    assert groups(sweep)[0][0] == "x (2 runs)"
+    assert spread([one, two], "val/neg_elbo_nats") == [(10.0, 7.0, 6.0, 8.0), (20.0, 2.0, 1.0, 3.0)]
+    later = two._replace(curves={"val/neg_elbo_nats": [(20.0, 3.0)]})
+    assert [row[0] for row in spread([one, later], "val/neg_elbo_nats")] == [20.0]
+
+
+def test_names_that_coincide_have_their_places() -> None:
+    one, two = record("one", 1.0), record("one", 2.0)._replace(place="elsewhere/one")
+    assert [own.name for own in compare([one, two]).records] == ["one (runs/one)", "one (elsewhere/one)"]
+
+
+def test_a_misspelt_metric_is_answered_with_near_ones() -> None:
+    with pytest.raises(UserError, match="there are val/mse"):
+        compare([record("one", 1.0), record("two", 2.0)], sort="val/mze")
+
+
+def test_a_page_holds_text_and_pictures_alone() -> None:
+    wicked = record("<script>alert(1)</script>", 1.0, likelihood__sigma='"><img src=x onerror=alert(1)>')
+    text = page(compare([wicked, record("b", 2.0)]), [("a <b> caption", PNG)], title="<i>")
+    assert text.count("<script>") == 1, "the page's own"
+    assert "<img src=x" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert text.count("data:image/png;base64,") == 3
+    assert "default-src &#x27;none&#x27;" in text or "default-src 'none'" in text
+    for word in ("http://", "https://", "@import", "url("):
+        assert word not in text
+
+
+def test_markdown_is_one_table() -> None:
+    lines = markdown(compare([record("a|b", 1.0), record("c", 2.0)])).splitlines()
+    assert lines[0].startswith("| run | val/neg_elbo_nats | val/mse | step |")
+    assert lines[1].count("---") == lines[0].count("|") - 1
+    assert lines[2].startswith("| a\\|b | 1 | 0.1 | 20 |")
+
+
+def test_credentials_are_cut_out() -> None:
+    secret = record("a", 1.0, data__train="https://me:word@host/x")
+    assert "word" not in markdown(compare([secret, record("b", 2.0, data__train="c")]))
+
+
+def test_flat_keeps_lists() -> None:
+    assert flat({"a": {"b": [1, 2], "c": {"d": None}}}) == {"a.b": [1, 2], "a.c.d": None}
+
+
+def test_a_picture_is_a_png(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "b.png").write_bytes(b"<svg onload=alert(1)>")
+    assert read_picture(tmp_path / "a.png") == PNG
+    assert read_picture(tmp_path / "b.png") is None
+    assert read_picture(tmp_path / "c.png") is None

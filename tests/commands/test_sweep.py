@@ -1,0 +1,171 @@
+"""Variants of a recipe: which there are, what they are called, and what submits them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.launching import ROOT
+from vaescale.commands.sweep import Variant, cluster_files, split_values, variants
+from vaescale.errors import UserError
+
+
+def test_every_combination_once() -> None:
+    found = variants(["likelihood.sigma=optimal,0.3", "seed=0,1", "training.steps=5"], "digits")
+    assert [one.name for one in found] == [
+        "digits-sigma-optimal-seed-0",
+        "digits-sigma-optimal-seed-1",
+        "digits-sigma-0.3-seed-0",
+        "digits-sigma-0.3-seed-1",
+    ]
+    assert found[3].overrides == [
+        "likelihood.sigma=0.3",
+        "seed=1",
+        "training.steps=5",
+        "name=digits-sigma-0.3-seed-1",
+    ]
+
+
+def test_commas_within_brackets_do_not_part() -> None:
+    assert split_values("[1,2],[3]") == ["[1,2]", "[3]"]
+    assert split_values("{a: 1, b: 2}, 'x,y'") == ["{a: 1, b: 2}", "'x,y'"]
+    for wrong in ("[1,2", "a,,b", "a,", "'a"):
+        with pytest.raises(UserError, match="list of values"):
+            split_values(wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lr"], "is not key=a,b,c"),
+        (["name=a,b"], "each variant's own"),
+        (["seed=1", "training.steps=5"], "nothing to vary"),
+        (["seed=1,1"], "would both be called"),
+        ([f"seed={','.join(map(str, range(1001)))}"], "more than 1000"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        variants(words, "x")
+
+
+def test_a_password_is_no_name() -> None:
+    found = variants(["data.train=https://me:word@host/a,https://me:word@host/b"], "x")
+    assert all("word" not in one.name for one in found)
+
+
+def test_ctrl_c_waits_for_the_training_to_save(tmp_path: Path) -> None:
+    """As a terminal sends it, to parent and child at once; SIGTERM goes to the parent alone."""
+    child = (
+        "import signal, sys, time\n"
+        "def save(*_):\n"
+        "    time.sleep(1)\n"
+        "    open('saved', 'w').close()\n"
+        "    sys.exit(75)\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, save)\n"
+        "open('ready', 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    parent = f"import sys; from vaescale.commands.sweep import _ended; sys.exit(_ended([sys.executable, '-c', {child!r}]))"
+    for number, whole_group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
+        for name in ("ready", "saved"):
+            (tmp_path / name).unlink(missing_ok=True)
+        started = subprocess.Popen(
+            [sys.executable, "-c", parent],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (os.killpg if whole_group else os.kill)(started.pid, number)
+        assert started.wait(30) == 75
+        assert (tmp_path / "saved").exists()
+
+
+def submitted(folder: Path, script: str, **environment: str) -> list[list[str]]:
+    """The words that the script hands to the program in accelerate's place, for each task."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "accelerate").write_text('#!/bin/bash\nprintf "%s\\n" "$@" > words\n')
+    (folder / "bin" / "accelerate").chmod(0o755)
+    found = []
+    for number in range(2):
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=folder,
+            env={"PATH": f"{folder}/bin:/usr/bin:/bin", **{name: str(number) for name in environment}},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found.append((folder / "words").read_text().splitlines())
+    return found
+
+
+WORDS = ["launch", "--num_processes", "8", "-m", "vaescale", "train", "recipes/my recipe.yaml"]
+
+
+def files_of(kind: str, name: str) -> tuple[list[Variant], dict[str, str]]:
+    """Two variants, one with a value that a shell would run, and what submits them."""
+    own = variants(["network.widths=[8,16],[4]", "objective.words=$(touch pwned)"], "x")
+    launch, recipe = "accelerate launch --num_processes 8", Path("recipes/my recipe.yaml")
+    places = [f"runs/{one.name}" for one in own]
+    return own, cluster_files(
+        kind, recipe, own, places, name=name, launch=launch, image="registry/vaescale:1"
+    )
+
+
+def test_a_slurm_array_trains_each_variant_and_runs_no_value(tmp_path: Path) -> None:
+    own, files = files_of("slurm", "x-sweep")
+    (tmp_path / "runs" / "x-sweep").mkdir(parents=True)
+    (tmp_path / "runs" / "x-sweep" / "variants.txt").write_text(files["variants.txt"])
+    assert "#SBATCH --array=0-1\n" in files["sweep.sbatch"]
+    found = submitted(tmp_path, files["sweep.sbatch"], SLURM_ARRAY_TASK_ID="", SLURM_ARRAY_JOB_ID="")
+    assert found == [[*WORDS, *one.overrides] for one in own]
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_preempted_task_is_requeued_wherever_its_run_lies(tmp_path: Path) -> None:
+    own = variants(["seed=0,1"], "x")
+    place = str(tmp_path / "scratch" / "a run")
+    files = cluster_files("slurm", Path("r.yaml"), own, [place] * 2, name="x", launch="accelerate", image="")
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "runs" / "x" / "variants.txt").write_text(files["variants.txt"])
+    (tmp_path / "bin").mkdir()
+    for name, words in (("accelerate", "exit 1"), ("scontrol", 'echo "$@" > requeued')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{words}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}/bin:/usr/bin:/bin",
+        "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_ARRAY_JOB_ID": "7",
+    }
+    run = ["bash", "-c", files["sweep.sbatch"]]
+    assert subprocess.run(run, cwd=tmp_path, env=environment, check=False).returncode == 1
+    assert not (tmp_path / "requeued").exists(), "a fault is none"
+    Path(place).mkdir(parents=True)
+    (Path(place) / "stopped.json").write_text('{"exit_code": 75}')
+    assert subprocess.run(run, cwd=tmp_path, env=environment, check=False).returncode == 1
+    assert (tmp_path / "requeued").read_text() == "requeue 7_1\n"
+
+
+def test_a_kubernetes_job_has_one_index_for_each_variant(tmp_path: Path) -> None:
+    own, files = files_of("kubernetes", "X_sweep")
+    table, job = yaml.safe_load_all(files["sweep.yaml"])
+    assert job["spec"]["completions"] == 2
+    assert job["metadata"]["name"] == table["metadata"]["name"] == "x-sweep"
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "registry/vaescale:1"
+    (tmp_path / "variants.txt").write_text(table["data"]["variants.txt"])
+    script = container["command"][2].replace("/sweep/variants.txt", "variants.txt")
+    found = submitted(tmp_path, script, JOB_COMPLETION_INDEX="")
+    assert found == [[*WORDS, *one.overrides] for one in own]
+    assert not (tmp_path / "pwned").exists()

@@ -1,0 +1,267 @@
+"""Tracking against a real MLflow store in SQLite: everything arrives once, and an absent server stops nothing."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from vaescale.runs import folder as run_folder
+from vaescale.runs import tracking
+from vaescale.runs.tracking import Drain, TrackingConfig, push, sync
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow and SQLAlchemy warn of themselves
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "digits-optimal"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({"name": "digits-optimal", "optimizer": {"lr": 0.1, "kind": "adam"}})
+    )
+    run_folder.write_json(folder / "run.json", {"git_revision": "abc", "world_size": 2})
+    run_folder.append_metrics(folder, 1, {"train/mse": 0.5})
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrackingConfig:
+    return TrackingConfig(mlflow=f"sqlite:///{tmp_path}/store/mlflow.db", experiment="tests")
+
+
+def history(config: TrackingConfig, state: dict, name: str) -> list[tuple[int, float]]:
+    rows = MlflowClient(config.mlflow).get_metric_history(state["run_id"], name)
+    return sorted((row.step, row.value) for row in rows)
+
+
+def test_everything_arrives_once(run: Path, config: TrackingConfig) -> None:
+    (run / "figures").mkdir()
+    (run / "figures" / "curves.png").write_bytes(b"png")
+    sync(run, config, status="RUNNING")
+    run_folder.append_metrics(run, 2, {"train/mse": 0.25, "val/mse": 1.0})
+    sync(run, config, status="FINISHED")
+    state = sync(run, config)
+    client = MlflowClient(config.mlflow)
+    mlflow_run = client.get_run(state["run_id"])
+    assert mlflow_run.info.status == "FINISHED"
+    assert mlflow_run.info.run_name == "digits-optimal"
+    assert mlflow_run.data.params == {
+        "name": "digits-optimal",
+        "optimizer.lr": "0.1",
+        "optimizer.kind": "adam",
+    }
+    assert {"git_revision": "abc", "world_size": "2"}.items() <= mlflow_run.data.tags.items()
+    assert history(config, state, "train/mse") == [(1, 0.5), (2, 0.25)]
+    assert history(config, state, "val/mse") == [(2, 1.0)]
+    assert {item.path for item in client.list_artifacts(state["run_id"])} == {"figures", "recipe.yaml"}
+    assert len(client.search_runs([state["experiment_id"]])) == 1
+
+
+@pytest.mark.parametrize("place", ["data/x/train", "https://host/x/train", "s3://bucket/x/train"])
+def test_mlflow_finds_the_data_set_s_source(run: Path, config: TrackingConfig, place: str) -> None:
+    import mlflow
+
+    (run / "recipe.yaml").write_text(f"name: run\ndata: {{train: '{place}'}}\n")
+    run_folder.write_json(run / "run.json", {"data_hash": "abc"})
+    state = sync(run, config)
+    (used,) = MlflowClient(config.mlflow).get_run(state["run_id"]).inputs.dataset_inputs
+    assert used.dataset.digest == "abc"
+    assert place in mlflow.data.get_source(used.dataset).to_json()
+
+
+def test_mlflow_knows_where_a_run_comes_from(run: Path, config: TrackingConfig, monkeypatch) -> None:
+    monkeypatch.setenv("LOGNAME", "someone")
+    run_folder.write_json(run / "run.json", {"git_revision": "0123456789abcdef-dirty"})
+    stored = MlflowClient(config.mlflow).get_run(sync(run, config)["run_id"])
+    assert stored.data.tags["mlflow.source.name"] == "vaescale train"
+    assert stored.data.tags["mlflow.source.git.commit"] == "0123456789abcdef"
+    assert stored.data.tags["mlflow.user"] == stored.info.user_id == "someone"
+
+
+def test_a_file_is_hashed_again_when_it_changed(run: Path, config: TrackingConfig, monkeypatch) -> None:
+    (run / "summary.json").write_text("{}")
+    assert sync(run, config)["artifacts_sent"] == 2
+    with monkeypatch.context() as patched:
+        patched.setattr("vaescale.runs.tracking.hashlib.sha256", None)
+        assert sync(run, config)["artifacts_sent"] == 0
+    (run / "summary.json").write_text('{"a": 1}')
+    assert sync(run, config)["artifacts_sent"] == 1
+    os.utime(run / "summary.json", ns=(1, 1))
+    assert sync(run, config)["artifacts_sent"] == 0, "its content is the same"
+
+
+def test_replayed_steps_are_not_sent_again(run: Path, config: TrackingConfig) -> None:
+    run_folder.append_metrics(run, 2, {"train/mse": 0.25})
+    sync(run, config)
+    for step, value in ((2, 0.25), (3, 0.125)):  # resumed from step 1
+        run_folder.append_metrics(run, step, {"train/mse": value})
+    state = sync(run, config)
+    assert history(config, state, "train/mse") == [(1, 0.5), (2, 0.25), (3, 0.125)]
+
+
+def test_what_follows_a_rollback_is_sent(run: Path, config: TrackingConfig) -> None:
+    run_folder.append_metrics(run, 2, {"train/mse": 9e9})
+    sync(run, config)
+    run_folder.append_metrics(run, 1, {run_folder.ROLLBACK: 0.5})
+    time.sleep(0.01)
+    run_folder.append_metrics(run, 2, {"train/mse": 0.25})
+    state = sync(run, config)
+    assert history(config, state, "train/mse") == [(1, 0.5), (2, 0.25), (2, 9e9)]
+    assert run_folder.read_metrics(run)[-1]["train/mse"] == 0.25
+
+
+def test_changes_are_a_tag_and_what_was_sent_is_counted(run: Path, config: TrackingConfig) -> None:
+    first = sync(run, config)
+    assert (first["metrics_sent"], first["artifacts_sent"]) == (1, 1)
+    tags = run_folder.read_json(run / "run.json")
+    run_folder.write_json(
+        run / "run.json", tags | {"changes": [{"step": 1, "changes": ["optimizer.lr: 1 -> 2"]}]}
+    )
+    again = sync(run, config)
+    assert (again["metrics_sent"], again["artifacts_sent"]) == (0, 0)
+    stored = MlflowClient(config.mlflow).get_run(again["run_id"]).data.tags["changes"]
+    assert json.loads(stored)[0]["changes"] == ["optimizer.lr: 1 -> 2"]
+
+
+def test_a_half_written_line_waits_for_its_end(run: Path, config: TrackingConfig) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "time": 0, "trai')
+    sync(run, config)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('n/mse": 0.25}\n')
+    assert history(config, sync(run, config), "train/mse") == [(1, 0.5), (2, 0.25)]
+
+
+def test_a_changed_figure_is_sent_again(run: Path, config: TrackingConfig, monkeypatch) -> None:
+    sent: list[str] = []
+
+    def note(self, run_id, path, place=None):
+        sent.append((Path(path).name, place))
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", note)
+    sync(run, config)
+    (run / "recipe.yaml").write_text("name: b\n")
+    sync(run, config)
+    sync(run, config)
+    assert sent == [("recipe.yaml", None)] * 2
+
+
+def test_the_drain_sends_in_the_background_and_finishes(run: Path, config: TrackingConfig) -> None:
+    with Drain(run, config, shown=True, every_seconds=0.05):
+        for step in range(2, 6):
+            run_folder.append_metrics(run, step, {"train/mse": 1 / step})
+    state = run_folder.read_json(run / tracking.STATE)
+    assert [step for step, _ in history(config, state, "train/mse")] == [1, 2, 3, 4, 5]
+    assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == "FINISHED"
+
+
+def test_a_failed_run_is_marked(run: Path, config: TrackingConfig) -> None:
+    with pytest.raises(ZeroDivisionError), Drain(run, config, shown=True):
+        raise ZeroDivisionError
+    state = run_folder.read_json(run / tracking.STATE)
+    assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == "FAILED"
+
+
+def test_an_absent_server_stops_nothing(run: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = TrackingConfig(mlflow="http://127.0.0.1:9", experiment="tests")
+    with Drain(run, away, shown=True, every_seconds=0.05, patience=30):
+        run_folder.append_metrics(run, 2, {"train/mse": 0.25})
+    push(run, away)
+    words = capsys.readouterr().err
+    assert words.count("vaescale sync") == 2
+    assert len(run_folder.read_metrics(run)) == 2
+
+
+def test_none_means_none(run: Path) -> None:
+    with Drain(run, TrackingConfig(mlflow=None), shown=True):
+        pass
+    push(run, TrackingConfig(mlflow=None))
+    assert not (run / tracking.STATE).exists()
+
+
+def test_rows_lost_by_a_crash_in_the_middle_are_sent_again(
+    run: Path, config: TrackingConfig, monkeypatch
+) -> None:
+    """MLflow raises in the second request: the next sync must bring what the first call did not record."""
+    monkeypatch.setattr(tracking, "BATCH_METRICS", 2)
+    for step in range(2, 6):
+        run_folder.append_metrics(run, step, {"train/mse": 1 / step})
+    real, calls = MlflowClient.log_batch, []
+
+    def failing(self, *arguments, **options):
+        calls.append(options)
+        if len(calls) == 2:
+            raise ConnectionError("gone")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", failing)
+    with pytest.raises(ConnectionError):
+        sync(run, config)
+    state = sync(run, config)
+    assert [step for step, _ in history(config, state, "train/mse")] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_without_metrics_is_closed(run: Path, config: TrackingConfig) -> None:
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(ZeroDivisionError), Drain(run, config, shown=True):
+        raise ZeroDivisionError
+    state = run_folder.read_json(run / tracking.STATE)
+    assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == "FAILED"
+    sync(run, config)  # as `vaescale evaluate` does: the status is the training's
+    assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == "FAILED"
+
+
+def test_a_server_that_fails_early_leaves_one_run(run: Path, config: TrackingConfig, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("gone"))
+        )
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                sync(run, config)
+    state = sync(run, config)
+    client = MlflowClient(config.mlflow)
+    assert len(client.search_runs([state["experiment_id"]])) == 1
+    assert client.get_run(state["run_id"]).data.params["optimizer.lr"] == "0.1"
+
+
+def test_a_cut_line_is_mended_and_passed_over(run: Path, config: TrackingConfig) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "ti')
+    run_folder.mend_metrics(run)
+    run_folder.mend_metrics(run)
+    run_folder.append_metrics(run, 3, {"train/mse": 0.25})
+    assert history(config, sync(run, config), "train/mse") == [(1, 0.5), (3, 0.25)]
+    assert [row["step"] for row in run_folder.read_metrics(run)] == [1, 3]
+
+
+def test_a_second_fit_is_sent_too(run: Path, config: TrackingConfig) -> None:
+    for value in (1.0, 2.0):
+        run_folder.append_metrics(run, 5, {"gmm/val_log_density_nats": value})
+        time.sleep(0.01)  # MLflow tells values of one step apart by their milliseconds
+        state = sync(run, config)
+    assert history(config, state, "gmm/val_log_density_nats") == [(5, 1.0), (5, 2.0)]
+
+
+def test_a_deleted_or_changed_store_gets_a_new_run(run: Path, config: TrackingConfig, tmp_path: Path) -> None:
+    sync(run, config)
+    shutil.rmtree(tmp_path / "store")
+    state = sync(
+        run, TrackingConfig(mlflow=config.mlflow.replace("mlflow.db", "other.db"), experiment="tests")
+    )
+    assert "other.db" in state["tracking_uri"]
+    assert MlflowClient(state["tracking_uri"]).get_run(state["run_id"]).data.metrics == {"train/mse": 0.5}
+
+
+def test_metrics_survive_a_crash_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 2, "a": 1}\n{"step": 1, "a": 0}\n{"step": 2, "a": 3}\n{"st'
+    )
+    assert run_folder.read_metrics(tmp_path) == [{"step": 1, "a": 0}, {"step": 2, "a": 3}]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["a"] == 1

@@ -1,0 +1,175 @@
+"""Latents as WebDataset shards with the same index as images: KEY.moments.npy and, where there is a class, KEY.cls.
+
+moments.npy is float32 [2, ...latent shape]: the mean and the log variance of q(z|x). Where that is no Gaussian, as for several
+groups of a ladder together, it is KEY.draws.npy, float32 [S, ...latent shape]. index.json's `made` says of which run and which
+images they are, and what scales them.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaescale.data.index import (
+    INDEX,
+    LATENTS,
+    Shard,
+    ShardIndex,
+    ShardTable,
+    entries_content,
+    index_content,
+    make_entries,
+    parse_entries,
+    parse_index,
+)
+from vaescale.data.tars import LATENT_EXTENSIONS, TarFault, samples
+from vaescale.errors import DataError
+from vaescale.system.files import sync, write_whole
+
+
+class Block(NamedTuple):
+    """The latents of one shard: keys, classes (-1: none) int64 [n], float32 [n, 2, Z] of means and log variances, or [n, S, Z] of
+    draws, flat.
+    """
+
+    keys: list[str]
+    labels: NDArray[np.int64]
+    moments: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LatentShards:
+    """An index of latents, its folder, the shape of one: (Z,) or (C, H, W); and how many draws there are of each image, 0 where
+    these are moments.
+    """
+
+    index: ShardIndex
+    folder: Path
+    shape: tuple[int, ...]
+    draws: int = 0
+
+    def read(self, number: int) -> Block:
+        """One shard, its bytes checked against the index. Raises DataError."""
+        shard = self.index.shards[number]
+        try:
+            entries = parse_entries((self.folder / shard.entries_name).read_bytes(), shard, str(self.folder))
+            content = np.fromfile(self.folder / shard.name, np.uint8)
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or self.folder}: {error.strerror}; encode the run again"
+            ) from error
+        if len(content) != shard.bytes or hashlib.sha256(content.data).hexdigest() != shard.sha256:
+            raise DataError(
+                f"{self.folder / shard.name} is not what was indexed; delete {self.folder} and encode again"
+            )
+        of_each = self.draws or 2
+        header = _header((of_each, *self.shape))
+        values = of_each * int(np.prod(self.shape))
+        if (entries["bytes"] != len(header) + 4 * values).any():
+            raise DataError(
+                f"{self.folder / shard.name} holds latents of another shape; encode the run again"
+            )
+        first, stride = int(entries["offset"][0]), 0
+        steps = np.diff(entries["offset"])
+        if len(steps) == 0 or (steps == steps[0]).all():
+            stride = int(steps[0]) if len(steps) else len(header) + 4 * values
+            rows = np.lib.stride_tricks.as_strided(
+                content[first:], (len(entries), len(header) + 4 * values), (stride, 1), writeable=False
+            )
+        else:  # a long key has headers of its own
+            rows = np.stack([content[one["offset"] :][: one["bytes"]] for one in entries])
+        if (rows[:, : len(header)] != np.frombuffer(header, np.uint8)).any():
+            raise DataError(
+                f"{self.folder / shard.name} holds something else than latents; encode the run again"
+            )
+        moments = np.ascontiguousarray(rows[:, len(header) :]).view("<f4").reshape(len(rows), of_each, -1)
+        if not np.isfinite(moments).all():
+            raise DataError(f"{self.folder / shard.name} holds NaN or Inf; encode the run again")
+        keys = [key.decode(errors="replace") for key in entries["key"]]
+        return Block(keys, entries["label"].astype(np.int64), moments)
+
+
+def write_latents(
+    folder: Path,
+    name: str,
+    *,
+    keys: Sequence[str],
+    labels: NDArray[np.int64],
+    moments: NDArray[np.float32],
+    draws: bool = False,
+) -> Shard:
+    """Write one shard whole or not at all, and its entries. moments: [n, 2, ...latent shape], or [n, S, ...latent shape] of draws.
+    Returns its row.
+    """
+    from webdataset import TarWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{name}.tmp-{os.getpid()}"
+    header, extension = _header(moments.shape[1:]), LATENT_EXTENSIONS[draws]
+    with (
+        temporary.open("wb") as file,
+        TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar,
+    ):
+        for key, label, values in zip(keys, labels.tolist(), moments.astype("<f4"), strict=True):
+            classes = {"cls": str(label).encode()} if label >= 0 else {}
+            tar.write({"__key__": key, **classes, extension: header + values.tobytes()})
+    rows = []
+    with temporary.open("rb") as whole:
+        for found in samples(whole, LATENT_EXTENSIONS):  # read back strictly, as any tar is
+            if isinstance(found, TarFault):
+                raise DataError(f"the latents of {found.member!r} cannot be written: {found}")
+            rows.append((found.offset, len(found.content), found.crc32, found.label, found.key))
+        whole.seek(0)
+        sha256, size = hashlib.file_digest(whole, "sha256").hexdigest(), whole.seek(0, os.SEEK_END)
+    content = entries_content(make_entries(rows))
+    shard = Shard(name, size, sha256, len(rows), len(content), hashlib.sha256(content).hexdigest())
+    write_whole(folder / shard.entries_name, content)
+    sync(temporary)
+    temporary.replace(folder / name)
+    sync(folder)
+    return shard
+
+
+def write_latent_index(
+    folder: Path, shards: Sequence[Shard], class_names: tuple[str, ...], made: dict[str, Any]
+) -> ShardIndex:
+    """Write index.json, which makes the shards a data set, and remove what is not in it."""
+    index = ShardIndex(str(folder), ShardTable.of(shards), None, class_names, {"kind": LATENTS, **made})
+    kept = {name for shard in shards for name in (shard.name, shard.entries_name)}
+    for path in [*folder.glob("*.tar"), *folder.glob("*.index.npy"), *folder.glob(".*.tmp-*")]:
+        if path.name not in kept:
+            path.unlink()
+    write_whole(folder / INDEX, index_content(index))
+    return index
+
+
+def open_latents(folder: Path) -> LatentShards:
+    """The latents in a folder. Raises DataError when it holds none."""
+    try:
+        index = parse_index((folder / INDEX).read_bytes(), str(folder))
+    except OSError:
+        raise DataError(f"{folder} holds no latents; write them with `vaescale encode RUN`") from None
+    shape: Any = index.made.get("latent_shape")
+    known = index.made.get("kind") == LATENTS and isinstance(shape, list) and bool(shape)
+    draws: Any = index.made.get("draws", 0)
+    if (
+        not known
+        or not all(type(size) is int and 0 <= size < 1 << 24 for size in [*shape, draws])
+        or 0 in shape
+    ):
+        raise DataError(f"{folder} holds no latents; give a folder that `vaescale encode` wrote")
+    return LatentShards(index, folder, tuple(shape), draws)
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """What np.save writes before one sample's array."""
+    buffer = io.BytesIO()
+    words = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, words)
+    return buffer.getvalue()

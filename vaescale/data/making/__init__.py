@@ -1,0 +1,1 @@
+"""Data sets written as shards, and shards made by others indexed and verified."""

@@ -1,0 +1,148 @@
+"""Shards against their index: sizes, hashes, the tar's structure and end, every sample's place, and decodability."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from vaescale.data.index import INDEX, LATENTS, Entries, Shard, parse_entries, parse_index
+from vaescale.data.pictures import PictureFault, decode
+from vaescale.data.storage import Folder
+from vaescale.data.tars import IMAGE_EXTENSIONS, LATENT_EXTENSIONS, Found, TarFault, samples
+from vaescale.errors import DataError
+
+
+class ShardFault(NamedTuple):
+    """What is wrong, and where: a shard, a member (or empty) and a byte offset (or -1)."""
+
+    shard: str
+    member: str
+    offset: int
+    words: str
+
+
+def verify_shards(
+    place: str,
+    *,
+    deep: bool = False,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[int, list[ShardFault]]:
+    """The number of samples that the index of a folder names, and every fault. deep: decode every image. Of latents, their bytes
+    and places are compared.
+
+    progress is told the number of shards done, and of all. Raises DataError when there is no readable index.
+    """
+    place = place.removeprefix("file://")
+    if "://" in place:
+        raise DataError(
+            f"{place} is a URL; its files are checked when they arrive, folders are verified here"
+        )
+    index = parse_index(Folder(place).read_index(INDEX), place)
+    folder = Path(place).expanduser()
+    latents = index.made.get("kind") == LATENTS
+    extensions, deep = (LATENT_EXTENSIONS, False) if latents else (IMAGE_EXTENSIONS, deep)
+    faults = []
+    with ThreadPoolExecutor(jobs) as pool:  # hashing and decoding let go of the interpreter
+        found = pool.map(lambda shard: _verify(folder, shard, deep=deep, extensions=extensions), index.shards)
+        for number, shard_faults in enumerate(found, start=1):
+            faults += shard_faults
+            if progress is not None:
+                progress(number, len(index.shards))
+    named = {shard.name for shard in index.shards}
+    for path in sorted(folder.glob("*.tar")):
+        if path.name not in named:
+            faults.append(ShardFault(path.name, "", -1, f"it is not in {INDEX}, so training does not see it"))
+    return index.num_samples, faults
+
+
+def _verify(folder: Path, shard: Shard, *, deep: bool, extensions: tuple[str, ...]) -> list[ShardFault]:
+    path = folder / shard.name
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size != shard.bytes:
+                return [
+                    ShardFault(shard.name, "", -1, f"{size} bytes, the index says {shard.bytes}"),
+                    *_structure(path, extensions),
+                ]
+    except OSError as error:
+        return [ShardFault(shard.name, "", -1, f"it cannot be read: {error.strerror}")]
+    return _compare(folder, shard, deep=deep, extensions=extensions)
+
+
+def _structure(path: Path, extensions: tuple[str, ...]) -> list[ShardFault]:
+    """The faults of the tar itself and of its samples."""
+    faults = []
+    try:
+        with path.open("rb") as file:
+            faults = [
+                _at(path.name, found) for found in samples(file, extensions) if isinstance(found, TarFault)
+            ]
+    except TarFault as error:
+        faults.append(_at(path.name, error))
+    return faults
+
+
+def _compare(folder: Path, shard: Shard, *, deep: bool, extensions: tuple[str, ...]) -> list[ShardFault]:
+    """Every sample of the tar against its entry."""
+    path, faults = folder / shard.name, list[ShardFault]()
+    with path.open("rb") as file:
+        untouched = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+    entries = _load_entries(folder, shard)
+    if isinstance(entries, ShardFault):
+        return [entries, *_structure(path, extensions)]
+    known = {bytes(entry["key"]): entry for entry in entries}
+    try:
+        with path.open("rb") as file:
+            for found in samples(file, extensions):
+                entry = known.pop(found.key.encode(), None) if isinstance(found, Found) else None
+                if entry is None and untouched:
+                    continue  # what the index of this very tar leaves out was left out with --skip-broken
+                if isinstance(found, TarFault):
+                    faults.append(_at(shard.name, found))
+                elif words := _difference(found, entry, deep=deep):
+                    faults.append(ShardFault(shard.name, found.key, found.offset, words))
+    except TarFault as error:
+        faults.append(_at(shard.name, error))
+        behind = f"{len(known)} images of the index lie behind that place and could not be compared"
+        return [*faults, *([ShardFault(shard.name, "", -1, behind)] if known else [])]
+    for key, entry in known.items():
+        words = "the index names it, the tar has no such image"
+        faults.append(ShardFault(shard.name, key.decode(errors="replace"), int(entry["offset"]), words))
+    if not faults and not untouched:
+        faults.append(ShardFault(shard.name, "", -1, "its sha256 is not the index's (outside of any image)"))
+    return faults
+
+
+def _difference(found: Found, entry: object, *, deep: bool) -> str:
+    """What is wrong with a sample, or nothing."""
+    if entry is None:
+        return "it is not in the index"
+    offset, _, crc32, label = (entry[name] for name in ("offset", "bytes", "crc32", "label"))  # type: ignore[index]
+    if found.crc32 != crc32:
+        return "its bytes are not those that were indexed"
+    if found.offset != offset or found.label != label:
+        return f"byte {found.offset} and class {found.label}, the index says byte {offset} and class {label}"
+    if deep:
+        try:
+            decode(found.content)
+        except PictureFault as error:
+            return str(error)
+    return ""
+
+
+def _load_entries(folder: Path, shard: Shard) -> Entries | ShardFault:
+    path = folder / shard.entries_name
+    try:
+        return parse_entries(path.read_bytes(), shard, str(folder))
+    except DataError as error:
+        return ShardFault(shard.name, "", -1, str(error))
+    except OSError as error:
+        return ShardFault(shard.name, "", -1, f"{path} cannot be read: {error.strerror}")
+
+
+def _at(shard: str, fault: TarFault) -> ShardFault:
+    return ShardFault(shard, fault.member, fault.offset, str(fault))

@@ -1,0 +1,332 @@
+"""Checkpoints that are either whole or absent: safetensors and JSON, listed with their sha256 in a manifest.
+
+    checkpoints/step-000000600/
+        model.safetensors       weights and buffers, the sigma state among them
+        ema.safetensors         the averaged weights, if there are any
+        optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/step for each parameter NAME
+        guard.safetensors       which gradient norm is usual, and how many steps were skipped
+        state.json              step, recipe hash, plan hash, world size, what was measured at this step
+        manifest.json           bytes and sha256 of each file above
+
+Tensors are full ones by name, whatever layout they were trained in: every checkpoint is a portable one. A folder is
+written under a temporary name, synced, renamed, and its parent synced; an older one is deleted only after that. No pickle
+is ever read, and nothing is loaded whose names, shapes and types are not the model's own.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vaescale.errors import UserError
+from vaescale.system.console import say
+from vaescale.system.files import sync, write_synced
+
+MANIFEST = "manifest.json"
+REPLACED = ".replaced"
+NAME = re.compile(rf"step-(\d{{9}})({REPLACED})?")
+FILE = re.compile(r"[a-z]+\.(safetensors|json)")
+NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
+LARGEST_JSON = 1 << 20
+DAMAGE = (errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EBADMSG, errno.EUCLEAN)
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}
+Shapes = dict[str, tuple[str, list[int]]]
+
+
+class Keep(NamedTuple):
+    """Which checkpoints stay: the `last` newest, each whose step is a multiple of `every`, and the one whose metric `best`
+    is the smallest.
+    """
+
+    last: int
+    every: int | None = None
+    best: str | None = None
+
+
+class Tensors(Mapping[str, Tensor]):
+    """A file of tensors, of which each is read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, framework="pt")
+        self._names = list(self._file.keys())  # type: ignore[no-untyped-call]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        tensor: Tensor = self._file.get_tensor(name)  # type: ignore[no-untyped-call]
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def shapes(self) -> Shapes:
+        """The type and shape of each, from the header alone."""
+        slices: dict[str, Any] = {name: self._file.get_slice(name) for name in self._names}  # type: ignore[no-untyped-call]
+        return {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
+
+
+class Checkpoint(NamedTuple):
+    """A verified checkpoint folder and its step."""
+
+    folder: Path
+    step: int
+
+    def has(self, name: str) -> bool:
+        """Whether there is a `NAME.safetensors`: `ema` is there only if weights were averaged."""
+        return f"{name}.safetensors" in _read_json(self.folder / MANIFEST)["files"]
+
+    def sha256(self, name: str) -> str:
+        """Of `NAME.safetensors`."""
+        return str(_read_json(self.folder / MANIFEST)["files"][f"{name}.safetensors"]["sha256"])
+
+    def tensors(self, name: str) -> Tensors:
+        """The tensors of `NAME.safetensors`."""
+        return Tensors(self.folder / f"{name}.safetensors")
+
+    def state(self) -> dict[str, Any]:
+        """What state.json says."""
+        return _state(self.folder)
+
+
+def write(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: Keep
+) -> Checkpoint:
+    """Write one checkpoint into `folder`, then delete what need not be kept. Call it on the main process only.
+
+    tensors: by file and name, in this process's memory.
+    """
+    final = folder / f"step-{step:09d}"
+    temporary = folder / f"{final.name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    files = {}
+    for name, group in tensors.items():
+        path = temporary / f"{name}.safetensors"
+        _save(path, group)
+        with path.open("rb") as file:
+            files[path.name] = {
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+    content = json.dumps({"step": step, **state}, indent=1).encode()
+    write_synced(temporary / "state.json", content)
+    files["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    write_synced(temporary / MANIFEST, json.dumps({"version": 1, "files": files}, indent=1).encode())
+    sync(temporary)
+    if (
+        final.exists()
+    ):  # written before this run came back to the same step; until the new one is there, it counts
+        replaced = final.with_name(f"{final.name}{REPLACED}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    temporary.rename(final)
+    sync(folder)
+    sync(folder.parent)
+    _delete_surplus(folder, final, keep)
+    return Checkpoint(final, step)
+
+
+def refuse_too_little_room(folder: Path, needed: int) -> None:
+    """Raise OSError when the disk has not so many bytes for a checkpoint."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"a checkpoint takes {needed / 2**20:,.1f} MiB and {free / 2**20:,.1f} are free",
+            str(folder),
+        )
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None if there is none at all. Says why it passes over a newer one.
+
+    Raises UserError when there are checkpoints and none verifies: starting over must be somebody's decision.
+    """
+    found = sorted(_finished(folder), key=lambda path: (_step(path), not path.suffix), reverse=True)
+    for path in found:
+        fault = verify(path)
+        if fault is None:
+            return Checkpoint(path, _step(path))
+        say(f"passing over checkpoint {path}: {fault}")
+    if found:
+        raise UserError(
+            f"none of the {len(found)} checkpoints in {folder} is sound; delete {folder} to start over"
+        )
+    return None
+
+
+def verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None. Reads every byte."""
+    try:
+        files = _read_json(path / MANIFEST)["files"]
+        if missing := NEEDED - files.keys():
+            return f"the manifest lacks {', '.join(sorted(missing))}"
+        for name, entry in files.items():
+            if not FILE.fullmatch(name):
+                return f"the manifest names {name!r}, which no checkpoint has"
+            if fault := _fault_of(path / name, entry):
+                return fault
+        if (step := _state(path)["step"]) != _step(path):
+            return f"it holds step {step}"
+    except FileNotFoundError as error:
+        return f"{os.path.basename(error.filename)} is missing"
+    except OSError as error:
+        if (
+            error.errno not in DAMAGE
+        ):  # no rights, too many files, a network: it may be sound, and is not to be passed over
+            raise
+        return f"{type(error).__name__}: {error}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """The type and shape of each, as a file's header says them."""
+    return {name: (TYPES[value.dtype], list(value.shape)) for name, value in tensors.items()}
+
+
+def shapes_of_training(model: nn.Module, *, ema: bool) -> dict[str, Shapes]:
+    """By file, what training this model saves: weights and buffers, Adam's state, and the averages of the weights."""
+    own = shapes_of(model.state_dict())
+    moments = {
+        f"{name}/{key}": ("F32", [] if key == "step" else list(parameter.shape))
+        for name, parameter in model.named_parameters()
+        for key in ("exp_avg", "exp_avg_sq", "step")
+    }
+    return {"model": own, "optimizer": moments, **({"ema": own} if ema else {})}
+
+
+def num_bytes(files: Mapping[str, Shapes]) -> int:
+    """What a checkpoint takes on a disk, a little rounded up."""
+    shapes = [shape for file in files.values() for shape in file.values()]
+    values = sum(math.prod(shape) * (8 if kind in ("F64", "I64") else 4) for kind, shape in shapes)
+    return int(1.01 * values) + (1 << 16) + 256 * len(shapes)
+
+
+def refuse_unfit(found: Checkpoint, expected: Mapping[str, Shapes]) -> None:
+    """Raise UserError when the checkpoint's files, names, types and shapes are not those that are expected, by file."""
+    for file, shapes in expected.items():
+        if not found.has(file):
+            raise _unfit(found, f"{file}.safetensors is missing")
+        try:
+            there = found.tensors(file).shapes()
+        except SafetensorError as error:
+            raise _unfit(found, f"{file}.safetensors: {error}") from error
+        if missing := shapes.keys() - there.keys():
+            raise _unfit(found, f"{file} lacks {min(missing)}")
+        if surplus := there.keys() - shapes.keys():
+            raise _unfit(found, f"{file} has {min(surplus)} besides")
+        for name, own in shapes.items():
+            if there[name] != own:
+                words = " and ".join(f"{kind} {shape}" for kind, shape in (there[name], own))
+                raise _unfit(found, f"{file} has and the model wants {name} as {words}")
+
+
+def load_weights(model: nn.Module, found: Checkpoint, name: str) -> None:
+    """Put `NAME.safetensors` into the model. Raises UserError when it is of another network."""
+    refuse_unfit(found, {name: shapes_of(model.state_dict())})
+    model.load_state_dict(found.tensors(name))
+
+
+def _unfit(found: Checkpoint, why: str) -> UserError:
+    return UserError(
+        f"checkpoint {found.folder} does not fit the recipe's model as this version of vaescale builds it ({why}); "
+        f"use the version and the recipe that wrote it, or train again under another name"
+    )
+
+
+def _fault_of(path: Path, entry: dict[str, Any]) -> str | None:
+    """What is wrong with one file, which must be an ordinary one and as the manifest says."""
+    kind = path.lstat()
+    if not stat.S_ISREG(kind.st_mode):
+        return f"{path.name} is not an ordinary file"
+    if kind.st_size != entry["bytes"]:
+        return f"{path.name} has {kind.st_size} bytes, the manifest says {entry['bytes']}"
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+            return f"{path.name} does not match its sha256"
+    return None
+
+
+def _state(path: Path) -> dict[str, Any]:
+    return _read_json(path / "state.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    kind = path.lstat()
+    if not stat.S_ISREG(kind.st_mode) or kind.st_size > LARGEST_JSON:
+        raise ValueError(f"{path.name} is no ordinary file of at most {LARGEST_JSON} bytes")
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return content
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # the library wraps what the system said
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    sync(path)
+
+
+def _finished(folder: Path) -> list[Path]:
+    found = folder.glob("step-*") if folder.is_dir() else ()
+    return [path for path in found if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
+
+
+def _delete_surplus(folder: Path, written: Path, keep: Keep) -> None:
+    """Leave what `keep` says, up to `written`. Later ones did not verify, or training had not come back here."""
+    finished = sorted(_finished(folder))
+    upto = [path for path in finished if path.name <= written.name and not path.suffix]
+    kept = set(upto[-keep.last :])
+    if keep.every:
+        kept |= {path for path in upto if _step(path) % keep.every == 0}
+    if keep.best and (
+        measured := [(value, path) for path in upto if (value := _metric(path, keep.best)) is not None]
+    ):
+        kept.add(min(measured)[1])
+    for path in (set(finished) - kept) | set(folder.glob("step-*.tmp-*")):
+        try:
+            shutil.rmtree(path)
+        except OSError as error:  # somebody may be reading it on a network's disk; the new one is safe
+            say(f"{path} could not be deleted ({error}); the next checkpoint tries again")
+
+
+def _step(path: Path) -> int:
+    return int(path.name[len("step-") :][:9])
+
+
+def _metric(path: Path, name: str) -> float | None:
+    """What was measured at a checkpoint's step, if it was and the file can be read."""
+    try:
+        value = _state(path)["metrics"][name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return value if isinstance(value, float) and math.isfinite(value) else None

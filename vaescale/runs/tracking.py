@@ -1,0 +1,310 @@
+"""MLflow, fed from the run folder: metrics.jsonl is written first, and drained in the background.
+
+A run can therefore train with the tracking server away. What was not sent stays in the folder; `vaescale sync RUN`
+sends the rest. `RUN/mlflow.json` remembers the MLflow run and how far it got, so nothing is sent twice.
+"""
+
+import getpass
+import hashlib
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from pydantic import Field, field_validator
+
+from vaescale.config import Config, flat
+from vaescale.errors import Preempted, UserError
+from vaescale.runs import folder as run_folder
+from vaescale.runs.mlflow import SQLITE, absolute_uri, be_patient, experiment_id, quiet
+from vaescale.system.console import say
+from vaescale.system.secrets import is_redacted, redact
+
+STATE = "mlflow.json"
+STORES = (SQLITE, "http://", "https://", "postgresql", "mysql", "mssql", "databricks")
+BATCH_METRICS = 1000  # MLflow's limits for one request
+BATCH_PARAMS = 100
+PARAM_CHARACTERS = 6000
+TAG_CHARACTERS = 5000
+DIGEST_CHARACTERS = 36
+REPLAYED = ("train/", "val/", "perf/", "data/", "system/")
+ARTIFACTS = (
+    "recipe.yaml",
+    "summary.json",
+    "figures/*.png",
+    "figures/progress/*.png",
+    "evaluation/*.json",
+    "gmm/*.*",
+    "gmm/components-*/*",
+)
+
+
+class TrackingConfig(Config):
+    """Where runs are compared."""
+
+    mlflow: str | None = Field(default="sqlite:///runs/mlflow.db", description="tracking URI; null for none")
+
+    @field_validator("mlflow")
+    @classmethod
+    def _is_a_store(cls, uri: str | None) -> str | None:
+        if uri is not None and not uri.startswith(STORES):
+            raise ValueError(f"an MLflow store begins with one of {', '.join(STORES)}; null means none")
+        return uri
+
+    experiment: str = "vaescale"
+    parent: str | None = Field(default=None, description="the MLflow run above this one, such as a sweep's")
+
+
+class Drain:
+    """`with Drain(folder, config):` sends a run folder to MLflow from a thread, every few seconds and at the end.
+
+    Never raises and never makes a step wait. shown: false on all processes but the first, which alone sends.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrackingConfig,
+        *,
+        shown: bool,
+        every_seconds: float = 5.0,
+        patience: float = 60.0,
+    ) -> None:
+        self._folder, self._config, self._every, self._patience = folder, config, every_seconds, patience
+        self._active = shown and config.mlflow is not None
+        self._stop = threading.Event()
+        self._status: str | None = "RUNNING"
+        self._fault: Exception | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow")
+
+    def __enter__(self) -> "Drain":
+        if self._active:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not self._active:
+            return
+        stopped = kind is not None and (issubclass(kind, Preempted) or not issubclass(kind, Exception))
+        self._status = "FINISHED" if kind is None else "KILLED" if stopped else "FAILED"
+        self._stop.set()
+        self._thread.join(self._patience)
+        if self._thread.is_alive() or self._fault is not None:
+            reason = self._fault or f"no answer in {self._patience:.0f} s"
+            say(
+                f"MLflow at {self._config.mlflow} is behind ({reason}); later: `vaescale sync {self._folder}`"
+            )
+
+    def _work(self) -> None:
+        last = False
+        while not last:
+            last = self._stop.wait(self._every)
+            try:
+                sync(self._folder, self._config, status=self._status)
+                self._fault = None
+            except Exception as error:  # whatever a server or a network may raise; the run goes on
+                self._fault = error
+
+
+def sync(folder: Path, config: TrackingConfig, *, status: str | None = None) -> dict[str, Any]:
+    """Send what MLflow does not have yet: tags, params, metrics, artifacts. Returns what mlflow.json then says, and
+    metrics_sent and artifacts_sent, how many went this time.
+
+    status: the run's, when it changes; remembered until it is sent. Raises whatever MLflow raises when the store does
+    not answer.
+    """
+    assert config.mlflow is not None
+    if is_redacted(config.mlflow):
+        raise UserError(
+            f"tracking.mlflow ({config.mlflow}) had credentials, which run folders do not keep; name the store without them "
+            f"in {folder / run_folder.RECIPE} and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    be_patient()
+    with quiet():
+        from mlflow import MlflowClient
+
+        state = run_folder.read_json(folder / STATE)
+        public = redact(config.mlflow)
+        # A relative SQLite path is remembered as an absolute one; one with credentials is known to this process alone.
+        uri = config.mlflow if public != config.mlflow else state.get("tracking_uri", "")
+        if state.get("configured") != public or not _run_exists(MlflowClient(uri), state):
+            state = _create_run(folder, config)
+            uri = config.mlflow if public != config.mlflow else state["tracking_uri"]
+        client = MlflowClient(uri)
+        if status is not None and status != state["status"]:
+            state |= {"status": status, "status_sent": False}
+            run_folder.write_json(folder / STATE, state)
+        if not state["params_sent"]:
+            _send_params(client, folder, state)
+        _send_changes(client, folder, state)
+        sent = {
+            "metrics_sent": _send_metrics(client, folder, state),
+            "artifacts_sent": _send_artifacts(client, folder, state),
+        }
+        if not state["status_sent"]:
+            if state["status"] == "RUNNING":
+                client.update_run(state["run_id"], status="RUNNING")
+            else:
+                client.set_terminated(state["run_id"], state["status"])  # with the time
+            state["status_sent"] = True
+    run_folder.write_json(folder / STATE, state)
+    return state | sent
+
+
+def push(folder: Path, config: TrackingConfig, *, status: str | None = None) -> None:
+    """Send a run folder's new results, if there is a store. Says so when it does not answer."""
+    if config.mlflow is None:
+        return
+    try:
+        sync(folder, config, status=status)
+    except Exception as error:  # whatever a server or a network may raise; the results are in the folder
+        say(f"MLflow at {config.mlflow} is behind ({error}); later: `vaescale sync {folder}`")
+
+
+def log_files(config: TrackingConfig, name: str, paths: list[Path]) -> None:
+    """Files as artifacts of a new MLflow run, for what belongs to several runs. Without a store, nothing."""
+    if config.mlflow is None:
+        return
+    with quiet():
+        from mlflow import MlflowClient
+
+        client = MlflowClient(absolute_uri(config.mlflow))
+        run_id = client.create_run(
+            experiment_id(client, config.mlflow or "", config.experiment), run_name=name
+        ).info.run_id
+        for path in paths:
+            client.log_artifact(run_id, str(path))
+        client.set_terminated(run_id)
+
+
+def _run_exists(client: Any, state: dict[str, Any]) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(state["run_id"])
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the store was deleted or replaced
+            return False
+        raise
+    return True
+
+
+def _create_run(folder: Path, config: TrackingConfig) -> dict[str, Any]:
+    """A new MLflow run with the run folder's tags, written down before anything else can fail."""
+    from mlflow import MlflowClient
+
+    uri = absolute_uri(config.mlflow or "")
+    client = MlflowClient(uri)
+    own = experiment_id(client, config.mlflow or "", config.experiment)
+    tags = {name: str(value) for name, value in run_folder.read_json(folder / run_folder.TAGS).items()}
+    tags |= _origin(tags.get("git_revision", ""))
+    if config.parent:
+        tags["mlflow.parentRunId"] = config.parent
+    run = client.create_run(own, run_name=folder.name, tags=tags)
+    state: dict[str, Any] = {"configured": redact(config.mlflow or ""), "tracking_uri": redact(uri)}
+    state |= {"experiment_id": own}
+    state |= {"run_id": run.info.run_id, "status": "RUNNING", "status_sent": True, "params_sent": False}
+    state |= {"sent_bytes": 0, "sent_step": {}, "artifacts": {}}
+    run_folder.write_json(folder / STATE, state)
+    return state
+
+
+def _origin(revision: str) -> dict[str, str]:
+    """What MLflow's pages show as a run's source and user."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's number without a name
+        user = ""
+    words = {"mlflow.source.name": "vaescale train", "mlflow.source.type": "LOCAL", "mlflow.user": user}
+    commit = re.match(r"[0-9a-f]{7,40}", revision)
+    return words | ({"mlflow.source.git.commit": commit[0]} if commit else {})
+
+
+def _send_params(client: Any, folder: Path, state: dict[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    recipe: Any = OmegaConf.to_container(OmegaConf.load(folder / run_folder.RECIPE))
+    params = [Param(name, str(value)[:PARAM_CHARACTERS]) for name, value in flat(recipe).items()]
+    for start in range(0, len(params), BATCH_PARAMS):
+        client.log_batch(state["run_id"], params=params[start : start + BATCH_PARAMS])
+    _send_data(client, folder, state, recipe.get("data", {}))
+    state["params_sent"] = True
+
+
+def _send_data(client: Any, folder: Path, state: dict[str, Any], data: dict[str, Any]) -> None:
+    """The two data sets, by hash, as MLflow's inputs of the run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    tags = run_folder.read_json(folder / run_folder.TAGS)
+    inputs = []
+    for split, name, context in (("train", "data_hash", "training"), ("val", "val_data_hash", "validation")):
+        place, digest = data.get(split), tags.get(name)
+        if place and digest:
+            kind, source = _source(redact(str(place)))
+            found = Dataset(Path(str(place)).name, str(digest)[:DIGEST_CHARACTERS], kind, json.dumps(source))
+            inputs.append(DatasetInput(found, [InputTag("mlflow.data.context", context)]))
+    if inputs:
+        client.log_inputs(state["run_id"], datasets=inputs)
+
+
+def _source(place: str) -> tuple[str, dict[str, str]]:
+    """As MLflow's data set sources are called and written: a folder, a URL, or what a store's scheme begins with."""
+    scheme, separator, _ = place.partition("://")
+    if not separator:
+        return "local", {"uri": place}
+    return ("http", {"url": place}) if scheme in ("http", "https") else (scheme, {"uri": place})
+
+
+def _send_changes(client: Any, folder: Path, state: dict[str, Any]) -> None:
+    """As a tag, what of the recipe a run went on with otherwise: params cannot change."""
+    changes = run_folder.read_json(folder / run_folder.TAGS).get("changes", [])
+    if changes and changes != state.get("changes"):
+        client.set_tag(state["run_id"], "changes", redact(json.dumps(changes))[:TAG_CHARACTERS])
+        state["changes"] = changes
+
+
+def _send_metrics(client: Any, folder: Path, state: dict[str, Any]) -> int:
+    """Complete lines after the last one sent. A training step replayed after a resume is not sent again. Returns how many values."""
+    from mlflow.entities import Metric
+
+    path = folder / run_folder.METRICS
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        file.seek(state["sent_bytes"])
+        content = file.read()
+    complete = content[: content.rfind(b"\n") + 1]
+    metrics = []
+    for row in run_folder.parse_metrics(complete.decode()):
+        if run_folder.ROLLBACK in row:  # what follows is no replay
+            state["sent_step"] = {name: min(step, row["step"]) for name, step in state["sent_step"].items()}
+        for name in row.keys() - {"step", "time"}:
+            if name.startswith(REPLAYED) and row["step"] <= state["sent_step"].get(name, -1):
+                continue
+            known = re.sub(r"[^\w. :/-]", "_", name)  # the names that MLflow takes
+            metrics.append(Metric(known, row[name], int(row["time"] * 1000), int(row["step"])))
+            state["sent_step"][name] = row["step"]
+    for start in range(0, len(metrics), BATCH_METRICS):
+        client.log_batch(state["run_id"], metrics=metrics[start : start + BATCH_METRICS])
+    state["sent_bytes"] += len(complete)
+    return len(metrics)
+
+
+def _send_artifacts(client: Any, folder: Path, state: dict[str, Any]) -> int:
+    sent = 0
+    for pattern in ARTIFACTS:
+        for path in sorted(folder.glob(pattern)):
+            name = str(path.relative_to(folder))
+            found = path.stat()
+            known = state["artifacts"].get(name, [""])
+            if known[1:] == [found.st_size, found.st_mtime_ns]:
+                continue  # not hashed every few seconds
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if known[0] != digest:
+                place = str(path.relative_to(folder).parent)
+                client.log_artifact(state["run_id"], str(path), None if place == "." else place)
+                sent += 1
+            state["artifacts"][name] = [digest, found.st_size, found.st_mtime_ns]
+    return sent

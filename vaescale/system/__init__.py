@@ -1,0 +1,1 @@
+"""The machine beneath: words for people, files, credentials, cores and memory, the heartbeat."""

@@ -1,0 +1,58 @@
+"""Types for argparse: a value that is out of bounds is refused by the parser, in one sentence that names the option."""
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+from vaescale.system.host import cores
+
+MOST_JOBS = 1024
+Number = TypeVar("Number", int, float)
+
+
+def integer(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A parser of whole numbers from `least` to `most`, both included; without `most` there is no upper bound."""
+    bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        value = _parsed(text, int, "a whole number")
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text} must be {bounds}")
+        return value
+
+    return parse
+
+
+def real(
+    *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+) -> Callable[[str], float]:
+    """A parser of finite numbers above `above`, at least `least` and at most `most`."""
+    limits = {"above": above, "at least": least, "at most": most}
+    bounds = " and ".join(f"{words} {value:g}" for words, value in limits.items() if math.isfinite(value))
+
+    def parse(text: str) -> float:
+        value = _parsed(text, float, "a number")
+        if not math.isfinite(value) or value <= above or value < least or value > most:
+            raise argparse.ArgumentTypeError(f"{text} must be {bounds or 'finite'}")
+        return value
+
+    return parse
+
+
+def add_jobs(parser: argparse._ActionsContainer, *, workers: str) -> None:
+    """Add the option `--jobs N`. workers: what N counts, `threads` or `processes`."""
+    parser.add_argument(
+        "--jobs",
+        type=integer(1, MOST_JOBS),
+        default=cores(),
+        metavar="N",
+        help=f"number of {workers}, from 1 to {MOST_JOBS}; default: the number of cores",
+    )
+
+
+def _parsed(text: str, kind: Callable[[str], Number], name: str) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {name}") from None

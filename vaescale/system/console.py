@@ -1,0 +1,73 @@
+"""Words for people, on stderr: a progress bar on a terminal, a line every so often in a log file."""
+
+import sys
+import time
+from types import TracebackType
+
+from vaescale.system.secrets import redact
+
+LINE_EVERY_SECONDS = 10.0
+
+
+def say(text: str) -> None:
+    """One line on stderr, without credentials."""
+    sys.stderr.write(redact(text) + "\n")
+    sys.stderr.flush()
+
+
+class Progress:
+    """`with Progress("train", total) as progress: progress.update(step, "neg_elbo -61.2 nats")`.
+
+    shown: false on all processes but the first.
+    """
+
+    def __init__(self, name: str, total: int, *, start: int = 0, shown: bool = True) -> None:
+        self._name, self._total, self._shown = name, total, shown
+        self._spoke, self._note = 0.0, ""
+        self._bar = None
+        if shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+            self._task = self._bar.add_task(name, total=total or None, completed=start, note="")
+
+    def update(self, done: int, note: str = "", *, total: int | None = None) -> None:
+        """Show that `done` of the total are done. An empty note leaves the one before; a total of 0 is not known."""
+        self._total = self._total if total is None else total
+        if self._bar is not None:
+            self._note = note or self._note
+            self._bar.update(self._task, completed=done, note=self._note, total=self._total or None)
+        elif (
+            self._shown
+            and note
+            and (done >= self._total > 0 or time.monotonic() - self._spoke > LINE_EVERY_SECONDS)
+        ):
+            self._spoke = time.monotonic()
+            say(f"{self._name} {done}/{self._total or '?'}  {note}")
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def table(title: str, rows: list[tuple[str, str]]) -> None:
+    """A two-column table on stdout."""
+    width = max((len(name) for name, _ in rows), default=0)
+    lines = [f"  {name:<{width}}  {redact(value)}" for name, value in rows]
+    sys.stdout.write("\n".join([title, *lines]) + "\n")
+    sys.stdout.flush()

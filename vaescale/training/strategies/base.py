@@ -1,0 +1,250 @@
+"""How a model's weights, gradients and optimizer state lie on the ranks. Here: a copy on each of them, under DDP.
+
+The loop knows this contract alone; `zero.py` and `fsdp2.py` keep it with state in parts. Whatever the layout, what is saved
+is the same: full tensors by name. A run therefore goes on under another layout, or on another number of ranks.
+
+The optimizer is torch's own in all of them. It holds, for each tensor that it moves, Adam's moments and the average of the
+weights, so that the average lies wherever the moments do.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vaescale import comm
+from vaescale.errors import TrainingStopped
+from vaescale.models.vae import VAE, Terms
+from vaescale.system import heartbeat
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+AVERAGE = "ema"
+CHUNK = 1 << 22  # bytes that are fingerprinted at a time
+State = dict[str, dict[str, Tensor]]
+
+
+class Verdict(NamedTuple):
+    """What the ranks decided of a step. grad_norm []: the true one, before clipping; the optimizer divides the gradient by
+    grad_scale [], and moves nothing where found_inf [] is 1. All float32, on the device.
+    """
+
+    grad_norm: Tensor
+    grad_scale: Tensor
+    found_inf: Tensor
+
+
+class Strategy:
+    """One process, or the same weights on each of several, their gradients averaged by DDP."""
+
+    name = "ddp"
+
+    def __init__(
+        self,
+        accelerator: "Accelerator",
+        model: VAE,
+        build_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        *,
+        ema_decay: float,
+    ) -> None:
+        """ema_decay: of the averaged weights, 0 for none."""
+        self.accelerator, self.model, self.device = accelerator, model, accelerator.device
+        self._ema_decay, self._ema_weight = ema_decay, 0.0
+        self.wrapped, self.optimizer = self._wrap(build_optimizer)
+        for tensor in self._held():
+            self.optimizer.state[tensor] = self._fresh_state(tensor)
+        self._link()
+        self.optimizer.register_step_post_hook(lambda *_: self._average(self.optimizer.param_groups))
+
+    # The step.
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Forward and backward go within; gradients are exchanged in the last one of a step."""
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def forward(self, *arguments: Any) -> Terms:
+        """The model's forward, where the wrapper sees it."""
+        terms: Terms = self.wrapped(*arguments)
+        return terms
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, step: int, judge: Callable[[Tensor], Verdict]) -> Verdict:
+        """Move the weights as the verdict on the gradient's norm says, then their average. All ranks call it."""
+        self._at(step)
+        verdict = judge(self._grad_norm())
+        self._tell(verdict)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return verdict
+
+    # The state.
+
+    def state(self) -> State:
+        """`model`, `optimizer` and, if weights are averaged, `ema`: full tensors by name, copied to the main process's
+        memory. Others get empty ones. All ranks call it.
+        """
+        parameters = dict(self.model.named_parameters())
+        state: State = {"model": {}, "optimizer": {}}
+        state |= {AVERAGE: {}} if self._ema_decay else {}
+        for name, value in self.model.state_dict().items():
+            if name not in parameters:
+                self._keep(state, value, "model", AVERAGE, name=name)
+                continue
+            self._keep(state, self._full(parameters[name], None), "model", name=name)
+            if self._ema_decay:
+                self._keep(state, self._full(parameters[name], AVERAGE), AVERAGE, name=name)
+            for key in self._moments():
+                self._keep(state, self._full(parameters[name], key), "optimizer", name=f"{name}/{key}")
+            self._keep(state, self._steps(), "optimizer", name=f"{name}/step")
+        return state
+
+    def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put back what `state` gave, whatever layout it came from. All ranks call it, with the same full tensors."""
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                if name in state["model"]:
+                    buffer.copy_(state["model"][name])
+            for name, parameter in self.model.named_parameters():
+                self._put(parameter, None, state["model"][name])
+                if self._ema_decay:
+                    self._put(parameter, AVERAGE, state[AVERAGE][name])
+                for key in self._moments():
+                    self._put(parameter, key, state["optimizer"][f"{name}/{key}"])
+            if self._moments():
+                steps = next(value for name, value in state["optimizer"].items() if name.endswith("/step"))
+                for tensor in self._held():
+                    self.optimizer.state[tensor]["step"].copy_(steps)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the model has the averaged weights, if there are any. All ranks enter it.
+
+        What raises within leaves them there: the other ranks may be in another collective, so nothing may follow but the end.
+        """
+        if self._ema_decay:
+            self._swap(to_average=True)
+        yield
+        if self._ema_decay:
+            self._swap(to_average=False)
+
+    def compare_replicas(self) -> None:
+        """Raise TrainingStopped when what should be the same on all ranks is not, bit for bit. All ranks call it."""
+        own = {name: fingerprint(value) for name, value in self._replicated().items()}
+        prints = comm.gather_object(own)
+        differing = {rank: [n for n in own if other[n] != prints[0][n]] for rank, other in enumerate(prints)}
+        if found := {rank: names for rank, names in differing.items() if names}:
+            rank, names = next(iter(found.items()))
+            others = f", and so do {len(found) - 1} more ranks'" if len(found) > 1 else ""
+            raise TrainingStopped(
+                f"rank {rank}'s weights differ from rank 0's in {names[0]} and {len(names) - 1} more{others}; suspect that "
+                f"machine's memory or GPU, and run the same command again: it goes on from the last checkpoint"
+            )
+
+    # What a layout has to say.
+
+    def _wrap(
+        self, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """What forward goes through, and the optimizer of what this rank holds."""
+        optimizer = build_optimizer(self.model)
+        wrapped: nn.Module = self.accelerator.prepare_model(self.model)
+        return wrapped, optimizer
+
+    def _held(self) -> list[Tensor]:
+        """The tensors that the optimizer moves on this rank."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _replicated(self) -> dict[str, Tensor]:
+        """What every rank holds a copy of: buffers, and here weights too."""
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    def _link(self) -> None:
+        """After the optimizer's state was made."""
+
+    def _grad_norm(self) -> Tensor:
+        """Of the global gradient, as it is."""
+        gradients = [tensor.grad for tensor in self._held() if tensor.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def _full(self, parameter: Tensor, key: str | None) -> Tensor:
+        """A parameter, or one of its states in the optimizer, from all ranks."""
+        return parameter if key is None else self.optimizer.state[parameter][key]
+
+    def _put(self, parameter: Tensor, key: str | None, value: Tensor) -> None:
+        """This rank's part of what `_full` gives."""
+        self._full(parameter, key).copy_(value)
+
+    @torch.no_grad()
+    def _swap(self, *, to_average: bool) -> None:  # noqa: ARG002
+        """Weights and their averages change places, one tensor at a time, for there may be no room for a third copy."""
+        for tensor in self._held():
+            own, average = self._local(tensor), self._local(self.optimizer.state[tensor][AVERAGE])
+            before = own.clone()
+            own.copy_(average)
+            average.copy_(before)
+
+    @staticmethod
+    def _local(tensor: Tensor) -> Tensor:
+        """The numbers of a tensor that lie here."""
+        return tensor
+
+    # Common to all layouts.
+
+    def _fresh_state(self, tensor: Tensor) -> dict[str, Tensor]:
+        """As Adam would make it at its first step, and the average: before that step there is something to load into."""
+        state = {}
+        if isinstance(self.optimizer, torch.optim.Adam):  # AdamW is one
+            state["step"] = torch.zeros((), device=tensor.device)
+            state |= {key: torch.zeros_like(tensor, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
+        return state | ({AVERAGE: tensor.detach().clone()} if self._ema_decay else {})
+
+    def _moments(self) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq") if isinstance(self.optimizer, torch.optim.Adam) else ()
+
+    def _steps(self) -> Tensor:
+        held = self._held()
+        return self.optimizer.state[held[0]].get("step", torch.zeros(())) if held else torch.zeros(())
+
+    def _at(self, step: int) -> None:
+        """decay_t = min(decay, (1 + t) / (10 + t)): early on the horizon grows with the steps. Polyak & Juditsky 1992."""
+        self._ema_weight = 1 - min(self._ema_decay, (1 + step) / (10 + step))
+
+    @torch.no_grad()
+    def _average(self, groups: list[dict[str, Any]]) -> None:
+        """Move the averages towards the weights."""
+        tensors = [tensor for group in groups for tensor in group["params"]]
+        if self._ema_decay and tensors:
+            averages = [self.optimizer.state[tensor][AVERAGE] for tensor in tensors]
+            torch._foreach_lerp_(averages, tensors, self._ema_weight)
+
+    def _tell(self, verdict: Verdict) -> None:
+        """The fused optimizers read both on the device: no host waits to know."""
+        held = self._held()
+        device = held[0].device if held else self.device
+        self.optimizer.grad_scale = verdict.grad_scale.to(device)  # type: ignore[attr-defined]
+        self.optimizer.found_inf = verdict.found_inf.to(device)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _keep(state: State, value: Tensor, *groups: str, name: str) -> None:
+        heartbeat.beat("collecting a checkpoint")
+        if comm.is_main():
+            for group in groups:
+                if group in state:
+                    copy = torch.empty(value.shape, dtype=value.dtype)
+                    state[group][name] = copy.copy_(value.detach())
+
+
+def fingerprint(tensor: Tensor) -> int:
+    """A number that changes with each bit of a tensor: the sum of its bytes, each times an odd number of its place."""
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    total = torch.zeros((), dtype=torch.int64, device=data.device)
+    for start in range(0, len(data), CHUNK):
+        part = data[start : start + CHUNK].long()
+        total += (part * (2 * torch.arange(start, start + len(part), device=data.device) + 1)).sum()
+    return int(total)

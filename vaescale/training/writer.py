@@ -1,0 +1,71 @@
+"""Checkpoints written while training goes on: the step waits for a copy in memory, not for the disk."""
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from vaescale.runs import checkpoint
+from vaescale.runs.checkpoint import Keep
+from vaescale.system import heartbeat
+
+
+class Writer:
+    """`with Writer(folder, keep) as writer: writer.save(...)` on the main process; leaving it waits for the last one.
+
+    One checkpoint is written at a time. What a disk refused is raised by the next call.
+    """
+
+    def __init__(self, folder: Path, keep: Keep) -> None:
+        self._folder, self._keep = folder, keep
+        self._thread: threading.Thread | None = None
+        self._fault: BaseException | None = None
+
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        """Write tensors that nobody changes any more. Raises OSError for want of room, or for the checkpoint before."""
+        self.wait()
+        needed = checkpoint.num_bytes({file: checkpoint.shapes_of(group) for file, group in tensors.items()})
+        checkpoint.refuse_too_little_room(self._folder, needed)
+        self._thread = threading.Thread(target=self._write, args=(step, tensors, state), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk. Raises what kept it from there, as OSError."""
+        self.join()
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            raise fault
+
+    def is_busy(self) -> bool:
+        """Whether the last checkpoint is still being written, after a second in which it may come to its end."""
+        heartbeat.beat("writing a checkpoint")
+        if self._thread is not None:
+            self._thread.join(1.0)
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self) -> None:
+        """Until the last checkpoint is on the disk or has failed, without a word."""
+        while self.is_busy():
+            pass
+        self._thread = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last checkpoint could not be written."""
+        return self._fault is not None
+
+    def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        try:
+            checkpoint.write(self._folder, step, tensors, state, keep=self._keep)
+        except BaseException as error:  # whatever it was, training must not believe that it is saved
+            self._fault = error
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.join()

@@ -157,14 +157,25 @@ REFUSED = {
     "objective.dip.variant=iii": "objective.dip.variant is 'iii'; did you mean ii?",
     "posterior.kind=fixed posterior.sigma.first=1": "posterior.sigma.last is missing",
     "posterior.kind=fixed posterior.sigma=[1,2]": "posterior.sigma has 2 numbers for network.latent_dim (=4)",
-    "posterior.kind=relative": "posterior.kind is 'relative', to the prior of a ladder's group",
-    "network.kind=ladder posterior.kind=isotropic": "posterior.kind is 'isotropic'; a ladder has diagonal or relative",
-    "network.kind=ladder objective.mmd.weight=3": "objective.mmd is of one latent vector",
-    "network.kind=ladder likelihood.sigma=1 objective.kind=iwae objective.samples=3 objective.gradient=doubly_reparameterized": (
-        "objective.gradient is 'doubly_reparameterized', which a ladder does not have"
+    "posterior.kind=relative": (
+        "posterior.kind (='relative') needs groups of latents, which the network section (kind 'conv') does not have; "
+        "choose diagonal"
     ),
-    "objective.kind=iwae objective.samples=3": "likelihood.sigma optimal is fitted to the mean over draws",
-    "objective.balancing=always": "objective.balancing is of a ladder's groups, and conv has one",
+    "network.kind=ladder posterior.kind=isotropic": (
+        "posterior.kind (='isotropic') needs a single latent vector or map, which the network section (kind 'ladder') does "
+        "not have; choose diagonal or relative"
+    ),
+    "network.kind=ladder posterior.kind=fixed": "posterior.kind (='fixed') needs a single latent vector or map",
+    "network.kind=ladder objective.mmd.weight=3": "objective.mmd needs a single latent vector or map",
+    "network.kind=ladder objective.dip.variant=i": "objective.dip needs a single latent vector or map",
+    "network.kind=ladder likelihood.sigma=1 objective.kind=iwae objective.samples=3 objective.gradient=doubly_reparameterized": (
+        "objective.gradient (='doubly_reparameterized') needs a single latent vector or map"
+    ),
+    "objective.kind=iwae objective.samples=3": (
+        "objective.kind (='iwae') needs a sigma that is not fitted to the mean over draws, which the likelihood section "
+        "(kind 'gaussian') does not have; set likelihood.sigma to shared"
+    ),
+    "objective.balancing=always": "objective.balancing (='always') needs groups of latents",
     "objective.mmd.weight=1 data.global_batch=4 training.accumulation=4": "a micro-batch has 1",
     "objective.beta=high": "objective.beta is 'high'; give a number or a schedule, {schedule: linear, steps: 1000}",
     "network.kind=ladder network.preset=infogan": "unknown key network.preset (='infogan'), which network.kind conv has; known here: ",

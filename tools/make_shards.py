@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vaescale.config import parse_bytes
+from vaescale.data.config import Filter
 from vaescale.data.index import INDEX, ShardIndex, describe, parse_index
 from vaescale.data.making.sources import Source, open_source
 from vaescale.data.making.writing import (
@@ -38,7 +39,7 @@ from vaescale.data.making.writing import (
     index_shards,
     write_shards,
 )
-from vaescale.data.pictures import Encoding, Filter
+from vaescale.data.pictures import Encoding
 from vaescale.data.storage import Folder
 from vaescale.errors import UserError
 from vaescale.system.arguments import add_jobs

@@ -91,7 +91,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _open(place: str) -> "ShardReader":
     """The shards at a place, of the size that all their images have."""
-    from vaescale.data.reader import DataConfig, open_index, open_reader
+    from vaescale.data.config import DataConfig
+    from vaescale.data.reader import open_index, open_reader
 
     image = open_index(place).image
     if image is None or image[0] != image[1]:

@@ -16,7 +16,7 @@ from vaescale.data.latent_shards import LatentShards
 from vaescale.data.loader import evaluation_batches, shard_batches
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import DataError, UserError
-from vaescale.models import build_vae
+from vaescale.models.build import build_vae
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.runs import checkpoint
@@ -66,7 +66,7 @@ def build_model(recipe: Recipe) -> VAE:
             recipe.likelihood,
             image_size=recipe.data.image_size,
             channels=recipe.data.channels,
-            spectral=bool(getattr(recipe.objective, "spectral", 0)),
+            spectral=recipe.objective.reads_spectrum,
         )
 
 

@@ -19,12 +19,12 @@ from vaescale.aggregate.refinement import mean_log_sigma, refine
 from vaescale.aggregate.sampling import Decoding, image_of, line, parse_decoding, plane, quantiles
 from vaescale.aggregate.variance import data_covariance, model_split, ppca_split
 from vaescale.errors import UserError
-from vaescale.likelihoods.gaussian import GaussianConfig
+from vaescale.likelihoods.config import GaussianConfig
 from vaescale.mixtures.points import Points, Scaled
-from vaescale.models import build_vae
+from vaescale.models.build import build_vae
+from vaescale.models.config import DiagonalConfig
 from vaescale.models.flat import FlatVAE
-from vaescale.models.posterior import DiagonalConfig
-from vaescale.networks.linear import LinearConfig
+from vaescale.networks.config import LinearConfig
 
 SIGMA = 0.4
 

@@ -15,11 +15,12 @@ import fsspec
 import numpy as np
 import pytest
 
+from vaescale.data.config import DataConfig
 from vaescale.data.loader import refuse_small_cache, training_batches
 from vaescale.data.making.writing import Making, index_shards, write_shards
 from vaescale.data.plan import Plan
 from vaescale.data.prefetch import Ahead
-from vaescale.data.reader import DataConfig, open_reader
+from vaescale.data.reader import open_reader
 from vaescale.data.storage import Folder, Remote, open_store
 from vaescale.errors import DataError
 

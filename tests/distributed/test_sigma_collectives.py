@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from vaescale import comm
-from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
+from vaescale.config import OneOf
 from vaescale.likelihoods.base import Likelihood
+from vaescale.likelihoods.config import LIKELIHOODS
 
 SHAPE = (1, 4, 4)
 # Sums over ranks of a step with two micro-batches: forward and backward passes, end of the step.
@@ -32,8 +32,8 @@ CALLS: dict[str, tuple[dict[str, Any], int]] = {
 
 
 def build(**keys: Any) -> Likelihood:
-    config = TypeAdapter(LikelihoodConfig).validate_python({"kind": "gaussian", **keys})
-    return LIKELIHOODS[config.kind][1](config, image_shape=SHAPE).train()
+    config = OneOf(LIKELIHOODS).validate({"kind": "gaussian", **keys})
+    return config.implement(image_shape=SHAPE).train()
 
 
 def images(seed: int, likelihood: Likelihood, count: int = 3) -> tuple[Tensor, Tensor, Tensor]:

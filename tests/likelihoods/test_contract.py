@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 from scipy import stats
 from torch import Tensor
 
 from vaescale import noise
+from vaescale.config import OneOf
 from vaescale.errors import UserError
-from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
 from vaescale.likelihoods.base import Likelihood
+from vaescale.likelihoods.config import LIKELIHOODS
 from vaescale.likelihoods.continuous_bernoulli import log_density, mean
 from vaescale.likelihoods.structured_gaussian import offsets_after
 
@@ -49,8 +49,8 @@ DRAWS = 30_000
 
 
 def build(name: str, shape: tuple[int, int, int] = SHAPE) -> Likelihood:
-    config = TypeAdapter(LikelihoodConfig).validate_python(CASES[name])
-    likelihood = LIKELIHOODS[config.kind][1](config, image_shape=shape).eval()
+    config = OneOf(LIKELIHOODS).validate(CASES[name])
+    likelihood = config.implement(image_shape=shape).eval()
     with torch.no_grad():
         for number, parameter in enumerate(likelihood.parameters()):
             parameter += 0.3 * number - 0.2  # not where all begin
@@ -422,8 +422,8 @@ def test_many_degrees_of_freedom_are_a_gaussian_in_float32_too() -> None:
     params = torch.zeros(2, *SHAPE)
     for degrees in (1e5, 1e7):
         keys = {"kind": "student_t", "scale": 0.2, "degrees_of_freedom": degrees}
-        config = TypeAdapter(LikelihoodConfig).validate_python(keys)
-        student = LIKELIHOODS["student_t"][1](config, image_shape=SHAPE)
+        config = OneOf(LIKELIHOODS).validate(keys)
+        student = config.implement(image_shape=SHAPE)
         expected = torch.distributions.Normal(0.5, 0.2).log_prob(x).flatten(1).sum(1)
         torch.testing.assert_close(student.log_prob(x, params, everything(x)), expected, rtol=1e-3, atol=1e-3)
 
@@ -472,17 +472,15 @@ def test_binarization() -> None:
     assert float(stochastic.mean()) == pytest.approx(0.3, abs=0.03)
     other = build("bernoulli", (1, 2, 2)).target(grey, noise.Stream(0, 1, torch.arange(2000)))
     assert not torch.equal(stochastic, other), "drawn anew at each step"
-    config = TypeAdapter(LikelihoodConfig).validate_python({"kind": "bernoulli", "binarize": "threshold"})
-    threshold = LIKELIHOODS["bernoulli"][1](config, image_shape=(1, 2, 2))
+    config = OneOf(LIKELIHOODS).validate({"kind": "bernoulli", "binarize": "threshold"})
+    threshold = config.implement(image_shape=(1, 2, 2))
     assert threshold.target(torch.tensor([0.2, 0.5, 0.51, 1.0]), stream(1)).tolist() == [0, 0, 1, 1]
 
 
 def test_a_dequantized_density_bounds_the_code_length() -> None:
     """One value, a Gaussian much wider than a level: E log p(x + u) is below the log mass of the level's cell, closely."""
-    config = TypeAdapter(LikelihoodConfig).validate_python(
-        {"kind": "gaussian", "sigma": 0.02, "dequantize": True}
-    )
-    likelihood = LIKELIHOODS["gaussian"][1](config, image_shape=(1, 1, 1)).eval()
+    config = OneOf(LIKELIHOODS).validate({"kind": "gaussian", "sigma": 0.02, "dequantize": True})
+    likelihood = config.implement(image_shape=(1, 1, 1)).eval()
     level, count = 130, 20_000
     x = torch.full((count, 1, 1, 1), level / 255)
     target = likelihood.target(x, stream(count))

@@ -7,8 +7,9 @@ import torch
 from pydantic import ValidationError
 
 from vaescale.errors import UserError
-from vaescale.models import build_vae
-from vaescale.networks.ladder import LadderConfig, LadderNetwork
+from vaescale.models.build import build_vae
+from vaescale.networks.config import LadderConfig
+from vaescale.networks.ladder import LadderNetwork
 from vaescale.networks.stages import Block, parse_decoder, parse_encoder, suggested
 from vaescale.recipe import load_recipe
 

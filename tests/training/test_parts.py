@@ -9,9 +9,10 @@ from vaescale.recipe import Recipe
 from vaescale.system.host import system_metrics
 from vaescale.trained import build_model
 from vaescale.training.clock import Clock
+from vaescale.training.config import OptimizerConfig
 from vaescale.training.launch import refuse_lost_processes, start
 from vaescale.training.memory import estimate
-from vaescale.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
+from vaescale.training.optimizer import build_optimizer, learning_rate
 
 
 @pytest.fixture

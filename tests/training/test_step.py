@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from vaescale.data.batch import Batch
-from vaescale.objectives import build_objective
 from vaescale.recipe import Recipe
 from vaescale.trained import build_model
 from vaescale.training.guard import SCALE, Guard
@@ -51,7 +50,7 @@ def one_step(recipe: Recipe, parts: int, *, lr: float = 0.0, damage=None, clip_n
     result = train_step(
         strategy,
         batches(parts),
-        objective=build_objective(recipe.objective, model),
+        objective=recipe.objective.implement(model),
         judge=partial(guard.judge, step=3),
         scale=guard.scale,
         precision=precision,

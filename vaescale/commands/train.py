@@ -27,7 +27,7 @@ from vaescale.data.reader import open_reader
 from vaescale.errors import DataError, NotFinite, Preempted, UserError
 from vaescale.evaluation.glimpse import glimpse
 from vaescale.evaluation.likelihood import evaluate
-from vaescale.objectives import build_objective
+from vaescale.objectives.base import Objective
 from vaescale.recipe import Recipe
 from vaescale.runs import checkpoint
 from vaescale.runs import folder as run_folder
@@ -79,7 +79,7 @@ class Session:
             epoch_images=len(self.train_reader), most=recipe.data.max_skipped, device=accelerator.device
         )
         self._shapes = checkpoint.shapes_of_training(self.model, ema=recipe.training.ema_decay > 0)
-        self.objective = build_objective(recipe.objective, self.model)
+        self.objective: Objective = recipe.objective.implement(self.model)
         self.guard = Guard(
             skip_factor=recipe.optimizer.skip_factor,
             clip_norm=recipe.optimizer.clip_norm,

@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader
 
 from vaescale import comm, noise
 from vaescale.data.batch import Batch, Fetched, Request
+from vaescale.data.config import DataConfig
 from vaescale.data.index import ShardIndex
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.prefetch import Ahead
-from vaescale.data.reader import DataConfig, ShardReader
+from vaescale.data.reader import ShardReader
 from vaescale.data.storage import Remote
 from vaescale.errors import DataError
 

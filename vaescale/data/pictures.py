@@ -16,14 +16,14 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from vaescale.data.config import Crop, Filter
+
 MAX_PIXELS = 1 << 26  # 67 megapixels: more than any photograph of the usual sets, 200 MB decoded
 _JPEG = b"\xff\xd8\xff"
 _NPY_HEADER = re.compile(
     rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9})(?:, ([13]))?\), \} *\n"
 )
 Picture = NDArray[np.uint8]
-Crop = Literal["square", "whole"] | int
-Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 Encoding = Literal["npy", "png", "webp", "jpg"]
 FILTERS: dict[Filter, Image.Resampling] = {
     "box": Image.Resampling.BOX,

@@ -7,33 +7,40 @@ scale, discrete ones masses over the 256 levels (Bernoulli: over black and white
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from vaescale import noise
-from vaescale.config import Config
-from vaescale.likelihoods.sigma import SigmaConfig, SigmaState, wide
-
-LEVELS = 256
+from vaescale.likelihoods.config import (
+    LEVELS,
+    DensityConfig,
+    LikelihoodConfig,
+    LocationScaleConfig,
+    MeanConfig,
+)
+from vaescale.likelihoods.sigma import SigmaState, wide
 
 
 class Likelihood(nn.Module):
     """The contract, with what most families have in common. Override `num_params`, `log_prob`, `mean` and `sample`."""
 
-    measure: Literal["density", "mass"] = "density"
-    """A density's bits per dimension have 8 added, a mass's have not: the two kinds must never be compared."""
-
-    levels: int = LEVELS
-    """Of a mass: how many values a pixel can have."""
-
     reads_x: bool = False
     """True when log_prob fits something to each single x: it is then no bound on the evidence of unseen images."""
 
-    def __init__(self, config: Config, *, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: LikelihoodConfig, *, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.config = config
         self.image_shape = image_shape
         self.dimensions = image_shape[0] * image_shape[1] * image_shape[2]
+
+    @property
+    def measure(self) -> Literal["density", "mass"]:
+        """Whether p(x|z) is a density on [0, 1] or a mass over levels."""
+        return self.config.measure
+
+    @property
+    def levels(self) -> int:
+        """The number of values that a pixel has under a mass."""
+        return self.config.levels
 
     def target(self, x: Tensor, stream: noise.Stream) -> Tensor:  # noqa: ARG002
         """What is encoded and modelled in place of x: binarized or dequantized images, or x itself."""
@@ -87,15 +94,6 @@ class Likelihood(nn.Module):
         return {}
 
 
-class DensityConfig(Config):
-    """Keys of the continuous families."""
-
-    dequantize: bool = Field(
-        default=False,
-        description="add uniform noise of one level, (255 x + u) / 256, so that bits_per_dim bounds a code length",
-    )
-
-
 class Density(Likelihood):
     """A continuous family."""
 
@@ -111,18 +109,6 @@ class Density(Likelihood):
             return x
         u = noise.uniform(stream, noise.DEQUANTIZE, tuple(x.shape[1:]))
         return (255 * x + u.to(x)) / 256
-
-
-class MeanConfig(DensityConfig):
-    """Keys of the continuous families with a decoded mean."""
-
-    mean: Literal["sigmoid", "identity"] = Field(
-        default="sigmoid", description="of the decoder's output: within (0, 1), or unbounded (linear models)"
-    )
-
-
-class LocationScaleConfig(SigmaConfig, MeanConfig):
-    """Keys of the families with a decoded mean and a standard deviation."""
 
 
 class LocationScale(Density):

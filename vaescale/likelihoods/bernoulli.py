@@ -7,33 +7,19 @@ Grey images are made binary first: at one half, or anew at each step with the gr
 integrate to one over [0, 1] (Loaiza-Ganem & Cunningham 2019): `continuous_bernoulli` is what it lacks.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from vaescale import noise
-from vaescale.config import Config
 from vaescale.likelihoods.base import Likelihood, total
+from vaescale.likelihoods.config import BernoulliConfig
 from vaescale.likelihoods.sigma import wide
-
-
-class BernoulliConfig(Config):
-    """Binary values."""
-
-    kind: Literal["bernoulli"] = "bernoulli"
-    binarize: Literal["stochastic", "threshold"] = Field(
-        default="stochastic", description="how grey becomes black or white: drawn at each step, or x > 0.5"
-    )
 
 
 class Bernoulli(Likelihood):
     """log Bernoulli(x; sigmoid(params))."""
 
-    measure = "mass"
-    levels = 2
     config: BernoulliConfig
 
     def target(self, x: Tensor, stream: noise.Stream) -> Tensor:

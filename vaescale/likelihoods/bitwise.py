@@ -5,31 +5,21 @@
 Legend: params [B, C 8, H, W], the highest bit first. 8 outputs a value in place of the categorical's 256.
 """
 
-from typing import Literal
-
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from vaescale import noise
-from vaescale.config import Config
-from vaescale.likelihoods.base import LEVELS, Likelihood, levels, total
+from vaescale.likelihoods.base import Likelihood, levels, total
+from vaescale.likelihoods.config import LEVELS
 from vaescale.likelihoods.sigma import wide
 
 BITS = 8
 
 
-class BitwiseConfig(Config):
-    """A probability for each bit."""
-
-    kind: Literal["bitwise"] = "bitwise"
-
-
 class Bitwise(Likelihood):
     """A mass over levels 0 to 255, which stand for x = level / 255."""
-
-    measure = "mass"
 
     def num_params(self, channels: int) -> int:
         """8 logits a value."""

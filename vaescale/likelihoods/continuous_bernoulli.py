@@ -7,22 +7,15 @@ with d the distance of x from the end that t points to: no term is large where t
 which drive t to -infinity, lose no digits.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.likelihoods.base import Density, DensityConfig, total
+from vaescale.likelihoods.base import Density, total
+from vaescale.likelihoods.config import ContinuousBernoulliConfig
 from vaescale.likelihoods.sigma import wide
 
 SMALL = 0.2  # below it a series in t^2 has more digits than the closed forms
-
-
-class ContinuousBernoulliConfig(DensityConfig):
-    """Values in [0, 1], denser at the end that the logit points to."""
-
-    kind: Literal["continuous_bernoulli"] = "continuous_bernoulli"
 
 
 class ContinuousBernoulli(Density):

@@ -7,20 +7,14 @@ error. All the ways to choose sigma are the Gaussian's: see vaescale/likelihoods
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.likelihoods.base import LocationScale, LocationScaleConfig
+from vaescale.likelihoods.base import LocationScale
+from vaescale.likelihoods.config import LaplaceConfig
 from vaescale.likelihoods.sigma import constant_sum, weighted_sum
-
-
-class LaplaceConfig(LocationScaleConfig):
-    """Laplace values around a decoded mean, which is the median too."""
-
-    kind: Literal["laplace"] = "laplace"
 
 
 class Laplace(LocationScale):

@@ -7,11 +7,12 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.likelihoods import LikelihoodConfig
+from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.likelihoods.sigma import wide
-from vaescale.models.posterior import POSTERIORS, FixedConfig, Gaussian, PosteriorConfig, kl
+from vaescale.models.config import PosteriorConfig
+from vaescale.models.posterior import Gaussian, Posterior, kl
 from vaescale.models.vae import VAE, Inferred
-from vaescale.networks import NetworkConfig
+from vaescale.networks.config import NetworkConfig
 
 
 class FlatVAE(VAE):
@@ -33,11 +34,7 @@ class FlatVAE(VAE):
             image_size=image_size,
             channels=channels,
         )
-        self._to_posterior = POSTERIORS[posterior.kind][1]
-        log_sigmas = None
-        if isinstance(posterior, FixedConfig):
-            log_sigmas = torch.tensor(posterior.sigmas(network.latent_dim)).log()
-        self.register_buffer("_log_sigmas", log_sigmas, persistent=False)
+        self._to_posterior: Posterior = posterior.implement(network.latent_dim)
         self.latent_shape = self.network.latent_shape
         self.latent_dim = math.prod(self.latent_shape)
         self.group_sizes, self.group_places = (self.latent_dim,), (math.prod(self.latent_shape[1:]),)
@@ -71,7 +68,8 @@ class FlatVAE(VAE):
         """q(z|x) of all latents."""
         raw = wide(self.network.encode(x))
         with torch.autocast(x.device.type, enabled=False):
-            return self._to_posterior(raw, self._log_sigmas, None)
+            q: Gaussian = self._to_posterior(raw, None)
+            return q
 
     def joint_means(self, x: Tensor, groups: int) -> Tensor:  # noqa: ARG002
         """Of its one group."""

@@ -15,9 +15,10 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from vaescale import noise
-from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
+from vaescale.likelihoods.base import Likelihood
+from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.models.posterior import Gaussian
-from vaescale.networks import NETWORKS, NetworkConfig
+from vaescale.networks.config import NetworkConfig
 from vaescale.networks.spectral import SpectralSum
 
 
@@ -88,9 +89,8 @@ class VAE(nn.Module):
     ) -> None:
         super().__init__()
         self.image_shape = (channels, image_size, image_size)
-        self.likelihood = LIKELIHOODS[likelihood.kind][1](likelihood, image_shape=self.image_shape)
-        self.network: Any = NETWORKS[network.kind][1](
-            network,
+        self.likelihood: Likelihood = likelihood.implement(image_shape=self.image_shape)
+        self.network: Any = network.implement(
             image_size=image_size,
             channels=channels,
             encoder_out=encoder_out,

@@ -3,82 +3,17 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
-
-from pydantic import Field, model_validator
 
 from vaescale import comm
-from vaescale.config import Config
 from vaescale.data.batch import Batch
 from vaescale.errors import Preempted
-from vaescale.objectives import Objective
+from vaescale.objectives.base import Objective
 from vaescale.training.clock import Clock
+from vaescale.training.config import OptimizerConfig, TrainingConfig
 from vaescale.training.guard import Guard
-from vaescale.training.optimizer import OptimizerConfig, learning_rate
-from vaescale.training.step import Precision, step_metrics, train_step
+from vaescale.training.optimizer import learning_rate
+from vaescale.training.step import step_metrics, train_step
 from vaescale.training.strategies.base import Strategy
-
-
-class TrainingConfig(Config):
-    """How long, how precise, and how often something is written."""
-
-    steps: int = Field(gt=0, description="optimizer steps")
-    precision: Precision = Field(
-        default="bf16",
-        description="of the forward pass, weights stay float32; fp16 scales the loss; tf32 is fp32 with a GPU's TF32 products",
-    )
-    accumulation: int = Field(
-        default=1,
-        gt=0,
-        description="micro-batches per optimizer step; each has its own optimal sigma in the loss",
-    )
-    channels_last: bool = Field(
-        default=False, description="weights and maps as [B, H, W, C] in memory; faster for bf16 convolutions"
-    )
-    compile: bool = Field(
-        default=False, description="torch.compile; with ddp, zero1 and zero2; minutes at the start"
-    )
-    ema_decay: float = Field(default=0.999, ge=0, lt=1, description="of the averaged weights; 0 for none")
-    log_every: int = Field(default=10, gt=0)
-    evaluate_every: int = Field(default=200, gt=0)
-    checkpoint_every: int = Field(default=200, gt=0)
-    keep_checkpoints: int = Field(default=2, gt=0, description="the newest so many")
-    keep_every: int | None = Field(
-        default=None, gt=0, description="besides, those whose step is a multiple of it"
-    )
-    keep_best: str | None = Field(
-        default=None,
-        pattern="^val/",
-        description="besides, the one with the smallest such metric, as val/neg_elbo_nats",
-    )
-    resume: Literal["auto", "never"] = "auto"
-    max_non_finite: int = Field(
-        default=10,
-        gt=0,
-        description="steps in a row whose loss or gradient is NaN or Inf; they move nothing, then training stops",
-    )
-    max_rollbacks: int = Field(
-        default=0,
-        ge=0,
-        description="so often it goes back to the last checkpoint instead, with half the learning rate",
-    )
-    watchdog_seconds: float | None = Field(
-        default=900,
-        gt=0,
-        description="without a sign of life of a process; then training stops and says where; null for no watch",
-    )
-    compare_replicas_every: int | None = Field(
-        default=None, gt=0, description="steps; then every process must hold the same weights, bit for bit"
-    )
-
-    @model_validator(mode="after")
-    def _measures_what_it_keeps(self) -> "TrainingConfig":
-        if self.keep_best and self.checkpoint_every % self.evaluate_every:
-            raise ValueError(
-                f"keep_best needs each checkpoint's own evaluation; make checkpoint_every (={self.checkpoint_every}) a "
-                f"multiple of evaluate_every (={self.evaluate_every})"
-            )
-        return self
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from typing import IO, Any, Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item, Place
-from vaescale.data.pictures import Crop, Filter
 from vaescale.data.tars import TarFault, members
 from vaescale.errors import DataError, UserError
 from vaescale.system.console import say

@@ -22,6 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from vaescale.data.config import Crop, Filter
 from vaescale.data.index import (
     INDEX,
     Shard,
@@ -35,9 +36,7 @@ from vaescale.data.index import (
 )
 from vaescale.data.making.items import Item, open_item
 from vaescale.data.pictures import (
-    Crop,
     Encoding,
-    Filter,
     Picture,
     PictureFault,
     decode,

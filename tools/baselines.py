@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vaescale.errors import UserError
 
 if TYPE_CHECKING:
-    from vaescale.trained import Run
+    from vaescale.trained import Trained
 
 SHOWN = 12
 PROTOCOL = {
@@ -53,19 +53,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Fit, measure, write, draw. Returns the table."""
     from vaescale.commands.baselines import baselines
     from vaescale.commands.identity import git_revision
-    from vaescale.trained import open_run
+    from vaescale.trained import open_trained
 
     if arguments.images < 10 or (arguments.labels is not None and arguments.labels < 10):
         raise UserError("--images and --labels must be at least 10")
     if arguments.groups < 1:
         raise UserError(f"--groups (={arguments.groups}) must be at least 1")
-    opened = open_run(arguments.run)
+    trained = open_trained(arguments.run)
     found = baselines(
-        opened, images=arguments.images, labels=arguments.labels, groups=arguments.groups, shown=SHOWN
+        trained, images=arguments.images, labels=arguments.labels, groups=arguments.groups, shown=SHOWN
     )
     result = {
-        "run": str(opened.folder),
-        **opened.made,
+        "run": str(trained.folder),
+        **trained.identity,
         "code": git_revision(),
         "protocol": PROTOCOL,
         "measured": {
@@ -74,25 +74,25 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         **found.words,
     }
-    return _save(opened, result, found.pictures)
+    return _save(trained, result, found.pictures)
 
 
-def _save(opened: "Run", result: dict[str, Any], pictures: list[tuple[str, Any]]) -> dict[str, Any]:
+def _save(trained: "Trained", result: dict[str, Any], pictures: list[tuple[str, Any]]) -> dict[str, Any]:
     from vaescale import figures
     from vaescale.runs.folder import append_metrics, write_json
     from vaescale.runs.tracking import push
 
-    path = opened.folder / "figures" / "baselines.png"
-    figures.image_rows(path, pictures, title=opened.title("held-out images and what is left of them"))
-    write_json(opened.folder / "evaluation" / "baselines.json", result)
+    path = trained.folder / "figures" / "baselines.png"
+    figures.image_rows(path, pictures, title=trained.title("held-out images and what is left of them"))
+    write_json(trained.folder / "evaluation" / "baselines.json", result)
     metrics = {
-        f"baselines/{'run' if name == opened.recipe.name else 'ppca'}/{key}": value
+        f"baselines/{'run' if name == trained.recipe.name else 'ppca'}/{key}": value
         for name, row in result["rows"].items()
         for key, value in row.items()
         if value is not None
     }
-    append_metrics(opened.folder, opened.step, metrics)
-    push(opened.folder, opened.recipe.tracking)
+    append_metrics(trained.folder, trained.step, metrics)
+    push(trained.folder, trained.recipe.tracking)
     return {**result, "figure": str(path)}
 
 

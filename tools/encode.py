@@ -26,20 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode. Returns what was written, for each split."""
     from vaescale.data.index import describe
-    from vaescale.trained import latents_of, open_run
+    from vaescale.trained import latents_of, open_trained
     from vaescale.training import launch as backends
 
     with backends.joined():
-        opened = open_run(arguments.run, weights=arguments.weights)
+        trained = open_trained(arguments.run, weights=arguments.weights)
         splits, suffix = {}, "-raw" if arguments.weights == "raw" else ""
         for split in arguments.split or ("train", "val"):
-            words = describe(latents_of(opened, split, suffix=suffix).index)
+            words = describe(latents_of(trained, split, suffix=suffix).index)
             made = words.pop("made")
             splits[split] = {
                 **{name: words[name] for name in ("folder", "shards", "samples", "bytes", "data_hash")},
                 **{name: made[name] for name in ("latent_shape", "skipped", "mean", "std")},
             }
-    return {"run": str(opened.folder), "step": opened.step, "weights": opened.weights, "splits": splits}
+    return {"run": str(trained.folder), "step": trained.step, "weights": trained.weights, "splits": splits}
 
 
 def show(result: dict[str, Any]) -> None:

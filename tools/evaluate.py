@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vaescale.data.reader import ShardReader
-    from vaescale.trained import Run
+    from vaescale.trained import Trained
 
 IWAE_PROTOCOL = (
     "-log of the mean importance weight of importance_samples draws, per image; falls with their number. "
@@ -101,27 +101,27 @@ def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     from vaescale.runs import folder as run_folder
     from vaescale.system.console import say
     from vaescale.system.secrets import redact
-    from vaescale.trained import in_order, open_run, open_split
+    from vaescale.trained import in_order, open_split, open_trained
 
-    opened = open_run(arguments.run, weights=arguments.weights)
-    reader = comm.together(lambda: open_split(opened.recipe, arguments.split, place=arguments.data))
-    data, seed, hashed = opened.recipe.data, opened.recipe.seed, reader.index.data_hash
+    trained = open_trained(arguments.run, weights=arguments.weights)
+    reader = comm.together(lambda: open_split(trained.recipe, arguments.split, place=arguments.data))
+    data, seed, hashed = trained.recipe.data, trained.recipe.seed, reader.index.data_hash
     code = comm.on_main(git_revision)
-    earlier = comm.on_main(lambda: run_folder.read_json(opened.folder / "evaluation" / f"{name}.json"))
+    earlier = comm.on_main(lambda: run_folder.read_json(trained.folder / "evaluation" / f"{name}.json"))
     if arguments.data and earlier.get("data_hash", hashed) != hashed:
-        raise UserError(f"{opened.folder}/evaluation/{name}.json is of other images; give these a --name")
+        raise UserError(f"{trained.folder}/evaluation/{name}.json is of other images; give these a --name")
     before = earlier.get("metrics", {}).get("importance_samples", 0)
     if comm.is_main() and before > (arguments.importance_samples or before):
         say(
             f"the bound of {before:.0f} importance samples in evaluation/{name}.json will be replaced by a looser one"
         )
     metrics = evaluate(
-        opened.model, in_order(reader, workers=data.workers), seed=seed, max_skipped=data.max_skipped
+        trained.model, in_order(reader, workers=data.workers), seed=seed, max_skipped=data.max_skipped
     )
-    words = protocol(opened.model.likelihood)
+    words = protocol(trained.model.likelihood)
     if arguments.importance_samples:
         metrics |= importance_weighted(
-            opened.model,
+            trained.model,
             in_order(reader, workers=data.workers),
             seed=seed,
             samples=arguments.importance_samples,
@@ -129,7 +129,7 @@ def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         )
     elif all(
         earlier.get(key) == own
-        for key, own in (("weights_hash", opened.weights_hash), ("data_hash", hashed), ("code", code))
+        for key, own in (("weights_hash", trained.weights_hash), ("data_hash", hashed), ("code", code))
     ):  # what took minutes is kept
         metrics |= {key: own for key, own in earlier["metrics"].items() if key in IMPORTANCE}
     measured = {f"evaluation/{name}/": f"images {hashed[:12]}"}
@@ -137,13 +137,13 @@ def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         words["neg_iwae_nats"] = IWAE_PROTOCOL
         bound = f"{metrics['importance_samples']:.0f} importance samples of {metrics['importance_images']:.0f} images"
         measured |= {f"evaluation/{name}/{key}": bound for key in IMPORTANCE}
-    pictures = reconstruction(opened.model, in_order(reader, workers=data.workers), seed=seed)
+    pictures = reconstruction(trained.model, in_order(reader, workers=data.workers), seed=seed)
     metrics |= pictures.metrics
     words |= {name: text for name, text in PROTOCOL.items() if any(key.startswith(name) for key in metrics)}
     result = {
-        "run": str(opened.folder),
+        "run": str(trained.folder),
         "data": redact(arguments.data or arguments.split),
-        **opened.made,
+        **trained.identity,
         "data_hash": hashed,
         "code": code,
         "protocol": words,
@@ -151,37 +151,37 @@ def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         "metrics": metrics,
         "coverage": pictures.coverage,
     }
-    return comm.on_main(lambda: _save(opened, reader, name, result))
+    return comm.on_main(lambda: _save(trained, reader, name, result))
 
 
-def _save(opened: "Run", reader: "ShardReader", name: str, result: dict[str, Any]) -> dict[str, Any]:
+def _save(trained: "Trained", reader: "ShardReader", name: str, result: dict[str, Any]) -> dict[str, Any]:
     """JSON, metrics, pictures, MLflow. Returns the result with the pictures' paths."""
     from vaescale import figures
     from vaescale.runs.folder import append_metrics, write_json
     from vaescale.runs.tracking import push
 
-    write_json(opened.folder / "evaluation" / f"{name}.json", result)
+    write_json(trained.folder / "evaluation" / f"{name}.json", result)
     # What is of no split of the recipe has metrics of its own name.
     numbers = {f"evaluation/{name}/{key}": value for key, value in result["metrics"].items()}
-    append_metrics(opened.folder, opened.step, numbers)
+    append_metrics(trained.folder, trained.step, numbers)
     suffix = "" if name == "val" else f"-{name}"
-    folder = opened.folder / "figures"
+    folder = trained.folder / "figures"
     made = [folder / f"reconstructions{suffix}.png"]
     figures.image_rows(
         made[0],
-        _rows(opened, reader),
-        title=opened.title(f"{result['data']} images, decoded means of q(z|x)'s mean"),
+        _rows(trained, reader),
+        title=trained.title(f"{result['data']} images, decoded means of q(z|x)'s mean"),
     )
     if result["coverage"]:
         made.append(folder / f"calibration{suffix}.png")
-        label = f"{opened.recipe.name}, step {opened.step}"
+        label = f"{trained.recipe.name}, step {trained.step}"
         title = f"calibration of p(x|z), {Path(result['data']).name} images"
         figures.calibration(made[-1], [(label, result["coverage"])], title=title)
-    push(opened.folder, opened.recipe.tracking)
+    push(trained.folder, trained.recipe.tracking)
     return {**result, "figures": [str(path) for path in made]}
 
 
-def _rows(opened: "Run", reader: "ShardReader") -> list[tuple[str, Any]]:
+def _rows(trained: "Trained", reader: "ShardReader") -> list[tuple[str, Any]]:
     """The first images, their reconstructions, the errors, and where it differs from place to place, sigma."""
     import numpy as np
     import torch
@@ -189,14 +189,14 @@ def _rows(opened: "Run", reader: "ShardReader") -> list[tuple[str, Any]]:
     from vaescale import noise
     from vaescale.data.batch import Request
 
-    model = opened.model
+    model = trained.model
     device = next(model.parameters()).device
     numbers = np.arange(min(2 * SHOWN, len(reader)))
     got = reader.__getitems__(Request(numbers, refill=False))
     with torch.no_grad():
         images = got.images[got.usable][:SHOWN].to(device)
         slots = torch.from_numpy(numbers)[got.usable][:SHOWN].to(device)
-        originals = model.target(images, noise.Stream(opened.recipe.seed, 0, slots))
+        originals = model.target(images, noise.Stream(trained.recipe.seed, 0, slots))
         params = model.reconstruct(originals)
         means = model.likelihood.mean(params).float()
         error = (originals - means).abs()

@@ -37,45 +37,45 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale.runs.tracking import TrackingConfig
     from vaescale.system.console import say
     from vaescale.system.files import write_whole
-    from vaescale.trained import open_run
+    from vaescale.trained import open_trained
 
     if arguments.out.exists():
         raise UserError(f"{arguments.out} is there already; delete it or choose another OUT")
-    opened = open_run(arguments.run, weights=arguments.weights)
-    uri, known = opened.recipe.tracking.mlflow, run_folder.read_json(opened.folder / "mlflow.json")
+    trained = open_trained(arguments.run, weights=arguments.weights)
+    uri, known = trained.recipe.tracking.mlflow, run_folder.read_json(trained.folder / "mlflow.json")
     if arguments.log and not (uri and known):
         raise UserError(
-            f"{opened.folder} is in no MLflow store; `vaescale sync {opened.folder}` first, or leave --log out"
+            f"{trained.folder} is in no MLflow store; `vaescale sync {trained.folder}` first, or leave --log out"
         )
-    shape = opened.model.image_shape
+    shape = trained.model.image_shape
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary) / "run"
         data.mkdir()
         # What is done with an exported run is no run of the experiment.
-        alone = opened.recipe.model_copy(update={"tracking": TrackingConfig(mlflow=None)})
+        alone = trained.recipe.model_copy(update={"tracking": TrackingConfig(mlflow=None)})
         write_whole(data / run_folder.RECIPE, alone.to_yaml().encode())
-        tensors = {name: value.cpu() for name, value in opened.model.state_dict().items()}
+        tensors = {name: value.cpu() for name, value in trained.model.state_dict().items()}
         state = {
-            "recipe_hash": opened.recipe.hash,
-            "exported_weights": opened.weights,
-            "exported_weights_hash": opened.weights_hash,
+            "recipe_hash": trained.recipe.hash,
+            "exported_weights": trained.weights,
+            "exported_weights_hash": trained.weights_hash,
         }
         checkpoint.write(
             data / "checkpoints",
-            opened.step,
+            trained.step,
             {"model": tensors, "optimizer": {}},
             state,
             keep=checkpoint.Keep(1, None, None),
         )
-        fitted = opened.folder / "gmm"
-        if fitted.is_dir() and mixture_files.words(fitted).get("weights", opened.weights) != opened.weights:
-            say(f"{fitted} is left out: it was fitted to other weights than the {opened.weights} ones")
+        fitted = trained.folder / "gmm"
+        if fitted.is_dir() and mixture_files.words(fitted).get("weights", trained.weights) != trained.weights:
+            say(f"{fitted} is left out: it was fitted to other weights than the {trained.weights} ones")
         elif fitted.is_dir():
-            mixture_files.load(fitted, **opened.made)
+            mixture_files.load(fitted, **trained.identity)
             (data / "gmm").mkdir()
             for name in (mixture_files.TENSORS, mixture_files.WORDS):
                 shutil.copyfile(fitted / name, data / "gmm" / name)
-        details = {"run": opened.recipe.name, "step": opened.step, "weights": opened.weights}
+        details = {"run": trained.recipe.name, "step": trained.step, "weights": trained.weights}
         save_model(arguments.out, data, shape, details)
         logged = log_model(known, uri, data, shape, details) if arguments.log and uri else None
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())

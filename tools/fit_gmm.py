@@ -105,11 +105,11 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale import comm
     from vaescale.commands.fit_gmm import gather, prior_nats, replaces
     from vaescale.mixtures.selection import choose, refuse_unfit
-    from vaescale.trained import open_run
+    from vaescale.trained import open_trained
 
-    opened = open_run(arguments.run)
+    trained = open_trained(arguments.run)
     material = gather(
-        opened,
+        trained,
         groups=arguments.groups,
         samples_per_image=arguments.samples_per_image,
         online=arguments.online is not None,
@@ -120,12 +120,12 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
         max(arguments.components),
         material.images,
         arguments.covariance,
-        of if len(opened.model.group_sizes) > 1 else "",
+        of if len(trained.model.group_sizes) > 1 else "",
     )
     ridge = arguments.ridge * material.spread.total.clamp_min(1e-12)
     candidates = [_candidate(arguments, number, ridge, material) for number in arguments.components]
     chosen = choose(candidates, arguments.select)
-    of_prior = prior_nats(opened.model, material.val)
+    of_prior = prior_nats(trained.model, material.val)
     metrics = {
         "gmm/components": float(len(chosen.mixture.weights)),
         "gmm/train_log_density_nats": chosen.train_nats,
@@ -134,7 +134,7 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
         "gmm/bic": chosen.bic,
     }
     result = {
-        "run": str(opened.folder),
+        "run": str(trained.folder),
         **chosen.words(),
         "groups": arguments.groups,
         "samples_per_image": material.draws,
@@ -143,9 +143,9 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
         "ridge": arguments.ridge,
         "online_passes": arguments.online,
         "seed": arguments.seed,
-        "replaces": replaces(opened.model, arguments.groups),
+        "replaces": replaces(trained.model, arguments.groups),
         "collapsed_latents": material.spread.collapsed.nonzero()[:, 0].tolist(),
-        **opened.made,
+        **trained.identity,
         "data_hash": material.data_hash,
         "measured": {
             "gmm/": f"{arguments.groups} group{'s'[: arguments.groups > 1]} of latents, {material.draws} draws of an image, images "
@@ -157,7 +157,7 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
         "selected_by": arguments.select,
         "candidates": [one.words() for one in candidates],
     }
-    comm.on_main(lambda: _save(opened.folder, candidates, chosen, result, metrics, opened.recipe.tracking))
+    comm.on_main(lambda: _save(trained.folder, candidates, chosen, result, metrics, trained.recipe.tracking))
     return result
 
 

@@ -21,7 +21,7 @@ from vaescale.errors import UserError
 
 if TYPE_CHECKING:
     from vaescale.data.latent_shards import LatentShards
-    from vaescale.trained import Run
+    from vaescale.trained import Trained
 
 SATURATED_NATS = 0.01
 PROTOCOL = {
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale.commands.identity import git_revision
     from vaescale.mixtures import files
     from vaescale.runs import folder as run_folder
-    from vaescale.trained import latents_of, open_run
+    from vaescale.trained import latents_of, open_trained
     from vaescale.training import launch as backends
 
     least = {"draws": 2, "gaps": 0, "gap_steps": 1, "importance_samples": 1, "seed": 0}
@@ -84,38 +84,38 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.gaps == 1:
         raise UserError("--gaps (=1) must be at least 2 images, or 0 for none")
     with backends.joined():
-        opened = open_run(arguments.run)
+        trained = open_trained(arguments.run)
         if arguments.gaps:
-            measuring.refuse_gaps(opened)
-        fitted = opened.folder / "gmm"
-        mixture = files.load(fitted, **opened.made) if fitted.is_dir() else None
-        if mixture is not None and mixture.means.shape[1] != opened.model.latent_dim:
+            measuring.refuse_gaps(trained)
+        fitted = trained.folder / "gmm"
+        mixture = files.load(fitted, **trained.identity) if fitted.is_dir() else None
+        if mixture is not None and mixture.means.shape[1] != trained.model.latent_dim:
             mixture = None  # of several groups together, and what is measured here is the top one
-        shards = latents_of(opened, "train")
-        moments = load(shards, Drawing(0, opened.recipe.seed))
-        scaled, seed = measuring.in_prior_s_scale(opened, moments), arguments.seed
-        use = use_of(scaled, opened.model.group_places[0])
-        kinds = measuring.kinds_of_z(opened, moments, mixture, seed=seed)
+        shards = latents_of(trained, "train")
+        moments = load(shards, Drawing(0, trained.recipe.seed))
+        scaled, seed = measuring.in_prior_s_scale(trained, moments), arguments.seed
+        use = use_of(scaled, trained.model.group_places[0])
+        kinds = measuring.kinds_of_z(trained, moments, mixture, seed=seed)
         result: dict[str, Any] = {
-            "run": str(opened.folder),
-            **opened.made,
+            "run": str(trained.folder),
+            **trained.identity,
             "data_hash": shards.index.made["data_hash"],
             "code": git_revision(),
             "seed": seed,
             "protocol": PROTOCOL,
             "measured": _measured(arguments, shards.index.made["data_hash"]),
             "latents": len(use.latent_kl),
-            "of": "the top group's latents" if len(opened.model.group_sizes) > 1 else "all latents",
+            "of": "the top group's latents" if len(trained.model.group_sizes) > 1 else "all latents",
             "information": information(scaled, seed=seed, queries=arguments.draws)._asdict(),
             "latent_kl": use.latent_kl.tolist(),
             "active": use.active.tolist(),
             "collapsed": use.collapsed.tolist(),
-            "variance": measuring.variance(opened, kinds, seed=seed),
-            "sigma": measuring.sigma_and_density(opened, moments, mixture, kinds, seed=seed),
-            "noise": measuring.noise_of(opened, kinds, seed=seed),
+            "variance": measuring.variance(trained, kinds, seed=seed),
+            "sigma": measuring.sigma_and_density(trained, moments, mixture, kinds, seed=seed),
+            "noise": measuring.noise_of(trained, kinds, seed=seed),
             "gaps": None,
         }
-        earlier = comm.on_main(lambda: run_folder.read_json(opened.folder / "evaluation" / "latents.json"))
+        earlier = comm.on_main(lambda: run_folder.read_json(trained.folder / "evaluation" / "latents.json"))
         alike = ("weights_hash", "data_hash", "code")
         if not arguments.gaps and all(earlier.get(name) == result[name] for name in alike):
             result["gaps"] = earlier.get("gaps")  # what took minutes is kept
@@ -123,13 +123,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             result["measured"] |= {name: words for name, words in kept if name.endswith("_gap_nats")}
         if arguments.gaps:
             result["gaps"] = measuring.gaps(
-                opened,
+                trained,
                 arguments.gaps,
                 steps=arguments.gap_steps,
                 importance_samples=arguments.importance_samples,
                 seed=seed,
             )
-        result["figures"] = comm.on_main(lambda: _save(opened, shards, result))
+        result["figures"] = comm.on_main(lambda: _save(trained, shards, result))
     return result
 
 
@@ -144,7 +144,7 @@ def _measured(arguments: argparse.Namespace, data_hash: str) -> dict[str, str]:
     }
 
 
-def _save(opened: "Run", shards: "LatentShards", result: dict[str, Any]) -> list[str]:
+def _save(trained: "Trained", shards: "LatentShards", result: dict[str, Any]) -> list[str]:
     """JSON, pictures, MLflow."""
     from vaescale import figures
     from vaescale.aggregate.collapse import DELTAS, EPSILONS
@@ -152,8 +152,8 @@ def _save(opened: "Run", shards: "LatentShards", result: dict[str, Any]) -> list
     from vaescale.runs.folder import append_metrics, write_json
     from vaescale.runs.tracking import push
 
-    folder = opened.folder / "figures"
-    head = f"{opened.recipe.name}, step {opened.step}"
+    folder = trained.folder / "figures"
+    head = f"{trained.recipe.name}, step {trained.step}"
     curves = [
         (f"delta {delta:g}", EPSILONS, shares)
         for delta, shares in zip(DELTAS, result["collapsed"], strict=True)
@@ -166,7 +166,7 @@ def _save(opened: "Run", shards: "LatentShards", result: dict[str, Any]) -> list
         title=f"{head}: use of the latents",
     )
     made = [folder / "latent_use.png", folder / "latent_scatter.png"]
-    points, labels, words = measuring.scatter(shards, seed=opened.recipe.seed)
+    points, labels, words = measuring.scatter(shards, seed=trained.recipe.seed)
     by = ", by class" if (labels >= 0).any() else ""
     title = f"{head}: posterior means of {len(points)} images{by}"
     figures.latent_scatter(made[1], points, labels, axes_words=words, title=title)
@@ -184,9 +184,9 @@ def _save(opened: "Run", shards: "LatentShards", result: dict[str, Any]) -> list
         made.append(folder / "latent_sigma.png")
         title = f"{head}: sigma(z) against {sigma['drawn']}, Spearman {sigma['spearman'][sigma['drawn']]:.2f}"
         figures.sigma_and_density(made[-1], sets, density=sigma["drawn"], title=title)
-    write_json(opened.folder / "evaluation" / "latents.json", result)
-    append_metrics(opened.folder, opened.step, _metrics(result))
-    push(opened.folder, opened.recipe.tracking)
+    write_json(trained.folder / "evaluation" / "latents.json", result)
+    append_metrics(trained.folder, trained.step, _metrics(result))
+    push(trained.folder, trained.recipe.tracking)
     return [str(path) for path in made]
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from vaescale.evaluation.features import Extractor
     from vaescale.mixtures.gaussian import Mixture
-    from vaescale.trained import Run
+    from vaescale.trained import Trained
 
 CACHE = Path("~/.cache/vaescale/references")
 PROTOCOL = {
@@ -82,29 +82,31 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale.commands import quality as judging
     from vaescale.commands.identity import git_revision
     from vaescale.evaluation.features import open_extractor
-    from vaescale.trained import open_run, open_split
+    from vaescale.trained import open_split, open_trained
     from vaescale.training import launch as backends
 
     decodings = _decodings(arguments)
     with backends.joined():
-        opened = open_run(arguments.run, weights=arguments.weights)
-        device = next(opened.model.parameters()).device
+        trained = open_trained(arguments.run, weights=arguments.weights)
+        device = next(trained.model.parameters()).device
         extractor = comm.together(
             lambda: open_extractor(
                 arguments.features,
-                image_shape=opened.model.image_shape,
+                image_shape=trained.model.image_shape,
                 device=device,
                 trusted=arguments.trust_features,
             )
         )
-        train = comm.together(lambda: open_split(opened.recipe, "train"))
-        val = comm.together(lambda: open_split(opened.recipe, "val"))
-        mixtures = comm.together(lambda: _mixtures(opened))
+        train = comm.together(lambda: open_split(trained.recipe, "train"))
+        val = comm.together(lambda: open_split(trained.recipe, "val"))
+        mixtures = comm.together(lambda: _mixtures(trained))
         count = arguments.count or min(len(val), judging.MOST_COMPARED)
         with torch.no_grad():
-            references, cached = judging.references_of(train, extractor, opened, arguments.cache.expanduser())
+            references, cached = judging.references_of(
+                train, extractor, trained, arguments.cache.expanduser()
+            )
             kinds = judging.kinds(
-                opened,
+                trained,
                 val,
                 mixtures,
                 count=count,
@@ -115,8 +117,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             rows = judging.judge(kinds, extractor, references)
             first = [kind.pictures(torch.arange(min(SHOWN, kind.number))).cpu() for kind in kinds]
         result = {
-            "run": str(opened.folder),
-            **opened.made,
+            "run": str(trained.folder),
+            **trained.identity,
             "data_hash": train.index.data_hash,
             "code": git_revision(),
             "features": extractor.name,
@@ -134,7 +136,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "references_from_cache": cached,
             "rows": rows,
         }
-        return comm.on_main(lambda: _save(opened, extractor, result, first))
+        return comm.on_main(lambda: _save(trained, extractor, result, first))
 
 
 def _decodings(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -153,31 +155,31 @@ def _decodings(arguments: argparse.Namespace) -> tuple[str, ...]:
     return decodings
 
 
-def _mixtures(opened: "Run") -> "dict[str, Mixture]":
+def _mixtures(trained: "Trained") -> "dict[str, Mixture]":
     """Each that fit-gmm left, of this very model, by words."""
     from vaescale import comm
     from vaescale.aggregate.sampling import refuse_misfit
     from vaescale.mixtures import files
     from vaescale.system.console import say
 
-    folder = opened.folder / "gmm"
+    folder = trained.folder / "gmm"
     if not folder.is_dir():
         return {}
     places = [folder / f"components-{number}" for number in files.compared(folder)] or [folder]
     found = {}
     for place in places:
-        if files.words(place).get("weights", opened.weights) != opened.weights:
+        if files.words(place).get("weights", trained.weights) != trained.weights:
             if comm.is_main():
-                say(f"{place} is left out: it was fitted to other weights than the {opened.weights} ones")
+                say(f"{place} is left out: it was fitted to other weights than the {trained.weights} ones")
             continue
-        mixture = files.load(place, **opened.made)
-        refuse_misfit(mixture, opened.model, opened.folder)
+        mixture = files.load(place, **trained.identity)
+        refuse_misfit(mixture, trained.model, trained.folder)
         found[f"mixture of {len(mixture.weights)}"] = mixture
     return found
 
 
 def _save(
-    opened: "Run", extractor: "Extractor", result: dict[str, Any], first: "list[Tensor]"
+    trained: "Trained", extractor: "Extractor", result: dict[str, Any], first: "list[Tensor]"
 ) -> dict[str, Any]:
     """JSON, metrics, pictures, MLflow. first: some pictures of each row. Returns the result with the figures' paths."""
     from vaescale import figures
@@ -185,7 +187,7 @@ def _save(
     from vaescale.runs.tracking import push
 
     name = extractor.name
-    write_json(opened.folder / "evaluation" / f"quality-{name}.json", result)
+    write_json(trained.folder / "evaluation" / f"quality-{name}.json", result)
     metrics = {
         f"quality/{name}/{'-'.join(filter(None, (row['of'], row['decode']))).replace(' ', '-').replace(':', '-')}/{column}": row[
             column
@@ -193,14 +195,14 @@ def _save(
         for row in result["rows"]
         for column in SCORES
     }
-    append_metrics(opened.folder, opened.step, metrics)
+    append_metrics(trained.folder, trained.step, metrics)
     labels = [_label(row) for row in result["rows"]]
-    made = [opened.folder / "figures" / f"quality-{name}{which}.png" for which in ("", "-pictures")]
-    title = opened.title(f"against training images, features: {name}")
+    made = [trained.folder / "figures" / f"quality-{name}{which}.png" for which in ("", "-pictures")]
+    title = trained.title(f"against training images, features: {name}")
     figures.quality(made[0], result["rows"], title=title)
     strips = [(label, part.numpy()) for label, part in zip(labels, first, strict=True)]
-    figures.image_strips(made[1], strips, title=opened.title("what was judged"))
-    push(opened.folder, opened.recipe.tracking)
+    figures.image_strips(made[1], strips, title=trained.title("what was judged"))
+    push(trained.folder, trained.recipe.tracking)
     return {**result, "figures": [str(path) for path in made]}
 
 

@@ -20,7 +20,7 @@ from vaescale.errors import UserError
 
 if TYPE_CHECKING:
     from vaescale.mixtures.gaussian import Mixture
-    from vaescale.trained import Run
+    from vaescale.trained import Trained
 
 SHOWN = 256  # as vaescale.commands.sample, which --help has no time to import
 MOST_SHOWN = 100 * SHOWN
@@ -90,26 +90,26 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Draw and write. Returns where."""
     from vaescale import comm
     from vaescale.commands import tours
-    from vaescale.trained import open_run
+    from vaescale.trained import open_trained
     from vaescale.training import launch as backends
 
     _refuse_senseless(arguments)
     with backends.joined():
-        opened = open_run(arguments.run)
+        trained = open_trained(arguments.run)
         if arguments.map is not None:
-            result = comm.on_main(lambda: tours.plane_of(opened, arguments.map, seed=arguments.seed))
+            result = comm.on_main(lambda: tours.plane_of(trained, arguments.map, seed=arguments.seed))
         elif arguments.interpolate:
             result = comm.on_main(
-                lambda: tours.lines_between(opened, arguments.interpolate, seed=arguments.seed)
+                lambda: tours.lines_between(trained, arguments.interpolate, seed=arguments.seed)
             )
         elif arguments.refine is not None:
-            result = comm.on_main(lambda: _refine(arguments, opened))
+            result = comm.on_main(lambda: _refine(arguments, trained))
         else:
-            result = _samples(arguments, opened)
-    return {"run": str(opened.folder), "step": opened.step, "weights": opened.weights, **result}
+            result = _samples(arguments, trained)
+    return {"run": str(trained.folder), "step": trained.step, "weights": trained.weights, **result}
 
 
-def _samples(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
+def _samples(arguments: argparse.Namespace, trained: "Trained") -> dict[str, Any]:
     from vaescale import comm
     from vaescale.aggregate.sampling import parse_decoding
     from vaescale.commands import sample as sampling
@@ -122,11 +122,11 @@ def _samples(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
     if arguments.prior != "gmm":
         sources["prior"] = None
     if arguments.prior != "standard":
-        mixture = _mixture(opened, arguments.components, needed=arguments.prior == "gmm")
+        mixture = _mixture(trained, arguments.components, needed=arguments.prior == "gmm")
         if mixture is not None:
             sources["mixture"] = mixture
         elif comm.is_main():
-            say(f"no mixture in {opened.folder}; `vaescale fit-gmm {opened.folder}` adds its samples")
+            say(f"no mixture in {trained.folder}; `vaescale fit-gmm {trained.folder}` adds its samples")
     draws = sampling.Draws(arguments.count, arguments.temperature, arguments.seed)
     components = [len(one.weights) for one in sources.values() if one is not None]
     drawn = {
@@ -141,26 +141,26 @@ def _samples(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
             raise UserError("--shards takes one kind of samples; give --prior and --decode")
         ((source, mixture),) = sources.items()
         made = {
-            "source": f"samples of {opened.recipe.name}",
-            "step": opened.step,
+            "source": f"samples of {trained.recipe.name}",
+            "step": trained.step,
             "prior": source,
             "components": 0 if mixture is None else len(mixture.weights),
             "decode": arguments.decode,
             "temperature": arguments.temperature,
             "seed": arguments.seed,
         }
-        index = sampling.write_shards(opened, mixture, decodings[0], arguments.shards, made, draws=draws)
+        index = sampling.write_shards(trained, mixture, decodings[0], arguments.shards, made, draws=draws)
         return {**drawn, "decode": arguments.decode, **index}
-    figures = sampling.draw_pages(opened, sources, decodings, draws=draws)
+    figures = sampling.draw_pages(trained, sources, decodings, draws=draws)
     return {**drawn, "decode": [one.words for one in decodings], "figures": figures}
 
 
-def _mixture(opened: "Run", components: int | None, *, needed: bool) -> "Mixture | None":
+def _mixture(trained: "Trained", components: int | None, *, needed: bool) -> "Mixture | None":
     from vaescale.aggregate.sampling import refuse_misfit
     from vaescale.mixtures import files as mixture_files
 
-    folder = opened.folder / "gmm"
-    fitted: dict[str, Any] = opened.made
+    folder = trained.folder / "gmm"
+    fitted: dict[str, Any] = trained.identity
     if components is not None:
         others = mixture_files.compared(folder)
         if others and components not in others:
@@ -172,18 +172,18 @@ def _mixture(opened: "Run", components: int | None, *, needed: bool) -> "Mixture
     if not needed and components is None and not folder.is_dir():
         return None
     mixture = mixture_files.load(folder, **fitted)
-    refuse_misfit(mixture, opened.model, opened.folder)
+    refuse_misfit(mixture, trained.model, trained.folder)
     return mixture
 
 
-def _refine(arguments: argparse.Namespace, opened: "Run") -> dict[str, Any]:
+def _refine(arguments: argparse.Namespace, trained: "Trained") -> dict[str, Any]:
     from vaescale.commands import tours
 
     mixture = None
     if arguments.prior != "standard":
-        mixture = _mixture(opened, arguments.components, needed=arguments.prior == "gmm")
+        mixture = _mixture(trained, arguments.components, needed=arguments.prior == "gmm")
     return tours.refined(
-        opened,
+        trained,
         mixture,
         count=arguments.count,
         steps=arguments.refine,

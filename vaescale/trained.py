@@ -31,7 +31,7 @@ EVALUATION_BATCH = 500
 EVALUATION_VALUES = 500 * 3072  # larger images come in smaller batches
 
 
-class Run(NamedTuple):
+class Trained(NamedTuple):
     """A trained model and where it came from."""
 
     folder: Path
@@ -42,8 +42,8 @@ class Run(NamedTuple):
     weights_hash: str = ""
 
     @property
-    def made(self) -> dict[str, Any]:
-        """What a result or a mixture of this very model says of it."""
+    def identity(self) -> dict[str, Any]:
+        """The step, the weights and the recipe that results and mixtures of this model record."""
         return {
             "step": self.step,
             "weights": self.weights,
@@ -51,9 +51,9 @@ class Run(NamedTuple):
             "recipe_hash": self.recipe.hash,
         }
 
-    def title(self, words: str) -> str:
-        """Of a picture."""
-        return f"{self.recipe.name}, step {self.step}, {self.weights} weights: {words}"
+    def title(self, subject: str) -> str:
+        """Title of a picture: the run's name, step and weights, and what the picture shows."""
+        return f"{self.recipe.name}, step {self.step}, {self.weights} weights: {subject}"
 
 
 def build_model(recipe: Recipe) -> VAE:
@@ -70,7 +70,7 @@ def build_model(recipe: Recipe) -> VAE:
         )
 
 
-def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
+def open_trained(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Trained:
     """The newest sound checkpoint of a run, in evaluation mode, on a GPU if there is one. All ranks call it, and open the same one.
 
     weights: `ema` takes the averaged ones when the run has them. Raises UserError when there is nothing to open.
@@ -94,7 +94,7 @@ def open_run(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Run:
     state = found.state()
     weights = "ema" if taken == "ema" or state.get("exported_weights") == "ema" else "raw"
     weights_hash = str(state.get("exported_weights_hash", found.sha256(taken)))
-    return Run(folder, recipe, model.eval().to(device), found.step, weights, weights_hash)
+    return Trained(folder, recipe, model.eval().to(device), found.step, weights, weights_hash)
 
 
 def in_order(reader: ShardReader, *, workers: int = 0) -> Iterator[Batch]:
@@ -109,13 +109,13 @@ def in_order(reader: ShardReader, *, workers: int = 0) -> Iterator[Batch]:
 
 
 def latents_of(
-    opened: Run, split: Literal["train", "val"], *, suffix: str = "", groups: int = 1, draws: int = 0
+    trained: Trained, split: Literal["train", "val"], *, suffix: str = "", groups: int = 1, draws: int = 0
 ) -> LatentShards:
     """q(z|x) of every image of a split, in RUN/latents/SPLIT + suffix: written by all ranks together, unless it is there.
 
     groups, draws: of a ladder's first groups together, so many draws of each image.
     """
-    reader = comm.together(lambda: open_split(opened.recipe, split))
+    reader = comm.together(lambda: open_split(trained.recipe, split))
     batch = min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(reader.image_shape)))
     batch = max(1, batch // max(1, draws))
     total = int(reader.index.shards.samples[comm.rank() :: comm.world_size()].sum())
@@ -125,7 +125,7 @@ def latents_of(
         done = 0
         with Progress(f"encode {split}", total, shown=comm.is_main()) as progress:
             for shard, images in shard_batches(
-                reader, shards, batch=batch, workers=opened.recipe.data.workers
+                reader, shards, batch=batch, workers=trained.recipe.data.workers
             ):
                 tell(images.faults, told)
                 heartbeat.beat("encoding")
@@ -134,19 +134,19 @@ def latents_of(
                 progress.update(done, "images")
 
     made = {
-        "run": opened.recipe.name,
+        "run": trained.recipe.name,
         "split": split,
-        **opened.made,
+        **trained.identity,
         "data_hash": reader.index.data_hash,
     }
-    folder = opened.folder / "latents" / f"{split}{suffix}"
+    folder = trained.folder / "latents" / f"{split}{suffix}"
     return encode(
-        opened.model,
+        trained.model,
         reader.index,
         batches,
         folder,
-        seed=opened.recipe.seed,
-        draw_seed=draw_seed(opened.recipe, split),
+        seed=trained.recipe.seed,
+        draw_seed=draw_seed(trained.recipe, split),
         made=made,
         groups=groups,
         draws=draws,

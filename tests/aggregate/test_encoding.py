@@ -30,8 +30,8 @@ def recipe(recipe_content) -> Recipe:
     return Recipe.model_validate(recipe_content)
 
 
-def opened(recipe: Recipe) -> run.Run:
-    return run.Run(Path(recipe.run_dir), recipe, run.build_model(recipe).eval(), 12, "ema")
+def opened(recipe: Recipe) -> run.Trained:
+    return run.Trained(Path(recipe.run_dir), recipe, run.build_model(recipe).eval(), 12, "ema")
 
 
 def hashes(folder: Path) -> dict[str, str]:

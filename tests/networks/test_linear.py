@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from vaescale.evaluation.likelihood import evaluate
 from vaescale.networks.config import LinearConfig
 from vaescale.networks.linear import LinearNetwork
-from vaescale.trained import in_order, open_run, open_split
+from vaescale.trained import in_order, open_split, open_trained
 
 ROOT = Path(__file__).parents[2]
 DRAWS = 8
@@ -46,7 +46,7 @@ def test_training_finds_probabilistic_pca(vaescale, digits: Path, tmp_path: Path
         keys += [f"run_dir={run}", f"likelihood.sigma={sigma}", "tracking.mlflow=null"]
         outcome = vaescale("train", ROOT / "recipes/digits/linear.yaml", *keys)
         assert outcome.code == 0, outcome.err
-        trained = open_run(run, weights="raw")
+        trained = open_trained(run, weights="raw")
         reader = open_split(trained.recipe, "train")
         # One draw of z an image is noisy: the mean of several evaluations has an error of 0.03 nats.
         metrics = [evaluate(trained.model, in_order(reader), seed=seed) for seed in range(DRAWS)]

@@ -13,7 +13,7 @@ from tests.launching import ROOT, finished
 from vaescale.data.making.items import Item
 from vaescale.data.making.writing import Making, write_shards
 from vaescale.evaluation.classifier import Classifier, Shape, save
-from vaescale.trained import open_run, open_split
+from vaescale.trained import open_split, open_trained
 
 
 def test_evaluate_takes_other_images(vaescale, run: Path, digits: Path) -> None:
@@ -181,7 +181,7 @@ def test_baselines_are_exact(vaescale, run: Path, digits: Path) -> None:
     outcome = vaescale("baselines", run, "--json")
     assert outcome.code == 0, outcome.err
     rows = outcome.json["rows"]
-    recipe = open_run(run).recipe
+    recipe = open_trained(run).recipe
     train, val = (
         torch.cat([reader[n].images for n in range(len(reader))]).flatten(1).double() / 255
         for reader in (open_split(recipe, "train"), open_split(recipe, "val"))
@@ -221,12 +221,12 @@ def test_an_exported_run_is_loaded_by_mlflow(vaescale, run: Path, tmp_path: Path
     for path in out.rglob("*"):
         assert path.suffix in ("", ".yaml", ".json", ".safetensors", ".txt"), path
     model = mlflow.pyfunc.load_model(str(out))
-    opened = open_run(run)
+    trained = open_trained(run)
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
     with torch.no_grad():
-        x = opened.model.target(torch.from_numpy(images), None)
-        wanted = opened.model.likelihood.mean(opened.model.reconstruct(x))
-        latents = opened.model.posterior(x).mu
+        x = trained.model.target(torch.from_numpy(images), None)
+        wanted = trained.model.likelihood.mean(trained.model.reconstruct(x))
+        latents = trained.model.posterior(x).mu
     np.testing.assert_allclose(model.predict(images), wanted, atol=1e-6)
     np.testing.assert_allclose(model.predict(images, params={"mode": "encode"}), latents, atol=1e-6)
     drawn = model.predict(images, params={"mode": "sample", "prior": "gmm", "decode": "ancestral", "seed": 3})
@@ -238,8 +238,8 @@ def test_an_exported_run_is_loaded_by_mlflow(vaescale, run: Path, tmp_path: Path
     with pytest.raises(ValueError, match="give uint8"):
         served.predict(images.astype(np.float32))
     assert vaescale("sample", out / "data" / "run", "--count", 4).code == 0
-    assert open_run(out / "data" / "run").recipe.tracking.mlflow is None, "it is no run of an experiment"
-    assert open_run(out / "data" / "run").recipe.hash == opened.recipe.hash
+    assert open_trained(out / "data" / "run").recipe.tracking.mlflow is None, "it is no run of an experiment"
+    assert open_trained(out / "data" / "run").recipe.hash == trained.recipe.hash
 
 
 def sweep_words(content: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -343,7 +343,7 @@ def test_more_latents_than_directions_leave_pca_what_there_is(vaescale, recipe_f
     assert vaescale("evaluate", run).code == 0
     outcome = vaescale("baselines", run, "--json")
     assert outcome.code == 0, outcome.err
-    reader = open_split(open_run(Path(run)).recipe, "train")
+    reader = open_split(open_trained(Path(run)).recipe, "train")
     images = torch.cat([reader[number].images for number in range(len(reader))]).flatten(1).double()
     rank = int(torch.linalg.matrix_rank(images - images.mean(0)))
     assert rank < 63, "some pixels are always black"

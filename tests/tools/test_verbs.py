@@ -10,7 +10,7 @@ import torch
 
 from tests.launching import ROOT, finished
 from vaescale.mixtures import files as mixture_files
-from vaescale.trained import open_run
+from vaescale.trained import open_trained
 
 
 def test_make_shards_writes_once(vaescale, tmp_path: Path) -> None:
@@ -245,8 +245,8 @@ def test_a_mixture_is_fitted_on_two_processes(vaescale, run: Path, tmp_path: Pat
     assert together["val_nats"] == pytest.approx(alone["val_nats"], abs=1e-3)
 
 
-def test_open_run_gives_the_trained_weights(run: Path) -> None:
-    ema, raw = open_run(run), open_run(run, weights="raw")
+def test_open_trained_gives_the_trained_weights(run: Path) -> None:
+    ema, raw = open_trained(run), open_trained(run, weights="raw")
     assert (ema.weights, raw.weights, raw.step) == ("ema", "raw", 12)
     pairs = zip(ema.model.parameters(), raw.model.parameters(), strict=True)
     assert not all(torch.equal(a, b) for a, b in pairs)
@@ -349,9 +349,9 @@ def test_doctor_tells_versions_and_the_launch(vaescale, monkeypatch) -> None:
 def test_samples_do_not_depend_on_how_many_are_drawn(run: Path) -> None:
     from vaescale import noise
 
-    opened = open_run(run)
+    trained = open_trained(run)
     few, many = (
-        opened.model.likelihood.mean(opened.model.from_prior(noise.Stream(0, 0, torch.arange(n))))
+        trained.model.likelihood.mean(trained.model.from_prior(noise.Stream(0, 0, torch.arange(n))))
         for n in (2, 5)
     )
     np.testing.assert_allclose(few.detach(), many[:2].detach(), atol=1e-6)
@@ -383,8 +383,8 @@ def test_a_mixture_of_several_groups_of_a_ladder(vaescale, recipe_file, recipe_c
         "fit-gmm", ladder_run, "--groups", 5, "--components", 2, "--covariance", "diag", "--json"
     )
     assert outcome.code == 0, outcome.err
-    opened = open_run(ladder_run)
-    size = sum(opened.model.group_sizes[:5])
+    trained = open_trained(ladder_run)
+    size = sum(trained.model.group_sizes[:5])
     assert mixture_files.load(ladder_run / "gmm").means.shape == (2, size)
     assert (
         outcome.json["replaces"] == "the prior of the first 5 groups, together, of 7; the others keep theirs"

@@ -26,7 +26,7 @@ from vaescale.models.vae import to_unit
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.runs.folder import RECIPE, SUMMARY, read_json
 from vaescale.runs.tracking import log_files
-from vaescale.trained import in_order, open_run, open_split
+from vaescale.trained import in_order, open_split, open_trained
 
 RECIPES = Path("recipes/fashion_mnist")
 BETAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 3.0, 10.0)  # 1 is the recipe `fixed`
@@ -214,9 +214,9 @@ def originals(run: Trained) -> NDArray[np.float32]:
 @torch.no_grad()
 def strip(run: Trained) -> NDArray[np.float32]:
     """Reconstructions, prior samples as means and as draws, each SHOWN, with a white image between."""
-    opened = open_run(Path(run.recipe.run_dir))
-    model, device = opened.model, next(opened.model.parameters()).device
-    first = next(in_order(open_split(opened.recipe, "val")))
+    trained = open_trained(Path(run.recipe.run_dir))
+    model, device = trained.model, next(trained.model.parameters()).device
+    first = next(in_order(open_split(trained.recipe, "val")))
     stream = noise.Stream(0, 0, torch.arange(SHOWN, device=device))
     x = model.target(first.images[:SHOWN].to(device), stream)
     reconstructed = model.likelihood.mean(model.reconstruct(x))

@@ -16,7 +16,7 @@ from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import bits_per_dim
 from vaescale.runs import folder as run_folder
-from vaescale.trained import Run, images_at, open_split, usable_at
+from vaescale.trained import Trained, images_at, open_split, usable_at
 
 MOST_DIMENSIONS = 4096  # of an image: PCA takes the eigenvectors of a D x D matrix
 NEIGHBOURS, BATCH = 5, 500
@@ -31,7 +31,7 @@ class Baselines(NamedTuple):
     pictures: list[tuple[str, Any]]
 
 
-def baselines(opened: Run, *, images: int, labels: int | None, groups: int, shown: int) -> Baselines:
+def baselines(trained: Trained, *, images: int, labels: int | None, groups: int, shown: int) -> Baselines:
     """Of at most `images` training images and as many held-out ones. labels: of how many training images the probes know the class.
     groups: of a ladder, whose latents the probes see, from the top.
 
@@ -39,20 +39,23 @@ def baselines(opened: Run, *, images: int, labels: int | None, groups: int, show
     """
     from sklearn.decomposition import PCA
 
-    model = opened.model
+    model = trained.model
     size, latents, there = model.likelihood.dimensions, sum(model.group_sizes), len(model.group_sizes)
     if groups > there:
         raise UserError(
             f"--groups (={groups}) is too many: the latents of this run are {there} group{'s'[: there > 1]}"
         )
-    train, val = (open_split(opened.recipe, split) for split in ("train", "val"))
-    own, notes = _own_row(opened, val)
-    rows: dict[str, dict[str, float | None]] = {opened.recipe.name: own}
+    train, val = (open_split(trained.recipe, split) for split in ("train", "val"))
+    own, notes = _own_row(trained, val)
+    rows: dict[str, dict[str, float | None]] = {trained.recipe.name: own}
     classed = train.most_class() > 0 and val.most_class() > 0
     sees = size <= MOST_DIMENSIONS
     known, held_out = (_images(reader, images if sees else shown) for reader in (train, val))
     originals = held_out[:shown]
-    pictures = [("original", _pictures(originals, opened)), ("this run", _reconstructions(opened, originals))]
+    pictures = [
+        ("original", _pictures(originals, trained)),
+        ("this run", _reconstructions(trained, originals)),
+    ]
     scores = None
     if not sees:
         notes.append(f"no PCA: images of {size} values are larger than {MOST_DIMENSIONS}")
@@ -74,7 +77,7 @@ def baselines(opened: Run, *, images: int, labels: int | None, groups: int, show
         }
         if len(held_out) < len(val):
             notes.append(f"PCA's numbers are of {len(held_out)} of the {len(val)} held-out images (--images)")
-        pictures.append(("PCA", _pictures(decoded[:shown], opened)))
+        pictures.append(("PCA", _pictures(decoded[:shown], trained)))
         scores = (name, pca.transform(known), pca.transform(held_out))
     if classed:
         notes.append(
@@ -84,7 +87,7 @@ def baselines(opened: Run, *, images: int, labels: int | None, groups: int, show
             notes.append(
                 f"the probes see the {sum(model.group_sizes[:groups])} latents of the first {groups} of {there} groups (--groups)"
             )
-        for name, row in _probe(opened, labels, images, groups, scores, train, val).items():
+        for name, row in _probe(trained, labels, images, groups, scores, train, val).items():
             rows.setdefault(name, {}).update(row)
     else:
         notes.append("no probes: these images have no classes")
@@ -99,22 +102,22 @@ def baselines(opened: Run, *, images: int, labels: int | None, groups: int, show
     return Baselines(words, pictures)
 
 
-def _own_row(opened: Run, val: ShardReader) -> tuple[dict[str, float | None], list[str]]:
+def _own_row(trained: Trained, val: ShardReader) -> tuple[dict[str, float | None], list[str]]:
     """The run's own numbers, as `vaescale evaluate` left them, and what is to be said of them. Raises UserError where it did not, or
     of another step, other weights or other images.
     """
-    found = run_folder.read_json(opened.folder / "evaluation" / "val.json")
+    found = run_folder.read_json(trained.folder / "evaluation" / "val.json")
     wanted = {
-        "step": opened.step,
-        "recipe_hash": opened.recipe.hash,
-        "weights_hash": opened.weights_hash,
+        "step": trained.step,
+        "recipe_hash": trained.recipe.hash,
+        "weights_hash": trained.weights_hash,
         "data_hash": val.index.data_hash,
     }
     if any(found.get(name) != value for name, value in wanted.items()):
         raise UserError(
-            f"{opened.folder} is not evaluated at step {opened.step}; `vaescale evaluate {opened.folder}`"
+            f"{trained.folder} is not evaluated at step {trained.step}; `vaescale evaluate {trained.folder}`"
         )
-    metrics, likelihood = found["metrics"], opened.model.likelihood
+    metrics, likelihood = found["metrics"], trained.model.likelihood
     notes = ["PCA sees the images as they are stored; its nats and bits are of densities of images in [0, 1]"]
     nats = metrics.get("neg_elbo_nats")
     if metrics.get("importance_images") == metrics["images"]:
@@ -149,7 +152,7 @@ def _rank(images: Array) -> int:
 
 
 def _probe(
-    opened: Run,
+    trained: Trained,
     labels: int | None,
     images: int,
     groups: int,
@@ -165,7 +168,7 @@ def _probe(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    one, other = (_latents(opened, reader, images, groups) for reader in (train, val))
+    one, other = (_latents(trained, reader, images, groups) for reader in (train, val))
     count = min(len(one.means), labels or len(one.means))
     taken = evenly(len(one.means), count).numpy()
     if min(one.classes.min(), other.classes.min()) < 0:
@@ -174,7 +177,7 @@ def _probe(
         )
     if len(set(one.classes[taken].tolist())) < 2:
         raise UserError(f"--labels (={labels}) images are all of one class; give more")
-    found = {opened.recipe.name: (one.means, other.means)}
+    found = {trained.recipe.name: (one.means, other.means)}
     if scores is not None:
         found[scores[0]] = scores[1:]
     rows = {}
@@ -198,13 +201,13 @@ class _Latents(NamedTuple):
 
 
 @torch.no_grad()
-def _latents(opened: Run, reader: ShardReader, most: int, groups: int) -> _Latents:
-    model, parts = opened.model, torch.split(evenly(len(reader), most), BATCH)
+def _latents(trained: Trained, reader: ShardReader, most: int, groups: int) -> _Latents:
+    model, parts = trained.model, torch.split(evenly(len(reader), most), BATCH)
     device = next(model.parameters()).device
     means, classes = [], []
     for numbers in parts:
         got = usable_at(reader, numbers)
-        x = model.target(got.images.to(device), noise.Stream(opened.recipe.seed, 0, numbers.to(device)))
+        x = model.target(got.images.to(device), noise.Stream(trained.recipe.seed, 0, numbers.to(device)))
         means.append(model.joint_means(x, groups).double().cpu().numpy())
         classes.append(got.labels.numpy())
     return _Latents(np.concatenate(means), np.concatenate(classes))
@@ -217,14 +220,14 @@ def _images(reader: ShardReader, most: int) -> Array:
 
 
 @torch.no_grad()
-def _reconstructions(opened: Run, images: Array) -> NDArray[np.float32]:
-    model = opened.model
+def _reconstructions(trained: Trained, images: Array) -> NDArray[np.float32]:
+    model = trained.model
     device = next(model.parameters()).device
     levels = torch.from_numpy(images * 255).round().byte().view(-1, *model.image_shape).to(device)
-    x = model.target(levels, noise.Stream(opened.recipe.seed, 0, torch.arange(len(levels), device=device)))
+    x = model.target(levels, noise.Stream(trained.recipe.seed, 0, torch.arange(len(levels), device=device)))
     means: NDArray[np.float32] = model.likelihood.mean(model.reconstruct(x)).float().cpu().numpy()
     return means
 
 
-def _pictures(images: Array, opened: Run) -> NDArray[np.float32]:
-    return images.reshape(-1, *opened.model.image_shape).astype(np.float32)
+def _pictures(images: Array, trained: Trained) -> NDArray[np.float32]:
+    return images.reshape(-1, *trained.model.image_shape).astype(np.float32)

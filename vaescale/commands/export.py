@@ -19,7 +19,7 @@ from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
 from vaescale.errors import UserError
 from vaescale.mixtures import files
-from vaescale.trained import open_run
+from vaescale.trained import open_trained
 
 MODES = ("reconstruct", "encode", "sample")
 DEFAULTS: dict[str, Any] = {
@@ -36,7 +36,7 @@ class Served:
     """What MLflow calls."""
 
     def __init__(self, folder: Path) -> None:
-        self.opened = open_run(folder)
+        self.trained = open_trained(folder)
         fitted = folder / "gmm"
         self.mixture = files.load(fitted) if fitted.is_dir() else None
 
@@ -56,7 +56,7 @@ class Served:
                 f"prior {given['prior']!r} or temperature {given['temperature']} is none; take standard or gmm, and a "
                 "temperature above 0 and at most 10"
             )
-        shape = self.opened.model.image_shape
+        shape = self.trained.model.image_shape
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
             raise UserError(
                 f"images of {images.dtype} {list(images.shape)}; give uint8 [N, {', '.join(map(str, shape))}]"
@@ -66,7 +66,7 @@ class Served:
         return np.concatenate(parts)
 
     def _answer(self, images: NDArray[np.uint8], numbers: Any, given: dict[str, Any]) -> NDArray[np.float32]:
-        model, likelihood = self.opened.model, self.opened.model.likelihood
+        model, likelihood = self.trained.model, self.trained.model.likelihood
         device = next(model.parameters()).device
         stream = noise.Stream(int(given["seed"]), 0, numbers.to(device))
         if given["mode"] == "sample":

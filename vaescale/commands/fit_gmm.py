@@ -15,7 +15,7 @@ from vaescale.errors import UserError
 from vaescale.mixtures.points import Points
 from vaescale.mixtures.selection import Spread, spread_of
 from vaescale.models.vae import VAE
-from vaescale.trained import Run, draw_seed, latents_of, open_split
+from vaescale.trained import Trained, draw_seed, latents_of, open_split
 
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 DRAWS_WANTED, MOST_DRAWS = 1 << 16, 8
@@ -37,28 +37,28 @@ class Material(NamedTuple):
     data_hash: str
 
 
-def gather(opened: Run, *, groups: int, samples_per_image: int | None, online: bool) -> Material:
+def gather(trained: Trained, *, groups: int, samples_per_image: int | None, online: bool) -> Material:
     """The latents of both splits, encoded unless they are there. All ranks call it.
 
     groups: so many of a ladder's first ones; samples_per_image: draws, 0 for moments, None for what suits the number of
     images; online: read the shards at each pass. Raises UserError for groups that the model has not, or that have no moments.
     """
-    _refuse_groups(opened.model, groups, samples_per_image)
-    device = next(opened.model.parameters()).device
+    _refuse_groups(trained.model, groups, samples_per_image)
+    device = next(trained.model.parameters()).device
     draws = samples_per_image
-    seeds = {split: draw_seed(opened.recipe, split) for split in SPLITS}
+    seeds = {split: draw_seed(trained.recipe, split) for split in SPLITS}
     read: Callable[..., Points | ShardLatents] = ShardLatents if online else load
     if groups > 1:
-        draws = samples_per_image or _suitable(opened, least=LEAST_JOINT_DRAWS)
+        draws = samples_per_image or _suitable(trained, least=LEAST_JOINT_DRAWS)
         joint = {
-            split: latents_of(opened, split, suffix=f"-top{groups}", groups=groups, draws=draws)
+            split: latents_of(trained, split, suffix=f"-top{groups}", groups=groups, draws=draws)
             for split in SPLITS
         }
         drawn, val = (read(joint[split], Drawing(draws, seeds[split]), device) for split in SPLITS)
         return _material(drawn, drawn, val, spread_of(drawn, draws), joint["train"], draws)
-    shards = {split: latents_of(opened, split) for split in SPLITS}
+    shards = {split: latents_of(trained, split) for split in SPLITS}
     if draws is None:
-        draws = _suitable(opened, least=1)
+        draws = _suitable(trained, least=1)
     moments = read(shards["train"], Drawing(0, seeds["train"]), device)
     # Of moments a density is not known: it is taken of one draw.
     drawn, val = (read(shards[split], Drawing(max(1, draws), seeds[split]), device) for split in SPLITS)
@@ -99,9 +99,9 @@ def _material(
     return Material(train, drawn, val, spread, shards.index.num_samples, draws, made["data_hash"])
 
 
-def _suitable(opened: Run, *, least: int) -> int:
+def _suitable(trained: Trained, *, least: int) -> int:
     """How many draws of each image make enough latents."""
-    images = len(comm.together(lambda: open_split(opened.recipe, "train")))
+    images = len(comm.together(lambda: open_split(trained.recipe, "train")))
     return min(MOST_DRAWS, max(least, -(-DRAWS_WANTED // images)))
 
 

@@ -30,7 +30,7 @@ from vaescale.mixtures.points import Moments, Scaled
 from vaescale.mixtures.starts import SEEDS
 from vaescale.models.flat import FlatVAE
 from vaescale.system.console import Progress
-from vaescale.trained import Run, images_at, open_split
+from vaescale.trained import Trained, images_at, open_split
 
 IMAGES = 10_000  # of which the data's covariance is taken
 DRAWS = 1000  # decoded, of each kind
@@ -42,18 +42,18 @@ GAP_BATCH = 32
 
 
 @torch.no_grad()
-def in_prior_s_scale(opened: Run, moments: Moments) -> Moments:
+def in_prior_s_scale(trained: Trained, moments: Moments) -> Moments:
     """The latents as deviations from the model's own prior, in its standard deviations."""
-    mu, log_sigma = (part.flatten().float().cpu() for part in opened.model.prior())
+    mu, log_sigma = (part.flatten().float().cpu() for part in trained.model.prior())
     return Scaled(moments, mu, log_sigma.exp())
 
 
 @torch.no_grad()
-def variance(opened: Run, kinds: dict[str, Tensor], *, seed: int) -> dict[str, Any] | None:
+def variance(trained: Trained, kinds: dict[str, Tensor], *, seed: int) -> dict[str, Any] | None:
     """The splits of the model's images from q(z) and from p(z), by the kinds of z of `kinds_of_z`; of probabilistic PCA with as many latents, and the data's
     total. None where the likelihood has no variance.
     """
-    model, reader = opened.model, comm.together(lambda: open_split(opened.recipe, "train"))
+    model, reader = trained.model, comm.together(lambda: open_split(trained.recipe, "train"))
     device = next(model.parameters()).device
     slots = torch.arange(DRAWS, device=device)
 
@@ -78,20 +78,22 @@ def variance(opened: Run, kinds: dict[str, Tensor], *, seed: int) -> dict[str, A
 
 
 @torch.no_grad()
-def kinds_of_z(opened: Run, moments: Moments, mixture: Mixture | None, *, seed: int) -> dict[str, Tensor]:
+def kinds_of_z(
+    trained: Trained, moments: Moments, mixture: Mixture | None, *, seed: int
+) -> dict[str, Tensor]:
     """Draws [B, Z] of q(z), of the mixture if there is one, of the prior, and of one three times as wide; on every rank."""
-    slots = torch.arange(DRAWS, device=next(opened.model.parameters()).device)
-    kinds = {"posterior": posterior_draws(opened, moments, seed=seed)}
+    slots = torch.arange(DRAWS, device=next(trained.model.parameters()).device)
+    kinds = {"posterior": posterior_draws(trained, moments, seed=seed)}
     if mixture is not None:
         kinds[f"mixture of {len(mixture.weights)}"] = sample(mixture, noise.Stream(seed, 3, slots))
     for name, scale in (("prior", 1.0), (f"prior x {FAR:g}", FAR)):
-        kinds[name] = prior_draws(opened, noise.Stream(seed, 1, slots), scale)
+        kinds[name] = prior_draws(trained, noise.Stream(seed, 1, slots), scale)
     return kinds
 
 
 @torch.no_grad()
 def sigma_and_density(
-    opened: Run, moments: Moments, mixture: Mixture | None, kinds: dict[str, Tensor], *, seed: int
+    trained: Trained, moments: Moments, mixture: Mixture | None, kinds: dict[str, Tensor], *, seed: int
 ) -> dict[str, Any] | None:
     """Mean log sigma(z) against the log density of several kinds of z, with points to draw. Densities: q(z) itself, the sum over all
     training images' narrow q(z|x), and if there is one the mixture, which smoothes it. None where sigma does not depend on z.
@@ -101,7 +103,7 @@ def sigma_and_density(
         slots = torch.arange(len(z), device=z.device)
         parts = zip(torch.split(z, BATCH), torch.split(slots, BATCH), strict=True)
         try:
-            found = [mean_log_sigma(opened.model, part, noise.Stream(seed, 3, own)) for part, own in parts]
+            found = [mean_log_sigma(trained.model, part, noise.Stream(seed, 3, own)) for part, own in parts]
         except UserError:
             return None
         log_sigmas.append(torch.cat(found).double().cpu().numpy())
@@ -133,21 +135,21 @@ def sigma_and_density(
 
 
 @torch.no_grad()
-def noise_of(opened: Run, kinds: dict[str, Tensor], *, seed: int) -> dict[str, dict[str, float]]:
+def noise_of(trained: Trained, kinds: dict[str, Tensor], *, seed: int) -> dict[str, dict[str, float]]:
     """The estimated noise of images, of their reconstructions, and of what several kinds of z decode to, each as decoder means and
     as ancestral samples; the mean over about a thousand. {} for images that are too small to tell.
     """
-    model = opened.model
+    model = trained.model
     if min(model.image_shape[1:]) < LEAST_SIZE:
         return {}
-    reader = comm.together(lambda: open_split(opened.recipe, "train"))
+    reader = comm.together(lambda: open_split(trained.recipe, "train"))
     device = next(model.parameters()).device
     here = slice(comm.rank(), None, comm.world_size())
     numbers = evenly(len(reader), DRAWS)[here]
 
     def pictures() -> Iterator[tuple[str, str, Tensor]]:
         for part in torch.split(numbers, BATCH):
-            stream = noise.Stream(opened.recipe.seed, 0, part.to(device))
+            stream = noise.Stream(trained.recipe.seed, 0, part.to(device))
             x = model.target(images_at(reader, part).to(device), stream)
             params = model.reconstruct(x)
             yield "images", "mean", x
@@ -201,13 +203,13 @@ def scatter(shards: LatentShards, *, seed: int) -> tuple[NDArray[np.float64], ND
     return placed.astype(np.float64), labels, f"t-SNE of {means.shape[1]} latents"
 
 
-def gaps(opened: Run, images: int, *, steps: int, importance_samples: int, seed: int) -> dict[str, Any]:
+def gaps(trained: Trained, images: int, *, steps: int, importance_samples: int, seed: int) -> dict[str, Any]:
     """The mean inference gaps of some held-out images, at least two, shared among the ranks. Raises UserError where
     `refuse_gaps` does.
     """
-    model = refuse_gaps(opened)
+    model = refuse_gaps(trained)
     device = next(model.parameters()).device
-    reader = comm.together(lambda: open_split(opened.recipe, "val"))
+    reader = comm.together(lambda: open_split(trained.recipe, "val"))
     rows = torch.zeros(0, 3, dtype=torch.float64)
     numbers = evenly(len(reader), images)[comm.rank() :: comm.world_size()]
     with Progress("gaps", len(numbers), shown=comm.is_main()) as progress:
@@ -239,9 +241,9 @@ def gaps(opened: Run, images: int, *, steps: int, importance_samples: int, seed:
     }
 
 
-def refuse_gaps(opened: Run) -> FlatVAE:
+def refuse_gaps(trained: Trained) -> FlatVAE:
     """The model, if its gaps can be measured. Raises UserError for a ladder, and for a likelihood that bounds nothing."""
-    model = opened.model
+    model = trained.model
     if not isinstance(model, FlatVAE) or model.likelihood.reads_x:
         raise UserError(
             "--gaps is for a single latent vector and a likelihood that bounds log p(x); leave it out here"
@@ -249,12 +251,12 @@ def refuse_gaps(opened: Run) -> FlatVAE:
     return model
 
 
-def posterior_draws(opened: Run, moments: Moments, *, seed: int) -> Tensor:
+def posterior_draws(trained: Trained, moments: Moments, *, seed: int) -> Tensor:
     """Draws of q(z|x) for images at equal distances, float32 [DRAWS, Z] on the model's device, on every rank."""
     wanted = evenly(moments.count, DRAWS)
     mean, spread = moments.rows(wanted), moments.variances(wanted)
     epsilon = noise.normal(noise.Stream(seed, 1, wanted), noise.POSTERIOR, (moments.size,)).double()
-    return (mean + spread.sqrt() * epsilon).float().to(next(opened.model.parameters()).device)
+    return (mean + spread.sqrt() * epsilon).float().to(next(trained.model.parameters()).device)
 
 
 def _images(reader: ShardReader) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ from vaescale.models.vae import to_unit
 from vaescale.system import heartbeat
 from vaescale.system.console import Progress
 from vaescale.system.files import write_whole
-from vaescale.trained import Run, images_at
+from vaescale.trained import Trained, images_at
 
 BATCH = 250
 MOST_REFERENCES = 50_000
@@ -48,7 +48,7 @@ class Kind(NamedTuple):
 
 
 def kinds(
-    opened: Run,
+    trained: Trained,
     val: ShardReader,
     mixtures: dict[str, Mixture],
     *,
@@ -62,7 +62,7 @@ def kinds(
     Distances of few pictures are too large, so that rows compare where there are as many held-out images as samples. Raises
     DataError where there are next to none.
     """
-    model = opened.model
+    model = trained.model
     device = next(model.parameters()).device
     numbers = evenly(len(val), count)
     if len(numbers) < LEAST:
@@ -75,7 +75,7 @@ def kinds(
 
     def reconstructions(places: Tensor) -> Tensor:
         own = numbers[places]
-        stream = noise.Stream(opened.recipe.seed, 0, own.to(device))
+        stream = noise.Stream(trained.recipe.seed, 0, own.to(device))
         x = model.target(images_at(val, own).to(device), stream)
         return _levels(model.likelihood.mean(model.reconstruct(x)))
 
@@ -153,16 +153,18 @@ def features_of(kind: Kind, extractor: Extractor) -> Tensor:
     return torch.from_numpy(found)
 
 
-def references_of(reader: ShardReader, extractor: Extractor, opened: Run, cache: Path) -> tuple[Tensor, bool]:
+def references_of(
+    reader: ShardReader, extractor: Extractor, trained: Trained, cache: Path
+) -> tuple[Tensor, bool]:
     """The features of the training images, at most 50,000 at equal distances, and whether they were in the cache; if not they
     are put there. All ranks call it. Raises DataError for too few images.
     """
-    data, count = opened.recipe.data, min(MOST_REFERENCES, len(reader))
+    data, count = trained.recipe.data, min(MOST_REFERENCES, len(reader))
     if count < LEAST:
         raise comm.known_to_all(
             DataError(f"{count} training images are too few to compare with; {LEAST} are needed")
         )
-    device = next(opened.model.parameters()).device
+    device = next(trained.model.parameters()).device
     read = (data.image_size, data.channels, str(data.crop), data.resample)
     words = json.dumps([extractor.identity, reader.index.data_hash, read, count])
     path = cache / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.safetensors"

@@ -18,7 +18,7 @@ from vaescale.errors import UserError
 from vaescale.mixtures.gaussian import Mixture
 from vaescale.runs.tracking import push
 from vaescale.system.console import Progress
-from vaescale.trained import Run
+from vaescale.trained import Trained
 
 SHOWN = 256  # samples of each kind in a picture
 SHARD_SAMPLES, BATCH = 1000, 250
@@ -34,12 +34,12 @@ class Draws:
 
 
 def draw_pages(
-    opened: Run, sources: Mapping[str, Mixture | None], decodings: Sequence[Decoding], *, draws: Draws
+    trained: Trained, sources: Mapping[str, Mixture | None], decodings: Sequence[Decoding], *, draws: Draws
 ) -> list[str]:
     """RUN/figures/samples.png, and samples-002.png and so on for more than a picture takes. sources: None is the model's prior."""
-    device = next(opened.model.parameters()).device
+    device = next(trained.model.parameters()).device
     at = "" if draws.temperature == 1 else f" at temperature {draws.temperature:g}"
-    folder, starts = opened.folder / "figures", range(0, draws.count, SHOWN)
+    folder, starts = trained.folder / "figures", range(0, draws.count, SHOWN)
     paths = [
         folder / (f"samples-{page:03d}.png" if page > 1 else "samples.png")
         for page in range(1, len(starts) + 1)
@@ -50,14 +50,14 @@ def draw_pages(
         stream = noise.Stream(draws.seed, 0, slots)
         panels = []
         for name, mixture in sources.items():
-            params = from_latents(opened.model, mixture, stream, draws.temperature)
+            params = from_latents(trained.model, mixture, stream, draws.temperature)
             for decoding in decodings:
                 words = {"mean": "decoder mean", "offset": f"mean + {decoding.alpha:g} sigma"}
-                images = image_of(opened.model.likelihood, params, decoding, stream)
+                images = image_of(trained.model.likelihood, params, decoding, stream)
                 of = name if mixture is None else f"mixture of {len(mixture.weights)}"
                 panels.append((f"{of}{at}, {words.get(decoding.name, decoding.name)}", images.cpu().numpy()))
         which = "" if len(starts) == 1 else f" {slots[0]} to {slots[-1]}"
-        figures.sample_panels(paths[page], panels, title=opened.title(f"samples{which}"))
+        figures.sample_panels(paths[page], panels, title=trained.title(f"samples{which}"))
 
     def draw_own() -> None:
         own = range(comm.rank(), len(starts), comm.world_size())
@@ -72,12 +72,12 @@ def draw_pages(
 
     comm.on_main(forget_earlier)
     comm.together(draw_own)
-    comm.on_main(lambda: push(opened.folder, opened.recipe.tracking))
+    comm.on_main(lambda: push(trained.folder, trained.recipe.tracking))
     return [str(path) for path in paths]
 
 
 def write_shards(
-    opened: Run,
+    trained: Trained,
     mixture: Mixture | None,
     decoding: Decoding,
     folder: Path,
@@ -88,15 +88,15 @@ def write_shards(
     """To a folder that is empty or not there. A shard's bytes do not depend on the number of processes. made: words for the index."""
     starts = range(0, draws.count, SHARD_SAMPLES)
     own = range(comm.rank(), len(starts), comm.world_size())
-    device = next(opened.model.parameters()).device
+    device = next(trained.model.parameters()).device
 
     def shard(number: int) -> Any:
         items = []
         stop = min(draws.count, starts[number] + SHARD_SAMPLES)
         for slots in torch.split(torch.arange(starts[number], stop, device=device), BATCH):
             stream = noise.Stream(draws.seed, 0, slots)
-            params = from_latents(opened.model, mixture, stream, draws.temperature)
-            images = image_of(opened.model.likelihood, params, decoding, stream)
+            params = from_latents(trained.model, mixture, stream, draws.temperature)
+            images = image_of(trained.model.likelihood, params, decoding, stream)
             levels = (255 * images.float().clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             items += [
                 Item(f"{slot:09d}", level, -1) for slot, level in zip(slots.tolist(), levels, strict=True)

@@ -17,16 +17,16 @@ from vaescale.data.batch import Request
 from vaescale.errors import UserError
 from vaescale.mixtures.gaussian import Mixture, log_density, on, sample
 from vaescale.runs.tracking import push
-from vaescale.trained import Run, open_split
+from vaescale.trained import Trained, open_split
 
 STEPS = 10  # of a line
 SHOWN = 24
 
 
 @torch.no_grad()
-def lines_between(opened: Run, pairs: Sequence[tuple[int, int]], *, seed: int) -> dict[str, Any]:
+def lines_between(trained: Trained, pairs: Sequence[tuple[int, int]], *, seed: int) -> dict[str, Any]:
     """Along the straight lines between the posterior means of held-out images, by number. Raises UserError for others."""
-    reader, model = open_split(opened.recipe, "val"), opened.model
+    reader, model = open_split(trained.recipe, "val"), trained.model
     device = next(model.parameters()).device
     rows = []
     for pair in pairs:
@@ -38,23 +38,23 @@ def lines_between(opened: Run, pairs: Sequence[tuple[int, int]], *, seed: int) -
         if not got.usable.all():
             raise UserError(f"--interpolate {pair[0]},{pair[1]}: {got.faults[0].words}; take other images")
         numbers = torch.tensor(pair, device=device)
-        x = model.target(got.images.to(device), noise.Stream(opened.recipe.seed, 0, numbers))
+        x = model.target(got.images.to(device), noise.Stream(trained.recipe.seed, 0, numbers))
         mu = model.posterior(x).mu.flatten(1)
         # What a ladder draws below its top group is the same along the line.
         stream = noise.Stream(seed, 0, torch.zeros(STEPS, dtype=torch.int64, device=device))
         means = model.likelihood.mean(model.decode(line(mu[0], mu[1], STEPS), stream)).float()
         rows.append((f"{pair[0]} to {pair[1]}", torch.cat([x[:1], means, x[1:]]).cpu().numpy()))
-    path = opened.folder / "figures" / "interpolations.png"
-    title = opened.title("from one image (left) to another (right), decoded means between")
+    path = trained.folder / "figures" / "interpolations.png"
+    title = trained.title("from one image (left) to another (right), decoded means between")
     figures.image_rows(path, rows, title=title)
-    push(opened.folder, opened.recipe.tracking)
+    push(trained.folder, trained.recipe.tracking)
     return {"pairs": [list(pair) for pair in pairs], "figure": str(path)}
 
 
 @torch.no_grad()
-def plane_of(opened: Run, side: int, *, seed: int) -> dict[str, Any]:
+def plane_of(trained: Trained, side: int, *, seed: int) -> dict[str, Any]:
     """side x side decoded means over the plane of two latents. Raises UserError where there are not two."""
-    model = opened.model
+    model = trained.model
     if model.latent_dim != 2 or len(model.group_sizes) > 1:
         raise UserError(
             f"--map draws the plane of a vector of two latents, this run has {sum(model.group_sizes)}; train one with a conv "
@@ -65,15 +65,15 @@ def plane_of(opened: Run, side: int, *, seed: int) -> dict[str, Any]:
     z = plane(along).to(device)
     stream = noise.Stream(seed, 0, torch.arange(len(z), device=device))
     means = model.likelihood.mean(model.decode(z, stream)).float().cpu().numpy()
-    path = opened.folder / "figures" / "latent_map.png"
-    title = opened.title("decoded means over the plane of the latents")
+    path = trained.folder / "figures" / "latent_map.png"
+    title = trained.title("decoded means over the plane of the latents")
     figures.image_map(path, means, values=along.tolist(), title=title)
-    push(opened.folder, opened.recipe.tracking)
+    push(trained.folder, trained.recipe.tracking)
     return {"side": side, "figure": str(path)}
 
 
 def refined(
-    opened: Run,
+    trained: Trained,
     mixture: Mixture | None,
     *,
     count: int,
@@ -84,12 +84,12 @@ def refined(
     seed: int,
 ) -> dict[str, Any]:
     """Samples of the prior, or of a mixture in its place, before and after `refine`. Raises UserError where sigma is constant."""
-    model = opened.model
+    model = trained.model
     device = next(model.parameters()).device
     stream = noise.Stream(seed, 0, torch.arange(count, device=device))
     with torch.no_grad():
         if mixture is None:
-            z = prior_draws(opened, stream, temperature)
+            z = prior_draws(trained, stream, temperature)
         else:
             mixture = on(mixture, device)
             z = sample(mixture, stream, temperature)
@@ -113,10 +113,10 @@ def refined(
             (f"|difference|, 0 to {largest:.2g}", difference / largest),
         ):
             rows.append((name, images[start : start + 12].cpu().numpy()))
-    path = opened.folder / "figures" / "refined.png"
-    title = opened.title(f"{source}, {steps} steps towards a smaller sigma(z)")
+    path = trained.folder / "figures" / "refined.png"
+    title = trained.title(f"{source}, {steps} steps towards a smaller sigma(z)")
     figures.image_rows(path, rows, title=title)
-    push(opened.folder, opened.recipe.tracking)
+    push(trained.folder, trained.recipe.tracking)
     return {
         "prior": source,
         "count": count,
@@ -133,8 +133,8 @@ def refined(
 
 
 @torch.no_grad()
-def prior_draws(opened: Run, stream: noise.Stream, scale: float = 1.0) -> Tensor:
+def prior_draws(trained: Trained, stream: noise.Stream, scale: float = 1.0) -> Tensor:
     """Draws [B, Z] of the model's own prior of the latents that `VAE.posterior` infers, its standard deviations times `scale`."""
-    prior = opened.model.prior()
-    epsilon = noise.normal(stream, noise.PRIOR, (opened.model.latent_dim,)).to(prior.mu)
+    prior = trained.model.prior()
+    epsilon = noise.normal(stream, noise.PRIOR, (trained.model.latent_dim,)).to(prior.mu)
     return prior.mu.flatten() + scale * prior.log_sigma.exp().flatten() * epsilon

@@ -30,7 +30,8 @@ from typing import Any, get_args
 from vaescale.config import parse_bytes
 from vaescale.data.config import Filter
 from vaescale.data.index import INDEX, ShardIndex, describe, parse_index
-from vaescale.data.making.sources import Source, open_source
+from vaescale.data.making.sources import open_source
+from vaescale.data.making.sources.base import Source
 from vaescale.data.making.writing import (
     Making,
     Written,

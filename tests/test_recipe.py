@@ -1,6 +1,8 @@
 """Recipes: what is read, and what is refused, each with one sentence and the remedy."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -326,3 +328,15 @@ def test_differences_name_the_keys() -> None:
     old = {"a": 1, "b": {"c": 2, "d": 3}}
     assert differences(old, {"a": 1, "b": {"c": 5, "d": 3}}) == ["b.c: 2 -> 5"]
     assert differences(old, old) == []
+
+
+def test_reading_every_recipe_imports_no_torch() -> None:
+    """Torch takes seconds to import, and a recipe is read by verbs that compute nothing."""
+    read = (
+        "import sys; from pathlib import Path; from vaescale.recipe import load_recipe\n"
+        "for path in Path('recipes').glob('*/*.yaml'):\n"
+        "    if path.parent.name != 'backends' and path.name != 'base.yaml': load_recipe(path)\n"
+        "sys.stdout.write(str('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False"

@@ -269,7 +269,7 @@ class Sure(nn.Module):
         self.dimensions = 4
         self.weight = nn.Parameter(torch.ones(()))
 
-    def decode(self, z: Tensor, stream: noise.Stream) -> Tensor:  # noqa: ARG002
+    def decode(self, z: Tensor, stream: noise.Stream) -> Tensor:
         return self.weight * z
 
     def variance(self, params: Tensor) -> Tensor:

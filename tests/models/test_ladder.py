@@ -48,7 +48,7 @@ class Linear(nn.Module):
         mean = self.up * here + (seen.flatten(1) @ self.from_x).view(-1, 1, 1, 1)
         return torch.cat([mean, torch.full_like(mean, self.raw_own)], dim=1)
 
-    def with_latents(self, here: Tensor, z: Tensor) -> Tensor:  # noqa: ARG002
+    def with_latents(self, here: Tensor, z: Tensor) -> Tensor:
         return z
 
 
@@ -67,7 +67,7 @@ class TwoLevels(nn.Module):
     def start(self, rows: int) -> dict[int, Tensor]:
         return {1: torch.zeros(rows, 1, 1, 1, dtype=torch.float64)}
 
-    def enter(self, block: Block, maps: dict[int, Tensor], *, like: Tensor) -> Tensor:  # noqa: ARG002
+    def enter(self, block: Block, maps: dict[int, Tensor], *, like: Tensor) -> Tensor:
         return maps[block.resolution]
 
     def finish(self, maps: dict[int, Tensor]) -> Tensor:

@@ -127,8 +127,8 @@ def test_unsafe_names_are_refused(name: str) -> None:
 
 
 UNUSABLE = {
-    "twice in a row": ([("a.png", b"x"), ("a.png", b"y")], "stands twice"),
-    "twice apart": ([("a.png", b"x"), ("b.png", b"x"), ("a.png", b"y")], "stands twice"),
+    "twice in a row": ([("a.png", b"x"), ("a.png", b"y")], "occurs twice"),
+    "twice apart": ([("a.png", b"x"), ("b.png", b"x"), ("a.png", b"y")], "occurs twice"),
     "without an image": ([("a.cls", b"1"), ("b.cls", b"2"), ("b.png", b"x")], "has 0 images"),
     "two images": ([("a.png", b"x"), ("a.jpg", b"x")], "has 2 images"),
     "class is a word": ([("a.cls", b"cat"), ("a.png", b"x")], "has class 'cat'"),

@@ -1,6 +1,6 @@
 """Image files: bytes to uint8 [H, W, C] and back, without guessing and without trusting.
 
-The format is told from the first bytes, never from a name. Dimensions are read from the header before anything is
+The first bytes decide the format, never a name. Dimensions are read from the header before anything is
 decoded. What would lose information silently (16 bits, transparency, colour in a grey set) is a fault with a name.
 JPEG is decoded by simplejpeg, strict and with the exact DCT; PNG and WebP by Pillow; npy without pickle. Bilinear and
 bicubic resizing is torch's for 8-bit images, five times as fast as Pillow's and equal to it but for the last bit.

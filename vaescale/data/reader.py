@@ -2,7 +2,7 @@
 
 Images leave as uint8 [B, C, H, W]; scaling to [0, 1] happens on the device. Each image's bytes are checked against
 the crc32 of the index before they are decoded, so that image, class and key belong together whatever happened to the
-files. A sample that cannot be used is not passed over silently: in training the next usable one of the index takes
+files. A sample that cannot be used is never skipped silently: in training the next usable one of the index takes
 its slot, which depends on the data alone and so is the same on every rank; in evaluation its slot is masked.
 Either way the batch says so.
 """
@@ -388,7 +388,7 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     if index.image is None:
         if config.crop is None:
             raise DataError(
-                f"{index.place} holds images of several sizes or channels; set data.crop=square, or write them anew "
+                f"{index.place} holds images of several sizes or channels; set data.crop=square, or write them again "
                 f"with `vaescale make-shards ... --size {config.image_size} --channels {config.channels}`"
             )
         return

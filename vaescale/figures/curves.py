@@ -143,7 +143,7 @@ def calibration(path: Path, curves: Sequence[tuple[str, Sequence[float]]], *, ti
     axis.set_xlim(0, 100)
     axis.set_ylim(0, 100)
     axis.set_xlabel("central interval of p(x|z) (%)", fontsize=8)
-    axis.set_ylabel("values that lie within (%)", fontsize=8)
+    axis.set_ylabel("values within the interval (%)", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=7, frameon=False)

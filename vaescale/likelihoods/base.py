@@ -24,7 +24,7 @@ class Likelihood(nn.Module):
     """The contract, with what most families have in common. Override `num_params`, `log_prob`, `mean` and `sample`."""
 
     reads_x: bool = False
-    """True when log_prob fits something to each single x: it is then no bound on the evidence of unseen images."""
+    """Whether log_prob fits a parameter to each single x, so that it does not bound the evidence of unseen images."""
 
     def __init__(self, config: LikelihoodConfig, *, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Likelihood(nn.Module):
         return self.config.levels
 
     def target(self, x: Tensor, stream: noise.Stream) -> Tensor:  # noqa: ARG002
-        """What is encoded and modelled in place of x: binarized or dequantized images, or x itself."""
+        """The images that are encoded and modelled in place of x: binarized, dequantized, or x itself."""
         return x
 
     def num_params(self, channels: int) -> int:
@@ -66,18 +66,18 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def variance(self, params: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Var[x|z], broadcastable to [B, C, H, W], where it depends on z; None when `sigma` says it, or it means little."""
+        """Var[x|z], broadcastable to [B, C, H, W], where it depends on z; None when `sigma` describes the noise, or where a variance has little meaning."""
         return None
 
     def deviation(self, params: Tensor) -> Tensor | None:
-        """The standard deviation of p(x|z), broadcastable to [B, C, H, W]; None where there is none, or it means little."""
+        """The standard deviation of p(x|z), broadcastable to [B, C, H, W]; None for families without a meaningful one."""
         variance = self.variance(params)
         if variance is not None:
             return variance.sqrt()
         return None if self.sigma is None else self.sigma.view(1, 1, 1, 1)
 
     def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:  # noqa: ARG002
-        """P(|X - mean| <= |x - mean|) under p(x|z), value by value, [B, C, H, W]; None for what is no noise around a mean."""
+        """P(|X - mean| <= |x - mean|) under p(x|z) for each value, [B, C, H, W]; None for families that are not noise around a mean."""
         return None
 
     def end_step(self) -> None:
@@ -85,12 +85,12 @@ class Likelihood(nn.Module):
 
     @property
     def sigma(self) -> Tensor | None:
-        """The standard deviation of the noise that evaluation uses, float64 []; None when it depends on z, or is none."""
+        """The standard deviation of the noise that evaluation uses, float64 []; None when it depends on z or does not exist."""
         return None
 
     @property
     def progress(self) -> dict[str, Tensor]:
-        """Other numbers of the state worth a curve, [] each."""
+        """Further numbers of the sigma state that are logged as curves, [] each."""
         return {}
 
 
@@ -141,7 +141,7 @@ class LocationScale(Density):
         return torch.exp(2 * self.state.evaluation_log_sigma(self.mean_and_raw(params)[1]))
 
     def deviation(self, params: Tensor) -> Tensor | None:
-        """Pixel by pixel or channel by channel where sigma is."""
+        """One value for each pixel or channel where sigma has one."""
         if self.sigma is None:
             return super().deviation(params)
         return torch.exp(self.state.evaluation_log_sigma(None))

@@ -19,10 +19,10 @@ BITS = 8
 
 
 class Bitwise(Likelihood):
-    """A mass over levels 0 to 255, which stand for x = level / 255."""
+    """A mass over levels 0 to 255, where level v means x = v / 255."""
 
     def num_params(self, channels: int) -> int:
-        """8 logits a value."""
+        """Eight logits for each value."""
         return channels * BITS
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
@@ -32,7 +32,7 @@ class Bitwise(Likelihood):
         return total(bits * logits - softplus(logits))
 
     def mean(self, params: Tensor) -> Tensor:
-        """E[level] / 255."""
+        """The expected level over 255, [B, C, H, W]."""
         return _to_unit(torch.sigmoid(_by_bit(params)))
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:

@@ -16,7 +16,7 @@ from vaescale.likelihoods.sigma import wide
 
 
 class Categorical(Likelihood):
-    """A mass over levels 0 to 255, which stand for x = level / 255."""
+    """A mass over levels 0 to 255, where level v means x = v / 255."""
 
     def num_params(self, channels: int) -> int:
         """256 logits a value."""
@@ -29,7 +29,7 @@ class Categorical(Likelihood):
         return total(chosen - torch.logsumexp(logits, dim=2))
 
     def mean(self, params: Tensor) -> Tensor:
-        """E[level] / 255."""
+        """The expected level over 255, [B, C, H, W]."""
         probabilities = torch.softmax(_by_level(params), dim=2)
         values = torch.linspace(0, 1, LEVELS, device=params.device, dtype=probabilities.dtype)
         return torch.einsum("bclhw,l->bchw", probabilities, values)

@@ -24,11 +24,11 @@ class ContinuousBernoulli(Density):
     config: ContinuousBernoulliConfig
 
     def num_params(self, channels: int) -> int:
-        """One logit a value."""
+        """One logit for each value."""
         return channels
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """Nats [B]."""
+        """The log density in nats, [B]."""
         return total(log_density(x, wide(params)))
 
     def mean(self, params: Tensor) -> Tensor:

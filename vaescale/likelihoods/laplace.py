@@ -32,7 +32,7 @@ class Laplace(LocationScale):
         return -constant - math.sqrt(2) * weighted_sum(absolute_error, -log_sigma)
 
     def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:
-        """1 - exp(-|e| / b)."""
+        """The central mass 1 - exp(-|e| / b)."""
         mean, raw = self.mean_and_raw(params)
         return -torch.expm1(-math.sqrt(2) * (x - mean).abs() / self.state.evaluation_log_sigma(raw).exp())
 

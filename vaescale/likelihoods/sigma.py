@@ -36,7 +36,7 @@ class SigmaState(nn.Module):
 
     The gradient through an optimal sigma is zero, since sigma is the argmax: `stop` drops it and `keep` computes it,
     at the price of a second collective in the backward pass. Without it the mean of the ranks' gradients is the
-    single-process gradient as it stands. In the ramp of a handover sigma is no argmax: there `stop` takes the global
+    single-process gradient. In the ramp of a handover sigma is no argmax: there `stop` takes the global
     part of it as given.
 
     `running` float64 [1 + groups]: exponential averages of the number of values in a group and of each group's sum.
@@ -178,7 +178,7 @@ class SigmaState(nn.Module):
         steps, start, last = self.stage[:3].unbind()
         steps, window = steps + 1, self.stage[3:] + collected
         if handover.when_settled is not None:
-            # Not the running average: its tail would hide for hundreds of steps that sigma stands still.
+            # Not the running average: its tail would hide for hundreds of steps that sigma no longer changes.
             ends = steps.remainder(round(self.config.horizon_steps)) == 0
             now = self._log_optimal(_ratio(window)).squeeze()
             settled = ends & ((now - last).abs() < math.log1p(handover.when_settled))

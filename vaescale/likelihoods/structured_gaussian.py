@@ -48,7 +48,7 @@ class StructuredGaussian(Density):
         return channels * (2 + len(self.offsets)) + channels * (channels - 1) // 2
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """Nats [B], exact."""
+        """The exact log density in nats, [B]."""
         mean, log_sigma, neighbours, between = self._split(params)
         error = x - mean
         given_later = error

@@ -38,7 +38,7 @@ class StudentT(Density):
         return channels * (1 + [self.config.scale, self.config.degrees_of_freedom].count("predicted"))
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """Nats [B]."""
+        """The log density in nats, [B]."""
         mean, log_scale, v = self._split(params)
         half = (
             v.double() / 2

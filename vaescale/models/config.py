@@ -74,7 +74,7 @@ class FixedConfig(PosteriorConfig):
         return self
 
     def num_params(self, latents: int) -> int:
-        """Means alone."""
+        """One mean for each latent."""
         return latents
 
     def needs(self) -> Iterable[Need]:

@@ -72,11 +72,11 @@ class FlatVAE(VAE):
             return q
 
     def joint_means(self, x: Tensor, groups: int) -> Tensor:  # noqa: ARG002
-        """Of its one group."""
+        """The posterior means of the only group."""
         return self.posterior(x).mu.flatten(1)
 
     def prior(self) -> Gaussian:
-        """N(0, I)."""
+        """The standard normal prior."""
         zeros = next(self.parameters()).new_zeros(self.latent_shape)
         return Gaussian(zeros, zeros)
 
@@ -86,15 +86,15 @@ class FlatVAE(VAE):
         stream: noise.Stream | None = None,  # noqa: ARG002
         temperature: float = 1.0,  # noqa: ARG002
     ) -> Tensor:
-        """From all latents."""
+        """The raw parameters from all latents."""
         params: Tensor = self.network.decode(z.reshape(len(z), *self.latent_shape))
         return params
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """From the posterior's mean."""
+        """The raw parameters from the posterior's mean."""
         params: Tensor = self.network.decode(self.posterior(x).mu)
         return params
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
-        """From N(0, temperature^2)."""
+        """The raw parameters from draws of N(0, temperature^2)."""
         return self.decode(temperature * noise.normal(stream, noise.PRIOR, (self.latent_dim,)))

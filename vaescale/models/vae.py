@@ -196,8 +196,8 @@ class VAE(nn.Module):
         return prior.log_density(z.view(len(z), *self.latent_shape).to(prior.mu)).flatten(1).sum(1)
 
     def decode(self, z: Tensor, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
-        """The likelihood's raw parameters from z [B, Z], flat, of `latent_dim` or of a ladder's first groups; what lies below
-        is drawn from its prior, the standard deviations times `temperature`. A flat model has no use for the stream.
+        """The likelihood's raw parameters from z [B, Z], flat, of `latent_dim` or of a ladder's first groups; lower groups
+        are drawn from their priors, the standard deviations times `temperature`. A flat model has no use for the stream.
         """
         raise NotImplementedError
 

@@ -15,7 +15,7 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 
 class Split(NamedTuple):
-    """One part of a source. `number` of images is None where only reading tells it."""
+    """One part of a source. number: of its images, None where it is known only after reading."""
 
     items: Iterable[Item]
     number: int | None
@@ -46,7 +46,7 @@ def with_val(source: Source, holdout: float) -> Source:
 
 
 def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
-    """The part of the items whose key's hash falls below the fraction, or the others. At least one is held out."""
+    """The part of the items whose key's hash falls below the fraction, or the other items. At least one item is held out."""
     split = whole()
     below = fraction * 2**32
     if not isinstance(split.items, list):  # a stream

@@ -34,7 +34,7 @@ def tree_split(path: Path) -> Split:
         kinds = ", ".join(
             f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(5)
         )
-        say(f"passed over in {path}: {kinds}")
+        say(f"not images in {path}, left out: {kinds}")
     parts = [file.relative_to(path).parts for file in files]
     names = tuple(sorted({part[0] for part in parts if len(part) > 1}))
     labels = {name: number for number, name in enumerate(names)}
@@ -86,6 +86,6 @@ def keyed(items: Iterable[tuple[str, Place, int]]) -> list[Item]:
 
 
 def shuffled(items: list[Item]) -> list[Item]:
-    """In a fixed random order: files lie by class, and shards of one class would mix badly."""
+    """The items in a fixed random order: files are sorted by class, and shards of one class would mix badly."""
     order = np.random.Generator(np.random.Philox(key=len(items))).permutation(len(items))
     return [items[i] for i in order.tolist()]

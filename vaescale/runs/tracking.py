@@ -184,7 +184,7 @@ def push(folder: Path, config: TrackingConfig, *, status: str | None = None) -> 
     if config.mlflow is None:
         return
     try:
-        sync(folder, config, status=status)
+        sync(folder, config, status=status, wait_seconds=WAIT_SECONDS)
     except Exception as error:  # whatever a server or a network may raise; the results are in the folder
         _say_behind(folder, config, error)
 

@@ -212,6 +212,7 @@ def _acquire(path: Path) -> _Lock:
             say(
                 f"{path} cannot be locked ({error.reason}); let no two processes write in {path.parent} at once"
             )
+        path.unlink(missing_ok=True)
         return _Lock(path, None, thread_lock)
     except BaseException:
         thread_lock.release()

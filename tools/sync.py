@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     try:
         state = sync(arguments.run, config)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"MLflow at {config.mlflow} does not answer ({error}); try again when it does"

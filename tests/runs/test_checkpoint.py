@@ -368,3 +368,35 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path, name: str) -
         assert json.loads(written)["files"] == sound
     path.write_bytes(content)
     assert verify(path.parent) is None
+
+
+class Name(str):
+    """A name that counts how often it is compared."""
+
+    comparisons = 0
+
+    def __eq__(self, other: object) -> bool:
+        Name.comparisons += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_reading_all_tensors_compares_each_name_once(tmp_path: Path, monkeypatch) -> None:
+    number = 200
+
+    class File:
+        def keys(self) -> list[str]:
+            return [Name(f"layer{index}") for index in range(number)]
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            return torch.tensor(int(name.removeprefix("layer")))
+
+    monkeypatch.setattr(checkpoint, "safe_open", lambda *_, **__: File())
+    tensors = checkpoint.Tensors(tmp_path / "model.safetensors")
+    assert len(tensors) == number
+    Name.comparisons = 0
+    assert [int(tensors[f"layer{index}"]) for index in range(number)] == list(range(number))
+    assert Name.comparisons <= 2 * number
+    with pytest.raises(KeyError):
+        tensors["layer"]

@@ -51,8 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Fit, measure, write, draw. Returns the table."""
+
     from vaescale.commands.baselines import baselines
-    from vaescale.commands.identity import git_revision
+    from vaescale.runs.identity import git_revision
     from vaescale.trained import open_trained
 
     if arguments.images < 10 or (arguments.labels is not None and arguments.labels < 10):

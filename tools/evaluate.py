@@ -93,12 +93,12 @@ def _name(arguments: argparse.Namespace) -> str:
 
 def _evaluate(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     from vaescale import comm
-    from vaescale.commands.identity import git_revision
     from vaescale.errors import UserError
     from vaescale.evaluation.importance import IMPORTANCE, importance_weighted
     from vaescale.evaluation.likelihood import evaluate, protocol
     from vaescale.evaluation.reconstruction import PROTOCOL, reconstruction
     from vaescale.runs import folder as run_folder
+    from vaescale.runs.identity import git_revision
     from vaescale.system.console import say
     from vaescale.system.secrets import redact
     from vaescale.trained import in_order, open_split, open_trained

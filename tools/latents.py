@@ -69,9 +69,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale.aggregate.information import information
     from vaescale.aggregate.latents import Drawing, load
     from vaescale.commands import latents as measuring
-    from vaescale.commands.identity import git_revision
     from vaescale.mixtures import files
     from vaescale.runs import folder as run_folder
+    from vaescale.runs.identity import git_revision
     from vaescale.trained import latents_of, open_trained
     from vaescale.training import launch as backends
 

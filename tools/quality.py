@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from vaescale import comm
     from vaescale.commands import quality as judging
-    from vaescale.commands.identity import git_revision
     from vaescale.evaluation.features import open_extractor
+    from vaescale.runs.identity import git_revision
     from vaescale.trained import open_split, open_trained
     from vaescale.training import launch as backends
 

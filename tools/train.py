@@ -32,17 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, or describe what would be trained. Returns the summary, or recipe and plan."""
-    from vaescale.commands.train import Session
+    from vaescale.commands.train import describe, train
     from vaescale.recipe import load_recipe
-    from vaescale.training import launch as backends
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    launch = backends.start(processes=arguments.processes)
-    try:
-        session = Session(recipe, launch, allow_changes=arguments.allow_changes)
-        return session.describe() if arguments.dry_run else session.run()
-    finally:
-        backends.stop(launch.accelerator)
+    if arguments.dry_run:
+        return describe(recipe, processes=arguments.processes)
+    return train(recipe, processes=arguments.processes, allow_changes=arguments.allow_changes)
 
 
 def show(result: dict[str, Any]) -> None:

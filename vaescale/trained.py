@@ -15,6 +15,7 @@ from vaescale.data.batch import Batch, Fetched, Request
 from vaescale.data.latent_shards import LatentShards
 from vaescale.data.loader import evaluation_batches, shard_batches
 from vaescale.data.reader import ShardReader, open_reader
+from vaescale.data.workers import Workers
 from vaescale.errors import DataError, UserError
 from vaescale.models.build import build_vae
 from vaescale.models.vae import VAE
@@ -97,7 +98,7 @@ def open_trained(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Tra
     return Trained(folder, recipe, model.eval().to(device), found.step, weights, weights_hash)
 
 
-def in_order(reader: ShardReader, *, workers: int = 0) -> Iterator[Batch]:
+def in_order(reader: ShardReader, *, workers: int | Workers = 0) -> Iterator[Batch]:
     """All images in order, this rank's share of each batch. What cannot be used is told, and masked."""
     told: set[int] = set()
     rank, world_size = comm.rank(), comm.world_size()

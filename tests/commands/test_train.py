@@ -96,9 +96,9 @@ def test_resuming_is_bit_equal_to_never_stopping(
     path = recipe_file(recipe_content)
     assert vaescale("train", path, f"run_dir={straight}").code == 0
 
-    from vaescale.commands.train import Session
+    from vaescale.training.recorder import Recorder
 
-    real = Session._log
+    real = Recorder.log
 
     def stop_at_nine(self, step, metrics):
         real(self, step, metrics)
@@ -106,7 +106,7 @@ def test_resuming_is_bit_equal_to_never_stopping(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "_log", stop_at_nine)
+        patch.setattr(Recorder, "log", stop_at_nine)
         assert vaescale("train", path, f"run_dir={stopped}").code == 130
     assert not (Path(stopped) / "lock").exists()
     again = vaescale("train", path, f"run_dir={stopped}")

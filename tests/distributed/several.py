@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState
 
-from vaescale.commands.train import Session
+from vaescale.commands.train import train
 from vaescale.recipe import load_recipe
 from vaescale.training import launch as backends
 
@@ -38,7 +38,7 @@ def main() -> None:
         GradientState._reset_state()
         launch = backends.start()
         assert layout.startswith(launch.strategy)
-        Session(load_recipe(Path(sys.argv[1]), overrides.split()), launch).run()
+        train(load_recipe(Path(sys.argv[1]), overrides.split()), launch=launch)
     sys.stderr.flush()
     os._exit(0)
 

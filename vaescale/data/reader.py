@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -321,6 +321,11 @@ class ShardReader(Dataset[Fetched]):
         if len(self._files) > OPEN_SHARDS:
             self._files.popitem(last=False)[1].close()
         return self._files[shard_number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process needs of a reader: no open files, and nothing that it can read again."""
+        emptied: dict[str, Any] = {"_entries": OrderedDict(), "_files": OrderedDict(), "_memory": None}
+        return {**self.__dict__, **emptied}
 
     def __del__(self) -> None:
         for file in self.__dict__.get("_files", {}).values():

@@ -37,14 +37,37 @@ def append_metrics(folder: Path, step: int, metrics: Mapping[str, float]) -> Non
     append_line(folder / METRICS, json.dumps({"step": step, "time": round(time.time(), 3), **metrics}))
 
 
-def append_non_finite(folder: Path, step: int, keys: list[str]) -> None:
-    """Add one line to non_finite.jsonl: a step whose loss or gradient was NaN or Inf, and the keys of its images."""
-    append_line(folder / NON_FINITE, json.dumps({"step": step, "keys": keys}))
+class NonFiniteSteps:
+    """non_finite.jsonl: a line for each step whose loss or gradient was NaN or Inf, with the keys of its images.
+
+    A resumed run replays steps: a line that the file has already is not written again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / NON_FINITE
+        self._known: set[int] | None = None  # hashes: a line names a whole batch
+
+    def append(self, step: int, keys: list[str]) -> bool:
+        """Write a step's line. Returns whether it is new."""
+        line = json.dumps({"step": step, "keys": keys})
+        if self._known is None:
+            _end_last_line(self._path)
+            text = self._path.read_text() if self._path.is_file() else ""
+            self._known = {hash(known) for known in text.splitlines()}
+        if hash(line) in self._known:
+            return False
+        self._known.add(hash(line))
+        append_line(self._path, line)
+        return True
 
 
 def mend_metrics(folder: Path) -> None:
-    """End a line that a crash cut short, so that the next one stands by itself."""
-    path = folder / METRICS
+    """End a line of metrics.jsonl that a crash cut short."""
+    _end_last_line(folder / METRICS)
+
+
+def _end_last_line(path: Path) -> None:
+    """Add a line break where a crash cut the last line short, so that the next line is whole."""
     if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
         with path.open("a") as file:
             file.write("\n")

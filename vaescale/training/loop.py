@@ -1,8 +1,10 @@
 """The training loop."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
 
 from vaescale import comm
 from vaescale.data.batch import Batch
@@ -16,26 +18,50 @@ from vaescale.training.step import step_metrics, train_step
 from vaescale.training.strategies.base import Strategy
 
 
-@dataclass(frozen=True)
-class Watchers:
-    """What happens beside the steps, with the number of steps done. All ranks call all of them.
+class Watcher(Protocol):
+    """What happens beside the steps. All ranks call all of it, at the same steps; `done` is the number of steps done."""
 
-    judged: before anything else is done at a step; asked_to_stop: whether this process was, for example by a cluster that
-    wants its node back.
-    """
+    def non_finite(self, step: int) -> None:
+        """The loss or gradient of this step was NaN or Inf."""
 
-    judged: Callable[[], None]
-    log: Callable[[int, dict[str, float]], None]
-    evaluate: Callable[[int], None]
-    checkpoint: Callable[[int], None]
-    asked_to_stop: Callable[[], bool]
+    def log(self, done: int, metrics: dict[str, float]) -> None:
+        """Write a row of metrics."""
+
+    def evaluate(self, done: int) -> None:
+        """Measure the held-out images."""
+
+    def checkpoint(self, done: int) -> None:
+        """Save a checkpoint."""
+
+    def asked_to_stop(self) -> bool:
+        """Whether this process was asked to stop, for example by a cluster that wants its node back."""
+
+
+class Due(NamedTuple):
+    """What is due after a step."""
+
+    log: bool
+    evaluate: bool
+    checkpoint: bool
+    compare: bool
+
+    @classmethod
+    def after(cls, done: int, config: TrainingConfig) -> "Due":
+        """What is due after `done` steps; after the last step everything is."""
+        intervals = (
+            *(config.log_every, config.evaluate_every, config.checkpoint_every),
+            config.compare_replicas_every,
+        )
+        return cls(
+            *(every is not None and (done % every == 0 or done == config.steps) for every in intervals)
+        )
 
 
 def train(
     strategy: Strategy,
     guard: Guard,
     batches: Iterable[list[Batch]],
-    watch: Watchers,
+    watch: Watcher,
     *,
     config: TrainingConfig,
     optimizer_config: OptimizerConfig,
@@ -44,53 +70,45 @@ def train(
     start: int,
     lr_factor: float = 1.0,
 ) -> None:
-    """Train from step `start` to config.steps. Raises NotFinite when loss or gradient stay NaN or Inf, and Preempted after a
-    checkpoint when a rank was asked to stop.
+    """Train from step `start` to config.steps.
+
+    Raises NotFinite when loss or gradient stay NaN or Inf, and Preempted after a checkpoint when a rank was asked to stop.
     """
     strategy.wrapped.train()
     clock = Clock()
+    run_step = partial(train_step, strategy, objective=objective, precision=config.precision, seed=seed)
     for step, micro_batches in enumerate(clock.waiting_for(batches), start=start):
         comm.at_step(step)
         lr = lr_factor * learning_rate(step, optimizer_config, total_steps=config.steps)
-        for group in strategy.optimizer.param_groups:
-            group["lr"] = lr
-        result = train_step(
-            strategy,
-            micro_batches,
-            objective=objective,
-            judge=partial(guard.judge, step=step, asked_to_stop=watch.asked_to_stop()),
-            scale=guard.scale,
-            precision=config.precision,
-            seed=seed,
-            step=step,
-        )
-        done = step + 1
-        log, evaluate, checkpoint, compare = (
-            every is not None and (done % every == 0 or done == config.steps)
-            for every in (
-                config.log_every,
-                config.evaluate_every,
-                config.checkpoint_every,
-                config.compare_replicas_every,
-            )
-        )
-        stop = guard.was_asked_to_stop() and done < config.steps
-        if log or evaluate or checkpoint or stop:
-            watch.judged()
-            guard.refuse(done, last=done == config.steps)
-        if compare:
+        set_learning_rate(strategy.optimizer, lr)
+        judge = partial(guard.judge, step=step, asked_to_stop=watch.asked_to_stop())
+        result = run_step(micro_batches, judge=judge, scale=guard.scale, step=step)
+        done, due = step + 1, Due.after(step + 1, config)
+        reports = guard.reports(wait=due.log or due.evaluate or due.checkpoint)
+        for report in reports:
+            if report.non_finite:
+                watch.non_finite(report.step)
+        guard.refuse(reports, last_step=config.steps - 1)
+        stop = any(report.asked_to_stop for report in reports) and done < config.steps
+        if due.compare:
             strategy.compare_replicas()
-        if log:
+        if due.log:
             metrics = step_metrics(result, strategy.model) | guard.metrics()
             metrics |= {"train/lr": lr} | {f"train/{k}": v for k, v in objective.progress(step).items()}
             watch.log(done, metrics | clock.metrics(result.global_batch))
-        # What NaN came from is neither measured nor saved over something good.
-        if evaluate and guard.is_well:
+        # The state after steps of NaN is neither measured nor saved over a sound checkpoint.
+        if due.evaluate and guard.is_well:
             watch.evaluate(done)
-        if (checkpoint or stop) and guard.is_well:
+        if (due.checkpoint or stop) and guard.is_well:
             watch.checkpoint(done)
         if stop:
             where = "there" if guard.is_well else "the last checkpoint"
             raise Preempted(f"asked to stop after step {done}; the same command goes on from {where}")
-        if evaluate or checkpoint:
+        if due.evaluate or due.checkpoint:
             clock.restart()
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -13,9 +13,10 @@ import torch
 
 from tests.launching import environment
 from vaescale.data.batch import Batch, Request
+from vaescale.data.config import DataConfig
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.making.writing import Making, write_shards
-from vaescale.data.reader import DataConfig, ShardReader, open_reader
+from vaescale.data.reader import ShardReader, open_reader
 from vaescale.data.workers import Workers
 from vaescale.errors import DataError
 
@@ -96,7 +97,8 @@ def test_what_a_worker_gets_is_small_however_much_was_read(opened: ShardReader) 
 SCRIPT = """
 import sys
 from vaescale.data.loader import evaluation_batches
-from vaescale.data.reader import DataConfig, open_reader
+from vaescale.data.config import DataConfig
+from vaescale.data.reader import open_reader
 print("the script runs", flush=True)
 config = DataConfig(train=sys.argv[1], val=sys.argv[1], image_size=8, global_batch=4)
 reader = open_reader(config.train, config)

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tests.browser import look_at, needs_browser
 from tests.mlflow_server import Server
-from vaescale.commands.compare_runs import Record, compare, page
+from vaescale.commands.compare_runs import page
+from vaescale.runs.comparison import Record, compare
 
 pytestmark = needs_browser
 

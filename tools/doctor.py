@@ -5,149 +5,41 @@ doctor`, to see what training would see: its processes then exchange numbers for
 """
 
 import argparse
-import importlib.metadata
-import os
-import platform
-import shutil
-import statistics
 import sys
-import time
 from typing import Any
 
-from vaescale.errors import UserError
+from vaescale.system.arguments import real
 
-EXCHANGED = 1 << 22  # float32 numbers: 16 MiB
 MOST_SECONDS = 600
-
-NEEDED = (
-    *(
-        "torch",
-        "accelerate",
-        "webdataset",
-        "datasets",
-        "mlflow",
-        "einops",
-        "numpy",
-        "scikit-learn",
-        "matplotlib",
-    ),
-    *("pydantic", "omegaconf", "pyyaml", "safetensors", "pillow", "simplejpeg", "fsspec", "filelock", "rich"),
-)
-OPTIONAL = {"deepspeed": "DeepSpeed ZeRO", "transformers": "accelerate's DeepSpeed path"}
-PROGRAMS = {"g++": "DeepSpeed's operators", "git": "the git revision of runs"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How long processes are tried."""
+    """Add --seconds."""
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=real(above=0, most=MOST_SECONDS),
         default=2.0,
         help="under a launcher: how long the processes exchange numbers; default: 2",
     )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Look around. Returns versions, devices, launch, missing parts, and what the processes' exchange gave."""
-    if not 0 < arguments.seconds <= MOST_SECONDS:
-        raise UserError(f"--seconds (={arguments.seconds}) must be above 0 and at most {MOST_SECONDS}")
-    import vaescale
-    from vaescale.system.host import cores
+    """Return versions, devices, launch, missing parts, and the result of the processes' exchange."""
+    from vaescale.commands.doctor import doctor
 
-    versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
-    gpus, bf16 = _gpus() if versions["torch"] else ([], False)
-    missing = [f"{name}: pip install -c constraints.txt {name}" for name in NEEDED if versions[name] is None]
-    missing += [f"{name} (for {use}): optional" for name, use in OPTIONAL.items() if versions[name] is None]
-    missing += [
-        f"{name} (for {use}): optional" for name, use in PROGRAMS.items() if shutil.which(name) is None
-    ]
-    return {
-        "vaescale": vaescale.__version__,
-        "python": platform.python_version(),
-        **versions,
-        "platform": platform.platform(),
-        "cores": cores(),
-        "gpus": gpus,
-        "bf16": bf16,
-        "launch": _launch(),
-        **(_exchange(arguments.seconds) if "WORLD_SIZE" in os.environ else {}),
-        "missing": missing,
-    }
+    return doctor(seconds=arguments.seconds)
 
 
 def show(result: dict[str, Any]) -> None:
-    """A table; lists in one line each."""
+    """Print one table, each list as one line."""
     from vaescale.system.console import table
 
-    def words(name: str, value: Any) -> str:
+    def text(name: str, value: Any) -> str:
         if isinstance(value, list):
             return "; ".join(value) or ("none: training runs on the CPU" if name == "gpus" else "nothing")
         return "not installed" if value is None else str(value)
 
-    table("vaescale doctor", [(name, words(name, value)) for name, value in result.items()])
-
-
-def _exchange(seconds: float) -> dict[str, Any]:
-    """All-reduce on all processes for so long, in the layout that the launcher asks for."""
-    import torch
-
-    from vaescale import comm
-    from vaescale.training import launch as backends
-
-    launch = backends.start()
-    device = launch.accelerator.device
-    try:
-        values = torch.ones(EXCHANGED, device=device)
-        sums = set()
-        begun, times = time.perf_counter(), []
-        # All ranks must stop at the same round: rank 0's clock decides.
-        while comm.broadcast_object(time.perf_counter() - begun < seconds):
-            start = time.perf_counter()
-            total = comm.all_reduce_plain(values)
-            sums |= {float(total[0]), float(total[-1])}
-            times.append(time.perf_counter() - start)
-        right = sums == {float(comm.world_size())}
-        median = statistics.median(times)
-        size = values.numel() * values.element_size()
-        return {
-            "layout": backends.layout(launch.strategy),
-            "world_size": comm.world_size(),
-            "backend": comm.backend(),
-            "exchange": f"{len(times)} all-reduces of {size / 2**20:.0f} MiB, median {1e3 * median:.1f} ms"
-            + ("" if right else f", WRONG SUMS {sorted(sums)}"),
-            # What each process sends in a ring, as NCCL's tests call it.
-            "bus_gigabytes_per_second": round(2 * (1 - 1 / comm.world_size()) * size / median / 1e9, 3),
-        }
-    finally:
-        backends.stop(launch.accelerator)
-
-
-def _gpus() -> tuple[list[str], bool]:
-    """The GPUs' names, and whether the device that training takes computes in bf16."""
-    import torch
-
-    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return names, torch.cuda.is_bf16_supported() if names else True
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _launch() -> str:
-    """How this process came about, in words."""
-    try:
-        from vaescale.training.launch import refuse_lost_processes
-
-        refuse_lost_processes(os.environ)
-    except (UserError, ImportError) as error:
-        return str(error)
-    if "WORLD_SIZE" in os.environ:
-        return f"process {os.environ.get('RANK', '0')} of {os.environ['WORLD_SIZE']}, started by a launcher"
-    return "one process"
+    table("vaescale doctor", [(name, text(name, value)) for name, value in result.items()])
 
 
 if __name__ == "__main__":

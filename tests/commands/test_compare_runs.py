@@ -2,18 +2,11 @@
 
 import pytest
 
-from vaescale.commands.compare_runs import (
-    Record,
-    compare,
-    groups,
-    markdown,
-    measured_by,
-    page,
-    read_picture,
-    spread,
-)
+from vaescale.commands.compare_runs import measure_of, page, read_picture
 from vaescale.config import flat
 from vaescale.errors import UserError
+from vaescale.likelihoods.config import LIKELIHOODS
+from vaescale.runs.comparison import Record, compare, groups, larger_is_better, markdown, measured_by, spread
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
 
@@ -27,7 +20,10 @@ def record(name: str, bound: float, *, data_hash: str = "a", **recipe: object) -
     }
     metrics = {"val/neg_elbo_nats": bound, "val/mse": 0.1, "quality/f/prior-mean/recall": -bound}
     curves = {"val/neg_elbo_nats": [(10.0, bound + 5), (20.0, bound)]}
-    return Record(name, f"runs/{name}", said, metrics, curves, {"samples.png": PNG}, data_hash)
+    measure = measure_of(str(said["likelihood.kind"]))
+    return Record(
+        name, f"runs/{name}", said, metrics, curves, {"samples.png": PNG}, data_hash, measure=measure
+    )
 
 
 def test_the_best_is_first_and_what_differs_is_a_column() -> None:
@@ -102,6 +98,33 @@ def test_what_is_better_goes_by_the_metric(metric: str, order: tuple[float, ...]
     assert [float(own.name) for own in compare(records, sort=metric).records] == list(order)
 
 
+def test_results_name_metrics_of_which_more_is_better() -> None:
+    named = larger_is_better(
+        [b'{"more_is_better": ["quality/f/realism"]}', b'{"more_is_better": "x"}', b"[1]", b"no JSON"]
+    )
+    assert named == {"quality/f/realism"}
+    values = {"quality/f/realism": 1.0, "quality/f/fakeness": 1.0}
+    low, high = (
+        record(name, 1.0)._replace(metrics={metric: factor * value for metric, value in values.items()})
+        for name, factor in (("low", 1), ("high", 2))
+    )
+    high = high._replace(more_is_better=named)
+    for metric, best in (("quality/f/realism", "high"), ("quality/f/fakeness", "low")):
+        assert compare([low, high], sort=metric).records[0].name == best
+
+
+def test_a_likelihood_of_unknown_measure_is_named() -> None:
+    foreign = record("foreign", 1.0, likelihood__kind="poisson")
+    (message,) = compare([record("one", 1.0), foreign]).warnings
+    assert "does not know the likelihood poisson" in message
+    assert compare([foreign, foreign._replace(name="again")]).warnings == []
+
+
+def test_bounds_of_binarized_images_compare_with_no_others() -> None:
+    assert [kind for kind in LIKELIHOODS if measure_of(kind) == "binary mass"] == ["bernoulli"]
+    assert (measure_of("gaussian"), measure_of("bitwise"), measure_of("poisson")) == ("density", "mass", "")
+
+
 def test_runs_that_differ_in_the_seed_are_repetitions() -> None:
     one, two = record("one", 1.0), record("again", 3.0, seed=1)
     other = record("other", 9.0, likelihood__sigma=0.5)
@@ -117,7 +140,7 @@ def test_runs_that_differ_in_the_seed_are_repetitions() -> None:
 
 
 def test_names_that_coincide_have_their_places() -> None:
-    one, two = record("one", 1.0), record("one", 2.0)._replace(place="elsewhere/one")
+    one, two = record("one", 1.0), record("one", 2.0)._replace(location="elsewhere/one")
     assert [own.name for own in compare([one, two]).records] == ["one (runs/one)", "one (elsewhere/one)"]
 
 

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from tests.launching import ROOT
-from vaescale.commands.sweep import Variant, cluster_files, split_values, variants
+from vaescale.commands.sweep import Variant, split_values, variants
 from vaescale.errors import UserError
+from vaescale.runs.cluster_jobs import cluster_files
 
 
 def test_every_combination_once() -> None:
@@ -119,7 +120,13 @@ def files_of(kind: str, name: str) -> tuple[list[Variant], dict[str, str]]:
     launch, recipe = "accelerate launch --num_processes 8", Path("recipes/my recipe.yaml")
     places = [f"runs/{one.name}" for one in own]
     return own, cluster_files(
-        kind, recipe, own, places, name=name, launch=launch, image="registry/vaescale:1"
+        kind,
+        recipe,
+        [one.overrides for one in own],
+        places,
+        name=name,
+        launch=launch,
+        image="registry/vaescale:1",
     )
 
 
@@ -136,7 +143,15 @@ def test_a_slurm_array_trains_each_variant_and_runs_no_value(tmp_path: Path) -> 
 def test_a_preempted_task_is_requeued_wherever_its_run_lies(tmp_path: Path) -> None:
     own = variants(["seed=0,1"], "x")
     place = str(tmp_path / "scratch" / "a run")
-    files = cluster_files("slurm", Path("r.yaml"), own, [place] * 2, name="x", launch="accelerate", image="")
+    files = cluster_files(
+        "slurm",
+        Path("r.yaml"),
+        [one.overrides for one in own],
+        [place] * 2,
+        name="x",
+        launch="accelerate",
+        image="",
+    )
     (tmp_path / "runs" / "x").mkdir(parents=True)
     (tmp_path / "runs" / "x" / "variants.txt").write_text(files["variants.txt"])
     (tmp_path / "bin").mkdir()

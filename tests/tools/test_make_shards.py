@@ -170,18 +170,24 @@ REFUSED = {
     "no out": (["digits"], "SOURCE and OUT are needed"),
     "nothing": ([], "SOURCE and OUT are needed"),
     "both": (["digits", "x", "--index-only", "."], "leave SOURCE and OUT out"),
-    "size": (["digits", "x", "--size", "0"], "--size (=0) must be from 1"),
+    "size": (["digits", "x", "--size", "0"], "argument --size: 0 must be from 1 to 16384"),
     "crop alone": (["digits", "x", "--crop", "square"], "add --size PIXELS"),
-    "crop word": (["digits", "x", "--size", "8", "--crop", "round"], "--crop (=round) is square, whole or"),
+    "crop word": (
+        ["digits", "x", "--size", "8", "--crop", "round"],
+        "--crop (=round) must be square, whole or",
+    ),
     "keep and size": (["digits", "x", "--size", "8", "--encoding", "keep"], "--encoding keep stores files"),
     "bytes": (
         ["digits", "x", "--shard-bytes", "lots"],
         "'lots': give a number of bytes or a size such as 100MB",
     ),
-    "quality": (["digits", "x", "--quality", "101"], "--quality (=101) must be from 1 to 100"),
+    "quality": (["digits", "x", "--quality", "101"], "argument --quality: 101 must be from 1 to 100"),
     "two sizes": (["digits", "x", "--shard-bytes", "1MB", "--shard-samples", "5"], "not allowed with"),
-    "jobs": (["digits", "x", "--jobs", "0"], "'0' is not from 1 to 1024"),
-    "holdout": (["digits", "x", "--holdout", "1"], "--holdout (=1.0) must be from 0 to 0.9"),
+    "jobs": (["digits", "x", "--jobs", "0"], "argument --jobs: 0 must be from 1 to 1024"),
+    "holdout": (
+        ["digits", "x", "--holdout", "1"],
+        "argument --holdout: 1 must be at least 0 and at most 0.9",
+    ),
 }
 
 

@@ -28,7 +28,7 @@ def test_make_shards_writes_once(vaescale, tmp_path: Path) -> None:
 def test_make_shards_refuses_what_it_does_not_know(vaescale, tmp_path: Path) -> None:
     vaescale("make-shards", "celebahq", tmp_path).assert_refused(2, "'celebahq' is unknown", "digits")
     vaescale("make-shards", "digits", tmp_path, "--shard-samples", 0).assert_refused(
-        2, "--shard-samples (=0) must be from 1"
+        2, "argument --shard-samples: 0 must be from 1 to"
     )
 
 

@@ -1,0 +1,127 @@
+"""The main job end to end on scikit-learn's handwritten digits, each step a command that a person can type."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vaescale.errors import UserError
+from vaescale.recipe import Recipe, load_recipe
+from vaescale.runs.folder import read_json
+from vaescale.system.console import say
+
+RECIPE = Path("recipes/digits/optimal.yaml")
+BACKEND = Path("recipes/backends/cpu2.yaml")
+PROCESSES = 2
+
+
+class Step(NamedTuple):
+    """A heading, the command, and whether its results exist already."""
+
+    heading: str
+    command: str
+    exists: Callable[[], bool]
+
+
+def quickstart() -> dict[str, Any]:
+    """Run the steps whose results do not exist. Returns the results, the paths and the seconds of each step.
+
+    Raises UserError outside of the project's folder, and when a step fails.
+    """
+    if not RECIPE.is_file():
+        raise UserError(f"{RECIPE} is not here; run the quickstart in the project's folder")
+    recipe = load_recipe(RECIPE)
+    folder = Path(recipe.run_dir)
+    steps = _steps(recipe, folder)
+    seconds = {}
+    for number, (name, step) in enumerate(steps.items(), start=1):
+        say(f"\n== {number}/{len(steps)}  {step.heading}\n   $ {step.command}")
+        start = time.perf_counter()
+        if step.exists():
+            say("   there already")
+        else:
+            _call(step.command)
+        seconds[name] = round(time.perf_counter() - start, 1)
+    return {
+        "run": str(folder),
+        "metrics": read_json(folder / "evaluation/val.json")["metrics"],
+        "gmm": read_json(folder / "gmm/mixture.json"),
+        "quality": read_json(folder / "evaluation/quality-pixels.json")["rows"],
+        "figures": sorted(str(path) for path in (folder / "figures").glob("*.png")),
+        "mlflow": recipe.tracking.mlflow,
+        "seconds": seconds,
+    }
+
+
+def _steps(recipe: Recipe, folder: Path) -> dict[str, Step]:
+    """The steps in order, by name."""
+
+    def same(name: str, **expected: object) -> bool:
+        """Whether a result belongs to this recipe's last step and has the expected values."""
+        result = read_json(folder / name)
+        expected |= {"recipe_hash": recipe.hash, "step": recipe.training.steps}
+        return all(result.get(key) == value for key, value in expected.items())
+
+    figures = folder / "figures"
+    last = f"checkpoints/step-{recipe.training.steps:09d}"
+    data = Path(recipe.data.train).parent
+    return {
+        "shards": Step(
+            "Write the digits as WebDataset shards",
+            f"vaescale make-shards digits {data} --shard-samples 500",
+            lambda: all((data / split / "index.json").is_file() for split in ("train", "val")),
+        ),
+        "train": Step(
+            f"Train on {PROCESSES} processes, in bf16, with the optimal sigma",
+            f"accelerate launch --config_file {BACKEND} -m vaescale train {RECIPE} --processes {PROCESSES}",
+            lambda: (
+                (figures / "curves.png").is_file()
+                and (folder / last / "manifest.json").is_file()
+                and same(f"{last}/state.json")
+            ),
+        ),
+        "evaluate": Step(
+            "Evaluate on held-out digits",
+            f"vaescale evaluate {folder}",
+            lambda: same("evaluation/val.json") and (figures / "reconstructions.png").is_file(),
+        ),
+        "fit-gmm": Step(
+            "Fit a mixture to the aggregate posterior",
+            f"vaescale fit-gmm {folder} --components 1,10,50,100",
+            lambda: same("gmm/mixture.json") and len(list(folder.glob("gmm/components-*"))) == 4,
+        ),
+        "sample": Step(
+            "Sample from the prior and from the mixture",
+            f"vaescale sample {folder}",
+            lambda: _newer(figures / "samples.png", folder / "gmm/mixture.json"),
+        ),
+        "quality": Step(
+            "Judge samples of prior and mixtures against the training images",
+            f"vaescale quality {folder} --features pixels",
+            lambda: _newer(folder / "evaluation/quality-pixels.json", folder / "gmm/mixture.json"),
+        ),
+    }
+
+
+def _call(command: str) -> None:
+    """Run a command with this interpreter, its output on stderr. Raises UserError with its exit code when it fails."""
+    program, *rest = command.split()
+    module = {"vaescale": ["vaescale"], "accelerate": ["accelerate.commands.launch"]}[program]
+    rest = rest[1:] if program == "accelerate" else rest
+    done = subprocess.run(
+        [sys.executable, "-m", *module, *rest],
+        stdout=sys.stderr,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        check=False,
+    )
+    if done.returncode:
+        error = UserError(f"`{command}` failed with exit code {done.returncode}; see its output above")
+        error.exit_code = done.returncode if done.returncode in (2, 3, 4) else 4
+        raise error
+
+
+def _newer(path: Path, than: Path) -> bool:
+    return path.is_file() and than.is_file() and path.stat().st_mtime >= than.stat().st_mtime

@@ -1,0 +1,29 @@
+"""Check a folder of shards against its index; each fault is named with shard, member and byte."""
+
+from pathlib import Path
+from typing import Any
+
+from vaescale.data.making import verifying
+from vaescale.system.console import Progress
+from vaescale.system.host import cores
+
+
+def verify_shards(folder: str | Path, *, deep: bool = False, jobs: int | None = None) -> dict[str, Any]:
+    """Return the folder, the number of samples that its index names, `deep`, and the list of faults.
+
+    deep: decode every image too. jobs: number of threads, by default the number of cores. Raises DataError when the
+    folder has no readable index.
+    """
+    with Progress(f"verify {folder}", 0) as progress:
+        samples, faults = verifying.verify_shards(
+            str(folder),
+            deep=deep,
+            jobs=jobs or cores(),
+            progress=lambda done, total: progress.update(done, "shards", total=total),
+        )
+    return {
+        "folder": str(folder),
+        "samples": samples,
+        "deep": deep,
+        "faults": [fault._asdict() for fault in faults],
+    }

@@ -80,10 +80,10 @@ def test_a_killed_worker_is_one_sentence(opened: ShardReader) -> None:
         next(batches)
         os.kill(workers.pids[0], signal.SIGKILL)
         with pytest.raises(
-            DataError, match="^a reading process was killed, perhaps for memory; lower data.workers"
+            DataError, match=r"^a reading process was killed, perhaps for memory; lower data.workers"
         ):
             list(batches)
-        with pytest.raises(DataError, match="^a reading process was killed"):
+        with pytest.raises(DataError, match=r"^a reading process was killed"):
             list(workers.fetch([Request(np.arange(3))]))
 
 

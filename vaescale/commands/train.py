@@ -17,7 +17,7 @@ import torch
 from vaescale import comm
 from vaescale.commands.parts import Parts, build_parts, plan_of
 from vaescale.data.loader import training_batches
-from vaescale.data.workers import Workers, start_server
+from vaescale.data.workers import Workers, end_workers, start_server
 from vaescale.errors import DataError, NotFinite, Preempted
 from vaescale.recipe import Recipe, differences, load_recipe
 from vaescale.runs import checkpoint
@@ -255,4 +255,5 @@ def _alone_with_its_data(writer: Writer) -> Iterator[None]:
             raise
         say(f"vaescale train: rank {comm.rank()}: {error}")
         writer.join()
+        end_workers()
         os._exit(error.exit_code)

@@ -9,38 +9,30 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from vaescale import comm
-from vaescale.data.loader import refuse_small_cache, training_batches
-from vaescale.data.plan import Plan, rank_slots
-from vaescale.data.reader import ShardReader, open_reader
-from vaescale.data.workers import Workers, start_server
+from vaescale.commands.parts import Parts, build_parts, plan_of
+from vaescale.data.loader import training_batches
+from vaescale.data.workers import Workers, end_workers, start_server
 from vaescale.errors import DataError, NotFinite, Preempted
-from vaescale.models.vae import VAE
-from vaescale.objectives.base import Objective
 from vaescale.recipe import Recipe, differences, load_recipe
 from vaescale.runs import checkpoint
 from vaescale.runs import folder as run_folder
 from vaescale.runs.checkpoint import Checkpoint, Keep
-from vaescale.runs.identity import identity_tags, refuse_foreign_folder, refuse_other, remember
+from vaescale.runs.identity import refuse_foreign_folder, refuse_other, remember
 from vaescale.runs.tracking import Drain
 from vaescale.system.console import Progress, say
 from vaescale.system.files import write_whole
-from vaescale.trained import build_model, in_order
+from vaescale.trained import in_order
 from vaescale.training import launch as backends
 from vaescale.training import loop
-from vaescale.training.guard import Guard
-from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.preemption import Preemption
 from vaescale.training.recorder import Images, Recorder, restore
-from vaescale.training.skips import Skips
 from vaescale.training.strategies import STRATEGIES
 from vaescale.training.strategies.base import Strategy
 from vaescale.training.summary import sum_up
@@ -83,114 +75,7 @@ def describe(
     """The resolved recipe, and the plan: data, steps, parameters and memory. Writes nothing. Arguments as of `train`."""
     with backends.launched(launch, processes=processes) as started:
         parts = build_parts(recipe, started)
-        return {"recipe": recipe.public(), "plan": _plan(parts)}
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a recipe and a launch make. tags: what identifies the run; checkpoint_shapes: what its checkpoints hold."""
-
-    recipe: Recipe
-    launch: backends.Launch
-    model: VAE
-    objective: Objective
-    guard: Guard
-    skips: Skips
-    train_reader: ShardReader
-    val_reader: ShardReader
-    plan: Plan
-    tags: dict[str, Any]
-    checkpoint_shapes: dict[str, checkpoint.Shapes]
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return Path(self.recipe.run_dir)
-
-    @property
-    def layout(self) -> str:
-        """How training divides the model: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`."""
-        return backends.layout(self.launch.strategy)
-
-
-def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
-    """Build the model and open the data. Writes nothing. Raises UserError and DataError for what cannot work, on all ranks."""
-    parts = comm.together(lambda: _build(recipe, launch))
-    tags = comm.on_main(
-        lambda: identity_tags(
-            recipe_hash=recipe.hash,
-            data_hash=parts.train_reader.index.data_hash,
-            val_data_hash=parts.val_reader.index.data_hash,
-            plan_hash=parts.plan.hash,
-            world_size=launch.accelerator.num_processes,
-            layout=parts.layout,
-        )
-    )
-    return replace(parts, tags=tags)
-
-
-def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
-    """The parts without tags, which the main process alone can know."""
-    config, data, device = recipe.training, recipe.data, launch.accelerator.device
-    world_size = launch.accelerator.num_processes
-    rank_slots(data.global_batch, rank=0, world_size=world_size, accumulation=config.accumulation)
-    model = build_model(recipe).to(device)
-    train_reader, val_reader = open_reader(data.train, data), open_reader(data.val, data)
-    plan = Plan(train_reader.index.shards.samples, data.global_batch, recipe.seed, data.shuffle_block)
-    refuse_small_cache(train_reader, plan, data)
-    guard = Guard(
-        skip_factor=recipe.optimizer.skip_factor,
-        clip_norm=recipe.optimizer.clip_norm,
-        max_non_finite=config.max_non_finite,
-        scaled=config.precision == "fp16",
-        device=device,
-    )
-    return Parts(
-        recipe=recipe,
-        launch=launch,
-        model=model,
-        objective=recipe.objective.implement(model),
-        guard=guard,
-        skips=Skips(epoch_images=len(train_reader), most=data.max_skipped, device=device),
-        train_reader=train_reader,
-        val_reader=val_reader,
-        plan=plan,
-        tags={},
-        checkpoint_shapes={
-            **checkpoint.shapes_of_training(model, ema=config.ema_decay > 0),
-            "guard": {"state": ("F64", [len(guard.state.to_tensor())])},
-        },
-    )
-
-
-def _plan(parts: Parts) -> dict[str, Any]:
-    recipe, config, processes = parts.recipe, parts.recipe.training, parts.launch.accelerator.num_processes
-    per_rank = recipe.data.global_batch // processes
-    memory = estimate(
-        parts.model,
-        images=per_rank // config.accumulation,
-        ema=config.ema_decay > 0,
-        precision=config.precision,
-        importance_samples=parts.objective.importance_samples,
-        accumulation=config.accumulation,
-        layout=parts.layout,
-        processes=processes,
-    )
-    return {
-        "layout": parts.layout,
-        "processes": processes,
-        "device": str(parts.launch.accelerator.device),
-        "train_images": len(parts.train_reader),
-        "train_shards": len(parts.train_reader.index.shards),
-        "val_images": len(parts.val_reader),
-        "steps_per_epoch": parts.plan.steps_per_epoch,
-        "epochs": round(config.steps / parts.plan.steps_per_epoch, 2),
-        "images_per_process_and_step": per_rank,
-        "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
-        **{f"memory_{name}_bytes": size for name, size in memory.items()},
-        "memory_images_bytes": parts.train_reader.memory_bytes + parts.val_reader.memory_bytes,
-        **parts.tags,
-    }
+        return {"recipe": recipe.public(), "plan": plan_of(parts)}
 
 
 def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Checkpoint | None:
@@ -370,4 +255,5 @@ def _alone_with_its_data(writer: Writer) -> Iterator[None]:
             raise
         say(f"vaescale train: rank {comm.rank()}: {error}")
         writer.join()
+        end_workers()
         os._exit(error.exit_code)

@@ -9,6 +9,7 @@ import functools
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
+import multiprocessing.util
 import signal
 import sys
 import types
@@ -117,6 +118,13 @@ def start_server() -> None:
             multiprocessing.forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_workers() -> None:
+    """End all worker processes and remove multiprocessing's files, in a process that skips Python's own shutdown."""
+    for workers in list(_ACTIVE):
+        workers.close()
+    multiprocessing.util._exit_function()  # type: ignore[attr-defined]
 
 
 class _Requests:

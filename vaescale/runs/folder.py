@@ -47,18 +47,16 @@ class NonFiniteSteps:
         self._path = folder / NON_FINITE
         self._known: set[int] | None = None  # hashes: a line names a whole batch
 
-    def append(self, step: int, keys: list[str]) -> bool:
-        """Write a step's line. Returns whether it is new."""
+    def append(self, step: int, keys: list[str]) -> None:
+        """Write a step's line, unless the file has it."""
         line = json.dumps({"step": step, "keys": keys})
         if self._known is None:
             _end_last_line(self._path)
             text = self._path.read_text() if self._path.is_file() else ""
             self._known = {hash(known) for known in text.splitlines()}
-        if hash(line) in self._known:
-            return False
-        self._known.add(hash(line))
-        append_line(self._path, line)
-        return True
+        if hash(line) not in self._known:
+            self._known.add(hash(line))
+            append_line(self._path, line)
 
 
 def mend_metrics(folder: Path) -> None:

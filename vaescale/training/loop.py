@@ -12,7 +12,7 @@ from vaescale.errors import Preempted
 from vaescale.objectives.base import Objective
 from vaescale.training.clock import Clock
 from vaescale.training.config import OptimizerConfig, TrainingConfig
-from vaescale.training.guard import Guard
+from vaescale.training.guard import Guard, StepReport
 from vaescale.training.optimizer import learning_rate
 from vaescale.training.step import step_metrics, train_step
 from vaescale.training.strategies.base import Strategy
@@ -21,8 +21,8 @@ from vaescale.training.strategies.base import Strategy
 class Watcher(Protocol):
     """What happens beside the steps. All ranks call all of it, at the same steps; `done` is the number of steps done."""
 
-    def non_finite(self, step: int) -> None:
-        """The loss or gradient of this step was NaN or Inf."""
+    def judged(self, reports: Iterable[StepReport]) -> None:
+        """Note which steps were NaN or Inf. Each step is reported once, at the latest while the next one runs."""
 
     def log(self, done: int, metrics: dict[str, float]) -> None:
         """Write a row of metrics."""
@@ -85,16 +85,13 @@ def train(
         result = run_step(micro_batches, judge=judge, scale=guard.scale, step=step)
         done, due = step + 1, Due.after(step + 1, config)
         reports = guard.reports(wait=due.log or due.evaluate or due.checkpoint)
-        for report in reports:
-            if report.non_finite:
-                watch.non_finite(report.step)
+        watch.judged(reports)
         guard.refuse(reports, last_step=config.steps - 1)
         stop = any(report.asked_to_stop for report in reports) and done < config.steps
         if due.compare:
             strategy.compare_replicas()
         if due.log:
-            metrics = step_metrics(result, strategy.model) | guard.metrics()
-            metrics |= {"train/lr": lr} | {f"train/{k}": v for k, v in objective.progress(step).items()}
+            metrics = step_metrics(result, strategy.model) | guard.metrics() | _schedules(objective, step, lr)
             watch.log(done, metrics | clock.metrics(result.global_batch))
         # The state after steps of NaN is neither measured nor saved over a sound checkpoint.
         if due.evaluate and guard.is_well:
@@ -102,8 +99,7 @@ def train(
         if (due.checkpoint or stop) and guard.is_well:
             watch.checkpoint(done)
         if stop:
-            where = "there" if guard.is_well else "the last checkpoint"
-            raise Preempted(f"asked to stop after step {done}; the same command goes on from {where}")
+            raise _preempted(done, saved=guard.is_well)
         if due.evaluate or due.checkpoint:
             clock.restart()
 
@@ -112,3 +108,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def _schedules(objective: Objective, step: int, lr: float) -> dict[str, float]:
+    """The learning rate, and what the objective's schedules are at."""
+    return {"train/lr": lr, **{f"train/{name}": value for name, value in objective.progress(step).items()}}
+
+
+def _preempted(done: int, *, saved: bool) -> Preempted:
+    where = "there" if saved else "the last checkpoint"
+    return Preempted(f"asked to stop after step {done}; the same command goes on from {where}")

@@ -19,7 +19,7 @@ from vaescale.runs import folder as run_folder
 from vaescale.runs.checkpoint import Checkpoint
 from vaescale.system.console import Progress, say
 from vaescale.system.host import system_metrics
-from vaescale.training.guard import Guard
+from vaescale.training.guard import Guard, StepReport
 from vaescale.training.launch import precision_of_evaluation
 from vaescale.training.preemption import Preemption
 from vaescale.training.skips import Skips
@@ -67,17 +67,17 @@ class Recorder:
     def __post_init__(self) -> None:
         self._non_finite = run_folder.NonFiniteSteps(self.folder)
 
-    def non_finite(self, step: int) -> None:
+    def judged(self, reports: Iterable[StepReport]) -> None:
         """Write down which images a loss or gradient of NaN or Inf came from."""
         if not comm.is_main():
             return
-        keys = self.images.train.keys_of(self.images.plan.samples(step))
-        self._non_finite.append(step, keys)
-        if self._told < TOLD:
-            self._told += 1
-            more = "; further steps are only written there" if self._told == TOLD else ""
-            path = self.folder / run_folder.NON_FINITE
-            say(f"loss or gradient was NaN or Inf at step {step}; its images: {path}{more}")
+        for step in (report.step for report in reports if report.non_finite):
+            self._non_finite.append(step, self.images.train.keys_of(self.images.plan.samples(step)))
+            if self._told < TOLD:
+                self._told += 1
+                more = "; further steps are only written there" if self._told == TOLD else ""
+                path = self.folder / run_folder.NON_FINITE
+                say(f"loss or gradient was NaN or Inf at step {step}; its images: {path}{more}")
 
     def log(self, done: int, metrics: dict[str, float]) -> None:
         """Write a row of metrics and show the progress."""

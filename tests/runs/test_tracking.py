@@ -30,7 +30,9 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> TrackingConfig:
+def config(tmp_path: Path, empty_store: Path) -> TrackingConfig:
+    (tmp_path / "store").mkdir()
+    shutil.copy(empty_store, tmp_path / "store" / "mlflow.db")
     return TrackingConfig(mlflow=f"sqlite:///{tmp_path}/store/mlflow.db", experiment="tests")
 
 

@@ -45,7 +45,9 @@ CASES: dict[str, dict[str, Any]] = {
     "mixture": {"kind": "discretized_logistic_mixture", "components": 3},
 }
 SHAPE = (3, 3, 4)
-SHAPES = {"categorical": (3, 1, 2)}  # 256 outputs for each value: 36 values would take ten times as long as any other
+SHAPES = {
+    "categorical": (3, 1, 2)
+}  # 256 outputs for each value: 36 values would take ten times as long as any other
 DRAWS = 30_000
 
 

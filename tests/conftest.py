@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,18 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, split in open_source("digits").splits.items():
         write_shards(split().items, folder / name, Making(shard_samples=500))
     return folder
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs, to be copied: a new one takes seconds to create its tables. Read only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow and SQLAlchemy warn of themselves
+        from mlflow import MlflowClient
+
+        path = tmp_path_factory.mktemp("store") / "mlflow.db"
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from vaescale.mixtures.points import Points
 from vaescale.mixtures.selection import Candidate, Spread, choose, refuse_unfit, spread_of
 from vaescale.mixtures.steps import standardize
 from vaescale.recipe import Recipe
-from vaescale.trained import Trained, build_model
 from vaescale.system.files import exclusive
+from vaescale.trained import Trained, build_model
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,17 +81,33 @@ def test_the_recipes_differ_in_what_they_are_about_alone() -> None:
             assert path.stem in OTHERS or keys == {"base", "name", "likelihood"}, path
 
 
-def test_the_study_runs(tmp_path: Path, digits: Path) -> None:
+def test_the_study_runs(
+    vaescale, tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, its trainings too."""
+    from tools.studies import decoders
+
+    monkeypatch.chdir(tmp_path)
+    trained = []
+
+    def train(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[:4] == [sys.executable, "-m", "vaescale", "train"]
+        trained.append(command[4])
+        outcome = vaescale(*command[3:])
+        return subprocess.CompletedProcess(command, outcome.code)
+
+    monkeypatch.setattr(decoders, "subprocess", SimpleNamespace(run=train))
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     words = ["--no-mlflow", "--only", "optimal_per_image,bitwise,bernoulli,fixed"]
     keys = [f"data.train={digits / 'train'}", f"data.val={digits / 'val'}", "data.image_size=8", *SHORT[:3]]
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tools/studies/decoders.py"), *words]
-    for _ in range(2):  # the second time, runs are used again
-        done = subprocess.run(
-            [*command, *keys], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["decoders.py", *words, *keys])
+    printed = []
+    for _ in range(2):
+        capfd.readouterr()
+        decoders.main()
+        printed.append(capfd.readouterr().out)
+    assert len(trained) == 4, "the second time, runs are used again"
     for title in ("density of 8-bit", "mass over 256", "mass of binary", "no bound", "sigma^2 = beta"):
-        assert title in done.stdout
+        assert all(title in words for words in printed)
     (out,) = (tmp_path / "runs").glob("fashion_mnist-decoders-part-*")
     assert {path.name for path in out.iterdir()} == {"table.md", "rate_distortion.png", "decoders.png"}

@@ -153,7 +153,7 @@ def _list(members: tuple[Any, ...], metadata: list[Any]) -> str:
 def _bounds(metadata: list[Any]) -> str:
     """Of a number: " above 0 and at most 1"."""
     given = [BOUNDS[type(item)].format(item) for item in metadata if type(item) in BOUNDS]
-    return f" {' and '.join(given)}" if given else ""
+    return f" {' and '.join(given)}".replace(str(2**63), "2^63") if given else ""
 
 
 def _default(field: FieldInfo) -> str:

@@ -183,7 +183,7 @@ def _encode_beside_others(content: dict, name: str, seconds: float) -> tuple[int
         (folder / f"ready-{name}").touch()
         while len(list(folder.glob("ready-*"))) < 2:
             time.sleep(0.01)
-        shards = run.latents_of(trained, "train")
+        shards = latents_of(trained, "train")
     assert all(len(shards.read(number).keys) for number in range(len(shards.index.shards)))
     return num_written, hashes(shards.folder)
 
@@ -202,7 +202,7 @@ def test_two_processes_that_encode_one_run_share_the_work(recipe_content, tmp_pa
     assert sorted((fast, slow)) == [0, sum(name.endswith(".tar") for name in files_of_fast)]
     torch.manual_seed(0)
     recipe_content["run_dir"] = str(tmp_path / "alone")
-    alone = hashes(run.latents_of(opened(Recipe.model_validate(recipe_content)), "train").folder)
+    alone = hashes(latents_of(opened(Recipe.model_validate(recipe_content)), "train").folder)
     assert files_of_fast == alone
     assert list((tmp_path / "run" / "latents").iterdir()) == [tmp_path / "run" / "latents" / "train"]
 
@@ -210,9 +210,9 @@ def test_two_processes_that_encode_one_run_share_the_work(recipe_content, tmp_pa
 def test_latents_that_are_there_are_used_without_a_lock(recipe: Recipe) -> None:
     """As on a disk that cannot be written."""
     trained = opened(recipe)
-    folder = run.latents_of(trained, "val").folder
+    folder = latents_of(trained, "val").folder
     with exclusive(folder.with_name(".val.lock")):
-        assert run.latents_of(trained, "val").folder == folder
+        assert latents_of(trained, "val").folder == folder
 
 
 def _encode_on_rank(rank: int, ranks: int, content: dict) -> dict[str, int]:

@@ -7,7 +7,7 @@ python tools/docs/recipe_reference.py --check   exit with code 1 if the page is 
 import argparse
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -16,14 +16,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from vaescale.likelihoods import LIKELIHOODS
-from vaescale.models.posterior import POSTERIORS
-from vaescale.networks import NETWORKS
-from vaescale.objectives import OBJECTIVES
+from vaescale.likelihoods.config import LIKELIHOODS
+from vaescale.models.config import POSTERIORS
+from vaescale.networks.config import NETWORKS
+from vaescale.objectives.config import OBJECTIVES
 from vaescale.recipe import Recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipe_reference.md"
-REGISTRIES: dict[str, Any] = {
+REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
     "network": NETWORKS,
     "posterior": POSTERIORS,
     "likelihood": LIKELIHOODS,
@@ -70,7 +70,7 @@ def sections() -> Iterator[Section]:
     for name, field in Recipe.model_fields.items():
         if name in REGISTRIES:
             for kind, entry in REGISTRIES[name].items():
-                yield Section(name, kind, entry[0] if isinstance(entry, tuple) else entry)
+                yield Section(name, kind, entry)
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield Section(name, None, field.annotation)
 

@@ -48,7 +48,9 @@ ARTIFACTS = (
 class TrackingConfig(Config):
     """Where runs are compared."""
 
-    mlflow: str | None = Field(default="sqlite:///runs/mlflow.db", description="tracking URI; null for none")
+    mlflow: str | None = Field(
+        default="sqlite:///runs/mlflow.db", description="URI of the MLflow store; null: none"
+    )
 
     @field_validator("mlflow")
     @classmethod
@@ -57,8 +59,8 @@ class TrackingConfig(Config):
             raise ValueError(f"an MLflow store begins with one of {', '.join(STORES)}; null means none")
         return uri
 
-    experiment: str = "vaescale"
-    parent: str | None = Field(default=None, description="the MLflow run above this one, such as a sweep's")
+    experiment: str = Field(default="vaescale", description="name of the MLflow experiment")
+    parent: str | None = Field(default=None, description="id of the parent run in MLflow; a sweep sets it")
 
 
 class OtherSender(UserError):

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -195,57 +196,71 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def _sentence(error: ValidationError, content: Any, root: type[BaseModel] = Recipe) -> str:
-    """The first fault in words: where, the value, what would be right."""
+    """The first fault as a sentence: the key, the value and what would be right."""
     faults = error.errors()
-    # Of the members of a union (`sigma: a number | optimal`), the one with words fits a word best.
-    alike = [
-        fault for fault in faults if fault["input"] is faults[0]["input"] and isinstance(fault["input"], str)
-    ]
-    fault = next((fault for fault in alike if fault["type"] == "literal_error"), faults[0])
-    # Of a union of a number and a section, the section's own faults fit a section best.
-    within = [
-        one for one in faults if len(one["loc"]) > len(faults[0]["loc"]) or one["type"] == "value_error"
-    ]
-    if isinstance(fault["input"], dict) and fault["type"] != "missing" and within:
-        fault = within[0]
-    if fault["type"] == "missing":  # perhaps for a mistyped key beside it
-        beside = [one for one in faults if one["loc"][:-1] == fault["loc"][:-1]]
-        fault = next((one for one in beside if one["type"] == "extra_forbidden"), fault)
-    # pydantic's places name union members besides keys.
+    fault = _clearest(faults)
+    # pydantic's locations name union members besides keys.
     place = [part for part in fault["loc"] if isinstance(part, int) or part in _names(content)]
     key, value, kind = ".".join(map(str, place or fault["loc"])), fault["input"], fault["type"]
     if kind == "extra_forbidden":
-        known = _known_keys(root, content, place[:-1])
-        if (elsewhere := _other_kinds(root, place)) and not difflib.get_close_matches(
-            str(place[-1]), known, 1, 0.8
-        ):
-            has = f"which {place[0]}.kind {' or '.join(elsewhere)} has"
-            return f"unknown key {key} (={value!r}), {has}; known here: {', '.join(known)}"
-        return f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), known, place[:-1])}"
+        return _unknown_key(key, value, place, content, root)
     if kind == "missing":
         above = [part for part in fault["loc"][:-1] if isinstance(part, int) or part in _names(content)]
         missing = ".".join(map(str, [*above, fault["loc"][-1]]))
         return f"{missing} is missing; add it to the recipe or as {missing}=VALUE"
-    if kind == "value_error":
-        # Of a whole section the message itself names the key.
-        is_section, words = isinstance(value, dict), fault["ctx"]["error"]
-        return ".".join([*map(str, place), str(words)]) if is_section else f"{key} is {value!r}; {words}"
-    if kind in ("literal_error", "union_tag_invalid"):
-        is_tag = kind == "union_tag_invalid"
-        key, value = (f"{key}.kind", fault["ctx"]["tag"]) if is_tag else (key, value)
-        words = fault["ctx"]["expected_tags" if is_tag else "expected"]
-        allowed = words.replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{key} is {value!r}; {_nearest(str(value), allowed, [])}"
     if kind == "union_tag_not_found":
         return f"{key}.kind is missing; add it to the recipe"
+    if kind == "value_error":
+        # The message about a whole section names the key itself.
+        is_section, message = isinstance(value, dict), fault["ctx"]["error"]
+        return ".".join([*map(str, place), str(message)]) if is_section else f"{key} is {value!r}; {message}"
+    if kind == "union_tag_invalid":
+        key, value = f"{key}.kind", fault["ctx"]["tag"]
+    return f"{key} is {value!r}; {_remedy(faults, fault, place, content, root)}"
+
+
+def _clearest(faults: Sequence[Any]) -> Any:
+    """The fault that describes best what a user did, among those that pydantic reports for one value."""
+    first = faults[0]
+    # Among the members of a union (`sigma: a number | optimal`), the one that lists words fits a word best.
+    alike = [
+        fault for fault in faults if fault["input"] is first["input"] and isinstance(fault["input"], str)
+    ]
+    fault = next((fault for fault in alike if fault["type"] == "literal_error"), first)
+    # Of a union of a number and a section, the section's own faults fit a section best.
+    within = [one for one in faults if len(one["loc"]) > len(first["loc"]) or one["type"] == "value_error"]
+    if isinstance(fault["input"], dict) and fault["type"] != "missing" and within:
+        return within[0]
+    if fault["type"] == "missing":  # a mistyped key beside it may be the one that is missing
+        beside = [one for one in faults if one["loc"][:-1] == fault["loc"][:-1]]
+        return next((one for one in beside if one["type"] == "extra_forbidden"), fault)
+    return fault
+
+
+def _unknown_key(key: str, value: Any, place: list[Any], content: Any, root: type[BaseModel]) -> str:
+    known = _known_keys(root, content, place[:-1])
+    near = difflib.get_close_matches(str(place[-1]), known, 1, 0.8)
+    if (elsewhere := _other_kinds(root, place)) and not near:
+        kinds = f"which {place[0]}.kind {' or '.join(elsewhere)} has"
+        return f"unknown key {key} (={value!r}), {kinds}; known here: {', '.join(known)}"
+    return f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), known, place[:-1])}"
+
+
+def _remedy(faults: Sequence[Any], fault: Any, place: list[Any], content: Any, root: type[BaseModel]) -> str:
+    """What to write in place of a value."""
+    kind, value = fault["type"], fault["input"]
+    if kind in ("literal_error", "union_tag_invalid"):
+        context = fault["ctx"]
+        allowed = context["expected_tags"] if kind == "union_tag_invalid" else context["expected"]
+        word = str(context["tag"] if kind == "union_tag_invalid" else value)
+        return _nearest(word, allowed.replace("'", "").replace(" or ", ", ").split(", "), [])
     if kind in ("model_type", "model_attributes_type"):
-        known = _known_keys(root, content, place)
-        return f"{key} is {value!r}; it is a section with keys of its own: {', '.join(known)}"
+        return f"it is a section with keys of its own: {', '.join(_known_keys(root, content, place))}"
     if kind == "tuple_type":
-        return f"{key} is {value!r}; it is a list, such as [{value}]"
+        return f"it is a list, such as [{value}]"
     if kind.startswith("float_") and (section := _section_beside(faults, fault)):
-        return f"{key} is {value!r}; give a number or {section}"
-    return f"{key} is {value!r}; {WORDS.get(kind, fault['msg'][0].lower() + fault['msg'][1:])}"
+        return f"give a number or {section}"
+    return str(WORDS.get(kind, fault["msg"][0].lower() + fault["msg"][1:]))
 
 
 def _nearest(word: str, known: list[str], parents: list[Any]) -> str:

@@ -38,10 +38,34 @@ def importance_weighted(
     """
     if model.likelihood.reads_x:
         raise UserError(
-            "this likelihood fits sigma to each image itself, which bounds nothing; leave importance samples out"
+            "this likelihood fits sigma to each image itself, so that it bounds nothing; leave importance samples out"
         )
     was_training = model.training
     model.eval()
+    sums = _sums(model, batches, seed, samples, most_images)
+    model.train(was_training)
+    total, squares, elbo, effective, count = comm.all_reduce_sum(sums).tolist()
+    if not count:
+        raise comm.known_to_all(
+            DataError(
+                "no image could be used; `vaescale verify-shards DIR --deep` names what is wrong with them"
+            )
+        )
+    mean, likelihood = total / count, model.likelihood
+    variance = max(0.0, squares / count - mean**2)
+    return {
+        "neg_iwae_nats": -mean,
+        "iwae_bits_per_dim": bits_per_dim(-mean, likelihood.dimensions, likelihood.measure),
+        "neg_iwae_standard_error": math.sqrt(variance / count),
+        "importance_neg_elbo_nats": -elbo / count,
+        "importance_samples": float(samples),
+        "importance_images": count,
+        "effective_samples": effective / count,
+    }
+
+
+def _sums(model: VAE, batches: Iterable[Batch], seed: int, samples: int, most_images: int | None) -> Tensor:
+    """This rank's sums over images of L_K, its square, the ELBO and the effective samples, and their number, float64 [5]."""
     device = next(model.parameters()).device
     sums = torch.zeros(5, dtype=torch.float64, device=device)
     most = max(1, VALUES // (DRAWS * math.prod(model.image_shape)))
@@ -62,25 +86,7 @@ def importance_weighted(
                 done += len(part) * samples
             if most_images is not None and int(slots.max()) >= most_images:
                 break
-    model.train(was_training)
-    total, squares, elbo, effective, count = comm.all_reduce_sum(sums).tolist()
-    if not count:
-        raise comm.known_to_all(
-            DataError(
-                "no image could be used; `vaescale verify-shards DIR --deep` names what is wrong with them"
-            )
-        )
-    mean, likelihood = total / count, model.likelihood
-    variance = max(0.0, squares / count - mean**2)
-    return {
-        "neg_iwae_nats": -mean,
-        "iwae_bits_per_dim": bits_per_dim(-mean, likelihood.dimensions, likelihood.measure),
-        "neg_iwae_standard_error": math.sqrt(variance / count),
-        "importance_neg_elbo_nats": -elbo / count,
-        "importance_samples": float(samples),
-        "importance_images": count,
-        "effective_samples": effective / count,
-    }
+    return sums
 
 
 def _bounds(

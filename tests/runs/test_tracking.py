@@ -424,6 +424,17 @@ def test_a_sender_waits_for_another_and_then_names_the_remedy(
     assert sync(run, config)["metrics_sent"] == 1
 
 
+def test_the_sync_verb_names_the_remedy(
+    run: Path, config: TrackingConfig, monkeypatch, vaescale, recipe_content
+) -> None:
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe_content | {"tracking": {"mlflow": config.mlflow}}))
+    monkeypatch.setitem(tracking.sync.__kwdefaults__, "wait_seconds", 0.0)
+    with exclusive(run / tracking.LOCK):
+        outcome = vaescale("sync", str(run))
+    outcome.assert_refused(2, "another process sends", f"when it has ended: `vaescale sync {run}`")
+    assert "does not answer" not in outcome.err
+
+
 def test_the_drain_skips_rounds_while_another_sends(run: Path, config: TrackingConfig, capsys) -> None:
     drain = Drain(run, config, shown=True, every_seconds=0.02)
     with drain, exclusive(run / tracking.LOCK, wait_seconds=30):
@@ -440,7 +451,7 @@ def test_the_drain_skips_rounds_while_another_sends(run: Path, config: TrackingC
 
 
 def test_a_status_outlives_an_absent_server_and_a_deleted_store(
-    run: Path, config: TrackingConfig, monkeypatch, tmp_path: Path
+    run: Path, config: TrackingConfig, monkeypatch, tmp_path: Path, empty_store: Path
 ) -> None:
     sync(run, config, status="RUNNING")
     with monkeypatch.context() as patched:
@@ -448,6 +459,7 @@ def test_a_status_outlives_an_absent_server_and_a_deleted_store(
         push(run, config, status="FINISHED")
     state = sync(run, config)
     assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == "FINISHED"
+    shutil.copy(empty_store, tmp_path / "other.db")
     other = TrackingConfig(mlflow=f"sqlite:///{tmp_path}/other.db", experiment="tests")
     state = sync(run, other)
     assert MlflowClient(other.mlflow).get_run(state["run_id"]).info.status == "FINISHED"

@@ -178,9 +178,8 @@ def release_lock(path: Path, file: BinaryIO) -> None:
         path.unlink(missing_ok=True)
     finally:
         with suppress(OSError):  # where the file system has no locks
-            fcntl.flock(
-                file, fcntl.LOCK_UN
-            )  # closing does not release it while a forked process has the file
+            # Closing does not release the lock while a forked process has the file.
+            fcntl.flock(file, fcntl.LOCK_UN)
         file.close()
 
 

@@ -58,6 +58,14 @@ def from_latents(
 
 
 @torch.no_grad()
+def prior_draws(model: VAE, stream: noise.Stream, scale: float = 1.0) -> Tensor:
+    """Draws [B, Z] of the prior of a model's (top) latents, `scale` times as wide, one per slot of the stream."""
+    prior = model.prior()
+    epsilon = noise.normal(stream, noise.PRIOR, (model.latent_dim,)).to(prior.mu)
+    return prior.mu.flatten() + scale * prior.log_sigma.exp().flatten() * epsilon
+
+
+@torch.no_grad()
 def image_of(likelihood: Likelihood, params: Tensor, decoding: Decoding, stream: noise.Stream) -> Tensor:
     """Images [B, C, H, W] in [0, 1], but for what noise adds. Raises UserError for an offset without a sigma."""
     if decoding.name == "ancestral":

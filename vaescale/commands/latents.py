@@ -18,8 +18,8 @@ from vaescale import comm, noise
 from vaescale.aggregate.gaps import inference_gaps
 from vaescale.aggregate.information import aggregate_log_density, evenly
 from vaescale.aggregate.refinement import mean_log_sigma
+from vaescale.aggregate.sampling import prior_draws
 from vaescale.aggregate.variance import data_covariance, model_split, ppca_split
-from vaescale.commands.tours import prior_draws
 from vaescale.data.batch import Request
 from vaescale.data.latent_shards import LatentShards
 from vaescale.data.reader import ShardReader
@@ -87,7 +87,7 @@ def kinds_of_z(
     if mixture is not None:
         kinds[f"mixture of {len(mixture.weights)}"] = sample(mixture, noise.Stream(seed, 3, slots))
     for name, scale in (("prior", 1.0), (f"prior x {FAR:g}", FAR)):
-        kinds[name] = prior_draws(trained, noise.Stream(seed, 1, slots), scale)
+        kinds[name] = prior_draws(trained.model, noise.Stream(seed, 1, slots), scale)
     return kinds
 
 

@@ -46,7 +46,6 @@ KEPT = {
         "vaescale/mixtures/",
         "vaescale/aggregate/",
         "vaescale/data/making/sources",
-        "vaescale/commands/",  # to be carved out
     ),
     "torchmetrics": ("vaescale/evaluation/", "vaescale/mixtures/", "vaescale/aggregate/"),
 }

@@ -1,9 +1,10 @@
-"""Write the latents of a run's images: the mean and log variance of q(z|x), as WebDataset shards beside the images' own.
+"""Write the latents of a run's images, the mean and log variance of q(z|x), as WebDataset shards.
 
 Writes RUN/latents/SPLIT/: one shard for each shard of images, with the same keys and classes; KEY.moments.npy is float32
-[2, ...latent shape]. index.json has, by channel, the mean and standard deviation of the aggregate posterior: what a latent
-diffusion model shifts and scales by. Of a ladder: the latents of its top group. Runs on any number of processes, each sample
-once; the same command goes on where it was stopped, and does nothing when all is there.
+[2, ...latent shape]. index.json has, by channel, the mean and standard deviation of the aggregate posterior, by which a latent
+diffusion model shifts and scales the latents. A ladder's shards hold the latents of its top group. Runs on any number of
+processes and encodes each sample once. The same command continues where it was stopped, and does nothing when all shards are
+written.
 """
 
 import argparse
@@ -13,37 +14,31 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RUN, splits and weights."""
+    """Add RUN, splits and weights."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
     parser.add_argument(
-        "--split", choices=("train", "val"), action="append", help="default: both; may be given twice"
+        "--split",
+        choices=("train", "val"),
+        action="append",
+        help="which images to encode; may be given twice; default: both splits",
     )
     parser.add_argument(
-        "--weights", choices=("ema", "raw"), default="ema", help="default: ema, if the run has them"
+        "--weights",
+        choices=("ema", "raw"),
+        default="ema",
+        help="averaged or raw weights; default: ema, if the run has them",
     )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode. Returns what was written, for each split."""
-    from vaescale.data.index import describe
-    from vaescale.trained import latents_of, open_trained
-    from vaescale.training import launch as backends
+    from vaescale.commands.encode import SPLITS, encode
 
-    with backends.joined():
-        trained = open_trained(arguments.run, weights=arguments.weights)
-        splits, suffix = {}, "-raw" if arguments.weights == "raw" else ""
-        for split in arguments.split or ("train", "val"):
-            words = describe(latents_of(trained, split, suffix=suffix).index)
-            made = words.pop("made")
-            splits[split] = {
-                **{name: words[name] for name in ("folder", "shards", "samples", "bytes", "data_hash")},
-                **{name: made[name] for name in ("latent_shape", "skipped", "mean", "std")},
-            }
-    return {"run": str(trained.folder), "step": trained.step, "weights": trained.weights, "splits": splits}
+    return encode(arguments.run, splits=arguments.split or SPLITS, weights=arguments.weights)
 
 
 def show(result: dict[str, Any]) -> None:
-    """One table for each split."""
+    """Print one table for each split."""
     from vaescale.system.console import table
 
     for name, split in result["splits"].items():

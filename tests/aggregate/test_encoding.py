@@ -10,11 +10,11 @@ import torch
 
 from tests.ranks import on_ranks
 from vaescale import noise
-from vaescale import trained as run
 from vaescale.aggregate.collapse import use_of
 from vaescale.aggregate.information import information
 from vaescale.aggregate.latents import Drawing, ShardLatents, load
 from vaescale.commands import fit_gmm as fitting
+from vaescale.commands.encode import latents_of
 from vaescale.data.latent_shards import open_latents, write_latent_index, write_latents
 from vaescale.data.making.verifying import verify_shards
 from vaescale.data.reader import open_reader
@@ -23,6 +23,7 @@ from vaescale.mixtures.points import Points
 from vaescale.mixtures.selection import Candidate, Spread, choose, refuse_unfit, spread_of
 from vaescale.mixtures.steps import standardize
 from vaescale.recipe import Recipe
+from vaescale.trained import Trained, build_model
 
 
 @pytest.fixture
@@ -30,8 +31,8 @@ def recipe(recipe_content) -> Recipe:
     return Recipe.model_validate(recipe_content)
 
 
-def opened(recipe: Recipe) -> run.Trained:
-    return run.Trained(Path(recipe.run_dir), recipe, run.build_model(recipe).eval(), 12, "ema")
+def opened(recipe: Recipe) -> Trained:
+    return Trained(Path(recipe.run_dir), recipe, build_model(recipe).eval(), 12, "ema")
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -40,7 +41,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def test_each_image_is_encoded_once(recipe: Recipe) -> None:
     here = opened(recipe)
-    shards = run.latents_of(here, "train")
+    shards = latents_of(here, "train")
     reader = open_reader(recipe.data.train, recipe.data)
     assert shards.shape == (4,)
     number = 0
@@ -62,7 +63,7 @@ def test_each_image_is_encoded_once(recipe: Recipe) -> None:
 
 
 def test_mean_and_std_are_the_aggregate_s(recipe: Recipe) -> None:
-    shards = run.latents_of(opened(recipe), "val")
+    shards = latents_of(opened(recipe), "val")
     moments = torch.from_numpy(
         np.concatenate([shards.read(n).moments for n in range(len(shards.index.shards))])
     )
@@ -80,7 +81,7 @@ def test_held_out_draws_share_no_noise_with_training_draws(recipe: Recipe) -> No
     material = fitting.gather(here, groups=1, samples_per_image=2, online=False)
     noises = []
     for latents, split in ((material.drawn, "train"), (material.val, "val")):
-        shards = run.latents_of(here, split)
+        shards = latents_of(here, split)
         moments = np.concatenate([shards.read(n).moments for n in range(len(shards.index.shards))])
         mean, spread = (
             torch.from_numpy(part).repeat_interleave(2, 0)
@@ -94,22 +95,22 @@ def test_held_out_draws_share_no_noise_with_training_draws(recipe: Recipe) -> No
 
 def test_a_second_start_writes_what_is_missing_and_the_same_bytes(recipe: Recipe) -> None:
     here = opened(recipe)
-    shards = run.latents_of(here, "train")
+    shards = latents_of(here, "train")
     whole = hashes(shards.folder)
     (shards.folder / "index.json").unlink()
     (shards.folder / shards.index.shards[1].name).write_bytes(b"cut")
-    assert hashes(run.latents_of(here, "train").folder) == whole
+    assert hashes(latents_of(here, "train").folder) == whole
     before = (shards.folder / "index.json").stat().st_mtime_ns
-    run.latents_of(here, "train")
+    latents_of(here, "train")
     assert (shards.folder / "index.json").stat().st_mtime_ns == before, "nothing was to be done"
 
 
 def test_a_lost_shard_is_encoded_again(recipe: Recipe) -> None:
     here = opened(recipe)
-    shards = run.latents_of(here, "train")
+    shards = latents_of(here, "train")
     whole = hashes(shards.folder)
     (shards.folder / shards.index.shards[1].name).unlink()
-    assert hashes(run.latents_of(here, "train").folder) == whole
+    assert hashes(latents_of(here, "train").folder) == whole
 
 
 def test_a_shard_without_a_usable_image_is_left_out(
@@ -124,7 +125,7 @@ def test_a_shard_without_a_usable_image_is_left_out(
     content[1680] ^= 255  # in the image: a class, with its header, lies before it
     path.write_bytes(content)
     recipe_content["data"] |= {"val": str(place), "max_skipped": 0.5}
-    shards = run.latents_of(opened(Recipe.model_validate(recipe_content)), "val")
+    shards = latents_of(opened(Recipe.model_validate(recipe_content)), "val")
     assert [shard.name for shard in shards.index.shards] == ["shard-000000.tar"]
     assert shards.index.made["skipped"] == 1
 
@@ -148,17 +149,17 @@ def test_an_index_that_points_beyond_the_file_is_refused(tmp_path: Path) -> None
 
 def test_another_step_s_latents_are_written_anew(recipe: Recipe) -> None:
     here = opened(recipe)
-    one = run.latents_of(here, "val").read(0).moments
+    one = latents_of(here, "val").read(0).moments
     with torch.no_grad():
         next(here.model.parameters()).mul_(2)
-    other = run.latents_of(here._replace(step=13), "val")
+    other = latents_of(here._replace(step=13), "val")
     assert other.index.made["step"] == 13
     assert not np.array_equal(one, other.read(0).moments)
 
 
 def _encode_on_rank(rank: int, ranks: int, content: dict) -> dict[str, int]:
     recipe = Recipe.model_validate(content)
-    shards = run.latents_of(opened(recipe), "train")
+    shards = latents_of(opened(recipe), "train")
     held = load(shards, Drawing(2, 5))
     assert isinstance(held, Points)
     wanted = torch.tensor([0, 1, 999, 1000, 2873])
@@ -167,7 +168,7 @@ def _encode_on_rank(rank: int, ranks: int, content: dict) -> dict[str, int]:
 
 @pytest.mark.distributed
 def test_ranks_share_the_work(recipe: Recipe, recipe_content, tmp_path: Path) -> None:
-    expected = hashes(run.latents_of(opened(recipe), "train").folder)
+    expected = hashes(latents_of(opened(recipe), "train").folder)
     recipe_content["run_dir"] = str(tmp_path / "other")
     results = on_ranks(tmp_path, _encode_on_rank, recipe_content)
     assert hashes(tmp_path / "other/latents/train") == expected
@@ -188,7 +189,7 @@ def test_a_ladder_s_top_group_is_encoded(recipe_content) -> None:
         "posterior": {"kind": "relative"},
     }
     here = opened(Recipe.model_validate(recipe_content))
-    shards = run.latents_of(here, "val")
+    shards = latents_of(here, "val")
     assert shards.shape == here.model.latent_shape
     assert len(shards.index.made["mean"]) == 2
     assert shards.read(0).moments.shape[2] == here.model.group_sizes[0] < sum(here.model.group_sizes)
@@ -264,7 +265,7 @@ def test_latents_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_images_are_no_latents_and_latents_no_images(recipe: Recipe, digits: Path) -> None:
     with pytest.raises(DataError, match="holds no latents"):
         open_latents(digits / "train")
-    folder = run.latents_of(opened(recipe), "val").folder
+    folder = latents_of(opened(recipe), "val").folder
     with pytest.raises(DataError, match="holds latents"):
         open_reader(str(folder), recipe.data)
 
@@ -312,7 +313,7 @@ def test_held_out_density_or_bic_chooses() -> None:
 
 
 def test_shards_are_read_anew_when_they_do_not_fit(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    shards = run.latents_of(opened(recipe), "train")
+    shards = latents_of(opened(recipe), "train")
     held = load(shards, Drawing(0, 0))
     monkeypatch.setattr("vaescale.aggregate.latents.HELD_BYTES", 1000)
     streamed = load(shards, Drawing(0, 0))

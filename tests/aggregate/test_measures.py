@@ -14,10 +14,11 @@ from tests.ranks import on_ranks
 from vaescale import noise
 from vaescale.aggregate.collapse import DELTAS, EPSILONS, use_of
 from vaescale.aggregate.gaps import inference_gaps
-from vaescale.aggregate.information import aggregate_log_density, evenly, information, marginal_log_densities
+from vaescale.aggregate.information import aggregate_log_density, information, marginal_log_densities
 from vaescale.aggregate.refinement import mean_log_sigma, refine
 from vaescale.aggregate.sampling import Decoding, image_of, line, parse_decoding, plane, quantiles
 from vaescale.aggregate.variance import data_covariance, model_split, ppca_split
+from vaescale.data.lookup import evenly
 from vaescale.errors import UserError
 from vaescale.likelihoods.gaussian import GaussianConfig
 from vaescale.mixtures.points import Points, Scaled

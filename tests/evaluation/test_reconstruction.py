@@ -13,7 +13,7 @@ from vaescale import noise
 from vaescale.data.batch import Batch
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import open_reader
-from vaescale.evaluation.reconstruction import reconstruction
+from vaescale.evaluation.reconstruction import METRICS, Metric, reconstruction
 from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
 from vaescale.recipe import Recipe
 from vaescale.trained import build_model
@@ -103,16 +103,29 @@ def test_the_data_s_own_sigma_maximizes_the_likelihood(recipe_content, sigma: st
 
 def test_ssim_is_scikit_image_s_formula() -> None:
     """Of images of constant grey it is (2 a b + c) / (a^2 + b^2 + c)."""
-    from vaescale.evaluation.reconstruction import _pictures
-
     x, means = torch.full((2, 1, 16, 16), 0.2), torch.full((2, 1, 16, 16), 0.5)
     c = 0.01**2
-    _, mse, psnr, ssim = (_pictures(x, means) / 2).tolist()
+    mse, psnr, ssim = (float(metric.of(x, means).mean()) for metric in METRICS.values())
     assert ssim == pytest.approx((2 * 0.2 * 0.5 + c) / (0.2**2 + 0.5**2 + c), rel=1e-4)
     assert mse == pytest.approx(0.09)
     assert psnr == pytest.approx(10 * math.log10(1 / 0.09))
-    exact: Tensor = _pictures(x, x)
-    assert (exact / 2).tolist()[2:] == pytest.approx([100, 1])
+    exact = [float(metric.of(x, x).mean()) for metric in METRICS.values()]
+    assert exact[1:] == pytest.approx([100, 1])
+
+
+def test_a_metric_from_outside_is_measured(recipe_content, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absolute_error(x: Tensor, means: Tensor) -> Tensor:
+        return (x - means).abs().flatten(1).mean(1)
+
+    monkeypatch.setitem(METRICS, "mae", Metric("mean absolute error per value", absolute_error))
+    monkeypatch.setitem(METRICS, "too_large", Metric("of images of a thousand pixels", lambda *_: None))
+    model, reader, found = measured(recipe(recipe_content), batch=7)
+    x = torch.cat([reader[number].images for number in range(360)]).float() / 255
+    with torch.no_grad():
+        means = model.likelihood.mean(model.reconstruct(x)).clamp(0, 1)
+    assert found.metrics["mae"] == pytest.approx(float((x - means).abs().mean()), rel=1e-5)
+    assert found.protocol["mae"] == "mean absolute error per value"
+    assert "too_large" not in {**found.metrics, **found.protocol}
 
 
 def test_padding_is_left_out(recipe_content) -> None:

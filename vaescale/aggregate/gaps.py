@@ -8,19 +8,27 @@ importance sampling, and the approximation gap with it.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vaescale import noise
+from vaescale import comm, noise
+from vaescale.data.batch import Request
+from vaescale.data.lookup import evenly
+from vaescale.data.reader import ShardReader
+from vaescale.errors import UserError
 from vaescale.models.flat import FlatVAE
 from vaescale.models.posterior import Gaussian, kl
+from vaescale.models.vae import VAE
+from vaescale.system.console import Progress
 
 RATE = 1e-2
 DRAWS = 4  # of each image in a step
 VALUES = 2000 * 784  # of images times draws that are decoded at once
 FAR = 1 << 20
+BATCH = 32
 
 
 class Gaps(NamedTuple):
@@ -41,6 +49,34 @@ class Gaps(NamedTuple):
         return self.log_px - self.optimized
 
 
+def mean_gaps(
+    model: FlatVAE, reader: ShardReader, images: int, *, steps: int, importance_samples: int, seed: int
+) -> dict[str, Any]:
+    """The mean gaps of `images` images (at least two) at equal distances, in nats with standard errors. All ranks call it."""
+    rows = torch.cat(comm.gather_object(_share(model, reader, images, steps, importance_samples, seed)))
+    amortized, optimized, log_px = rows.unbind(1)
+    differences = {"amortization": optimized - amortized, "approximation": log_px - optimized}
+    return {
+        "images": len(rows),
+        "steps": steps,
+        "importance_samples": importance_samples,
+        "elbo_nats": float(amortized.mean()),
+        "optimized_elbo_nats": float(optimized.mean()),
+        "log_px_nats": float(log_px.mean()),
+        **{f"{name}_gap_nats": float(gap.mean()) for name, gap in differences.items()},
+        **{f"{name}_gap_error": float(gap.std() / len(rows) ** 0.5) for name, gap in differences.items()},
+    }
+
+
+def refuse_gaps(model: VAE) -> FlatVAE:
+    """The model, if its gaps can be measured. Raises UserError for a ladder, and for a likelihood without a bound."""
+    if not isinstance(model, FlatVAE) or model.likelihood.reads_x:
+        raise UserError(
+            "--gaps is for a single latent vector and a likelihood that bounds log p(x); leave it out here"
+        )
+    return model
+
+
 def inference_gaps(
     model: FlatVAE, images: Tensor, stream: noise.Stream, *, steps: int = 300, importance_samples: int = 1000
 ) -> Gaps:
@@ -55,6 +91,30 @@ def inference_gaps(
     with torch.no_grad():
         optimized, log_px = _bounds(model, x, best, stream._replace(step=0), importance_samples)
     return Gaps(amortized, optimized, log_px)
+
+
+def _share(
+    model: FlatVAE, reader: ShardReader, images: int, steps: int, importance_samples: int, seed: int
+) -> Tensor:
+    """The bounds of this rank's share of the images, float64 [N, 3] on the CPU. Images that cannot be used are left out."""
+    device = next(model.parameters()).device
+    rows = torch.zeros(0, len(Gaps._fields), dtype=torch.float64)
+    numbers = evenly(len(reader), images)[comm.rank() :: comm.world_size()]
+    with Progress("gaps", len(numbers), shown=comm.is_main()) as progress:
+        for batch in torch.split(numbers, BATCH):
+            fetched = reader.__getitems__(Request(np.asarray(batch), refill=False))
+            if not fetched.usable.any():
+                continue
+            gaps = inference_gaps(
+                model,
+                fetched.images[fetched.usable].to(device),
+                noise.Stream(seed, 0, batch[fetched.usable].to(device)),
+                steps=steps,
+                importance_samples=importance_samples,
+            )
+            rows = torch.cat([rows, torch.stack(gaps, dim=1).cpu()])
+            progress.update(len(rows), "images")
+    return rows
 
 
 def _optimized(model: FlatVAE, x: Tensor, q: Gaussian, stream: noise.Stream, steps: int) -> Gaussian:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vaescale import comm, noise
+from vaescale.data.lookup import evenly
 from vaescale.errors import UserError
 from vaescale.mixtures.points import Moments
 
@@ -73,11 +74,6 @@ def information(moments: Moments, *, seed: int, queries: int = QUERIES) -> Infor
         total_correlation_error=total_error,
         marginal_kl=float((by_latent - of_prior[few]).mean()),
     )
-
-
-def evenly(count: int, most: int) -> Tensor:
-    """At most `most` numbers below `count`, at equal distances, int64."""
-    return torch.arange(min(count, most)) * count // min(count, most)
 
 
 def aggregate_log_density(moments: Moments, z: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.data.latent_shards import Block, LatentShards
-from vaescale.mixtures.points import Points
+from vaescale.mixtures.points import Moments, Points, Scaled
+from vaescale.models.vae import VAE
 
 HELD_BYTES = 2 << 30  # of all processes of a node; more latents than that are read anew at each pass
 KEPT_BYTES = 1 << 28  # of shards that are read out of order
@@ -146,3 +147,10 @@ def load(shards: LatentShards, drawing: Drawing, device: torch.device | str = "c
     share = most * latents.size * 4 * (1 if drawing.samples else 2)
     most_ranks = max(comm.gather_object(comm.ranks_on_this_node()))  # or nodes would not agree
     return latents.held() if share <= HELD_BYTES // most_ranks else latents
+
+
+@torch.no_grad()
+def in_prior_scale(model: VAE, moments: Moments) -> Moments:
+    """The latents as deviations from the model's own prior, in its standard deviations."""
+    mu, log_sigma = (parameter.flatten().float().cpu() for parameter in model.prior())
+    return Scaled(moments, mu, log_sigma.exp())

@@ -7,17 +7,23 @@ and the same split of probabilistic PCA with as many latents, the optimum of a l
 and the latents have sum_{i<=Z} (l_i - sigma^2).
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vaescale import comm
+from vaescale import comm, noise
 from vaescale.aggregate.sampling import deviation
+from vaescale.data.batch import Request
+from vaescale.data.lookup import evenly
+from vaescale.data.reader import ShardReader
 from vaescale.models.vae import VAE
 
 MOST_DIMENSIONS = 4096  # of an image, for the eigenvalues of a D x D matrix
+IMAGES = 10_000  # of which the data's covariance is taken
+BATCH = 250
 
 
 class Split(NamedTuple):
@@ -33,6 +39,31 @@ class Split(NamedTuple):
 
 
 @torch.no_grad()
+def variance_splits(
+    model: VAE, reader: ShardReader, draws: Mapping[str, Tensor], *, seed: int
+) -> dict[str, Any] | None:
+    """Split the variance of the model's images from q(z) and from p(z), beside the data's total and probabilistic PCA.
+
+    reader: the training images. draws: latents [B, Z] by source, `posterior` and `prior` among them. None where the
+    likelihood has no variance. All ranks call it.
+    """
+    latents = sum(model.group_sizes)
+    first = model.likelihood.variance(next(_decoded(model, draws["prior"], seed)))
+    if first is None and model.likelihood.sigma is None:
+        return None
+    splits = {
+        "q(z)": model_split(model, _decoded(model, draws["posterior"], seed)),
+        "p(z)": model_split(model, _decoded(model, draws["prior"], seed)),
+    }
+    covariance = data_covariance(_images(reader), model.likelihood.dimensions)
+    ppca = ppca_split(covariance, latents)
+    if ppca is not None:
+        splits[f"pPCA, {latents} latents"] = ppca
+    diagonal = covariance.diagonal() if covariance.shape[1] > 1 else covariance
+    return {"data_total": float(diagonal.sum()), **{name: split._asdict() for name, split in splits.items()}}
+
+
+@torch.no_grad()
 def model_split(model: VAE, decoded: Iterable[Tensor]) -> Split:
     """Of the likelihood's raw parameters, batch by batch, from draws of z over all ranks."""
     size = model.likelihood.dimensions
@@ -40,8 +71,9 @@ def model_split(model: VAE, decoded: Iterable[Tensor]) -> Split:
     for params in decoded:
         mean = model.likelihood.mean(params).flatten(1).double()
         shape = (len(mean), *model.image_shape)
-        noise = deviation(model.likelihood, params).square().double().expand(shape).sum()
-        own = [mean.sum(0), mean.square().sum(0), torch.stack([noise, noise.new_tensor(float(len(mean)))])]
+        observed = deviation(model.likelihood, params).square().double().expand(shape).sum()
+        counts = torch.stack([observed, observed.new_tensor(float(len(mean)))])
+        own = [mean.sum(0), mean.square().sum(0), counts]
         total += torch.cat(own).cpu()
     total = comm.all_reduce_sum(total)
     first, second = (total[:-2] / total[-1]).chunk(2)
@@ -71,3 +103,20 @@ def ppca_split(covariance: Tensor, latents: int) -> Split | None:
     eigenvalues = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(0.0)
     variance = float(eigenvalues[latents:].mean())
     return Split(float((eigenvalues[:latents] - variance).clamp_min(0.0).sum()), size * variance)
+
+
+def _decoded(model: VAE, z: Tensor, seed: int) -> Iterator[Tensor]:
+    """The likelihood's raw parameters of this rank's share of latents [B, Z], batch by batch."""
+    share = slice(comm.rank(), len(z), comm.world_size())
+    slots = torch.arange(len(z), device=z.device)
+    for latents, own_slots in zip(
+        torch.split(z[share], BATCH), torch.split(slots[share], BATCH), strict=True
+    ):
+        yield model.decode(latents, noise.Stream(seed, 2, own_slots))
+
+
+def _images(reader: ShardReader) -> Iterator[Tensor]:
+    """This rank's share of images at equal distances, float [B, C, H, W] in [0, 1]."""
+    for numbers in torch.split(evenly(len(reader), IMAGES)[comm.rank() :: comm.world_size()], BATCH):
+        fetched = reader.__getitems__(Request(np.asarray(numbers), refill=False))
+        yield fetched.images[fetched.usable].float() / 255

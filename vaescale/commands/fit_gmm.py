@@ -1,31 +1,64 @@
-"""What `vaescale fit-gmm` fits to: the latents of a run's images, drawn or as moments, and what is known of them beforehand.
+"""Gaussian mixtures of a run's aggregate posterior: gather its latents, fit, choose, save.
 
-Of a ladder's first groups together q(z_1, z_2, ... | x) is no Gaussian, so that they have draws and no moments.
+The latents are draws of q(z|x) or its moments. q(z_1, z_2, ... | x) of a ladder's first groups together is no Gaussian, so it
+has draws and no moments.
 """
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
+from torch import Tensor
 
-from vaescale import comm
+from vaescale import comm, figures
 from vaescale.aggregate.latents import Drawing, ShardLatents, load
+from vaescale.aggregate.prior import prior_nats, replaces
+from vaescale.commands.encode import SPLITS, latents_of
 from vaescale.data.latent_shards import LatentShards
 from vaescale.errors import UserError
+from vaescale.mixtures import em, selection
+from vaescale.mixtures import files as mixture_files
+from vaescale.mixtures.gaussian import Kind, Mixture
 from vaescale.mixtures.points import Points
-from vaescale.mixtures.selection import Spread, spread_of
+from vaescale.mixtures.selection import Candidate, Criterion, Spread, choose, refuse_unfit, spread_of
+from vaescale.mixtures.starts import Start
+from vaescale.mixtures.stepwise import fit_stepwise
 from vaescale.models.vae import VAE
-from vaescale.trained import Trained, draw_seed, latents_of, open_split
+from vaescale.runs.results import save_result
+from vaescale.system.console import Progress, say
+from vaescale.trained import Trained, draw_seed, open_split, open_trained
+from vaescale.training import launch
 
-SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 DRAWS_WANTED, MOST_DRAWS = 1 << 16, 8
-LEAST_JOINT_DRAWS = 2  # of an image: what varies within q(z|x), and what between images
+LEAST_JOINT_DRAWS = 2  # per image, to tell the variance within q(z|x) from that between images
+PICTURE = "mixture_selection.png"
+NOT_SUMMED_UP = ("candidates", "more_is_better")
+MORE_IS_BETTER = (
+    "gmm/train_log_density_nats",
+    "gmm/val_log_density_nats",
+    "gmm/val_prior_log_density_nats",
+)
+
+
+class Fitting(NamedTuple):
+    """How to fit a mixture: the arguments of `fit_gmm` with these names."""
+
+    covariance: Kind
+    start: Start
+    restarts: int
+    tolerance: float
+    max_iterations: int
+    ridge: float
+    online: int | None
+    online_batch: int
+    seed: int
 
 
 class Material(NamedTuple):
-    """train: what is fitted to; drawn, val: draws of the training and of the held-out images, of which densities are taken.
+    """The latents of a run: `train` to fit to, draws of the training and held-out images to take densities of, and their spread.
 
-    images: how many for training; draws: of each, 0 where moments are fitted; data_hash: of the training images.
+    images: the number of training images; draws: of each image, 0 where moments are fitted; data_hash: of the training images.
     """
 
     train: Points | ShardLatents
@@ -37,11 +70,71 @@ class Material(NamedTuple):
     data_hash: str
 
 
+def fit_gmm(
+    run: Path,
+    *,
+    components: Sequence[int] = (10,),
+    covariance: Kind = "full",
+    samples_per_image: int | None = None,
+    groups: int = 1,
+    start: Start = "kmeans",
+    restarts: int = 1,
+    tolerance: float = 1e-3,
+    max_iterations: int = 500,
+    ridge: float = 1e-6,
+    select: Criterion = "held-out",
+    online: int | None = None,
+    online_batch: int = 8192,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Fit Gaussian mixtures of several sizes to a run's aggregate posterior and save the best one to RUN/gmm.
+
+    components: the numbers of components to compare. samples_per_image: draws of q(z|x) to fit, 0 for its moments, None for
+    a suitable number. groups: how many of a ladder's groups, from the top, to fit together. start, restarts, tolerance
+    (nats), max_iterations, ridge: of EM. select: the criterion. online: fit by stepwise EM in this many passes, with batches of
+    `online_batch` latents. seed: of the starts.
+
+    Returns the mean log densities (nats) of the chosen mixture, of the model's prior and of all candidates. Raises UserError
+    for latents that cannot be fitted.
+    """
+    with launch.joined():
+        trained = open_trained(run)
+        material = gather(
+            trained, groups=groups, samples_per_image=samples_per_image, online=online is not None
+        )
+        refuse_unfit(
+            material.spread,
+            max(components),
+            material.images,
+            covariance,
+            _which_groups(trained.model, groups),
+        )
+        how = Fitting(
+            covariance, start, restarts, tolerance, max_iterations, ridge, online, online_batch, seed
+        )
+        candidates = [_candidate(material, number, how) for number in components]
+        chosen = choose(candidates, select)
+        metrics = _metrics(chosen, prior_nats(trained.model, material.val))
+        origin = _origin(trained, material, how, groups)
+        result = {
+            **origin,
+            **chosen.words(),
+            "prior_val_nats": metrics["gmm/val_prior_log_density_nats"],
+            **metrics,
+            "covariance": covariance,
+            "selected_by": select,
+            "more_is_better": list(MORE_IS_BETTER),
+            "candidates": [one.words() for one in candidates],
+        }
+        comm.on_main(lambda: _save(trained, candidates, chosen, origin, result, metrics))
+        return result
+
+
 def gather(trained: Trained, *, groups: int, samples_per_image: int | None, online: bool) -> Material:
     """The latents of both splits, encoded unless they are there. All ranks call it.
 
-    groups: so many of a ladder's first ones; samples_per_image: draws, 0 for moments, None for what suits the number of
-    images; online: read the shards at each pass. Raises UserError for groups that the model has not, or that have no moments.
+    groups, samples_per_image: as of `fit_gmm`. online: read the shards at each pass. Raises UserError for groups that the
+    model does not have, or that have no moments.
     """
     _refuse_groups(trained.model, groups, samples_per_image)
     device = next(trained.model.parameters()).device
@@ -60,31 +153,154 @@ def gather(trained: Trained, *, groups: int, samples_per_image: int | None, onli
     if draws is None:
         draws = _suitable(trained, least=1)
     moments = read(shards["train"], Drawing(0, seeds["train"]), device)
-    # Of moments a density is not known: it is taken of one draw.
+    # The density of moments is not known; it is taken of one draw.
     drawn, val = (read(shards[split], Drawing(max(1, draws), seeds[split]), device) for split in SPLITS)
     train = moments if draws == 0 else drawn
     return _material(train, drawn, val, spread_of(moments), shards["train"], draws)
 
 
-def prior_nats(model: VAE, val: Points | ShardLatents) -> float:
-    """The mean log density of the held-out draws under the model's own prior of the same latents."""
-    own = torch.zeros(1, dtype=torch.float64)
-    with torch.no_grad():
-        for z, _ in val.parts():
-            for part in torch.split(z, 4096):
-                own += model.prior_log_density(part).double().sum().cpu()
-    return float(comm.all_reduce_sum(own)) / val.count
+def _candidate(material: Material, number: int, how: Fitting) -> Candidate:
+    """The best fit of `number` components."""
+    components = f"{number} component{'s' if number > 1 else ''}"
+    train, ridge = material.train, how.ridge * material.spread.total.clamp_min(1e-12)
+    if comm.is_main():
+        say(f"fitting {components} to {train.count} latents of {train.size} values")
+
+    def fit(start: Mixture) -> em.Fit:
+        with Progress(f"fit {components}", 0, shown=comm.is_main()) as progress:
+            return _fit(
+                train, start, ridge, how, lambda i, nats: progress.update(i, f"iterations  {nats:.3f} nats")
+            )
+
+    candidate = selection.candidate(
+        train,
+        material.drawn,
+        material.val,
+        number,
+        fit=fit,
+        restarts=how.restarts,
+        images=material.images,
+        kind=how.covariance,
+        how=how.start,
+        seed=how.seed,
+        ridge=ridge,
+    )
+    if comm.is_main() and not candidate.converged and how.online is None:
+        say(
+            f"{number} components: not converged after {candidate.iterations} iterations; raise --max-iterations"
+        )
+    return candidate
 
 
-def replaces(model: VAE, groups: int) -> str:
-    """Which prior a mixture of so many groups takes the place of."""
-    everything = len(model.group_sizes)
-    if everything == 1:
-        return "the prior N(0, I) of all latents"
-    if groups == everything:
-        return f"the prior of all {groups} groups, together"
-    which = "the top group" if groups == 1 else f"the first {groups} groups, together,"
-    return f"the prior of {which} of {everything}; the others keep theirs"
+def _fit(
+    train: Points | ShardLatents,
+    start: Mixture,
+    ridge: Tensor,
+    how: Fitting,
+    tell: Callable[[int, float], None],
+) -> em.Fit:
+    if isinstance(train, ShardLatents) and how.online is not None:
+        return fit_stepwise(
+            train,
+            start,
+            batch=how.online_batch,
+            passes=how.online,
+            seed=how.seed,
+            ridge=ridge,
+            tell=tell,
+        )
+    return em.fit(
+        train,
+        start,
+        ridge=ridge,
+        tolerance=how.tolerance,
+        max_iterations=how.max_iterations,
+        tell=tell,
+    )
+
+
+def _metrics(chosen: Candidate, of_prior: float) -> dict[str, float]:
+    return {
+        "gmm/components": float(len(chosen.mixture.weights)),
+        "gmm/train_log_density_nats": chosen.train_nats,
+        "gmm/val_log_density_nats": chosen.val_nats,
+        "gmm/val_prior_log_density_nats": of_prior,
+        "gmm/bic": chosen.bic,
+    }
+
+
+def _origin(trained: Trained, material: Material, how: Fitting, groups: int) -> dict[str, Any]:
+    """What every candidate's file says: the run, the latents and the fit."""
+    plural = "s" if groups > 1 else ""
+    return {
+        "run": str(trained.folder),
+        "groups": groups,
+        "samples_per_image": material.draws,
+        "start": how.start,
+        "restarts": how.restarts,
+        "ridge": how.ridge,
+        "online_passes": how.online,
+        "seed": how.seed,
+        "replaces": replaces(trained.model, groups),
+        "collapsed_latents": material.spread.collapsed.nonzero()[:, 0].tolist(),
+        **trained.identity,
+        "data_hash": material.data_hash,
+        "measured": {
+            "gmm/": f"{groups} group{plural} of latents, {material.draws} draws of an image, images {material.data_hash[:12]}"
+        },
+    }
+
+
+def _save(
+    trained: Trained,
+    candidates: list[Candidate],
+    chosen: Candidate,
+    origin: dict[str, Any],
+    result: dict[str, Any],
+    metrics: dict[str, float],
+) -> None:
+    """Write the mixtures, the comparison and its picture, and remove what an earlier fit left."""
+    folder = trained.folder
+    of_all = ("prior_val_nats", "covariance", "selected_by")
+    details = {**origin, **{name: result[name] for name in of_all}}
+    _save_mixtures(folder / "gmm", candidates, chosen, details)
+    picture = folder / "figures" / PICTURE
+    if len(candidates) == 1:
+        picture.unlink(missing_ok=True)  # from an earlier fit
+    else:
+        figures.mixture_selection(
+            picture,
+            result["candidates"],
+            chosen=len(chosen.mixture.weights),
+            prior_nats=metrics["gmm/val_prior_log_density_nats"],
+            title=f"{folder.name}, step {trained.step}: {chosen.mixture.kind} mixtures of q(z)",
+        )
+    save_result(
+        folder,
+        "gmm/selection.json",
+        result,
+        step=trained.step,
+        metrics=metrics,
+        tracking=trained.recipe.tracking,
+        summary={"gmm": {name: value for name, value in result.items() if name not in NOT_SUMMED_UP}},
+    )
+
+
+def _save_mixtures(
+    folder: Path, candidates: list[Candidate], chosen: Candidate, details: dict[str, Any]
+) -> None:
+    earlier = sorted(folder.glob("components-*"))
+    if earlier:
+        say(
+            f"the earlier mixtures of {folder.parent} ({', '.join(old.name for old in earlier)}) are replaced"
+        )
+    for old in earlier:
+        shutil.rmtree(old)
+    for one in candidates if len(candidates) > 1 else []:
+        mixture_files.save(
+            one.mixture, folder / f"components-{len(one.mixture.weights)}", {**details, **one.words()}
+        )
+    mixture_files.save(chosen.mixture, folder, {**details, **chosen.words()})
 
 
 def _material(
@@ -95,8 +311,8 @@ def _material(
     shards: LatentShards,
     draws: int,
 ) -> Material:
-    made = shards.index.made
-    return Material(train, drawn, val, spread, shards.index.num_samples, draws, made["data_hash"])
+    index = shards.index
+    return Material(train, drawn, val, spread, index.num_samples, draws, index.made["data_hash"])
 
 
 def _suitable(trained: Trained, *, least: int) -> int:
@@ -105,11 +321,18 @@ def _suitable(trained: Trained, *, least: int) -> int:
     return min(MOST_DRAWS, max(least, -(-DRAWS_WANTED // images)))
 
 
+def _which_groups(model: VAE, groups: int) -> str:
+    """Which of a ladder's latents are fitted, for a message; empty for a flat model."""
+    if len(model.group_sizes) == 1:
+        return ""
+    return f" of the first {groups} groups" if groups > 1 else " of the top group"
+
+
 def _refuse_groups(model: VAE, groups: int, samples_per_image: int | None) -> None:
-    there = len(model.group_sizes)
-    if groups > there:
-        words = f"a ladder of {there} groups" if there > 1 else "no ladder: its latents are one group"
-        raise UserError(f"--groups (={groups}) is too many, this run has {words}")
+    number = len(model.group_sizes)
+    if groups > number:
+        kind = f"a ladder of {number} groups" if number > 1 else "no ladder: its latents are one group"
+        raise UserError(f"--groups (={groups}) is too many, this run has {kind}")
     if groups > 1 and samples_per_image is not None and samples_per_image < LEAST_JOINT_DRAWS:
         raise UserError(
             f"several groups together have no moments: --samples-per-image (={samples_per_image}) must be at least "

@@ -1,53 +1,111 @@
-"""What `vaescale quality` measures: how far a run's samples, and its reconstructions, are from images, by the features of both.
+"""How far a run's samples and reconstructions are from its images, by the features of both."""
 
-Each kind of picture is numbered, and rank r of N makes the numbers r, r + N, ..., so that all are the same on any number of
-ranks; the features come together on all of them, and one compares.
-"""
-
-import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from vaescale import comm, noise
-from vaescale.aggregate.information import evenly
-from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
+from vaescale import comm, figures, noise
+from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding, refuse_misfit
+from vaescale.commands.identity import git_revision
+from vaescale.data.lookup import evenly, images_at
 from vaescale.data.reader import ShardReader
-from vaescale.errors import DataError
-from vaescale.evaluation.features import Extractor
-from vaescale.evaluation.frechet import Moments, frechet_distance, moments
-from vaescale.evaluation.quality import kernel_distance, overlap
+from vaescale.errors import DataError, UserError
+from vaescale.evaluation.comparison import (
+    LEAST,
+    MORE_IS_BETTER,
+    MOST_COMPARED,
+    MOST_REFERENCES,
+    PROTOCOL,
+    SCORES,
+    Kind,
+    judge,
+    references_of,
+    to_levels,
+)
+from vaescale.evaluation.features import Extractor, open_extractor
+from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.gaussian import Mixture
 from vaescale.models.vae import to_unit
-from vaescale.system import heartbeat
-from vaescale.system.console import Progress
-from vaescale.system.files import write_whole
-from vaescale.trained import Trained, images_at
+from vaescale.runs.results import save_result
+from vaescale.system.console import say
+from vaescale.trained import Trained, open_split, open_trained
+from vaescale.training import launch
 
-BATCH = 250
-MOST_REFERENCES = 50_000
-LEAST = 10  # pictures of a kind, for five neighbours and a covariance
-MOST_COMPARED = 10_000  # by neighbours and kernels, whose cost grows with the square
-
-
-class Kind(NamedTuple):
-    """Pictures to judge: of what, how decoded, how many, and those of given places (int64 [B]) as [B, C, H, W] in [0, 1]."""
-
-    name: str
-    decode: str
-    number: int
-    pictures: Callable[[Tensor], Tensor]
+CACHE = Path("~/.cache/vaescale/references")
+DECODINGS = ("mean", "ancestral")
+SHOWN = 16  # pictures of each kind
 
 
-def kinds(
+def quality(
+    run: Path,
+    *,
+    features: str,
+    count: int | None = None,
+    decode: Sequence[str] = DECODINGS,
+    temperature: float = 1.0,
+    weights: Literal["ema", "raw"] = "ema",
+    seed: int = 0,
+    trust_features: bool = False,
+    cache: Path = CACHE,
+) -> dict[str, Any]:
+    """Judge a run's samples against its training images. Writes RUN/evaluation/quality-FEATURES.json and pictures.
+
+    features: `pixels`, a folder of `train_features`, `inception[:FILE]` or a FILE.pt2, which is a program and needs
+    `trust_features`. count: samples of each kind, by default as many as held-out images, at most 10,000. decode: `mean`,
+    `ancestral` or `offset:ALPHA`. cache: the folder that keeps the training images' features.
+
+    Returns a row of scores for each kind of picture, with the protocol. Raises UserError for arguments that make no sense,
+    features that are not there and mixtures of another model, DataError for too few images.
+    """
+    if count is not None and not LEAST <= count <= MOST_REFERENCES:
+        raise UserError(f"--count (={count}) must be from {LEAST} to {MOST_REFERENCES}")
+    decodings = tuple(dict.fromkeys(decode))
+    for decoding in decodings:
+        parse_decoding(decoding)  # before anything is opened
+    with launch.joined():
+        trained = open_trained(run, weights=weights)
+        model, data = trained.model, trained.recipe.data
+        device = next(model.parameters()).device
+        extractor = comm.together(
+            lambda: open_extractor(
+                features, image_shape=model.image_shape, device=device, trusted=trust_features
+            )
+        )
+        train = comm.together(lambda: open_split(trained.recipe, "train"))
+        val = comm.together(lambda: open_split(trained.recipe, "val"))
+        mixtures = comm.together(lambda: _mixtures(trained))
+        count = count or min(len(val), MOST_COMPARED)
+        with torch.no_grad():
+            references, cached = references_of(
+                train, extractor, data, device=device, cache=cache.expanduser()
+            )
+            kinds = kinds_of(
+                trained, val, mixtures, count=count, decodings=decodings, temperature=temperature, seed=seed
+            )
+            rows = judge(kinds, extractor, references)
+            first = [kind.pictures(torch.arange(min(SHOWN, kind.number))).cpu() for kind in kinds]
+        samples = f"{count} of each kind, 8-bit, seed {seed}, temperature {temperature:g}"
+        measured = f"{count} samples at temperature {temperature:g}, {len(references)} images of {train.index.data_hash[:12]}"
+        result = {
+            "run": str(trained.folder),
+            **trained.identity,
+            "data_hash": train.index.data_hash,
+            "code": git_revision(),
+            "features": extractor.name,
+            "protocol": _protocol(extractor, len(references), samples),
+            "measured": {
+                f"quality/{extractor.name}/": f"features {extractor.identity[:12]}, {measured}",
+            },
+            "references_from_cache": cached,
+            "rows": rows,
+        }
+        return comm.on_main(lambda: _save(trained, result, first))
+
+
+def kinds_of(
     trained: Trained,
     val: ShardReader,
     mixtures: dict[str, Mixture],
@@ -59,8 +117,8 @@ def kinds(
 ) -> list[Kind]:
     """Held-out images, their reconstructions, and samples of the prior and of each mixture under each decoding.
 
-    Distances of few pictures are too large, so that rows compare where there are as many held-out images as samples. Raises
-    DataError where there are next to none.
+    The distances of few pictures are too large, so rows compare only where there are as many held-out images as samples.
+    Raises DataError for fewer than `LEAST` held-out images.
     """
     model = trained.model
     device = next(model.parameters()).device
@@ -70,127 +128,86 @@ def kinds(
             DataError(f"{len(numbers)} held-out images are too few to judge; {LEAST} are needed")
         )
 
-    def images(places: Tensor) -> Tensor:
-        return to_unit(images_at(val, numbers[places]).to(device))
+    def images(positions: Tensor) -> Tensor:
+        return to_unit(images_at(val, numbers[positions]).to(device))
 
-    def reconstructions(places: Tensor) -> Tensor:
-        own = numbers[places]
-        stream = noise.Stream(trained.recipe.seed, 0, own.to(device))
-        x = model.target(images_at(val, own).to(device), stream)
-        return _levels(model.likelihood.mean(model.reconstruct(x)))
+    def reconstructions(positions: Tensor) -> Tensor:
+        stream = noise.Stream(trained.recipe.seed, 0, numbers[positions].to(device))
+        x = model.target(images_at(val, numbers[positions]).to(device), stream)
+        return to_levels(model.likelihood.mean(model.reconstruct(x)))
 
     def samples(mixture: Mixture | None, decode: str) -> Callable[[Tensor], Tensor]:
-        def draw(places: Tensor) -> Tensor:
-            stream = noise.Stream(seed, 0, places.to(device))
+        def draw(positions: Tensor) -> Tensor:
+            stream = noise.Stream(seed, 0, positions.to(device))
             params = from_latents(model, mixture, stream, temperature)
-            return _levels(image_of(model.likelihood, params, parse_decoding(decode), stream))
+            return to_levels(image_of(model.likelihood, params, parse_decoding(decode), stream))
 
         return draw
 
-    found = [
+    kinds = [
         Kind("held-out images", "", len(numbers), images),
         Kind("reconstructions", "mean", len(numbers), reconstructions),
     ]
     sources: dict[str, Mixture | None] = {"prior": None, **mixtures}
     for decode in decodings:
-        found += [Kind(name, decode, count, samples(mixture, decode)) for name, mixture in sources.items()]
-    return found
+        kinds += [Kind(name, decode, count, samples(mixture, decode)) for name, mixture in sources.items()]
+    return kinds
 
 
-def judge(kinds: list[Kind], extractor: Extractor, references: Tensor) -> list[dict[str, Any]]:
-    """A row for each kind. references: the training images' features [N, F]. All ranks call it.
-
-    The Frechet distance takes all features; kernel distance, precision, recall, density and coverage equally many of both, at most
-    10,000.
-    """
-    against = _moments(references)
-    rows = []
-    for kind in kinds:
-        found = features_of(kind, extractor)
-        own = _moments(found)
-
-        def compare(kind: Kind = kind, found: Tensor = found, own: Moments = own) -> dict[str, Any]:
-            fewer = min(len(found), len(references), MOST_COMPARED)
-            some, others = (one[evenly(len(one), fewer)] for one in (references, found))
-            return {
-                "of": kind.name,
-                "decode": kind.decode,
-                "count": len(found),
-                "frechet": frechet_distance(own, against),
-                "kernel": kernel_distance(some, others),
-                **overlap(some, others)._asdict(),
-            }
-
-        rows.append(comm.on_main(compare))
-    return rows
+def _mixtures(trained: Trained) -> dict[str, Mixture]:
+    """Each mixture of this model that fit-gmm left, by a name. Mixtures of other weights are left out, with a word."""
+    folder = trained.folder / "gmm"
+    if not folder.is_dir():
+        return {}
+    folders = [folder / f"components-{number}" for number in mixture_files.compared(folder)] or [folder]
+    mixtures = {}
+    for candidate in folders:
+        if mixture_files.words(candidate).get("weights", trained.weights) != trained.weights:
+            if comm.is_main():
+                say(
+                    f"{candidate} is left out: it was fitted to other weights than the {trained.weights} ones"
+                )
+            continue
+        mixture = mixture_files.load(candidate, **trained.identity)
+        refuse_misfit(mixture, trained.model, trained.folder)
+        mixtures[f"mixture of {len(mixture.weights)}"] = mixture
+    return mixtures
 
 
-def _moments(features: Tensor) -> Moments:
-    """Of features [N, F] that every rank has, each rank's share of them by itself."""
-    return moments(torch.split(features[comm.rank() :: comm.world_size()], BATCH))
+def _protocol(extractor: Extractor, references: int, samples: str) -> dict[str, str]:
+    return {
+        "features": extractor.words,
+        "features_hash": extractor.identity,
+        "reference": f"{references} training images",
+        "samples": samples,
+        **PROTOCOL,
+    }
 
 
-@torch.no_grad()
-def features_of(kind: Kind, extractor: Extractor) -> Tensor:
-    """Float32 [N, F] in the order of the numbers, on every rank."""
-    own = torch.arange(comm.rank(), kind.number, comm.world_size())
-    words = f"{kind.name} {kind.decode}".strip()
-
-    def extract() -> list[Tensor]:
-        parts = []
-        with Progress(words, len(own), shown=comm.is_main()) as progress:
-            for number, places in enumerate(torch.split(own, BATCH), start=1):
-                parts.append(extractor.of(kind.pictures(places)).float().cpu())
-                heartbeat.beat("features")
-                progress.update(min(number * BATCH, len(own)))
-        return parts
-
-    parts = comm.gather_object([part.numpy() for part in comm.together(extract)])
-    everything = [np.concatenate(part) for part in parts if part]
-    found = np.empty((kind.number, everything[0].shape[1]), dtype=np.float32)
-    for rank, part in enumerate(everything):
-        found[rank :: comm.world_size()] = part
-    return torch.from_numpy(found)
+def _save(trained: Trained, result: dict[str, Any], first: list[Tensor]) -> dict[str, Any]:
+    """Draw and save. first: some pictures of each row. Returns the result with the figures' paths."""
+    name, rows = result["features"], result["rows"]
+    paths = [trained.folder / "figures" / f"quality-{name}{suffix}.png" for suffix in ("", "-pictures")]
+    figures.quality(paths[0], rows, title=trained.title(f"against training images, features: {name}"))
+    strips = [(_label(row), pictures.numpy()) for row, pictures in zip(rows, first, strict=True)]
+    figures.image_strips(paths[1], strips, title=trained.title("the pictures that are judged"))
+    metrics = {f"quality/{name}/{_metric_name(row)}/{score}": row[score] for row in rows for score in SCORES}
+    result["more_is_better"] = [key for key in metrics if key.rpartition("/")[2] in MORE_IS_BETTER]
+    save_result(
+        trained.folder,
+        f"evaluation/quality-{name}.json",
+        result,
+        step=trained.step,
+        metrics=metrics,
+        tracking=trained.recipe.tracking,
+    )
+    return {**result, "figures": [str(path) for path in paths]}
 
 
-def references_of(
-    reader: ShardReader, extractor: Extractor, trained: Trained, cache: Path
-) -> tuple[Tensor, bool]:
-    """The features of the training images, at most 50,000 at equal distances, and whether they were in the cache; if not they
-    are put there. All ranks call it. Raises DataError for too few images.
-    """
-    data, count = trained.recipe.data, min(MOST_REFERENCES, len(reader))
-    if count < LEAST:
-        raise comm.known_to_all(
-            DataError(f"{count} training images are too few to compare with; {LEAST} are needed")
-        )
-    device = next(trained.model.parameters()).device
-    read = (data.image_size, data.channels, str(data.crop), data.resample)
-    words = json.dumps([extractor.identity, reader.index.data_hash, read, count])
-    path = cache / f"{hashlib.sha256(words.encode()).hexdigest()[:32]}.safetensors"
-    kept = comm.on_main(lambda: _kept(path, count))
-    if kept is not None:
-        return kept, True
-    numbers = evenly(len(reader), count)
-
-    def images(places: Tensor) -> Tensor:
-        return to_unit(images_at(reader, numbers[places]).to(device))
-
-    kind = Kind("training images", "", count, images)
-    found = features_of(kind, extractor)
-    comm.on_main(lambda: write_whole(path, to_bytes({"features": found})))
-    return found, False
+def _metric_name(row: dict[str, Any]) -> str:
+    """`prior-mean` of a row."""
+    return "-".join(filter(None, (row["of"], row["decode"]))).replace(" ", "-").replace(":", "-")
 
 
-def _kept(path: Path, count: int) -> Tensor | None:
-    try:
-        features = from_bytes(path.read_bytes())["features"]
-    except (OSError, KeyError, ValueError, SafetensorError):
-        return None
-    sound = features.dtype == torch.float32 and features.ndim == 2 and len(features) == count
-    return features if sound and bool(torch.isfinite(features).all()) else None
-
-
-def _levels(images: Tensor) -> Tensor:
-    """As 8-bit files would hold them."""
-    return (255 * images.float().clamp(0, 1)).round() / 255
+def _label(row: dict[str, Any]) -> str:
+    return f"{row['of']}{'' if row['decode'] in ('', 'mean') else ', ' + row['decode']}"

@@ -1,12 +1,16 @@
-"""What reconstructions are like, and whether p(x|z) says how far off they are.
+"""What reconstructions are like, and whether p(x|z) states their error correctly.
 
-A reconstruction is the decoded mean at the posterior's mean. Calibration is of p(x|z) with z drawn from q(z|x): over the values
-of all images, P(|X - mean| <= |x - mean|) is uniform on [0, 1] if the decoder's noise is what it says. The share of values at
-which it is below 0.9 is the coverage of the central 90% intervals (Kuleshov, Fenner & Ermon 2018, section 3.1).
+A reconstruction is the decoded mean at the posterior's mean. `METRICS` has a number of each by name; add another one with
+
+    METRICS["mae"] = Metric("mean absolute error per value", lambda x, means: (x - means).abs().flatten(1).mean(1))
+
+Calibration is of p(x|z) with z drawn from q(z|x): over the values of all images, P(|X - mean| <= |x - mean|) is uniform on
+[0, 1] if the decoder's noise is what it says. The share of values at which it is below 0.9 is the coverage of the central 90%
+intervals (Kuleshov, Fenner & Ermon 2018, section 3.1).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +19,7 @@ from torch import Tensor
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
 from vaescale.errors import DataError
-from vaescale.likelihoods.base import LocationScale
+from vaescale.likelihoods.base import Likelihood, LocationScale
 from vaescale.models.vae import VAE
 
 LEVELS = 100  # of coverage, in equal steps
@@ -24,83 +28,157 @@ LEAST_SSIM_SIZE = 11  # pixels of SSIM's window
 LEAST_SQUARED_ERROR = 1e-10  # of a value: 100 dB at most
 
 PROTOCOL = {
-    "reconstruction_mse": "decoded mean at the posterior's mean, clamped to [0, 1], per value",
-    "psnr_db": "10 log10(1 / MSE) of each image's reconstruction, at most 100, mean over images",
-    "ssim": f"of each image's reconstruction, range 1, Gaussian window of {LEAST_SSIM_SIZE} pixels with sigma 1.5 (Wang et al. 2004), mean over images",
     "data_sigma": "the sigma that maximizes the likelihood of these very images: a check, and in no bound",
     "coverage": "share of all values within the central interval of p(x|z) of that many percent, z drawn from q(z|x)",
 }
 
 
+class Metric(NamedTuple):
+    """A number of each reconstruction, whose mean over the images is reported.
+
+    protocol: a sentence on what it is. of: originals and reconstructions, float32 [B, C, H, W] in [0, 1], to [B], or None for
+    images that are too small for it.
+    """
+
+    protocol: str
+    of: Callable[[Tensor, Tensor], Tensor | None]
+    more_is_better: bool = False
+
+
+def squared_error(x: Tensor, means: Tensor) -> Tensor:
+    """Mean squared error per value, float64 [B]."""
+    return (x - means).square().flatten(1).mean(1).double()
+
+
+def psnr(x: Tensor, means: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, at most 100, float64 [B]."""
+    return -10 * torch.log10(squared_error(x, means).clamp_min(LEAST_SQUARED_ERROR))
+
+
+def ssim(x: Tensor, means: Tensor) -> Tensor | None:
+    """Structural similarity (Wang et al. 2004), float64 [B]. None for images smaller than its window."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    if min(x.shape[2:]) < LEAST_SSIM_SIZE:
+        return None
+    values = structural_similarity_index_measure(means, x.float(), data_range=1.0, reduction="none")
+    assert isinstance(values, Tensor)
+    return values.double()
+
+
+METRICS: dict[str, Metric] = {
+    "reconstruction_mse": Metric(
+        "decoded mean at the posterior's mean, clamped to [0, 1], per value", squared_error
+    ),
+    "psnr_db": Metric(
+        "10 log10(1 / MSE) of each image's reconstruction, at most 100, mean over images",
+        psnr,
+        more_is_better=True,
+    ),
+    "ssim": Metric(
+        f"of each image's reconstruction, range 1, Gaussian window of {LEAST_SSIM_SIZE} pixels with sigma 1.5 (Wang et al. "
+        "2004), mean over images",
+        ssim,
+        more_is_better=True,
+    ),
+}
+
+
 class Reconstruction(NamedTuple):
-    """metrics as in PROTOCOL; coverage: of the levels 1% to 100%, or None where p(x|z) has no central intervals."""
+    """Metrics and their protocol by name; coverage: of the levels 1% to 100%, None where p(x|z) has no central intervals."""
 
     metrics: dict[str, float]
+    protocol: dict[str, str]
     coverage: list[float] | None
 
 
 @torch.no_grad()
 def reconstruction(model: VAE, batches: Iterable[Batch], *, seed: int) -> Reconstruction:
-    """Of all images over all ranks, in float32. The noise of an image depends on (seed, its number) alone.
+    """Measure the reconstructions of all images over all ranks, in float32.
 
-    ssim is absent for images smaller than its window, data_sigma where a global sigma is no choice of the likelihood, coverage
-    where there is no noise around a mean. Raises DataError when no image can be used.
+    The noise of an image depends on (seed, its number) alone. A metric is absent where images are too small for it, data_sigma
+    where a global sigma is no choice of the likelihood, coverage where the likelihood has no noise around a mean. Raises
+    DataError when no image can be used.
     """
     was_training = model.training
     model.eval()
-    likelihood, dimensions = model.likelihood, math.prod(model.image_shape)
-    device = next(model.parameters()).device
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # images, MSE, PSNR, SSIM
-    powered = torch.zeros(dimensions, dtype=torch.float64, device=device)
-    counts = torch.zeros(LEVELS, dtype=torch.float64, device=device)
+    likelihood, metrics = model.likelihood, dict(METRICS)
+    sums = _Sums.zeros(len(metrics), math.prod(model.image_shape), next(model.parameters()).device)
     for batch in batches:
-        mask = batch.mask.to(device)
+        mask = batch.mask.to(sums.images.device)
         if not mask.any():
             continue
-        images, slots = batch.images.to(device)[mask], batch.slots.to(device)[mask]
+        images, slots = (values.to(mask.device)[mask] for values in (batch.images, batch.slots))
         stream = noise.Stream(seed, 0, slots)
         x = model.target(images, stream)
-        sums += _pictures(x, likelihood.mean(model.reconstruct(x)).float().clamp(0, 1))
-        params = model.infer(x, stream, 1, False).params
-        if isinstance(likelihood, LocationScale):
-            error = (x - likelihood.mean(params)).abs()
-            powered += error.double().pow(likelihood.state.power).sum(0).flatten()
-        inside = likelihood.central_mass(x, params)
-        if inside is not None:
-            level = (inside.flatten() * LEVELS).ceil().clamp(1, LEVELS).long() - 1
-            counts += torch.bincount(level, minlength=LEVELS).double()
+        sums.images.add_(len(x))
+        _add_metrics(sums.values, metrics, x, likelihood.mean(model.reconstruct(x)).float().clamp(0, 1))
+        _add_calibration(sums, likelihood, x, model.infer(x, stream, 1, False).params)
     model.train(was_training)
-    total = comm.all_reduce_sum(torch.cat([sums, powered, counts]))
-    sums, powered, counts = torch.split(total, [len(sums), dimensions, LEVELS])
-    used = float(sums[0])
+    sums = sums.over_ranks()
+    used = float(sums.images)
     if not used:
         raise comm.known_to_all(
             DataError(
                 "no image could be used; `vaescale verify-shards DIR --deep` names what is wrong with them"
             )
         )
-    mse, psnr, ssim = (sums[1:] / used).tolist()
-    metrics = {"reconstruction_mse": mse, "psnr_db": psnr}
-    if min(model.image_shape[1:]) >= LEAST_SSIM_SIZE:
-        metrics["ssim"] = ssim
+    return _result(model, metrics, sums, used)
+
+
+class _Sums(NamedTuple):
+    """Sums over images, float64: their number [1]; of each metric its values and how many images have one [M, 2].
+
+    powered: |x - mean|^p by value [D]; counts: values by level of coverage [LEVELS].
+    """
+
+    images: Tensor
+    values: Tensor
+    powered: Tensor
+    counts: Tensor
+
+    @classmethod
+    def zeros(cls, metrics: int, dimensions: int, device: torch.device) -> "_Sums":
+        shapes = ((1,), (metrics, 2), (dimensions,), (LEVELS,))
+        return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
+
+    def over_ranks(self) -> "_Sums":
+        """The sums over all ranks."""
+        total = comm.all_reduce_sum(torch.cat([values.flatten() for values in self]))
+        split = torch.split(total, [values.numel() for values in self])
+        return _Sums(*(values.view(own.shape) for values, own in zip(split, self, strict=True)))
+
+
+def _add_metrics(sums: Tensor, metrics: dict[str, Metric], x: Tensor, means: Tensor) -> None:
+    for row, metric in zip(sums, metrics.values(), strict=True):
+        values = metric.of(x, means)
+        if values is not None:
+            row.add_(torch.stack([values.double().sum(), row.new_tensor(float(len(values)))]))
+
+
+def _add_calibration(sums: _Sums, likelihood: Likelihood, x: Tensor, params: Tensor) -> None:
+    if isinstance(likelihood, LocationScale):
+        error = (x - likelihood.mean(params)).abs()
+        sums.powered.add_(error.double().pow(likelihood.state.power).sum(0).flatten())
+    inside = likelihood.central_mass(x, params)
+    if inside is not None:
+        level = (inside.flatten() * LEVELS).ceil().clamp(1, LEVELS).long() - 1
+        sums.counts.add_(torch.bincount(level, minlength=LEVELS).double())
+
+
+def _result(model: VAE, metrics: dict[str, Metric], sums: _Sums, used: float) -> Reconstruction:
+    likelihood = model.likelihood
+    means = {
+        name: total / count
+        for name, (total, count) in zip(metrics, sums.values.tolist(), strict=True)
+        if count
+    }
+    protocol = {name: metrics[name].protocol for name in means}
     if isinstance(likelihood, LocationScale) and not likelihood.state.predicts:
-        metrics["data_sigma"] = float(likelihood.state.fitted(powered.view(model.image_shape) / used))
-    if not counts.any():
-        return Reconstruction(metrics, None)
-    coverage = (counts.cumsum(0) / counts.sum()).tolist()
-    metrics |= {f"coverage/{level}": coverage[level - 1] for level in SHOWN_LEVELS}
-    return Reconstruction(metrics, coverage)
-
-
-def _pictures(x: Tensor, means: Tensor) -> Tensor:
-    """Float64 [4]: images, and the sums of their MSE, PSNR and SSIM (0 for small ones)."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    mse = (x - means).square().flatten(1).mean(1).double()
-    psnr = -10 * torch.log10(mse.clamp_min(LEAST_SQUARED_ERROR))
-    ssim = mse.new_zeros(1)
-    if min(x.shape[2:]) >= LEAST_SSIM_SIZE:
-        of_each = structural_similarity_index_measure(means, x.float(), data_range=1.0, reduction="none")
-        assert isinstance(of_each, Tensor)
-        ssim = of_each.double()
-    return torch.stack([mse.new_tensor(float(len(x))), mse.sum(), psnr.sum(), ssim.sum()])
+        means["data_sigma"] = float(likelihood.state.fitted(sums.powered.view(model.image_shape) / used))
+        protocol["data_sigma"] = PROTOCOL["data_sigma"]
+    if not sums.counts.any():
+        return Reconstruction(means, protocol, None)
+    coverage = (sums.counts.cumsum(0) / sums.counts.sum()).tolist()
+    means |= {f"coverage/{level}": coverage[level - 1] for level in SHOWN_LEVELS}
+    return Reconstruction(means, {**protocol, "coverage": PROTOCOL["coverage"]}, coverage)

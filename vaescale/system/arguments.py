@@ -25,15 +25,19 @@ def integer(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def real(
-    *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
 ) -> Callable[[str], float]:
-    """A parser of finite numbers above `above`, at least `least` and at most `most`."""
-    limits = {"above": above, "at least": least, "at most": most}
+    """A parser of finite numbers above `above`, below `below`, at least `least` and at most `most`."""
+    limits = {"above": above, "below": below, "at least": least, "at most": most}
     bounds = " and ".join(f"{words} {value:g}" for words, value in limits.items() if math.isfinite(value))
 
     def parse(text: str) -> float:
         value = _parsed(text, float, "a number")
-        if not math.isfinite(value) or value <= above or value < least or value > most:
+        if not (math.isfinite(value) and above < value < below and least <= value <= most):
             raise argparse.ArgumentTypeError(f"{text} must be {bounds or 'finite'}")
         return value
 

@@ -1,0 +1,66 @@
+"""How noisy a model's pictures are: images, reconstructions and samples, each as decoder means and as ancestral samples."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from vaescale import comm, noise
+from vaescale.data.lookup import evenly, images_at
+from vaescale.data.reader import ShardReader
+from vaescale.evaluation.noise_level import LEAST_SIZE, noise_level
+from vaescale.models.vae import VAE
+
+IMAGES, BATCH = 1000, 250
+COLUMNS = ("mean", "ancestral")
+
+
+@torch.no_grad()
+def noise_levels(
+    model: VAE, reader: ShardReader, draws: Mapping[str, Tensor], *, seed: int, data_seed: int
+) -> dict[str, dict[str, float]]:
+    """The mean estimated noise of images, of their reconstructions, and of what latents [B, Z] from several sources decode to.
+
+    reader: the training images. data_seed: of the images' own noise. Each is a mean over about a thousand pictures; {} for
+    images that are too small to estimate it. All ranks call it.
+    """
+    if min(model.image_shape[1:]) < LEAST_SIZE:
+        return {}
+    names = ["images", "reconstructions", *draws]
+    sums = torch.zeros(len(names), len(COLUMNS), 2, dtype=torch.float64)
+    for pictures in (_images(model, reader, data_seed), _samples(model, draws, seed)):
+        for name, column, batch in pictures:
+            levels = noise_level(batch.float().clamp(0, 1)).double().cpu()  # as files and figures show them
+            own = torch.stack([levels.sum(), levels.new_tensor(float(len(levels)))])
+            sums[names.index(name), COLUMNS.index(column)] += own
+    sums = comm.all_reduce_sum(sums.flatten()).view(sums.shape)
+    return {
+        name: {
+            column: float(total / count) for column, (total, count) in zip(COLUMNS, row, strict=True) if count
+        }
+        for name, row in zip(names, sums, strict=True)
+    }
+
+
+def _images(model: VAE, reader: ShardReader, seed: int) -> Iterator[tuple[str, str, Tensor]]:
+    """This rank's share of images and their reconstructions: row, column and pictures [B, C, H, W]."""
+    device = next(model.parameters()).device
+    for numbers in torch.split(evenly(len(reader), IMAGES)[comm.rank() :: comm.world_size()], BATCH):
+        stream = noise.Stream(seed, 0, numbers.to(device))
+        x = model.target(images_at(reader, numbers).to(device), stream)
+        params = model.reconstruct(x)
+        yield "images", "mean", x
+        yield "reconstructions", "mean", model.likelihood.mean(params)
+        yield "reconstructions", "ancestral", model.likelihood.sample(params, stream)
+
+
+def _samples(model: VAE, draws: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, str, Tensor]]:
+    """What this rank's share of the latents decodes to."""
+    share = slice(comm.rank(), None, comm.world_size())
+    for name, z in draws.items():
+        slots = torch.arange(len(z), device=z.device)[share]
+        for latents, own_slots in zip(torch.split(z[share], BATCH), torch.split(slots, BATCH), strict=True):
+            stream = noise.Stream(seed, 4, own_slots)
+            params = model.decode(latents, stream)
+            yield name, "mean", model.likelihood.mean(params)
+            yield name, "ancestral", model.likelihood.sample(params, stream)

@@ -1,0 +1,31 @@
+"""The model's prior of the latents that a mixture is fitted to, and replaces."""
+
+import torch
+
+from vaescale import comm
+from vaescale.aggregate.latents import ShardLatents
+from vaescale.mixtures.points import Points
+from vaescale.models.vae import VAE
+
+BATCH = 4096
+
+
+def prior_nats(model: VAE, val: Points | ShardLatents) -> float:
+    """The mean log density of the held-out draws under the model's own prior of the same latents."""
+    total = torch.zeros(1, dtype=torch.float64)
+    with torch.no_grad():
+        for z, _ in val.parts():
+            for batch in torch.split(z, BATCH):
+                total += model.prior_log_density(batch).double().sum().cpu()
+    return float(comm.all_reduce_sum(total)) / val.count
+
+
+def replaces(model: VAE, groups: int) -> str:
+    """A phrase for the prior that a mixture of the first `groups` groups replaces."""
+    number = len(model.group_sizes)
+    if number == 1:
+        return "the prior N(0, I) of all latents"
+    if groups == number:
+        return f"the prior of all {groups} groups, together"
+    which = "the top group" if groups == 1 else f"the first {groups} groups, together,"
+    return f"the prior of {which} of {number}; the others keep theirs"

@@ -1,0 +1,99 @@
+"""The latents of a run's images, q(z|x), as shards in its folder."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vaescale import comm
+from vaescale.aggregate import encoding
+from vaescale.data.batch import Batch
+from vaescale.data.index import describe
+from vaescale.data.latent_shards import LatentShards
+from vaescale.data.loader import shard_batches
+from vaescale.data.reader import ShardReader
+from vaescale.system import heartbeat
+from vaescale.system.console import Progress
+from vaescale.trained import Trained, draw_seed, images_at_once, open_split, open_trained
+from vaescale.training import launch
+from vaescale.training.skips import tell
+
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+def encode(
+    run: Path, *, splits: Sequence[Split] = SPLITS, weights: Literal["ema", "raw"] = "ema"
+) -> dict[str, Any]:
+    """Write the latents of a run's images to RUN/latents/SPLIT (SPLIT-raw for raw weights), unless they are there.
+
+    Returns for each split the folder, its numbers of shards, samples and bytes, its hash, the shape of a latent, how many
+    images were skipped, and the mean and standard deviation of the aggregate posterior by channel.
+    """
+    suffix = "-raw" if weights == "raw" else ""
+    with launch.joined():
+        trained = open_trained(run, weights=weights)
+        written = {split: _summary(latents_of(trained, split, suffix=suffix)) for split in splits}
+    return {
+        "run": str(trained.folder),
+        "step": trained.step,
+        "weights": trained.weights,
+        "splits": written,
+    }
+
+
+def latents_of(
+    trained: Trained, split: Split, *, suffix: str = "", groups: int = 1, draws: int = 0
+) -> LatentShards:
+    """Write q(z|x) of every image of a split to RUN/latents/SPLIT + suffix, unless it is there. All ranks call it.
+
+    groups, draws: write `draws` draws per image of the first `groups` groups of a ladder together.
+    """
+    recipe = trained.recipe
+    reader = comm.together(lambda: open_split(recipe, split))
+    batch = max(1, images_at_once(reader.image_shape) // max(1, draws))
+
+    def batches(shards: Iterable[int]) -> Iterator[tuple[int, Batch]]:
+        return _batches(reader, shards, split, batch=batch, workers=recipe.data.workers)
+
+    origin = {
+        "run": recipe.name,
+        "split": split,
+        **trained.identity,
+        "data_hash": reader.index.data_hash,
+    }
+    return encoding.encode(
+        trained.model,
+        reader.index,
+        batches,
+        trained.folder / "latents" / f"{split}{suffix}",
+        seed=recipe.seed,
+        draw_seed=draw_seed(recipe, split),
+        made=origin,
+        groups=groups,
+        draws=draws,
+    )
+
+
+def _batches(
+    reader: ShardReader, shards: Iterable[int], split: Split, *, batch: int, workers: int
+) -> Iterator[tuple[int, Batch]]:
+    """The images of some shards with the shard's number, while a progress bar of this rank's share is shown."""
+    total = int(reader.index.shards.samples[comm.rank() :: comm.world_size()].sum())
+    told: set[int] = set()
+    done = 0
+    with Progress(f"encode {split}", total, shown=comm.is_main()) as progress:
+        for shard, images in shard_batches(reader, shards, batch=batch, workers=workers):
+            tell(images.faults, told)
+            heartbeat.beat("encoding")
+            yield shard, images
+            done += len(images.slots)
+            progress.update(done, "images")
+
+
+def _summary(shards: LatentShards) -> dict[str, Any]:
+    described = describe(shards.index)
+    origin = described.pop("made")
+    return {
+        **{name: described[name] for name in ("folder", "shards", "samples", "bytes", "data_hash")},
+        **{name: origin[name] for name in ("latent_shape", "skipped", "mean", "std")},
+    }

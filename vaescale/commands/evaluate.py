@@ -1,0 +1,210 @@
+"""A run evaluated: bounds with the running sigma, reconstructions, and the calibration of the decoder's noise."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaescale import comm, figures, noise
+from vaescale.commands.identity import git_revision
+from vaescale.data.batch import Request
+from vaescale.data.reader import ShardReader
+from vaescale.errors import UserError
+from vaescale.evaluation import importance
+from vaescale.evaluation import likelihood as bounds
+from vaescale.evaluation.reconstruction import METRICS, reconstruction
+from vaescale.runs import folder as run_folder
+from vaescale.runs.results import save_result
+from vaescale.system.console import say
+from vaescale.system.secrets import redact
+from vaescale.trained import Trained, in_order, open_split, open_trained
+from vaescale.training import launch
+
+IWAE_PROTOCOL = (
+    "-log of the mean importance weight of importance_samples draws, per image; falls with their number. "
+    "effective_samples, (sum w)^2 / sum w^2, says how many of them carry it; importance_neg_elbo_nats is the ELBO of the same images "
+    "by the same draws, neg_iwae_standard_error the spread over images, not the error of sampling"
+)
+SHOWN = 12  # images in the picture
+TAKEN = ("val", "train", "val-raw", "train-raw", "latents", "baselines")
+MORE_IS_BETTER = ("log_px_nats", "profile_log_px_nats", "active_units", "effective_samples")
+
+
+class Images(NamedTuple):
+    """What is evaluated: the reader, words for the images, and the name of the result."""
+
+    reader: ShardReader
+    words: str
+    name: str
+
+
+def evaluate(
+    run: Path,
+    *,
+    split: Literal["train", "val"] | None = None,
+    data: str | None = None,
+    name: str | None = None,
+    weights: Literal["ema", "raw"] = "ema",
+    importance_samples: int | None = None,
+    importance_images: int | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once.
+
+    data: other shards than the recipe's, a folder or URL. name: of the result; by default the split, or data- and the data's
+    folder. importance_samples: also bound log p(x) by this many draws for each image, of the first `importance_images` images
+    or of all.
+
+    Writes RUN/evaluation/NAME.json and pictures. Returns the metrics with their protocol. Raises UserError for arguments that
+    contradict each other, DataError for images that cannot be used.
+    """
+    if importance_images and not importance_samples:
+        raise UserError(
+            "--importance-images is of how many images the bound is; give --importance-samples too"
+        )
+    if data and split:
+        raise UserError("--data and --split both say which images; give one of them")
+    split = split or "val"
+    name = _result_name(name, split, data, weights)
+    with launch.joined():
+        trained = open_trained(run, weights=weights)
+        reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
+        images = Images(reader, redact(data or split), name)
+        code = comm.on_main(git_revision)
+        earlier = _earlier(trained, images, other_data=data is not None, samples=importance_samples)
+        result = _measure(trained, images, earlier, code, importance_samples, importance_images)
+        return comm.on_main(lambda: _save(trained, images, result))
+
+
+def _result_name(given: str | None, split: str, data: str | None, weights: str) -> str:
+    """The name of the result's file. Raises UserError for what is no file name, or another result's."""
+    usual = "data-" + Path(data.partition("?")[0]).name if data else split
+    name = given or usual
+    if name != Path(name).name or name.startswith(".") or name == "data-":
+        raise UserError(f"--name {name!r} is no file name; take letters, digits and dashes")
+    if name != usual and (name in TAKEN or name.startswith("quality-")):
+        raise UserError(f"--name {name} is another result's; take another one")
+    return name + ("-raw" if weights == "raw" else "")
+
+
+def _earlier(trained: Trained, images: Images, *, other_data: bool, samples: int | None) -> dict[str, Any]:
+    """The earlier result of this name, {} if there is none. Raises UserError if it is of other data with another hash."""
+    name, hashed = images.name, images.reader.index.data_hash
+    earlier = comm.on_main(lambda: run_folder.read_json(trained.folder / "evaluation" / f"{name}.json"))
+    if other_data and earlier.get("data_hash", hashed) != hashed:
+        raise UserError(f"{trained.folder}/evaluation/{name}.json is of other images; give these a --name")
+    before = earlier.get("metrics", {}).get("importance_samples", 0)
+    if comm.is_main() and before > (samples or before):
+        say(
+            f"the bound of {before:.0f} importance samples in evaluation/{name}.json will be replaced by a looser one"
+        )
+    return earlier
+
+
+def _measure(
+    trained: Trained,
+    images: Images,
+    earlier: dict[str, Any],
+    code: str,
+    importance_samples: int | None,
+    importance_images: int | None,
+) -> dict[str, Any]:
+    """The metrics of all images, with their protocol, and the coverage of p(x|z)'s intervals. All ranks call it."""
+    model, seed, data = trained.model, trained.recipe.seed, trained.recipe.data
+    reader, hashed = images.reader, images.reader.index.data_hash
+
+    def batches() -> Any:
+        return in_order(reader, workers=data.workers)
+
+    metrics = bounds.evaluate(model, batches(), seed=seed, max_skipped=data.max_skipped)
+    protocol = bounds.protocol(model.likelihood)
+    if importance_samples:
+        metrics |= importance.importance_weighted(
+            model, batches(), seed=seed, samples=importance_samples, most_images=importance_images
+        )
+    elif all(
+        earlier.get(key) == value
+        for key, value in (("weights_hash", trained.weights_hash), ("data_hash", hashed), ("code", code))
+    ):  # importance sampling takes minutes, so its result is kept
+        metrics |= {key: v for key, v in earlier["metrics"].items() if key in importance.IMPORTANCE}
+    if "importance_samples" in metrics:
+        protocol["neg_iwae_nats"] = IWAE_PROTOCOL
+    pictures = reconstruction(model, batches(), seed=seed)
+    metrics |= pictures.metrics
+    return {
+        "run": str(trained.folder),
+        "data": images.words,
+        **trained.identity,
+        "data_hash": hashed,
+        "code": code,
+        "protocol": protocol | pictures.protocol,
+        "measured": _measured(images, metrics),
+        "more_is_better": [f"evaluation/{images.name}/{key}" for key in metrics if _more_is_better(key)],
+        "metrics": metrics,
+        "coverage": pictures.coverage,
+    }
+
+
+def _measured(images: Images, metrics: dict[str, float]) -> dict[str, str]:
+    """What must be alike for two runs' metrics to compare, by what their names begin with."""
+    prefix = f"evaluation/{images.name}/"
+    measured = {prefix: f"images {images.reader.index.data_hash[:12]}"}
+    if "importance_samples" in metrics:
+        bound = f"{metrics['importance_samples']:.0f} importance samples of {metrics['importance_images']:.0f} images"
+        measured |= {f"{prefix}{key}": bound for key in importance.IMPORTANCE}
+    return measured
+
+
+def _more_is_better(metric: str) -> bool:
+    return metric in MORE_IS_BETTER or (metric in METRICS and METRICS[metric].more_is_better)
+
+
+def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str, Any]:
+    """Draw and save. Returns the result with the pictures' paths."""
+    suffix = "" if images.name == "val" else f"-{images.name}"
+    folder = trained.folder / "figures"
+    paths = [folder / f"reconstructions{suffix}.png"]
+    title = trained.title(f"{images.words} images, decoded means of q(z|x)'s mean")
+    figures.image_rows(paths[0], _rows(trained, images.reader), title=title)
+    if result["coverage"]:
+        paths.append(folder / f"calibration{suffix}.png")
+        label = f"{trained.recipe.name}, step {trained.step}"
+        title = f"calibration of p(x|z), {Path(images.words).name} images"
+        figures.calibration(paths[-1], [(label, result["coverage"])], title=title)
+    # The metrics of other data than the recipe's have names of their own.
+    metrics = {f"evaluation/{images.name}/{key}": value for key, value in result["metrics"].items()}
+    save_result(
+        trained.folder,
+        f"evaluation/{images.name}.json",
+        result,
+        step=trained.step,
+        metrics=metrics,
+        tracking=trained.recipe.tracking,
+    )
+    return {**result, "figures": [str(path) for path in paths]}
+
+
+@torch.no_grad()
+def _rows(trained: Trained, reader: ShardReader) -> list[tuple[str, Any]]:
+    """The first images, their reconstructions, the errors, and sigma where it differs from place to place."""
+    model = trained.model
+    device = next(model.parameters()).device
+    numbers = np.arange(min(2 * SHOWN, len(reader)))
+    fetched = reader.__getitems__(Request(numbers, refill=False))
+    images = fetched.images[fetched.usable][:SHOWN].to(device)
+    slots = torch.from_numpy(numbers)[fetched.usable][:SHOWN].to(device)
+    originals = model.target(images, noise.Stream(trained.recipe.seed, 0, slots))
+    params = model.reconstruct(originals)
+    means = model.likelihood.mean(params).float()
+    rows = [("original", originals), ("decoded", means), _scaled("|error|", (originals - means).abs())]
+    deviation = model.likelihood.deviation(params)
+    if deviation is not None and deviation.numel() > 1:
+        rows.append(_scaled("sigma", deviation.float().expand_as(means)))
+    return [(name, pictures.float().cpu().numpy()) for name, pictures in rows]
+
+
+def _scaled(name: str, values: Tensor) -> tuple[str, Tensor]:
+    """Values in black and white with the largest one white, and their label."""
+    largest = float(values.max())
+    return f"{name}, 0 to {largest:.2g}", values.mean(1, keepdim=True) / max(largest, 1e-12)

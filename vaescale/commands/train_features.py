@@ -1,0 +1,113 @@
+"""Features to compare images by: a small classifier, trained on a labelled data set."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vaescale.data.batch import Batch
+from vaescale.data.loader import evaluation_batches, training_batches
+from vaescale.data.plan import Plan
+from vaescale.data.reader import DataConfig, ShardReader, open_index, open_reader
+from vaescale.errors import DataError, UserError
+from vaescale.evaluation import classifier
+from vaescale.system.console import Progress
+
+BATCH, ACCURACY_BATCH = 128, 500
+LEAST_WIDTH = 4
+
+
+def train_features(
+    train: str, *, out: Path, val: str | None = None, steps: int = 1000, width: int = 32, seed: int = 0
+) -> dict[str, Any]:
+    """Train a classifier on labelled shards and write its weights and features.json to `out`.
+
+    train, val: folders or URLs of shards; `val` is by default val or test beside `train`. steps: batches of 128 images.
+    width: channels of the first map.
+
+    Returns what features.json says, with the accuracy on the held-out images. Raises UserError for an `out` that is taken,
+    DataError for images without classes or of different shapes.
+    """
+    _refuse(out, width)
+    train_reader, val_reader = _open(train), _open(val or _beside(train))
+    classes = _classes_of_both(train_reader, val_reader)
+    shape = classifier.Shape(train_reader.image_shape[0], train_reader.image_shape[1], classes, width)
+    plan = Plan(train_reader.index.shards.samples, min(BATCH, len(train_reader)), seed)
+    batches = training_batches(
+        train_reader, plan, steps=range(steps), rank=0, world_size=1, accumulation=1, workers=0
+    )
+    model = classifier.train(shape, _shown(batches, steps), steps=steps, seed=seed)
+    held_out = evaluation_batches(val_reader, batch=ACCURACY_BATCH, rank=0, world_size=1)
+    right, count = classifier.accuracy(model, held_out)
+    details = {
+        "steps": steps,
+        "seed": seed,
+        "accuracy": round(right, 4),
+        "held_out_images": count,
+        "data_hash": train_reader.index.data_hash,
+    }
+    sha256 = classifier.save(model, shape, out, details)
+    return {"out": str(out), "features": model.size, **shape._asdict(), **details, "sha256": sha256}
+
+
+def _refuse(out: Path, width: int) -> None:
+    """Raise UserError for a width that the file format does not take, and for an output folder that is taken."""
+    if not LEAST_WIDTH <= width <= classifier.MOST_WIDTH:
+        raise UserError(f"--width (={width}) must be from {LEAST_WIDTH} to {classifier.MOST_WIDTH}")
+    if (out / classifier.WORDS).exists():
+        raise UserError(f"{out} holds features already; delete it or choose another --out")
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; give a folder")
+
+
+def _classes_of_both(train: ShardReader, val: ShardReader) -> int:
+    """The number of classes. Raises DataError, before minutes of training, for sets that do not belong together."""
+    if val.image_shape != train.image_shape:
+        raise DataError(
+            f"the held-out images are {_shape(val)}, the others {_shape(train)}; give --val a set of the same shape"
+        )
+    if val.index.data_hash == train.index.data_hash:
+        raise DataError("the held-out images are the training images; give --val others")
+    classes = _classes(train)
+    _classes(val)
+    return classes
+
+
+def _shown(batches: Iterable[list[Batch]], steps: int) -> Iterator[list[Batch]]:
+    """The batches, while a progress bar is shown."""
+    with Progress("train-features", steps) as progress:
+        for step, batch in enumerate(batches, start=1):
+            yield batch
+            progress.update(step, f"of {steps} steps")
+
+
+def _open(place: str) -> ShardReader:
+    """The shards at a folder or URL, read in the size of their images. Raises DataError when these differ in size."""
+    image = open_index(place).image
+    if image is None or image[0] != image[1]:
+        raise DataError(f"the images of {place} have no one square size; make shards with --size first")
+    channels = 1 if image[2] == 1 else 3
+    config = DataConfig(train=place, val=place, image_size=image[0], channels=channels, global_batch=BATCH)
+    return open_reader(place, config)
+
+
+def _beside(place: str) -> str:
+    """The held-out images' folder, beside that of the training images."""
+    for name in ("val", "test"):
+        folder = Path(place).parent / name
+        if (folder / "index.json").is_file() and folder.resolve() != Path(place).resolve():
+            return str(folder)
+    raise UserError(f"there is neither val nor test beside {place}; give --val")
+
+
+def _classes(reader: ShardReader) -> int:
+    """The number of classes that the index names, or else that its entries have. Raises DataError where there are none."""
+    classes = len(reader.index.class_names) or reader.most_class() + 1
+    if classes < 2:
+        raise DataError(
+            f"the images of {reader.index.place} have no classes; train features on a labelled data set"
+        )
+    return classes
+
+
+def _shape(reader: ShardReader) -> str:
+    return "x".join(map(str, reader.image_shape))

@@ -1,0 +1,154 @@
+"""How far kinds of pictures are from reference images, by the features of both.
+
+Each kind of picture is numbered, and rank r of N makes the numbers r, r + N, ..., so that the pictures are the same on any
+number of ranks; all ranks get all features, and one compares.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from vaescale import comm
+from vaescale.data.lookup import evenly, images_at
+from vaescale.data.reader import DataConfig, ShardReader
+from vaescale.errors import DataError
+from vaescale.evaluation.features import Extractor
+from vaescale.evaluation.frechet import Moments, frechet_distance, moments
+from vaescale.evaluation.quality import kernel_distance, overlap
+from vaescale.models.vae import to_unit
+from vaescale.system import heartbeat
+from vaescale.system.console import Progress
+from vaescale.system.files import write_whole
+
+BATCH = 250
+MOST_REFERENCES = 50_000
+LEAST = 10  # pictures of a kind, for five neighbours and a covariance
+MOST_COMPARED = 10_000  # by neighbours and kernels, whose cost grows with the square
+PROTOCOL = {
+    "frechet": "between Gaussians, float64, all features",
+    "kernel": "unbiased MMD^2 of (x . y / F + 1)^3, equally many of both, at most 10000",
+    "overlap": "precision, recall, density and coverage: 5 neighbours, equally many of both, at most 10000",
+}
+SCORES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
+MORE_IS_BETTER = ("precision", "recall", "density", "coverage")
+
+
+class Kind(NamedTuple):
+    """Pictures to judge: a name, how they are decoded, their number, and a function from positions (int64 [B]) to pictures.
+
+    Pictures are [B, C, H, W] in [0, 1].
+    """
+
+    name: str
+    decode: str
+    number: int
+    pictures: Callable[[Tensor], Tensor]
+
+
+def judge(kinds: list[Kind], extractor: Extractor, references: Tensor) -> list[dict[str, Any]]:
+    """Compare each kind with the references' features [N, F]. Returns a row for each kind. All ranks call it.
+
+    The Frechet distance takes all features; kernel distance, precision, recall, density and coverage take equally many of
+    both, at most 10,000.
+    """
+    against = _moments(references)
+    rows = []
+    for kind in kinds:
+        features = features_of(kind, extractor)
+        own = _moments(features)
+
+        def compare(kind: Kind = kind, features: Tensor = features, own: Moments = own) -> dict[str, Any]:
+            fewer = min(len(features), len(references), MOST_COMPARED)
+            images, samples = (values[evenly(len(values), fewer)] for values in (references, features))
+            return {
+                "of": kind.name,
+                "decode": kind.decode,
+                "count": len(features),
+                "frechet": frechet_distance(own, against),
+                "kernel": kernel_distance(images, samples),
+                **overlap(images, samples)._asdict(),
+            }
+
+        rows.append(comm.on_main(compare))
+    return rows
+
+
+@torch.no_grad()
+def features_of(kind: Kind, extractor: Extractor) -> Tensor:
+    """Float32 [N, F] of a kind's pictures in their order, on every rank. All ranks call it."""
+    numbers = torch.arange(comm.rank(), kind.number, comm.world_size())
+    title = f"{kind.name} {kind.decode}".strip()
+
+    def extract() -> list[Tensor]:
+        batches = []
+        with Progress(title, len(numbers), shown=comm.is_main()) as progress:
+            for number, positions in enumerate(torch.split(numbers, BATCH), start=1):
+                batches.append(extractor.of(kind.pictures(positions)).float().cpu())
+                heartbeat.beat("features")
+                progress.update(min(number * BATCH, len(numbers)))
+        return batches
+
+    gathered = comm.gather_object([batch.numpy() for batch in comm.together(extract)])
+    by_rank = [np.concatenate(batches) for batches in gathered if batches]
+    features = np.empty((kind.number, by_rank[0].shape[1]), dtype=np.float32)
+    for rank, share in enumerate(by_rank):
+        features[rank :: comm.world_size()] = share
+    return torch.from_numpy(features)
+
+
+def references_of(
+    reader: ShardReader, extractor: Extractor, config: DataConfig, *, device: torch.device, cache: Path
+) -> tuple[Tensor, bool]:
+    """The features of a data set's images, at most 50,000 at equal distances, and whether they were in the cache.
+
+    config: how the reader reads images. Writes the features to the cache if they are not there. All ranks call it. Raises
+    DataError for too few images.
+    """
+    count = min(MOST_REFERENCES, len(reader))
+    if count < LEAST:
+        raise comm.known_to_all(
+            DataError(f"{count} training images are too few to compare with; {LEAST} are needed")
+        )
+    read = (config.image_size, config.channels, str(config.crop), config.resample)
+    key = json.dumps([extractor.identity, reader.index.data_hash, read, count])
+    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    kept = comm.on_main(lambda: _kept(path, count))
+    if kept is not None:
+        return kept, True
+    numbers = evenly(len(reader), count)
+
+    def images(positions: Tensor) -> Tensor:
+        return to_unit(images_at(reader, numbers[positions]).to(device))
+
+    features = features_of(Kind("training images", "", count, images), extractor)
+    comm.on_main(lambda: write_whole(path, to_bytes({"features": features})))
+    return features, False
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """Images in [0, 1] as 8-bit files hold them."""
+    return (255 * images.float().clamp(0, 1)).round() / 255
+
+
+def _moments(features: Tensor) -> Moments:
+    """Moments of features [N, F] that every rank has; each rank sums its share."""
+    return moments(torch.split(features[comm.rank() :: comm.world_size()], BATCH))
+
+
+def _kept(path: Path, count: int) -> Tensor | None:
+    """The features in a file of the cache, None if it is absent or damaged."""
+    try:
+        features = from_bytes(path.read_bytes())["features"]
+    except (OSError, KeyError, ValueError, SafetensorError):
+        return None
+    sound = features.dtype == torch.float32 and features.ndim == 2 and len(features) == count
+    return features if sound and bool(torch.isfinite(features).all()) else None

@@ -1,0 +1,54 @@
+"""Probabilistic PCA, the optimum of a linear VAE with one sigma. Tipping & Bishop 1999; Lucas et al. 2019.
+
+Its log-likelihood of held-out images is exact, and the ELBO of a run is a bound of the same quantity where the run's
+likelihood is a density of the same images.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaescale.evaluation.likelihood import bits_per_dim
+
+MOST_DIMENSIONS = 4096  # values of an image: PCA takes the eigenvectors of a D x D matrix
+LEAST_EIGENVALUE = 1e-10  # relative to the largest
+Array = NDArray[np.float64]
+
+
+class PPCA(NamedTuple):
+    """A fit: its number of latents, metrics and reconstructions [N, D] of the held-out images, scores [N, Z] of both sets."""
+
+    latents: int
+    metrics: dict[str, float]
+    reconstructions: Array
+    train_scores: Array
+    val_scores: Array
+
+
+def ppca(train: Array, val: Array, latents: int) -> PPCA:
+    """Fit probabilistic PCA to the training images and measure it on the held-out ones.
+
+    train, val: [N, D] in [0, 1]. latents: the number wanted; the fit has fewer where the training images vary in fewer
+    directions.
+    """
+    from sklearn.decomposition import PCA
+
+    latents = min(latents, _rank(train) - 1)
+    pca = PCA(latents, svd_solver="covariance_eigh").fit(train)
+    scores = pca.transform(val)
+    reconstructions = pca.inverse_transform(scores).clip(0, 1)
+    nats = -float(pca.score(val))
+    metrics = {
+        "nll_nats": nats,
+        "bits_per_dim": bits_per_dim(nats, train.shape[1]),
+        "reconstruction_mse": float(np.square(val - reconstructions).mean()),
+        "sigma": float(pca.noise_variance_**0.5),
+    }
+    return PPCA(latents, metrics, reconstructions, pca.transform(train), scores)
+
+
+def _rank(images: Array) -> int:
+    """The number of directions in which the images vary beyond rounding."""
+    values = np.linalg.eigvalsh(np.cov(images.T))
+    return int((values > LEAST_EIGENVALUE * values[-1]).sum())

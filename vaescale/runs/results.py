@@ -1,0 +1,35 @@
+"""One way to save what a verb measured: JSON in the run folder, rows of metrics.jsonl and summary.json, then MLflow."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from vaescale.runs.folder import append_metrics, update_summary, write_json
+from vaescale.runs.tracking import TrackingConfig, push
+
+NOTHING: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+
+
+def save_result(
+    folder: Path,
+    name: str,
+    result: Mapping[str, Any],
+    *,
+    step: int,
+    metrics: Mapping[str, float],
+    tracking: TrackingConfig,
+    summary: Mapping[str, Mapping[str, Any]] = NOTHING,
+) -> None:
+    """Save a result in a run folder and send the run's new metrics and files to MLflow.
+
+    Draw the result's pictures before: they are sent, too. name: the JSON file within the folder, such as
+    evaluation/val.json, which is written whole. metrics: by full name; NaN and Inf are left out. summary: the sections of
+    summary.json to replace.
+    """
+    write_json(folder / name, result)
+    append_metrics(folder, step, {key: value for key, value in metrics.items() if math.isfinite(value)})
+    for section, content in summary.items():
+        update_summary(folder, section, content)
+    push(folder, tracking)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     ("tools",),
     ("__main__",),
-    ("cli",),
+    ("cli", "serving"),
     ("commands",),
     ("trained",),
     ("recipe",),

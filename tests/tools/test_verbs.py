@@ -88,8 +88,8 @@ def test_sample_draws_with_and_without_a_mixture(vaescale, run: Path) -> None:
     assert (run / "figures" / "samples.png").stat().st_size > small
     (run / "gmm" / "mixture.safetensors").write_bytes(b"")
     vaescale("sample", run).assert_refused(2, "is damaged")
-    vaescale("sample", run, "--count", 0).assert_refused(2, "--count (=0)")
-    vaescale("sample", run, "--seed", -1).assert_refused(2, "--seed (=-1)")
+    vaescale("sample", run, "--count", 0).assert_refused(2, "argument --count: 0 must be at least 1")
+    vaescale("sample", run, "--seed", -1).assert_refused(2, "argument --seed: -1 must be at least 0")
     words = ("sample", run, "--prior", "standard", "--json", "--decode", "offset:0.5", "--count")
     pages = vaescale(*words, 300).json
     assert (pages["count"], pages["decode"]) == (300, ["offset:0.5"])
@@ -171,14 +171,16 @@ def test_lines_offsets_maps_and_refinement(vaescale, recipe_file, recipe_content
     assert {"interpolations.png", "latent_map.png", "samples.png", "refined.png"} <= figures
     vaescale("sample", run, "--interpolate", "3,360").assert_refused(2, "are 0 to 359")
     vaescale("sample", run, "--interpolate", "3").assert_refused(2, "pair of image numbers")
-    vaescale("sample", run, "--map", 1).assert_refused(2, "--map (=1)")
-    vaescale("sample", run, "--refine", 0).assert_refused(2, "--refine (=0)")
+    vaescale("sample", run, "--map", 1).assert_refused(2, "argument --map: 1 must be from 2 to 64")
+    vaescale("sample", run, "--refine", 0).assert_refused(2, "argument --refine: 0 must be from 1")
     vaescale("sample", run, "--components", 3).assert_refused(2, "no fitted mixture")
-    vaescale("sample", run, "--map", 5, "--refine", 5).assert_refused(2, "do not go together")
+    vaescale("sample", run, "--map", 5, "--refine", 5).assert_refused(
+        2, "--refine and --map exclude each other"
+    )
     vaescale("sample", run, "--map", 5, "--count", 5).assert_refused(2, "--map has no use for --count")
     vaescale("sample", run, "--refine", 5, "--decode", "mean").assert_refused(2, "no use for --decode")
     vaescale("sample", run, "--refine", 5, "--count", 257).assert_refused(2, "at most 256")
-    vaescale("sample", run, "--refine-rate", 5).assert_refused(2, "--refine-rate is of --refine")
+    vaescale("sample", run, "--refine-rate", 5).assert_refused(2, "--refine-rate applies to --refine")
     vaescale("sample", run, "--count", 25_601).assert_refused(2, "--shards OUT")
     vaescale("fit-gmm", run, "--components", "5,5").assert_refused(2, "such as 1,10,50")
     vaescale("fit-gmm", run, "--samples-per-image", 1001).assert_refused(2, "1001 must be from 0 to 1000")
@@ -435,7 +437,7 @@ def test_a_ladder_is_trained_evaluated_and_sampled(vaescale, ladder_run: Path) -
 def test_strange_numbers_are_refused(vaescale, run: Path) -> None:
     for word in ("--importance-samples", "--importance-images"):
         vaescale("evaluate", run, word, 0).assert_refused(2, f"{word}: 0 must be from 1 to")
-    vaescale("sample", run, "--temperature", 0).assert_refused(2, "--temperature (=0.0) must be above 0")
+    vaescale("sample", run, "--temperature", 0).assert_refused(2, "argument --temperature: 0 must be above 0")
 
 
 def test_a_latent_map_is_fitted_and_sampled(vaescale, recipe_file, recipe_content) -> None:

@@ -1,15 +1,19 @@
-"""A trained run as MLflow's python_function: `mlflow.pyfunc.load_model(OUT)` calls `_load_pyfunc`, and no pickle is loaded.
+"""Export a trained run as MLflow's python_function: `mlflow.pyfunc.load_model(OUT)` calls `_load_pyfunc` and loads no pickle.
 
-predict(images, params) takes uint8 images [N, C, H, W] and returns float32: with params {"mode": ...}
+predict(images, params) takes uint8 images [N, C, H, W] and returns float32, by params["mode"]:
 
     reconstruct (default)   decoded means of the posterior's means, [N, C, H, W]
     encode                  the posterior's means, [N, Z]
-    sample                  N samples, [N, C, H, W]; the images say only how many. "prior": standard or gmm, "decode": mean, ancestral
-                            or offset:ALPHA, "temperature", "seed"
+    sample                  N samples, [N, C, H, W], of which the images give only the number. "prior": standard or gmm, "decode":
+                            mean, ancestral or offset:ALPHA, "temperature", "seed"
+
+OUT/data/run is a run folder with the recipe, one kind of weights without an optimizer state, and the mixture if there is one.
 """
 
+import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +22,14 @@ from numpy.typing import NDArray
 from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
 from vaescale.errors import UserError
-from vaescale.mixtures import files
-from vaescale.trained import open_trained
+from vaescale.mixtures import files as mixture_files
+from vaescale.runs import checkpoint
+from vaescale.runs import folder as run_folder
+from vaescale.runs.mlflow import Model, log_model, save_model
+from vaescale.runs.tracking import TrackingConfig
+from vaescale.system.console import say
+from vaescale.system.files import write_whole
+from vaescale.trained import Trained, open_trained
 
 MODES = ("reconstruct", "encode", "sample")
 DEFAULTS: dict[str, Any] = {
@@ -29,63 +39,132 @@ DEFAULTS: dict[str, Any] = {
     "temperature": 1.0,
     "seed": 0,
 }
+MOST_TEMPERATURE = 10
 BATCH = 250
 
 
+def export(
+    run: Path, out: Path, *, weights: Literal["ema", "raw"] = "ema", log: bool = False
+) -> dict[str, Any]:
+    """Write a run as an MLflow model to OUT, which must not exist. Returns the path, the size and what was exported.
+
+    weights: `ema` takes the averaged weights when the run has them. log: add the model to the run in MLflow too, and return its
+    URI. Raises UserError when the run cannot be opened, or is in no MLflow store with `log`.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already; delete it or choose another OUT")
+    trained = open_trained(run, weights=weights)
+    uri, known = trained.recipe.tracking.mlflow, run_folder.read_json(trained.folder / "mlflow.json")
+    if log and not (uri and known):
+        raise UserError(
+            f"{trained.folder} is in no MLflow store; `vaescale sync {trained.folder}` first, or leave --log out"
+        )
+    details = {"run": trained.recipe.name, "step": trained.step, "weights": trained.weights}
+    with tempfile.TemporaryDirectory() as temporary:
+        data = Path(temporary) / "run"
+        write_run(trained, data)
+        model = Model(data, __name__, trained.model.image_shape, DEFAULTS, details)
+        save_model(model, out)
+        logged = log_model(model, known, uri) if log and uri else None
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return {"out": str(out), **details, "bytes": size, **({"model_uri": logged} if logged else {})}
+
+
+def write_run(trained: Trained, folder: Path) -> None:
+    """Write a run folder that `open_trained` opens and that cannot be trained: recipe, weights and mixture."""
+    folder.mkdir()
+    # What is done with an exported run is no part of the experiment.
+    recipe = trained.recipe.model_copy(update={"tracking": TrackingConfig(mlflow=None)})
+    write_whole(folder / run_folder.RECIPE, recipe.to_yaml().encode())
+    state = {
+        "recipe_hash": trained.recipe.hash,
+        checkpoint.EXPORTED: trained.weights,
+        "exported_weights_hash": trained.weights_hash,
+    }
+    tensors = {"model": {name: value.cpu() for name, value in trained.model.state_dict().items()}}
+    keep = checkpoint.Keep(1, None, None)
+    checkpoint.write(folder / "checkpoints", trained.step, tensors, state, keep=keep, exported=True)
+    _copy_mixture(trained, folder / "gmm")
+
+
+def _copy_mixture(trained: Trained, target: Path) -> None:
+    """Copy the run's mixture. A mixture fitted to the other kind of weights is left out, with a message."""
+    source = trained.folder / "gmm"
+    if not source.is_dir():
+        return
+    if mixture_files.words(source).get("weights", trained.weights) != trained.weights:
+        say(f"{source} is left out: it was fitted to other weights than the {trained.weights} ones")
+        return
+    mixture_files.load(source, **trained.identity)
+    target.mkdir()
+    for name in (mixture_files.TENSORS, mixture_files.WORDS):
+        shutil.copyfile(source / name, target / name)
+
+
 class Served:
-    """What MLflow calls."""
+    """The model that MLflow calls: an exported run, opened."""
 
     def __init__(self, folder: Path) -> None:
         self.trained = open_trained(folder)
-        fitted = folder / "gmm"
-        self.mixture = files.load(fitted) if fitted.is_dir() else None
+        mixture = folder / "gmm"
+        self.mixture = mixture_files.load(mixture) if mixture.is_dir() else None
 
     @torch.no_grad()
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """As the module says. Raises UserError for other images or params."""
+        """Reconstruct, encode or sample, as the module's text says. Raises UserError for other images or params."""
         images = np.asarray(model_input)
-        given = {**DEFAULTS, **(params or {})}
-        unknown = given.keys() - DEFAULTS.keys()
-        if unknown or given["mode"] not in MODES:
-            raise UserError(
-                f"params {sorted(unknown) or given['mode']!r} are unknown; mode is one of {', '.join(MODES)}, the others are "
-                f"{', '.join(list(DEFAULTS)[1:])}"
-            )
-        if given["prior"] not in ("standard", "gmm") or not 0 < float(given["temperature"]) <= 10:
-            raise UserError(
-                f"prior {given['prior']!r} or temperature {given['temperature']} is none; take standard or gmm, and a "
-                "temperature above 0 and at most 10"
-            )
+        params = {**DEFAULTS, **(params or {})}
+        _refuse_unknown(params)
         shape = self.trained.model.image_shape
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
             raise UserError(
                 f"images of {images.dtype} {list(images.shape)}; give uint8 [N, {', '.join(map(str, shape))}]"
             )
-        numbers = torch.split(torch.arange(len(images)), BATCH)
-        parts = [self._answer(images[part.numpy()], part, given) for part in numbers]
-        return np.concatenate(parts)
+        batches = torch.split(torch.arange(len(images)), BATCH)
+        return np.concatenate([self._answer(images[slots.numpy()], slots, params) for slots in batches])
 
-    def _answer(self, images: NDArray[np.uint8], numbers: Any, given: dict[str, Any]) -> NDArray[np.float32]:
-        model, likelihood = self.trained.model, self.trained.model.likelihood
+    def _answer(
+        self, images: NDArray[np.uint8], slots: torch.Tensor, params: dict[str, Any]
+    ) -> NDArray[np.float32]:
+        model = self.trained.model
         device = next(model.parameters()).device
-        stream = noise.Stream(int(given["seed"]), 0, numbers.to(device))
-        if given["mode"] == "sample":
-            mixture = self.mixture if given["prior"] == "gmm" else None
-            if given["prior"] == "gmm" and mixture is None:
-                raise UserError(
-                    "this model has no mixture; fit one with `vaescale fit-gmm RUN` before `vaescale export`"
-                )
-            params = from_latents(model, mixture, stream, float(given["temperature"]))
-            found = image_of(likelihood, params, parse_decoding(str(given["decode"])), stream)
+        stream = noise.Stream(int(params["seed"]), 0, slots.to(device))
+        if params["mode"] == "sample":
+            answer = self._samples(stream, params)
         else:
             x = model.target(torch.from_numpy(images).to(device), stream)
-            found = model.posterior(x).mu.flatten(1)
-            if given["mode"] == "reconstruct":
-                found = likelihood.mean(model.reconstruct(x))
-        answer: NDArray[np.float32] = found.float().cpu().numpy()
-        return answer
+            if params["mode"] == "encode":
+                answer = model.posterior(x).mu.flatten(1)
+            else:
+                answer = model.likelihood.mean(model.reconstruct(x))
+        array: NDArray[np.float32] = answer.float().cpu().numpy()
+        return array
+
+    def _samples(self, stream: noise.Stream, params: dict[str, Any]) -> torch.Tensor:
+        model = self.trained.model
+        mixture = self.mixture if params["prior"] == "gmm" else None
+        if params["prior"] == "gmm" and mixture is None:
+            raise UserError(
+                "this model has no mixture; fit one with `vaescale fit-gmm RUN` before `vaescale export`"
+            )
+        decoded = from_latents(model, mixture, stream, float(params["temperature"]))
+        return image_of(model.likelihood, decoded, parse_decoding(str(params["decode"])), stream)
+
+
+def _refuse_unknown(params: dict[str, Any]) -> None:
+    unknown = params.keys() - DEFAULTS.keys()
+    if unknown or params["mode"] not in MODES:
+        raise UserError(
+            f"params {sorted(unknown) or params['mode']!r} are unknown; mode is one of {', '.join(MODES)}, the others are "
+            f"{', '.join(list(DEFAULTS)[1:])}"
+        )
+    if params["prior"] not in ("standard", "gmm") or not 0 < float(params["temperature"]) <= MOST_TEMPERATURE:
+        raise UserError(
+            f"prior (={params['prior']!r}) must be standard or gmm, and temperature (={params['temperature']}) above 0 and "
+            f"at most {MOST_TEMPERATURE}"
+        )
 
 
 def _load_pyfunc(data_path: str) -> Served:
-    """What MLflow calls to load the model."""
+    """Load an exported run. MLflow calls it by this name, with the path of OUT/data/run."""
     return Served(Path(data_path))

@@ -1,77 +1,133 @@
-"""What `vaescale sample` makes of samples: pictures with many of them, or WebDataset shards; each process makes its share.
+"""Samples of a trained run: pictures with many of them, WebDataset shards, or pictures at chosen latents.
 
-Sample number i is the same whatever the count is, and on any number of processes.
+Sample number i is the same whatever the number of samples, and on any number of processes, each of which makes its share.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from vaescale import comm, figures, noise
-from vaescale.aggregate.sampling import Decoding, from_latents, image_of
+from vaescale.aggregate.sampling import Decoding, from_latents, image_of, parse_decoding, refuse_misfit
+from vaescale.commands.chosen_latents import interpolate as draw_lines
+from vaescale.commands.chosen_latents import map_latents, refine_samples
 from vaescale.data.making.items import Item
-from vaescale.data.making.writing import Making, write_index, write_part
+from vaescale.data.making.writing import Made, Making, write_index, write_part
 from vaescale.errors import UserError
+from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.gaussian import Mixture
 from vaescale.runs.tracking import push
-from vaescale.system.console import Progress
-from vaescale.trained import Trained
+from vaescale.system.console import Progress, say
+from vaescale.trained import Trained, open_trained
+from vaescale.training import launch as backends
 
+COUNT, TEMPERATURE, REFINE_RATE = 64, 1.0, 0.02  # defaults
 SHOWN = 256  # samples of each kind in a picture
+MOST_SHOWN = 100 * SHOWN
 SHARD_SAMPLES, BATCH = 1000, 250
+OF_SAMPLES = ("prior", "components", "decode", "temperature", "count")
+UNUSED = {"map": OF_SAMPLES, "interpolate": OF_SAMPLES, "refine": ("decode",)}
 
 
 @dataclass(frozen=True)
 class Draws:
-    """How many, at which temperature, of which seed."""
+    """The number of samples, the factor of the standard deviations, and the seed."""
 
     count: int
     temperature: float
     seed: int
 
 
+def sample(
+    run: Path,
+    *,
+    prior: Literal["standard", "gmm"] | None = None,
+    components: int | None = None,
+    decode: str | None = None,
+    temperature: float | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    shards: Path | None = None,
+    interpolate: Sequence[tuple[int, int]] | None = None,
+    refine: int | None = None,
+    refine_weight: float | None = None,
+    refine_rate: float | None = None,
+    map_side: int | None = None,
+) -> dict[str, Any]:
+    """Write pictures to RUN/figures, or samples to the folder `shards`. Returns what was drawn, and the paths.
+
+    prior: the model's own or the fitted mixture, by default both; components: of a compared mixture. decode: mean, ancestral
+    or offset:ALPHA, by default the first two. In place of samples: interpolate, pairs of numbers of held-out images; refine,
+    steps of descent on log sigma(z), with a weight of -log p(z) and a learning rate; map_side, of the plane of two latents.
+    Raises UserError for options that contradict each other.
+    """
+    given: dict[str, Any] = {"shards": shards, "interpolate": interpolate, "refine": refine, "map": map_side}
+    given |= {
+        "prior": prior,
+        "components": components,
+        "decode": decode,
+        "temperature": temperature,
+        "count": count,
+    }
+    given |= {"refine-weight": refine_weight, "refine-rate": refine_rate}
+    draws = Draws(
+        COUNT if count is None else count, TEMPERATURE if temperature is None else temperature, seed
+    )
+    _refuse_contradictions({name: value for name, value in given.items() if value is not None}, draws)
+    with backends.joined():
+        trained = open_trained(run)
+        if map_side is not None:
+            result = comm.on_main(lambda: map_latents(trained, map_side, seed=seed))
+        elif interpolate:
+            result = comm.on_main(lambda: draw_lines(trained, interpolate, seed=seed))
+        elif refine is not None:
+            result = comm.on_main(
+                lambda: refine_samples(
+                    trained,
+                    None if prior == "standard" else _mixture(trained, components, needed=prior == "gmm"),
+                    steps=refine,
+                    rate=REFINE_RATE if refine_rate is None else refine_rate,
+                    weight=refine_weight or 0.0,
+                    **asdict(draws),
+                )
+            )
+        else:
+            result = _samples(trained, prior, components, decode, shards, draws=draws)
+    return {"run": str(trained.folder), "step": trained.step, "weights": trained.weights, **result}
+
+
 def draw_pages(
     trained: Trained, sources: Mapping[str, Mixture | None], decodings: Sequence[Decoding], *, draws: Draws
 ) -> list[str]:
-    """RUN/figures/samples.png, and samples-002.png and so on for more than a picture takes. sources: None is the model's prior."""
+    """Draw RUN/figures/samples.png, and samples-002.png and so on for more samples than a picture shows.
+
+    sources: by name, a mixture or None for the model's prior. All ranks call it. Returns the paths.
+    """
     device = next(trained.model.parameters()).device
-    at = "" if draws.temperature == 1 else f" at temperature {draws.temperature:g}"
     folder, starts = trained.folder / "figures", range(0, draws.count, SHOWN)
     paths = [
-        folder / (f"samples-{page:03d}.png" if page > 1 else "samples.png")
-        for page in range(1, len(starts) + 1)
+        folder / f"samples{f'-{page:03d}' if page > 1 else ''}.png" for page in range(1, len(starts) + 1)
     ]
 
-    def draw(page: int) -> None:
-        slots = torch.arange(starts[page], min(starts[page] + SHOWN, draws.count), device=device)
-        stream = noise.Stream(draws.seed, 0, slots)
-        panels = []
-        for name, mixture in sources.items():
-            params = from_latents(trained.model, mixture, stream, draws.temperature)
-            for decoding in decodings:
-                words = {"mean": "decoder mean", "offset": f"mean + {decoding.alpha:g} sigma"}
-                images = image_of(trained.model.likelihood, params, decoding, stream)
-                of = name if mixture is None else f"mixture of {len(mixture.weights)}"
-                panels.append((f"{of}{at}, {words.get(decoding.name, decoding.name)}", images.cpu().numpy()))
-        which = "" if len(starts) == 1 else f" {slots[0]} to {slots[-1]}"
-        figures.sample_panels(paths[page], panels, title=trained.title(f"samples{which}"))
-
-    def draw_own() -> None:
-        own = range(comm.rank(), len(starts), comm.world_size())
-        with Progress("sample", len(own), shown=comm.is_main() and len(own) > 1) as progress:
-            for done, page in enumerate(own, start=1):
-                draw(page)
+    def draw_share() -> None:
+        share = range(comm.rank(), len(starts), comm.world_size())
+        with Progress("sample", len(share), shown=comm.is_main() and len(share) > 1) as progress:
+            for done, page in enumerate(share, start=1):
+                slots = torch.arange(starts[page], min(starts[page] + SHOWN, draws.count), device=device)
+                numbers = "" if len(starts) == 1 else f" {slots[0]} to {slots[-1]}"
+                panels = _panels(trained, sources, decodings, noise.Stream(draws.seed, 0, slots), draws)
+                figures.sample_panels(paths[page], panels, title=trained.title(f"samples{numbers}"))
                 progress.update(done, "pictures")
 
-    def forget_earlier() -> None:
-        for old in folder.glob("samples-[0-9]*.png"):
-            old.unlink()
+    def delete_earlier() -> None:
+        for path in folder.glob("samples-[0-9]*.png"):
+            path.unlink()
 
-    comm.on_main(forget_earlier)
-    comm.together(draw_own)
+    comm.on_main(delete_earlier)
+    comm.together(draw_share)
     comm.on_main(lambda: push(trained.folder, trained.recipe.tracking))
     return [str(path) for path in paths]
 
@@ -81,43 +137,160 @@ def write_shards(
     mixture: Mixture | None,
     decoding: Decoding,
     folder: Path,
-    made: dict[str, Any],
+    origin: dict[str, Any],
     *,
     draws: Draws,
 ) -> dict[str, Any]:
-    """To a folder that is empty or not there. A shard's bytes do not depend on the number of processes. made: words for the index."""
+    """Write samples as 8-bit shards to a folder that is empty or missing. All ranks call it.
+
+    mixture: None is the model's prior. origin: what the index says of the samples. The bytes of a shard do not depend on the
+    number of processes.
+    """
     starts = range(0, draws.count, SHARD_SAMPLES)
-    own = range(comm.rank(), len(starts), comm.world_size())
-    device = next(trained.model.parameters()).device
+    share = range(comm.rank(), len(starts), comm.world_size())
 
-    def shard(number: int) -> Any:
-        items = []
-        stop = min(draws.count, starts[number] + SHARD_SAMPLES)
-        for slots in torch.split(torch.arange(starts[number], stop, device=device), BATCH):
-            stream = noise.Stream(draws.seed, 0, slots)
-            params = from_latents(trained.model, mixture, stream, draws.temperature)
-            images = image_of(trained.model.likelihood, params, decoding, stream)
-            levels = (255 * images.float().clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            items += [
-                Item(f"{slot:09d}", level, -1) for slot, level in zip(slots.tolist(), levels, strict=True)
-            ]
-        return write_part(items, folder, number, Making())
-
-    def write() -> dict[int, Any]:
-        done = {}
-        with Progress("sample", len(own), shown=comm.is_main()) as progress:
-            for number in own:
-                done[number] = shard(number)
-                progress.update(len(done), "shards")
-        return done
+    def write_share() -> dict[int, Made]:
+        written = {}
+        with Progress("sample", len(share), shown=comm.is_main()) as progress:
+            for number in share:
+                stop = min(draws.count, starts[number] + SHARD_SAMPLES)
+                items = _items(trained, mixture, decoding, range(starts[number], stop), draws)
+                written[number] = write_part(items, folder, number, Making())
+                progress.update(len(written), "shards")
+        return written
 
     comm.on_main(lambda: _refuse_full(folder))
-    everything: dict[int, Any] = {}
-    for part in comm.gather_object(comm.together(write)):
-        everything |= part
-    ordered = [everything[number] for number in sorted(everything)]
-    written = comm.on_main(lambda: write_index(folder, ordered, made).data_hash)
-    return {"shards": str(folder), "samples": draws.count, "data_hash": written}
+    by_number: dict[int, Made] = {}
+    for written in comm.gather_object(comm.together(write_share)):
+        by_number |= written
+    ordered = [by_number[number] for number in sorted(by_number)]
+    data_hash = comm.on_main(lambda: write_index(folder, ordered, origin).data_hash)
+    return {"shards": str(folder), "samples": draws.count, "data_hash": data_hash}
+
+
+def _samples(
+    trained: Trained,
+    prior: str | None,
+    components: int | None,
+    decode: str | None,
+    shards: Path | None,
+    *,
+    draws: Draws,
+) -> dict[str, Any]:
+    decodings = [parse_decoding(name) for name in ([decode] if decode else ["mean", "ancestral"])]
+    sources = _sources(trained, prior, components)
+    drawn = {
+        "priors": list(sources),
+        "components": [len(mixture.weights) for mixture in sources.values() if mixture is not None],
+        "temperature": draws.temperature,
+        "count": draws.count,
+        "seed": draws.seed,
+    }
+    if shards is None:
+        paths = draw_pages(trained, sources, decodings, draws=draws)
+        return {**drawn, "decode": [decoding.words for decoding in decodings], "figures": paths}
+    if len(sources) * len(decodings) != 1:
+        raise UserError("--shards takes one kind of samples; give --prior and --decode")
+    ((source, mixture),) = sources.items()
+    origin = {
+        "source": f"samples of {trained.recipe.name}",
+        "step": trained.step,
+        "prior": source,
+        "components": 0 if mixture is None else len(mixture.weights),
+        "decode": decode,
+        "temperature": draws.temperature,
+        "seed": draws.seed,
+    }
+    index = write_shards(trained, mixture, decodings[0], shards, origin, draws=draws)
+    return {**drawn, "decode": decode, **index}
+
+
+def _sources(trained: Trained, prior: str | None, components: int | None) -> dict[str, Mixture | None]:
+    """What to draw z from, by name: None is the model's prior. Says so when there is no mixture."""
+    sources: dict[str, Mixture | None] = {} if prior == "gmm" else {"prior": None}
+    if prior != "standard":
+        mixture = _mixture(trained, components, needed=prior == "gmm")
+        if mixture is not None:
+            sources["mixture"] = mixture
+        elif comm.is_main():
+            say(f"no mixture in {trained.folder}; `vaescale fit-gmm {trained.folder}` adds its samples")
+    return sources
+
+
+def _mixture(trained: Trained, components: int | None, *, needed: bool) -> Mixture | None:
+    """The chosen mixture of a run, or the compared one of `components`; None when there is none and it is not needed."""
+    folder = trained.folder / "gmm"
+    expected: dict[str, Any] = trained.identity
+    if components is not None:
+        others = mixture_files.compared(folder)
+        if others and components not in others:
+            raise UserError(
+                f"there is no mixture of {components} components; there are {', '.join(map(str, others))}"
+            )
+        expected = {**expected, "components": components}
+        folder = folder / f"components-{components}" if others else folder
+    if not needed and components is None and not folder.is_dir():
+        return None
+    mixture = mixture_files.load(folder, **expected)
+    refuse_misfit(mixture, trained.model, trained.folder)
+    return mixture
+
+
+def _panels(
+    trained: Trained,
+    sources: Mapping[str, Mixture | None],
+    decodings: Sequence[Decoding],
+    stream: noise.Stream,
+    draws: Draws,
+) -> list[tuple[str, Any]]:
+    """A titled panel of images for each source and decoding."""
+    temperature = "" if draws.temperature == 1 else f" at temperature {draws.temperature:g}"
+    panels = []
+    for name, mixture in sources.items():
+        source = name if mixture is None else f"mixture of {len(mixture.weights)}"
+        params = from_latents(trained.model, mixture, stream, draws.temperature)
+        for decoding in decodings:
+            names = {"mean": "decoder mean", "offset": f"mean + {decoding.alpha:g} sigma"}
+            images = image_of(trained.model.likelihood, params, decoding, stream)
+            title = f"{source}{temperature}, {names.get(decoding.name, decoding.name)}"
+            panels.append((title, images.cpu().numpy()))
+    return panels
+
+
+def _items(
+    trained: Trained, mixture: Mixture | None, decoding: Decoding, numbers: range, draws: Draws
+) -> list[Item]:
+    """The samples with these numbers, 8-bit, for a shard."""
+    items = []
+    device = next(trained.model.parameters()).device
+    for slots in torch.split(torch.arange(numbers.start, numbers.stop, device=device), BATCH):
+        stream = noise.Stream(draws.seed, 0, slots)
+        params = from_latents(trained.model, mixture, stream, draws.temperature)
+        images = image_of(trained.model.likelihood, params, decoding, stream)
+        levels = (255 * images.float().clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        items += [Item(f"{slot:09d}", level, -1) for slot, level in zip(slots.tolist(), levels, strict=True)]
+    return items
+
+
+def _refuse_contradictions(given: Mapping[str, Any], draws: Draws) -> None:
+    """Raise UserError for options that contradict each other. given: by the name on the command line, without defaults."""
+    kinds = [name for name in ("shards", "interpolate", "refine", "map") if name in given]
+    if len(kinds) > 1:
+        raise UserError(f"--{kinds[0]} and --{kinds[1]} exclude each other; take one of them")
+    for name in UNUSED.get(kinds[0], ()) if kinds else ():
+        if name in given:
+            raise UserError(f"--{kinds[0]} has no use for --{name}; leave it out")
+    for name in ("refine-weight", "refine-rate"):
+        if name in given and "refine" not in given:
+            raise UserError(f"--{name} applies to --refine; give that too")
+    if given.get("prior") == "standard" and "components" in given:
+        raise UserError("--components chooses a mixture, --prior is standard; leave one out")
+    if "shards" not in given and draws.count > MOST_SHOWN:
+        raise UserError(
+            f"--count (={draws.count}) is too many for pictures, at most {MOST_SHOWN}; give --shards OUT"
+        )
+    if "refine" in given and draws.count > SHOWN:
+        raise UserError(f"--count (={draws.count}) must be at most {SHOWN} with --refine")
 
 
 def _refuse_full(folder: Path) -> None:

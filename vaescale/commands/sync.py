@@ -26,6 +26,8 @@ def sync(run: Path) -> dict[str, Any]:
         )
     try:
         state = tracking.sync(run, config)
+    except UserError:
+        raise
     except Exception as error:  # whatever a server or a network may raise
         raise UserError(
             f"MLflow at {config.mlflow} does not answer ({error}); try again when it does"

@@ -8,6 +8,8 @@
         state.json              step, recipe hash, plan hash, world size, what was measured at this step
         manifest.json           bytes and sha256 of each file above
 
+An exported run has no optimizer.safetensors; its manifest says `exported`.
+
 Tensors are full ones by name, whatever layout they were trained in: every checkpoint is a portable one. A folder is
 written under a temporary name, synced, renamed, and its parent synced; an older one is deleted only after that. No pickle
 is ever read, and nothing is loaded whose names, shapes and types are not the model's own.
@@ -39,6 +41,8 @@ REPLACED = ".replaced"
 NAME = re.compile(rf"step-(\d{{9}})({REPLACED})?")
 FILE = re.compile(r"[a-z]+\.(safetensors|json)")
 NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
+NEEDED_EXPORTED = {"model.safetensors", "state.json"}
+EXPORTED = "exported_weights"  # key of state.json: which weights an exported run has
 LARGEST_JSON = 1 << 20
 DAMAGE = (errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EBADMSG, errno.EUCLEAN)
 TYPES = {
@@ -110,11 +114,18 @@ class Checkpoint(NamedTuple):
 
 
 def write(
-    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: Keep
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    *,
+    keep: Keep,
+    exported: bool = False,
 ) -> Checkpoint:
     """Write one checkpoint into `folder`, then delete what need not be kept. Call it on the main process only.
 
-    tensors: by file and name, in this process's memory.
+    tensors: by file and name, in this process's memory. exported: the run is to be used, not trained; the optimizer's
+    tensors may be absent.
     """
     final = folder / f"step-{step:09d}"
     temporary = folder / f"{final.name}.tmp-{os.getpid()}"
@@ -132,7 +143,8 @@ def write(
     content = json.dumps({"step": step, **state}, indent=1).encode()
     write_synced(temporary / "state.json", content)
     files["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    write_synced(temporary / MANIFEST, json.dumps({"version": 1, "files": files}, indent=1).encode())
+    kind = {"exported": True} if exported else {}
+    write_synced(temporary / MANIFEST, json.dumps({"version": 1, **kind, "files": files}, indent=1).encode())
     sync(temporary)
     if (
         final.exists()
@@ -180,8 +192,10 @@ def newest(folder: Path) -> Checkpoint | None:
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None. Reads every byte."""
     try:
-        files = _read_json(path / MANIFEST)["files"]
-        if missing := NEEDED - files.keys():
+        manifest = _read_json(path / MANIFEST)
+        files = manifest["files"]
+        needed = NEEDED_EXPORTED if manifest.get("exported") is True else NEEDED
+        if missing := needed - files.keys():
             return f"the manifest lacks {', '.join(sorted(missing))}"
         for name, entry in files.items():
             if not FILE.fullmatch(name):
@@ -201,6 +215,18 @@ def verify(path: Path) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a run's checkpoints are an exported run's, which has no optimizer state, or empty ones in earlier versions."""
+
+    def says_exported(path: Path) -> bool:
+        try:
+            return EXPORTED in _state(path)
+        except (OSError, ValueError, RecursionError):
+            return False
+
+    return any(says_exported(path) for path in _finished(folder))
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:

@@ -10,7 +10,7 @@ import torch
 import vaescale
 from vaescale.errors import DataError, UserError
 from vaescale.runs import folder as run_folder
-from vaescale.runs.checkpoint import Checkpoint
+from vaescale.runs.checkpoint import Checkpoint, is_exported
 from vaescale.system.console import say
 from vaescale.system.secrets import redact
 
@@ -54,6 +54,11 @@ def refuse_foreign_folder(
         if folder.is_dir() and any(p.name != "lock" and not p.name.startswith(".") for p in folder.iterdir()):
             raise UserError(f"run_dir {folder} holds files but no run; choose another name or run_dir")
         return []
+    if is_exported(folder / "checkpoints"):
+        raise UserError(
+            f"run_dir {folder} is an exported run, which has weights but no optimizer state to train with; choose another "
+            "run_dir"
+        )
     if not may_resume:
         raise UserError(
             f"run_dir {folder} holds a run and training.resume is never; choose another name or run_dir"

@@ -176,54 +176,66 @@ def quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def save_model(folder: Path, data: Path, image_shape: tuple[int, int, int], details: dict[str, Any]) -> None:
-    """An MLflow model whose loader is `vaescale.commands.export` and whose data is the run folder `data`."""
+class Model(NamedTuple):
+    """A model for MLflow: a folder that is copied into it, and the module whose `_load_pyfunc` loads that copy.
+
+    image_shape: C, H, W of the uint8 images that it takes. params: names and defaults of predict's parameters. details: what
+    MLflow's pages say of it.
+    """
+
+    data: Path
+    loader: str
+    image_shape: tuple[int, int, int]
+    params: dict[str, Any]
+    details: dict[str, Any]
+
+
+def save_model(model: Model, folder: Path) -> None:
+    """Write an MLflow model to a folder that does not exist."""
     be_patient()
     with quiet(), warnings.catch_warnings(action="ignore", category=UserWarning):  # it would like an example
         from mlflow import pyfunc
 
-        pyfunc.save_model(path=str(folder), **_model(data, image_shape, details))
+        pyfunc.save_model(path=str(folder), **_pyfunc_arguments(model))
 
 
-def log_model(
-    known: dict[str, Any], uri: str, data: Path, image_shape: tuple[int, int, int], details: dict[str, Any]
-) -> str:
-    """The same as a model of an MLflow run, by what RUN/mlflow.json says of it. Returns the model's URI."""
+def log_model(model: Model, known: dict[str, Any], uri: str) -> str:
+    """Add a model to an MLflow run. known: what RUN/mlflow.json says of the run. Returns the model's URI."""
     be_patient()
     with quiet(), warnings.catch_warnings(action="ignore", category=UserWarning):
         import mlflow
 
-        # With credentials it is known to the recipe's reader alone.
+        # A URI with credentials is in the recipe alone.
         mlflow.set_tracking_uri(uri if redact(uri) != uri else known["tracking_uri"])
         client = mlflow.MlflowClient()
         before = client.get_run(known["run_id"]).info
         with mlflow.start_run(run_id=known["run_id"]):
-            logged = mlflow.pyfunc.log_model(name="model", **_model(data, image_shape, details))
-        if before.status == "RUNNING":  # start_run ends what it took up
+            logged = mlflow.pyfunc.log_model(name="model", **_pyfunc_arguments(model))
+        if before.status == "RUNNING":  # start_run has ended the run
             client.update_run(known["run_id"], status="RUNNING")
         else:
             client.set_terminated(known["run_id"], before.status, before.end_time)
         return str(logged.model_uri)
 
 
-def _model(data: Path, image_shape: tuple[int, int, int], details: dict[str, Any]) -> dict[str, Any]:
+def _pyfunc_arguments(model: Model) -> dict[str, Any]:
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
     from vaescale import __version__
 
-    params = {"mode": "reconstruct", "prior": "standard", "decode": "mean", "temperature": 1.0, "seed": 0}
     kinds = {str: "string", float: "double", int: "long"}
+    params = [ParamSpec(name, kinds[type(default)], default) for name, default in model.params.items()]
     signature = ModelSignature(
-        Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape))]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1, *image_shape))]),
-        ParamSchema([ParamSpec(name, kinds[type(value)], value) for name, value in params.items()]),
+        Schema([TensorSpec(np.dtype(np.uint8), (-1, *model.image_shape))]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, *model.image_shape))]),
+        ParamSchema(params),
     )
     return {
-        "loader_module": "vaescale.commands.export",
-        "data_path": str(data),
+        "loader_module": model.loader,
+        "data_path": str(model.data),
         "signature": signature,
         "pip_requirements": [f"vaescale=={__version__}"],
-        "metadata": details,
+        "metadata": model.details,
     }

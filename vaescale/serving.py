@@ -1,0 +1,5 @@
+"""Loader of the MLflow models that earlier versions exported, which name this module; `vaescale.commands.export` is the loader now."""
+
+from vaescale.commands.export import _load_pyfunc
+
+__all__ = ["_load_pyfunc"]

@@ -1,9 +1,9 @@
-"""Latents moved to where the decoder is surer of itself, by gradient descent on its own sigma.
+"""Latents moved to where the decoder's sigma is smaller, by gradient descent.
 
     minimize over z:    D mean log sigma(z) - w log p(z)                 in nats, D values of an image, p a prior or a mixture
 
-The first term is the entropy of p(x|z) but for a constant; without the second one z may leave the places that the decoder
-was trained on, which is why the density before and after stands beside the result.
+The first term is the entropy of p(x|z) up to a constant. Without the second one z may leave the region that the decoder
+was trained on, so the result has the density before and after.
 """
 
 from collections.abc import Callable

@@ -47,6 +47,11 @@ class Trained(NamedTuple):
             "recipe_hash": self.recipe.hash,
         }
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return next(self.model.parameters()).device
+
     def title(self, subject: str) -> str:
         """Title of a picture: the run's name, step and weights, and what the picture shows."""
         return f"{self.recipe.name}, step {self.step}, {self.weights} weights: {subject}"

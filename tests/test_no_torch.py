@@ -1,5 +1,6 @@
 """Verbs that only read recipes and results start without importing torch, which takes seconds."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+METRIC = "foreign/realism"  # no name of vaescale's
 CODE = """
 import sys
 from vaescale.cli import main
@@ -17,8 +19,10 @@ for words in {verbs!r}:
 """
 
 
-def run_verbs(folder: Path, *verbs: list[str]) -> list[str]:
-    """Run verbs one after another in one new process. Returns a line for each: its exit code, and whether torch is imported."""
+def run_verbs(folder: Path, *verbs: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Run verbs one after another in one new process. Returns a line for each, with its exit code and whether torch is
+    imported, and the results.
+    """
     done = subprocess.run(
         [sys.executable, "-c", CODE.format(verbs=verbs)],
         cwd=folder,
@@ -27,7 +31,8 @@ def run_verbs(folder: Path, *verbs: list[str]) -> list[str]:
         timeout=120,
         check=True,
     )
-    return [line.removeprefix("VERB ") for line in done.stderr.splitlines() if line.startswith("VERB ")]
+    lines = [line.removeprefix("VERB ") for line in done.stderr.splitlines() if line.startswith("VERB ")]
+    return lines, [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture
@@ -39,22 +44,28 @@ def two_runs(tmp_path: Path, recipe_content: dict[str, Any]) -> Path:
         content = recipe_content | {"name": run.name, "run_dir": str(run), "seed": seed}
         content["tracking"] = {"mlflow": "sqlite:///mlflow.db", "experiment": "e"}
         (run / "recipe.yaml").write_text(yaml.safe_dump(content))
-        rows = [f'{{"step": {step}, "time": 1.0, "val/neg_elbo_nats": {-seed}.5}}\n' for step in (1, 2)]
-        (run / "metrics.jsonl").write_text("".join(rows))
+        rows = [
+            {"step": step, "time": 1.0, "val/neg_elbo_nats": -seed - 0.5, METRIC: seed} for step in (1, 2)
+        ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (run / "evaluation").mkdir()
-        (run / "evaluation" / "val.json").write_text('{"metrics": {}}')
+        (run / "evaluation" / "foreign.json").write_text(json.dumps({"more_is_better": [METRIC]}))
     return tmp_path
 
 
 def test_verbs_that_read_recipes_and_results_import_no_torch(two_runs: Path) -> None:
     store = ["--experiment", "e", "--store", "sqlite:///mlflow.db"]
-    lines = run_verbs(
+    sort = ["--sort", METRIC, "--json"]
+    lines, results = run_verbs(
         two_runs,
-        ["sweep", "runs/tiny-0/recipe.yaml", "seed=0,1", "--dry-run"],
-        ["sync", "runs/tiny-0"],
-        ["sync", "runs/tiny-1"],
-        ["compare-runs", "runs/tiny-0", "runs/tiny-1"],
-        ["compare-runs", *store],
+        ["sweep", "runs/tiny-0/recipe.yaml", "seed=0,1", "--dry-run", "--json"],
+        ["sync", "runs/tiny-0", "--json"],
+        ["sync", "runs/tiny-1", "--json"],
+        ["compare-runs", "runs/tiny-0", "runs/tiny-1", *sort],
+        ["compare-runs", *store, *sort],
     )
     verbs = ("sweep", "sync", "sync", "compare-runs", "compare-runs")
     assert lines == [f"{verb}: exit code 0, torch False" for verb in verbs]
+    for result in results[-2:]:
+        names = [run["name"] for run in result["runs"]]
+        assert names == ["tiny-1", "tiny-0"], "the results say that more of the metric is better"

@@ -2,8 +2,8 @@
 
     minimize over z:    D mean log sigma(z) - w log p(z)                 in nats, D values of an image, p a prior or a mixture
 
-The first term is the entropy of p(x|z) up to a constant. Without the second one z may leave the region that the decoder
-was trained on, so the result has the density before and after.
+The first term is the entropy of p(x|z) up to a constant. Without the second one, z may leave the region that the decoder
+was trained on; therefore the result has the density before and after.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from vaescale import noise
+from vaescale.aggregate.sampling import prior_draws
 from vaescale.errors import UserError
+from vaescale.mixtures import gaussian
+from vaescale.mixtures.gaussian import Mixture
 from vaescale.models.vae import VAE
 
 
@@ -26,6 +29,48 @@ class Refined(NamedTuple):
     log_sigma_after: Tensor
     density_before: Tensor
     density_after: Tensor
+
+
+class RefinedSamples(NamedTuple):
+    """Latents before and after, and their decoded means [B, C, H, W]."""
+
+    latents: Refined
+    images_before: Tensor
+    images_after: Tensor
+
+
+def refine_draws(
+    model: VAE,
+    mixture: Mixture | None,
+    stream: noise.Stream,
+    *,
+    steps: int,
+    rate: float,
+    weight: float,
+    temperature: float,
+) -> RefinedSamples:
+    """Draw one z per slot of the stream from the prior, or from a mixture in its place, and `refine` it.
+
+    temperature: factor of the standard deviations. Raises UserError when sigma does not depend on z.
+    """
+    with torch.no_grad():
+        if mixture is None:
+            z = prior_draws(model, stream, temperature)
+        else:
+            mixture = gaussian.on(mixture, stream.slots.device)
+            z = gaussian.sample(mixture, stream, temperature)
+
+    def density(points: Tensor) -> Tensor:
+        if mixture is None:
+            return model.prior_log_density(points)
+        return gaussian.log_density(mixture, points.double())
+
+    latents = refine(model, z, stream, density, steps=steps, rate=rate, weight=weight)
+    with torch.no_grad():
+        before, after = (
+            model.likelihood.mean(model.decode(z, stream)).float() for z in (latents.before, latents.after)
+        )
+    return RefinedSamples(latents, before, after)
 
 
 def refine(

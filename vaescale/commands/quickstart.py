@@ -58,13 +58,6 @@ def quickstart() -> dict[str, Any]:
 
 def _steps(recipe: Recipe, folder: Path) -> dict[str, Step]:
     """The steps in order, by name."""
-
-    def same(name: str, **expected: object) -> bool:
-        """Whether a result belongs to this recipe's last step and has the expected values."""
-        result = read_json(folder / name)
-        expected |= {"recipe_hash": recipe.hash, "step": recipe.training.steps}
-        return all(result.get(key) == value for key, value in expected.items())
-
     figures = folder / "figures"
     last = f"checkpoints/step-{recipe.training.steps:09d}"
     data = Path(recipe.data.train).parent
@@ -80,18 +73,23 @@ def _steps(recipe: Recipe, folder: Path) -> dict[str, Step]:
             lambda: (
                 (figures / "curves.png").is_file()
                 and (folder / last / "manifest.json").is_file()
-                and same(f"{last}/state.json")
+                and _is_of(recipe, folder / last / "state.json")
             ),
         ),
         "evaluate": Step(
             "Evaluate on held-out digits",
             f"vaescale evaluate {folder}",
-            lambda: same("evaluation/val.json") and (figures / "reconstructions.png").is_file(),
+            lambda: (
+                _is_of(recipe, folder / "evaluation/val.json") and (figures / "reconstructions.png").is_file()
+            ),
         ),
         "fit-gmm": Step(
             "Fit a mixture to the aggregate posterior",
             f"vaescale fit-gmm {folder} --components 1,10,50,100",
-            lambda: same("gmm/mixture.json") and len(list(folder.glob("gmm/components-*"))) == 4,
+            lambda: (
+                _is_of(recipe, folder / "gmm/mixture.json")
+                and len(list(folder.glob("gmm/components-*"))) == 4
+            ),
         ),
         "sample": Step(
             "Sample from the prior and from the mixture",
@@ -104,6 +102,12 @@ def _steps(recipe: Recipe, folder: Path) -> dict[str, Step]:
             lambda: _newer(folder / "evaluation/quality-pixels.json", folder / "gmm/mixture.json"),
         ),
     }
+
+
+def _is_of(recipe: Recipe, path: Path) -> bool:
+    """Whether a result is of the recipe's last step."""
+    result = read_json(path)
+    return (result.get("recipe_hash"), result.get("step")) == (recipe.hash, recipe.training.steps)
 
 
 def _call(command: str) -> None:

@@ -67,15 +67,10 @@ def sweep(
         return result
     planned = begin(recipe, planned, recipes, folder)
     if write:
-        files = cluster_files(
-            write,
-            recipe,
-            [variant.overrides for variant in planned],
-            [resolved.run_dir for resolved in recipes],
-            name=sweep_name,
-            launch=launch or "accelerate launch",
-            image=image,
-        )
+        folders = [resolved.run_dir for resolved in recipes]
+        overridden = [variant.overrides for variant in planned]
+        start = launch or "accelerate launch"
+        files = cluster_files(write, recipe, overridden, folders, name=sweep_name, launch=start, image=image)
         for file_name, content in files.items():
             (folder / file_name).write_text(content)
         return {**result, "files": [str(folder / file_name) for file_name in files]}

@@ -278,9 +278,7 @@ def test_a_missing_section_is_named(recipe_file, recipe_content) -> None:
         load(recipe_file, recipe_content)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "- 1\n- 2\n", "name: [", "3", "a: b: c", "name: !!python/object:os.system x"]
-)
+@pytest.mark.parametrize("text", ["", "- 1\n- 2\n", "name: [", "3", "a: b: c", "name: !!python/tuple [x]"])
 def test_files_that_are_no_recipe(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError) as caught:

@@ -143,7 +143,7 @@ def test_chaos_reports_that_nothing_was_lost(project: Path) -> None:
             *options,
             "training.keep_checkpoints=3",
             "--faults",
-            "3",
+            "2",
             "--folder",
             str(project / "chaos"),
         ],

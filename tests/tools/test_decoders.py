@@ -29,6 +29,8 @@ OTHERS = {
     "ladder": {"network", "posterior", "optimizer"},
     "linear": {"network", "data", "optimizer", "training"},
 }
+# A mixture is fitted to what the encoder gives: it does not depend on the decoder.
+WITH_MIXTURE = OTHERS.keys() | {"optimal"}
 pytestmark = pytest.mark.slow
 
 
@@ -62,7 +64,8 @@ def test_a_recipe_trains_evaluates_and_samples(vaescale, digits: Path, tmp_path:
     assert ("sigma" in metrics) == (path.stem not in WITHOUT_SIGMA)
     assert ("train/handover" in names) == (path.stem == "two_stage")
     assert ("train/sigma" in names) == (path.stem not in WITHOUT_SIGMA)
-    assert vaescale("fit-gmm", run, "--components", 2).code == (2 if path.stem == "ladder" else 0)
+    if path.stem in WITH_MIXTURE:
+        assert vaescale("fit-gmm", run, "--components", 2).code == (2 if path.stem == "ladder" else 0)
     sampled = vaescale("sample", run, "--count", 4)
     assert sampled.code == 0, sampled.err
 

@@ -153,13 +153,14 @@ def test_another_process_s_lock_is_waited_for_and_ends_with_it(tmp_path: Path, c
 def test_a_lock_is_free_though_a_forked_process_has_the_file(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     file = files.acquire_lock(path)
-    child = subprocess.Popen(
-        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[file.fileno()]
-    )
-    os.link(path, tmp_path / "same")
-    files.release_lock(path, file)
-    files.release_lock(tmp_path / "same", files.acquire_lock(tmp_path / "same"))
-    child.communicate(b"\n")
+    program = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, pass_fds=[file.fileno()]) as child:
+        os.link(path, tmp_path / "same")
+        files.release_lock(path, file)
+        try:
+            files.release_lock(tmp_path / "same", files.acquire_lock(tmp_path / "same"))
+        finally:
+            child.communicate(b"\n")
 
 
 def test_a_file_system_without_locks_is_told_once(tmp_path: Path, monkeypatch, capsys) -> None:

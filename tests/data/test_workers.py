@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,15 @@ def test_images_in_memory_need_no_processes(opened: ShardReader) -> None:
         assert workers.pids == []
 
 
-def test_a_killed_worker_is_one_sentence(opened: ShardReader) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_a_killed_worker_is_one_sentence(opened: ShardReader, seconds: float) -> None:
+    """After a while batches are waiting that only the worker could hand over."""
     with Workers(opened, 1) as workers:
         batches = workers.fetch(Request(np.arange(3)) for _ in range(100))
         next(batches)
+        time.sleep(seconds)
         os.kill(workers.pids[0], signal.SIGKILL)
+        time.sleep(seconds)
         with pytest.raises(
             DataError, match=r"^a reading process was killed, perhaps for memory; lower data.workers"
         ):

@@ -230,6 +230,22 @@ def test_a_server_that_dies_in_mid_epoch_stalls_and_resumes(shards, server, conf
     assert sorted(seen) == list(range(64))
 
 
+def test_a_second_pass_waits_for_its_server_as_the_first_did(shards, server, configured) -> None:
+    """Training that returns to a checkpoint begins a new pass over the same reader."""
+    config = configured(server.url, retry_seconds=30.0)
+    reader = open_reader(config.train, config)
+    plan = Plan(reader.index.shards.samples, 16, 0)
+    options = {"rank": 0, "world_size": 1, "accumulation": 1, "workers": 0}
+    first = training_batches(reader, plan, steps=range(4), **options)
+    next(first)
+    first.close()
+    server.stop()
+    threading.Timer(1.0, server.start).start()
+    assert reader.store.closed
+    second = list(training_batches(reader, plan, steps=range(4), **options))
+    assert len(second) == 4
+
+
 def test_a_server_that_stays_away_stops_with_one_sentence_after_the_bound(shards, server, configured) -> None:
     config = configured(server.url, retry_seconds=1.0)
     reader = open_reader(config.train, config)

@@ -161,8 +161,11 @@ def sixty_steps(rank: int, ranks: int) -> torch.Tensor:
         )
         skipped += [bool(verdict.found_inf)]
         # One rank alone was asked at step 30; all of them know it one step later.
-        asked = [report.step for report in own.reports(wait=False) if report.asked_to_stop]
+        reports = own.reports(wait=False)
+        asked = [report.step for report in reports if report.asked_to_stop]
         assert asked == ([30] if step == 31 else [])
+        non_finite = [report.step for report in reports if report.non_finite]
+        assert non_finite == ([40] if step == 41 else [])
     assert [step for step, skip in enumerate(skipped) if skip] == [40, 50]
     assert own.last_non_finite == 40
     return own.state.to_tensor()

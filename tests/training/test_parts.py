@@ -129,12 +129,12 @@ def test_the_memory_estimate_knows_the_precision(recipe_content) -> None:
     """fp16 keeps what bf16 keeps: activations of two bytes a value, where fp32 and tf32 keep four."""
     network = {"kind": "ladder", "latent_dim": 2, "width": 16}
     model = build_model(Recipe.model_validate(recipe_content | {"network": network}))
-    found = {
+    activations = {
         precision: estimate(model, images=8, ema=True, precision=precision)["activations"]
         for precision in ("fp32", "tf32", "bf16", "fp16")
     }
-    assert found["fp16"] == found["bf16"] < 0.8 * found["fp32"]
-    assert found["tf32"] == found["fp32"]
+    assert activations["fp16"] == activations["bf16"] < 0.8 * activations["fp32"]
+    assert activations["tf32"] == activations["fp32"]
 
 
 def test_the_memory_estimate_neither_copies_nor_changes_the_model(recipe_content, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""Batches of a rank: the plan says which samples, the reader gets them, under an ordinary torch DataLoader.
+"""Batches of a rank: the plan says which samples, the reader gets them, here or in worker processes.
 
 Whatever the number of ranks and workers, the global batches are the same; remote shards are fetched ahead.
 """
@@ -36,6 +36,8 @@ def training_batches(
     flip: bool = False,
 ) -> Generator[list[Batch]]:
     """For each optimizer step, this rank's micro-batches."""
+    if isinstance(reader.store, Remote):
+        reader.store.closed = False  # as an earlier pass leaves it, before training returns to a checkpoint
     slots = rank_slots(plan.global_batch, rank=rank, world_size=world_size, accumulation=accumulation)
     requests = (_request(plan, step, part, flip) for step in steps for part in slots)
     batches = _fetch(reader, requests, workers)

@@ -70,12 +70,11 @@ class Workers:
         The batches raise DataError for what a worker raises, and for a worker that was killed.
         """
         self._requests.current = requests
-        with _one_sentence():
-            if self._loader.num_workers:
-                start_server()
-                _end_workers_at_exit()
-            with _without_main():
-                self._batches = iter(self._loader)
+        if self._loader.num_workers:
+            start_server()
+            _end_workers_at_exit()
+        with _one_sentence(with_processes=bool(self.pids)), _without_main():
+            self._batches = iter(self._loader)
         _ACTIVE.add(self)
         return self._pass(self._batches, last_pass=last_pass)
 
@@ -98,7 +97,7 @@ class Workers:
 
     def _pass(self, batches: Iterator[Fetched], *, last_pass: bool) -> Iterator[Fetched]:
         try:
-            with _one_sentence():
+            with _one_sentence(with_processes=self._loader.num_workers > 0):
                 yield from batches
         finally:
             if last_pass:
@@ -148,18 +147,25 @@ def _without_main() -> Iterator[None]:
 
 
 @contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Raise what a worker raises as one sentence: torch puts a page of traceback before it."""
+def _one_sentence(*, with_processes: bool) -> Iterator[None]:
+    """Raise what a worker raises as one sentence, without the page of traceback that torch puts before it."""
     try:
         yield
     except DataError as error:
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, OSError) as error:
+        if not with_processes or not _comes_from_a_death(error):
             raise
         raise DataError(
             "a reading process was killed, perhaps for memory; lower data.workers or data.global_batch"
         ) from error
+
+
+def _comes_from_a_death(error: Exception) -> bool:
+    """Whether a worker died, rather than raised: torch sees that it is gone, or it does not hand over what it had read."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    return "in DataLoader worker process" not in str(error)
 
 
 _ACTIVE: "weakref.WeakSet[Workers]" = weakref.WeakSet()

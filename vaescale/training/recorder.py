@@ -60,8 +60,8 @@ class Recorder:
     seed: int
     keep_best: str | None
     lr_factor: float = 1.0
-    _measured: tuple[int, dict[str, float]] = (0, {})
-    _told: int = 0
+    _measured: tuple[int, dict[str, float]] = field(init=False, default=(0, {}))
+    _told: int = field(init=False, default=0)
     _non_finite: run_folder.NonFiniteSteps = field(init=False)
 
     def __post_init__(self) -> None:

@@ -69,7 +69,7 @@ class Command(NamedTuple):
     words: list[str]
 
 
-def several(folder: Path, commands: list[Command], *, processes: int = 1, timeout: float = 400) -> list[str]:
+def several(folder: Path, commands: list[Command], *, processes: int = 1, timeout: float = 600) -> list[str]:
     """Commands one after the other in the same processes. Returns what each printed, all ranks together."""
     outs = [folder / f"out-{uuid.uuid4().hex}" for _ in commands]
     listed = [one._asdict() | {"out": str(out)} for one, out in zip(commands, outs, strict=True)]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # pythae 0.1.2
 # Expected: with use_mss, BetaTCVAE weights a sample's own posterior, on the diagonal, by 1/N (Chen et al. 2018,
-#           appendix C.2), so that latents that identify the image have a mutual information of log N.
+#           appendix C), so that latents that identify the image have a mutual information of log N.
 # Seen: 1/N is written into the first column. A sample's own posterior gets 1/(batch - 1), and the mutual information is
 #       that of a data set as small as the batch: 4.7 nats in place of 11.0 for N = 60,000 in batches of 100.
 set -euo pipefail

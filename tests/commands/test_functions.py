@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vaescale.commands import fit_gmm as fitting
 from vaescale.commands.baselines import baselines
 from vaescale.commands.encode import encode
 from vaescale.commands.evaluate import evaluate
@@ -15,6 +16,7 @@ from vaescale.commands.quality import quality
 from vaescale.commands.train_features import train_features
 from vaescale.errors import UserError
 from vaescale.evaluation.reconstruction import METRICS, Metric
+from vaescale.system.files import exclusive
 
 
 @pytest.fixture
@@ -112,3 +114,15 @@ def test_arguments_that_contradict_each_other_are_refused(run: Path, digits: Pat
 )
 def test_values_out_of_bounds_are_refused(vaescale, words: tuple[object, ...], refusal: str) -> None:
     vaescale(words[0], "runs/none", *words[1:]).assert_refused(2, refusal)
+
+
+def test_two_fits_of_one_run_save_one_after_the_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second would delete the first one's candidates between its files."""
+    monkeypatch.setattr(fitting, "WAIT_SECONDS", 0.0)
+    with (
+        exclusive(run / fitting.LOCK),
+        pytest.raises(UserError, match=r"another fit of .* is saving .*; run the same command again"),
+    ):
+        fit_gmm(run, components=(1,))
+    assert not (run / "gmm").exists()
+    assert fit_gmm(run, components=(1,))["components"] == 1

@@ -24,12 +24,14 @@ from vaescale.mixtures.starts import Start
 from vaescale.models.vae import VAE
 from vaescale.runs.results import save_result
 from vaescale.system.console import say
+from vaescale.system.files import LockHeldError, exclusive
 from vaescale.trained import Trained, draw_seed, open_split, open_trained
 from vaescale.training import launch
 
 DRAWS_WANTED, MOST_DRAWS = 1 << 16, 8
 LEAST_JOINT_DRAWS = 2  # per image, to tell the variance within q(z|x) from that between images
 PICTURE = "mixture_selection.png"
+LOCK, WAIT_SECONDS = ".gmm.lock", 60.0
 NOT_SUMMED_UP = ("candidates", "more_is_better")
 MORE_IS_BETTER = (
     "gmm/train_log_density_nats",
@@ -161,7 +163,29 @@ def _save(
     result: dict[str, Any],
     metrics: dict[str, float],
 ) -> None:
-    """Write the mixtures, the comparison and its picture, and remove what an earlier fit left."""
+    """Write the mixtures, the comparison and its picture, and remove what an earlier fit left.
+
+    Raises UserError when another fit of the run is saving for longer than the wait.
+    """
+    folder = trained.folder
+    waiting = f"waiting for another fit of {folder} to save its mixtures"
+    try:
+        with exclusive(folder / LOCK, wait_seconds=WAIT_SECONDS, waiting=waiting):
+            _save_alone(trained, candidates, chosen, origin, result, metrics)
+    except LockHeldError as error:
+        raise UserError(
+            f"another fit of {folder} is saving its mixtures ({error.holder}); run the same command again when it has ended"
+        ) from None
+
+
+def _save_alone(
+    trained: Trained,
+    candidates: list[Candidate],
+    chosen: Candidate,
+    origin: dict[str, Any],
+    result: dict[str, Any],
+    metrics: dict[str, float],
+) -> None:
     folder = trained.folder
     of_all = ("prior_val_nats", "covariance", "selected_by")
     details = {**origin, **{name: result[name] for name in of_all}}

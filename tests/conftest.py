@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,34 @@ from vaescale.models.vae import Terms
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 ROOT = Path(__file__).parents[1]
+
+
+# These take longest: they begin first, so that two workers end together.
+LONGEST = (
+    "distributed/test_any_number_of_devices.py",
+    "tools/test_decoders.py",
+    "faults/test_processes.py",
+    "tools/test_judging_verbs.py",
+    "tools/test_quickstart.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files: the longest first, then those that start processes of their own evenly among the others, so that two
+    workers seldom share the cores with several more.
+    """
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    first = {f"tests/{name}": float(number) for number, name in enumerate(LONGEST, start=-len(LONGEST))}
+    several = [
+        name for name, tests in files.items() if any(t.get_closest_marker("distributed") for t in tests)
+    ]
+    alone = [name for name in files if name not in several]
+    place = {name: number / len(group) for group in (several, alone) for number, name in enumerate(group)}
+    items[:] = [
+        item for name in sorted(files, key=lambda name: first.get(name, place[name])) for item in files[name]
+    ]
 
 
 class Outcome(NamedTuple):
@@ -51,12 +80,29 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs, to be copied: a new one takes seconds to create its tables. Read only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow and SQLAlchemy warn of themselves
+        from mlflow import MlflowClient
+
+        path = tmp_path_factory.mktemp("store") / "mlflow.db"
+        MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
 def recipe_content(digits: Path, tmp_path: Path) -> dict[str, Any]:
     """A recipe that trains in a second. Change what you like."""
+    return tiny_recipe(digits, tmp_path / "run")
+
+
+def tiny_recipe(digits: Path, run: Path) -> dict[str, Any]:
+    """Twelve steps of a small convolutional network on the digits, with two evaluations and two checkpoints."""
     return {
         "name": "tiny",
-        "run_dir": str(tmp_path / "run"),
+        "run_dir": str(run),
         "data": {
             "train": str(digits / "train"),
             "val": str(digits / "val"),
@@ -78,6 +124,16 @@ def recipe_content(digits: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def trained_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of `recipe_content`, trained once. Read only."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe(digits, folder / "run"), sort_keys=False))
+    assert run_verb("train", recipe) == 0
+    return folder / "run"
+
+
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
     """Writes a recipe and returns its path."""
@@ -95,22 +151,27 @@ def vaescale(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Runs `vaescale VERB ...` in this process."""
 
     def run(*words: object) -> Outcome:
-        from accelerate.state import AcceleratorState, GradientState
-
-        from vaescale.cli import main
-
-        # One process of a person makes one Accelerator; here many tests share the process.
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
         capfd.readouterr()
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
+        code = run_verb(*words)
         captured = capfd.readouterr()
         return Outcome(code, captured.out, captured.err)
 
     return run
+
+
+def run_verb(*words: object) -> int:
+    """`vaescale WORDS` in this process. Returns the exit code."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from vaescale.cli import main
+
+    # One process of a person makes one Accelerator; here many tests share the process.
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as stop:
+        return int(stop.code or 0)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A function on several gloo ranks of this machine."""
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Ranks are forked from a process that has imported these once: as new processes, each would take seconds to import them.
+PRELOADED = ("pytest", "sklearn.mixture", "torch.distributed", "vaescale.trained", "tests.ranks")
+
 
 def on_ranks(folder: Path, function: Callable[..., Any], *arguments: object, ranks: int = 2) -> list[Any]:
     """`function(rank, ranks, *arguments)` on each rank, at the same time. Returns what each returned: tensors in lists and
-    mappings. The function must be a module's own, for it is sent to other processes.
+    mappings. The function must be at a module's top level, because other processes import it by name.
     """
-    mp.spawn(_work, (str(folder / "store"), ranks, function, arguments), nprocs=ranks)
+    folder.mkdir(exist_ok=True)
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
+    mp.start_processes(
+        _work, (str(folder / "store"), ranks, function, arguments), nprocs=ranks, start_method="forkserver"
+    )
     return [torch.load(folder / f"store-{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 

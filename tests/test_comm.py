@@ -1,14 +1,13 @@
 """Collectives on one process and on two gloo ranks."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch import Tensor
 
+from tests.ranks import on_ranks
 from vaescale import comm
 from vaescale.errors import UserError
 
@@ -18,19 +17,6 @@ def test_alone_a_sum_is_itself_in_float64() -> None:
     assert total.dtype == torch.float64
     assert total.tolist() == [1.5, 2.0]
     assert (comm.rank(), comm.world_size(), comm.is_main()) == (0, 1, True)
-
-
-def _start(rank: int, world_size: int, store: str, work: Callable[[int], None]) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-    try:
-        work(rank)
-    finally:
-        dist.destroy_process_group()
-
-
-def on_two_ranks(tmp_path: Path, work: Callable[[int], None]) -> None:
-    mp.spawn(_start, (2, str(tmp_path / "store"), work), nprocs=2)
 
 
 def _sums(rank: int) -> None:
@@ -79,7 +65,12 @@ def _all_hear(rank: int) -> None:
         comm.together(refuse_unsendably)
 
 
+def _start(rank: int, ranks: int, work: Callable[[int], None]) -> list[Tensor]:
+    work(rank)
+    return []
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("work", [_sums, _one_behind, _main_speaks, _all_hear])
 def test_on_two_ranks(tmp_path: Path, work: Callable[[int], None]) -> None:
-    on_two_ranks(tmp_path, work)
+    on_ranks(tmp_path, _start, work)

@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-# To be removed with the last import of torch below vaescale.recipe.
-pytestmark = pytest.mark.xfail(strict=True, reason="vaescale.recipe imports torch")
-
 METRIC = "foreign/realism"  # no name of vaescale's
 CODE = """
 import sys

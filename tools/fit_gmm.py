@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--restarts", type=integer(1), default=1, metavar="N", help=restarts)
     stop = "stop when an iteration gains less; default: 1e-3"
     add("--tolerance", type=BETWEEN_0_AND_1, default=1e-3, metavar="NATS", help=stop)
-    add("--max-iterations", type=integer(1), default=500, metavar="N", help="of EM; default: 500")
+    add("--max-iterations", type=integer(1), default=500, metavar="N", help="iterations of EM; default: 500")
     ridge = "multiple of each latent's variance to add to the covariances' diagonals; default: 1e-6"
     add("--ridge", type=BETWEEN_0_AND_1, default=1e-6, help=ridge)
     criterion = "what chooses among several candidates; default: held-out"

@@ -27,7 +27,8 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from vaescale.data.pictures import Encoding, Filter
+from vaescale.data.config import Filter
+from vaescale.data.pictures import Encoding
 from vaescale.errors import UserError
 from vaescale.system.arguments import add_jobs, integer, real
 

@@ -1,8 +1,9 @@
-"""Train a recipe, or go on where it stopped: the same command does both.
+"""Train a recipe, or continue a run that stopped: the same command does both.
 
 Any key of the recipe can be overridden: `optimizer.lr=1e-3 training.steps=2000 run_dir=runs/again`. On several
-processes: `accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train RECIPE`, or ddp, zero1, zero2,
-zero3, fsdp2 and multi_node; the curve is the same on any number of them, and a run may go on on another.
+processes: `accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train RECIPE`, or with ddp.yaml,
+zero1.yaml, zero2.yaml, zero3.yaml, fsdp2.yaml or multi_node.yaml. The training curve does not depend on the number of
+processes, and a run may continue on another number.
 """
 
 import argparse
@@ -23,26 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-changes",
         action="store_true",
-        help="go on in a run folder although recipe or data were changed since",
+        help="continue in the run folder although its recipe or data have changed",
     )
     parser.add_argument(
-        "--processes", type=int, metavar="N", help="refuse to run on another number of processes"
+        "--processes", type=int, metavar="N", help="refuse to run unless there are N processes"
     )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, or describe what would be trained. Returns the summary, or recipe and plan."""
-    from vaescale.commands.train import Session
+    from vaescale.commands.train import describe, train
     from vaescale.recipe import load_recipe
-    from vaescale.training import launch as backends
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    launch = backends.start(processes=arguments.processes)
-    try:
-        session = Session(recipe, launch, allow_changes=arguments.allow_changes)
-        return session.describe() if arguments.dry_run else session.run()
-    finally:
-        backends.stop(launch.accelerator)
+    if arguments.dry_run:
+        return describe(recipe, processes=arguments.processes)
+    return train(recipe, processes=arguments.processes, allow_changes=arguments.allow_changes)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -107,6 +107,10 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     if _processes() > 1:
         # A gloo thread that lets go of its last tensor while Python shuts down aborts the process ("terminate called
         # without an active exception": 4 of 26 short runs). So end without that shutdown.
+        if "vaescale.data.workers" in sys.modules:
+            from vaescale.data.workers import end_workers
+
+            end_workers()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,22 +1,76 @@
-"""The base of every recipe section: frozen, nothing unknown, nothing infinite."""
+"""The base of every recipe section, and the types of sections that come in several kinds.
 
+A section says itself what it needs of the others (`needs`), what it offers them (`offers`) and which sizes it refuses
+(`check_sizes`), so that `recipe.py` only loops over sections.
+"""
+
+import importlib
 import re
-from collections.abc import Iterable
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
+
+
+class Property(NamedTuple):
+    """A property that one section needs of another. section: the recipe key of the section that offers it."""
+
+    section: str
+    meaning: str
+
+
+ONE_VECTOR = Property("network", "a single latent vector or map")
+GROUPS = Property("network", "groups of latents")
+SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
+
+
+class Need(NamedTuple):
+    """A key of a section that works only with a property of another section, and what a user does without it."""
+
+    key: str
+    property: Property
+    remedy: str
+
+
+class Sizes(NamedTuple):
+    """Sizes of a recipe that concern several sections. micro_batch: images per forward pass over all processes."""
+
+    latent_dim: int
+    steps: int
+    global_batch: int
+    micro_batch: int
 
 
 class Config(BaseModel):
-    """A recipe section. Unknown keys, NaN, Inf and truth values posing as numbers are refused."""
+    """A recipe section. Refuses unknown keys, NaN, Inf, and truth values in place of numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
+    implementation: ClassVar[Any] = None
+    """What a section of several kinds configures: a class, or its full name, which is imported when it is first built."""
+
+    def implement(self, *arguments: Any, **keywords: Any) -> Any:
+        """An instance of the implementation, built from this section and what else its contract asks for."""
+        if not isinstance(self.implementation, str):
+            return self.implementation(self, *arguments, **keywords)
+        module, _, name = self.implementation.rpartition(".")
+        return getattr(importlib.import_module(module), name)(self, *arguments, **keywords)
+
+    def offers(self) -> frozenset[Property]:
+        """The properties that other sections may need."""
+        return frozenset()
+
+    def needs(self) -> Iterable[Need]:
+        """What this section needs of the others."""
+        return ()
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Raise ValueError when the section does not fit the recipe's sizes."""
+
     @model_validator(mode="before")
     @classmethod
-    def _no_bool_as_number(cls, values: Any) -> Any:
+    def _refuse_bool_as_number(cls, values: Any) -> Any:
         # YAML 1.1 reads `yes` and `on` as true, and pydantic would take true for 1.
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
@@ -25,6 +79,47 @@ class Config(BaseModel):
                     f"{name} (={value}) is a truth value, which YAML makes of yes, no, on and off; quote it or write a number"
                 )
         return values
+
+
+Section = TypeVar("Section", bound=Config)
+
+
+class OneOf(Generic[Section]):
+    """A pydantic annotation for a section that comes in several kinds: `Annotated[NetworkConfig, OneOf(NETWORKS)]`.
+
+    kinds: the value of `kind:` -> the section's class. The mapping is read at validation, so a kind that somebody adds
+    to it is known at once. default: the kind of a section that names none.
+    """
+
+    def __init__(self, kinds: Mapping[str, type[Section]], default: str | None = None) -> None:
+        self.kinds, self._default = kinds, default
+
+    def validate(self, value: Any) -> Section:
+        """A section's values, or a section, to the section. Raises pydantic's own errors."""
+        if type(value) in self.kinds.values():
+            return cast(Section, value)
+        if not isinstance(value, Mapping):
+            raise PydanticKnownError("model_type", {"class_name": "section"})
+        kind = value.get("kind", self._default)
+        if kind is None:
+            raise PydanticKnownError("union_tag_not_found", {"discriminator": "'kind'"})
+        if kind not in self.kinds:
+            expected = ", ".join(map(repr, self.kinds))
+            tags = {"discriminator": "'kind'", "tag": str(kind), "expected_tags": expected}
+            raise PydanticKnownError("union_tag_invalid", tags)
+        return self.kinds[kind].model_validate({**value, "kind": kind})
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """What pydantic calls to learn how the type is validated and written."""
+        dump = core_schema.plain_serializer_function_ser_schema(
+            lambda section, info: section.model_dump(mode=info.mode), info_arg=True
+        )
+        return core_schema.no_info_plain_validator_function(self.validate, serialization=dump)
+
+
+def one_of(sections: Iterable[type[Config]]) -> Any:
+    """The type of a section that is one of some classes, told apart by the default of their `kind` field."""
+    return Annotated[Config, OneOf({section.model_fields["kind"].default: section for section in sections})]
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, Any]:
@@ -49,24 +144,10 @@ UNITS = {
 
 
 def parse_bytes(value: Any) -> Any:
-    """100MB, 1.5GiB or a number of bytes. Raises ValueError for other words."""
+    """`100MB`, `1.5GiB` or a number to a number of bytes. Raises ValueError for other strings."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", value.strip().upper())
     if match is None or match[2] not in UNITS:
         raise ValueError("give a number of bytes or a size such as 100MB")
     return int(float(match[1]) * UNITS[match[2]])
-
-
-def one_of(sections: Iterable[type[Config]], *, default: str | None = None) -> Any:
-    """The type of a recipe section that comes in several kinds, told apart by its `kind:` field; default: where it is not
-    given.
-    """
-    members = tuple(sections)
-    if default is None:
-        return Annotated[reduce(or_, members), Field(discriminator="kind")]
-
-    def with_kind(values: Any) -> Any:
-        return {"kind": default, **values} if isinstance(values, dict) else values
-
-    return Annotated[reduce(or_, members), Field(discriminator="kind"), BeforeValidator(with_kind)]

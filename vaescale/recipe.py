@@ -4,27 +4,25 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from vaescale.config import Config
-from vaescale.data.reader import DataConfig
+from vaescale.config import Config, OneOf, Sizes
+from vaescale.data.config import DataConfig
 from vaescale.errors import UserError
-from vaescale.likelihoods import LikelihoodConfig
-from vaescale.likelihoods.sigma import OPTIMAL
-from vaescale.models.posterior import DiagonalConfig, FixedConfig, PosteriorConfig
-from vaescale.networks import HIERARCHICAL, NetworkConfig
-from vaescale.objectives import ObjectiveConfig
-from vaescale.objectives.elbo import ElboConfig
+from vaescale.likelihoods.config import LIKELIHOODS, LikelihoodConfig
+from vaescale.models.config import POSTERIORS, DiagonalConfig, PosteriorConfig
+from vaescale.networks.config import NETWORKS, NetworkConfig
+from vaescale.objectives.config import OBJECTIVES, ElboConfig, ObjectiveConfig
 from vaescale.runs.tracking import TrackingConfig
 from vaescale.system.secrets import redact_all
-from vaescale.training.loop import TrainingConfig
-from vaescale.training.optimizer import OptimizerConfig
+from vaescale.training.config import OptimizerConfig, TrainingConfig
 
 # What may change between two starts of one run without changing a single number of it.
 OPERATIONAL = {
@@ -41,8 +39,6 @@ OPERATIONAL = {
     "tracking": True,
 }
 
-
-GROUP_POSTERIORS = ("diagonal", "relative")
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)
 SECTION_WORDS = {
     "Annealing": "a schedule, {schedule: linear, steps: 1000}",
@@ -57,66 +53,46 @@ class Recipe(Config):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, '.', '_' and '-'"
     )
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    run_dir: str = "runs/${name}"
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="seed of the weights, the sample order and all noise"
+    )
+    run_dir: str = Field(default="runs/${name}", description="the run folder")
     data: DataConfig
-    network: NetworkConfig
-    posterior: PosteriorConfig = DiagonalConfig()
-    likelihood: LikelihoodConfig
-    objective: ObjectiveConfig = ElboConfig()
+    network: Annotated[NetworkConfig, OneOf(NETWORKS)]
+    posterior: Annotated[PosteriorConfig, OneOf(POSTERIORS, default="diagonal")] = DiagonalConfig()
+    likelihood: Annotated[LikelihoodConfig, OneOf(LIKELIHOODS)]
+    objective: Annotated[ObjectiveConfig, OneOf(OBJECTIVES, default="elbo")] = ElboConfig()
     optimizer: OptimizerConfig
     training: TrainingConfig
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _hands_over_in_time(self) -> "Recipe":
-        handover = getattr(self.likelihood, "handover", None)
-        if handover and (handover.at_step or 0) >= self.training.steps:
-            raise ValueError(
-                f"likelihood.handover.at_step (={handover.at_step}) must be below training.steps (={self.training.steps})"
-            )
+    def _sections_fit_one_another(self) -> "Recipe":
+        sections = self._sections()
+        offered = {one for section in sections.values() for one in section.offers()}
+        for section in sections.values():
+            for need in section.needs():
+                if need.property not in offered:
+                    kind = getattr(sections[need.property.section], "kind", "")
+                    raise ValueError(
+                        f"{need.key} needs {need.property.meaning}, which the {need.property.section} section "
+                        f"(kind {kind!r}) does not have; {need.remedy}"
+                    )
+            section.check_sizes(self._sizes())
         return self
 
-    @model_validator(mode="after")
-    def _sections_fit_one_another(self) -> "Recipe":
-        posterior, objective, network = self.posterior, self.objective, self.network.kind
-        in_groups = network in HIERARCHICAL
-        if in_groups and posterior.kind not in GROUP_POSTERIORS:
-            raise ValueError(
-                f"posterior.kind is {posterior.kind!r}; a {network} has {' or '.join(GROUP_POSTERIORS)}"
-            )
-        if posterior.kind == "relative" and not in_groups:
-            raise ValueError(
-                f"posterior.kind is 'relative', to the prior of a ladder's group; with network.kind {network} take diagonal"
-            )
-        if isinstance(posterior, FixedConfig):
-            posterior.sigmas(self.network.latent_dim)
-        for term in ("mmd", "dip"):
-            if in_groups and getattr(objective, term, None):
-                raise ValueError(
-                    f"objective.{term} is of one latent vector, and a {network} has groups of them; leave it out"
-                )
-        sigma = getattr(self.likelihood, "sigma", None)
-        if objective.kind == "iwae" and (sigma in OPTIMAL or getattr(self.likelihood, "handover", None)):
-            raise ValueError(
-                f"objective.kind is 'iwae', but likelihood.sigma {sigma} is fitted to the mean over draws, not to their "
-                f"weights; take shared, a number, or predicted without a handover"
-            )
-        if not in_groups and getattr(objective, "balancing", "never") != "never":
-            raise ValueError(
-                f"objective.balancing is of a ladder's groups, and {network} has one; leave it out"
-            )
-        together = self.data.global_batch // self.training.accumulation
-        if getattr(objective, "mmd", None) and together < 2:
-            raise ValueError(
-                f"objective.mmd compares images, and a micro-batch has {together}; raise data.global_batch "
-                f"(={self.data.global_batch}) or lower training.accumulation"
-            )
-        if in_groups and getattr(objective, "gradient", "") == "doubly_reparameterized":
-            raise ValueError(
-                f"objective.gradient is 'doubly_reparameterized', which a {network} does not have; take reparameterized"
-            )
-        return self
+    def _sections(self) -> dict[str, Config]:
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in values.items() if isinstance(value, Config)}
+
+    def _sizes(self) -> Sizes:
+        batch = self.data.global_batch
+        return Sizes(
+            latent_dim=self.network.latent_dim,
+            steps=self.training.steps,
+            global_batch=batch,
+            micro_batch=batch // self.training.accumulation,
+        )
 
     def identity(self) -> dict[str, Any]:
         """What decides the run's numbers: everything but paths, names and how often something is written."""
@@ -197,9 +173,12 @@ def _laid_over(below: dict[str, Any], above: Any) -> Any:
     """One mapping over another; a section of another kind replaces the whole section below it."""
     for name, section in above.items():
         kinds = [part.get("kind") for part in (below.get(name), section) if isinstance(part, dict)]
-        field = Recipe.model_fields.get(name)
-        several = field is not None and len(_sections(field.annotation)) > 1
-        if several and len(kinds) == 2 and None not in kinds and kinds[0] != kinds[1]:
+        if (
+            len(_kinds_of(Recipe, name)) > 1
+            and len(kinds) == 2
+            and None not in kinds
+            and kinds[0] != kinds[1]
+        ):
             del below[name]
     return OmegaConf.merge(below, above)
 
@@ -217,57 +196,71 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 
 def _sentence(error: ValidationError, content: Any, root: type[BaseModel] = Recipe) -> str:
-    """The first fault in words: where, the value, what would be right."""
+    """The first fault as a sentence: the key, the value and what would be right."""
     faults = error.errors()
-    # Of the members of a union (`sigma: a number | optimal`), the one with words fits a word best.
-    alike = [
-        fault for fault in faults if fault["input"] is faults[0]["input"] and isinstance(fault["input"], str)
-    ]
-    fault = next((fault for fault in alike if fault["type"] == "literal_error"), faults[0])
-    # Of a union of a number and a section, the section's own faults fit a section best.
-    within = [
-        one for one in faults if len(one["loc"]) > len(faults[0]["loc"]) or one["type"] == "value_error"
-    ]
-    if isinstance(fault["input"], dict) and fault["type"] != "missing" and within:
-        fault = within[0]
-    if fault["type"] == "missing":  # perhaps for a mistyped key beside it
-        beside = [one for one in faults if one["loc"][:-1] == fault["loc"][:-1]]
-        fault = next((one for one in beside if one["type"] == "extra_forbidden"), fault)
-    # pydantic's places name union members besides keys.
+    fault = _clearest(faults)
+    # pydantic's locations name union members besides keys.
     place = [part for part in fault["loc"] if isinstance(part, int) or part in _names(content)]
     key, value, kind = ".".join(map(str, place or fault["loc"])), fault["input"], fault["type"]
     if kind == "extra_forbidden":
-        known = _known_keys(root, content, place[:-1])
-        if (elsewhere := _other_kinds(root, place)) and not difflib.get_close_matches(
-            str(place[-1]), known, 1, 0.8
-        ):
-            has = f"which {place[0]}.kind {' or '.join(elsewhere)} has"
-            return f"unknown key {key} (={value!r}), {has}; known here: {', '.join(known)}"
-        return f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), known, place[:-1])}"
+        return _unknown_key(key, value, place, content, root)
     if kind == "missing":
         above = [part for part in fault["loc"][:-1] if isinstance(part, int) or part in _names(content)]
         missing = ".".join(map(str, [*above, fault["loc"][-1]]))
         return f"{missing} is missing; add it to the recipe or as {missing}=VALUE"
-    if kind == "value_error":
-        # Of a whole section the message itself names the key.
-        is_section, words = isinstance(value, dict), fault["ctx"]["error"]
-        return ".".join([*map(str, place), str(words)]) if is_section else f"{key} is {value!r}; {words}"
-    if kind in ("literal_error", "union_tag_invalid"):
-        is_tag = kind == "union_tag_invalid"
-        key, value = (f"{key}.kind", fault["ctx"]["tag"]) if is_tag else (key, value)
-        words = fault["ctx"]["expected_tags" if is_tag else "expected"]
-        allowed = words.replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{key} is {value!r}; {_nearest(str(value), allowed, [])}"
     if kind == "union_tag_not_found":
         return f"{key}.kind is missing; add it to the recipe"
+    if kind == "value_error":
+        # The message about a whole section names the key itself.
+        is_section, message = isinstance(value, dict), fault["ctx"]["error"]
+        return ".".join([*map(str, place), str(message)]) if is_section else f"{key} is {value!r}; {message}"
+    if kind == "union_tag_invalid":
+        key, value = f"{key}.kind", fault["ctx"]["tag"]
+    return f"{key} is {value!r}; {_remedy(faults, fault, place, content, root)}"
+
+
+def _clearest(faults: Sequence[Any]) -> Any:
+    """The fault that describes best what a user did, among those that pydantic reports for one value."""
+    first = faults[0]
+    # Among the members of a union (`sigma: a number | optimal`), the one that lists words fits a word best.
+    alike = [
+        fault for fault in faults if fault["input"] is first["input"] and isinstance(fault["input"], str)
+    ]
+    fault = next((fault for fault in alike if fault["type"] == "literal_error"), first)
+    # Of a union of a number and a section, the section's own faults fit a section best.
+    within = [one for one in faults if len(one["loc"]) > len(first["loc"]) or one["type"] == "value_error"]
+    if isinstance(fault["input"], dict) and fault["type"] != "missing" and within:
+        return within[0]
+    if fault["type"] == "missing":  # a mistyped key beside it may be the one that is missing
+        beside = [one for one in faults if one["loc"][:-1] == fault["loc"][:-1]]
+        return next((one for one in beside if one["type"] == "extra_forbidden"), fault)
+    return fault
+
+
+def _unknown_key(key: str, value: Any, place: list[Any], content: Any, root: type[BaseModel]) -> str:
+    known = _known_keys(root, content, place[:-1])
+    near = difflib.get_close_matches(str(place[-1]), known, 1, 0.8)
+    if (elsewhere := _other_kinds(root, place)) and not near:
+        kinds = f"which {place[0]}.kind {' or '.join(elsewhere)} has"
+        return f"unknown key {key} (={value!r}), {kinds}; known here: {', '.join(known)}"
+    return f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), known, place[:-1])}"
+
+
+def _remedy(faults: Sequence[Any], fault: Any, place: list[Any], content: Any, root: type[BaseModel]) -> str:
+    """What to write in place of a value."""
+    kind, value = fault["type"], fault["input"]
+    if kind in ("literal_error", "union_tag_invalid"):
+        context = fault["ctx"]
+        allowed = context["expected_tags"] if kind == "union_tag_invalid" else context["expected"]
+        word = str(context["tag"] if kind == "union_tag_invalid" else value)
+        return _nearest(word, allowed.replace("'", "").replace(" or ", ", ").split(", "), [])
     if kind in ("model_type", "model_attributes_type"):
-        known = _known_keys(root, content, place)
-        return f"{key} is {value!r}; it is a section with keys of its own: {', '.join(known)}"
+        return f"it is a section with keys of its own: {', '.join(_known_keys(root, content, place))}"
     if kind == "tuple_type":
-        return f"{key} is {value!r}; it is a list, such as [{value}]"
+        return f"it is a list, such as [{value}]"
     if kind.startswith("float_") and (section := _section_beside(faults, fault)):
-        return f"{key} is {value!r}; give a number or {section}"
-    return f"{key} is {value!r}; {WORDS.get(kind, fault['msg'][0].lower() + fault['msg'][1:])}"
+        return f"give a number or {section}"
+    return str(WORDS.get(kind, fault["msg"][0].lower() + fault["msg"][1:]))
 
 
 def _nearest(word: str, known: list[str], parents: list[Any]) -> str:
@@ -278,26 +271,30 @@ def _nearest(word: str, known: list[str], parents: list[Any]) -> str:
 
 def _known_keys(root: type[BaseModel], content: Any, parents: list[Any]) -> list[str]:
     """The keys of the section at `parents`; where there are several kinds, of the one that the recipe names."""
-    section: Any = root
+    section = root
     for part in parents:
         content = content.get(part) if isinstance(content, dict) else None
-        annotation = section.model_fields[part].annotation
-        kinds = _sections(annotation)
+        kinds = _kinds_of(section, part)
         named = content.get("kind") if isinstance(content, dict) else None
         section = next((kind for kind in kinds if _kind(kind) == named), kinds[0])
     return list(section.model_fields)
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The recipe sections that a type allows."""
-    return [kind for kind in get_args(annotation) or (annotation,) if hasattr(kind, "model_fields")]
+def _kinds_of(section: type[BaseModel], key: str) -> list[type[BaseModel]]:
+    """The section classes that a key of a section allows, in order; [] for a key with a plain value."""
+    field = section.model_fields.get(key)
+    if field is None:
+        return []
+    for annotation in field.metadata:
+        if isinstance(annotation, OneOf):
+            return list(annotation.kinds.values())
+    members = get_args(field.annotation) or (field.annotation,)
+    return [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
 
 
 def _other_kinds(root: type[BaseModel], place: list[Any]) -> list[str]:
     """The kinds of a section that know the key at `place`, SECTION.KEY."""
-    if len(place) != 2 or place[0] not in root.model_fields:
-        return []
-    sections = _sections(root.model_fields[place[0]].annotation)
+    sections = _kinds_of(root, place[0]) if len(place) == 2 else []
     return [str(_kind(section)) for section in sections if place[1] in section.model_fields]
 
 

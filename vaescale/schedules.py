@@ -33,20 +33,24 @@ SIGMOID_REACH = 6.0  # the sigmoid runs from -6 to 6
 class Annealing(Config):
     """A value that goes from `start` to `end` in `steps` steps and stays there."""
 
-    schedule: Literal["linear", "cosine", "sigmoid", "cyclical"]
-    start: float = Field(default=0.0, ge=0)
-    end: float = Field(default=1.0, ge=0)
-    steps: int = Field(gt=0, description="the first step that has `end`")
-    cycles: int | None = Field(default=None, gt=0, description="of a cyclical one; default: 4")
+    schedule: Literal["linear", "cosine", "sigmoid", "cyclical"] = Field(
+        description="shape of the way from start to end"
+    )
+    start: float = Field(default=0.0, ge=0, description="value at the first step")
+    end: float = Field(default=1.0, ge=0, description="value from step `steps` on")
+    steps: int = Field(gt=0, description="the first step with the value `end`; of all cycles together")
+    cycles: int | None = Field(
+        default=None, gt=0, description="number of cycles of a cyclical schedule; null: 4"
+    )
     rising: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="of a cyclical one: the part of each cycle that rises; default: 0.5",
+        description="fraction of each cycle that rises, in a cyclical schedule; null: 0.5",
     )
 
     @model_validator(mode="after")
-    def _cycles_are_the_cyclical_one_s(self) -> "Annealing":
+    def _cycles_belong_to_cyclical(self) -> "Annealing":
         for name in ("cycles", "rising"):
             if getattr(self, name) is not None and self.schedule != "cyclical":
                 raise ValueError(

@@ -11,8 +11,9 @@ from vaescale import comm
 from vaescale.data.batch import Batch
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import ShardReader, open_reader
+from vaescale.data.workers import Workers
 from vaescale.errors import UserError
-from vaescale.models import build_vae
+from vaescale.models.build import build_vae
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.runs import checkpoint
@@ -46,6 +47,11 @@ class Trained(NamedTuple):
             "recipe_hash": self.recipe.hash,
         }
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return next(self.model.parameters()).device
+
     def title(self, subject: str) -> str:
         """Title of a picture: the run's name, step and weights, and what the picture shows."""
         return f"{self.recipe.name}, step {self.step}, {self.weights} weights: {subject}"
@@ -61,7 +67,7 @@ def build_model(recipe: Recipe) -> VAE:
             recipe.likelihood,
             image_size=recipe.data.image_size,
             channels=recipe.data.channels,
-            spectral=bool(getattr(recipe.objective, "spectral", 0)),
+            spectral=recipe.objective.reads_spectrum,
         )
 
 
@@ -98,7 +104,7 @@ def images_at_once(image_shape: tuple[int, int, int]) -> int:
     return min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(image_shape)))
 
 
-def in_order(reader: ShardReader, *, workers: int = 0) -> Iterator[Batch]:
+def in_order(reader: ShardReader, *, workers: int | Workers = 0) -> Iterator[Batch]:
     """This rank's share of all images in order. Images that cannot be used are reported and masked."""
     told: set[int] = set()
     rank, world_size = comm.rank(), comm.world_size()

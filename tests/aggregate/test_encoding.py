@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from vaescale.aggregate.information import information
 from vaescale.aggregate.latents import Drawing, ShardLatents, load
 from vaescale.commands import fit_gmm as fitting
 from vaescale.commands.encode import latents_of
+from vaescale.data import latent_shards
 from vaescale.data.latent_shards import open_latents, write_latent_index, write_latents
 from vaescale.data.making.verifying import verify_shards
 from vaescale.data.reader import open_reader
@@ -23,6 +28,7 @@ from vaescale.mixtures.points import Points
 from vaescale.mixtures.selection import Candidate, Spread, choose, refuse_unfit, spread_of
 from vaescale.mixtures.steps import standardize
 from vaescale.recipe import Recipe
+from vaescale.system.files import exclusive
 from vaescale.trained import Trained, build_model
 
 
@@ -155,6 +161,58 @@ def test_another_step_s_latents_are_written_anew(recipe: Recipe) -> None:
     other = latents_of(here._replace(step=13), "val")
     assert other.index.made["step"] == 13
     assert not np.array_equal(one, other.read(0).moments)
+
+
+def _encode_beside_others(content: dict, name: str, seconds: float) -> tuple[int, dict[str, str]]:
+    """Encode at the same moment as another process, each file delayed. Returns how many shards were written from here, and
+    the hashes of all files.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    trained = opened(Recipe.model_validate(content))
+    num_written, folder = 0, Path(content["run_dir"])
+
+    def sync(path: Path) -> None:
+        nonlocal num_written
+        num_written += path.is_file()
+        time.sleep(seconds)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(latent_shards, "sync", sync)
+        folder.mkdir(exist_ok=True)
+        (folder / f"ready-{name}").touch()
+        while len(list(folder.glob("ready-*"))) < 2:
+            time.sleep(0.01)
+        shards = latents_of(trained, "train")
+    assert all(len(shards.read(number).keys) for number in range(len(shards.index.shards)))
+    return num_written, hashes(shards.folder)
+
+
+@pytest.mark.slow
+def test_two_processes_that_encode_one_run_share_the_work(recipe_content, tmp_path: Path) -> None:
+    """Of two jobs at different speeds, the fast one ends while the slow one has temporary files."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        futures = [
+            pool.submit(_encode_beside_others, recipe_content, name, seconds)
+            for name, seconds in (("fast", 0.0), ("slow", 0.5))
+        ]
+        (fast, files_of_fast), (slow, files_of_slow) = (future.result() for future in futures)
+    assert files_of_fast == files_of_slow
+    assert sorted((fast, slow)) == [0, sum(name.endswith(".tar") for name in files_of_fast)]
+    torch.manual_seed(0)
+    recipe_content["run_dir"] = str(tmp_path / "alone")
+    alone = hashes(latents_of(opened(Recipe.model_validate(recipe_content)), "train").folder)
+    assert files_of_fast == alone
+    assert list((tmp_path / "run" / "latents").iterdir()) == [tmp_path / "run" / "latents" / "train"]
+
+
+def test_latents_that_are_there_are_used_without_a_lock(recipe: Recipe) -> None:
+    """As on a disk that cannot be written."""
+    trained = opened(recipe)
+    folder = latents_of(trained, "val").folder
+    with exclusive(folder.with_name(".val.lock")):
+        assert latents_of(trained, "val").folder == folder
 
 
 def _encode_on_rank(rank: int, ranks: int, content: dict) -> dict[str, int]:
@@ -328,3 +386,54 @@ def test_shards_are_read_anew_when_they_do_not_fit(recipe: Recipe, monkeypatch: 
     assert information(streamed, seed=0, queries=50) == pytest.approx(information(held, seed=0, queries=50))
     for one, other in zip(use_of(streamed), use_of(held), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_shard_is_hashed_once_until_its_file_changes(tmp_path: Path, monkeypatch) -> None:
+    moments = np.random.default_rng(0).normal(size=(3, 2, 2)).astype(np.float32)
+    shards = open_latents(written(tmp_path, moments, ["a", "b", "c"]))
+    path = tmp_path / "shard-000000.tar"
+    os.utime(path, ns=(0, 0))  # not just written
+    hashed: list[int] = []
+    real = hashlib.sha256
+
+    def sha256(content: bytes | memoryview = b""):
+        hashed.append(len(content))
+        return real(content)
+
+    monkeypatch.setattr(latent_shards.hashlib, "sha256", sha256)
+    streamed = ShardLatents(shards, Drawing(0, 0))
+    passes = [torch.cat([mean for mean, _ in streamed.parts()]) for _ in range(3)]
+    assert torch.equal(passes[0], passes[2])
+    assert hashed.count(path.stat().st_size) == 1
+    content = bytearray(path.read_bytes())
+    content[content.index(moments[1].tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="not what was indexed"):
+        list(streamed.parts())
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(DataError, match="not what was indexed"):
+        list(streamed.parts())
+    assert hashed.count(path.stat().st_size) == 3
+
+
+def test_a_shard_that_was_just_written_is_hashed_again(tmp_path: Path) -> None:
+    """Its time may be the same after a second write."""
+    shards = open_latents(written(tmp_path, np.zeros((3, 2, 2), np.float32), ["a", "b", "c"]))
+    shards.read(0)
+    path = tmp_path / "shard-000000.tar"
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[600] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(DataError, match="not what was indexed"):
+        shards.read(0)
+
+
+def test_the_index_leaves_what_others_are_writing(tmp_path: Path) -> None:
+    with latent_shards.replacing(tmp_path / "shard-000001.tar") as temporary:
+        temporary.write_bytes(b"of another thread")
+        (tmp_path / "shard-000002.tar").write_bytes(b"of an earlier set")
+        written(tmp_path, np.zeros((3, 2, 2), np.float32), ["a", "b", "c"])
+        assert temporary.exists()
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["shard-000000.tar", "shard-000001.tar"]

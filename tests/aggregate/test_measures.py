@@ -20,12 +20,12 @@ from vaescale.aggregate.sampling import Decoding, image_of, line, parse_decoding
 from vaescale.aggregate.variance import data_covariance, model_split, ppca_split
 from vaescale.data.lookup import evenly
 from vaescale.errors import UserError
-from vaescale.likelihoods.gaussian import GaussianConfig
+from vaescale.likelihoods.config import GaussianConfig
 from vaescale.mixtures.points import Points, Scaled
-from vaescale.models import build_vae
+from vaescale.models.build import build_vae
+from vaescale.models.config import DiagonalConfig
 from vaescale.models.flat import FlatVAE
-from vaescale.models.posterior import DiagonalConfig
-from vaescale.networks.linear import LinearConfig
+from vaescale.networks.config import LinearConfig
 
 SIGMA = 0.4
 
@@ -270,7 +270,7 @@ class Sure(nn.Module):
         self.dimensions = 4
         self.weight = nn.Parameter(torch.ones(()))
 
-    def decode(self, z: Tensor, stream: noise.Stream) -> Tensor:  # noqa: ARG002
+    def decode(self, z: Tensor, stream: noise.Stream) -> Tensor:
         return self.weight * z
 
     def variance(self, params: Tensor) -> Tensor:

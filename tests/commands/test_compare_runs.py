@@ -5,6 +5,7 @@ import pytest
 from vaescale.commands.compare_runs import measure_of, page, read_picture
 from vaescale.config import flat
 from vaescale.errors import UserError
+from vaescale.likelihoods.config import LIKELIHOODS
 from vaescale.runs.comparison import Record, compare, groups, larger_is_better, markdown, measured_by, spread
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
@@ -119,12 +120,9 @@ def test_a_likelihood_of_unknown_measure_is_named() -> None:
     assert compare([foreign, foreign._replace(name="again")]).warnings == []
 
 
-def test_the_measures_are_those_of_the_likelihoods() -> None:
-    from vaescale.likelihoods import LIKELIHOODS
-
-    for kind, (_, module) in LIKELIHOODS.items():
-        assert measure_of(kind).removeprefix("binary ") == module.measure
+def test_bounds_of_binarized_images_compare_with_no_others() -> None:
     assert [kind for kind in LIKELIHOODS if measure_of(kind) == "binary mass"] == ["bernoulli"]
+    assert (measure_of("gaussian"), measure_of("bitwise"), measure_of("poisson")) == ("density", "mass", "")
 
 
 def test_runs_that_differ_in_the_seed_are_repetitions() -> None:

@@ -96,9 +96,9 @@ def test_resuming_is_bit_equal_to_never_stopping(
     path = recipe_file(recipe_content)
     assert vaescale("train", path, f"run_dir={straight}").code == 0
 
-    from vaescale.commands.train import Session
+    from vaescale.training.recorder import Recorder
 
-    real = Session._log
+    real = Recorder.log
 
     def stop_at_nine(self, step, metrics):
         real(self, step, metrics)
@@ -106,7 +106,7 @@ def test_resuming_is_bit_equal_to_never_stopping(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "_log", stop_at_nine)
+        patch.setattr(Recorder, "log", stop_at_nine)
         assert vaescale("train", path, f"run_dir={stopped}").code == 130
     assert not (Path(stopped) / "lock").exists()
     again = vaescale("train", path, f"run_dir={stopped}")
@@ -446,3 +446,75 @@ def test_a_dry_run_describes_and_writes_nothing(vaescale, recipe_file, recipe_co
     words = vaescale("train", recipe_file(recipe_content), "--dry-run")
     assert "steps_per_epoch" in words.out
     assert "latent_dim: 4" in words.out
+
+
+def test_training_and_a_description_are_functions(recipe_content) -> None:
+    """As a notebook calls them, one after another in one process."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from vaescale.commands.train import describe, train
+    from vaescale.recipe import Recipe
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    recipe = Recipe.model_validate(recipe_content)
+    assert describe(recipe)["plan"]["train_images"] == 1437
+    assert not Path(recipe.run_dir).exists()
+    result = train(recipe)
+    assert (result["run_dir"], result["step"]) == (recipe.run_dir, 12)
+    assert result["val"]["images"] == 360
+    assert train(recipe) == result
+
+
+def test_evaluation_in_training_has_the_precision_of_evaluate(
+    vaescale, recipe_file, recipe_content, monkeypatch
+) -> None:
+    """TF32 rounds each product to 10 bits: held-out numbers of training would not be those of `vaescale evaluate`."""
+    from vaescale.training import recorder
+
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    seen: dict[str, list[tuple[bool, bool]]] = {"evaluate": [], "glimpse": [], "log": []}
+
+    def noting(name: str, function):
+        def noted(*arguments, **options):
+            seen[name].append(flags())
+            return function(*arguments, **options)
+
+        return noted
+
+    for name in ("evaluate", "glimpse"):
+        monkeypatch.setattr(recorder, name, noting(name, getattr(recorder, name)))
+    monkeypatch.setattr(recorder.Recorder, "log", noting("log", recorder.Recorder.log))
+    before = flags()
+    try:
+        assert vaescale("train", recipe_file(recipe_content), "training.precision=tf32").code == 0
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    assert seen["evaluate"] == seen["glimpse"] == [(False, False)] * 2
+    assert seen["log"] == [(True, True)] * 12, "and steps after an evaluation are in TF32 again"
+
+
+def test_all_evaluations_have_the_same_worker_processes(
+    vaescale, recipe_file, recipe_content, monkeypatch
+) -> None:
+    from vaescale.data.workers import Workers
+
+    seen: list[tuple[int, bool, list[int]]] = []
+    real = Workers.fetch
+
+    def noting(self, requests, *, last_pass=False):
+        batches = real(self, requests, last_pass=last_pass)
+        seen.append((len(self.reader), last_pass, self.pids))
+        return batches
+
+    monkeypatch.setattr(Workers, "fetch", noting)
+    recipe_content["data"] |= {"cache": "none", "workers": 2}
+    recipe_content["training"]["evaluate_every"] = 4
+    assert vaescale("train", recipe_file(recipe_content)).code == 0
+    (training,) = [pids for images, last_pass, pids in seen if last_pass]
+    first, *others = [pids for images, last_pass, pids in seen if images == 360]
+    assert len(first) == 2
+    assert others == [first, first]
+    assert not set(first) & set(training)

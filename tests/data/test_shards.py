@@ -144,7 +144,7 @@ def test_entries_of_another_index_are_refused() -> None:
 
 
 def test_pickled_entries_are_not_loaded(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.array([object()]), allow_pickle=True)
+    np.save(tmp_path / "x.npy", np.array(["a plain word"], dtype=object), allow_pickle=True)
     content = (tmp_path / "x.npy").read_bytes()
     with pytest.raises(DataError, match="does not hold 2 entries"):
         parse_entries(content, entries_shard(content), "DIR")

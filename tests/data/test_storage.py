@@ -15,11 +15,12 @@ import fsspec
 import numpy as np
 import pytest
 
+from vaescale.data.config import DataConfig
 from vaescale.data.loader import refuse_small_cache, training_batches
 from vaescale.data.making.writing import Making, index_shards, write_shards
 from vaescale.data.plan import Plan
 from vaescale.data.prefetch import Ahead
-from vaescale.data.reader import DataConfig, open_reader
+from vaescale.data.reader import open_reader
 from vaescale.data.storage import Folder, Remote, open_store
 from vaescale.errors import DataError
 
@@ -227,6 +228,22 @@ def test_a_server_that_dies_in_mid_epoch_stalls_and_resumes(shards, server, conf
         assert np.array_equal(batch[0].images.numpy(), shards[1][plan.samples(step)])
         seen += plan.samples(step).tolist()
     assert sorted(seen) == list(range(64))
+
+
+def test_a_second_pass_waits_for_its_server_as_the_first_did(shards, server, configured) -> None:
+    """Training that returns to a checkpoint begins a new pass over the same reader."""
+    config = configured(server.url, retry_seconds=30.0)
+    reader = open_reader(config.train, config)
+    plan = Plan(reader.index.shards.samples, 16, 0)
+    options = {"rank": 0, "world_size": 1, "accumulation": 1, "workers": 0}
+    first = training_batches(reader, plan, steps=range(4), **options)
+    next(first)
+    first.close()
+    server.stop()
+    threading.Timer(1.0, server.start).start()
+    assert reader.store.closed
+    second = list(training_batches(reader, plan, steps=range(4), **options))
+    assert len(second) == 4
 
 
 def test_a_server_that_stays_away_stops_with_one_sentence_after_the_bound(shards, server, configured) -> None:

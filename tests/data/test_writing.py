@@ -163,7 +163,7 @@ def test_of_a_key_that_stands_twice_none_is_taken(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    with pytest.raises(DataError, match="stands twice"):
+    with pytest.raises(DataError, match="occurs twice"):
         index_shards(tmp_path)
     written = index_shards(tmp_path, skip_broken=True)
     (shard,) = written.shards.shards
@@ -274,7 +274,7 @@ def test_images_of_several_shapes_are_said_to_be(tmp_path: Path, make_items) -> 
 
 def test_keys_that_cannot_be_are_refused(tmp_path: Path, make_items) -> None:
     twice = make_items(2)
-    with pytest.raises(DataError, match="stands twice"):
+    with pytest.raises(DataError, match="occurs twice"):
         write_shards([twice[0], twice[0]], tmp_path)
 
 

@@ -1,22 +1,23 @@
 """The first promise over every layout: the same curve on 1, 2 and 4 processes, whole or in parts, stopped or not."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.launching import RECIPE, checkpoints, curve, finished, make_project, train, train_until
+from tests.launching import RECIPE, Command, checkpoints, curve, make_project, several, train, train_until
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-STEPS = 60
+STEPS, SHORT = 60, 20  # of the runs that others are compared with, and of those that are compared alone
 OPTIONS = (
     f"training.steps={STEPS}",
     "training.precision=fp32",
     "training.log_every=1",
     "data.global_batch=32",
+    # The rate at a step does not depend on the number of steps, and a short run has the whole one, too.
+    *("optimizer.schedule=constant", "optimizer.warmup_steps=5"),
 )
 ACCUMULATION = (1, 2)
 LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "fsdp2", "zero3_offload")
@@ -24,6 +25,7 @@ LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "fsdp2", "zero3_offload")
 CASES = [(layout, 2, accumulation) for layout in LAYOUTS for accumulation in ACCUMULATION]
 CASES += [(layout, 4, 1) for layout in LAYOUTS[:-1]] + [("ddp", 4, 2), ("zero2", 4, 2)]
 BACKENDS = {"cpu2": "ddp", "zero3": "zero3", "fsdp2": "fsdp2"}
+WHOLE = [("ddp", 1, accumulation) for accumulation in ACCUMULATION] + [(n, 2, 1) for n in BACKENDS.values()]
 
 
 def needs(backend: str) -> None:
@@ -39,32 +41,22 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """With `runs/LAYOUT-PROCESSES-ACCUMULATION` of all of them; `runs/ddp-1-ACCUMULATION` had one process."""
     needs("zero")
     folder = make_project(tmp_path_factory.mktemp("project"), digits)
-    for cases in (
-        [("ddp", 1, n) for n in ACCUMULATION],
-        CASES[: 2 * len(LAYOUTS)],
-        CASES[2 * len(LAYOUTS) :],
-    ):
-        several(folder, cases)
+    for processes in (1, 2, 4):
+        cases = [case for case in dict.fromkeys((*WHOLE, *CASES)) if case[1] == processes]
+        several(folder, [training(*case) for case in cases], processes=processes)
     return folder
 
 
-def several(folder: Path, cases: list[tuple[str, int, int]]) -> None:
-    processes = cases[0][1]
-    trainings = [
-        f"{layout}={' '.join(OPTIONS)} tracking.mlflow=null training.accumulation={n} "
-        f"run_dir=runs/{layout}-{processes}-{n}"
-        for layout, _, n in cases
-    ]
-    launcher = ["accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml"]
-    launcher += ["--num_processes", str(processes), "-m"] if processes > 1 else []
-    words = [*(launcher if processes > 1 else []), "tests.distributed.several", RECIPE, *trainings]
-    outcome = finished([sys.executable, "-m", *words], folder, timeout=400)
-    assert outcome.returncode == 0, outcome.stderr
+def training(layout: str, processes: int, accumulation: int) -> Command:
+    run = f"runs/{layout}-{processes}-{accumulation}"
+    steps = STEPS if (layout, processes, accumulation) in WHOLE else SHORT
+    words = [*OPTIONS, f"training.accumulation={accumulation}", f"training.steps={steps}"]
+    return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
 
 
-def assert_same_curve(one: Path, other: Path, rel: float = 1e-4) -> None:
-    rows = list(zip(curve(one), curve(other), strict=True))
-    assert len(rows) == STEPS
+def assert_same_curve(one: Path, other: Path, *, steps: int = STEPS, rel: float = 1e-4) -> None:
+    rows = list(zip(curve(one)[:steps], curve(other), strict=True))
+    assert len(rows) == steps
     for a, b in rows:
         for metric in ("train/neg_elbo_nats", "train/sigma", "train/kl_nats", "train/grad_norm"):
             assert b[metric] == pytest.approx(a[metric], rel=rel), (a["step"], metric)
@@ -75,21 +67,37 @@ def test_every_layout_gives_the_same_curve(
     project: Path, layout: str, processes: int, accumulation: int
 ) -> None:
     run = project / f"runs/{layout}-{processes}-{accumulation}"
-    assert_same_curve(project / f"runs/ddp-1-{accumulation}", run)
+    steps = STEPS if (layout, processes, accumulation) in WHOLE else SHORT
+    assert_same_curve(project / f"runs/ddp-1-{accumulation}", run, steps=steps)
     assert json.loads((run / "run.json").read_text())["world_size"] == processes
 
 
+@pytest.fixture(scope="module")
+def resumed(project: Path) -> Path:
+    """With `runs/parts-BACKEND`: launched, stopped as a cluster does it, and trained to the end in new processes."""
+    for backend in BACKENDS:
+        parts = project / f"runs/parts-{backend}"
+        code, words = train_until(project, parts, 20, *OPTIONS, backend=backend)
+        assert "saving after this step" in words, words
+        assert code != 0
+        (saved,) = checkpoints(parts)
+        assert 20 <= int(saved.removeprefix("step-")) < STEPS, words
+    options = ["train", RECIPE, "tracking.mlflow=null", *OPTIONS]
+    several(
+        project,
+        [
+            Command(layout, [*options, f"run_dir={project}/runs/parts-{backend}"])
+            for backend, layout in BACKENDS.items()
+        ],
+        processes=2,
+    )
+    return project
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_on_one_number_resuming_is_bit_equal(project: Path, backend: str) -> None:
+def test_on_one_number_resuming_is_bit_equal(resumed: Path, backend: str) -> None:
     """Weights, averages, moments, sigma and every metric, after a stop that the cluster asked for."""
-    whole, parts = project / f"runs/{BACKENDS[backend]}-2-1", project / f"runs/parts-{backend}"
-    code, words = train_until(project, parts, 20, *OPTIONS, backend=backend)
-    assert "saving after this step" in words, words
-    assert code != 0
-    (saved,) = checkpoints(parts)
-    assert 20 <= int(saved.removeprefix("step-")) < STEPS, words
-    outcome = train(project, *OPTIONS, f"run_dir={parts}", backend=backend)
-    assert outcome.returncode == 0, outcome.stderr
+    whole, parts = resumed / f"runs/{BACKENDS[backend]}-2-1", resumed / f"runs/parts-{backend}"
     for a, b in zip(curve(whole), curve(parts), strict=True):
         metrics = [name for name in a if name.startswith("train/")]
         assert {name: a[name] for name in metrics} == {name: b[name] for name in metrics}

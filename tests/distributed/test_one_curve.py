@@ -1,7 +1,6 @@
 """One process and two give the same curve where it is hard: damaged data, ladders, statistics over the batch."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,47 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-STEPS = 50
+from tests.launching import RECIPE, Command, curve, finished, make_project, several
+
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-
-
-def launch(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """`vaescale train recipes/digits/optimal.yaml` in a folder that holds the recipes and the data."""
-    command = [sys.executable, "-m", *launcher, *(("-m",) if launcher else ()), "vaescale", "train"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE")}
-    return subprocess.run(
-        [*command, "recipes/digits/optimal.yaml", *words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 TWO = ("accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml")
+
+
+def launch(folder: Path, *words: str, launcher: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """`vaescale train recipes/digits/optimal.yaml` in a folder that holds the recipes and the data."""
+    return finished([sys.executable, "-m", *launcher, "-m", "vaescale", "train", RECIPE, *words], folder)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
-    place = tmp_path_factory.mktemp("project")
-    shutil.copytree(ROOT / "recipes", place / "recipes")
-    (place / "data").mkdir()
-    (place / "data" / "digits").symlink_to(digits)
-    damaged = shutil.copytree(digits / "train", place / "data" / "damaged")
+    folder = make_project(tmp_path_factory.mktemp("project"), digits)
+    damaged = shutil.copytree(digits / "train", folder / "data" / "damaged")
     entries = np.load(damaged / "shard-000000.index.npy")[::100]
     with (damaged / "shard-000000.tar").open("r+b") as tar:
         for entry in entries:
             tar.seek(entry["offset"] + 100)
             tar.write(b"damaged")
-    return place
-
-
-def curve(run: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "train/mse" in row]
+    return folder
 
 
 HARD = (
@@ -69,42 +48,43 @@ INFOGAN = (
     "objective.dip.variant=ii",
     "objective.mmd.weight=5",
 )
-# Large and with BatchNorm, it makes 1e-3 of float32's rounding within 20 steps.
-SHORT = {"batch norm, dip and mmd": 5}
+# The last is large and with BatchNorm: it makes 1e-3 of float32's rounding within 20 steps.
+STEPS = {"hard": 30, "ladder": 20, "batch norm, dip and mmd": 5}
 EXTRAS = {"hard": HARD, "ladder": LADDER, "batch norm, dip and mmd": INFOGAN}
 
 
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> Path:
+    """With `runs/one/NAME` and `runs/two/NAME`, of one process and of two. hard: one process has everything in memory, two read
+    from disk with workers; some images are damaged.
+    """
+    for processes, number in ((1, "one"), (2, "two")):
+        commands = []
+        for name, extra in EXTRAS.items():
+            options = ["training.precision=fp32", "training.log_every=1", "tracking.mlflow=null", *extra]
+            if name == "hard" and processes == 2:
+                options += ["data.cache=none", "data.workers=2"]
+            options += [f"training.steps={STEPS[name]}", f"run_dir=runs/{number}/{name}"]
+            words = ["train", RECIPE, *options, "--processes", str(processes), "--json"]
+            commands.append(Command("ddp", words))
+        for name, printed in zip(EXTRAS, several(folder, commands, processes=processes), strict=True):
+            assert json.loads(printed)["step"] == STEPS[name], "one JSON object, from one of the processes"
+    return folder / "runs"
+
+
 @pytest.mark.parametrize("name", EXTRAS)
-def test_one_and_two_processes_give_the_same_curve(folder: Path, name: str) -> None:
-    """hard: one process has everything in memory, two read from disk with workers; some images are damaged."""
-    extra, damaged, steps = EXTRAS[name], name == "hard", SHORT.get(name, STEPS)
-    options = (
-        f"training.steps={steps}",
-        "training.precision=fp32",
-        "training.log_every=1",
-        "tracking.mlflow=null",
-        *extra,
-    )
-    from_disk = ("data.cache=none", "data.workers=2") if damaged else ()
-    name = name.replace(" ", "_").replace(",", "")
-    one = launch(folder, *options, f"run_dir=runs/one-{name}", "--processes", "1")
-    two = launch(
-        folder, *options, *from_disk, f"run_dir=runs/two-{name}", "--processes", "2", "--json", launcher=TWO
-    )
-    assert one.returncode == 0, one.stderr
-    assert two.returncode == 0, two.stderr
-    assert json.loads(two.stdout)["step"] == steps, "one JSON object, from one of the processes"
-    tags = [json.loads((folder / "runs" / f"{n}-{name}" / "run.json").read_text()) for n in ("one", "two")]
+def test_one_and_two_processes_give_the_same_curve(runs: Path, name: str) -> None:
+    tags = [json.loads((runs / number / name / "run.json").read_text()) for number in ("one", "two")]
     assert [tag["world_size"] for tag in tags] == [1, 2]
     assert tags[0]["recipe_hash"] == tags[1]["recipe_hash"]
-    rows = list(zip(curve(folder / f"runs/one-{name}"), curve(folder / f"runs/two-{name}"), strict=True))
-    assert len(rows) == steps
+    rows = list(zip(curve(runs / "one" / name), curve(runs / "two" / name), strict=True))
+    assert len(rows) == STEPS[name]
     for a, b in rows:
         assert a["step"] == b["step"]
         assert a.get("data/skipped/changed") == b.get("data/skipped/changed")
         for metric in ("train/neg_elbo_nats", "train/sigma", "train/kl_nats", "train/grad_norm"):
             assert b[metric] == pytest.approx(a[metric], rel=1e-4), (a["step"], metric)
-    assert bool(rows[-1][0].get("data/skipped/changed")) == damaged
+    assert bool(rows[-1][0].get("data/skipped/changed")) == (name == "hard")
     if name == "ladder":
         skipped = [[row[rank]["train/skipped_steps"] for row in rows] for rank in (0, 1)]
         assert skipped[0] == skipped[1]

@@ -1,20 +1,18 @@
 """How often ranks speak for sigma's sake, and what they agree on when one of them has bad numbers or only padding."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from pydantic import TypeAdapter
 from torch import Tensor
 
+from tests.ranks import on_ranks
 from vaescale import comm
-from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
+from vaescale.config import OneOf
 from vaescale.likelihoods.base import Likelihood
+from vaescale.likelihoods.config import LIKELIHOODS
 
 SHAPE = (1, 4, 4)
 # Sums over ranks of a step with two micro-batches: forward and backward passes, end of the step.
@@ -32,8 +30,8 @@ CALLS: dict[str, tuple[dict[str, Any], int]] = {
 
 
 def build(**keys: Any) -> Likelihood:
-    config = TypeAdapter(LikelihoodConfig).validate_python({"kind": "gaussian", **keys})
-    return LIKELIHOODS[config.kind][1](config, image_shape=SHAPE).train()
+    config = OneOf(LIKELIHOODS).validate({"kind": "gaussian", **keys})
+    return config.implement(image_shape=SHAPE).train()
 
 
 def images(seed: int, likelihood: Likelihood, count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,18 +102,13 @@ def _accumulated(rank: int) -> None:
             torch.testing.assert_close(likelihood.state.running, expected, rtol=1e-6, atol=0)
 
 
-def _start(rank: int, store: str, work: Callable[[int], None]) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        with torch.no_grad():
-            work(rank)
-    finally:
-        dist.destroy_process_group()
+@torch.no_grad()
+def _start(rank: int, ranks: int, work: Callable[[int], None]) -> list[Tensor]:
+    work(rank)
+    return []
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("work", [_one_has_nan, _one_has_padding, _accumulated])
 def test_on_two_ranks(tmp_path: Path, work: Callable[[int], None]) -> None:
-    mp.spawn(_start, (str(tmp_path / "store"), work), nprocs=2)
+    on_ranks(tmp_path, _start, work)

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.ranks import on_ranks
 from vaescale import comm, noise
-from vaescale.likelihoods import LikelihoodConfig
-from vaescale.models import build_vae
-from vaescale.models.posterior import DiagonalConfig
-from vaescale.networks.conv import ConvConfig
+from vaescale.config import OneOf
+from vaescale.likelihoods.config import LIKELIHOODS
+from vaescale.models.build import build_vae
+from vaescale.models.config import DiagonalConfig
+from vaescale.networks.config import ConvConfig
 
 IMAGES, STEPS = 12, 3
 SHARES = {"2 even": [6, 6], "2 uneven": [5, 7], "4 even": [3, 3, 3, 3], "4 uneven": [1, 5, 2, 4]}
@@ -45,7 +45,7 @@ def run_modes(rank: int, ranks: int, shares: list[int], dtype: torch.dtype) -> R
     images = torch.randint(0, 256, (IMAGES, 2, 8, 8), generator=generator, dtype=torch.uint8)[mine]
     results: Results = {}
     for name, keys in MODES.items():
-        likelihood = TypeAdapter(LikelihoodConfig).validate_python({"kind": "gaussian", **keys})
+        likelihood = OneOf(LIKELIHOODS).validate({"kind": "gaussian", **keys})
         torch.manual_seed(1)
         network = ConvConfig(latent_dim=3, widths=(8,))
         model = build_vae(network, DiagonalConfig(), likelihood, image_size=8, channels=2).to(dtype).train()

@@ -26,10 +26,10 @@ def _work(rank: int, port: int, folder: str) -> None:
     import deepspeed
 
     from vaescale import comm, noise
-    from vaescale.likelihoods.gaussian import GaussianConfig
-    from vaescale.models import build_vae
-    from vaescale.models.posterior import DiagonalConfig
-    from vaescale.networks.conv import ConvConfig
+    from vaescale.likelihoods.config import GaussianConfig
+    from vaescale.models.build import build_vae
+    from vaescale.models.config import DiagonalConfig
+    from vaescale.networks.config import ConvConfig
 
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     generator = torch.Generator().manual_seed(0)

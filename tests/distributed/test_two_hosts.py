@@ -84,13 +84,13 @@ def hosts() -> Iterator[Hosts]:
 
 def test_a_host_is_cut_off_and_brought_back(hosts: Hosts, tmp_path: Path, digits: Path) -> None:
     folder, run = make_project(tmp_path, digits), tmp_path / "run"
-    options = (*OPTIONS, "training.steps=150", f"training.watchdog_seconds={WATCHDOG_SECONDS}")
+    options = (*OPTIONS, "training.steps=100", f"training.watchdog_seconds={WATCHDOG_SECONDS}")
     words = (*options, f"run_dir={run}", "--processes", "2")
     both = [hosts.start(folder, number, *words) for number in (0, 1)]
     logs = [folder / f"host{number}.log" for number in (0, 1)]
     try:
         deadline = time.monotonic() + 120
-        while len(curve(run)) < 50 and time.monotonic() < deadline:
+        while len(curve(run)) < 30 and time.monotonic() < deadline:
             assert all(host.poll() is None for host in both), logs[0].read_text() + logs[1].read_text()
             time.sleep(0.05)
         hosts.cut()

@@ -78,5 +78,5 @@ def test_more_draws_contain_the_fewer_ones(recipe_content) -> None:
 
 
 def test_a_sigma_fitted_to_each_image_bounds_nothing(recipe_content) -> None:
-    with pytest.raises(UserError, match="bounds nothing"):
+    with pytest.raises(UserError, match="no bound of log p"):
         bounds(recipe(recipe_content, sigma="optimal_per_image"), 2)

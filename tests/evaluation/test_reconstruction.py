@@ -5,16 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 from scipy import stats
 from torch import Tensor
 
 from vaescale import noise
+from vaescale.config import OneOf
 from vaescale.data.batch import Batch
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import open_reader
 from vaescale.evaluation.reconstruction import METRICS, Metric, reconstruction
-from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
+from vaescale.likelihoods.config import LIKELIHOODS
 from vaescale.recipe import Recipe
 from vaescale.trained import build_model
 
@@ -29,8 +29,8 @@ NOISY = (
 
 
 def build(content):
-    config = TypeAdapter(LikelihoodConfig).validate_python(content)
-    return LIKELIHOODS[config.kind][1](config, image_shape=SHAPE).eval()
+    config = OneOf(LIKELIHOODS).validate(content)
+    return config.implement(image_shape=SHAPE).eval()
 
 
 @pytest.mark.parametrize(

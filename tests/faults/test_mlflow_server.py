@@ -31,9 +31,10 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_server_that_dies_and_comes_back_gets_every_row(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     server = Server(tmp_path)
     config = TrackingConfig(mlflow=server.uri, experiment="tests")
     longest = 0.0
@@ -81,8 +82,9 @@ class Refusing(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("seconds", [0.0, 3.0], ids=["errors", "slow errors"])
 def test_a_server_that_answers_500_stops_nothing(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, seconds: float
+    run: Path, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, capsys, seconds: float
 ) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(Refusing, "seconds", seconds)
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.faults.tracing import killed_at, may_trace
+from tests.ranks import on_ranks
 from vaescale.runs import checkpoint
 from vaescale.runs.checkpoint import Keep, newest, write
 
@@ -22,12 +24,19 @@ def tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
 def test_a_save_killed_anywhere_leaves_a_sound_one(tmp_path: Path, again: bool) -> None:
     if not may_trace():
         pytest.skip("this machine lets no process trace its child")
-    torch.set_num_threads(1)
+    # In a process of its own: one that runs many tests has much memory and takes long to fork.
+    ((old, new),) = on_ranks(tmp_path, kill_saves, tmp_path, 1 if again else 2, ranks=1)
+    assert old > 50, "before the rename"
+    assert new > 2, "after it"
+
+
+def kill_saves(rank: int, ranks: int, parent: Path, step: int) -> list[Tensor]:
+    """Saves of a step, each killed at a later system call than the last. Returns how many left the old checkpoint and the new."""
     outcomes: Counter[float] = Counter()
-    step, call = 1 if again else 2, 0
+    call = 0
     while True:
         call += 1
-        folder = tmp_path / str(call)
+        folder = parent / str(call)
         write(folder, 1, tensors(1.0), {}, keep=Keep(1))
         if not killed_at(call, lambda: write(folder, step, tensors(2.0), {}, keep=Keep(1))):  # noqa: B023
             break
@@ -41,8 +50,7 @@ def test_a_save_killed_anywhere_leaves_a_sound_one(tmp_path: Path, again: bool) 
         # And the next start's save cleans up.
         write(folder, 3, tensors(3.0), {}, keep=Keep(1))
         assert [path.name for path in folder.iterdir()] == ["step-000000003"]
-    assert outcomes[1.0] > 50, "before the rename"
-    assert outcomes[2.0] > 2, "after it"
+    return [torch.tensor(outcomes[value]) for value in (1.0, 2.0)]
 
 
 def test_an_error_of_the_disk_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

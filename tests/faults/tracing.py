@@ -11,8 +11,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def killed_at(call: int, work: Callable[[], object]) -> bool:
-    """Run `work` in a forked process and kill it before or after its system call number `call` (each is a stop on its way in
-    and one on its way out). Returns whether it was killed; false: it had come to its end.
+    """Run `work` in a forked process and kill it as its system call number `call` (from 1) begins. Returns whether it was killed;
+    false: it ended before that call. Killing it as a call ends would leave the same files as when the next one begins.
     """
     child = os.fork()
     if child == 0:
@@ -25,7 +25,7 @@ def killed_at(call: int, work: Callable[[], object]) -> bool:
     os.waitpid(child, 0)
     LIBC.ptrace(SETOPTIONS, child, None, ctypes.c_void_p(EXITKILL | SYSGOOD))
     deliver = 0
-    for _ in range(call):
+    for _ in range(2 * call - 1):  # each call stops the process when it begins and when it ends
         LIBC.ptrace(SYSCALL, child, None, ctypes.c_void_p(deliver))
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status) or os.WIFSIGNALED(status):

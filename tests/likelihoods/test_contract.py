@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 from scipy import stats
 from torch import Tensor
 
 from vaescale import noise
+from vaescale.config import OneOf
 from vaescale.errors import UserError
-from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
 from vaescale.likelihoods.base import Likelihood
+from vaescale.likelihoods.config import LIKELIHOODS
 from vaescale.likelihoods.continuous_bernoulli import log_density, mean
 from vaescale.likelihoods.structured_gaussian import offsets_after
 
@@ -45,12 +45,15 @@ CASES: dict[str, dict[str, Any]] = {
     "mixture": {"kind": "discretized_logistic_mixture", "components": 3},
 }
 SHAPE = (3, 3, 4)
+SHAPES = {
+    "categorical": (3, 1, 2)
+}  # 256 outputs for each value: 36 values would take ten times as long as any other
 DRAWS = 30_000
 
 
-def build(name: str, shape: tuple[int, int, int] = SHAPE) -> Likelihood:
-    config = TypeAdapter(LikelihoodConfig).validate_python(CASES[name])
-    likelihood = LIKELIHOODS[config.kind][1](config, image_shape=shape).eval()
+def build(name: str, shape: tuple[int, int, int] | None = None) -> Likelihood:
+    config = OneOf(LIKELIHOODS).validate(CASES[name])
+    likelihood = config.implement(image_shape=shape or SHAPES.get(name, SHAPE)).eval()
     with torch.no_grad():
         for number, parameter in enumerate(likelihood.parameters()):
             parameter += 0.3 * number - 0.2  # not where all begin
@@ -148,14 +151,14 @@ def test_samples_have_the_mean_and_the_variance(name: str) -> None:
     likelihood = build(name)
     params = decoded(likelihood, 1, scale=1.0 if name == "mixture" else 0.7).float()
     samples = likelihood.sample(params.expand(DRAWS, -1, -1, -1), stream(DRAWS)).double()
-    assert samples.shape == (DRAWS, *SHAPE)
+    assert samples.shape == (DRAWS, *likelihood.image_shape)
     error = samples.std(0) / math.sqrt(DRAWS)
     # The logistics' means leave out the rounding to levels; the mixture's what its docstring says.
     rounding = 0.06 if name == "mixture" else 0.5 / 255 if "logistic" in kind(likelihood) else 1e-6
     assert ((samples.mean(0) - likelihood.mean(params)[0].double()).abs() < 5 * error + rounding).all()
     variance = likelihood.variance(params)
     if variance is not None:
-        expected = variance.expand(1, *SHAPE)[0].double()
+        expected = variance.expand(1, *likelihood.image_shape)[0].double()
         heavy = (
             0.25 if name == "student, one predicted" else 0.08
         )  # fourth moments do not exist below 4 degrees
@@ -169,7 +172,7 @@ def test_a_sample_belongs_to_its_slot(name: str) -> None:
     whole = likelihood.sample(params, stream(6))
     torch.testing.assert_close(likelihood.sample(params[4:], stream(2, start=4)), whole[4:])
     assert torch.isfinite(likelihood.log_prob(whole, params, everything(whole))).all()
-    x = torch.full((6, *SHAPE), 0.4)
+    x = torch.full((6, *likelihood.image_shape), 0.4)
     torch.testing.assert_close(
         likelihood.target(x[4:], stream(2, start=4)), likelihood.target(x, stream(6))[4:]
     )
@@ -270,12 +273,12 @@ def test_predicted_numbers_agree_with_torch() -> None:
 
 
 def test_categorical_and_bitwise_agree_with_torch() -> None:
-    x = images(build("categorical"), 4)
+    x = images(build("categorical", SHAPE), 4)
     levels = (x * 255).round().long()
-    params = decoded(build("categorical"), 4)
+    params = decoded(build("categorical", SHAPE), 4)
     logits = params.view(4, 3, 256, 3, 4).movedim(2, -1)
     expected = torch.distributions.Categorical(logits=logits).log_prob(levels).flatten(1).sum(1)
-    torch.testing.assert_close(build("categorical").log_prob(x, params, everything(x)), expected)
+    torch.testing.assert_close(build("categorical", SHAPE).log_prob(x, params, everything(x)), expected)
     params = decoded(build("bitwise"), 4)
     logits = params.view(4, 3, 8, 3, 4).movedim(2, -1)
     bits = torch.tensor([[int(digit) for digit in f"{int(level):08b}"] for level in levels.flatten()])
@@ -422,8 +425,8 @@ def test_many_degrees_of_freedom_are_a_gaussian_in_float32_too() -> None:
     params = torch.zeros(2, *SHAPE)
     for degrees in (1e5, 1e7):
         keys = {"kind": "student_t", "scale": 0.2, "degrees_of_freedom": degrees}
-        config = TypeAdapter(LikelihoodConfig).validate_python(keys)
-        student = LIKELIHOODS["student_t"][1](config, image_shape=SHAPE)
+        config = OneOf(LIKELIHOODS).validate(keys)
+        student = config.implement(image_shape=SHAPE)
         expected = torch.distributions.Normal(0.5, 0.2).log_prob(x).flatten(1).sum(1)
         torch.testing.assert_close(student.log_prob(x, params, everything(x)), expected, rtol=1e-3, atol=1e-3)
 
@@ -472,17 +475,15 @@ def test_binarization() -> None:
     assert float(stochastic.mean()) == pytest.approx(0.3, abs=0.03)
     other = build("bernoulli", (1, 2, 2)).target(grey, noise.Stream(0, 1, torch.arange(2000)))
     assert not torch.equal(stochastic, other), "drawn anew at each step"
-    config = TypeAdapter(LikelihoodConfig).validate_python({"kind": "bernoulli", "binarize": "threshold"})
-    threshold = LIKELIHOODS["bernoulli"][1](config, image_shape=(1, 2, 2))
+    config = OneOf(LIKELIHOODS).validate({"kind": "bernoulli", "binarize": "threshold"})
+    threshold = config.implement(image_shape=(1, 2, 2))
     assert threshold.target(torch.tensor([0.2, 0.5, 0.51, 1.0]), stream(1)).tolist() == [0, 0, 1, 1]
 
 
 def test_a_dequantized_density_bounds_the_code_length() -> None:
     """One value, a Gaussian much wider than a level: E log p(x + u) is below the log mass of the level's cell, closely."""
-    config = TypeAdapter(LikelihoodConfig).validate_python(
-        {"kind": "gaussian", "sigma": 0.02, "dequantize": True}
-    )
-    likelihood = LIKELIHOODS["gaussian"][1](config, image_shape=(1, 1, 1)).eval()
+    config = OneOf(LIKELIHOODS).validate({"kind": "gaussian", "sigma": 0.02, "dequantize": True})
+    likelihood = config.implement(image_shape=(1, 1, 1)).eval()
     level, count = 130, 20_000
     x = torch.full((count, 1, 1, 1), level / 255)
     target = likelihood.target(x, stream(count))

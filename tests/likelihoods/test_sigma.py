@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 from torch.distributions import Laplace as TorchLaplace
 from torch.distributions import Normal
 
 from vaescale import noise
-from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
+from vaescale.config import OneOf
 from vaescale.likelihoods.base import LocationScale
+from vaescale.likelihoods.config import LIKELIHOODS
 from vaescale.likelihoods.sigma import floored
-from vaescale.objectives.elbo import Elbo, ElboConfig
+from vaescale.objectives.config import ElboConfig
+from vaescale.objectives.elbo import Elbo
 
 SHAPE = (2, 4, 4)
 # Dimensions (images and values) that share one sigma.
@@ -39,8 +41,8 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def build(family: str = "gaussian", *, shape: tuple[int, int, int] = SHAPE, **keys: Any) -> LocationScale:
-    config = TypeAdapter(LikelihoodConfig).validate_python({"kind": family, **keys})
-    likelihood = LIKELIHOODS[family][1](config, image_shape=shape)
+    config = OneOf(LIKELIHOODS).validate({"kind": family, **keys})
+    likelihood = config.implement(image_shape=shape)
     assert isinstance(likelihood, LocationScale)
     return likelihood.train()
 

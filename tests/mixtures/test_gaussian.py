@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from scipy.stats import multivariate_normal
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.aggregate.known import draws, known
 from vaescale import noise
@@ -17,6 +18,7 @@ from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.gaussian import (
     KINDS,
     Kind,
+    Mixture,
     diagonals,
     from_scikit_learn,
     log_density,
@@ -57,6 +59,51 @@ def test_a_draw_depends_on_seed_and_slot_alone(kind: Kind) -> None:
     everything = sample(mixture, noise.Stream(3, 0, torch.arange(20)))
     some = sample(mixture, noise.Stream(3, 0, torch.tensor([17, 4])))
     assert torch.equal(everything[[17, 4]], some)
+
+
+def of_size(components: int, size: int) -> Mixture:
+    """A mixture of random full covariances."""
+    generator = torch.Generator().manual_seed(size)
+    factors = torch.randn(components, size, size, generator=generator, dtype=torch.float64)
+    means = torch.randn(components, size, generator=generator, dtype=torch.float64)
+    weights = torch.full((components,), 1 / components, dtype=torch.float64)
+    return Mixture(weights, means, factors @ factors.mT + torch.eye(size))
+
+
+@pytest.mark.parametrize("size", [3, 20, 64])
+def test_draws_are_those_of_one_matrix_for_each_draw(size: int) -> None:
+    """The formula of earlier versions, which needs B Z^2 numbers: the same bits on the CPU."""
+    mixture, stream = of_size(5, size), noise.Stream(3, 0, torch.arange(100))
+    uniform = noise.uniform(stream, noise.MIXTURE, ()).double()
+    component = torch.searchsorted(mixture.weights.cumsum(0), uniform, right=True).clamp_max(4)
+    white = noise.normal(stream, noise.PRIOR, (size,)).double()
+    factors = torch.linalg.cholesky(mixture.covariances)
+    expected = mixture.means[component] + 0.5 * torch.einsum("nij,nj->ni", factors[component], white)
+    drawn = sample(mixture, stream, temperature=0.5)
+    assert torch.equal(drawn, expected.float())
+    assert torch.equal(drawn[[7]], sample(mixture, noise.Stream(3, 0, torch.tensor([7])), temperature=0.5))
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest storage that any operation inside returns; a view has its base's."""
+
+    num_bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        for value in results if isinstance(results, tuple | list) else [results]:
+            if isinstance(value, torch.Tensor):
+                self.num_bytes = max(self.num_bytes, value.untyped_storage().nbytes())
+        return results
+
+
+def test_drawing_needs_no_matrix_for_each_draw() -> None:
+    components, size, draws = 4, 64, 512
+    mixture = of_size(components, size)
+    with Largest() as largest:
+        sample(mixture, noise.Stream(0, 0, torch.arange(draws)))
+    own = 8 * components * size * size  # the covariances, of which one is a view
+    assert 0 < largest.num_bytes <= max(8 * draws * size, own)
 
 
 def test_temperature_is_the_components_own() -> None:

@@ -7,17 +7,17 @@ import math
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from vaescale import noise
-from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
-from vaescale.likelihoods.gaussian import GaussianConfig
-from vaescale.models import build_vae
+from vaescale.config import OneOf
+from vaescale.likelihoods.config import LIKELIHOODS, GaussianConfig
+from vaescale.models.build import build_vae
+from vaescale.models.config import DiagonalConfig
 from vaescale.models.ladder import LadderVAE
-from vaescale.models.posterior import LOG_SIGMA_BOUND, DiagonalConfig
-from vaescale.networks.ladder import LadderConfig
+from vaescale.models.posterior import LOG_SIGMA_BOUND
+from vaescale.networks.config import LadderConfig
 from vaescale.networks.stages import Block
 
 S1, A, S2, SIGMA = 1.3, 0.8, 0.6, 0.4
@@ -48,7 +48,7 @@ class Linear(nn.Module):
         mean = self.up * here + (seen.flatten(1) @ self.from_x).view(-1, 1, 1, 1)
         return torch.cat([mean, torch.full_like(mean, self.raw_own)], dim=1)
 
-    def with_latents(self, here: Tensor, z: Tensor) -> Tensor:  # noqa: ARG002
+    def with_latents(self, here: Tensor, z: Tensor) -> Tensor:
         return z
 
 
@@ -67,7 +67,7 @@ class TwoLevels(nn.Module):
     def start(self, rows: int) -> dict[int, Tensor]:
         return {1: torch.zeros(rows, 1, 1, 1, dtype=torch.float64)}
 
-    def enter(self, block: Block, maps: dict[int, Tensor], *, like: Tensor) -> Tensor:  # noqa: ARG002
+    def enter(self, block: Block, maps: dict[int, Tensor], *, like: Tensor) -> Tensor:
         return maps[block.resolution]
 
     def finish(self, maps: dict[int, Tensor]) -> Tensor:
@@ -281,7 +281,7 @@ LIKELIHOOD_SECTIONS = [
 @pytest.mark.parametrize("section", LIKELIHOOD_SECTIONS, ids=lambda section: "-".join(section.values()))
 def test_every_likelihood_goes_with_a_ladder(section: dict[str, str]) -> None:
     torch.manual_seed(0)
-    likelihood = TypeAdapter(LikelihoodConfig).validate_python(section)
+    likelihood = OneOf(LIKELIHOODS).validate(section)
     config = LadderConfig(latent_dim=2, width=8)
     model = build_vae(config, DiagonalConfig(), likelihood, image_size=8, channels=3).train()
     images = torch.randint(
@@ -300,7 +300,7 @@ def test_every_likelihood_goes_with_a_ladder(section: dict[str, str]) -> None:
 
 def test_the_top_group_is_inferred_scored_and_decoded_by_itself() -> None:
     network = LadderConfig(latent_dim=3, width=8)
-    likelihood = TypeAdapter(LikelihoodConfig).validate_python({"kind": "gaussian"})
+    likelihood = OneOf(LIKELIHOODS).validate({"kind": "gaussian"})
     torch.manual_seed(0)
     model = build_vae(network, DiagonalConfig(), likelihood, image_size=8, channels=1).eval()
     assert isinstance(model, LadderVAE)

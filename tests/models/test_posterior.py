@@ -4,22 +4,12 @@ import math
 
 import pytest
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch.distributions import Normal, kl_divergence
 
-from vaescale.models.posterior import (
-    POSTERIORS,
-    Decreasing,
-    FixedConfig,
-    Gaussian,
-    IsotropicConfig,
-    PosteriorConfig,
-    bounded,
-    fixed,
-    isotropic,
-    kl,
-    relative,
-)
+from vaescale.config import OneOf
+from vaescale.models.config import POSTERIORS, Decreasing, FixedConfig, IsotropicConfig, RelativeConfig
+from vaescale.models.posterior import Fixed, Gaussian, Isotropic, Relative, bounded, kl
 
 
 def raw(channels: int, *places: int) -> torch.Tensor:
@@ -29,7 +19,7 @@ def raw(channels: int, *places: int) -> torch.Tensor:
 def test_isotropic_has_one_sigma_for_all_latents_of_a_place() -> None:
     for places in ((), (2, 3)):
         given = raw(IsotropicConfig().num_params(4), *places)
-        q = isotropic(given, None, None)
+        q = Isotropic(IsotropicConfig(), 4)(given, None)
         assert q.mu.shape == q.log_sigma.shape == (5, 4, *places)
         assert torch.equal(q.mu, given[:, :4])
         assert torch.equal(q.log_sigma, bounded(given[:, 4:]).expand_as(q.mu))
@@ -47,7 +37,7 @@ def test_fixed_sigmas(sigma, expected) -> None:
     config = FixedConfig(sigma=sigma)
     assert config.num_params(4) == 4
     given = raw(4, 2, 2)
-    q = fixed(given, torch.tensor(config.sigmas(4)).log(), None)
+    q = Fixed(config, 4)(given, None)
     assert torch.equal(q.mu, given)
     torch.testing.assert_close(q.log_sigma.exp()[3, :, 1, 0], torch.tensor(expected))
     expected_kl = kl_divergence(Normal(q.mu, q.log_sigma.exp()), Normal(0.0, 1.0))
@@ -60,10 +50,10 @@ def test_a_series_of_one_channel_is_its_first() -> None:
 
 def test_relative_is_the_prior_where_nothing_is_learned() -> None:
     prior = Gaussian(raw(3, 2, 2), 0.5 * raw(3, 2, 2))
-    q = relative(torch.zeros(5, 6, 2, 2), None, prior)
+    q = Relative(RelativeConfig(), 3)(torch.zeros(5, 6, 2, 2), prior)
     assert kl(q, prior).abs().max() == 0
     moved = torch.randn(5, 6, 2, 2)
-    q = relative(moved, None, prior)
+    q = Relative(RelativeConfig(), 3)(moved, prior)
     shift, ratio = moved[:, :3], torch.exp(bounded(moved[:, 3:]))
     sigma = torch.exp(prior.log_sigma)
     # Vahdat & Kautz 2020, eq. 2.
@@ -86,11 +76,11 @@ def test_bounds_are_smooth_and_finite() -> None:
 )
 def test_strange_sigmas_are_refused(refused) -> None:
     with pytest.raises(ValidationError):
-        TypeAdapter(PosteriorConfig).validate_python({"kind": "fixed", **refused})
+        OneOf(POSTERIORS, default="diagonal").validate({"kind": "fixed", **refused})
     with pytest.raises(ValueError, match=r"posterior\.sigma has 2 numbers for network\.latent_dim"):
         FixedConfig(sigma=(1.0, 2.0)).sigmas(3)
 
 
 def test_the_default_kind_is_diagonal() -> None:
-    assert TypeAdapter(PosteriorConfig).validate_python({}).kind == "diagonal"
+    assert OneOf(POSTERIORS, default="diagonal").validate({}).kind == "diagonal"
     assert set(POSTERIORS) == {"diagonal", "isotropic", "fixed", "relative"}

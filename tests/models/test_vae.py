@@ -5,12 +5,12 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from vaescale import noise
-from vaescale.likelihoods.gaussian import GaussianConfig
-from vaescale.likelihoods.structured_gaussian import StructuredGaussianConfig
-from vaescale.models import build_vae
-from vaescale.models.posterior import LOG_SIGMA_BOUND, DiagonalConfig, Gaussian, diagonal, kl
+from vaescale.likelihoods.config import GaussianConfig, StructuredGaussianConfig
+from vaescale.models.build import build_vae
+from vaescale.models.config import DiagonalConfig
+from vaescale.models.posterior import LOG_SIGMA_BOUND, Diagonal, Gaussian, kl
 from vaescale.models.vae import VAE, to_unit
-from vaescale.networks.conv import ConvConfig
+from vaescale.networks.config import ConvConfig
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def test_kl_agrees_with_torch() -> None:
 
 def test_log_sigma_is_bounded_smoothly() -> None:
     raw = torch.tensor([[0.0, -1e4, 0.0, 1e4], [0.0, 0.1, 0.0, -0.1]], requires_grad=True)
-    _, log_sigma = diagonal(raw, None, None)
+    _, log_sigma = Diagonal(DiagonalConfig(), 2)(raw, None)
     assert log_sigma.abs().max() <= LOG_SIGMA_BOUND
     torch.testing.assert_close(log_sigma[1], raw[1, 2:], rtol=1e-3, atol=1e-3)
     moderate = torch.full((1, 4), 20.0, requires_grad=True)
-    diagonal(moderate, None, None).log_sigma.sum().backward()
+    Diagonal(DiagonalConfig(), 2)(moderate, None).log_sigma.sum().backward()
     assert (moderate.grad[:, 2:] > 0).all(), "the bound must leave a gradient back"
 
 

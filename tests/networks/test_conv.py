@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from vaescale.errors import UserError
-from vaescale.networks.conv import ConvConfig, ConvNetwork
+from vaescale.networks.config import ConvConfig
+from vaescale.networks.conv import ConvNetwork
 
 
 def build(

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.ranks import on_ranks
 from vaescale import comm, noise
-from vaescale.likelihoods import LikelihoodConfig
-from vaescale.models import build_vae
-from vaescale.models.posterior import PosteriorConfig
+from vaescale.config import OneOf
+from vaescale.likelihoods.config import LIKELIHOODS
+from vaescale.models.build import build_vae
+from vaescale.models.config import POSTERIORS
 from vaescale.models.vae import VAE, Terms
-from vaescale.networks import NETWORKS, NetworkConfig
+from vaescale.networks.config import NETWORKS
 
 SMALL_LADDER = {"kind": "ladder", "latent_dim": 2, "width": 8}
 # network, posterior, image size, channels
@@ -68,9 +68,9 @@ def build(name: str, likelihood: dict[str, Any] | None = None) -> VAE:
     network, posterior, size, channels = CASES[name]
     torch.manual_seed(0)
     model = build_vae(
-        TypeAdapter(NetworkConfig).validate_python(network),
-        TypeAdapter(PosteriorConfig).validate_python(posterior),
-        TypeAdapter(LikelihoodConfig).validate_python(likelihood or {"kind": "gaussian", "sigma": "optimal"}),
+        OneOf(NETWORKS).validate(network),
+        OneOf(POSTERIORS, default="diagonal").validate(posterior),
+        OneOf(LIKELIHOODS).validate(likelihood or {"kind": "gaussian", "sigma": "optimal"}),
         image_size=size,
         channels=channels,
     )

@@ -7,8 +7,9 @@ import torch
 from pydantic import ValidationError
 
 from vaescale.errors import UserError
-from vaescale.models import build_vae
-from vaescale.networks.ladder import LadderConfig, LadderNetwork
+from vaescale.models.build import build_vae
+from vaescale.networks.config import LadderConfig
+from vaescale.networks.ladder import LadderNetwork
 from vaescale.networks.stages import Block, parse_decoder, parse_encoder, suggested
 from vaescale.recipe import load_recipe
 
@@ -39,9 +40,9 @@ def test_every_size_has_a_suggested_ladder(size: int) -> None:
 
 REFUSED = {
     "it is no word": ({"encoder": "8x"}, "'8x' is no stage; write RESOLUTIONxCOUNT or RESOLUTIONdFACTOR"),
-    "another resolution": ({"encoder": "8x2,4x1"}, "'4x1' stands where the map is 8x8; write 8x1"),
+    "another resolution": ({"encoder": "8x2,4x1"}, "'4x1' is given where the map is 8x8; write 8x1"),
     "pooling that does not divide": ({"encoder": "8d3"}, r"does not pool 8x8; pool it by 2 or 4 or 8"),
-    "another image": ({"encoder": "32x2,32d2"}, "stands where the map is 8x8"),
+    "another image": ({"encoder": "32x2,32d2"}, "is given where the map is 8x8"),
     "a resolution that is not there": (
         {"encoder": "8d2,4x1", "decoder": "2x1"},
         r"'2x1' is at no resolution of the encoder; it has \[4, 8\]",

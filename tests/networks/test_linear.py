@@ -8,7 +8,8 @@ import torch
 from sklearn.decomposition import PCA
 
 from vaescale.evaluation.likelihood import evaluate
-from vaescale.networks.linear import LinearConfig, LinearNetwork
+from vaescale.networks.config import LinearConfig
+from vaescale.networks.linear import LinearNetwork
 from vaescale.trained import in_order, open_split, open_trained
 
 ROOT = Path(__file__).parents[2]

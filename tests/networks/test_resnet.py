@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vaescale.errors import UserError
-from vaescale.networks.resnet import Attention, ResnetConfig, ResnetNetwork
+from vaescale.networks.config import ResnetConfig
+from vaescale.networks.resnet import Attention, ResnetNetwork
 
 
 def build(*, size: int = 16, **keys) -> ResnetNetwork:

@@ -1,11 +1,13 @@
 """The sum of singular values against torch.linalg."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from vaescale.networks.layers import spectral
-from vaescale.networks.spectral import SpectralSum
+from vaescale.networks.spectral import SpectralSum, kernel_matrix
 
 
 @pytest.fixture
@@ -14,8 +16,22 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(7, 5), nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 4), nn.GroupNorm(2, 4))
 
 
+def rows(layer: nn.Module) -> torch.Tensor:
+    """The kernel as [out, rest], one output channel at a time."""
+    if not isinstance(layer, nn.ConvTranspose2d):
+        return layer.weight.flatten(1)
+    inputs, outputs = len(layer.weight) // layer.groups, layer.weight.shape[1]
+    return torch.stack(
+        [
+            layer.weight[group * inputs : (group + 1) * inputs, output].flatten()
+            for group in range(layer.groups)
+            for output in range(outputs)
+        ]
+    )
+
+
 def exact(network: nn.Module) -> torch.Tensor:
-    kernels = [layer.weight.flatten(1) for layer in network if not isinstance(layer, nn.GroupNorm)]
+    kernels = [rows(layer) for layer in network if not isinstance(layer, nn.GroupNorm)]
     return sum(torch.linalg.matrix_norm(kernel, 2) for kernel in kernels)
 
 
@@ -58,3 +74,30 @@ def test_a_layer_that_is_normalized_already_is_left_out() -> None:
     assert SpectralSum(nn.Sequential(nn.Linear(3, 3), spectral(nn.Linear(3, 3)))).state_dict().keys() == {
         "left_0"
     }
+
+
+LAYERS = {
+    "linear": nn.Linear(7, 5),
+    "convolution": nn.Conv2d(6, 4, 3),
+    "grouped": nn.Conv2d(6, 4, 3, groups=2),
+    "transposed": nn.ConvTranspose2d(6, 4, 3),
+    "transposed, grouped": nn.ConvTranspose2d(6, 4, 3, groups=2),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_row_of_the_matrix_is_an_output_channel(kind: str) -> None:
+    layer = LAYERS[kind]
+    matrix = kernel_matrix(layer).detach()
+    assert torch.equal(matrix, rows(layer).detach())
+    own = SpectralSum(nn.Sequential(layer))
+    assert len(own.left_0) == len(layer.bias)
+    for _ in range(300):
+        own()
+    largest = torch.linalg.svdvals(matrix)[0]
+    torch.testing.assert_close(own().detach(), largest, rtol=1e-4, atol=0)
+    # The gradient of one output channel is in that channel's row, and nowhere else.
+    images = torch.rand(1, *((7,) if kind == "linear" else (6, 5, 5))) + 0.1
+    gradient = copy.deepcopy(layer)
+    gradient.weight.data = torch.autograd.grad(layer(images)[:, 1].sum(), layer.weight)[0]
+    assert kernel_matrix(gradient).any(1).tolist() == [row == 1 for row in range(len(matrix))]

@@ -8,20 +8,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.ranks import on_ranks
 from vaescale import comm, noise
-from vaescale.likelihoods.gaussian import GaussianConfig
-from vaescale.models import build_vae
-from vaescale.models.posterior import DiagonalConfig
-from vaescale.networks.conv import ConvConfig
-from vaescale.networks.ladder import LadderConfig
-from vaescale.objectives import ObjectiveConfig, build_objective
-from vaescale.objectives.dip import DipConfig, dip
-from vaescale.objectives.mmd import SCALES, MmdConfig, mmd
+from vaescale.config import OneOf
+from vaescale.likelihoods.config import GaussianConfig
+from vaescale.models.build import build_vae
+from vaescale.models.config import DiagonalConfig
+from vaescale.networks.config import ConvConfig, LadderConfig
+from vaescale.objectives.config import OBJECTIVES as KINDS
+from vaescale.objectives.config import DipConfig, MmdConfig
+from vaescale.objectives.dip import dip
+from vaescale.objectives.mmd import SCALES, mmd
 
 Z = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 STREAM = noise.Stream(5, 2, torch.arange(7))
@@ -75,9 +75,7 @@ def test_extra_terms_are_added_with_their_weights(make_terms) -> None:
     log_sigma, kl = torch.zeros_like(Z), torch.ones(7, 1).double()
     terms = make_terms(log_px=torch.zeros(7).double(), kl=kl, z=Z, mu=Z, log_sigma=log_sigma)
     config = {"beta": 0.5, "mmd": {"weight": 10}, "dip": {"variant": "i"}}
-    objective = build_objective(
-        TypeAdapter(ObjectiveConfig).validate_python(config), SimpleNamespace(group_places=(1,))
-    )
+    objective = OneOf(KINDS, default="elbo").validate(config).implement(SimpleNamespace(group_places=(1,)))
     expected = 0.5 + 10 * mmd(Z, STREAM, MmdConfig(weight=10)) + dip(Z, log_sigma, DipConfig(variant="i"))
     loss, pieces = objective(terms, STREAM)
     torch.testing.assert_close(loss, expected)
@@ -122,7 +120,7 @@ def results(name: str, rank: int, ranks: int, parts: int = 1) -> list[Tensor]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    objective = build_objective(TypeAdapter(ObjectiveConfig).validate_python(OBJECTIVES[name]), model)
+    objective = OneOf(KINDS, default="elbo").validate(OBJECTIVES[name]).implement(model)
     images = torch.randint(
         0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )

@@ -4,18 +4,17 @@ import math
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 from torch.distributions import Normal
 
 from vaescale import noise
-from vaescale.likelihoods.gaussian import GaussianConfig
-from vaescale.models import build_vae
-from vaescale.models.posterior import DiagonalConfig
+from vaescale.config import OneOf
+from vaescale.likelihoods.config import GaussianConfig
+from vaescale.models.build import build_vae
+from vaescale.models.config import DiagonalConfig
 from vaescale.models.vae import VAE
-from vaescale.networks.conv import ConvConfig
-from vaescale.networks.linear import LinearConfig
-from vaescale.objectives import ObjectiveConfig, build_objective
+from vaescale.networks.config import ConvConfig, LinearConfig
+from vaescale.objectives.config import OBJECTIVES
 from vaescale.objectives.iwae import log_mean_exp
 
 IMAGE = torch.randint(0, 256, (1, 1, 2, 2), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
@@ -33,7 +32,7 @@ def model() -> VAE:
 
 def bound(model: VAE, kind: dict[str, object], *, images: int, step: int = 0) -> Tensor:
     """The loss of the same image `images` times, each with draws of its own."""
-    objective = build_objective(TypeAdapter(ObjectiveConfig).validate_python({"kind": "iwae", **kind}), model)
+    objective = OneOf(OBJECTIVES, default="elbo").validate({"kind": "iwae", **kind}).implement(model)
     stream = noise.Stream(0, step, torch.arange(images))
     mask = torch.ones(images, dtype=torch.bool)
     terms = model(

@@ -4,19 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from vaescale import noise
-from vaescale.objectives import ObjectiveConfig, build_objective
-from vaescale.objectives.rates import (
-    CapacityConfig,
-    FreeBitsConfig,
-    balanced,
-    capacity,
-    capacity_nats,
-    free_bits,
-    group_shares,
-)
+from vaescale.config import OneOf
+from vaescale.objectives.config import OBJECTIVES, CapacityConfig, FreeBitsConfig
+from vaescale.objectives.rates import balanced, capacity, capacity_nats, free_bits, group_shares
 
 KL = torch.tensor([[1.0, 2.0], [3.0, 4.0]])  # two images, two groups
 LATENT_KL = torch.tensor([[0.1, 0.9, 2.0], [0.3, 2.7, 4.0]])  # means 0.2, 1.8, 3
@@ -24,8 +17,8 @@ LOG_PX = torch.tensor([-10.0, -20.0])
 
 
 def loss(make_terms, config: dict[str, object], *, step: int = 0, places: tuple[int, ...] = (1, 16)) -> float:
-    objective = build_objective(
-        TypeAdapter(ObjectiveConfig).validate_python(config), SimpleNamespace(group_places=places)
+    objective = (
+        OneOf(OBJECTIVES, default="elbo").validate(config).implement(SimpleNamespace(group_places=places))
     )
     terms = make_terms(log_px=LOG_PX, kl=KL, latent_kl=LATENT_KL)
     return float(objective(terms, noise.Stream(0, step, torch.arange(2)))[0])
@@ -114,15 +107,13 @@ REFUSED = [
 @pytest.mark.parametrize(("config", "words"), REFUSED)
 def test_what_has_no_meaning_is_refused(config, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
-        TypeAdapter(ObjectiveConfig).validate_python(config)
+        OneOf(OBJECTIVES, default="elbo").validate(config)
 
 
 def test_progress_is_what_changes(make_terms) -> None:
     model = SimpleNamespace(group_places=(1,))
-    parse = TypeAdapter(ObjectiveConfig).validate_python
+    parse = OneOf(OBJECTIVES, default="elbo").validate
     annealing = {"beta": {"schedule": "linear", "steps": 10}}
-    assert build_objective(parse(annealing), model).progress(5) == {"beta": 0.5}
-    assert build_objective(parse({"capacity": {"nats": 10, "steps": 10}}), model).progress(5) == {
-        "capacity_nats": 5
-    }
-    assert build_objective(parse({"kind": "iwae", "samples": 3}), model).progress(5) == {}
+    assert parse(annealing).implement(model).progress(5) == {"beta": 0.5}
+    assert parse({"capacity": {"nats": 10, "steps": 10}}).implement(model).progress(5) == {"capacity_nats": 5}
+    assert parse({"kind": "iwae", "samples": 3}).implement(model).progress(5) == {}

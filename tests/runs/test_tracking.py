@@ -1,18 +1,24 @@
 """Tracking against a real MLflow store in SQLite: everything arrives once, and an absent server stops nothing."""
 
 import json
+import multiprocessing
 import os
 import shutil
+import threading
 import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 from mlflow import MlflowClient
 
+from vaescale.errors import UserError
 from vaescale.runs import folder as run_folder
 from vaescale.runs import tracking
 from vaescale.runs.tracking import Drain, TrackingConfig, push, sync
+from vaescale.system.files import exclusive
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow and SQLAlchemy warn of themselves
 
@@ -29,8 +35,18 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables, which take seconds to make."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> TrackingConfig:
+def config(tmp_path: Path, empty_store: Path) -> TrackingConfig:
+    (tmp_path / "store").mkdir()
+    shutil.copy(empty_store, tmp_path / "store" / "mlflow.db")
     return TrackingConfig(mlflow=f"sqlite:///{tmp_path}/store/mlflow.db", experiment="tests")
 
 
@@ -265,3 +281,185 @@ def test_metrics_survive_a_crash_in_a_line(tmp_path: Path) -> None:
     )
     assert run_folder.read_metrics(tmp_path) == [{"step": 1, "a": 0}, {"step": 2, "a": 3}]
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["a"] == 1
+
+
+# A store in SQLite drops a value that it has already, with its step and time. What was sent is therefore counted here.
+def count_sent(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> list[tuple[str, int]]:
+    """The name and step of every value that goes to MLflow, each request delayed."""
+    sent: list[tuple[str, int]] = []
+    real = MlflowClient.log_batch
+
+    def log_batch(self, run_id, metrics=(), **options):
+        sent.extend((metric.key, metric.step) for metric in metrics)
+        time.sleep(seconds)
+        return real(self, run_id, metrics=metrics, **options)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    return sent
+
+
+def test_the_drain_and_a_push_of_one_process_send_each_value_once(
+    run: Path, config: TrackingConfig, monkeypatch
+) -> None:
+    sent = count_sent(monkeypatch, 0.05)
+    with Drain(run, config, shown=True, every_seconds=0.01):
+        for step in range(2, 12):
+            run_folder.append_metrics(run, step, {"train/mse": 1 / step})
+            push(run, config)
+    state = run_folder.read_json(run / tracking.STATE)
+    client = MlflowClient(config.mlflow)
+    assert len(client.search_runs([state["experiment_id"]])) == 1
+    assert history(config, state, "train/mse") == [
+        (step, 1 / step if step > 1 else 0.5) for step in range(1, 12)
+    ]
+    assert sorted(sent) == [("train/mse", step) for step in range(1, 12)]
+
+
+def _sync_in_process(folder: Path, config: TrackingConfig, name: str, others: int) -> list[tuple[str, int]]:
+    """Sync a folder at the same moment as other processes. Returns the values sent from here."""
+    (folder.parent / f"ready-{name}").touch()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        sent = count_sent(monkeypatch, 0.5)
+        while len(list(folder.parent.glob("ready-*"))) < others:
+            time.sleep(0.01)
+        for _ in range(3):
+            sync(folder, config)
+    return sent
+
+
+@pytest.mark.slow
+def test_two_processes_send_each_value_once(run: Path, config: TrackingConfig) -> None:
+    sync(run, config)  # or the two would make the store's tables at once
+    steps = range(2, 400)
+    for step in steps:
+        run_folder.append_metrics(run, step, {"train/mse": 1 / step, "val/mse": 2.0})
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        futures = [pool.submit(_sync_in_process, run, config, name, 2) for name in "ab"]
+        sent = Counter(value for future in futures for value in future.result())
+    assert set(sent.values()) == {1}
+    assert sent.keys() == {(name, step) for name in ("train/mse", "val/mse") for step in steps}
+    state = run_folder.read_json(run / tracking.STATE)
+    assert history(config, state, "val/mse") == [(step, 2.0) for step in steps]
+    assert state["sent_bytes"] == (run / "metrics.jsonl").stat().st_size
+
+
+def test_two_first_senders_make_one_run(run: Path, config: TrackingConfig, monkeypatch) -> None:
+    real = MlflowClient.create_run
+
+    def create_run(self, *arguments, **options):
+        time.sleep(0.3)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    tracking.experiment_id(MlflowClient(config.mlflow), config.mlflow, config.experiment)
+    threads = [threading.Thread(target=push, args=(run, config)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    state = run_folder.read_json(run / tracking.STATE)
+    assert len(MlflowClient(config.mlflow).search_runs([state["experiment_id"]])) == 1
+
+
+def test_what_was_sent_is_recorded_when_a_later_request_fails(
+    run: Path, config: TrackingConfig, monkeypatch
+) -> None:
+    sent = count_sent(monkeypatch)
+    real = MlflowClient.log_artifact
+
+    def log_artifact(self, run_id, path, place=None):
+        if Path(path).name == "summary.json":
+            raise ConnectionError("gone")
+        artifacts.append(Path(path).name)
+        return real(self, run_id, path, place)
+
+    artifacts: list[str] = []
+    (run / "summary.json").write_text("{}")
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_artifact", log_artifact)
+        for _ in range(2):
+            with pytest.raises(ConnectionError):
+                sync(run, config)
+    assert (sent, artifacts) == ([("train/mse", 1)], ["recipe.yaml"])
+    assert sync(run, config)["artifacts_sent"] == 1
+    assert sent == [("train/mse", 1)]
+
+
+def test_requests_before_one_that_fails_are_not_sent_again(
+    run: Path, config: TrackingConfig, monkeypatch
+) -> None:
+    monkeypatch.setattr(tracking, "BATCH_METRICS", 2)
+    sync(run, config)
+    for step in range(2, 7):
+        run_folder.append_metrics(run, step, {"train/mse": 1 / step})
+    sent = count_sent(monkeypatch)
+    counting = MlflowClient.log_batch
+
+    def failing(self, run_id, metrics=(), **options):
+        if any(metric.step == 4 for metric in metrics):
+            raise ConnectionError("gone")
+        return counting(self, run_id, metrics=metrics, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_batch", failing)
+        with pytest.raises(ConnectionError):
+            sync(run, config)
+    assert sync(run, config)["metrics_sent"] == 3
+    assert sent == [("train/mse", step) for step in range(2, 7)]
+
+
+def test_a_sender_waits_for_another_and_then_names_the_remedy(
+    run: Path, config: TrackingConfig, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(tracking, "WAIT_SECONDS", 0.2)
+    with exclusive(run / tracking.LOCK):
+        push(run, config)
+        words = capsys.readouterr().err
+        assert words.count("\n") == words.count("vaescale sync") == 1
+        assert "another process sends" in words
+        with pytest.raises(UserError, match="another thread of this process"):
+            sync(run, config, wait_seconds=0.0)
+    assert not (run / tracking.STATE).exists()
+    assert sync(run, config)["metrics_sent"] == 1
+
+
+def test_the_sync_verb_names_the_remedy(
+    run: Path, config: TrackingConfig, monkeypatch, vaescale, recipe_content
+) -> None:
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe_content | {"tracking": {"mlflow": config.mlflow}}))
+    monkeypatch.setitem(tracking.sync.__kwdefaults__, "wait_seconds", 0.0)
+    with exclusive(run / tracking.LOCK):
+        outcome = vaescale("sync", str(run))
+    outcome.assert_refused(2, "another process sends", f"when it has ended: `vaescale sync {run}`")
+    assert "does not answer" not in outcome.err
+
+
+def test_the_drain_skips_rounds_while_another_sends(run: Path, config: TrackingConfig, capsys) -> None:
+    drain = Drain(run, config, shown=True, every_seconds=0.02)
+    with drain, exclusive(run / tracking.LOCK, wait_seconds=30):
+        before = run_folder.read_json(run / tracking.STATE)
+        begun = time.perf_counter()
+        for step in range(2, 6):
+            run_folder.append_metrics(run, step, {"train/mse": 1 / step})
+        assert time.perf_counter() - begun < 5, "no step waits"
+        time.sleep(0.3)
+        assert run_folder.read_json(run / tracking.STATE) == before
+    state = run_folder.read_json(run / tracking.STATE)
+    assert [step for step, _ in history(config, state, "train/mse")] == [1, 2, 3, 4, 5]
+    assert "behind" not in capsys.readouterr().err
+
+
+def test_a_status_outlives_an_absent_server_and_a_deleted_store(
+    run: Path, config: TrackingConfig, monkeypatch, tmp_path: Path, empty_store: Path
+) -> None:
+    sync(run, config, status="RUNNING")
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "get_run", lambda *_: (_ for _ in ()).throw(ConnectionError("gone")))
+        push(run, config, status="FINISHED")
+    state = sync(run, config)
+    assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == "FINISHED"
+    shutil.copy(empty_store, tmp_path / "other.db")
+    other = TrackingConfig(mlflow=f"sqlite:///{tmp_path}/other.db", experiment="tests")
+    state = sync(run, other)
+    assert MlflowClient(other.mlflow).get_run(state["run_id"]).info.status == "FINISHED"

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
             ["checkpointing.py", "recipes/digits/ladder.yaml", "--images", "4"],
             ["checkpointing false", "with checkpointing:"],
         ),
-        (["reader.py", "--count", "200", "--rounds", "1"], ["bare loop", "webdataset, pillow", "npy"]),
+        (["reader.py", "--count", "130", "--rounds", "1"], ["bare loop", "webdataset, pillow", "npy"]),
     ],
 )
 def test_it_runs(words: list[str], lines: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The verbs that judge, compare, vary and export runs, as a person would call them."""
 
 import json
-import sys
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.launching import ROOT, finished
+from tests.launching import ROOT, Command, several
 from vaescale.data.making.items import Item
 from vaescale.data.making.writing import Making, write_shards
 from vaescale.evaluation.classifier import Classifier, Shape, save
@@ -253,10 +253,11 @@ def sweep_words(content: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...
 
 
 @pytest.fixture
-def sweep(vaescale, recipe_file, recipe_content, tmp_path: Path, monkeypatch) -> Path:
+def sweep(vaescale, recipe_file, recipe_content, tmp_path: Path, empty_store: Path, monkeypatch) -> Path:
     """The folder of a sweep over two seeds. Its runs lie in runs/ of the working folder, MLflow's store is mlflow.db there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     content, words = sweep_words(recipe_content)
     outcome = vaescale("sweep", recipe_file(content), *words, "--json")
     assert outcome.code == 0, outcome.err
@@ -268,7 +269,9 @@ STORE = ("--experiment", "s", "--store", "sqlite:///mlflow.db")
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow and SQLAlchemy warn of themselves
-def test_a_sweep_trains_all_below_one_run(vaescale, sweep: Path, recipe_file, recipe_content) -> None:
+def test_a_sweep_trains_all_below_one_run(
+    vaescale, sweep: Path, recipe_file, recipe_content, tmp_path: Path
+) -> None:
     from mlflow import MlflowClient
 
     content, words = sweep_words(recipe_content)
@@ -289,6 +292,7 @@ def test_a_sweep_trains_all_below_one_run(vaescale, sweep: Path, recipe_file, re
     again = json.loads((sweep / "sweep.json").read_text())
     assert (again["mlflow_run"], again["runs"]) == (state["mlflow_run"], state["runs"])
     assert len(vaescale("compare-runs", sweep, "--json").json["runs"]) == 2
+    a_store_s_runs_are_compared_and_have_models(vaescale, sweep, recipe_file, recipe_content, tmp_path)
     Path("runs/tiny-seed-1/metrics.jsonl").unlink()
     (sweep / "sweep.json").write_text(json.dumps({**state, "runs": [*state["runs"], "runs"]}))
     few = vaescale("compare-runs", sweep)
@@ -302,10 +306,10 @@ def test_a_sweep_trains_all_below_one_run(vaescale, sweep: Path, recipe_file, re
     assert [one["exit_code"] for one in failed.json["variants"]] == [3, 3]
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_store_s_runs_are_compared_and_have_models(
+def a_store_s_runs_are_compared_and_have_models(
     vaescale, sweep: Path, recipe_file, recipe_content, tmp_path: Path
 ) -> None:
+    """A part of the test above, whose sweep takes many seconds to train."""
     import mlflow
 
     one = sweep.parent / "tiny-seed-0"
@@ -360,15 +364,15 @@ def test_two_processes_evaluate_as_one(vaescale, run: Path, tmp_path: Path) -> N
         ("latents", run, "--draws", 100, "--gaps", 9, "--gap-steps", 3, "--importance-samples", 20),
         ("sample", run, "--prior", "standard", "--decode", "ancestral", "--count", 1500, "--shards", "OUT"),
     )
-    for words in cases:
-        places = iter((tmp_path / "one", tmp_path / "two"))
-        words, again = ([next(places) if word == "OUT" else word for word in words] for _ in range(2))
-        alone = vaescale(*words, "--json").json
-        launcher = ["accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml"]
-        verb = ["-m", "vaescale", *map(str, again), "--json"]
-        done = finished([sys.executable, "-m", *launcher, *verb], ROOT)
-        assert done.returncode == 0, done.stderr
-        together = json.loads(done.stdout)
+    results = []
+    for place in ("one", "two"):
+        verbs = [[str(tmp_path / place) if word == "OUT" else str(word) for word in words] for words in cases]
+        if place == "one":
+            results.append([vaescale(*words, "--json").json for words in verbs])
+        else:
+            commands = [Command("ddp", [*words, "--json"]) for words in verbs]
+            results.append([json.loads(printed) for printed in several(tmp_path, commands, processes=2)])
+    for words, alone, together in zip(cases, *results, strict=True):
         if words[0] == "evaluate":
             assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, abs=1e-6)
             assert together["coverage"] == pytest.approx(alone["coverage"], abs=1e-4)

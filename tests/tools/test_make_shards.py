@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vaescale.data.config import DataConfig
 from vaescale.data.pictures import FILTERS
-from vaescale.data.reader import DataConfig, open_reader
+from vaescale.data.reader import open_reader
 
 
 def pictures(folder: Path, count: int, *, size: tuple[int, int] = (30, 20)) -> dict[str, Image.Image]:

@@ -15,24 +15,19 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_quickstart_end_to_end_and_again(tmp_path: Path) -> None:
+def test_quickstart_end_to_end_and_again(vaescale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-
-    def quickstart() -> tuple[dict, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "vaescale", "quickstart", "--json"],
-            cwd=tmp_path,
-            env={k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE")}
-            | {"HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout), done.stderr
-
-    result, words = quickstart()
+    done = subprocess.run(
+        [sys.executable, "-m", "vaescale", "quickstart", "--json"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE")} | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result, words = json.loads(done.stdout), done.stderr
     assert words.count("== ") == 6
     run = tmp_path / result["run"]
     assert json.loads((run / "run.json").read_text())["world_size"] == 2
@@ -60,9 +55,20 @@ def test_quickstart_end_to_end_and_again(tmp_path: Path) -> None:
             assert image.width > 500
     assert (tmp_path / "runs" / "mlflow.db").is_file()
 
-    again, words = quickstart()
-    assert words.count("there already") == 6
-    assert {k: v for k, v in again.items() if k != "seconds"} == {
+    # Once more, in this process: it says which commands it would start.
+    monkeypatch.chdir(tmp_path)
+    started: list[str] = []
+
+    def start(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "vaescale"]
+        started.append(command[3])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", start)
+    again = vaescale("quickstart", "--json")
+    assert again.err.count("there already") == 6
+    assert started == []
+    assert {k: v for k, v in again.json.items() if k != "seconds"} == {
         k: v for k, v in result.items() if k != "seconds"
     }
 
@@ -70,10 +76,9 @@ def test_quickstart_end_to_end_and_again(tmp_path: Path) -> None:
     mixture = json.loads((run / "gmm" / "mixture.json").read_text())
     (run / "gmm" / "mixture.json").write_text(json.dumps(mixture | {"step": 2}))
     (run / "figures" / "reconstructions.png").unlink()
-    mended, words = quickstart()
-    assert words.count("there already") == 2, "the shards and the training"
-    assert mended["gmm"]["components"] == 10
-    assert len(mended["figures"]) == 7
+    mended = vaescale("quickstart", "--json")
+    assert mended.err.count("there already") == 2, "the shards and the training"
+    assert started == ["evaluate", "fit-gmm", "sample", "quality"]
 
 
 def test_elsewhere_it_says_where_to_go(vaescale, tmp_path: Path, monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """The verbs after training, as a person would call them."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -299,9 +300,12 @@ def test_sync_without_a_store_is_refused(vaescale, run: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow and SQLAlchemy warn of themselves
-def test_all_results_reach_mlflow(vaescale, recipe_file, recipe_content, tmp_path: Path) -> None:
+def test_all_results_reach_mlflow(
+    vaescale, recipe_file, recipe_content, tmp_path: Path, empty_store: Path
+) -> None:
     from mlflow import MlflowClient
 
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     recipe_content["tracking"] = {"mlflow": uri, "experiment": "verbs"}
     run = recipe_content["run_dir"]

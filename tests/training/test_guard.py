@@ -20,12 +20,16 @@ def guard(
     return Guard(skip_factor=factor, clip_norm=clip_norm, max_non_finite=most, scaled=scaled, device=CPU)
 
 
-def feed(own: Guard, norms: list[float], *, loss: float = 1.0) -> list[bool]:
+def feed(own: Guard, norms: list[float], *, loss: float = 1.0, start: int = 0) -> list[bool]:
     """The gradient's norms as they come, so times the scale where there is one."""
     return [
         bool(own.judge(torch.tensor(loss), torch.tensor(norm), step=step).found_inf)
-        for step, norm in enumerate(norms)
+        for step, norm in enumerate(norms, start=start)
     ]
+
+
+def refuse(own: Guard, *, last_step: int = 1000) -> None:
+    own.refuse(own.reports(wait=True), last_step=last_step)
 
 
 def test_ordinary_steps_pass_and_a_leap_does_not() -> None:
@@ -63,33 +67,83 @@ def test_nan_in_a_row_stops_and_one_good_step_forgives() -> None:
     own = guard(most=3)
     feed(own, [1.0, math.nan])
     assert own.is_well, "it moved nothing"
-    own.refuse(2, last=True)
-    feed(own, [math.nan])
-    own.refuse(3, last=False)
+    refuse(own, last_step=1)
+    feed(own, [math.nan], start=2)
+    reports = own.reports(wait=True)
+    own.refuse(reports, last_step=1000)
     assert not own.is_well
     with pytest.raises(TrainingStopped, match=r"for 2 steps at step 3 \(the last one\); lower optimizer.lr"):
-        own.refuse(3, last=True)
-    feed(own, [1.0])
+        own.refuse(reports, last_step=2)
+    feed(own, [1.0], start=3)
     assert own.is_well
-    own.refuse(4, last=True)
-    feed(own, [math.nan] * 3)
-    with pytest.raises(TrainingStopped, match=r"for 3 steps.*max_non_finite is 3"):
-        own.refuse(7, last=False)
+    refuse(own, last_step=3)
+    feed(own, [math.nan] * 3, start=4)
+    with pytest.raises(TrainingStopped, match=r"for 3 steps at step 7.*max_non_finite is 3"):
+        refuse(own)
+
+
+def test_each_step_is_reported_once_and_one_step_later() -> None:
+    own, seen = guard(most=4), []
+    norms = [1.0, math.nan, math.nan, 1.0, math.inf, math.nan, 1.0]
+    for step, norm in enumerate(norms):
+        feed(own, [norm], start=step)
+        reports = own.reports(wait=False)
+        assert [report.step for report in reports] == ([step - 1] if step else [])
+        seen += reports
+    seen += own.reports(wait=True)
+    assert own.reports(wait=True) == []
+    assert [report.step for report in seen] == list(range(len(norms)))
+    assert [report.step for report in seen if report.non_finite] == [1, 2, 4, 5]
+    assert [report.in_a_row for report in seen] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_what_ends_training_is_reported_with_the_step_that_came_after() -> None:
+    """The step that runs while the host reads the one before may be another one of NaN: its images are named, too."""
+    own = guard(most=2)
+    feed(own, [math.nan] * 2)
+    assert [report.step for report in own.reports(wait=False)] == [0]
+    feed(own, [math.nan], start=2)
+    reports = own.reports(wait=False)
+    assert [(report.step, report.in_a_row) for report in reports] == [(1, 2), (2, 3)]
+    with pytest.raises(TrainingStopped, match="for 2 steps at step 2"):
+        own.refuse(reports, last_step=1000)
+
+
+def test_a_restored_guard_reports_no_step_from_before() -> None:
+    own = guard()
+    saved = own.state.to_tensor()
+    feed(own, [math.nan] * 2)
+    own.load(saved)
+    assert own.reports(wait=True) == []
+    feed(own, [1.0], start=5)
+    assert [report.step for report in own.reports(wait=True)] == [5]
+
+
+def test_the_saved_numbers_are_those_of_earlier_checkpoints() -> None:
+    """Seven numbers in this order; the fields have names, the file has one tensor."""
+    saved = torch.tensor([0.5, 0.25, 3.0, 1.0, 40.0, 1.0, 7.0], dtype=torch.float64)
+    own = guard()
+    own.load(saved)
+    state = own.state
+    assert (float(state.usual.log_norm), float(state.usual.weight), float(state.skipped)) == (0.5, 0.25, 3)
+    assert (float(state.non_finite_in_a_row), own.last_non_finite) == (1, 40)
+    assert (float(state.scale.value), float(state.scale.finite_steps)) == (1, 7)
+    assert torch.equal(state.to_tensor(), saved)
 
 
 def test_the_state_is_all_there_is() -> None:
     own, other = guard(), guard()
     feed(own, [1.0, 2.0, math.nan] * 20)
-    other.state = own.state.clone()
+    other.load(own.state.to_tensor())
     norms = [3.0, 100.0, 1.0, math.nan]
     assert feed(own, norms) == feed(other, norms)
-    assert torch.equal(own.state, other.state)
+    assert torch.equal(own.state.to_tensor(), other.state.to_tensor())
 
 
 def test_a_norm_of_zero_is_no_fault() -> None:
     own = guard()
     assert not any(feed(own, [0.0] * 3))
-    assert torch.isfinite(own.state).all()
+    assert torch.isfinite(own.state.to_tensor()).all()
     usual = guard()
     feed(usual, [1.0] * 200)
     assert not any(feed(usual, [0.0] + [1.0] * 300)), "one zero must not make ordinary steps unusual"
@@ -107,10 +161,14 @@ def sixty_steps(rank: int, ranks: int) -> torch.Tensor:
         )
         skipped += [bool(verdict.found_inf)]
         # One rank alone was asked at step 30; all of them know it one step later.
-        assert own.was_asked_to_stop() == (step == 31)
+        reports = own.reports(wait=False)
+        asked = [report.step for report in reports if report.asked_to_stop]
+        assert asked == ([30] if step == 31 else [])
+        non_finite = [report.step for report in reports if report.non_finite]
+        assert non_finite == ([40] if step == 41 else [])
     assert [step for step, skip in enumerate(skipped) if skip] == [40, 50]
     assert own.last_non_finite == 40
-    return own.state
+    return own.state.to_tensor()
 
 
 @pytest.mark.distributed
@@ -149,11 +207,11 @@ def test_a_scale_falls_until_gradients_fit_and_grows_again() -> None:
 def test_a_change_of_precision_brings_its_own_scale() -> None:
     half, full = guard(scaled=True), guard(clip_norm=5.0)
     feed(half, [math.inf] * 4)
-    full.load(half.state)
+    full.load(half.state.to_tensor())
     verdict = full.judge(torch.tensor(1.0), torch.tensor(20.0), step=0)
     assert (float(verdict.grad_norm), float(verdict.grad_scale)) == (20, 4)
     again, back = guard(scaled=True), guard(scaled=True)
-    again.load(half.state)
-    assert torch.equal(again.state, half.state)
-    back.load(full.state)
+    again.load(half.state.to_tensor())
+    assert torch.equal(again.state.to_tensor(), half.state.to_tensor())
+    back.load(full.state.to_tensor())
     assert float(back.scale) == 2.0**16

@@ -9,9 +9,10 @@ from vaescale.recipe import Recipe
 from vaescale.system.host import system_metrics
 from vaescale.trained import build_model
 from vaescale.training.clock import Clock
+from vaescale.training.config import OptimizerConfig
 from vaescale.training.launch import refuse_lost_processes, start
 from vaescale.training.memory import estimate
-from vaescale.training.optimizer import OptimizerConfig, build_optimizer, learning_rate
+from vaescale.training.optimizer import build_optimizer, learning_rate
 
 
 @pytest.fixture
@@ -122,3 +123,37 @@ def test_the_memory_estimate_is_what_autograd_saves(recipe_content) -> None:
     )
     one, two = (estimate(model, images=n, ema=False, precision="fp32")["activations"] for n in (1, 2))
     assert 2 * 64 * 4 <= two - one <= 12 * 64 * 4
+
+
+def test_the_memory_estimate_knows_the_precision(recipe_content) -> None:
+    """fp16 keeps what bf16 keeps: activations of two bytes a value, where fp32 and tf32 keep four."""
+    network = {"kind": "ladder", "latent_dim": 2, "width": 16}
+    model = build_model(Recipe.model_validate(recipe_content | {"network": network}))
+    activations = {
+        precision: estimate(model, images=8, ema=True, precision=precision)["activations"]
+        for precision in ("fp32", "tf32", "bf16", "fp16")
+    }
+    assert activations["fp16"] == activations["bf16"] < 0.8 * activations["fp32"]
+    assert activations["tf32"] == activations["fp32"]
+
+
+def test_the_memory_estimate_neither_copies_nor_changes_the_model(recipe_content, monkeypatch) -> None:
+    """A model that just fits on the device has no room for a copy, and its running statistics are training's."""
+    network = {"kind": "conv", "latent_dim": 2, "preset": "infogan"}
+    content = recipe_content | {"network": network, "objective": {"spectral": 0.1}}
+    content["data"] |= {"image_size": 8}
+    model = build_model(Recipe.model_validate(content))
+    model.eval()
+    model.likelihood.train()
+    flags = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pending = list(model.likelihood.state._pending)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the model is copied")
+
+    monkeypatch.setattr(VAE, "__deepcopy__", refuse, raising=False)
+    estimate(model, images=2, ema=True, precision="fp32")
+    assert [module.training for module in model.modules()] == flags
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.likelihood.state._pending == pending == []

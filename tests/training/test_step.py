@@ -9,10 +9,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from vaescale.data.batch import Batch
-from vaescale.objectives import build_objective
 from vaescale.recipe import Recipe
 from vaescale.trained import build_model
-from vaescale.training.guard import SCALE, Guard
+from vaescale.training.guard import Guard
 from vaescale.training.step import step_metrics, train_step
 from vaescale.training.strategies import Strategy
 
@@ -44,14 +43,14 @@ def one_step(recipe: Recipe, parts: int, *, lr: float = 0.0, damage=None, clip_n
         device=torch.device("cpu"),
     )
     gradients = []
-    guard.state[SCALE] = 64.0 if precision == "fp16" else 1.0
+    guard.state.scale.value.fill_(64.0 if precision == "fp16" else 1.0)
     strategy.optimizer.register_step_post_hook(
         lambda *_: gradients.extend(parameter.grad.clone() for parameter in model.parameters())
     )
     result = train_step(
         strategy,
         batches(parts),
-        objective=build_objective(recipe.objective, model),
+        objective=recipe.objective.implement(model),
         judge=partial(guard.judge, step=3),
         scale=guard.scale,
         precision=precision,

@@ -13,7 +13,8 @@ from tests.ranks import on_ranks
 from vaescale.errors import TrainingStopped
 from vaescale.recipe import Recipe
 from vaescale.trained import build_model
-from vaescale.training.optimizer import OptimizerConfig, build_optimizer
+from vaescale.training.config import OptimizerConfig
+from vaescale.training.optimizer import build_optimizer
 from vaescale.training.strategies import Strategy
 from vaescale.training.strategies.base import Verdict, fingerprint
 

@@ -65,7 +65,6 @@ def measure(arguments: argparse.Namespace) -> None:
 
     from vaescale import comm
     from vaescale.data.batch import Batch
-    from vaescale.objectives import build_objective
     from vaescale.recipe import load_recipe
     from vaescale.system.host import keep_freed_pages
     from vaescale.trained import build_model
@@ -96,7 +95,7 @@ def measure(arguments: argparse.Namespace) -> None:
         layout=backends.layout(launch.strategy),
         processes=comm.world_size(),
     )
-    objective = build_objective(recipe.objective, model)
+    objective = recipe.objective.implement(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     guard = Guard(max_non_finite=10, device=device)
     strategy = STRATEGIES[launch.strategy](

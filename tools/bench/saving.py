@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from vaescale.data.batch import Batch
-from vaescale.objectives import build_objective
 from vaescale.recipe import load_recipe
 from vaescale.runs.checkpoint import Keep
 from vaescale.system.host import keep_freed_pages
@@ -48,7 +47,7 @@ def main() -> None:
     launch = backends.start(processes=1)
     model = build_model(recipe).to(launch.accelerator.device)
     objective, guard = (
-        build_objective(recipe.objective, model),
+        recipe.objective.implement(model),
         Guard(max_non_finite=10, device=launch.accelerator.device),
     )
     build = partial(build_optimizer, config=recipe.optimizer)

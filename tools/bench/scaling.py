@@ -21,7 +21,6 @@ import torch
 
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
-from vaescale.objectives import build_objective
 from vaescale.recipe import load_recipe
 from vaescale.system.host import keep_freed_pages
 from vaescale.trained import build_model
@@ -66,7 +65,7 @@ def measure(arguments: argparse.Namespace) -> None:
     device = launch.accelerator.device
     count = arguments.images
     plain = build_model(recipe).to(device).train()
-    objective, optimizer = build_objective(recipe.objective, plain), build_optimizer(plain, recipe.optimizer)
+    objective, optimizer = recipe.objective.implement(plain), build_optimizer(plain, recipe.optimizer)
     model = build_model(recipe).to(device)
     strategy = STRATEGIES[launch.strategy](
         launch.accelerator,
@@ -86,7 +85,7 @@ def measure(arguments: argparse.Namespace) -> None:
         terms = plain(
             images.to(device), stream, mask.to(device), 0, False, AUTOCAST[recipe.training.precision]
         )
-        objective(terms, stream)[0].backward()  # type: ignore[no-untyped-call]
+        objective(terms, stream)[0].backward()
         torch.nn.utils.get_total_norm([p.grad for p in plain.parameters() if p.grad is not None])
         optimizer.step()
         optimizer.zero_grad()

@@ -19,15 +19,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter
 
 from vaescale import comm
+from vaescale.config import OneOf
 from vaescale.data.batch import Batch
-from vaescale.likelihoods import LikelihoodConfig
-from vaescale.models import build_vae
-from vaescale.models.posterior import DiagonalConfig
-from vaescale.networks.conv import ConvConfig
-from vaescale.objectives.elbo import Elbo, ElboConfig
+from vaescale.likelihoods.config import LIKELIHOODS
+from vaescale.models.build import build_vae
+from vaescale.models.config import DiagonalConfig
+from vaescale.networks.config import ConvConfig
+from vaescale.objectives.config import ElboConfig
+from vaescale.objectives.elbo import Elbo
 from vaescale.training import launch as backends
 from vaescale.training.guard import Guard
 from vaescale.training.step import train_step
@@ -102,7 +103,7 @@ def measure(rounds: int, only: str) -> None:
 def stepper(accelerator, keys: dict[str, object]) -> Callable[[], object]:  # type: ignore[no-untyped-def]
     """One optimizer step of a decoder, ready to call."""
     torch.manual_seed(0)
-    likelihood = TypeAdapter(LikelihoodConfig).validate_python(keys)
+    likelihood = OneOf(LIKELIHOODS).validate(keys)
     network = ConvConfig(latent_dim=32, widths=(32, 64))
     model = build_vae(network, DiagonalConfig(), likelihood, image_size=SIZE, channels=1).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from vaescale import figures, noise
 from vaescale.errors import UserError
-from vaescale.likelihoods import LIKELIHOODS
 from vaescale.models.vae import to_unit
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.runs.folder import RECIPE, SUMMARY, read_json
@@ -139,11 +138,10 @@ def table(decoders: list[Trained], betas: list[Trained]) -> str:
 def group_of(run: Trained) -> str:
     """Which of GROUPS a run's numbers belong to."""
     config = run.recipe.likelihood
-    module = LIKELIHOODS[config.kind][1]
     if "neg_elbo_nats" not in run.metrics:
         return GROUPS[4]
-    if module.measure == "mass":
-        return GROUPS[2] if module.levels > 2 else GROUPS[3]
+    if config.measure == "mass":
+        return GROUPS[2] if config.levels > 2 else GROUPS[3]
     return GROUPS[1] if getattr(config, "dequantize", False) else GROUPS[0]
 
 

@@ -18,7 +18,7 @@ ROWS = 1 << 14
 
 
 class Use(NamedTuple):
-    """Of L latents: mean KL in nats [L], whether each is active [L], and the collapsed share [deltas, epsilons]."""
+    """Use of L latents: mean KL in nats [L], whether each is active [L], and the collapsed share [deltas, epsilons]."""
 
     latent_kl: Tensor
     active: Tensor
@@ -26,10 +26,10 @@ class Use(NamedTuple):
 
 
 def use_of(moments: Moments, places: int = 1) -> Use:
-    """Of latents in the prior's scale, given by the means and variances of q(z|x), over all ranks. places: of a map, whose channels
-    are the latents: their KL is summed over the places, and the variance of their mean is over these too.
+    """Measure the use of latents in the prior's scale, over all ranks, from the means and variances of q(z|x).
 
-    active: the posterior mean's variance over the images is above 0.01 (Burda, Grosse & Salakhutdinov 2016, section 5.1).
+    places: the number of places of a map, whose channels are the latents. Their KL is summed over the places, and the variance of
+    their mean is over images and places. active: the posterior mean's variance over the images is above 0.01 (Burda, Grosse & Salakhutdinov 2016, section 5.1).
     """
     latents = moments.size // places
     total = torch.zeros(len(EPSILONS) + 3, latents, dtype=torch.float64)

@@ -3,14 +3,16 @@
 Of several groups of a ladder together q(z|x) is no Gaussian: of these, draws are written.
 
 A shard's latents are the same whoever writes them. A note beside each (`.NAME.json`) says what it was made from, so that a
-second start writes only what is missing; index.json comes last.
+second start writes only what is missing; index.json comes last. One job writes in a folder at a time, under the lock file
+`.FOLDER.lock` beside it; a second job waits and uses what the first wrote.
 
     E[z_c] = E_x[mu_c],    Var[z_c] = E_x[mu_c^2 + sigma_c^2] - E[z_c]^2              over images, and places of a map
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,9 @@ from vaescale.data.index import INDEX, Shard, ShardIndex
 from vaescale.data.latent_shards import LatentShards, open_latents, write_latent_index, write_latents
 from vaescale.errors import DataError, TrainingStopped
 from vaescale.models.vae import VAE
-from vaescale.system.files import write_whole
+from vaescale.system import heartbeat
+from vaescale.system.console import say
+from vaescale.system.files import LockHeldError, exclusive, write_whole
 
 
 class Note(NamedTuple):
@@ -66,34 +70,58 @@ def encode(
         made = {**made, "latent_shape": [size], "groups": groups, "draws": draws, "draw_seed": draw_seed}
     else:
         made = {**made, "latent_shape": list(model.latent_shape)}
-    if comm.on_main(lambda: _is_there(folder, made)):
+    if comm.on_main(lambda: _is_complete(folder, made)):
         return open_latents(folder)
-    own = range(comm.rank(), len(images.shards), comm.world_size())
-    notes = comm.together(lambda: _encode_shards(model, images, batches, folder, own, seed, made))
-    everything: dict[int, Note] = {}
-    for part in comm.gather_object(notes):
-        everything |= part
-    ordered = [everything[number] for number in sorted(everything)]
-    comm.on_main(lambda: _finish(folder, ordered, images, made))
-    return open_latents(folder)
+    with _alone_in(folder):
+        if not comm.on_main(lambda: _is_complete(folder, made)):  # or another process wrote them meanwhile
+            comm.on_main(lambda: (folder / INDEX).unlink(missing_ok=True))  # it would say what is not true
+            notes = comm.together(lambda: _encode_shards(model, images, batches, folder, seed, made))
+            every_note: dict[int, Note] = {}
+            for notes_of_rank in comm.gather_object(notes):
+                every_note |= notes_of_rank
+            ordered = [every_note[number] for number in sorted(every_note)]
+            comm.on_main(lambda: _finish(folder, ordered, images, made))
+        return open_latents(folder)
 
 
-def _is_there(folder: Path, made: dict[str, Any]) -> bool:
-    """Whether the folder's latents were made in this way and are whole. If not, the index goes: it would say what is not
-    true.
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let one encoding job write in a folder. Rank 0 holds the lock for all ranks, until all have written.
+
+    Another job waits, in rounds of a second, for no collective may wait as long as an encoding takes.
     """
+    told = False
+
+    def hold() -> bool:
+        nonlocal told
+        try:
+            held.enter_context(exclusive(folder.with_name(f".{folder.name}.lock"), wait_seconds=1.0))
+        except LockHeldError as error:
+            if not told:
+                say(f"another process encodes to {folder} ({error.holder}); waiting until it has ended")
+            told = True
+            return False
+        return True
+
+    with ExitStack() as held:
+        while not comm.on_main(hold):
+            heartbeat.beat("waiting for another process that encodes")
+        yield
+
+
+def _is_complete(folder: Path, made: dict[str, Any]) -> bool:
+    """Whether the folder holds latents that were made in this way, each file in its full size."""
     try:
-        found = open_latents(folder)
+        latents = open_latents(folder)
     except DataError:
         return False
-    sizes = {shard.name: shard.bytes for shard in found.index.shards}
-    sizes |= {shard.entries_name: shard.entries_bytes for shard in found.index.shards}
-    there = {path.name: path.stat().st_size for path in folder.iterdir()}
-    whole = all(there.get(name) == size for name, size in sizes.items())
-    if whole and all(found.index.made.get(name) == value for name, value in made.items()):
-        return True
-    (folder / INDEX).unlink()
-    return False
+    sizes = {shard.name: shard.bytes for shard in latents.index.shards}
+    sizes |= {shard.entries_name: shard.entries_bytes for shard in latents.index.shards}
+    try:
+        is_whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except FileNotFoundError:
+        return False
+    return is_whole and all(latents.index.made.get(name) == value for name, value in made.items())
 
 
 def _encode_shards(
@@ -101,12 +129,13 @@ def _encode_shards(
     images: ShardIndex,
     batches: Callable[[Iterable[int]], Iterable[tuple[int, Batch]]],
     folder: Path,
-    own: range,
     seed: int,
     made: dict[str, Any],
 ) -> dict[int, Note]:
-    notes = {number: note for number in own if (note := _kept(folder, images.shards[number], made))}
-    missing = [number for number in own if number not in notes]
+    """Encode this rank's shards, every world-size-th one, unless an earlier start has written them."""
+    mine = range(comm.rank(), len(images.shards), comm.world_size())
+    notes = {number: note for number in mine if (note := _kept(folder, images.shards[number], made))}
+    missing = [number for number in mine if number not in notes]
     waiting: list[tuple[Batch, Tensor]] = []
     done = 0
     for number, batch in batches(missing):
@@ -207,4 +236,4 @@ def _finish(folder: Path, notes: list[Note], images: ShardIndex, made: dict[str,
     }
     write_latent_index(folder, shards, images.class_names, {**made, **words})
     for note in folder.glob(".*.tar.json"):
-        note.unlink()
+        note.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ BATCH = 32
 
 
 class Gaps(NamedTuple):
-    """Of each image, nats [B] float64: L[q], L[q*], and the importance-weighted bound of log p(x)."""
+    """Bounds of each image, nats [B] float64: L[q], L[q*], and the importance-weighted bound of log p(x)."""
 
     amortized: Tensor
     optimized: Tensor
@@ -80,8 +80,10 @@ def refuse_gaps(model: VAE) -> FlatVAE:
 def inference_gaps(
     model: FlatVAE, images: Tensor, stream: noise.Stream, *, steps: int = 300, importance_samples: int = 1000
 ) -> Gaps:
-    """Of images uint8 [B, C, H, W]; each bound is of `importance_samples` draws, of q* where log p(x) is bounded: where the
-    encoder is far off, so are its draws. The noise of an image depends on the stream's seed and its slot alone.
+    """Measure the gaps of images uint8 [B, C, H, W], each bound by `importance_samples` draws.
+
+    log p(x) is bounded by draws of q*, because the encoder's draws are poor where the encoder is. The noise of an image depends
+    on the stream's seed and its slot alone.
     """
     x = model.target(images, stream)
     with torch.no_grad():

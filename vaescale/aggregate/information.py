@@ -25,8 +25,10 @@ VALUES = 1 << 21
 
 
 class Information(NamedTuple):
-    """Nats, with the standard errors of what is estimated. mean_kl is the left side in closed form, over all images; its
-    distance from mutual_information + aggregate_kl is the estimates' error. Total correlation is over fewer draws.
+    """The terms in nats, with the standard errors of those that are estimated.
+
+    mean_kl is the left side in closed form, over all images; its distance from mutual_information + aggregate_kl is the
+    estimates' error. Total correlation is over fewer draws.
     """
 
     images: int
@@ -42,7 +44,10 @@ class Information(NamedTuple):
 
 
 def information(moments: Moments, *, seed: int, queries: int = QUERIES) -> Information:
-    """Of the images whose means and variances of q(z|x) these are, over all ranks. Raises UserError for a single one."""
+    """Measure the terms over all ranks, from the means and variances of q(z|x). Raises UserError for a single image.
+
+    queries: the most draws that expectations are over.
+    """
     if moments.count < 2:
         raise UserError("there is one image; what latents say of images takes several")
     wanted = evenly(moments.count, queries)
@@ -99,7 +104,7 @@ def marginal_log_densities(moments: Moments, z: Tensor) -> Tensor:
 
 
 def _few(moments: Moments, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's moments, so many at a time that products with `width` fit in memory, float64."""
+    """This rank's moments in batches whose products with `width` fit in memory, float64."""
     rows = max(16, VALUES // max(1, width))
     for means, variances in moments.parts():
         assert variances is not None, "moments were asked for"

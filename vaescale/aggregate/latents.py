@@ -24,14 +24,17 @@ KEPT_BYTES = 1 << 28  # of shards that are read out of order
 
 
 class Drawing(NamedTuple):
-    """samples: of each image; 0: its moments instead. Of shards of draws, as many as they hold."""
+    """How to draw: the number of samples of each image, or 0 for its moments, and the seed.
+
+    The number must be that of the shards, where these hold draws.
+    """
 
     samples: int
     seed: int
 
 
 class ShardLatents:
-    """The latents of shards, read when they are wanted. On `device`."""
+    """The latents of shards on `device`, read from disk when they are asked for."""
 
     def __init__(self, shards: LatentShards, drawing: Drawing, device: torch.device | str = "cpu") -> None:
         self.shards, self.drawing, self.device = shards, drawing, torch.device(device)
@@ -49,7 +52,7 @@ class ShardLatents:
         return range(comm.rank(), len(self.shards.index.shards), comm.world_size())
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Shard by shard."""
+        """The latents of this rank shard by shard: z [n, Z], and the variances if these are moments."""
         for number in self.own:
             z, variance, _ = self._latents(number, self.shards.read(number))
             yield z, variance
@@ -59,7 +62,7 @@ class ShardLatents:
         return self._gathered(wanted, variances=False)
 
     def variances(self, wanted: Tensor) -> Tensor:
-        """Of those latents, likewise."""
+        """The variances of the latents with these numbers, on every rank: float64 [M, Z]. Only for moments."""
         assert not self.drawing.samples, "these are draws"
         return self._gathered(wanted, variances=True)
 
@@ -94,7 +97,7 @@ class ShardLatents:
         return z, variance
 
     def held(self) -> Points:
-        """All of this rank's in memory. What one rank cannot read is raised on all."""
+        """All latents of this rank in memory. An error of one rank is raised on all."""
         parts = comm.together(
             lambda: [self._latents(number, self.shards.read(number)) for number in self.own]
         )

@@ -22,19 +22,19 @@ DECODINGS = ("mean", "ancestral", "offset:ALPHA")
 
 
 class Decoding(NamedTuple):
-    """`mean`, `ancestral`, or an offset of so many sigmas."""
+    """How to decode: `mean`, `ancestral`, or `offset` by `alpha` sigmas."""
 
     name: str
     alpha: float = 0.0
 
     @property
     def words(self) -> str:
-        """What `parse_decoding` reads."""
+        """The text that `parse_decoding` reads."""
         return f"offset:{self.alpha:g}" if self.name == "offset" else self.name
 
 
 def parse_decoding(words: str) -> Decoding:
-    """Of `mean`, `ancestral` or `offset:ALPHA`. Raises UserError."""
+    """Parse `mean`, `ancestral` or `offset:ALPHA`. Raises UserError for anything else."""
     name, colon, number = words.partition(":")
     if words in ("mean", "ancestral"):
         return Decoding(words)
@@ -51,7 +51,7 @@ def parse_decoding(words: str) -> Decoding:
 def from_latents(
     model: VAE, mixture: Mixture | None, stream: noise.Stream, temperature: float = 1.0
 ) -> Tensor:
-    """The likelihood's raw parameters from draws of the model's prior, or of a mixture in its place, one a slot."""
+    """The likelihood's raw parameters from draws of the model's prior, or of a mixture in its place, one per slot."""
     if mixture is None:
         return model.from_prior(stream, temperature)
     return model.decode(sample(mixture, stream, temperature), stream, temperature)
@@ -67,7 +67,7 @@ def prior_draws(model: VAE, stream: noise.Stream, scale: float = 1.0) -> Tensor:
 
 @torch.no_grad()
 def image_of(likelihood: Likelihood, params: Tensor, decoding: Decoding, stream: noise.Stream) -> Tensor:
-    """Images [B, C, H, W] in [0, 1], but for what noise adds. Raises UserError for an offset without a sigma."""
+    """Images [B, C, H, W] in [0, 1], or beyond where noise is added. Raises UserError for an offset without a sigma."""
     if decoding.name == "ancestral":
         return likelihood.sample(params, stream)
     mean = likelihood.mean(params)

@@ -65,7 +65,7 @@ def variance_splits(
 
 @torch.no_grad()
 def model_split(model: VAE, decoded: Iterable[Tensor]) -> Split:
-    """Of the likelihood's raw parameters, batch by batch, from draws of z over all ranks."""
+    """Split the variance of a model's images, over all ranks. decoded: batches of the likelihood's raw parameters, from draws of z."""
     size = model.likelihood.dimensions
     total = torch.zeros(2 * size + 2, dtype=torch.float64)
     for params in decoded:
@@ -96,7 +96,7 @@ def data_covariance(images: Iterable[Tensor], dimensions: int) -> Tensor:
 
 
 def ppca_split(covariance: Tensor, latents: int) -> Split | None:
-    """Of probabilistic PCA with so many latents; None where there are no fewer than values, or only the diagonal is known."""
+    """Split the variance of probabilistic PCA. None for as many latents as values, or where only the diagonal is known."""
     size = len(covariance)
     if covariance.shape[1] != size or latents >= size:
         return None

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 
 from vaescale import figures, noise
-from vaescale.commands.identity import git_revision
 from vaescale.data.lookup import evenly, images_at, usable_at
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
@@ -17,6 +16,7 @@ from vaescale.evaluation.ppca import MOST_DIMENSIONS, PPCA, ppca
 from vaescale.evaluation.probes import Labelled, probe
 from vaescale.models.vae import VAE
 from vaescale.runs import folder as run_folder
+from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.trained import Trained, open_split, open_trained
 
@@ -57,16 +57,13 @@ def baselines(
             rows.setdefault(name, {}).update(accuracies)
     else:
         notes.append("no probes: these images have no classes")
-    plural = "s" if groups > 1 else ""
+    classes = f"classes of {labels or 'all'} images, {images} images of each split at most"
     result = {
         "run": str(trained.folder),
         **trained.identity,
         "code": git_revision(),
         "protocol": PROTOCOL,
-        "measured": {
-            "baselines/": f"classes of {labels or 'all'} images, {images} images of each split at most, latents of {groups} "
-            f"group{plural}"
-        },
+        "measured": {"baselines/": f"{classes}, latents of {groups} group{'s' if groups > 1 else ''}"},
         "rows": rows,
         "notes": notes,
         "train_images": min(len(train), images),
@@ -224,8 +221,7 @@ def _probe(
 @torch.no_grad()
 def _latents(trained: Trained, reader: ShardReader, most: int, groups: int) -> Labelled:
     """Posterior means and classes of the images that `_images` gives."""
-    model = trained.model
-    device = next(model.parameters()).device
+    model, device = trained.model, trained.device
     means, classes = [], []
     for numbers in torch.split(evenly(len(reader), most), BATCH):
         fetched = usable_at(reader, numbers)
@@ -244,8 +240,7 @@ def _images(reader: ShardReader, most: int) -> Array:
 
 @torch.no_grad()
 def _reconstructions(trained: Trained, images: Array) -> NDArray[np.float32]:
-    model = trained.model
-    device = next(model.parameters()).device
+    model, device = trained.model, trained.device
     levels = torch.from_numpy(images * 255).round().byte().view(-1, *model.image_shape).to(device)
     x = model.target(levels, noise.Stream(trained.recipe.seed, 0, torch.arange(len(levels), device=device)))
     means: NDArray[np.float32] = model.likelihood.mean(model.reconstruct(x)).float().cpu().numpy()

@@ -9,6 +9,7 @@ from vaescale.commands.sweep import runs_of
 from vaescale.config import flat
 from vaescale.errors import UserError
 from vaescale.figures.page import comparison_page
+from vaescale.likelihoods.config import LIKELIHOODS
 from vaescale.recipe import load_recipe
 from vaescale.runs import folder as run_folder
 from vaescale.runs.comparison import (
@@ -30,15 +31,7 @@ OUT = Path("runs/comparison")
 MOST_RUNS = 200
 CURVES = ("train/neg_elbo_nats", "val/neg_elbo_nats", "train/kl_nats", "val/mse", "train/sigma")
 PICTURES = ("reconstructions.png", "samples.png")
-RESULTS = ("evaluation/*.json", "gmm/selection.json")  # files of a run that say how metrics were measured
-# The measure of each likelihood. To be replaced by the attribute `measure` of the likelihood's config class.
-MEASURES = {
-    **dict.fromkeys(("gaussian", "structured_gaussian", "laplace", "student_t"), "density"),
-    "continuous_bernoulli": "density",
-    **dict.fromkeys(("categorical", "bitwise"), "mass"),
-    **dict.fromkeys(("discretized_logistic", "discretized_logistic_mixture"), "mass"),
-    "bernoulli": "binary mass",
-}
+RESULTS = ("evaluation/*.json", "gmm/selection.json")
 
 
 def compare_runs(
@@ -83,7 +76,10 @@ def compare_runs(
 
 def measure_of(kind: str) -> str:
     """What a likelihood's log_prob is: `density`, `mass`, or `binary mass` of binarized images; empty for an unknown kind."""
-    return MEASURES.get(kind, "")
+    section = LIKELIHOODS.get(kind)
+    if section is None:
+        return ""
+    return "binary mass" if section.measure == "mass" and section.levels == 2 else section.measure
 
 
 def page(comparison: Comparison, pngs: Sequence[tuple[str, bytes]], *, title: str) -> str:

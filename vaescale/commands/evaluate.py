@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from vaescale import comm, figures, noise
-from vaescale.commands.identity import git_revision
 from vaescale.data.batch import Request
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
@@ -16,6 +15,7 @@ from vaescale.evaluation import importance
 from vaescale.evaluation import likelihood as bounds
 from vaescale.evaluation.reconstruction import METRICS, reconstruction
 from vaescale.runs import folder as run_folder
+from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system.console import say
 from vaescale.system.secrets import redact
@@ -123,11 +123,9 @@ def _measure(
         metrics |= importance.importance_weighted(
             model, batches(), seed=seed, samples=importance_samples, most_images=importance_images
         )
-    elif all(
-        earlier.get(key) == value
-        for key, value in (("weights_hash", trained.weights_hash), ("data_hash", hashed), ("code", code))
-    ):  # importance sampling takes minutes, so its result is kept
-        metrics |= {key: v for key, v in earlier["metrics"].items() if key in importance.IMPORTANCE}
+    else:
+        origin = {"weights_hash": trained.weights_hash, "data_hash": hashed, "code": code}
+        metrics |= _kept(earlier, origin)
     if "importance_samples" in metrics:
         protocol["neg_iwae_nats"] = IWAE_PROTOCOL
     pictures = reconstruction(model, batches(), seed=seed)
@@ -144,6 +142,13 @@ def _measure(
         "metrics": metrics,
         "coverage": pictures.coverage,
     }
+
+
+def _kept(earlier: dict[str, Any], origin: dict[str, str]) -> dict[str, float]:
+    """The importance-sampled bound of an earlier result of the same origin: it takes minutes to measure."""
+    if any(earlier.get(name) != value for name, value in origin.items()):
+        return {}
+    return {key: value for key, value in earlier["metrics"].items() if key in importance.IMPORTANCE}
 
 
 def _measured(images: Images, metrics: dict[str, float]) -> dict[str, str]:
@@ -188,8 +193,7 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
 @torch.no_grad()
 def _rows(trained: Trained, reader: ShardReader) -> list[tuple[str, Any]]:
     """The first images, their reconstructions, the errors, and sigma where it differs from place to place."""
-    model = trained.model
-    device = next(model.parameters()).device
+    model, device = trained.model, trained.device
     numbers = np.arange(min(2 * SHOWN, len(reader)))
     fetched = reader.__getitems__(Request(numbers, refill=False))
     images = fetched.images[fetched.usable][:SHOWN].to(device)

@@ -7,26 +7,23 @@ has draws and no moments.
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from vaescale import comm, figures
+from vaescale.aggregate.fits import Fitting, Material, fit_candidate
 from vaescale.aggregate.latents import Drawing, ShardLatents, load
 from vaescale.aggregate.prior import prior_nats, replaces
 from vaescale.commands.encode import SPLITS, latents_of
 from vaescale.data.latent_shards import LatentShards
 from vaescale.errors import UserError
-from vaescale.mixtures import em, selection
 from vaescale.mixtures import files as mixture_files
-from vaescale.mixtures.gaussian import Kind, Mixture
+from vaescale.mixtures.gaussian import Kind
 from vaescale.mixtures.points import Points
 from vaescale.mixtures.selection import Candidate, Criterion, Spread, choose, refuse_unfit, spread_of
 from vaescale.mixtures.starts import Start
-from vaescale.mixtures.stepwise import fit_stepwise
 from vaescale.models.vae import VAE
 from vaescale.runs.results import save_result
-from vaescale.system.console import Progress, say
+from vaescale.system.console import say
 from vaescale.trained import Trained, draw_seed, open_split, open_trained
 from vaescale.training import launch
 
@@ -39,35 +36,6 @@ MORE_IS_BETTER = (
     "gmm/val_log_density_nats",
     "gmm/val_prior_log_density_nats",
 )
-
-
-class Fitting(NamedTuple):
-    """How to fit a mixture: the arguments of `fit_gmm` with these names."""
-
-    covariance: Kind
-    start: Start
-    restarts: int
-    tolerance: float
-    max_iterations: int
-    ridge: float
-    online: int | None
-    online_batch: int
-    seed: int
-
-
-class Material(NamedTuple):
-    """The latents of a run: `train` to fit to, draws of the training and held-out images to take densities of, and their spread.
-
-    images: the number of training images; draws: of each image, 0 where moments are fitted; data_hash: of the training images.
-    """
-
-    train: Points | ShardLatents
-    drawn: Points | ShardLatents
-    val: Points | ShardLatents
-    spread: Spread
-    images: int
-    draws: int
-    data_hash: str
 
 
 def fit_gmm(
@@ -97,22 +65,15 @@ def fit_gmm(
     Returns the mean log densities (nats) of the chosen mixture, of the model's prior and of all candidates. Raises UserError
     for latents that cannot be fitted.
     """
+    how = Fitting(covariance, start, restarts, tolerance, max_iterations, ridge, online, online_batch, seed)
     with launch.joined():
         trained = open_trained(run)
         material = gather(
             trained, groups=groups, samples_per_image=samples_per_image, online=online is not None
         )
-        refuse_unfit(
-            material.spread,
-            max(components),
-            material.images,
-            covariance,
-            _which_groups(trained.model, groups),
-        )
-        how = Fitting(
-            covariance, start, restarts, tolerance, max_iterations, ridge, online, online_batch, seed
-        )
-        candidates = [_candidate(material, number, how) for number in components]
+        which = _which_groups(trained.model, groups)
+        refuse_unfit(material.spread, max(components), material.images, covariance, which)
+        candidates = [fit_candidate(material, number, how) for number in components]
         chosen = choose(candidates, select)
         metrics = _metrics(chosen, prior_nats(trained.model, material.val))
         origin = _origin(trained, material, how, groups)
@@ -137,7 +98,6 @@ def gather(trained: Trained, *, groups: int, samples_per_image: int | None, onli
     model does not have, or that have no moments.
     """
     _refuse_groups(trained.model, groups, samples_per_image)
-    device = next(trained.model.parameters()).device
     draws = samples_per_image
     seeds = {split: draw_seed(trained.recipe, split) for split in SPLITS}
     read: Callable[..., Points | ShardLatents] = ShardLatents if online else load
@@ -147,76 +107,18 @@ def gather(trained: Trained, *, groups: int, samples_per_image: int | None, onli
             split: latents_of(trained, split, suffix=f"-top{groups}", groups=groups, draws=draws)
             for split in SPLITS
         }
-        drawn, val = (read(joint[split], Drawing(draws, seeds[split]), device) for split in SPLITS)
+        drawn, val = (read(joint[split], Drawing(draws, seeds[split]), trained.device) for split in SPLITS)
         return _material(drawn, drawn, val, spread_of(drawn, draws), joint["train"], draws)
     shards = {split: latents_of(trained, split) for split in SPLITS}
     if draws is None:
         draws = _suitable(trained, least=1)
-    moments = read(shards["train"], Drawing(0, seeds["train"]), device)
+    moments = read(shards["train"], Drawing(0, seeds["train"]), trained.device)
     # The density of moments is not known; it is taken of one draw.
-    drawn, val = (read(shards[split], Drawing(max(1, draws), seeds[split]), device) for split in SPLITS)
+    drawn, val = (
+        read(shards[split], Drawing(max(1, draws), seeds[split]), trained.device) for split in SPLITS
+    )
     train = moments if draws == 0 else drawn
     return _material(train, drawn, val, spread_of(moments), shards["train"], draws)
-
-
-def _candidate(material: Material, number: int, how: Fitting) -> Candidate:
-    """The best fit of `number` components."""
-    components = f"{number} component{'s' if number > 1 else ''}"
-    train, ridge = material.train, how.ridge * material.spread.total.clamp_min(1e-12)
-    if comm.is_main():
-        say(f"fitting {components} to {train.count} latents of {train.size} values")
-
-    def fit(start: Mixture) -> em.Fit:
-        with Progress(f"fit {components}", 0, shown=comm.is_main()) as progress:
-            return _fit(
-                train, start, ridge, how, lambda i, nats: progress.update(i, f"iterations  {nats:.3f} nats")
-            )
-
-    candidate = selection.candidate(
-        train,
-        material.drawn,
-        material.val,
-        number,
-        fit=fit,
-        restarts=how.restarts,
-        images=material.images,
-        kind=how.covariance,
-        how=how.start,
-        seed=how.seed,
-        ridge=ridge,
-    )
-    if comm.is_main() and not candidate.converged and how.online is None:
-        say(
-            f"{number} components: not converged after {candidate.iterations} iterations; raise --max-iterations"
-        )
-    return candidate
-
-
-def _fit(
-    train: Points | ShardLatents,
-    start: Mixture,
-    ridge: Tensor,
-    how: Fitting,
-    tell: Callable[[int, float], None],
-) -> em.Fit:
-    if isinstance(train, ShardLatents) and how.online is not None:
-        return fit_stepwise(
-            train,
-            start,
-            batch=how.online_batch,
-            passes=how.online,
-            seed=how.seed,
-            ridge=ridge,
-            tell=tell,
-        )
-    return em.fit(
-        train,
-        start,
-        ridge=ridge,
-        tolerance=how.tolerance,
-        max_iterations=how.max_iterations,
-        tell=tell,
-    )
 
 
 def _metrics(chosen: Candidate, of_prior: float) -> dict[str, float]:

@@ -15,12 +15,12 @@ from vaescale.aggregate.sigma import sigma_and_density
 from vaescale.aggregate.sources import draws_by_source
 from vaescale.aggregate.variance import variance_splits
 from vaescale.commands.encode import latents_of
-from vaescale.commands.identity import git_revision
 from vaescale.data.latent_shards import LatentShards
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.gaussian import Mixture
 from vaescale.runs import folder as run_folder
+from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.trained import Trained, open_split, open_trained
 from vaescale.training import launch

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vaescale.config import parse_bytes
+from vaescale.data.config import Crop, Filter
 from vaescale.data.index import INDEX, ShardIndex, describe, parse_index
 from vaescale.data.making import writing
-from vaescale.data.making.sources import Source, open_source
+from vaescale.data.making.sources import open_source
+from vaescale.data.making.sources.base import Source
 from vaescale.data.making.writing import Making, Written, damaged_shards, differing
-from vaescale.data.pictures import Crop, Encoding, Filter
+from vaescale.data.pictures import Encoding
 from vaescale.data.storage import Folder
 from vaescale.errors import UserError
 from vaescale.system.console import Progress, say

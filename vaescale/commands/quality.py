@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vaescale import comm, figures, noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding, refuse_misfit
-from vaescale.commands.identity import git_revision
 from vaescale.data.lookup import evenly, images_at
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
@@ -29,6 +28,7 @@ from vaescale.evaluation.features import Extractor, open_extractor
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.gaussian import Mixture
 from vaescale.models.vae import to_unit
+from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system.console import say
 from vaescale.trained import Trained, open_split, open_trained
@@ -37,6 +37,15 @@ from vaescale.training import launch
 CACHE = Path("~/.cache/vaescale/references")
 DECODINGS = ("mean", "ancestral")
 SHOWN = 16  # pictures of each kind
+
+
+class Samples(NamedTuple):
+    """Which samples to judge: the number of each kind, how they are decoded, the temperature and seed of the latents."""
+
+    number: int
+    decodings: tuple[str, ...]
+    temperature: float
+    seed: int
 
 
 def quality(
@@ -60,45 +69,28 @@ def quality(
     Returns a row of scores for each kind of picture, with the protocol. Raises UserError for arguments that make no sense,
     features that are not there and mixtures of another model, DataError for too few images.
     """
-    if count is not None and not LEAST <= count <= MOST_REFERENCES:
-        raise UserError(f"--count (={count}) must be from {LEAST} to {MOST_REFERENCES}")
-    decodings = tuple(dict.fromkeys(decode))
-    for decoding in decodings:
-        parse_decoding(decoding)  # before anything is opened
+    decodings = _checked(count, decode)
     with launch.joined():
         trained = open_trained(run, weights=weights)
-        model, data = trained.model, trained.recipe.data
-        device = next(model.parameters()).device
-        extractor = comm.together(
-            lambda: open_extractor(
-                features, image_shape=model.image_shape, device=device, trusted=trust_features
-            )
-        )
+        extractor = comm.together(lambda: _extractor(trained, features, trust_features))
         train = comm.together(lambda: open_split(trained.recipe, "train"))
         val = comm.together(lambda: open_split(trained.recipe, "val"))
         mixtures = comm.together(lambda: _mixtures(trained))
-        count = count or min(len(val), MOST_COMPARED)
+        samples = Samples(count or min(len(val), MOST_COMPARED), decodings, temperature, seed)
+        references, cached = references_of(
+            train, extractor, trained.recipe.data, device=trained.device, cache=cache.expanduser()
+        )
+        kinds = kinds_of(trained, val, mixtures, samples)
         with torch.no_grad():
-            references, cached = references_of(
-                train, extractor, data, device=device, cache=cache.expanduser()
-            )
-            kinds = kinds_of(
-                trained, val, mixtures, count=count, decodings=decodings, temperature=temperature, seed=seed
-            )
             rows = judge(kinds, extractor, references)
             first = [kind.pictures(torch.arange(min(SHOWN, kind.number))).cpu() for kind in kinds]
-        samples = f"{count} of each kind, 8-bit, seed {seed}, temperature {temperature:g}"
-        measured = f"{count} samples at temperature {temperature:g}, {len(references)} images of {train.index.data_hash[:12]}"
+        data_hash = train.index.data_hash
         result = {
             "run": str(trained.folder),
             **trained.identity,
-            "data_hash": train.index.data_hash,
+            "data_hash": data_hash,
             "code": git_revision(),
-            "features": extractor.name,
-            "protocol": _protocol(extractor, len(references), samples),
-            "measured": {
-                f"quality/{extractor.name}/": f"features {extractor.identity[:12]}, {measured}",
-            },
+            **_protocol(extractor, samples, len(references), data_hash),
             "references_from_cache": cached,
             "rows": rows,
         }
@@ -106,23 +98,15 @@ def quality(
 
 
 def kinds_of(
-    trained: Trained,
-    val: ShardReader,
-    mixtures: dict[str, Mixture],
-    *,
-    count: int,
-    decodings: tuple[str, ...],
-    temperature: float,
-    seed: int,
+    trained: Trained, val: ShardReader, mixtures: dict[str, Mixture], samples: Samples
 ) -> list[Kind]:
     """Held-out images, their reconstructions, and samples of the prior and of each mixture under each decoding.
 
     The distances of few pictures are too large, so rows compare only where there are as many held-out images as samples.
     Raises DataError for fewer than `LEAST` held-out images.
     """
-    model = trained.model
-    device = next(model.parameters()).device
-    numbers = evenly(len(val), count)
+    model, device = trained.model, trained.device
+    numbers = evenly(len(val), samples.number)
     if len(numbers) < LEAST:
         raise comm.known_to_all(
             DataError(f"{len(numbers)} held-out images are too few to judge; {LEAST} are needed")
@@ -136,22 +120,47 @@ def kinds_of(
         x = model.target(images_at(val, numbers[positions]).to(device), stream)
         return to_levels(model.likelihood.mean(model.reconstruct(x)))
 
-    def samples(mixture: Mixture | None, decode: str) -> Callable[[Tensor], Tensor]:
-        def draw(positions: Tensor) -> Tensor:
-            stream = noise.Stream(seed, 0, positions.to(device))
-            params = from_latents(model, mixture, stream, temperature)
-            return to_levels(image_of(model.likelihood, params, parse_decoding(decode), stream))
-
-        return draw
-
     kinds = [
         Kind("held-out images", "", len(numbers), images),
         Kind("reconstructions", "mean", len(numbers), reconstructions),
     ]
     sources: dict[str, Mixture | None] = {"prior": None, **mixtures}
-    for decode in decodings:
-        kinds += [Kind(name, decode, count, samples(mixture, decode)) for name, mixture in sources.items()]
+    for decode in samples.decodings:
+        kinds += [
+            Kind(name, decode, samples.number, _drawn(trained, mixture, decode, samples))
+            for name, mixture in sources.items()
+        ]
     return kinds
+
+
+def _drawn(
+    trained: Trained, mixture: Mixture | None, decode: str, samples: Samples
+) -> Callable[[Tensor], Tensor]:
+    """A function from positions to samples of the prior, or of a mixture in its place."""
+    likelihood, decoding = trained.model.likelihood, parse_decoding(decode)
+
+    def draw(positions: Tensor) -> Tensor:
+        stream = noise.Stream(samples.seed, 0, positions.to(trained.device))
+        params = from_latents(trained.model, mixture, stream, samples.temperature)
+        return to_levels(image_of(likelihood, params, decoding, stream))
+
+    return draw
+
+
+def _checked(count: int | None, decode: Sequence[str]) -> tuple[str, ...]:
+    """The decodings, each once. Raises UserError for a decoding that is unknown and for too few or too many samples."""
+    if count is not None and not LEAST <= count <= MOST_REFERENCES:
+        raise UserError(f"--count (={count}) must be from {LEAST} to {MOST_REFERENCES}")
+    decodings = tuple(dict.fromkeys(decode))
+    for decoding in decodings:
+        parse_decoding(decoding)
+    return decodings
+
+
+def _extractor(trained: Trained, features: str, trusted: bool) -> Extractor:
+    return open_extractor(
+        features, image_shape=trained.model.image_shape, device=trained.device, trusted=trusted
+    )
 
 
 def _mixtures(trained: Trained) -> dict[str, Mixture]:
@@ -174,13 +183,22 @@ def _mixtures(trained: Trained) -> dict[str, Mixture]:
     return mixtures
 
 
-def _protocol(extractor: Extractor, references: int, samples: str) -> dict[str, str]:
+def _protocol(extractor: Extractor, samples: Samples, references: int, data_hash: str) -> dict[str, Any]:
+    """How the rows are measured, and what must be alike for two runs' metrics to compare."""
+    number, temperature = samples.number, f"temperature {samples.temperature:g}"
     return {
-        "features": extractor.words,
-        "features_hash": extractor.identity,
-        "reference": f"{references} training images",
-        "samples": samples,
-        **PROTOCOL,
+        "features": extractor.name,
+        "protocol": {
+            "features": extractor.words,
+            "features_hash": extractor.identity,
+            "reference": f"{references} training images",
+            "samples": f"{number} of each kind, 8-bit, seed {samples.seed}, {temperature}",
+            **PROTOCOL,
+        },
+        "measured": {
+            f"quality/{extractor.name}/": f"features {extractor.identity[:12]}, {number} samples at {temperature}, "
+            f"{references} images of {data_hash[:12]}"
+        },
     }
 
 

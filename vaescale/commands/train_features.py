@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from vaescale.data.batch import Batch
+from vaescale.data.config import DataConfig
 from vaescale.data.loader import evaluation_batches, training_batches
 from vaescale.data.plan import Plan
-from vaescale.data.reader import DataConfig, ShardReader, open_index, open_reader
+from vaescale.data.reader import ShardReader, open_index, open_reader
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation import classifier
 from vaescale.system.console import Progress

@@ -90,7 +90,7 @@ class ShardIndex(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tars."""
+        """The total size of all tars in bytes."""
         return sum(shard.bytes for shard in self.shards)
 
     @property

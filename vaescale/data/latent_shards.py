@@ -8,6 +8,7 @@ images they are, and what scales them.
 import hashlib
 import io
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from vaescale.data.index import (
 )
 from vaescale.data.tars import LATENT_EXTENSIONS, TarFault, samples
 from vaescale.errors import DataError
-from vaescale.system.files import sync, write_whole
+from vaescale.system.files import remove_abandoned, replacing, sync, write_whole
 
 
 class Block(NamedTuple):
@@ -41,6 +42,21 @@ class Block(NamedTuple):
     keys: list[str]
     labels: NDArray[np.int64]
     moments: NDArray[np.float32]
+
+
+class _FileIdentity(NamedTuple):
+    """What changes when a file is written or replaced, and the sha256 that its bytes had."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    device: int
+    sha256: str
+
+
+SETTLED_NS = 3_000_000_000  # a file written within the clock tick of its check may change without a new time
+_verified: dict[Path, _FileIdentity] = {}
 
 
 @dataclass(frozen=True)
@@ -55,19 +71,18 @@ class LatentShards:
     draws: int = 0
 
     def read(self, number: int) -> Block:
-        """One shard, its bytes checked against the index. Raises DataError."""
+        """Read one shard and check its bytes against the index. Raises DataError.
+
+        The sha256 of a file that has not changed is computed once in a process, not at each pass over the latents.
+        """
         shard = self.index.shards[number]
         try:
             entries = parse_entries((self.folder / shard.entries_name).read_bytes(), shard, str(self.folder))
-            content = np.fromfile(self.folder / shard.name, np.uint8)
+            content = _read_verified(self.folder / shard.name, shard)
         except OSError as error:
             raise DataError(
                 f"{error.filename or self.folder}: {error.strerror}; encode the run again"
             ) from error
-        if len(content) != shard.bytes or hashlib.sha256(content.data).hexdigest() != shard.sha256:
-            raise DataError(
-                f"{self.folder / shard.name} is not what was indexed; delete {self.folder} and encode again"
-            )
         of_each = self.draws or 2
         header = _header((of_each, *self.shape))
         values = of_each * int(np.prod(self.shape))
@@ -110,28 +125,27 @@ def write_latents(
     from webdataset import TarWriter
 
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.tmp-{os.getpid()}"
     header, extension = _header(moments.shape[1:]), LATENT_EXTENSIONS[draws]
-    with (
-        temporary.open("wb") as file,
-        TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar,
-    ):
-        for key, label, values in zip(keys, labels.tolist(), moments.astype("<f4"), strict=True):
-            classes = {"cls": str(label).encode()} if label >= 0 else {}
-            tar.write({"__key__": key, **classes, extension: header + values.tobytes()})
-    rows = []
-    with temporary.open("rb") as whole:
-        for found in samples(whole, LATENT_EXTENSIONS):  # read back strictly, as any tar is
-            if isinstance(found, TarFault):
-                raise DataError(f"the latents of {found.member!r} cannot be written: {found}")
-            rows.append((found.offset, len(found.content), found.crc32, found.label, found.key))
-        whole.seek(0)
-        sha256, size = hashlib.file_digest(whole, "sha256").hexdigest(), whole.seek(0, os.SEEK_END)
-    content = entries_content(make_entries(rows))
-    shard = Shard(name, size, sha256, len(rows), len(content), hashlib.sha256(content).hexdigest())
-    write_whole(folder / shard.entries_name, content)
-    sync(temporary)
-    temporary.replace(folder / name)
+    with replacing(folder / name) as temporary:
+        with (
+            temporary.open("wb") as file,
+            TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar,
+        ):
+            for key, label, values in zip(keys, labels.tolist(), moments.astype("<f4"), strict=True):
+                classes = {"cls": str(label).encode()} if label >= 0 else {}
+                tar.write({"__key__": key, **classes, extension: header + values.tobytes()})
+        rows = []
+        with temporary.open("rb") as whole:
+            for found in samples(whole, LATENT_EXTENSIONS):  # read back strictly, as any tar is
+                if isinstance(found, TarFault):
+                    raise DataError(f"the latents of {found.member!r} cannot be written: {found}")
+                rows.append((found.offset, len(found.content), found.crc32, found.label, found.key))
+            whole.seek(0)
+            sha256, size = hashlib.file_digest(whole, "sha256").hexdigest(), whole.seek(0, os.SEEK_END)
+        content = entries_content(make_entries(rows))
+        shard = Shard(name, size, sha256, len(rows), len(content), hashlib.sha256(content).hexdigest())
+        write_whole(folder / shard.entries_name, content)
+        sync(temporary)
     sync(folder)
     return shard
 
@@ -139,12 +153,16 @@ def write_latents(
 def write_latent_index(
     folder: Path, shards: Sequence[Shard], class_names: tuple[str, ...], made: dict[str, Any]
 ) -> ShardIndex:
-    """Write index.json, which makes the shards a data set, and remove what is not in it."""
+    """Write index.json, which makes the shards a data set, and delete shards that it does not list.
+
+    Temporary files of other writers that are still alive stay.
+    """
     index = ShardIndex(str(folder), ShardTable.of(shards), None, class_names, {"kind": LATENTS, **made})
     kept = {name for shard in shards for name in (shard.name, shard.entries_name)}
-    for path in [*folder.glob("*.tar"), *folder.glob("*.index.npy"), *folder.glob(".*.tmp-*")]:
+    for path in [*folder.glob("*.tar"), *folder.glob("*.index.npy")]:
         if path.name not in kept:
-            path.unlink()
+            path.unlink(missing_ok=True)
+    remove_abandoned(folder)
     write_whole(folder / INDEX, index_content(index))
     return index
 
@@ -165,6 +183,23 @@ def open_latents(folder: Path) -> LatentShards:
     ):
         raise DataError(f"{folder} holds no latents; give a folder that `vaescale encode` wrote")
     return LatentShards(index, folder, tuple(shape), draws)
+
+
+def _read_verified(path: Path, shard: Shard) -> NDArray[np.uint8]:
+    """The bytes of a shard, hashed unless this process has hashed the same file before. Raises DataError."""
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        content = np.fromfile(file, np.uint8)
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    identity = _FileIdentity(status.st_size, *times, status.st_ino, status.st_dev, shard.sha256)
+    is_whole = len(content) == shard.bytes
+    if is_whole and _verified.get(path.absolute()) == identity:
+        return content
+    if not is_whole or hashlib.sha256(content.data).hexdigest() != shard.sha256:
+        raise DataError(f"{path} is not what was indexed; delete {path.parent} and encode again")
+    if time.time_ns() - status.st_mtime_ns > SETTLED_NS:
+        _verified[path.absolute()] = identity
+    return content
 
 
 def _header(shape: tuple[int, ...]) -> bytes:

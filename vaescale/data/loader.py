@@ -1,28 +1,24 @@
-"""Batches of a rank: the plan says which samples, the reader gets them, under an ordinary torch DataLoader.
+"""Batches of a rank: the plan says which samples, the reader gets them, here or in worker processes.
 
 Whatever the number of ranks and workers, the global batches are the same; remote shards are fetched ahead.
 """
 
-import atexit
-import functools
-import signal
-import weakref
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from vaescale import comm, noise
 from vaescale.data.batch import Batch, Fetched, Request
+from vaescale.data.config import DataConfig
 from vaescale.data.index import ShardIndex
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.prefetch import Ahead
-from vaescale.data.reader import DataConfig, ShardReader
+from vaescale.data.reader import ShardReader
 from vaescale.data.storage import Remote
+from vaescale.data.workers import Workers
 from vaescale.errors import DataError
 
 AHEAD_SHARE = 4  # of the cache, one part holds shards that are not needed yet
@@ -40,9 +36,11 @@ def training_batches(
     flip: bool = False,
 ) -> Generator[list[Batch]]:
     """For each optimizer step, this rank's micro-batches."""
+    if isinstance(reader.store, Remote):
+        reader.store.closed = False  # as an earlier pass leaves it, before training returns to a checkpoint
     slots = rank_slots(plan.global_batch, rank=rank, world_size=world_size, accumulation=accumulation)
     requests = (_request(plan, step, part, flip) for step in steps for part in slots)
-    batches = _fetch(reader, requests, workers=workers)
+    batches = _fetch(reader, requests, workers)
     slot_tensors = [torch.from_numpy(part) for part in slots]
     with _ahead(reader, plan, np.concatenate(slots), steps) as ahead:
         for done in steps:
@@ -54,20 +52,20 @@ def training_batches(
                 Batch(got.images, got.labels, part, got.usable, tuple(got.keys), tuple(got.faults))
                 for got, part in zip(step, slot_tensors, strict=True)
             ]
-    next(batches, None)  # ends the reading processes here and now, not when Python collects its garbage
+    next(batches, None)  # ends the workers now, not when Python collects its garbage
 
 
 def evaluation_batches(
-    reader: ShardReader, *, batch: int, rank: int, world_size: int, workers: int = 0
+    reader: ShardReader, *, batch: int, rank: int, world_size: int, workers: int | Workers = 0
 ) -> Iterator[Batch]:
     """Every sample once over all ranks, in order; padding and unusable samples are masked, all ranks get equally
-    many batches.
+    many batches. workers: how many processes read, or those that outlive this pass.
     """
     per_rank = max(1, batch // world_size)
     starts = range(rank * per_rank, len(reader) + rank * per_rank, per_rank * world_size)
     parts = [np.arange(start, start + per_rank) for start in starts]
     requests = (Request(np.minimum(numbers, len(reader) - 1), refill=False) for numbers in parts)
-    for numbers, got in zip(parts, _fetch(reader, requests, workers=workers), strict=True):
+    for numbers, got in zip(parts, _fetch(reader, requests, workers), strict=True):
         there = numbers < len(reader)
         faults = {fault.number: fault for fault in got.faults if fault.number in numbers}
         mask = torch.from_numpy(there) & got.usable
@@ -88,7 +86,7 @@ def shard_batches(
         for start in range(int(starts[shard]), int(starts[shard + 1]), batch)
     ]
     requests = (Request(numbers, refill=False) for _, numbers in parts)
-    for (shard, numbers), got in zip(parts, _fetch(reader, requests, workers=workers), strict=True):
+    for (shard, numbers), got in zip(parts, _fetch(reader, requests, workers), strict=True):
         slots = torch.from_numpy(numbers)
         yield shard, Batch(got.images, got.labels, slots, got.usable, tuple(got.keys), tuple(got.faults))
 
@@ -138,40 +136,12 @@ def _ahead(reader: ShardReader, plan: Plan, slots: NDArray[np.int64], steps: ran
         store.closed = True
 
 
-def _fetch(reader: ShardReader, requests: Iterable[Request], *, workers: int) -> Iterator[Fetched]:
-    loader = DataLoader(
-        reader,
-        batch_sampler=requests,  # type: ignore[arg-type]  # any iterable of what __getitems__ takes
-        num_workers=0 if reader.in_memory else workers,
-        collate_fn=_as_fetched,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_outlive_signals if workers else None,
-    )
-    # The reading processes start here: before the threads that fetch ahead, whose locks a fork would copy.
-    batches = iter(loader)
-    _LOADERS.add(batches)
-    _end_readers_at_exit()
-    return _with_own_words(batches)
-
-
-_LOADERS: "weakref.WeakSet[Any]" = weakref.WeakSet()
-
-
-@functools.cache
-def _end_readers_at_exit() -> None:
-    """Once: Python waits at its exit for the processes of a generator that nobody closed."""
-
-    def end() -> None:
-        for loader in list(_LOADERS):
-            _end_readers(loader)
-
-    atexit.register(end)
-
-
-def _outlive_signals(worker: int) -> None:  # noqa: ARG001
-    """A cluster, and Ctrl-C, signal all processes of a job; this one must serve until training has saved and ends it."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def _fetch(reader: ShardReader, requests: Iterable[Request], workers: int | Workers) -> Iterator[Fetched]:
+    """The requested batches. workers: how many processes to start for this pass, or those that outlive it."""
+    if isinstance(workers, Workers):
+        assert workers.reader is reader
+        return workers.fetch(requests)
+    return Workers(reader, workers).fetch(requests, last_pass=True)
 
 
 def _request(plan: Plan, step: int, slots: NDArray[np.int64], flip: bool) -> Request:
@@ -180,31 +150,3 @@ def _request(plan: Plan, step: int, slots: NDArray[np.int64], flip: bool) -> Req
         return Request(numbers)
     stream = noise.Stream(plan.seed, plan.epoch(step), torch.from_numpy(numbers))
     return Request(numbers, (noise.uniform(stream, noise.FLIP, (1,))[:, 0] < 0.5).numpy())
-
-
-def _with_own_words(batches: Iterator[Fetched]) -> Iterator[Fetched]:
-    """The same batches. torch wraps what a worker raises in a page of traceback; the last line is the sentence."""
-    try:
-        yield from batches
-    except DataError as error:
-        raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DataError(
-            "a reading process was killed, perhaps for memory; lower data.workers or data.global_batch"
-        ) from error
-    finally:
-        _end_readers(batches)
-
-
-def _end_readers(loader: Any) -> None:
-    """End the reading processes for good: they ignore the SIGTERM with which torch, and Python at its exit, would end them."""
-    if not getattr(loader, "_shutdown", True):
-        loader._shutdown_workers()
-        for process in loader._workers:
-            process.kill()
-
-
-def _as_fetched(batch: Any) -> Any:
-    return batch  # `__getitems__` made tensors of it already

@@ -1,6 +1,6 @@
 """Image files: bytes to uint8 [H, W, C] and back, without guessing and without trusting.
 
-The format is told from the first bytes, never from a name. Dimensions are read from the header before anything is
+The first bytes decide the format, never a name. Dimensions are read from the header before anything is
 decoded. What would lose information silently (16 bits, transparency, colour in a grey set) is a fault with a name.
 JPEG is decoded by simplejpeg, strict and with the exact DCT; PNG and WebP by Pillow; npy without pickle. Bilinear and
 bicubic resizing is torch's for 8-bit images, five times as fast as Pillow's and equal to it but for the last bit.
@@ -16,14 +16,14 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from vaescale.data.config import Crop, Filter
+
 MAX_PIXELS = 1 << 26  # 67 megapixels: more than any photograph of the usual sets, 200 MB decoded
 _JPEG = b"\xff\xd8\xff"
 _NPY_HEADER = re.compile(
     rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9})(?:, ([13]))?\), \} *\n"
 )
 Picture = NDArray[np.uint8]
-Crop = Literal["square", "whole"] | int
-Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 Encoding = Literal["npy", "png", "webp", "jpg"]
 FILTERS: dict[Filter, Image.Resampling] = {
     "box": Image.Resampling.BOX,

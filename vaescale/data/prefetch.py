@@ -18,7 +18,7 @@ class Ahead:
     """`with Ahead(needs, fetch, sizes, limit) as ahead: ... ahead.reached(step)`.
 
     needs: for each step in order, the step and its (epoch, shard) pairs; each pair is fetched once, so that a shard that
-    was evicted since comes again in the next epoch. sizes: a shard's bytes. At most `limit` bytes lie ahead of the step
+    was evicted since comes again in the next epoch. sizes: a shard's bytes. At most `limit` bytes are ahead of the step
     that was reached. A fault of `fetch` is left to the reader, which meets it too.
     """
 

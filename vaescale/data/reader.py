@@ -2,7 +2,7 @@
 
 Images leave as uint8 [B, C, H, W]; scaling to [0, 1] happens on the device. Each image's bytes are checked against
 the crc32 of the index before they are decoded, so that image, class and key belong together whatever happened to the
-files. A sample that cannot be used is not passed over silently: in training the next usable one of the index takes
+files. A sample that cannot be used is never skipped silently: in training the next usable one of the index takes
 its slot, which depends on the data alone and so is the same on every rank; in evaluation its slot is masked.
 Either way the batch says so.
 """
@@ -16,67 +16,25 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vaescale import comm
-from vaescale.config import Config, parse_bytes
 from vaescale.data.batch import Fault, Fetched, Request
+from vaescale.data.config import Crop, DataConfig, Filter
 from vaescale.data.index import INDEX, LATENTS, Entries, ShardIndex, parse_entries, parse_index
-from vaescale.data.pictures import Crop, Filter, Picture, PictureFault, decode, fit, to_channels
-from vaescale.data.plan import BLOCK_SAMPLES
+from vaescale.data.pictures import Picture, PictureFault, decode, fit, to_channels
 from vaescale.data.storage import Folder, Remote, open_store
 from vaescale.errors import DataError
 from vaescale.system.host import cores
 
 OPEN_SHARDS = 128
 NEXT_SAMPLES, NEXT_SHARDS = 16, 25  # that are tried in the place of an unusable one
-
-
-class DataConfig(Config):
-    """Where the images are, how they are cut to size and how they are batched."""
-
-    train: str = Field(description="folder or URL of training shards")
-    val: str = Field(description="folder or URL of held-out shards")
-    image_size: int = Field(gt=0, description="height and width of the images in pixels")
-    channels: Literal[1, 3] = Field(default=1, description="1: grey, 3: RGB")
-    crop: Literal["square", "whole"] | Annotated[int, Field(gt=0)] | None = Field(
-        default=None,
-        description="what is resized to image_size: pixels of the centre square, `square` for the largest one, "
-        "`whole`; null: the images have that size",
-    )
-    resample: Filter = "bicubic"
-    flip: bool = Field(default=False, description="mirror half of the training images, anew each epoch")
-    global_batch: int = Field(
-        gt=0, description="images per optimizer step, over all processes; multiples of 16 mix best"
-    )
-    shuffle_block: int = Field(
-        default=BLOCK_SAMPLES, gt=0, description="samples that are shuffled among themselves"
-    )
-    cache: Literal["memory", "none"] = "none"
-    workers: int = Field(
-        default=2, ge=0, le=1024, description="reading processes per rank; none are needed with cache: memory"
-    )
-    max_skipped: float = Field(
-        default=0.001, ge=0, le=1, description="fraction of unusable images that stops training"
-    )
-    cache_dir: str | None = Field(
-        default=None, description="folder for remote shards on this node; null: ~/.cache/vaescale/shards"
-    )
-    cache_bytes: Annotated[int, BeforeValidator(parse_bytes)] = Field(
-        default=1 << 37, gt=0, description="most bytes of remote shards kept on this node, such as 100GB"
-    )
-    retry_seconds: float = Field(
-        default=300.0,
-        gt=0,
-        description="how long an absent server is waited for; below the collectives' timeout",
-    )
 
 
 class _Located(NamedTuple):
@@ -364,6 +322,11 @@ class ShardReader(Dataset[Fetched]):
             self._files.popitem(last=False)[1].close()
         return self._files[shard_number]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process needs of a reader: no open files, and nothing that it can read again."""
+        emptied: dict[str, Any] = {"_entries": OrderedDict(), "_files": OrderedDict(), "_memory": None}
+        return {**self.__dict__, **emptied}
+
     def __del__(self) -> None:
         for file in self.__dict__.get("_files", {}).values():
             file.close()
@@ -430,7 +393,7 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     if index.image is None:
         if config.crop is None:
             raise DataError(
-                f"{index.place} holds images of several sizes or channels; set data.crop=square, or write them anew "
+                f"{index.place} holds images of several sizes or channels; set data.crop=square, or write them again "
                 f"with `vaescale make-shards ... --size {config.image_size} --channels {config.channels}`"
             )
         return

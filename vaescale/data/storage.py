@@ -95,7 +95,7 @@ class Remote:
             raise DataError(f"{place} cannot be opened: {error}") from error
 
     def read_index(self, name: str) -> bytes:
-        """The index's bytes, fetched anew. Raises DataError when the server does not have it or does not answer."""
+        """The index's bytes, fetched again. Raises DataError when the server does not have it or does not answer."""
         url = f"{self.place}/{name}"
 
         def fetch() -> bytes:

@@ -82,9 +82,9 @@ def members(file: IO[bytes], *, start: int = 0, stop: int | None = None) -> Iter
 def samples(file: IO[bytes], extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Iterator[Found | TarFault]:
     """The samples of a WebDataset tar in order, as webdataset groups them: consecutive members with one key.
 
-    extensions: of the one member that a sample is about. A sample that cannot be used comes as a fault; of a key that comes
+    extensions: those of the member that holds a sample's content. A sample that cannot be used comes as a fault; of a key that comes
     again the sample before is void, too. Raises TarFault when the tar itself is not sound. Nothing but that member and the
-    class is read; `.pkl` and the like are passed over unopened.
+    class is read; `.pkl` and similar members are never opened.
     """
     group: list[tuple[str, Member]] = []
     group_key = ""
@@ -118,7 +118,7 @@ def _sample(
 
     extensions = [extension for extension, _ in group]
     if key in seen or len(set(extensions)) != len(extensions):
-        return fault(f"key {key!r} stands twice in it")
+        return fault(f"key {key!r} occurs twice in it")
     seen.add(key)
     images = [member for extension, member in group if extension in wanted]
     if len(images) != 1:
@@ -157,13 +157,13 @@ def _refuse_unsafe(info: tarfile.TarInfo) -> None:
 
 
 def _check_end(file: IO[bytes], offset: int, last: str, stop: int | None) -> None:
-    """After the last member stand two blocks of zeros, or the tar was cut there, or a header is corrupt."""
+    """Check that two blocks of zeros follow the last member; otherwise the tar is cut, or a header is corrupt."""
     file.seek(offset)
     end = file.read(2 * BLOCK)
     stop = file.seek(0, os.SEEK_END) if stop is None else stop
     file.seek(offset + len(end))
     while not any(end) and (more := file.read(min(1 << 20, max(0, stop - file.tell())))):
-        # Zeros in the place of a header end a tar for every reader; what lies behind them would be lost.
+        # Zeros in the place of a header end a tar for every reader; what follows them would be lost.
         if any(more):
             raise TarFault(
                 f"zeros at byte {offset} end it, but more follows: it is damaged, or several tars in one",

@@ -1,7 +1,7 @@
 """A small convolutional classifier whose last map, averaged over its places, is the features of an image.
 
-Trained on a labelled data set it gives Frechet distances and their kin where Inception's weights are not at hand, or say little
-(digits, clothes). Distances of different features do not compare.
+Its features give Frechet distances and similar scores for images that Inception's weights say little about (digits, clothes).
+Distances by different features do not compare.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ MOST_WIDTH, MOST_CLASSES, MOST_SIZE = 512, 100_000, 4096
 
 
 class Shape(NamedTuple):
-    """Of images [channels, size, size], classes, and channels of the first map."""
+    """The shape of a classifier: images [channels, size, size], classes, and channels of the first map."""
 
     channels: int
     size: int
@@ -39,7 +39,7 @@ class Shape(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """[B, C, H, W] in [0, 1] to features [B, F] and logits [B, classes]."""
+    """A network from images [B, C, H, W] in [0, 1] to features [B, F] and logits [B, classes]."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -55,12 +55,12 @@ class Classifier(nn.Module):
         self.head = nn.Linear(self.size, shape.classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """[B, F]."""
+        """The features [B, F] of images [B, C, H, W] in [0, 1]."""
         here: Tensor = self.stages(self.stem(2 * x - 1))
         return here.mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """The logits [B, classes] of images [B, C, H, W] in [0, 1]."""
         logits: Tensor = self.head(self.features(x))
         return logits
 
@@ -78,8 +78,9 @@ class _Block(nn.Module):
 def train(
     shape: Shape, batches: Iterable[list[Batch]], *, steps: int, seed: int, lr: float = 2e-3
 ) -> Classifier:
-    """Cross-entropy by AdamW with a cosine schedule over `steps` batches, in float32. Raises DataError for images without
-    a class, or of another one.
+    """Train a classifier by AdamW with a cosine schedule over `steps` batches, in float32.
+
+    Raises DataError for images without a class, or with one that `shape` does not have.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -97,7 +98,7 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: Classifier, batches: Iterable[Batch]) -> tuple[float, int]:
-    """The share of images whose class is the likeliest, and how many they are."""
+    """The share of images whose most probable class is theirs, and the number of images."""
     right = count = 0
     for batch in batches:
         labels = _classes(batch, model.head.out_features)[batch.mask]
@@ -120,7 +121,7 @@ def save(model: Classifier, shape: Shape, folder: Path, details: dict[str, Any])
 
 
 def load(folder: Path) -> tuple[Classifier, Shape, dict[str, Any]]:
-    """What `save` wrote. Raises UserError when it is not there, or not that."""
+    """The classifier that `save` wrote. Raises UserError when it is absent or damaged."""
     try:
         words = dict(json.loads((folder / WORDS).read_bytes()))
         content = (folder / TENSORS).read_bytes()

@@ -18,8 +18,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from vaescale import comm
+from vaescale.data.config import DataConfig
 from vaescale.data.lookup import evenly, images_at
-from vaescale.data.reader import DataConfig, ShardReader
+from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError
 from vaescale.evaluation.features import Extractor
 from vaescale.evaluation.frechet import Moments, frechet_distance, moments

@@ -1,4 +1,4 @@
-"""What images are compared by: features, and who extracts them. Numbers of different extractors do not compare.
+"""Features that images are compared by, and their extractors. Numbers of different extractors do not compare.
 
 pixels              the values themselves, for small images
 DIR                 a classifier that `vaescale train-features` trained
@@ -30,8 +30,9 @@ WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 class Extractor(NamedTuple):
-    """name: for files and metrics; words: what stands beside each number; identity: a hash of all that the features depend on.
+    """A function from images to features.
 
+    name: for files and metrics. words: a description for the protocol. identity: a hash of all that the features depend on.
     of: images [B, C, H, W] in [0, 1] to features [B, F].
     """
 
@@ -44,7 +45,7 @@ class Extractor(NamedTuple):
 def open_extractor(
     words: str, *, image_shape: tuple[int, int, int], device: torch.device, trusted: bool = False
 ) -> Extractor:
-    """The extractor of these words, for images of this shape. trusted: of a file that is a program.
+    """Open an extractor by its name (above), for images of this shape. trusted: whether FILE.pt2, a program, may run.
 
     Raises UserError for what is not there, does not fit, or is not trusted.
     """
@@ -127,7 +128,7 @@ def _inception(place: str, device: torch.device) -> Extractor:
 
 @contextmanager
 def no_code_from_pickles() -> Iterator[None]:
-    """Within it torch loads tensors alone, also where a library asks for a full unpickling, as torch-fidelity does of its weights."""
+    """A context in which torch loads only tensors, even where a library asks for full unpickling, as torch-fidelity does."""
     before = os.environ.get(WEIGHTS_ONLY)
     os.environ[WEIGHTS_ONLY] = "1"
     try:
@@ -140,7 +141,7 @@ def no_code_from_pickles() -> Iterator[None]:
 def _refuse_misfit(
     features: Callable[[Tensor], Tensor], path: Path, image_shape: tuple[int, int, int], device: torch.device
 ) -> None:
-    """Raise UserError where batches of two and three images of this shape do not give as many rows of features."""
+    """Raise UserError unless batches of two and three images of this shape give as many rows of features."""
     shape = "x".join(map(str, image_shape))
     sizes = set()
     for count in (2, 3):

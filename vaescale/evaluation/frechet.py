@@ -1,4 +1,4 @@
-"""The Frechet distance of two Gaussians, and the features that it is usually taken of. Heusel et al. 2017, eq. 6.
+"""The Frechet distance of two Gaussians, and the moments of features. Heusel et al. 2017, eq. 6.
 
 d^2 = |m_1 - m_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
 """
@@ -13,7 +13,7 @@ from vaescale import comm
 
 
 class Moments(NamedTuple):
-    """Of features: mean [F], covariance [F, F] (divided by their number - 1, as FID does), float64, and their number."""
+    """Moments of features, float64: mean [F], covariance [F, F] (divided by their number - 1, as FID does), and their number."""
 
     mean: Tensor
     covariance: Tensor
@@ -21,7 +21,7 @@ class Moments(NamedTuple):
 
 
 def moments(features: Iterable[Tensor]) -> Moments:
-    """Of features [B, F] over all ranks, merged exactly: two passes are not needed, each batch is centred by itself.
+    """The moments of features [B, F] over all ranks, in one pass: each batch is centred by itself, and all are merged exactly.
 
     Chan, Golub & LeVeque 1983, eq. 1.5b. A rank may have none.
     """

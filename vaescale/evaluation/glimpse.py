@@ -1,4 +1,4 @@
-"""A look at a model while it trains: some images, what is left of them, where the decoder is unsure, and samples of the prior."""
+"""Pictures of a model while it trains: some images, their reconstructions, the decoder's sigma, and samples of the prior."""
 
 import torch
 from torch import Tensor

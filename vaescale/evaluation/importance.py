@@ -34,34 +34,15 @@ def importance_weighted(
     is the negative ELBO of the same images by the same draws, importance_samples (K), importance_images, and
     effective_samples, (sum w)^2 / sum w^2 of an image's K weights (Kong 1992), the mean over the images. Draw k of an
     image is a function of (seed, its number, k), so that more samples contain the fewer ones. Raises UserError for a
-    likelihood that fits sigma to each image, which bounds nothing, DataError when no image can be used.
+    likelihood that fits sigma to each image, which is no bound, DataError when no image can be used.
     """
     if model.likelihood.reads_x:
         raise UserError(
-            "this likelihood fits sigma to each image itself, which bounds nothing; leave importance samples out"
+            "this likelihood fits sigma to each image itself, which is no bound of log p(x); leave importance samples out"
         )
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    sums = torch.zeros(5, dtype=torch.float64, device=device)
-    most = max(1, VALUES // (DRAWS * math.prod(model.image_shape)))
-    done = 0
-    with Progress("importance samples", 0, shown=comm.is_main()) as progress:
-        for batch in batches:
-            images, slots = batch.images.to(device), batch.slots.to(device)
-            mask = batch.mask.to(device) & (slots < (most_images or math.inf))
-            for part in torch.split(mask.nonzero()[:, 0], most):
-                stream, before = noise.Stream(seed, 0, slots[part]), done
-
-                def tell(draws: int, before: int = before) -> None:
-                    progress.update(before + draws, "draws")
-
-                bound, elbo, effective = _bounds(model, images[part], stream, samples, tell)
-                count = bound.new_tensor(len(part))
-                sums += torch.stack([bound.sum(), bound.square().sum(), elbo.sum(), effective.sum(), count])
-                done += len(part) * samples
-            if most_images is not None and int(slots.max()) >= most_images:
-                break
+    sums = _sums(model, batches, seed, samples, most_images)
     model.train(was_training)
     total, squares, elbo, effective, count = comm.all_reduce_sum(sums).tolist()
     if not count:
@@ -83,11 +64,38 @@ def importance_weighted(
     }
 
 
+def _sums(model: VAE, batches: Iterable[Batch], seed: int, samples: int, most_images: int | None) -> Tensor:
+    """Sums over this rank's images of L_K, L_K^2, the ELBO and the effective samples, and their number, float64 [5]."""
+    device = next(model.parameters()).device
+    sums = torch.zeros(5, dtype=torch.float64, device=device)
+    at_once = max(1, VALUES // (DRAWS * math.prod(model.image_shape)))
+    done = 0
+    with Progress("importance samples", 0, shown=comm.is_main()) as progress:
+        for batch in batches:
+            images, slots = batch.images.to(device), batch.slots.to(device)
+            mask = batch.mask.to(device) & (slots < (most_images or math.inf))
+            for rows in torch.split(mask.nonzero()[:, 0], at_once):
+                before = done
+
+                def tell(draws: int, before: int = before) -> None:
+                    progress.update(before + draws, "draws")
+
+                stream = noise.Stream(seed, 0, slots[rows])
+                bound, elbo, effective = _bounds(model, images[rows], stream, samples, tell)
+                count = bound.new_tensor(len(rows))
+                sums += torch.stack([bound.sum(), bound.square().sum(), elbo.sum(), effective.sum(), count])
+                done += len(rows) * samples
+            if most_images is not None and int(slots.max()) >= most_images:
+                break
+    return sums
+
+
 def _bounds(
     model: VAE, images: Tensor, stream: noise.Stream, samples: int, tell: Callable[[int], None]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """L_K of each image, its ELBO by the same draws, and its effective number of samples, float64 [B] each. images: uint8
-    [B, C, H, W]; tell: how many draws are done.
+    """L_K of each image, its ELBO by the same draws, and its effective number of samples, float64 [B] each.
+
+    images: uint8 [B, C, H, W]. tell: called with the number of draws done.
     """
     x = model.target(images, stream)
     mask = torch.ones(len(x), dtype=torch.bool, device=x.device)

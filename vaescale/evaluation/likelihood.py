@@ -1,4 +1,4 @@
-"""The ELBO of a data set and what belongs beside it, each sample weighed once over all ranks."""
+"""The ELBO of a data set and its other metrics, each sample weighed once over all ranks."""
 
 import math
 from collections.abc import Iterable
@@ -56,7 +56,7 @@ def evaluate(
 
 
 def column_sums(terms: Terms, mask: Tensor) -> Tensor:
-    """float64 [4 + G + 3 L + 1]: what `model_metrics` takes the means of, summed over the images, and their number.
+    """Sums over images of what `model_metrics` takes the means of, and their number, float64 [4 + G + 3 L + 1].
 
     log_px, kl, squared error, variance | the KL of each group | of each latent whether its KL is below 0.01 nats,
     the posterior's mean and its square.
@@ -73,8 +73,8 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
 
     neg_elbo_nats, log_px_nats and kl_nats (per image), bits_per_dim, mse (per value, images in [0, 1]), and sigma: the
     likelihood's noise level, or the root of the mean variance of p(x|z) when it depends on z (absent when there is none).
-    A likelihood that fits sigma to each image itself bounds nothing: then the two are called neg_profile_elbo_nats and
-    profile_log_px_nats, and there are no bits_per_dim. Besides, what the likelihood calls its progress.
+    A likelihood that fits sigma to each image itself has no bound: then the two are called neg_profile_elbo_nats and
+    profile_log_px_nats, and there are no bits_per_dim. The likelihood's `progress` is added.
 
     active_units: latents whose posterior mean, measured from the prior's in its standard deviations, has a variance above
     0.01 over the images and the places of a map (Burda, Grosse & Salakhutdinov 2016, section 5.1). collapsed_share: of the latents, those whose KL
@@ -108,7 +108,7 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
 
 
 def protocol(likelihood: Likelihood) -> dict[str, str]:
-    """What the numbers of `evaluate` mean for this likelihood, in words."""
+    """Sentences on what the metrics of `evaluate` mean for this likelihood, by name."""
     formula = "neg_elbo_nats / (D ln 2)"
     if likelihood.measure == "mass":
         bits = f"{formula}: a mass over {likelihood.levels} levels, not comparable with densities or other levels"

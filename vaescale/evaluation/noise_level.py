@@ -1,8 +1,8 @@
-"""How noisy images are, told from the images alone: the answer to a mask that planes, and edges along the axes, leave at 0.
+"""The noise of images, estimated from the images alone by a mask that is 0 on planes and on edges along the axes.
 
     sigma = sqrt(pi / 2) / (6 (W - 2) (H - 2)) sum |I * N|,     N = [1 -2 1; -2 4 -2; 1 -2 1]        Immerkaer 1996, eq. 6
 
-Of white noise it is the standard deviation. Fine texture counts as noise too, so that only images of one kind compare.
+For white noise sigma is the standard deviation. Fine texture counts as noise too, so only images of one kind compare.
 """
 
 import math
@@ -16,7 +16,7 @@ MASK = ((1.0, -2.0, 1.0), (-2.0, 4.0, -2.0), (1.0, -2.0, 1.0))
 
 
 def noise_level(images: Tensor) -> Tensor:
-    """Of images [B, C, H, W], at least 3x3, the estimated standard deviation of their noise, [B], averaged over channels."""
+    """The estimated standard deviation [B] of the noise of images [B, C, H, W], at least 3x3, averaged over channels."""
     channels = images.shape[1]
     mask = torch.tensor(MASK, device=images.device, dtype=images.dtype).expand(channels, 1, 3, 3)
     answer = conv2d(images, mask, groups=channels).abs().flatten(1).mean(1)

@@ -27,7 +27,10 @@ class Overlap(NamedTuple):
 
 
 def kernel_distance(images: Tensor, samples: Tensor) -> float:
-    """Unbiased, so that it can be a little below 0 for equal distributions. images [N, F], samples [M, F], at least two each."""
+    """The unbiased kernel distance of images [N, F] and samples [M, F], at least two each.
+
+    It can be a little below 0 for equal distributions.
+    """
     size = images.shape[1]
 
     def total(one: Tensor, other: Tensor) -> Tensor:
@@ -43,7 +46,7 @@ def kernel_distance(images: Tensor, samples: Tensor) -> float:
 
 
 def overlap(images: Tensor, samples: Tensor, neighbours: int = NEIGHBOURS) -> Overlap:
-    """Of images [N, F] and samples [M, F], more than `neighbours` each."""
+    """Precision, recall, density and coverage of images [N, F] and samples [M, F], more than `neighbours` each."""
     image_radii, sample_radii = (_radii(one, neighbours) for one in (images, samples))
     held = torch.zeros(len(samples), dtype=torch.float64)  # by how many images' balls each sample is
     recalled, covered = (torch.zeros(len(images), dtype=torch.bool) for _ in range(2))

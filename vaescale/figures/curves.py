@@ -34,25 +34,30 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
     drawn = [panel for panel in panels if panel[1] in names - idle] or [*panels]
     figure, axes = subplots(1, len(drawn), (3.1 * len(drawn), 2.9), frame=True)
     for axis, (label, name) in zip(axes.flat, drawn, strict=True):
-        shown: list[float] = []
-        for prefix, words, style, colour in (
-            ("train", "train", "-", COLOURS[0]),
-            ("val", "held out", "o", COLOURS[1]),
-        ):
-            points = [(row["step"], row[f"{prefix}/{name}"]) for row in rows if f"{prefix}/{name}" in row]
-            if points:
-                steps, values = zip(*points, strict=True)
-                axis.plot(steps, values, style, color=colour, label=words, linewidth=1.3, markersize=4)
-                shown += values
+        _training_curve(axis, rows, name)
         axis.set_title(label, fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
-        if name in ("mse", "sigma") and shown and max(shown) > 3 * min(shown):
-            logarithmic(axis)
-        axis.tick_params(labelsize=7, which="both")
-        axis.grid(alpha=0.25, which="both")
-        if axis.lines:
-            axis.legend(fontsize=7, frameon=False)
     finish(figure, path, title)
+
+
+def _training_curve(axis: Any, rows: Sequence[dict[str, float]], name: str) -> None:
+    """One metric over steps: training as a line, held-out data as dots."""
+    shown: list[float] = []
+    for prefix, label, style, colour in (
+        ("train", "train", "-", COLOURS[0]),
+        ("val", "held out", "o", COLOURS[1]),
+    ):
+        points = [(row["step"], row[f"{prefix}/{name}"]) for row in rows if f"{prefix}/{name}" in row]
+        if points:
+            steps, values = zip(*points, strict=True)
+            axis.plot(steps, values, style, color=colour, label=label, linewidth=1.3, markersize=4)
+            shown += values
+    axis.set_xlabel("step", fontsize=8)
+    if name in ("mse", "sigma") and shown and max(shown) > 3 * min(shown):
+        logarithmic(axis)
+    axis.tick_params(labelsize=7, which="both")
+    axis.grid(alpha=0.25, which="both")
+    if axis.lines:
+        axis.legend(fontsize=7, frameon=False)
 
 
 def curves_of_runs(
@@ -70,22 +75,7 @@ def curves_of_runs(
     figure, axes = subplots(rows, columns, (4.2 * columns + 1.8 * names, 3.0 * rows + 0.3), frame=True)
     for axis, (metric, lines) in zip(axes.flat, panels, strict=False):
         for label, points in lines:
-            number = labels.index(label)
-            colour, marker = look(number)
-            steps, mean, least, greatest = zip(*points, strict=True)
-            axis.plot(
-                steps,
-                mean,
-                STYLES[number % len(STYLES)],
-                color=colour,
-                linewidth=1.3,
-                label=label,
-                marker=marker,
-                markersize=3,
-                markevery=max(1, len(steps) // 10),
-            )
-            if least != greatest:
-                axis.fill_between(steps, least, greatest, color=colour, alpha=0.2, linewidth=0)
+            _band(axis, label, labels.index(label), points)
         axis.set_title(metric, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)
@@ -110,6 +100,25 @@ def curves_of_runs(
         loc="outside right upper",
     )
     finish(figure, path, title)
+
+
+def _band(axis: Any, label: str, number: int, points: Sequence[tuple[float, float, float, float]]) -> None:
+    """One run's mean over steps as a line, and the range of its repetitions as a band."""
+    colour, marker = look(number)
+    steps, mean, least, greatest = zip(*points, strict=True)
+    axis.plot(
+        steps,
+        mean,
+        STYLES[number % len(STYLES)],
+        color=colour,
+        linewidth=1.3,
+        label=label,
+        marker=marker,
+        markersize=3,
+        markevery=max(1, len(steps) // 10),
+    )
+    if least != greatest:
+        axis.fill_between(steps, least, greatest, color=colour, alpha=0.2, linewidth=0)
 
 
 def _zoom(axis: Any, values: Sequence[float]) -> None:
@@ -143,7 +152,7 @@ def calibration(path: Path, curves: Sequence[tuple[str, Sequence[float]]], *, ti
     axis.set_xlim(0, 100)
     axis.set_ylim(0, 100)
     axis.set_xlabel("central interval of p(x|z) (%)", fontsize=8)
-    axis.set_ylabel("values that lie within (%)", fontsize=8)
+    axis.set_ylabel("values within the interval (%)", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=7, frameon=False)
@@ -206,14 +215,7 @@ def rate_distortion(
     figure, axes = subplots(1, 1, (8.6, 5.2), frame=True)
     axis = axes[0, 0]
     if curve:
-        labels, rates, distortions = zip(*curve, strict=True)
-        axis.plot(
-            rates, distortions, "-o", color="0.45", linewidth=1.2, markersize=4, label="sigma = 1, beta"
-        )
-        for label, rate, distortion in zip(labels, rates, distortions, strict=True):
-            axis.annotate(
-                label, (rate, distortion), (4, 4), textcoords="offset points", fontsize=7, color="0.35"
-            )
+        _labelled_curve(axis, curve)
     for number, (label, rate, distortion) in enumerate(points):
         colour, marker = look(number)
         name = (
@@ -237,3 +239,11 @@ def rate_distortion(
     names = math.ceil(len(points) / 24)
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=min(2, names))
     finish(figure, path, title)
+
+
+def _labelled_curve(axis: Any, curve: Sequence[tuple[str, float, float]]) -> None:
+    """The betas of a plain Gaussian, each with its label."""
+    labels, rates, distortions = zip(*curve, strict=True)
+    axis.plot(rates, distortions, "-o", color="0.45", linewidth=1.2, markersize=4, label="sigma = 1, beta")
+    for label, rate, distortion in zip(labels, rates, distortions, strict=True):
+        axis.annotate(label, (rate, distortion), (4, 4), textcoords="offset points", fontsize=7, color="0.35")

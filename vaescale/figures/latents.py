@@ -103,7 +103,7 @@ def sigma_and_density(
 def latent_scatter(
     path: Path, points: NDArray[np.float64], labels: NDArray[np.int64], *, axes_words: str, title: str
 ) -> None:
-    """Points [N, 2], a colour and a marker for each class (-1: none), whose number stands at its median where there are at most 20.
+    """Points [N, 2], a colour and a marker for each class (-1: none), whose number is drawn at its median where there are at most 20.
     axes_words: what the two axes are.
     """
     figure, axes = subplots(1, 1, (6.4, 6.0), frame=True)

@@ -7,36 +7,43 @@ scale, discrete ones masses over the 256 levels (Bernoulli: over black and white
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from vaescale import noise
-from vaescale.config import Config
-from vaescale.likelihoods.sigma import SigmaConfig, SigmaState, wide
-
-LEVELS = 256
+from vaescale.likelihoods.config import (
+    LEVELS,
+    DensityConfig,
+    LikelihoodConfig,
+    LocationScaleConfig,
+    MeanConfig,
+)
+from vaescale.likelihoods.sigma import SigmaState, wide
 
 
 class Likelihood(nn.Module):
     """The contract, with what most families have in common. Override `num_params`, `log_prob`, `mean` and `sample`."""
 
-    measure: Literal["density", "mass"] = "density"
-    """A density's bits per dimension have 8 added, a mass's have not: the two kinds must never be compared."""
-
-    levels: int = LEVELS
-    """Of a mass: how many values a pixel can have."""
-
     reads_x: bool = False
-    """True when log_prob fits something to each single x: it is then no bound on the evidence of unseen images."""
+    """Whether log_prob fits a parameter to each single x, so that it does not bound the evidence of unseen images."""
 
-    def __init__(self, config: Config, *, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: LikelihoodConfig, *, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.config = config
         self.image_shape = image_shape
         self.dimensions = image_shape[0] * image_shape[1] * image_shape[2]
 
+    @property
+    def measure(self) -> Literal["density", "mass"]:
+        """Whether p(x|z) is a density on [0, 1] or a mass over levels."""
+        return self.config.measure
+
+    @property
+    def levels(self) -> int:
+        """The number of values that a pixel has under a mass."""
+        return self.config.levels
+
     def target(self, x: Tensor, stream: noise.Stream) -> Tensor:  # noqa: ARG002
-        """What is encoded and modelled in place of x: binarized or dequantized images, or x itself."""
+        """The images that are encoded and modelled in place of x: binarized, dequantized, or x itself."""
         return x
 
     def num_params(self, channels: int) -> int:
@@ -59,18 +66,18 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def variance(self, params: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Var[x|z], broadcastable to [B, C, H, W], where it depends on z; None when `sigma` says it, or it means little."""
+        """Var[x|z], broadcastable to [B, C, H, W], where it depends on z; None when `sigma` describes the noise, or where a variance has little meaning."""
         return None
 
     def deviation(self, params: Tensor) -> Tensor | None:
-        """The standard deviation of p(x|z), broadcastable to [B, C, H, W]; None where there is none, or it means little."""
+        """The standard deviation of p(x|z), broadcastable to [B, C, H, W]; None for families without a meaningful one."""
         variance = self.variance(params)
         if variance is not None:
             return variance.sqrt()
         return None if self.sigma is None else self.sigma.view(1, 1, 1, 1)
 
     def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:  # noqa: ARG002
-        """P(|X - mean| <= |x - mean|) under p(x|z), value by value, [B, C, H, W]; None for what is no noise around a mean."""
+        """P(|X - mean| <= |x - mean|) under p(x|z) for each value, [B, C, H, W]; None for families that are not noise around a mean."""
         return None
 
     def end_step(self) -> None:
@@ -78,22 +85,13 @@ class Likelihood(nn.Module):
 
     @property
     def sigma(self) -> Tensor | None:
-        """The standard deviation of the noise that evaluation uses, float64 []; None when it depends on z, or is none."""
+        """The standard deviation of the noise that evaluation uses, float64 []; None when it depends on z or does not exist."""
         return None
 
     @property
     def progress(self) -> dict[str, Tensor]:
-        """Other numbers of the state worth a curve, [] each."""
+        """Further numbers of the sigma state that are logged as curves, [] each."""
         return {}
-
-
-class DensityConfig(Config):
-    """Keys of the continuous families."""
-
-    dequantize: bool = Field(
-        default=False,
-        description="add uniform noise of one level, (255 x + u) / 256, so that bits_per_dim bounds a code length",
-    )
 
 
 class Density(Likelihood):
@@ -111,18 +109,6 @@ class Density(Likelihood):
             return x
         u = noise.uniform(stream, noise.DEQUANTIZE, tuple(x.shape[1:]))
         return (255 * x + u.to(x)) / 256
-
-
-class MeanConfig(DensityConfig):
-    """Keys of the continuous families with a decoded mean."""
-
-    mean: Literal["sigmoid", "identity"] = Field(
-        default="sigmoid", description="of the decoder's output: within (0, 1), or unbounded (linear models)"
-    )
-
-
-class LocationScaleConfig(SigmaConfig, MeanConfig):
-    """Keys of the families with a decoded mean and a standard deviation."""
 
 
 class LocationScale(Density):
@@ -155,7 +141,7 @@ class LocationScale(Density):
         return torch.exp(2 * self.state.evaluation_log_sigma(self.mean_and_raw(params)[1]))
 
     def deviation(self, params: Tensor) -> Tensor | None:
-        """Pixel by pixel or channel by channel where sigma is."""
+        """One value for each pixel or channel where sigma has one."""
         if self.sigma is None:
             return super().deviation(params)
         return torch.exp(self.state.evaluation_log_sigma(None))

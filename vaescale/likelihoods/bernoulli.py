@@ -2,48 +2,34 @@
 
     log p(x|z) = sum (x logit - log(1 + exp(logit)))                                     nats
 
-Grey images are made binary first: at one half, or anew at each step with the grey level as probability (as Burda, Grosse
+Grey images are made binary first: at one half, or by a new draw at each step with the grey level as probability (as Burda, Grosse
 & Salakhutdinov 2016 train on MNIST). The popular cross-entropy with grey targets is no likelihood, since it does not
 integrate to one over [0, 1] (Loaiza-Ganem & Cunningham 2019): `continuous_bernoulli` is what it lacks.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from vaescale import noise
-from vaescale.config import Config
 from vaescale.likelihoods.base import Likelihood, total
+from vaescale.likelihoods.config import BernoulliConfig
 from vaescale.likelihoods.sigma import wide
-
-
-class BernoulliConfig(Config):
-    """Binary values."""
-
-    kind: Literal["bernoulli"] = "bernoulli"
-    binarize: Literal["stochastic", "threshold"] = Field(
-        default="stochastic", description="how grey becomes black or white: drawn at each step, or x > 0.5"
-    )
 
 
 class Bernoulli(Likelihood):
     """log Bernoulli(x; sigmoid(params))."""
 
-    measure = "mass"
-    levels = 2
     config: BernoulliConfig
 
     def target(self, x: Tensor, stream: noise.Stream) -> Tensor:
-        """Zeros and ones."""
+        """Binarized images of zeros and ones."""
         if self.config.binarize == "threshold":
             return (x > 0.5).to(x)
         return (noise.uniform(stream, noise.BINARIZE, tuple(x.shape[1:])) < x).to(x)
 
     def num_params(self, channels: int) -> int:
-        """One logit a value."""
+        """One logit for each value."""
         return channels
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
@@ -52,10 +38,10 @@ class Bernoulli(Likelihood):
         return total(x * logits - softplus(logits))
 
     def mean(self, params: Tensor) -> Tensor:
-        """P(x = 1)."""
+        """The probability of a one, [B, C, H, W]."""
         return torch.sigmoid(wide(params))
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
-        """Zeros and ones."""
+        """A draw of zeros and ones."""
         mean = self.mean(params)
         return (noise.uniform(stream, noise.DECODER, tuple(mean.shape[1:])) < mean).to(mean)

@@ -5,34 +5,24 @@
 Legend: params [B, C 8, H, W], the highest bit first. 8 outputs a value in place of the categorical's 256.
 """
 
-from typing import Literal
-
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from vaescale import noise
-from vaescale.config import Config
-from vaescale.likelihoods.base import LEVELS, Likelihood, levels, total
+from vaescale.likelihoods.base import Likelihood, levels, total
+from vaescale.likelihoods.config import LEVELS
 from vaescale.likelihoods.sigma import wide
 
 BITS = 8
 
 
-class BitwiseConfig(Config):
-    """A probability for each bit."""
-
-    kind: Literal["bitwise"] = "bitwise"
-
-
 class Bitwise(Likelihood):
-    """A mass over levels 0 to 255, which stand for x = level / 255."""
-
-    measure = "mass"
+    """A mass over levels 0 to 255, where level v means x = v / 255."""
 
     def num_params(self, channels: int) -> int:
-        """8 logits a value."""
+        """Eight logits for each value."""
         return channels * BITS
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
@@ -42,7 +32,7 @@ class Bitwise(Likelihood):
         return total(bits * logits - softplus(logits))
 
     def mean(self, params: Tensor) -> Tensor:
-        """E[level] / 255."""
+        """The expected level over 255, [B, C, H, W]."""
         return _to_unit(torch.sigmoid(_by_bit(params)))
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:

@@ -5,28 +5,18 @@
 Legend: L = 256 levels; params [B, C L, H, W]. It takes 256 outputs a value: mind the memory of large images.
 """
 
-from typing import Literal
-
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.config import Config
-from vaescale.likelihoods.base import LEVELS, Likelihood, levels, total
+from vaescale.likelihoods.base import Likelihood, levels, total
+from vaescale.likelihoods.config import LEVELS
 from vaescale.likelihoods.sigma import wide
 
 
-class CategoricalConfig(Config):
-    """A probability for each level."""
-
-    kind: Literal["categorical"] = "categorical"
-
-
 class Categorical(Likelihood):
-    """A mass over levels 0 to 255, which stand for x = level / 255."""
-
-    measure = "mass"
+    """A mass over levels 0 to 255, where level v means x = v / 255."""
 
     def num_params(self, channels: int) -> int:
         """256 logits a value."""
@@ -39,7 +29,7 @@ class Categorical(Likelihood):
         return total(chosen - torch.logsumexp(logits, dim=2))
 
     def mean(self, params: Tensor) -> Tensor:
-        """E[level] / 255."""
+        """The expected level over 255, [B, C, H, W]."""
         probabilities = torch.softmax(_by_level(params), dim=2)
         values = torch.linspace(0, 1, LEVELS, device=params.device, dtype=probabilities.dtype)
         return torch.einsum("bclhw,l->bchw", probabilities, values)

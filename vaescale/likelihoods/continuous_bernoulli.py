@@ -7,22 +7,15 @@ with d the distance of x from the end that t points to: no term is large where t
 which drive t to -infinity, lose no digits.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.likelihoods.base import Density, DensityConfig, total
+from vaescale.likelihoods.base import Density, total
+from vaescale.likelihoods.config import ContinuousBernoulliConfig
 from vaescale.likelihoods.sigma import wide
 
 SMALL = 0.2  # below it a series in t^2 has more digits than the closed forms
-
-
-class ContinuousBernoulliConfig(DensityConfig):
-    """Values in [0, 1], denser at the end that the logit points to."""
-
-    kind: Literal["continuous_bernoulli"] = "continuous_bernoulli"
 
 
 class ContinuousBernoulli(Density):
@@ -31,11 +24,11 @@ class ContinuousBernoulli(Density):
     config: ContinuousBernoulliConfig
 
     def num_params(self, channels: int) -> int:
-        """One logit a value."""
+        """One logit for each value."""
         return channels
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """Nats [B]."""
+        """The log density in nats, [B]."""
         return total(log_density(x, wide(params)))
 
     def mean(self, params: Tensor) -> Tensor:

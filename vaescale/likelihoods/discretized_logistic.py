@@ -10,39 +10,31 @@ Legend: K components; v, m, s on [-1, 1], where a level is 2/255 wide.
 """
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
 from vaescale import noise
-from vaescale.config import Config
-from vaescale.likelihoods.base import LEVELS, Likelihood, total
+from vaescale.likelihoods.base import Likelihood, total
+from vaescale.likelihoods.config import (
+    LEVELS,
+    SCALE_CEILING,
+    DiscretizedLogisticConfig,
+    DiscretizedLogisticMixtureConfig,
+)
 from vaescale.likelihoods.sigma import floored, wide
 
 HALF_LEVEL = 1 / (LEVELS - 1)
 SCALE_FLOOR = math.exp(-7)  # an eighth of a level
-SCALE_CEILING = 20.0  # all but flat over [-1, 1]; beyond it float32 loses the levels' masses
 INITIAL_SCALE = 0.25
-
-
-class DiscretizedLogisticConfig(Config):
-    """One logistic a value."""
-
-    kind: Literal["discretized_logistic"] = "discretized_logistic"
-    scale: Annotated[float, Field(gt=0, le=SCALE_CEILING)] | Literal["shared", "predicted"] = Field(
-        default="predicted",
-        description="on [-1, 1]: a number, one learned for each channel, or a function of z",
-    )
 
 
 class DiscretizedLogistic(Likelihood):
     """The decoder returns the mean, and the raw log scale if it is predicted."""
 
-    measure = "mass"
     config: DiscretizedLogisticConfig
 
     def __init__(self, config: DiscretizedLogisticConfig, *, image_shape: tuple[int, int, int]) -> None:
@@ -79,13 +71,6 @@ class DiscretizedLogistic(Likelihood):
         return params, torch.full_like(params[:1], math.log(self.config.scale))
 
 
-class DiscretizedLogisticMixtureConfig(Config):
-    """Several logistics a pixel, and each channel given those before it."""
-
-    kind: Literal["discretized_logistic_mixture"] = "discretized_logistic_mixture"
-    components: int = Field(default=10, ge=1)
-
-
 class Components(NamedTuple):
     """log weights [B, K, H, W]; means and log scales [B, K, C, H, W]; coefficients [B, K, C (C-1)/2, H, W]."""
 
@@ -98,7 +83,6 @@ class Components(NamedTuple):
 class DiscretizedLogisticMixture(Likelihood):
     """K (1 + 2 C + C (C-1)/2) outputs a pixel: weights, means, log scales, coefficients between channels."""
 
-    measure = "mass"
     config: DiscretizedLogisticMixtureConfig
 
     def num_params(self, channels: int) -> int:

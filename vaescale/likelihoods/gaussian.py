@@ -8,20 +8,14 @@ D/2 MSE + beta KL, is the beta-VAE's loss up to a constant, so the gradients are
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.likelihoods.base import LocationScale, LocationScaleConfig
+from vaescale.likelihoods.base import LocationScale
+from vaescale.likelihoods.config import GaussianConfig
 from vaescale.likelihoods.sigma import constant_sum, weighted_sum
-
-
-class GaussianConfig(LocationScaleConfig):
-    """Gaussian values around a decoded mean."""
-
-    kind: Literal["gaussian"] = "gaussian"
 
 
 class Gaussian(LocationScale):

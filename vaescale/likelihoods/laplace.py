@@ -7,20 +7,14 @@ error. All the ways to choose sigma are the Gaussian's: see vaescale/likelihoods
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.likelihoods.base import LocationScale, LocationScaleConfig
+from vaescale.likelihoods.base import LocationScale
+from vaescale.likelihoods.config import LaplaceConfig
 from vaescale.likelihoods.sigma import constant_sum, weighted_sum
-
-
-class LaplaceConfig(LocationScaleConfig):
-    """Laplace values around a decoded mean, which is the median too."""
-
-    kind: Literal["laplace"] = "laplace"
 
 
 class Laplace(LocationScale):
@@ -38,7 +32,7 @@ class Laplace(LocationScale):
         return -constant - math.sqrt(2) * weighted_sum(absolute_error, -log_sigma)
 
     def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:
-        """1 - exp(-|e| / b)."""
+        """The central mass 1 - exp(-|e| / b)."""
         mean, raw = self.mean_and_raw(params)
         return -torch.expm1(-math.sqrt(2) * (x - mean).abs() / self.state.evaluation_log_sigma(raw).exp())
 

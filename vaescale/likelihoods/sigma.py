@@ -13,100 +13,15 @@ global batch: one all-reduce of (number, sums) in float64.
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from vaescale import comm
-from vaescale.config import Config
+from vaescale.likelihoods.config import OPTIMAL, Handover, LocationScaleConfig
 
-Positive = Annotated[float, Field(gt=0)]
-OPTIMAL = ("optimal", "optimal_per_image", "optimal_per_pixel", "optimal_per_channel")
 FLOOR_SHARPNESS = 4.0
-
-
-class Handover(Config):
-    """Two stages (Lin, Roberts & Jaques 2019): the global optimal sigma first, the predicted one after."""
-
-    at_step: int | None = Field(default=None, ge=1, description="optimizer step at which stage two begins")
-    when_settled: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="or: when sigma of one window of horizon_steps steps differs from the last one's by less",
-    )
-    ramp_steps: int = Field(default=100, ge=1, description="steps over which log sigma moves across")
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> "Handover":
-        if self.at_step is None and self.when_settled is None:
-            raise ValueError("neither at_step nor when_settled is given; give one, such as when_settled: 0.1")
-        if self.at_step is not None and self.when_settled is not None:
-            raise ValueError("at_step and when_settled exclude each other; set one of them to null")
-        return self
-
-
-class SigmaConfig(Config):
-    """Keys of the families whose noise level is a standard deviation."""
-
-    sigma: (
-        Positive
-        | Literal[
-            "shared",
-            "optimal",
-            "optimal_per_image",
-            "optimal_per_pixel",
-            "optimal_per_channel",
-            "predicted",
-        ]
-    ) = Field(
-        default="optimal",
-        description="a number, learned (`shared`), maximum likelihood (`optimal...`), or a function of z (`predicted`)",
-    )
-    sigma_source: Literal["batch", "running"] = Field(
-        default="batch", description="which optimal sigma the loss takes; evaluation takes the running one"
-    )
-    sigma_gradient: Literal["stop", "keep"] = Field(
-        default="stop",
-        description="of the optimal kinds; both give the same gradient but in a handover's ramp, `stop` is cheaper",
-    )
-    sigma_floor: float = Field(default=1e-4, gt=0, description="any sigma but a given one stays above it")
-    initial_sigma: float = Field(
-        default=0.25,
-        gt=0,
-        description="where `shared` and `predicted` begin; a photograph's pixels vary so much",
-    )
-    horizon_steps: float = Field(default=100, ge=1, description="averaging horizon of the running sigma")
-    handover: Handover | None = Field(
-        default=None, description="begin with the optimal sigma, go over to `predicted`"
-    )
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> "SigmaConfig":
-        if self.handover and self.sigma != "predicted":
-            raise ValueError(f"handover has no meaning with sigma: {self.sigma}; it needs sigma: predicted")
-        if self.sigma == "optimal_per_image" and self.sigma_source == "running":
-            raise ValueError(
-                "sigma_source (=running) has no meaning with sigma: optimal_per_image; remove it"
-            )
-        fixed = not isinstance(self.sigma, str)
-        unread = ["sigma_floor", "initial_sigma"] if fixed else []
-        if self.sigma not in OPTIMAL and not self.handover:
-            unread += ["sigma_source", "sigma_gradient", "horizon_steps"]
-        for name in unread:
-            if (value := getattr(self, name)) != type(self).model_fields[name].default:
-                default = type(self).model_fields[name].default
-                raise ValueError(
-                    f"{name} (={value}) has no meaning with sigma: {self.sigma}; remove it, or set it to {default}"
-                )
-        if self.sigma_floor >= self.initial_sigma:
-            raise ValueError(
-                f"sigma_floor (={self.sigma_floor}) must be below initial_sigma (={self.initial_sigma})"
-            )
-        return self
 
 
 class SigmaState(nn.Module):
@@ -121,7 +36,7 @@ class SigmaState(nn.Module):
 
     The gradient through an optimal sigma is zero, since sigma is the argmax: `stop` drops it and `keep` computes it,
     at the price of a second collective in the backward pass. Without it the mean of the ranks' gradients is the
-    single-process gradient as it stands. In the ramp of a handover sigma is no argmax: there `stop` takes the global
+    single-process gradient. In the ramp of a handover sigma is no argmax: there `stop` takes the global
     part of it as given.
 
     `running` float64 [1 + groups]: exponential averages of the number of values in a group and of each group's sum.
@@ -134,7 +49,7 @@ class SigmaState(nn.Module):
     stage: Tensor
 
     def __init__(
-        self, config: SigmaConfig, *, image_shape: tuple[int, int, int], power: int, factor: float
+        self, config: LocationScaleConfig, *, image_shape: tuple[int, int, int], power: int, factor: float
     ) -> None:
         super().__init__()
         self.config, self.power, self.factor = config, power, factor
@@ -263,7 +178,7 @@ class SigmaState(nn.Module):
         steps, start, last = self.stage[:3].unbind()
         steps, window = steps + 1, self.stage[3:] + collected
         if handover.when_settled is not None:
-            # Not the running average: its tail would hide for hundreds of steps that sigma stands still.
+            # Not the running average: its tail would hide for hundreds of steps that sigma no longer changes.
             ends = steps.remainder(round(self.config.horizon_steps)) == 0
             now = self._log_optimal(_ratio(window)).squeeze()
             settled = ends & ((now - last).abs() < math.log1p(handover.when_settled))

@@ -13,28 +13,19 @@ of its own pixel, C (C - 1) / 2 pairs.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
 from vaescale import noise
 from vaescale.errors import UserError
-from vaescale.likelihoods.base import Density, MeanConfig, decoded_mean, total
+from vaescale.likelihoods.base import Density, decoded_mean, total
+from vaescale.likelihoods.config import StructuredGaussianConfig
 from vaescale.likelihoods.sigma import floored, wide
-
-
-class StructuredGaussianConfig(MeanConfig):
-    """Gaussian values around a decoded mean, correlated between neighbours."""
-
-    kind: Literal["structured_gaussian"] = "structured_gaussian"
-    radius: int = Field(default=1, ge=1, description="of the square neighbourhood: 1 is 3x3, 2 is 5x5")
-    sigma_floor: float = Field(default=1e-4, gt=0, description="sigma_j never goes below it")
-    initial_sigma: float = Field(default=0.25, gt=0, description="where sigma_j begins")
 
 
 class StructuredGaussian(Density):
@@ -57,7 +48,7 @@ class StructuredGaussian(Density):
         return channels * (2 + len(self.offsets)) + channels * (channels - 1) // 2
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """Nats [B], exact."""
+        """The exact log density in nats, [B]."""
         mean, log_sigma, neighbours, between = self._split(params)
         error = x - mean
         given_later = error

@@ -8,32 +8,17 @@ that it exists.
 """
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from vaescale import noise
-from vaescale.likelihoods.base import Density, MeanConfig, decoded_mean, total
-from vaescale.likelihoods.sigma import Positive, floored, wide
+from vaescale.likelihoods.base import Density, decoded_mean, total
+from vaescale.likelihoods.config import StudentTConfig
+from vaescale.likelihoods.sigma import floored, wide
 
 INITIAL_EXCESS = 8.0
-
-
-class StudentTConfig(MeanConfig):
-    """Student-t values around a decoded mean."""
-
-    kind: Literal["student_t"] = "student_t"
-    scale: Positive | Literal["shared", "predicted"] = Field(
-        default="predicted", description="a number, one learned scale, or a function of z"
-    )
-    degrees_of_freedom: Positive | Literal["shared", "predicted"] = Field(
-        default="predicted", description="a number (1 is Cauchy's), or learned and above 2; they begin at 10"
-    )
-    scale_floor: float = Field(default=1e-4, gt=0, description="a learned scale never goes below it")
-    initial_scale: float = Field(default=0.25, gt=0, description="where a learned scale begins")
 
 
 class StudentT(Density):
@@ -53,7 +38,7 @@ class StudentT(Density):
         return channels * (1 + [self.config.scale, self.config.degrees_of_freedom].count("predicted"))
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """Nats [B]."""
+        """The log density in nats, [B]."""
         mean, log_scale, v = self._split(params)
         half = (
             v.double() / 2

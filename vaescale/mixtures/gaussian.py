@@ -84,14 +84,20 @@ def diagonals(mixture: Mixture) -> Tensor:
 def sample(mixture: Mixture, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
     """Draws, float32 [B, Z], one a slot: a function of (seed, step, slot) alone.
 
-    temperature: times the components' standard deviations.
+    temperature: times the components' standard deviations. Memory: O(B Z + Z^2), for any number of components.
     """
     edges = mixture.weights.cumsum(0) / mixture.weights.sum()
     place = noise.uniform(stream, noise.MIXTURE, ()).double().to(edges.device)
     component = torch.searchsorted(edges, place, right=True).clamp_max(len(edges) - 1)
     white = noise.normal(stream, noise.PRIOR, (mixture.means.shape[1],)).to(edges)
     if mixture.kind == "full":
-        coloured = torch.einsum("nij,nj->ni", torch.linalg.cholesky(mixture.covariances)[component], white)
+        coloured = torch.empty_like(white)
+        for k in component.unique().tolist():  # type: ignore[no-untyped-call]
+            rows = component == k
+            factor = torch.linalg.cholesky(mixture.covariances[k])
+            # A batch of matrix-vector products, not one product of matrices: a draw's bits must not depend on other draws.
+            each = factor.expand(int(rows.sum()), *factor.shape)  # a view
+            coloured[rows] = torch.einsum("nij,nj->ni", each, white[rows])
     elif mixture.kind == "tied":
         coloured = white @ torch.linalg.cholesky(mixture.covariances).T
     else:

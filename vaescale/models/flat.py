@@ -7,11 +7,12 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.likelihoods import LikelihoodConfig
+from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.likelihoods.sigma import wide
-from vaescale.models.posterior import POSTERIORS, FixedConfig, Gaussian, PosteriorConfig, kl
+from vaescale.models.config import PosteriorConfig
+from vaescale.models.posterior import Gaussian, Posterior, kl
 from vaescale.models.vae import VAE, Inferred
-from vaescale.networks import NetworkConfig
+from vaescale.networks.config import NetworkConfig
 
 
 class FlatVAE(VAE):
@@ -33,11 +34,7 @@ class FlatVAE(VAE):
             image_size=image_size,
             channels=channels,
         )
-        self._to_posterior = POSTERIORS[posterior.kind][1]
-        log_sigmas = None
-        if isinstance(posterior, FixedConfig):
-            log_sigmas = torch.tensor(posterior.sigmas(network.latent_dim)).log()
-        self.register_buffer("_log_sigmas", log_sigmas, persistent=False)
+        self._to_posterior: Posterior = posterior.implement(network.latent_dim)
         self.latent_shape = self.network.latent_shape
         self.latent_dim = math.prod(self.latent_shape)
         self.group_sizes, self.group_places = (self.latent_dim,), (math.prod(self.latent_shape[1:]),)
@@ -71,14 +68,15 @@ class FlatVAE(VAE):
         """q(z|x) of all latents."""
         raw = wide(self.network.encode(x))
         with torch.autocast(x.device.type, enabled=False):
-            return self._to_posterior(raw, self._log_sigmas, None)
+            q: Gaussian = self._to_posterior(raw, None)
+            return q
 
     def joint_means(self, x: Tensor, groups: int) -> Tensor:  # noqa: ARG002
-        """Of its one group."""
+        """The posterior means of the only group."""
         return self.posterior(x).mu.flatten(1)
 
     def prior(self) -> Gaussian:
-        """N(0, I)."""
+        """The standard normal prior."""
         zeros = next(self.parameters()).new_zeros(self.latent_shape)
         return Gaussian(zeros, zeros)
 
@@ -88,15 +86,15 @@ class FlatVAE(VAE):
         stream: noise.Stream | None = None,  # noqa: ARG002
         temperature: float = 1.0,  # noqa: ARG002
     ) -> Tensor:
-        """From all latents."""
+        """The raw parameters from all latents."""
         params: Tensor = self.network.decode(z.reshape(len(z), *self.latent_shape))
         return params
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """From the posterior's mean."""
+        """The raw parameters from the posterior's mean."""
         params: Tensor = self.network.decode(self.posterior(x).mu)
         return params
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
-        """From N(0, temperature^2)."""
+        """The raw parameters from draws of N(0, temperature^2)."""
         return self.decode(temperature * noise.normal(stream, noise.PRIOR, (self.latent_dim,)))

@@ -15,11 +15,12 @@ from einops import rearrange
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.likelihoods import LikelihoodConfig
+from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.likelihoods.sigma import wide
-from vaescale.models.posterior import POSTERIORS, Gaussian, PosteriorConfig, bounded, kl
+from vaescale.models.config import PosteriorConfig
+from vaescale.models.posterior import Gaussian, Posterior, bounded, kl
 from vaescale.models.vae import VAE, Inferred
-from vaescale.networks import NetworkConfig
+from vaescale.networks.config import NetworkConfig
 from vaescale.networks.ladder import Group, LadderNetwork
 from vaescale.networks.layers import recomputed
 
@@ -55,7 +56,7 @@ class LadderVAE(VAE):
             image_size=image_size,
             channels=channels,
         )
-        self._to_posterior = POSTERIORS[posterior.kind][1]
+        self._to_posterior: Posterior = posterior.implement(network.latent_dim)
         self.group_places = tuple(group.block.resolution**2 for group in self._groups)
         top = self._groups[0].block.resolution
         self.latent_shape = (network.latent_dim, top, top)
@@ -215,7 +216,8 @@ class LadderVAE(VAE):
     def _posterior(self, group: Group, here: Tensor, seen: Tensor, prior: Gaussian) -> Gaussian:
         raw = wide(group.posterior(here, seen))
         with torch.autocast(here.device.type, enabled=False):
-            return self._to_posterior(raw, None, prior)
+            q: Gaussian = self._to_posterior(raw, prior)
+            return q
 
     def _by_group(self, z: Tensor) -> list[Tensor]:
         """z [B, Z] of the first groups as one map for each."""

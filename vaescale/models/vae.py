@@ -15,9 +15,10 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from vaescale import noise
-from vaescale.likelihoods import LIKELIHOODS, LikelihoodConfig
+from vaescale.likelihoods.base import Likelihood
+from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.models.posterior import Gaussian
-from vaescale.networks import NETWORKS, NetworkConfig
+from vaescale.networks.config import NetworkConfig
 from vaescale.networks.spectral import SpectralSum
 
 
@@ -88,9 +89,8 @@ class VAE(nn.Module):
     ) -> None:
         super().__init__()
         self.image_shape = (channels, image_size, image_size)
-        self.likelihood = LIKELIHOODS[likelihood.kind][1](likelihood, image_shape=self.image_shape)
-        self.network: Any = NETWORKS[network.kind][1](
-            network,
+        self.likelihood: Likelihood = likelihood.implement(image_shape=self.image_shape)
+        self.network: Any = network.implement(
             image_size=image_size,
             channels=channels,
             encoder_out=encoder_out,
@@ -196,8 +196,8 @@ class VAE(nn.Module):
         return prior.log_density(z.view(len(z), *self.latent_shape).to(prior.mu)).flatten(1).sum(1)
 
     def decode(self, z: Tensor, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
-        """The likelihood's raw parameters from z [B, Z], flat, of `latent_dim` or of a ladder's first groups; what lies below
-        is drawn from its prior, the standard deviations times `temperature`. A flat model has no use for the stream.
+        """The likelihood's raw parameters from z [B, Z], flat, of `latent_dim` or of a ladder's first groups; lower groups
+        are drawn from their priors, the standard deviations times `temperature`. A flat model has no use for the stream.
         """
         raise NotImplementedError
 

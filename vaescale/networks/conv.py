@@ -7,45 +7,19 @@ the recipe or a preset says otherwise: a curve must not depend on how many image
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Annotated, Literal
 
 from einops.layers.torch import Rearrange
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from vaescale.config import Config
-from vaescale.networks.layers import ACTIVATIONS, Norm, conv, deconv, norm, refuse_indivisible, spectral
+from vaescale.networks.base import FlatNetwork
+from vaescale.networks.config import ConvConfig, Norm
+from vaescale.networks.layers import ACTIVATIONS, conv, deconv, norm, refuse_indivisible, spectral
 from vaescale.networks.presets import PRESETS, Preset
 
 WIDTHS = (32, 64)
 
 
-class ConvConfig(Config):
-    """A DCGAN-like encoder and decoder."""
-
-    kind: Literal["conv"] = "conv"
-    latent_dim: int = Field(gt=0, description="size of z")
-    widths: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] | None = Field(
-        default=None,
-        description="channels after each halving of the resolution; null: 32, 64, or the preset's",
-    )
-    preset: Literal["sigma_vae_svhn", "wae_celeba", "infogan"] | None = Field(
-        default=None, description="a published network in place of `widths`; see networks/presets.py"
-    )
-    norm: Norm | None = Field(
-        default=None, description="null: the preset's own, group without one; batch: over the global batch"
-    )
-
-    @model_validator(mode="after")
-    def _a_preset_has_its_widths(self) -> "ConvConfig":
-        if self.preset and self.widths:
-            raise ValueError(
-                f"preset (={self.preset}) has its own widths; leave network.widths out, or set it to null"
-            )
-        return self
-
-
-class ConvNetwork(nn.Module):
+class ConvNetwork(FlatNetwork):
     """Raises UserError when the image cannot be halved as often as the layers ask."""
 
     def __init__(

@@ -8,60 +8,18 @@ Legend: a map is [B, W, R, R] with W channels at resolution R, z of a group [B, 
 """
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, gelu, interpolate, pad
 
-from vaescale.config import Config
 from vaescale.errors import UserError
+from vaescale.networks.config import LadderConfig
 from vaescale.networks.layers import conv, recomputed
 from vaescale.networks.stages import Block, parse_decoder, parse_encoder, suggested
 
 Maps = dict[int, Tensor]
 SMALLEST_3X3 = 3  # below, a 3x3 kernel would see padding for the most part
-
-
-class LadderConfig(Config):
-    """Bottleneck residual blocks and a stochastic group in every block of the decoder."""
-
-    kind: Literal["ladder"] = "ladder"
-    latent_dim: int = Field(default=16, gt=0, description="channels of z in each group")
-    width: int = Field(default=64, gt=3, description="channels of the maps")
-    widths: dict[int, int] = Field(default={}, description="other widths at some resolutions, {256: 64}")
-    bottleneck: float = Field(default=0.25, gt=0, le=1, description="inner width of a block, times its width")
-    encoder: tuple[str, ...] | None = Field(
-        default=None, description="32x11,32d2,...: blocks and pooling; null: what fits the image size"
-    )
-    decoder: tuple[str, ...] | None = Field(default=None, description="1x1,4m1,...: groups and unpooling")
-    biases_up_to: int = Field(
-        default=64, ge=0, description="largest resolution whose map starts as a parameter"
-    )
-    checkpointing: bool = Field(
-        default=False,
-        description="compute activations again in the backward pass: a third slower, far less memory",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_string(cls, values: object) -> object:
-        if not isinstance(values, dict):
-            return values
-        split = {
-            key: tuple(word.strip() for word in str(values[key]).split(","))
-            for key in ("encoder", "decoder")
-            if isinstance(values.get(key), str | int)
-        }
-        return {**values, **split}
-
-    @model_validator(mode="after")
-    def _widths_are_wide_enough(self) -> "LadderConfig":
-        for resolution, width in self.widths.items():
-            if width < 4 or resolution < 1:
-                raise ValueError(f"widths ({{{resolution}: {width}}}): a width must be at least 4")
-        return self
 
 
 class LadderNetwork(nn.Module):

@@ -4,7 +4,7 @@ product) goes in here, with the same parameter shapes, so that checkpoints stay 
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vaescale import comm
 from vaescale.errors import UserError
+from vaescale.networks.config import Norm
 
 T = TypeVar("T")
-Norm = Literal["group", "batch", "none"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "relu": nn.ReLU,

@@ -5,24 +5,16 @@ is the exact log-likelihood of probabilistic PCA (Tipping & Bishop 1999), so tha
 """
 
 import math
-from typing import Literal
 
 import torch
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor, nn
 
-from vaescale.config import Config
+from vaescale.networks.base import FlatNetwork
+from vaescale.networks.config import LinearConfig
 
 
-class LinearConfig(Config):
-    """No hidden layer."""
-
-    kind: Literal["linear"] = "linear"
-    latent_dim: int = Field(gt=0, description="size of z")
-
-
-class LinearNetwork(nn.Module):
+class LinearNetwork(FlatNetwork):
     """encode: [V x + b, log diagonal of D / 2]; decode: W z + mu."""
 
     def __init__(

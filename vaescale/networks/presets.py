@@ -1,7 +1,7 @@
 """Published convolutional networks as tables: what each paper's or its authors' code's encoder and decoder consist of.
 
 A layer is (width, kernel, stride); `hidden` are fully connected layers between the maps and z. A stride of 2 halves the map
-in the encoder and doubles it in the decoder, whose last convolution to the image stands apart as `last`.
+in the encoder and doubles it in the decoder, whose last convolution, to the image, is `last`.
 """
 
 from typing import NamedTuple

@@ -7,39 +7,19 @@
 Legend: x [B, C, S, S], f = 2^(len(multipliers) - 1), z [B, Z, S / f, S / f].
 """
 
-from typing import Annotated, Literal
-
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 
-from vaescale.config import Config
 from vaescale.errors import UserError
+from vaescale.networks.base import FlatNetwork
+from vaescale.networks.config import ResnetConfig
 from vaescale.networks.layers import conv, norm, refuse_indivisible
 
 NORM_GROUPS = 32
 
 
-class ResnetConfig(Config):
-    """A latent map of 1/f of the image's size."""
-
-    kind: Literal["resnet"] = "resnet"
-    latent_dim: int = Field(gt=0, description="channels of the latent map")
-    width: int = Field(default=128, gt=0, description="channels at the image's resolution")
-    multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(
-        default=(1, 2, 4, 4), min_length=1, description="of width, at each resolution from the image's down"
-    )
-    blocks: int = Field(
-        default=2, gt=0, description="residual blocks at each resolution; the decoder has one more"
-    )
-    attention: bool = Field(default=True, description="self-attention between the two innermost blocks")
-    attention_at: tuple[Annotated[int, Field(gt=0)], ...] = Field(
-        default=(), description="sizes of maps with attention after each block"
-    )
-
-
-class ResnetNetwork(nn.Module):
+class ResnetNetwork(FlatNetwork):
     """Raises UserError when the image cannot be halved as often as the multipliers ask."""
 
     def __init__(

@@ -27,7 +27,7 @@ def parse_encoder(words: tuple[str, ...], *, image_size: int) -> tuple[Block, ..
     for word in words:
         resolution, sign, number = _parse(word, "xd")
         if resolution != here:
-            raise ValueError(f"{word!r} stands where the map is {here}x{here}; write {here}{sign}{number}")
+            raise ValueError(f"{word!r} is given where the map is {here}x{here}; write {here}{sign}{number}")
         if sign == "d":
             if number < 2 or here % number:
                 factors = " or ".join(str(factor) for factor in range(2, here + 1) if here % factor == 0)

@@ -6,26 +6,11 @@
 over the images of the global batch.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from vaescale import comm
-from vaescale.config import Config
-
-
-class DipConfig(Config):
-    """A term of the loss."""
-
-    variant: Literal["i", "ii"]
-    off_diagonal: float = Field(default=10.0, ge=0, description="lambda_od")
-    diagonal: float | None = Field(
-        default=None,
-        ge=0,
-        description="lambda_d; default: as in the paper, 10 lambda_od for I, lambda_od for II",
-    )
+from vaescale.objectives.config import DipConfig
 
 
 def dip(mu: Tensor, log_sigma: Tensor, config: DipConfig) -> Tensor:

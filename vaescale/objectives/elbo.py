@@ -9,19 +9,14 @@ dip        ... + lambda_od sum C_ij^2 + lambda_d sum (C_ii - 1)^2        Kumar e
 spectral   ... + lambda sum_i s_i, the layers' singular values           Vahdat & Kautz 2020, section 3.2
 """
 
-from typing import Annotated, Literal
-
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.config import Config
 from vaescale.models.vae import VAE, Terms
-from vaescale.objectives.dip import DipConfig, dip
-from vaescale.objectives.mmd import MmdConfig, mmd
+from vaescale.objectives.config import ElboConfig
+from vaescale.objectives.dip import dip
+from vaescale.objectives.mmd import mmd
 from vaescale.objectives.rates import (
-    CapacityConfig,
-    FreeBitsConfig,
     balanced,
     capacity,
     capacity_nats,
@@ -29,41 +24,6 @@ from vaescale.objectives.rates import (
     group_shares,
 )
 from vaescale.schedules import Annealing, annealed
-
-
-class ElboConfig(Config):
-    """-log p(x|z) + beta KL, and what may be made of the KL and added to it."""
-
-    kind: Literal["elbo"] = "elbo"
-    beta: Annotated[float, Field(ge=0)] | Annealing = Field(
-        default=1.0, description="a number, or {schedule: linear, steps: 1000}: cosine, sigmoid, cyclical"
-    )
-    free_bits: FreeBitsConfig | None = None
-    capacity: CapacityConfig | None = Field(default=None, description="in place of beta")
-    balancing: Literal["never", "while_annealing", "always"] = Field(
-        default="never", description="of a ladder's groups; NVAE has it while beta rises"
-    )
-    mmd: MmdConfig | None = None
-    dip: DipConfig | None = None
-    spectral: float = Field(
-        default=0.0, ge=0, description="weight of the sum of the layers' largest singular values"
-    )
-
-    @model_validator(mode="after")
-    def _one_thing_is_made_of_the_kl(self) -> "ElboConfig":
-        given = [name for name in ("free_bits", "capacity") if getattr(self, name)]
-        given += ["balancing"] if self.balancing != "never" else []
-        if len(given) > 1:
-            raise ValueError(
-                f"{given[0]} and objective.{given[1]} both say what the KL costs; give one of them"
-            )
-        if self.capacity and self.beta != 1.0:
-            raise ValueError(
-                "capacity takes the place of beta; leave objective.beta out, or set capacity.weight"
-            )
-        if self.balancing == "while_annealing" and not isinstance(self.beta, Annealing):
-            raise ValueError("balancing is while_annealing, but beta does not change; give beta a schedule")
-        return self
 
 
 class Elbo:

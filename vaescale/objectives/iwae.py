@@ -11,23 +11,13 @@ The decoder's stays sum_k v_k d log w_k / d theta. One v_k comes from the loss b
 """
 
 import math
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.config import Config
 from vaescale.models.vae import VAE, Terms
-
-
-class IwaeConfig(Config):
-    """-log 1/K sum of importance weights."""
-
-    kind: Literal["iwae"] = "iwae"
-    samples: int = Field(gt=0, description="K, draws of z for each image")
-    gradient: Literal["reparameterized", "doubly_reparameterized"] = "reparameterized"
+from vaescale.objectives.config import IwaeConfig
 
 
 class Iwae:

@@ -5,25 +5,13 @@
 over the n images of the global batch, with p_i drawn from N(0, I). The estimate is unbiased, and can be negative.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from vaescale import comm, noise
-from vaescale.config import Config
+from vaescale.objectives.config import MmdConfig
 
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-
-
-class MmdConfig(Config):
-    """A term of the loss."""
-
-    weight: float = Field(gt=0, description="lambda")
-    kernel: Literal["imq", "rbf"] = Field(
-        default="imq", description="inverse multiquadratic, C / (C + d^2), or Gaussian, exp(-d^2 / C)"
-    )
 
 
 def mmd(z: Tensor, stream: noise.Stream, config: MmdConfig) -> Tensor:

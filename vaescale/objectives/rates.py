@@ -6,32 +6,15 @@ the mean of the ranks' losses and gradients is that of one process.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from vaescale import comm
-from vaescale.config import Config
+from vaescale.objectives.config import CapacityConfig, FreeBitsConfig
 from vaescale.schedules import Annealing, annealed
 
 BALANCE_OFFSET = 0.01  # nats; keeps a group without KL from weighing nothing
-
-
-class FreeBitsConfig(Config):
-    """So many nats cost the same whether they are used or not."""
-
-    nats: float = Field(gt=0, description="for each latent (a channel of a map), or each group")
-    per: Literal["latent", "group"] = "latent"
-
-
-class CapacityConfig(Config):
-    """The KL is drawn to a capacity that rises from 0."""
-
-    nats: float = Field(gt=0, description="the capacity at the end")
-    steps: int = Field(gt=0, description="until then it rises in a straight line")
-    weight: float = Field(default=1000.0, gt=0, description="gamma")
 
 
 def free_bits(latent_kl: Tensor, kl: Tensor, config: FreeBitsConfig) -> Tensor:

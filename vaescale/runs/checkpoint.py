@@ -70,7 +70,7 @@ class Tensors(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt")
-        self._names = list(self._file.keys())  # type: ignore[no-untyped-call]
+        self._names = dict.fromkeys(self._file.keys())  # type: ignore[no-untyped-call]
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:

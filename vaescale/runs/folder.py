@@ -1,18 +1,25 @@
 """A run folder: recipe.yaml, run.json, metrics.jsonl, summary.json, checkpoints/, figures/, and `lock` in training."""
 
-import fcntl
 import json
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from vaescale.errors import UserError
 from vaescale.system.console import say
-from vaescale.system.files import write_whole
+from vaescale.system.files import (
+    LockHeldError,
+    NoLocksError,
+    acquire_lock,
+    append_line,
+    exclusive,
+    release_lock,
+    sign,
+    write_whole,
+)
 from vaescale.system.secrets import redact
 
 METRICS = "metrics.jsonl"
@@ -21,25 +28,44 @@ RECIPE = "recipe.yaml"
 ROLLBACK = "rollback"  # a row with it: what was written of later steps before it does not count
 STOPPED = "stopped.json"
 SUMMARY = "summary.json"
+SUMMARY_WAIT_SECONDS = 60.0
 TAGS = "run.json"
 
 
 def append_metrics(folder: Path, step: int, metrics: Mapping[str, float]) -> None:
     """Add one line to metrics.jsonl: step, time (seconds since 1970) and the metrics."""
-    line = json.dumps({"step": step, "time": round(time.time(), 3), **metrics})
-    with (folder / METRICS).open("a") as file:
-        file.write(line + "\n")
+    append_line(folder / METRICS, json.dumps({"step": step, "time": round(time.time(), 3), **metrics}))
 
 
-def append_non_finite(folder: Path, step: int, keys: list[str]) -> None:
-    """Add one line to non_finite.jsonl: a step whose loss or gradient was NaN or Inf, and the keys of its images."""
-    with (folder / NON_FINITE).open("a") as file:
-        file.write(json.dumps({"step": step, "keys": keys}) + "\n")
+class NonFiniteSteps:
+    """non_finite.jsonl: a line for each step whose loss or gradient was NaN or Inf, with the keys of its images.
+
+    A resumed run replays steps: a line that the file has already is not written again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / NON_FINITE
+        self._known: set[int] | None = None  # hashes: a line names a whole batch
+
+    def append(self, step: int, keys: list[str]) -> None:
+        """Write a step's line, unless the file has it."""
+        line = json.dumps({"step": step, "keys": keys})
+        if self._known is None:
+            _end_last_line(self._path)
+            text = self._path.read_text() if self._path.is_file() else ""
+            self._known = {hash(known) for known in text.splitlines()}
+        if hash(line) not in self._known:
+            self._known.add(hash(line))
+            append_line(self._path, line)
 
 
 def mend_metrics(folder: Path) -> None:
-    """End a line that a crash cut short, so that the next one stands by itself."""
-    path = folder / METRICS
+    """End a line of metrics.jsonl that a crash cut short."""
+    _end_last_line(folder / METRICS)
+
+
+def _end_last_line(path: Path) -> None:
+    """Add a line break where a crash cut the last line short, so that the next line is whole."""
     if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
         with path.open("a") as file:
             file.write("\n")
@@ -81,14 +107,31 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def update_summary(folder: Path, section: str, content: Mapping[str, Any]) -> None:
     """Replace one section of summary.json."""
-    write_json(folder / SUMMARY, {**read_json(folder / SUMMARY), section: dict(content)})
+    with _summary_locked(folder):
+        write_json(folder / SUMMARY, {**read_json(folder / SUMMARY), section: dict(content)})
 
 
 def forget_summary(folder: Path, *sections: str) -> None:
     """Remove sections of summary.json, if there are any."""
-    before = read_json(folder / SUMMARY)
-    if before.keys() & set(sections):
-        write_json(folder / SUMMARY, {name: value for name, value in before.items() if name not in sections})
+    with _summary_locked(folder):
+        before = read_json(folder / SUMMARY)
+        if before.keys() & set(sections):
+            write_json(
+                folder / SUMMARY, {name: value for name, value in before.items() if name not in sections}
+            )
+
+
+@contextmanager
+def _summary_locked(folder: Path) -> Iterator[None]:
+    """Keep other processes and threads from changing summary.json between reading and writing it."""
+    path = folder / f".{SUMMARY}.lock"
+    try:
+        with exclusive(path, wait_seconds=SUMMARY_WAIT_SECONDS, waiting=f"waiting for {path}"):
+            yield
+    except LockHeldError as error:
+        raise UserError(
+            f"{path} has been held for {SUMMARY_WAIT_SECONDS:.0f} s ({error.holder}); end that process and try again"
+        ) from None
 
 
 @contextmanager
@@ -126,73 +169,45 @@ def explained(folder: Path) -> Iterator[None]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder/lock` while training. Raises UserError when another process holds it.
 
-    The kernel holds the lock and lets go when the process ends, however it ends; the file's words are for people.
+    The kernel holds the lock and releases it when the process ends, however it ends; the file's content is for people.
     """
     path = folder / "lock"
-    with _locked_file(path) as file:
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), **_job()}))
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _locked_file(path: Path) -> IO[str]:
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read()
-            file.close()
-            raise UserError(
-                f"another process trains in {path.parent} ({_in_words(holder)}); wait for it or choose another name or run_dir"
-            ) from None
-        except OSError as error:
-            _refuse_living_holder(path, file, error)
-            return file
-        # The holder before may have deleted the file between our opening and our locking it.
-        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-            return file
-        file.close()
-
-
-def _refuse_living_holder(path: Path, file: IO[str], error: OSError) -> None:
-    """Where the file system knows no locks, the words in the file decide: a process of this host that is gone, or no words,
-    hold nothing. Raises UserError otherwise.
-    """
-    file.seek(0)
-    words = file.read()
+    file = _locked_file(path)
     try:
-        holder = json.loads(words)
+        yield
+    finally:
+        release_lock(path, file)
+
+
+def _locked_file(path: Path) -> BinaryIO:
+    try:
+        return acquire_lock(path)
+    except LockHeldError as error:
+        raise UserError(
+            f"another process trains in {path.parent} ({error.holder}); wait for it or choose another name or run_dir"
+        ) from None
+    except NoLocksError as error:
+        _refuse_living_holder(path, error)
+        file = path.open("ab+", buffering=0)
+        sign(file)
+        return file
+
+
+def _refuse_living_holder(path: Path, error: NoLocksError) -> None:
+    """Raise UserError where the file system has no locks and the lock file names a process that may be alive.
+
+    A process of this host that has ended holds nothing, and neither does a file that names no process.
+    """
+    try:
+        holder = json.loads(error.content)
         host, pid = holder["host"], int(holder["pid"])
     except (ValueError, KeyError, TypeError):
-        say(f"{path.parent} cannot be locked ({error.strerror}); take care that one job alone trains there")
+        say(f"{path.parent} cannot be locked ({error.reason}); take care that one job alone trains there")
         return
     if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
         say(f"taking over {path}: its process {pid} is gone")
         return
-    file.close()
     raise UserError(
-        f"{path.parent} cannot be locked ({error.strerror}), and {path} names {words}; wait for that job, or delete the "
+        f"{path.parent} cannot be locked ({error.reason}), and {path} names {error.content}; wait for that job, or delete the "
         f"file if it is gone"
     )
-
-
-def _in_words(holder: str) -> str:
-    """`host vm, pid 25600`."""
-    try:
-        return ", ".join(f"{name} {value}" for name, value in json.loads(holder).items())
-    except (ValueError, AttributeError):
-        return holder
-
-
-def _job() -> dict[str, str]:
-    """The cluster's name of this job, where it has one."""
-    known = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "KUBERNETES_POD_NAME")
-    found = [os.environ[name] for name in known if os.environ.get(name)]
-    return {"job": found[0]} if found else {}

@@ -1,7 +1,8 @@
 """MLflow, fed from the run folder: metrics.jsonl is written first, and drained in the background.
 
 A run can therefore train with the tracking server away. What was not sent stays in the folder; `vaescale sync RUN`
-sends the rest. `RUN/mlflow.json` remembers the MLflow run and how far it got, so nothing is sent twice.
+sends the rest. `RUN/mlflow.json` records the MLflow run and what was sent after each request, so nothing is sent twice.
+One thread of one process sends a run at a time, under the lock `RUN/.mlflow.lock`.
 """
 
 import getpass
@@ -20,9 +21,12 @@ from vaescale.errors import Preempted, UserError
 from vaescale.runs import folder as run_folder
 from vaescale.runs.mlflow import SQLITE, absolute_uri, be_patient, experiment_id, quiet
 from vaescale.system.console import say
+from vaescale.system.files import LockHeldError, exclusive
 from vaescale.system.secrets import is_redacted, redact
 
 STATE = "mlflow.json"
+LOCK = ".mlflow.lock"
+WAIT_SECONDS = 60.0  # for another sender of the same run
 STORES = (SQLITE, "http://", "https://", "postgresql", "mysql", "mssql", "databricks")
 BATCH_METRICS = 1000  # MLflow's limits for one request
 BATCH_PARAMS = 100
@@ -44,7 +48,9 @@ ARTIFACTS = (
 class TrackingConfig(Config):
     """Where runs are compared."""
 
-    mlflow: str | None = Field(default="sqlite:///runs/mlflow.db", description="tracking URI; null for none")
+    mlflow: str | None = Field(
+        default="sqlite:///runs/mlflow.db", description="URI of the MLflow store; null: none"
+    )
 
     @field_validator("mlflow")
     @classmethod
@@ -53,14 +59,19 @@ class TrackingConfig(Config):
             raise ValueError(f"an MLflow store begins with one of {', '.join(STORES)}; null means none")
         return uri
 
-    experiment: str = "vaescale"
-    parent: str | None = Field(default=None, description="the MLflow run above this one, such as a sweep's")
+    experiment: str = Field(default="vaescale", description="name of the MLflow experiment")
+    parent: str | None = Field(default=None, description="id of the parent run in MLflow; a sweep sets it")
+
+
+class OtherSender(UserError):
+    """Another process or thread is sending the same run to MLflow, and goes on for longer than the wait."""
 
 
 class Drain:
     """`with Drain(folder, config):` sends a run folder to MLflow from a thread, every few seconds and at the end.
 
-    Never raises and never makes a step wait. shown: false on all processes but the first, which alone sends.
+    Never raises and never makes a step wait. While another process sends this run, it tries again in the next round; only
+    the last round waits, for `patience` seconds. shown: false on all processes but the first, which alone sends.
     """
 
     def __init__(
@@ -93,27 +104,28 @@ class Drain:
         self._thread.join(self._patience)
         if self._thread.is_alive() or self._fault is not None:
             reason = self._fault or f"no answer in {self._patience:.0f} s"
-            say(
-                f"MLflow at {self._config.mlflow} is behind ({reason}); later: `vaescale sync {self._folder}`"
-            )
+            _say_behind(self._folder, self._config, reason)
 
     def _work(self) -> None:
         last = False
         while not last:
             last = self._stop.wait(self._every)
             try:
-                sync(self._folder, self._config, status=self._status)
+                wait_seconds = self._patience if last else 0.0
+                sync(self._folder, self._config, status=self._status, wait_seconds=wait_seconds)
                 self._fault = None
             except Exception as error:  # whatever a server or a network may raise; the run goes on
                 self._fault = error
 
 
-def sync(folder: Path, config: TrackingConfig, *, status: str | None = None) -> dict[str, Any]:
+def sync(
+    folder: Path, config: TrackingConfig, *, status: str | None = None, wait_seconds: float = WAIT_SECONDS
+) -> dict[str, Any]:
     """Send what MLflow does not have yet: tags, params, metrics, artifacts. Returns what mlflow.json then says, and
     metrics_sent and artifacts_sent, how many went this time.
 
-    status: the run's, when it changes; remembered until it is sent. Raises whatever MLflow raises when the store does
-    not answer.
+    status: the run's, when it changes; remembered until it is sent. wait_seconds: how long to wait while another process or
+    thread sends this run. Raises OtherSender after that, and whatever MLflow raises when the store does not answer.
     """
     assert config.mlflow is not None
     if is_redacted(config.mlflow):
@@ -122,35 +134,51 @@ def sync(folder: Path, config: TrackingConfig, *, status: str | None = None) -> 
             f"in {folder / run_folder.RECIPE} and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     be_patient()
-    with quiet():
-        from mlflow import MlflowClient
+    waiting = f"waiting for another process that sends {folder} to MLflow"
+    try:
+        with exclusive(folder / LOCK, wait_seconds=wait_seconds, waiting=waiting), quiet():
+            return _send(folder, config, status)
+    except LockHeldError as error:
+        raise OtherSender(
+            f"another process sends {folder} to MLflow ({error.holder}); when it has ended: `vaescale sync {folder}`"
+        ) from None
 
-        state = run_folder.read_json(folder / STATE)
-        public = redact(config.mlflow)
-        # A relative SQLite path is remembered as an absolute one; one with credentials is known to this process alone.
-        uri = config.mlflow if public != config.mlflow else state.get("tracking_uri", "")
-        if state.get("configured") != public or not _run_exists(MlflowClient(uri), state):
-            state = _create_run(folder, config)
-            uri = config.mlflow if public != config.mlflow else state["tracking_uri"]
-        client = MlflowClient(uri)
-        if status is not None and status != state["status"]:
-            state |= {"status": status, "status_sent": False}
-            run_folder.write_json(folder / STATE, state)
-        if not state["params_sent"]:
-            _send_params(client, folder, state)
-        _send_changes(client, folder, state)
-        sent = {
-            "metrics_sent": _send_metrics(client, folder, state),
-            "artifacts_sent": _send_artifacts(client, folder, state),
-        }
-        if not state["status_sent"]:
-            if state["status"] == "RUNNING":
-                client.update_run(state["run_id"], status="RUNNING")
-            else:
-                client.set_terminated(state["run_id"], state["status"])  # with the time
-            state["status_sent"] = True
+
+def _send(folder: Path, config: TrackingConfig, status: str | None) -> dict[str, Any]:
+    """`sync` under the lock."""
+    from mlflow import MlflowClient
+
+    state = run_folder.read_json(folder / STATE)
+    if status is not None and "run_id" in state and status != state["status"]:
+        state |= {"status": status, "status_sent": False}
+        _record(folder, state)
+    public = redact(config.mlflow or "")
+    # A relative SQLite path is remembered as an absolute one; one with credentials is known to this process alone.
+    uri = config.mlflow if public != config.mlflow else state.get("tracking_uri", "")
+    if state.get("configured") != public or not _run_exists(MlflowClient(uri), state):
+        state = _create_run(folder, config, status=status or state.get("status", "RUNNING"))
+        uri = config.mlflow if public != config.mlflow else state["tracking_uri"]
+    client = MlflowClient(uri)
+    if not state["params_sent"]:
+        _send_params(client, folder, state)
+    _send_changes(client, folder, state)
+    metrics_sent, artifacts_sent = (
+        _send_metrics(client, folder, state),
+        _send_artifacts(client, folder, state),
+    )
+    if not state["status_sent"]:
+        if state["status"] == "RUNNING":
+            client.update_run(state["run_id"], status="RUNNING")
+        else:
+            client.set_terminated(state["run_id"], state["status"])  # with the time
+        state["status_sent"] = True
+        _record(folder, state)
+    return state | {"metrics_sent": metrics_sent, "artifacts_sent": artifacts_sent}
+
+
+def _record(folder: Path, state: dict[str, Any]) -> None:
+    """Write down what was sent, so that a retry does not send it again."""
     run_folder.write_json(folder / STATE, state)
-    return state | sent
 
 
 def push(folder: Path, config: TrackingConfig, *, status: str | None = None) -> None:
@@ -158,9 +186,16 @@ def push(folder: Path, config: TrackingConfig, *, status: str | None = None) -> 
     if config.mlflow is None:
         return
     try:
-        sync(folder, config, status=status)
+        sync(folder, config, status=status, wait_seconds=WAIT_SECONDS)
     except Exception as error:  # whatever a server or a network may raise; the results are in the folder
-        say(f"MLflow at {config.mlflow} is behind ({error}); later: `vaescale sync {folder}`")
+        _say_behind(folder, config, error)
+
+
+def _say_behind(folder: Path, config: TrackingConfig, reason: Exception | str) -> None:
+    if isinstance(reason, OtherSender):  # it names the remedy itself
+        say(str(reason))
+    else:
+        say(f"MLflow at {config.mlflow} is behind ({reason}); later: `vaescale sync {folder}`")
 
 
 def log_files(config: TrackingConfig, name: str, paths: list[Path]) -> None:
@@ -191,23 +226,26 @@ def _run_exists(client: Any, state: dict[str, Any]) -> bool:
     return True
 
 
-def _create_run(folder: Path, config: TrackingConfig) -> dict[str, Any]:
-    """A new MLflow run with the run folder's tags, written down before anything else can fail."""
+def _create_run(folder: Path, config: TrackingConfig, *, status: str) -> dict[str, Any]:
+    """Create an MLflow run with the run folder's tags, and record it before anything else can fail. Returns the state.
+
+    status: the run's, still to be sent; MLflow begins with RUNNING.
+    """
     from mlflow import MlflowClient
 
     uri = absolute_uri(config.mlflow or "")
     client = MlflowClient(uri)
-    own = experiment_id(client, config.mlflow or "", config.experiment)
+    experiment = experiment_id(client, config.mlflow or "", config.experiment)
     tags = {name: str(value) for name, value in run_folder.read_json(folder / run_folder.TAGS).items()}
     tags |= _origin(tags.get("git_revision", ""))
     if config.parent:
         tags["mlflow.parentRunId"] = config.parent
-    run = client.create_run(own, run_name=folder.name, tags=tags)
+    run = client.create_run(experiment, run_name=folder.name, tags=tags)
     state: dict[str, Any] = {"configured": redact(config.mlflow or ""), "tracking_uri": redact(uri)}
-    state |= {"experiment_id": own}
-    state |= {"run_id": run.info.run_id, "status": "RUNNING", "status_sent": True, "params_sent": False}
+    state |= {"experiment_id": experiment, "run_id": run.info.run_id, "params_sent": False}
+    state |= {"status": status, "status_sent": status == "RUNNING"}
     state |= {"sent_bytes": 0, "sent_step": {}, "artifacts": {}}
-    run_folder.write_json(folder / STATE, state)
+    _record(folder, state)
     return state
 
 
@@ -231,6 +269,7 @@ def _send_params(client: Any, folder: Path, state: dict[str, Any]) -> None:
         client.log_batch(state["run_id"], params=params[start : start + BATCH_PARAMS])
     _send_data(client, folder, state, recipe.get("data", {}))
     state["params_sent"] = True
+    _record(folder, state)
 
 
 def _send_data(client: Any, folder: Path, state: dict[str, Any], data: dict[str, Any]) -> None:
@@ -263,48 +302,79 @@ def _send_changes(client: Any, folder: Path, state: dict[str, Any]) -> None:
     if changes and changes != state.get("changes"):
         client.set_tag(state["run_id"], "changes", redact(json.dumps(changes))[:TAG_CHARACTERS])
         state["changes"] = changes
+        _record(folder, state)
 
 
 def _send_metrics(client: Any, folder: Path, state: dict[str, Any]) -> int:
-    """Complete lines after the last one sent. A training step replayed after a resume is not sent again. Returns how many values."""
-    from mlflow.entities import Metric
+    """Send complete lines after the last one sent, and record the position after each request. Returns how many values.
 
+    A training step replayed after a resume is not sent again.
+    """
+    pending: list[Any] = []
+    position, num_sent = state["sent_bytes"], 0
+
+    def flush() -> None:
+        for start in range(0, len(pending), BATCH_METRICS):
+            client.log_batch(state["run_id"], metrics=pending[start : start + BATCH_METRICS])
+        pending.clear()
+        if position > state["sent_bytes"]:
+            state["sent_bytes"] = position
+            _record(folder, state)
+
+    for line in _unsent_lines(folder, position):
+        rows = list(run_folder.parse_metrics(line.decode(errors="replace")))
+        if len(pending) + sum(map(len, rows)) > BATCH_METRICS:
+            flush()  # before sent_step knows of this line
+        values = [value for row in rows for value in _unsent_values(row, state)]
+        pending += values
+        num_sent += len(values)
+        position += len(line)
+    flush()
+    return num_sent
+
+
+def _unsent_lines(folder: Path, position: int) -> list[bytes]:
+    """The complete lines of metrics.jsonl from a byte position on."""
     path = folder / run_folder.METRICS
     if not path.is_file():
-        return 0
+        return []
     with path.open("rb") as file:
-        file.seek(state["sent_bytes"])
+        file.seek(position)
         content = file.read()
-    complete = content[: content.rfind(b"\n") + 1]
+    return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+
+
+def _unsent_values(row: dict[str, float], state: dict[str, Any]) -> list[Any]:
+    """The MLflow metrics of one row, without those of replayed steps. Moves state's sent_step on."""
+    from mlflow.entities import Metric
+
+    if run_folder.ROLLBACK in row:  # what follows is no replay
+        state["sent_step"] = {name: min(step, row["step"]) for name, step in state["sent_step"].items()}
     metrics = []
-    for row in run_folder.parse_metrics(complete.decode()):
-        if run_folder.ROLLBACK in row:  # what follows is no replay
-            state["sent_step"] = {name: min(step, row["step"]) for name, step in state["sent_step"].items()}
-        for name in row.keys() - {"step", "time"}:
-            if name.startswith(REPLAYED) and row["step"] <= state["sent_step"].get(name, -1):
-                continue
-            known = re.sub(r"[^\w. :/-]", "_", name)  # the names that MLflow takes
-            metrics.append(Metric(known, row[name], int(row["time"] * 1000), int(row["step"])))
-            state["sent_step"][name] = row["step"]
-    for start in range(0, len(metrics), BATCH_METRICS):
-        client.log_batch(state["run_id"], metrics=metrics[start : start + BATCH_METRICS])
-    state["sent_bytes"] += len(complete)
-    return len(metrics)
+    for name in row.keys() - {"step", "time"}:
+        if name.startswith(REPLAYED) and row["step"] <= state["sent_step"].get(name, -1):
+            continue
+        mlflow_name = re.sub(r"[^\w. :/-]", "_", name)  # the names that MLflow takes
+        metrics.append(Metric(mlflow_name, row[name], int(row["time"] * 1000), int(row["step"])))
+        state["sent_step"][name] = row["step"]
+    return metrics
 
 
 def _send_artifacts(client: Any, folder: Path, state: dict[str, Any]) -> int:
-    sent = 0
+    """Send files that are new or changed, and record each. Returns how many."""
+    num_sent = 0
     for pattern in ARTIFACTS:
         for path in sorted(folder.glob(pattern)):
             name = str(path.relative_to(folder))
-            found = path.stat()
+            status = path.stat()
             known = state["artifacts"].get(name, [""])
-            if known[1:] == [found.st_size, found.st_mtime_ns]:
+            if known[1:] == [status.st_size, status.st_mtime_ns]:
                 continue  # not hashed every few seconds
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             if known[0] != digest:
-                place = str(path.relative_to(folder).parent)
-                client.log_artifact(state["run_id"], str(path), None if place == "." else place)
-                sent += 1
-            state["artifacts"][name] = [digest, found.st_size, found.st_mtime_ns]
-    return sent
+                parent = str(path.relative_to(folder).parent)
+                client.log_artifact(state["run_id"], str(path), None if parent == "." else parent)
+                num_sent += 1
+            state["artifacts"][name] = [digest, status.st_size, status.st_mtime_ns]
+            _record(folder, state)
+    return num_sent

@@ -1,4 +1,4 @@
-"""Words for people, on stderr: a progress bar on a terminal, a line every so often in a log file."""
+"""Messages for people, on stderr: a progress bar on a terminal, a line every ten seconds in a log file."""
 
 import sys
 import time
@@ -40,7 +40,7 @@ class Progress:
             self._task = self._bar.add_task(name, total=total or None, completed=start, note="")
 
     def update(self, done: int, note: str = "", *, total: int | None = None) -> None:
-        """Show that `done` of the total are done. An empty note leaves the one before; a total of 0 is not known."""
+        """Show that `done` of the total are done. An empty note keeps the previous one; a total of 0 means unknown."""
         self._total = self._total if total is None else total
         if self._bar is not None:
             self._note = note or self._note

@@ -46,5 +46,5 @@ def waiting_for_others(place: str) -> Iterator[None]:
 
 
 def read() -> Pulse:
-    """The last one."""
+    """The latest pulse."""
     return _now

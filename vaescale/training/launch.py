@@ -142,8 +142,32 @@ def refuse_to_compile(strategy: str) -> None:
 
 
 def set_precision(precision: str) -> None:
-    """Float32 products of a GPU are float32's, unless TF32 is asked for: torch's default is TF32 in convolutions alone."""
+    """Compute a GPU's float32 products in float32, or in TF32 if asked: torch's default is TF32 in convolutions alone."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+
+@contextlib.contextmanager
+def precision_of_evaluation() -> Iterator[None]:
+    """Compute float32 products within as `vaescale evaluate` does, whatever training uses."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    set_precision("fp32")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def launched(launch: Launch | None, *, processes: int | None = None) -> Iterator[Launch]:
+    """The launch that is given, or one that is started here and stopped at the end (see `start`)."""
+    if launch is not None:
+        yield launch
+        return
+    started = start(processes=processes)
+    try:
+        yield started
+    finally:
+        stop(started.accelerator)
 
 
 def stop(accelerator: "Accelerator") -> None:

@@ -1,6 +1,7 @@
 """What a training step keeps in memory, before anything is trained."""
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from vaescale import noise
 from vaescale.models.vae import VAE
+from vaescale.training.config import Precision
+from vaescale.training.step import AUTOCAST
 
 BUCKET = 4 << 24  # bytes that DeepSpeed reduces at a time (see `strategies/zero.py`)
 LIVE = 4 * ((1 << 25) + (1 << 23))  # of ZeRO-3's weights, those that are gathered, and those fetched ahead
@@ -21,7 +24,7 @@ def estimate(
     *,
     images: int,
     ema: bool,
-    precision: str,
+    precision: Precision,
     importance_samples: int = 0,
     accumulation: int = 1,
     layout: str = "ddp",
@@ -30,9 +33,9 @@ def estimate(
     """Bytes per process: weights, gradients, Adam's two moments, averaged weights, and activations; `total` at the peak.
 
     layout: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`. images: per process and micro-batch. The activations are what is
-    alive between the forward and the backward pass, measured with one and two images and extended in a straight line; buffers
-    that kernels use for a moment are not in it. Gradients that a step begins without take the activations' place in the
-    backward pass, so the larger of the two counts.
+    alive between the forward and the backward pass, measured with one and two images and extended in a straight line; the
+    estimate excludes temporary kernel workspace. Where gradients are freed after each step, they fill the memory that the
+    backward pass frees, so that only the larger of gradients and activations counts.
     """
     one, two = (
         _saved_bytes(model, images=n, precision=precision, importance_samples=importance_samples)
@@ -63,23 +66,43 @@ def estimate(
     return {**parts, "total": sum(parts.values()) - shared}
 
 
-def _saved_bytes(model: VAE, *, images: int, precision: str, importance_samples: int) -> int:
-    """What is alive after a forward pass beside the parameters: what autograd saved, and what checkpointed blocks keep."""
+def _saved_bytes(model: VAE, *, images: int, precision: Precision, importance_samples: int) -> int:
+    """Bytes alive after a forward pass beside the parameters: what autograd saved, and what checkpointed blocks keep."""
     device = next(model.parameters()).device
     batch = torch.zeros(images, *model.image_shape, dtype=torch.uint8, device=device)
     stream = noise.Stream(0, 0, torch.zeros(images, dtype=torch.int64, device=device))
     mask = torch.ones(images, dtype=torch.bool, device=device)
-    model = copy.deepcopy(model).train()  # as in training, but its running averages stay what they are
-    made = _Made()
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), made:
-        terms = model(batch, stream, mask, importance_samples)
-    alive = made.alive_bytes()
-    del terms
+    with _unchanged(model):
+        model.train()
+        with _Storages() as storages:
+            terms = model(batch, stream, mask, importance_samples, False, AUTOCAST[precision])
+        alive: int = storages.alive_bytes()
+        del terms
     return alive
 
 
-class _Made(TorchDispatchMode):
-    """Remembers every storage that an operation made, without keeping it alive."""
+@contextmanager
+def _unchanged(model: VAE) -> Iterator[None]:
+    """Restore buffers, training flags and the lists in which modules collect a step's sums. Does not copy the parameters."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    lists = [
+        (module, {name: [*value] for name, value in vars(module).items() if isinstance(value, list)})
+        for module in model.modules()
+    ]
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+        for module, before in lists:
+            vars(module).update(before)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+class _Storages(TorchDispatchMode):
+    """Records every storage that an operation allocates, without keeping it alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -98,6 +121,6 @@ class _Made(TorchDispatchMode):
         return result
 
     def alive_bytes(self) -> int:
-        """Of the storages made, those that something still holds."""
+        """Bytes of the recorded storages that something still holds."""
         held = [size for reference, size in self._storages.values() if not reference.expired()]  # type: ignore[no-untyped-call]
         return sum(held)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ from vaescale import comm, noise
 from vaescale.data.batch import Batch
 from vaescale.evaluation.likelihood import column_sums, model_metrics
 from vaescale.models.vae import VAE
-from vaescale.objectives import Objective
+from vaescale.objectives.base import Objective
 from vaescale.system import heartbeat
+from vaescale.training.config import Precision
 from vaescale.training.strategies.base import Strategy, Verdict
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -33,7 +33,7 @@ def verify_shards(
     """The number of samples that the index of a folder names, and every fault. deep: decode every image. Of latents, their bytes
     and places are compared.
 
-    progress is told the number of shards done, and of all. Raises DataError when there is no readable index.
+    progress: called with the number of shards done and of all shards. Raises DataError when there is no readable index.
     """
     place = place.removeprefix("file://")
     if "://" in place:
@@ -107,7 +107,7 @@ def _compare(folder: Path, shard: Shard, *, deep: bool, extensions: tuple[str, .
                     faults.append(ShardFault(shard.name, found.key, found.offset, words))
     except TarFault as error:
         faults.append(_at(shard.name, error))
-        behind = f"{len(known)} images of the index lie behind that place and could not be compared"
+        behind = f"{len(known)} images of the index follow it in the tar and could not be compared"
         return [*faults, *([ShardFault(shard.name, "", -1, behind)] if known else [])]
     for key, entry in known.items():
         words = "the index names it, the tar has no such image"

@@ -2,7 +2,7 @@
 
 A shard is written under a temporary name, read back strictly, and renamed; a note beside it (`.NAME.json`) says what
 it was made from. A second start takes the shards whose notes and hashes fit and writes the others; index.json comes
-last. The notes are then kept in one file (`.made.json`), so that a shard that is damaged later can be written anew.
+last. The notes are then kept in one file (`.made.json`), so that a shard that is damaged later can be written again.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from vaescale.data.config import Crop, Filter
 from vaescale.data.index import (
     INDEX,
     Shard,
@@ -35,9 +36,7 @@ from vaescale.data.index import (
 )
 from vaescale.data.making.items import Item, open_item
 from vaescale.data.pictures import (
-    Crop,
     Encoding,
-    Filter,
     Picture,
     PictureFault,
     decode,
@@ -61,7 +60,7 @@ FOREIGN = "tars made by others"
 
 
 def _quietly(done: int) -> None:
-    """Tell nobody."""
+    """Report no progress."""
 
 
 class Making(NamedTuple):
@@ -119,7 +118,7 @@ def write_shards(
 ) -> Written:
     """Write items as shards of `folder`; the same items and making give the same bytes.
 
-    jobs: processes. progress is told the number of items done. made: more words for the index about the origin.
+    jobs: processes. progress: called with the number of items done. made: what the index says about their origin.
     Raises DataError for the first image that cannot be used, unless making.skip_broken; and when none is left.
     """
     with _alone(folder):
@@ -211,13 +210,13 @@ def index_shards(
 ) -> Written:
     """Write the index of the tars in `folder`, made by others, beside them.
 
-    progress is told the number of shards done. Raises DataError for a tar that is not sound and for a sample that
+    progress: called with the number of shards done. Raises DataError for a tar that is not sound and for a sample that
     cannot be used; with skip_broken such samples are left out.
     """
     with suppress(DataError, OSError):
         before = parse_index((folder / INDEX).read_bytes(), str(folder)).made.get("source")
         if before != FOREIGN:
-            words = f"delete {folder / INDEX} to index it anew, without the classes' names"
+            words = f"delete {folder / INDEX} to index it again, without the classes' names"
             raise UserError(f"{folder} has an index already (of {before}); {words}")
     paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not paths:
@@ -256,7 +255,7 @@ def make_index(folder: Path, path: Path, name: str) -> tuple[Shard | None, list[
         for found in samples(file):
             if isinstance(found, TarFault):
                 faults.append(found)
-                # Of a key that stands twice, both are void.
+                # Samples that share a key are both left out.
                 rows = [row for row in rows if row[4] != found.key]
                 continue
             try:
@@ -374,7 +373,7 @@ def _pool(jobs: int) -> Iterator[Callable[..., Future[Any]]]:
             "a writing process was killed, perhaps for memory; lower --jobs and call again"
         ) from error
     except BaseException:
-        # What is under way is not waited for: a shard may take minutes, and is written anew.
+        # What is under way is not waited for: a shard may take minutes, and is written again.
         for process in list((pool._processes or {}).values()):
             process.terminate()
         raise
@@ -485,7 +484,7 @@ def _origin(items: list[Item], making: Making) -> str:
         elif isinstance(content, bytes):
             digest.update(content)
         else:
-            with suppress(OSError):  # a missing file is told when it is opened
+            with suppress(OSError):  # a missing file is reported when it is opened
                 there = content.path.stat()
                 digest.update(f"{content} {there.st_size} {there.st_mtime_ns}".encode())
     return digest.hexdigest()

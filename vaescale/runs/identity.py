@@ -1,6 +1,7 @@
-"""What a run is, and whether a start may go on in its folder."""
+"""What a run is, and whether a start may continue in its folder."""
 
 import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import torch
 
 import vaescale
 from vaescale.errors import DataError, UserError
-from vaescale.recipe import Recipe, differences, load_recipe
 from vaescale.runs import folder as run_folder
 from vaescale.runs.checkpoint import Checkpoint, is_exported
 from vaescale.system.console import say
@@ -18,13 +18,13 @@ ALLOW = "--allow-changes"
 REMEDY = f"choose another name or run_dir, or go on with the change: {ALLOW}"
 
 
-def tags(
-    recipe: Recipe, *, data_hash: str, val_data_hash: str, plan_hash: str, **launch: Any
+def identity_tags(
+    *, recipe_hash: str, data_hash: str, val_data_hash: str, plan_hash: str, **launch: Any
 ) -> dict[str, Any]:
-    """What identifies a run: in its folder, its checkpoints and MLflow. launch: world size and strategy."""
+    """What identifies a run: in its folder, its checkpoints and MLflow. launch: world size and layout."""
     return {
         "git_revision": git_revision(),
-        "recipe_hash": recipe.hash,
+        "recipe_hash": recipe_hash,
         "data_hash": data_hash,
         "val_data_hash": val_data_hash,
         "plan_hash": plan_hash,
@@ -35,14 +35,21 @@ def tags(
 
 
 def refuse_foreign_folder(
-    folder: Path, recipe: Recipe, own: dict[str, Any], *, allow_changes: bool
+    folder: Path,
+    tags: Mapping[str, Any],
+    *,
+    data: Mapping[str, str],
+    recipe_changes: Callable[[], list[str]],
+    may_resume: bool,
+    allow_changes: bool,
 ) -> list[str]:
     """Raise UserError or DataError when the folder holds another run, or something else.
 
-    allow_changes: of the recipe and the data. Returns the changes, in words.
+    data: the folder or URL of the data set behind the tags `data_hash` and `val_data_hash`. recipe_changes: the differences
+    to the recipe in the folder, called only if there is one. may_resume: whether the recipe allows to continue a run.
+    allow_changes: accept changes of recipe and data. Returns the accepted changes as phrases.
     """
-    path = folder / run_folder.RECIPE
-    if not path.is_file():
+    if not (folder / run_folder.RECIPE).is_file():
         # A start that was killed early leaves a lock and half-written files, which belong to nobody.
         if folder.is_dir() and any(p.name != "lock" and not p.name.startswith(".") for p in folder.iterdir()):
             raise UserError(f"run_dir {folder} holds files but no run; choose another name or run_dir")
@@ -52,38 +59,38 @@ def refuse_foreign_folder(
             f"run_dir {folder} is an exported run, which has weights but no optimizer state to train with; choose another "
             "run_dir"
         )
-    if recipe.training.resume == "never":
+    if not may_resume:
         raise UserError(
             f"run_dir {folder} holds a run and training.resume is never; choose another name or run_dir"
         )
-    changes = differences(load_recipe(path).identity(), recipe.identity())
+    changes = recipe_changes()
     if changes and not allow_changes:
         raise UserError(f"run_dir {folder} holds a run of another recipe ({'; '.join(changes)}); {REMEDY}")
     before = run_folder.read_json(folder / run_folder.TAGS)
-    for name, now in (("data_hash", recipe.data.train), ("val_data_hash", recipe.data.val)):
-        if before.get(name, own[name]) != own[name]:
-            words = f"{name}: {before[name][:12]} -> {own[name][:12]} ({now})"
+    for name, place in data.items():
+        if before.get(name, tags[name]) != tags[name]:
+            change = f"{name}: {before[name][:12]} -> {tags[name][:12]} ({place})"
             if not allow_changes:
-                raise DataError(f"run_dir {folder} was made with other data ({words}); {REMEDY}")
-            changes.append(words)
+                raise DataError(f"run_dir {folder} was made with other data ({change}); {REMEDY}")
+            changes.append(change)
     return changes
 
 
-def refuse_other(found: Checkpoint, own: dict[str, Any], *, allow_changes: bool) -> None:
+def refuse_other(saved: Checkpoint, tags: Mapping[str, Any], *, allow_changes: bool) -> None:
     """Raise UserError when a checkpoint is of another recipe, order or data set."""
-    state = found.state()
+    state = saved.state()
     for name in ("recipe_hash", "plan_hash", "data_hash"):
-        if state.get(name) != own[name] and not allow_changes:
-            raise UserError(f"checkpoint {found.folder} has another {name}; {REMEDY}")
+        if state.get(name) != tags[name] and not allow_changes:
+            raise UserError(f"checkpoint {saved.folder} has another {name}; {REMEDY}")
 
 
-def remember(folder: Path, own: dict[str, Any], changes: list[str], *, step: int) -> None:
-    """Write the run's tags, and which changes it went on with, at which step."""
+def remember(folder: Path, tags: Mapping[str, Any], changes: list[str], *, step: int) -> None:
+    """Write the run's tags, with the changes that were accepted and the step from which they hold."""
     before = run_folder.read_json(folder / run_folder.TAGS).get("changes", [])
     if changes:
         say(f"going on from step {step} with {'; '.join(changes)}")
         before = [*before, {"step": step, "changes": [redact(change) for change in changes]}]
-    run_folder.write_json(folder / run_folder.TAGS, own | ({"changes": before} if before else {}))
+    run_folder.write_json(folder / run_folder.TAGS, {**tags, **({"changes": before} if before else {})})
 
 
 def git_revision() -> str:

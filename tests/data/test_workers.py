@@ -1,0 +1,126 @@
+"""Worker processes: the same batches as without them, kept over several passes, and started from a clean process."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.launching import environment
+from vaescale.data.batch import Batch, Request
+from vaescale.data.config import DataConfig
+from vaescale.data.loader import evaluation_batches
+from vaescale.data.making.writing import Making, write_shards
+from vaescale.data.reader import ShardReader, open_reader
+from vaescale.data.workers import Workers
+from vaescale.errors import DataError
+
+
+@pytest.fixture
+def reader(tmp_path: Path, make_items) -> ShardReader:
+    write_shards(make_items(23), tmp_path / "shards", Making(shard_samples=10, encoding="png"))
+    place = str(tmp_path / "shards")
+    return open_reader(place, DataConfig(train=place, val=place, image_size=8, global_batch=4))
+
+
+def one_pass(reader: ShardReader, workers: int | Workers) -> list[Batch]:
+    return list(evaluation_batches(reader, batch=5, rank=0, world_size=1, workers=workers))
+
+
+def assert_same(a: list[Batch], b: list[Batch]) -> None:
+    for one, other in zip(a, b, strict=True):
+        assert all(
+            torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+            for x, y in zip(one, other, strict=True)
+        )
+
+
+def test_two_passes_are_read_by_the_same_processes(reader: ShardReader) -> None:
+    expected = one_pass(reader, 0)
+    with Workers(reader, 2) as workers:
+        assert workers.start_method == "forkserver"
+        assert_same(one_pass(reader, workers), expected)
+        pids = workers.pids
+        assert len(set(pids)) == 2
+        assert_same(one_pass(reader, workers), expected)
+        assert workers.pids == pids
+    assert not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process lives; one that ended and was not waited for yet does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_pass_that_ends_early_leaves_nothing_to_the_next(reader: ShardReader) -> None:
+    with Workers(reader, 2) as workers:
+        first = evaluation_batches(reader, batch=5, rank=0, world_size=1, workers=workers)
+        next(first)
+        first.close()
+        assert_same(one_pass(reader, workers), one_pass(reader, 0))
+
+
+def test_images_in_memory_need_no_processes(reader: ShardReader) -> None:
+    place = reader.index.place
+    config = DataConfig(train=place, val=place, image_size=8, global_batch=4, cache="memory")
+    with Workers(open_reader(place, config), 2) as workers:
+        assert workers.start_method is None
+        list(workers.fetch([Request(np.arange(5))]))
+        assert workers.pids == []
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_a_killed_worker_is_one_sentence(reader: ShardReader, seconds: float) -> None:
+    """After a while batches are waiting that only the worker could hand over."""
+    with Workers(reader, 1) as workers:
+        batches = workers.fetch(Request(np.arange(3)) for _ in range(100))
+        next(batches)
+        time.sleep(seconds)
+        os.kill(workers.pids[0], signal.SIGKILL)
+        time.sleep(seconds)
+        with pytest.raises(
+            DataError, match=r"^a reading process was killed, perhaps for memory; lower data.workers"
+        ):
+            list(batches)
+        with pytest.raises(DataError, match=r"^a reading process was killed"):
+            list(workers.fetch([Request(np.arange(3))]))
+
+
+def test_what_a_worker_gets_is_small_however_much_was_read(reader: ShardReader) -> None:
+    before = len(pickle.dumps(reader))
+    reader.__getitems__(Request(np.arange(23)))
+    assert len(pickle.dumps(reader)) == before < 4096
+
+
+SCRIPT = """
+import sys
+from vaescale.data.loader import evaluation_batches
+from vaescale.data.config import DataConfig
+from vaescale.data.reader import open_reader
+print("the script runs", flush=True)
+config = DataConfig(train=sys.argv[1], val=sys.argv[1], image_size=8, global_batch=4)
+reader = open_reader(config.train, config)
+print(sum(len(batch.slots) for batch in evaluation_batches(reader, batch=5, rank=0, world_size=1, workers=2)))
+"""
+
+
+def test_a_user_s_script_is_not_run_again_in_the_workers(reader: ShardReader, tmp_path: Path) -> None:
+    """A script without `if __name__ == "__main__"`, as people write them."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), reader.index.place],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split("\n") == ["the script runs", "25", ""]

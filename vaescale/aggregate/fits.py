@@ -1,0 +1,110 @@
+"""Mixtures fitted to latents, in memory by EM or in shards by stepwise EM, with progress on stderr."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from vaescale import comm
+from vaescale.aggregate.latents import ShardLatents
+from vaescale.mixtures import em, selection
+from vaescale.mixtures.gaussian import Kind, Mixture
+from vaescale.mixtures.points import Points
+from vaescale.mixtures.selection import Candidate, Spread
+from vaescale.mixtures.starts import Start
+from vaescale.mixtures.stepwise import fit_stepwise
+from vaescale.system.console import Progress, say
+
+
+class Fitting(NamedTuple):
+    """How to fit a mixture.
+
+    covariance, ridge: form of the covariances, and the multiple of each latent's variance that is added to their diagonals.
+    start, restarts, seed: of EM, of which the best fit is kept. tolerance (nats), max_iterations: when EM stops. online:
+    passes of stepwise EM with batches of `online_batch` latents, in place of EM.
+    """
+
+    covariance: Kind
+    start: Start
+    restarts: int
+    tolerance: float
+    max_iterations: int
+    ridge: float
+    online: int | None
+    online_batch: int
+    seed: int
+
+
+class Material(NamedTuple):
+    """The latents of a run: `train` to fit to, draws of the training and held-out images to take densities of, and their spread.
+
+    images: the number of training images; draws: of each image, 0 where moments are fitted; data_hash: of the training images.
+    """
+
+    train: Points | ShardLatents
+    drawn: Points | ShardLatents
+    val: Points | ShardLatents
+    spread: Spread
+    images: int
+    draws: int
+    data_hash: str
+
+
+def fit_candidate(material: Material, number: int, how: Fitting) -> Candidate:
+    """The best fit of `number` components. All ranks call it."""
+    components = f"{number} component{'s' if number > 1 else ''}"
+    train, ridge = material.train, how.ridge * material.spread.total.clamp_min(1e-12)
+    if comm.is_main():
+        say(f"fitting {components} to {train.count} latents of {train.size} values")
+
+    def fit(start: Mixture) -> em.Fit:
+        with Progress(f"fit {components}", 0, shown=comm.is_main()) as progress:
+            return _fit(
+                train, start, ridge, how, lambda i, nats: progress.update(i, f"iterations  {nats:.3f} nats")
+            )
+
+    candidate = selection.candidate(
+        train,
+        material.drawn,
+        material.val,
+        number,
+        fit=fit,
+        restarts=how.restarts,
+        images=material.images,
+        kind=how.covariance,
+        how=how.start,
+        seed=how.seed,
+        ridge=ridge,
+    )
+    if comm.is_main() and not candidate.converged and how.online is None:
+        say(
+            f"{number} components: not converged after {candidate.iterations} iterations; raise --max-iterations"
+        )
+    return candidate
+
+
+def _fit(
+    train: Points | ShardLatents,
+    start: Mixture,
+    ridge: Tensor,
+    how: Fitting,
+    tell: Callable[[int, float], None],
+) -> em.Fit:
+    if isinstance(train, ShardLatents) and how.online is not None:
+        return fit_stepwise(
+            train,
+            start,
+            batch=how.online_batch,
+            passes=how.online,
+            seed=how.seed,
+            ridge=ridge,
+            tell=tell,
+        )
+    return em.fit(
+        train,
+        start,
+        ridge=ridge,
+        tolerance=how.tolerance,
+        max_iterations=how.max_iterations,
+        tell=tell,
+    )

@@ -1,0 +1,128 @@
+"""What a recipe and a launch make: the model, the data, the objective and the guard of a training run."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vaescale import comm
+from vaescale.data.loader import refuse_small_cache
+from vaescale.data.plan import Plan, rank_slots
+from vaescale.data.reader import ShardReader, open_reader
+from vaescale.models.vae import VAE
+from vaescale.objectives.base import Objective
+from vaescale.recipe import Recipe
+from vaescale.runs import checkpoint
+from vaescale.runs.identity import identity_tags
+from vaescale.trained import build_model
+from vaescale.training import launch as backends
+from vaescale.training.guard import Guard
+from vaescale.training.memory import estimate
+from vaescale.training.skips import Skips
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a recipe and a launch make. tags: what identifies the run; checkpoint_shapes: what its checkpoints hold."""
+
+    recipe: Recipe
+    launch: backends.Launch
+    model: VAE
+    objective: Objective
+    guard: Guard
+    skips: Skips
+    train_reader: ShardReader
+    val_reader: ShardReader
+    plan: Plan
+    tags: dict[str, Any]
+    checkpoint_shapes: dict[str, checkpoint.Shapes]
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.recipe.run_dir)
+
+    @property
+    def layout(self) -> str:
+        """How training divides the model: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`."""
+        return backends.layout(self.launch.strategy)
+
+
+def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
+    """Build the model and open the data. Writes nothing. Raises UserError and DataError for what cannot work, on all ranks."""
+    parts = comm.together(lambda: _build(recipe, launch))
+    tags = comm.on_main(
+        lambda: identity_tags(
+            recipe_hash=recipe.hash,
+            data_hash=parts.train_reader.index.data_hash,
+            val_data_hash=parts.val_reader.index.data_hash,
+            plan_hash=parts.plan.hash,
+            world_size=launch.accelerator.num_processes,
+            layout=parts.layout,
+        )
+    )
+    return replace(parts, tags=tags)
+
+
+def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
+    """The parts without tags, which the main process alone can know."""
+    config, data, device = recipe.training, recipe.data, launch.accelerator.device
+    world_size = launch.accelerator.num_processes
+    rank_slots(data.global_batch, rank=0, world_size=world_size, accumulation=config.accumulation)
+    model = build_model(recipe).to(device)
+    train_reader, val_reader = open_reader(data.train, data), open_reader(data.val, data)
+    plan = Plan(train_reader.index.shards.samples, data.global_batch, recipe.seed, data.shuffle_block)
+    refuse_small_cache(train_reader, plan, data)
+    guard = Guard(
+        skip_factor=recipe.optimizer.skip_factor,
+        clip_norm=recipe.optimizer.clip_norm,
+        max_non_finite=config.max_non_finite,
+        scaled=config.precision == "fp16",
+        device=device,
+    )
+    return Parts(
+        recipe=recipe,
+        launch=launch,
+        model=model,
+        objective=recipe.objective.implement(model),
+        guard=guard,
+        skips=Skips(epoch_images=len(train_reader), most=data.max_skipped, device=device),
+        train_reader=train_reader,
+        val_reader=val_reader,
+        plan=plan,
+        tags={},
+        checkpoint_shapes={
+            **checkpoint.shapes_of_training(model, ema=config.ema_decay > 0),
+            "guard": {"state": ("F64", [len(guard.state.to_tensor())])},
+        },
+    )
+
+
+def plan_of(parts: Parts) -> dict[str, Any]:
+    """What a dry run shows: processes, data, steps, parameters and memory."""
+    recipe, config, processes = parts.recipe, parts.recipe.training, parts.launch.accelerator.num_processes
+    per_rank = recipe.data.global_batch // processes
+    memory = estimate(
+        parts.model,
+        images=per_rank // config.accumulation,
+        ema=config.ema_decay > 0,
+        precision=config.precision,
+        importance_samples=parts.objective.importance_samples,
+        accumulation=config.accumulation,
+        layout=parts.layout,
+        processes=processes,
+    )
+    return {
+        "layout": parts.layout,
+        "processes": processes,
+        "device": str(parts.launch.accelerator.device),
+        "train_images": len(parts.train_reader),
+        "train_shards": len(parts.train_reader.index.shards),
+        "val_images": len(parts.val_reader),
+        "steps_per_epoch": parts.plan.steps_per_epoch,
+        "epochs": round(config.steps / parts.plan.steps_per_epoch, 2),
+        "images_per_process_and_step": per_rank,
+        "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
+        **{f"memory_{name}_bytes": size for name, size in memory.items()},
+        "memory_images_bytes": parts.train_reader.memory_bytes + parts.val_reader.memory_bytes,
+        **parts.tags,
+    }

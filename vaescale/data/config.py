@@ -1,0 +1,55 @@
+"""The recipe section of the images. Imports no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from vaescale.config import Config, parse_bytes
+from vaescale.data.plan import BLOCK_SAMPLES
+
+Crop = Literal["square", "whole"] | int
+Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
+
+
+class DataConfig(Config):
+    """Where the images are, how they are cut to size and how they are batched."""
+
+    train: str = Field(description="folder or URL of the training shards")
+    val: str = Field(description="folder or URL of the held-out shards")
+    image_size: int = Field(gt=0, description="height and width of the images in pixels")
+    channels: Literal[1, 3] = Field(default=1, description="1: grey, 3: RGB")
+    crop: Literal["square", "whole"] | Annotated[int, Field(gt=0)] | None = Field(
+        default=None,
+        description="part of the image that is resized to image_size: a number of pixels of the centre square, "
+        "`square` for the largest centre square, `whole`; null: the images already have that size",
+    )
+    resample: Filter = Field(default="bicubic", description="filter of the resizing")
+    flip: bool = Field(default=False, description="mirror a random half of the training images in each epoch")
+    global_batch: int = Field(
+        gt=0, description="images per optimizer step over all processes; multiples of 16 shuffle best"
+    )
+    shuffle_block: int = Field(
+        default=BLOCK_SAMPLES, gt=0, description="consecutive samples that are shuffled among themselves"
+    )
+    cache: Literal["memory", "none"] = Field(
+        default="none", description="`memory` keeps all decoded images in the memory of each process"
+    )
+    workers: int = Field(
+        default=2, ge=0, le=1024, description="reader processes per rank; unused with cache: memory"
+    )
+    max_skipped: float = Field(
+        default=0.001, ge=0, le=1, description="fraction of unusable images above which training stops"
+    )
+    cache_dir: str | None = Field(
+        default=None, description="folder for remote shards on this node; null: ~/.cache/vaescale/shards"
+    )
+    cache_bytes: Annotated[int, BeforeValidator(parse_bytes)] = Field(
+        default=1 << 37,
+        gt=0,
+        description="largest size of the remote shards kept on this node, such as 100GB",
+    )
+    retry_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        description="how long to retry an absent server; keep it below the collectives' timeout",
+    )

@@ -1,0 +1,70 @@
+"""Where images come from: one module a source, and the dict that names them.
+
+To add a source: a module with a function that returns a `Source`, and a line in SOURCES.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vaescale.data.making.sources.base import Source, with_val
+from vaescale.data.making.sources.celeba import celeba
+from vaescale.data.making.sources.digits import digits
+from vaescale.data.making.sources.folder import folder
+from vaescale.data.making.sources.hugging_face import hugging_face
+from vaescale.data.making.sources.idx import idx
+from vaescale.data.making.sources.imagenet import imagenet
+from vaescale.data.tars import TarFault
+from vaescale.errors import DataError, UserError
+
+
+class Kind(NamedTuple):
+    """A kind of source. takes: what follows `KIND:` on the command line, and what `open` is called with."""
+
+    open: Callable[..., Source]
+    takes: Literal["nothing", "path", "name"] = "path"
+
+    def form(self, name: str) -> str:
+        """The argument as a person types it."""
+        return name + {"nothing": "", "path": ":PATH", "name": ":NAME[:SPLIT]"}[self.takes]
+
+
+SOURCES: dict[str, Kind] = {
+    "digits": Kind(digits, "nothing"),
+    "idx": Kind(idx),
+    "folder": Kind(folder),
+    "celeba": Kind(celeba),
+    "imagenet": Kind(imagenet),
+    "hf": Kind(hugging_face, "name"),
+}
+
+
+def open_source(argument: str, *, holdout: float = 0.05, config: str | None = None) -> Source:
+    """The source that `KIND:PATH` names.
+
+    holdout: the fraction of train that becomes `val` where a source has none; the image's key decides.
+    config: the configuration of a hub data set. Raises UserError and DataError.
+    """
+    name, colon, place = argument.partition(":")
+    kind = SOURCES.get(name)
+    if kind is None or (kind.takes != "nothing") != bool(colon and place):
+        forms = ", ".join(known.form(name) for name, known in SOURCES.items())
+        near = f"did you mean folder:{argument}? " if Path(argument).is_dir() else ""
+        raise UserError(f"source {argument!r} is unknown; {near}known sources: {forms}")
+    try:
+        source = kind.open(**_argument(kind, place, config))
+    except (TarFault, RuntimeError) as error:  # a broken ImageNet tar; a `~user` that does not exist
+        raise DataError(f"{place}: {error}") from error
+    return with_val(source, holdout)
+
+
+def _argument(kind: Kind, place: str, config: str | None) -> dict[str, Any]:
+    """What the kind's function is called with. Raises DataError for a path that does not exist."""
+    if kind.takes == "nothing":
+        return {}
+    if kind.takes == "name":
+        return {"name": place, "config": config}
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise DataError(f"{path} does not exist in {Path.cwd()}; give the folder that holds the images")
+    return {"path": path}

@@ -1,0 +1,196 @@
+"""Processes that read images beside training: torch DataLoader workers, started from a clean process.
+
+A fork of the training process would copy the locks of its threads, perhaps while they are held. The workers are forked
+from a server process instead (multiprocessing's forkserver), which has imported torch and this package and does nothing else.
+"""
+
+import atexit
+import functools
+import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import multiprocessing.util
+import signal
+import sys
+import types
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.context import BaseContext
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch.utils.data import DataLoader
+
+from vaescale.data.batch import Fetched, Request
+from vaescale.data.reader import ShardReader
+from vaescale.errors import DataError
+
+PRELOADED = ["torch.utils.data", "vaescale.data.workers"]
+IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Workers:
+    """`with Workers(reader, 2) as workers: workers.fetch(requests)`: worker processes that serve one pass after another.
+
+    They start with the first pass. With a count of 0, or where the images are in memory, this process reads.
+    """
+
+    def __init__(self, reader: ShardReader, count: int) -> None:
+        self.reader = reader
+        self._requests = _Requests()
+        count = 0 if reader.in_memory else count
+        self._loader = DataLoader(
+            reader,
+            batch_sampler=self._requests,  # type: ignore[arg-type]  # any iterable of what __getitems__ takes
+            num_workers=count,
+            collate_fn=_as_fetched,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_signals if count else None,
+            multiprocessing_context=_context() if count else None,
+            persistent_workers=count > 0,
+        )
+        self._batches: Any = None
+
+    @property
+    def start_method(self) -> str | None:
+        """How the processes start: `forkserver`; None without processes."""
+        context: BaseContext | None = self._loader.multiprocessing_context
+        return context.get_start_method() if context else None
+
+    @property
+    def pids(self) -> list[int]:
+        """The numbers of the processes that run now."""
+        return [worker.pid for worker in getattr(self._batches, "_workers", ())]
+
+    def fetch(self, requests: Iterable[Request], *, last_pass: bool = False) -> Iterator[Fetched]:
+        """The requested batches in order. The processes start before this returns. last_pass: end them after it.
+
+        The batches raise DataError for what a worker raises, and for a worker that was killed.
+        """
+        self._requests.current = requests
+        if self._loader.num_workers:
+            start_server()
+            _end_workers_at_exit()
+        with _one_sentence(with_processes=bool(self.pids)), _without_main():
+            self._batches = iter(self._loader)
+        _ACTIVE.add(self)
+        return self._pass(self._batches, last_pass=last_pass)
+
+    def close(self) -> None:
+        """End the processes: they ignore the SIGTERM with which torch, and Python at its exit, would end them."""
+        if not getattr(self._batches, "_shutdown", True):
+            self._batches._shutdown_workers()
+            for process in self._batches._workers:
+                process.kill()
+        # The loader and the batches refer to the queues, whose semaphores the system keeps while somebody does.
+        self._batches = self._loader._iterator = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pass(self, batches: Iterator[Fetched], *, last_pass: bool) -> Iterator[Fetched]:
+        try:
+            with _one_sentence(with_processes=self._loader.num_workers > 0):
+                yield from batches
+        finally:
+            if last_pass:
+                self.close()
+
+
+def start_server() -> None:
+    """Start the process from which workers are forked, if it does not run yet. Returns while it is still importing torch."""
+    multiprocessing.forkserver.set_forkserver_preload(PRELOADED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+    try:
+        # A cluster, and Ctrl-C, signal all processes of a job. A blocked signal stays blocked in what this starts; the
+        # resource tracker's own start unblocks some, and so comes first.
+        multiprocessing.resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+        with _without_main():
+            multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_workers() -> None:
+    """End all worker processes and remove multiprocessing's files, in a process that skips Python's own shutdown."""
+    for workers in list(_ACTIVE):
+        workers.close()
+    multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+
+
+class _Requests:
+    """The batch sampler of a DataLoader: the requests of the pass that begins."""
+
+    current: Iterable[Request] = ()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.current)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the main module from multiprocessing, which would run a user's script again in each worker."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextmanager
+def _one_sentence(*, with_processes: bool) -> Iterator[None]:
+    """Raise what a worker raises as one sentence, without the page of traceback that torch puts before it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        if not with_processes or not _comes_from_a_death(error):
+            raise
+        raise DataError(
+            "a reading process was killed, perhaps for memory; lower data.workers or data.global_batch"
+        ) from error
+
+
+def _comes_from_a_death(error: Exception) -> bool:
+    """Whether a worker died, rather than raised: torch sees that it is gone, or it does not hand over what it had read."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    return "in DataLoader worker process" not in str(error)
+
+
+_ACTIVE: "weakref.WeakSet[Workers]" = weakref.WeakSet()
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    """Once: Python waits at its exit for the processes of a generator that nobody closed."""
+
+    def end() -> None:
+        for workers in list(_ACTIVE):
+            workers.close()
+
+    atexit.register(end)
+
+
+def _context() -> BaseContext:
+    return multiprocessing.get_context("forkserver")
+
+
+def _ignore_signals(worker: int) -> None:  # noqa: ARG001
+    """A cluster, and Ctrl-C, signal all processes of a job; a worker serves until training has saved and ends it."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _as_fetched(batch: Any) -> Any:
+    return batch  # `__getitems__` made tensors of it already

@@ -1,0 +1,275 @@
+"""Recipe sections of the likelihoods, and the dict that names them. Imports no torch.
+
+To add a likelihood: a module (see `base.py`), its section, which names the module, and a line in LIKELIHOODS.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from vaescale.config import SIGMA_OF_DRAWS, Config, Property, Sizes
+
+LEVELS = 256
+SCALE_CEILING = 20.0  # of a discretized logistic on [-1, 1]; beyond it float32 loses the levels' masses
+OPTIMAL = ("optimal", "optimal_per_image", "optimal_per_pixel", "optimal_per_channel")
+Positive = Annotated[float, Field(gt=0)]
+
+
+class LikelihoodConfig(Config):
+    """The section of one p(x|z). Its implementation is a `base.Likelihood`, built with image_shape=(C, H, W)."""
+
+    measure: ClassVar[Literal["density", "mass"]] = "density"
+    """A density's bits per dimension have 8 added and a mass's do not, so the two must never be compared."""
+
+    levels: ClassVar[int] = LEVELS
+    """The number of values that a pixel has under a mass."""
+
+    kind: str
+
+    def offers(self) -> frozenset[Property]:
+        """Importance weights need a sigma that is not fitted to the mean over draws."""
+        return frozenset({SIGMA_OF_DRAWS})
+
+
+class Handover(Config):
+    """Two stages: the optimal sigma of the batch first, then the predicted sigma. Lin, Roberts & Jaques 2019."""
+
+    at_step: int | None = Field(
+        default=None, ge=1, description="optimizer step at which the second stage begins"
+    )
+    when_settled: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="in place of at_step: begin when sigma changes by less than this fraction between two windows of "
+        "horizon_steps steps",
+    )
+    ramp_steps: int = Field(
+        default=100,
+        ge=1,
+        description="steps over which log sigma moves from the optimal to the predicted one",
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "Handover":
+        if self.at_step is None and self.when_settled is None:
+            raise ValueError("neither at_step nor when_settled is given; give one, such as when_settled: 0.1")
+        if self.at_step is not None and self.when_settled is not None:
+            raise ValueError("at_step and when_settled exclude each other; set one of them to null")
+        return self
+
+
+class DensityConfig(LikelihoodConfig):
+    """Keys of the continuous families."""
+
+    dequantize: bool = Field(
+        default=False,
+        description="add uniform noise of one level, (255 x + u) / 256, so that bits_per_dim bounds a code length",
+    )
+
+
+class MeanConfig(DensityConfig):
+    """Keys of the continuous families with a decoded mean."""
+
+    mean: Literal["sigmoid", "identity"] = Field(
+        default="sigmoid",
+        description="how the decoder's output becomes the mean: `sigmoid` maps it into (0, 1), `identity` leaves it "
+        "unbounded (linear models)",
+    )
+
+
+class LocationScaleConfig(MeanConfig):
+    """Keys of the families with a decoded mean and a standard deviation."""
+
+    sigma: (
+        Positive
+        | Literal[
+            "shared",
+            "optimal",
+            "optimal_per_image",
+            "optimal_per_pixel",
+            "optimal_per_channel",
+            "predicted",
+        ]
+    ) = Field(
+        default="optimal",
+        description="a number; `shared`: one learned value; `optimal...`: the maximum-likelihood value of the global "
+        "batch; `predicted`: a function of z",
+    )
+    sigma_source: Literal["batch", "running"] = Field(
+        default="batch",
+        description="the optimal sigma that the loss uses: the batch's or the running average; evaluation always "
+        "uses the running average",
+    )
+    sigma_gradient: Literal["stop", "keep"] = Field(
+        default="stop",
+        description="whether gradients pass through an optimal sigma; both choices give the same gradient except "
+        "during a handover's ramp, and `stop` costs one collective less",
+    )
+    sigma_floor: float = Field(
+        default=1e-4, gt=0, description="lower bound of every sigma except a number given as `sigma`"
+    )
+    initial_sigma: float = Field(
+        default=0.25,
+        gt=0,
+        description="start value of a `shared` or `predicted` sigma; about the standard deviation of a photograph's "
+        "pixels",
+    )
+    horizon_steps: float = Field(
+        default=100, ge=1, description="averaging horizon of the running sigma, in optimizer steps"
+    )
+    handover: Handover | None = Field(
+        default=None, description="train with the optimal sigma first, then with the predicted one"
+    )
+
+    def offers(self) -> frozenset[Property]:
+        """An optimal sigma is fitted to the mean over draws."""
+        fitted = self.sigma in OPTIMAL or self.handover is not None
+        return super().offers() - {SIGMA_OF_DRAWS} if fitted else super().offers()
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Refuse a handover that begins after the last step."""
+        if self.handover and (self.handover.at_step or 0) >= sizes.steps:
+            raise ValueError(
+                f"likelihood.handover.at_step (={self.handover.at_step}) must be below training.steps (={sizes.steps})"
+            )
+
+    @model_validator(mode="after")
+    def _keys_have_a_meaning(self) -> "LocationScaleConfig":
+        if self.handover and self.sigma != "predicted":
+            raise ValueError(f"handover has no meaning with sigma: {self.sigma}; it needs sigma: predicted")
+        if self.sigma == "optimal_per_image" and self.sigma_source == "running":
+            raise ValueError(
+                "sigma_source (=running) has no meaning with sigma: optimal_per_image; remove it"
+            )
+        unused = [] if isinstance(self.sigma, str) else ["sigma_floor", "initial_sigma"]
+        if self.sigma not in OPTIMAL and not self.handover:
+            unused += ["sigma_source", "sigma_gradient", "horizon_steps"]
+        for name in unused:
+            default = type(self).model_fields[name].default
+            if (value := getattr(self, name)) != default:
+                raise ValueError(
+                    f"{name} (={value}) has no meaning with sigma: {self.sigma}; remove it, or set it to {default}"
+                )
+        if self.sigma_floor >= self.initial_sigma:
+            raise ValueError(
+                f"sigma_floor (={self.sigma_floor}) must be below initial_sigma (={self.initial_sigma})"
+            )
+        return self
+
+
+class GaussianConfig(LocationScaleConfig):
+    """Independent Gaussian values around a decoded mean."""
+
+    implementation = "vaescale.likelihoods.gaussian.Gaussian"
+    kind: Literal["gaussian"] = "gaussian"
+
+
+class LaplaceConfig(LocationScaleConfig):
+    """Independent Laplace values around a decoded mean; sigma is the standard deviation."""
+
+    implementation = "vaescale.likelihoods.laplace.Laplace"
+    kind: Literal["laplace"] = "laplace"
+
+
+class StructuredGaussianConfig(MeanConfig):
+    """Gaussian values around a decoded mean, correlated between neighbouring pixels."""
+
+    implementation = "vaescale.likelihoods.structured_gaussian.StructuredGaussian"
+    kind: Literal["structured_gaussian"] = "structured_gaussian"
+    radius: int = Field(
+        default=1, ge=1, description="radius of the square neighbourhood: 1 is 3x3 pixels, 2 is 5x5"
+    )
+    sigma_floor: float = Field(
+        default=1e-4, gt=0, description="lower bound of each pixel's conditional sigma"
+    )
+    initial_sigma: float = Field(
+        default=0.25, gt=0, description="start value of each pixel's conditional sigma"
+    )
+
+
+class StudentTConfig(MeanConfig):
+    """Student-t values around a decoded mean."""
+
+    implementation = "vaescale.likelihoods.student_t.StudentT"
+    kind: Literal["student_t"] = "student_t"
+    scale: Positive | Literal["shared", "predicted"] = Field(
+        default="predicted", description="a number, `shared` for one learned value, or `predicted` from z"
+    )
+    degrees_of_freedom: Positive | Literal["shared", "predicted"] = Field(
+        default="predicted",
+        description="a number (1 is Cauchy's), or learned: `shared` and `predicted` start at 10 and stay above 2",
+    )
+    scale_floor: float = Field(default=1e-4, gt=0, description="lower bound of a learned scale")
+    initial_scale: float = Field(default=0.25, gt=0, description="start value of a learned scale")
+
+
+class ContinuousBernoulliConfig(DensityConfig):
+    """The cross-entropy with grey targets, normalized to a density on [0, 1]."""
+
+    implementation = "vaescale.likelihoods.continuous_bernoulli.ContinuousBernoulli"
+    kind: Literal["continuous_bernoulli"] = "continuous_bernoulli"
+
+
+class BernoulliConfig(LikelihoodConfig):
+    """Black and white pixels."""
+
+    measure = "mass"
+    levels = 2
+    implementation = "vaescale.likelihoods.bernoulli.Bernoulli"
+    kind: Literal["bernoulli"] = "bernoulli"
+    binarize: Literal["stochastic", "threshold"] = Field(
+        default="stochastic",
+        description="how grey becomes black or white: drawn at each step with the grey level as probability, or x > 0.5",
+    )
+
+
+class CategoricalConfig(LikelihoodConfig):
+    """One logit for each of a pixel's 256 levels."""
+
+    measure = "mass"
+    implementation = "vaescale.likelihoods.categorical.Categorical"
+    kind: Literal["categorical"] = "categorical"
+
+
+class BitwiseConfig(LikelihoodConfig):
+    """Eight independent bits for each pixel."""
+
+    measure = "mass"
+    implementation = "vaescale.likelihoods.bitwise.Bitwise"
+    kind: Literal["bitwise"] = "bitwise"
+
+
+class DiscretizedLogisticConfig(LikelihoodConfig):
+    """A logistic distribution over the 256 levels of each pixel."""
+
+    measure = "mass"
+    implementation = "vaescale.likelihoods.discretized_logistic.DiscretizedLogistic"
+    kind: Literal["discretized_logistic"] = "discretized_logistic"
+    scale: Annotated[float, Field(gt=0, le=SCALE_CEILING)] | Literal["shared", "predicted"] = Field(
+        default="predicted",
+        description="scale on [-1, 1]: a number, `shared` for one learned value per channel, or `predicted` from z",
+    )
+
+
+class DiscretizedLogisticMixtureConfig(LikelihoodConfig):
+    """A mixture of discretized logistics, each channel conditioned on the channels before it."""
+
+    measure = "mass"
+    implementation = "vaescale.likelihoods.discretized_logistic.DiscretizedLogisticMixture"
+    kind: Literal["discretized_logistic_mixture"] = "discretized_logistic_mixture"
+    components: int = Field(default=10, ge=1, description="number of mixture components")
+
+
+LIKELIHOODS: dict[str, type[LikelihoodConfig]] = {
+    "gaussian": GaussianConfig,
+    "structured_gaussian": StructuredGaussianConfig,
+    "laplace": LaplaceConfig,
+    "student_t": StudentTConfig,
+    "continuous_bernoulli": ContinuousBernoulliConfig,
+    "bernoulli": BernoulliConfig,
+    "categorical": CategoricalConfig,
+    "bitwise": BitwiseConfig,
+    "discretized_logistic": DiscretizedLogisticConfig,
+    "discretized_logistic_mixture": DiscretizedLogisticMixtureConfig,
+}

@@ -1,0 +1,124 @@
+"""Recipe sections of the approximate posterior q(z|x), and the dict that names them. Imports no torch.
+
+To add a posterior: a class (see `posterior.py`), its section, which names the class, and a line in POSTERIORS.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vaescale.config import GROUPS, ONE_VECTOR, Config, Need, Sizes
+
+Sigma = Annotated[float, Field(gt=0, le=1000)]
+
+
+class PosteriorConfig(Config):
+    """The section of one q(z|x). Its implementation is a `posterior.Posterior`, built with the number of latents."""
+
+    kind: str
+
+    def num_params(self, latents: int) -> int:
+        """Channels that the encoder must return for this many latents, or channels of latents."""
+        raise NotImplementedError
+
+
+class DiagonalConfig(PosteriorConfig):
+    """A mean and a standard deviation for each latent."""
+
+    implementation = "vaescale.models.posterior.Diagonal"
+    kind: Literal["diagonal"] = "diagonal"
+
+    def num_params(self, latents: int) -> int:
+        """Means and log standard deviations."""
+        return 2 * latents
+
+
+class IsotropicConfig(PosteriorConfig):
+    """A mean for each latent, and one standard deviation for all of them (at each place of a map)."""
+
+    implementation = "vaescale.models.posterior.Isotropic"
+    kind: Literal["isotropic"] = "isotropic"
+
+    def num_params(self, latents: int) -> int:
+        """Means and one log standard deviation."""
+        return latents + 1
+
+    def needs(self) -> Iterable[Need]:
+        """Defined for a single vector or map."""
+        yield Need("posterior.kind (='isotropic')", ONE_VECTOR, "choose diagonal or relative")
+
+
+class Decreasing(Config):
+    """Standard deviations in a geometric series from the first channel to the last."""
+
+    first: Sigma = Field(description="standard deviation of the first channel")
+    last: Sigma = Field(description="standard deviation of the last channel")
+
+
+class FixedConfig(PosteriorConfig):
+    """A mean for each latent, and constant standard deviations: the CV-VAE of Ghosh et al. 2020."""
+
+    implementation = "vaescale.models.posterior.Fixed"
+    kind: Literal["fixed"] = "fixed"
+    sigma: Sigma | tuple[Sigma, ...] | Decreasing = Field(
+        default=1.0,
+        description="one number for all channels, a list with one for each, or {first: 1, last: 0.01} for a geometric "
+        "series over the channels",
+    )
+
+    @model_validator(mode="after")
+    def _a_list_is_not_empty(self) -> "FixedConfig":
+        if self.sigma == ():
+            raise ValueError("sigma (=[]) has no number; give one for each channel")
+        return self
+
+    def num_params(self, latents: int) -> int:
+        """One mean for each latent."""
+        return latents
+
+    def needs(self) -> Iterable[Need]:
+        """Defined for a single vector or map."""
+        yield Need("posterior.kind (='fixed')", ONE_VECTOR, "choose diagonal or relative")
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Refuse a list of another length than the latents."""
+        self.sigmas(sizes.latent_dim)
+
+    def sigmas(self, latents: int) -> list[float]:
+        """One standard deviation for each channel. Raises ValueError when the list has another length."""
+        if isinstance(self.sigma, Decreasing):
+            steps = [channel / max(1, latents - 1) for channel in range(latents)]
+            return [self.sigma.first * (self.sigma.last / self.sigma.first) ** step for step in steps]
+        given = self.sigma if isinstance(self.sigma, tuple) else (self.sigma,) * latents
+        if len(given) != latents:
+            raise ValueError(
+                f"posterior.sigma has {len(given)} numbers for network.latent_dim (={latents}); give {latents}, or one for all"
+            )
+        return list(given)
+
+
+class RelativeConfig(PosteriorConfig):
+    """Mean and log sigma measured from the prior of a ladder's group. Vahdat & Kautz 2020, section 3.2.
+
+    q = N(mu_p + dmu, (sigma_p dsigma)^2), so that raw parameters of zero give q = p.
+    """
+
+    implementation = "vaescale.models.posterior.Relative"
+    kind: Literal["relative"] = "relative"
+
+    def num_params(self, latents: int) -> int:
+        """Means and log standard deviations."""
+        return 2 * latents
+
+    def needs(self) -> Iterable[Need]:
+        """The groups' priors."""
+        yield Need("posterior.kind (='relative')", GROUPS, "choose diagonal")
+
+
+POSTERIORS: dict[str, type[PosteriorConfig]] = {
+    "diagonal": DiagonalConfig,
+    "isotropic": IsotropicConfig,
+    "fixed": FixedConfig,
+    "relative": RelativeConfig,
+}

@@ -1,0 +1,147 @@
+"""Recipe sections of the networks, and the dict that names them. Imports no torch.
+
+To add a network: a module (see `base.py`), its section, which names the module, and a line in NETWORKS.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from vaescale.config import GROUPS, ONE_VECTOR, Config, Property
+
+Norm = Literal["group", "batch", "none"]
+Width = Annotated[int, Field(gt=0)]
+
+
+class NetworkConfig(Config):
+    """The section of an encoder and decoder.
+
+    Its implementation is a `base.FlatNetwork`, or a `ladder.LadderNetwork` where `hierarchical`, built with image_size,
+    channels, encoder_out (channels that the posterior needs) and out_channels (channels that the likelihood needs). It
+    raises UserError when the layers do not fit the image.
+    """
+
+    hierarchical: ClassVar[bool] = False
+    """Whether the latents come in groups, drawn top-down."""
+
+    kind: str
+    latent_dim: int
+
+    def offers(self) -> frozenset[Property]:
+        """Groups of latents, or a single vector or map."""
+        return frozenset({GROUPS if self.hierarchical else ONE_VECTOR})
+
+
+class ConvConfig(NetworkConfig):
+    """Strided convolutions: a DCGAN-like encoder and decoder, or a published network."""
+
+    implementation = "vaescale.networks.conv.ConvNetwork"
+    kind: Literal["conv"] = "conv"
+    latent_dim: int = Field(gt=0, description="number of latents")
+    widths: Annotated[tuple[Width, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        description="channels after each halving of the resolution; null: 32, 64, or the preset's own",
+    )
+    preset: Literal["sigma_vae_svhn", "wae_celeba", "infogan"] | None = Field(
+        default=None, description="a published network in place of `widths`; see networks/presets.py"
+    )
+    norm: Norm | None = Field(
+        default=None,
+        description="normalization layers; `batch` takes its statistics over the global batch; null: the preset's "
+        "own, or `group` without a preset",
+    )
+
+    @model_validator(mode="after")
+    def _a_preset_has_its_widths(self) -> "ConvConfig":
+        if self.preset and self.widths:
+            raise ValueError(
+                f"preset (={self.preset}) has its own widths; leave network.widths out, or set it to null"
+            )
+        return self
+
+
+class ResnetConfig(NetworkConfig):
+    """Residual blocks and a latent map of 1/f of the image's size: the AutoencoderKL family."""
+
+    implementation = "vaescale.networks.resnet.ResnetNetwork"
+    kind: Literal["resnet"] = "resnet"
+    latent_dim: int = Field(gt=0, description="channels of the latent map")
+    width: int = Field(default=128, gt=0, description="channels at the image's resolution")
+    multipliers: tuple[Width, ...] = Field(
+        default=(1, 2, 4, 4),
+        min_length=1,
+        description="channels at each resolution from the image's down, as multiples of width",
+    )
+    blocks: int = Field(
+        default=2, gt=0, description="residual blocks at each resolution; the decoder has one more"
+    )
+    attention: bool = Field(default=True, description="self-attention between the two innermost blocks")
+    attention_at: tuple[Width, ...] = Field(
+        default=(), description="sizes of maps that have self-attention after each block"
+    )
+
+
+class LadderConfig(NetworkConfig):
+    """A hierarchy of latents of the VDVAE class: bottleneck blocks, and a group of latents in each decoder block."""
+
+    hierarchical = True
+    implementation = "vaescale.networks.ladder.LadderNetwork"
+    kind: Literal["ladder"] = "ladder"
+    latent_dim: int = Field(default=16, gt=0, description="channels of latents in each group")
+    width: int = Field(default=64, gt=3, description="channels of the maps")
+    widths: dict[int, int] = Field(
+        default={}, description="channels of the maps at some resolutions, such as {256: 64}"
+    )
+    bottleneck: float = Field(
+        default=0.25, gt=0, le=1, description="inner channels of a block as a fraction of its channels"
+    )
+    encoder: tuple[str, ...] | None = Field(
+        default=None,
+        description="blocks and pooling, such as 32x11,32d2; null: a ladder that fits the image size",
+    )
+    decoder: tuple[str, ...] | None = Field(
+        default=None,
+        description="groups and unpooling, such as 1x1,4m1; null: a ladder that fits the image size",
+    )
+    biases_up_to: int = Field(
+        default=64, ge=0, description="largest resolution whose map starts as a learned parameter"
+    )
+    checkpointing: bool = Field(
+        default=False,
+        description="recompute activations in the backward pass: a third slower, far less memory",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_strings(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        split = {
+            key: tuple(word.strip() for word in str(values[key]).split(","))
+            for key in ("encoder", "decoder")
+            if isinstance(values.get(key), str | int)
+        }
+        return {**values, **split}
+
+    @model_validator(mode="after")
+    def _widths_are_wide_enough(self) -> "LadderConfig":
+        for resolution, width in self.widths.items():
+            if width < 4 or resolution < 1:
+                raise ValueError(f"widths ({{{resolution}: {width}}}): a width must be at least 4")
+        return self
+
+
+class LinearConfig(NetworkConfig):
+    """A linear encoder and decoder: with an unbounded Gaussian mean, probabilistic PCA."""
+
+    implementation = "vaescale.networks.linear.LinearNetwork"
+    kind: Literal["linear"] = "linear"
+    latent_dim: int = Field(gt=0, description="number of latents")
+
+
+NETWORKS: dict[str, type[NetworkConfig]] = {
+    "conv": ConvConfig,
+    "resnet": ResnetConfig,
+    "ladder": LadderConfig,
+    "linear": LinearConfig,
+}

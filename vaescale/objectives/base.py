@@ -1,0 +1,27 @@
+"""The contract of an objective: per-example Terms in, one number out. The objective alone reduces over the batch."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from vaescale import noise
+from vaescale.models.vae import Terms
+
+
+class Objective(Protocol):
+    """A loss, built from its recipe section and the model."""
+
+    importance_samples: int
+    """The number of draws of z per image that the loss weighs; 0 for one draw without weights."""
+
+    doubly_reparameterized: bool
+    """Whether the weights' gradient for the encoder passes through z alone (see `iwae.py`)."""
+
+    def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
+        """A rank's share of the loss [] in nats per image, and pieces of it [] that are logged as train/NAME.
+
+        The mean of the ranks' shares is the global batch's loss.
+        """
+
+    def progress(self, step: int) -> dict[str, float]:
+        """Values that change over training, logged as train/NAME."""

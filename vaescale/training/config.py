@@ -1,0 +1,115 @@
+"""Recipe sections of training and of the optimizer. Imports no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vaescale.config import Config
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+class OptimizerConfig(Config):
+    """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019), and its learning rate over training."""
+
+    kind: Literal["adam", "adamw"] = Field(default="adamw", description="the optimizer")
+    lr: float = Field(gt=0, description="highest learning rate")
+    betas: tuple[Beta, Beta] = Field(
+        default=(0.9, 0.999), description="decay rates of the two moment estimates"
+    )
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="weight decay of kernels and matrices; biases and norms have none"
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="learning rate after the warm-up"
+    )
+    warmup_steps: int = Field(
+        default=0, ge=0, description="steps over which the learning rate rises linearly from 0"
+    )
+    final_fraction: float = Field(
+        default=0.0, ge=0, le=1, description="learning rate at the cosine's last step, as a fraction of lr"
+    )
+    clip_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="largest gradient norm; the loss is in nats per image, so norms grow with the number of pixels; "
+        "null: no clipping",
+    )
+    skip_factor: float | None = Field(
+        default=None,
+        gt=1,
+        description="skip steps whose gradient norm is this many times the usual one (see training/guard.py); for "
+        "deep ladders; null: skip none",
+    )
+
+
+class TrainingConfig(Config):
+    """Length and precision of training, and the intervals of logs, evaluations and checkpoints."""
+
+    steps: int = Field(gt=0, description="number of optimizer steps")
+    precision: Precision = Field(
+        default="bf16",
+        description="precision of the forward pass (weights stay float32); fp16 also scales the loss; tf32 is fp32 "
+        "with a GPU's TF32 products",
+    )
+    accumulation: int = Field(
+        default=1,
+        gt=0,
+        description="micro-batches per optimizer step; each has its own optimal sigma in the loss",
+    )
+    channels_last: bool = Field(
+        default=False, description="store weights and maps as [B, H, W, C]; faster for bf16 convolutions"
+    )
+    compile: bool = Field(
+        default=False,
+        description="compile the model with torch.compile, which takes minutes at the start; for ddp, zero1 and zero2",
+    )
+    ema_decay: float = Field(
+        default=0.999, ge=0, lt=1, description="decay of the averaged weights; 0: no average"
+    )
+    log_every: int = Field(default=10, gt=0, description="steps between two rows of training metrics")
+    evaluate_every: int = Field(default=200, gt=0, description="steps between two evaluations on data.val")
+    checkpoint_every: int = Field(default=200, gt=0, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(default=2, gt=0, description="number of newest checkpoints that are kept")
+    keep_every: int | None = Field(
+        default=None, gt=0, description="also keep checkpoints whose step is a multiple of this number"
+    )
+    keep_best: str | None = Field(
+        default=None,
+        pattern="^val/",
+        description="also keep the checkpoint with the smallest value of this metric, such as val/neg_elbo_nats",
+    )
+    resume: Literal["auto", "never"] = Field(
+        default="auto", description="`never` refuses a run folder that holds a run"
+    )
+    max_non_finite: int = Field(
+        default=10,
+        gt=0,
+        description="stop after this many consecutive steps whose loss or gradient is NaN or Inf; such steps change "
+        "no weights",
+    )
+    max_rollbacks: int = Field(
+        default=0,
+        ge=0,
+        description="how many times to return to the last checkpoint, with the learning rate halved, before giving up",
+    )
+    watchdog_seconds: float | None = Field(
+        default=900,
+        gt=0,
+        description="stop and say where each process is when one makes no progress for this long; null: never",
+    )
+    compare_replicas_every: int | None = Field(
+        default=None,
+        gt=0,
+        description="steps between two checks that all processes hold the same weights, bit for bit; null: never",
+    )
+
+    @model_validator(mode="after")
+    def _measures_what_it_keeps(self) -> "TrainingConfig":
+        if self.keep_best and self.checkpoint_every % self.evaluate_every:
+            raise ValueError(
+                f"keep_best needs each checkpoint's own evaluation; make checkpoint_every (={self.checkpoint_every}) a "
+                f"multiple of evaluate_every (={self.evaluate_every})"
+            )
+        return self

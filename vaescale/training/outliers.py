@@ -1,0 +1,49 @@
+"""The usual gradient norm, and which norms are too far above it.
+
+The usual norm is exp of a running mean of the logarithm, over steps that moved the weights or not. A fixed bound that a run
+once exceeds skips every later batch; this bound rises by skip_factor^(1 / 100) with each skipped step, so that 100 of
+them raise it tenfold if the factor is 10, and training continues.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+HORIZON_STEPS = 100
+TRUSTED_AFTER_STEPS = 20
+
+
+class UsualNorm(NamedTuple):
+    """log_norm: the running sum of log norms, each times its weight; weight: the sum of the weights, from 0 to 1.
+
+    Both float64 [].
+    """
+
+    log_norm: Tensor
+    weight: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The logarithm of the usual norm, float64 []."""
+        return self.log_norm / self.weight.clamp_min(1e-9)
+
+    @property
+    def is_trusted(self) -> Tensor:
+        """Whether enough steps have been seen to judge by, bool []."""
+        return self.weight > 1 - (1 - 1 / HORIZON_STEPS) ** TRUSTED_AFTER_STEPS
+
+    def is_exceeded(self, log_norm: Tensor, *, factor: float | None) -> Tensor:
+        """Whether a norm is more than `factor` times the usual one, bool []. factor: None for no bound."""
+        return self.is_trusted & (log_norm > self.mean + math.log(factor or math.inf))
+
+    def followed_by(self, log_norm: Tensor, *, finite: Tensor, factor: float | None) -> "UsualNorm":
+        """The running mean after one more step; a step that is not finite leaves it unchanged."""
+        mean, reach = self.mean, math.log(factor or math.inf)
+        # Neither a leap nor a gradient of zero moves the bound by more than one step's share of the reach.
+        learned = torch.where(self.is_trusted, log_norm.clamp(mean - reach, mean + reach), log_norm)
+        rate = torch.where(finite, 1 / HORIZON_STEPS, 0.0)
+        return UsualNorm(
+            self.log_norm + rate * (learned - self.log_norm), self.weight + rate * (1 - self.weight)
+        )

@@ -64,6 +64,17 @@ def test_usage_errors_are_one_line(vaescale, words: tuple[str, ...]) -> None:
     assert "--help" in outcome.err
 
 
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_of_several_processes_one_tells_of_a_usage_error(
+    vaescale, monkeypatch, rank: str, lines: int
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    outcome = vaescale("sample", "runs/x", "--count", 0)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == lines
+
+
 def test_a_full_disk_is_one_sentence(vaescale, monkeypatch) -> None:
     from vaescale.tools import doctor
 

@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     filtered = 'choose among its runs by MLflow\'s filter: "metrics.`val/mse` < 0.01"'
     add("--where", metavar="FILTER", help=filtered)
     add("--store", default=STORE, metavar="URI", help=f"MLflow's store; default: {STORE}")
-    add("--sort", metavar="METRIC", help="the best run first; default: the bound on held-out images")
+    add(
+        "--sort",
+        metavar="METRIC",
+        help="metric to sort by, the best run first; default: the bound on held-out images",
+    )
     shown = "show this metric too; may be given several times"
     add("--metric", action="append", default=[], metavar="METRIC", help=shown)
     out = Path("runs/comparison")

@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder that does not exist yet")
     parser.add_argument(
-        "--weights", choices=("ema", "raw"), default="ema", help="default: ema, if the run has them"
+        "--weights",
+        choices=("ema", "raw"),
+        default="ema",
+        help="averaged or raw weights; default: ema, if the run has them",
     )
     parser.add_argument("--log", action="store_true", help="also add the model to the run in MLflow")
 

@@ -20,7 +20,7 @@ from vaescale.system.arguments import integer, real
 PAIR = "draw the decoded means along the line from held-out image number I to J instead of samples"
 PRIOR = "the model's own prior, or the mixture; default: both"
 TEMPERATURE = "factor of the standard deviations of the prior (every group) or of the mixture; default: 1"
-REFINE = "move samples by this many steps of descent on mean log sigma(z), if the decoder predicts it"
+REFINE = "draw samples before and after this many steps of descent on mean log sigma(z), if it is predicted"
 WEIGHT = "weight of -log density of z, under the mixture or the prior, in that descent; default: 0"
 
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=real(above=0, most=10), metavar="T", help=TEMPERATURE)
     count = "samples of each kind, 256 to a picture, or all in --shards; default: 64"
     add("--count", type=integer(1), metavar="N", help=count)
-    add("--seed", type=integer(0), default=0, help="default: 0")
+    add("--seed", type=integer(0), default=0, help="seed of the samples; default: 0")
     add("--shards", type=Path, metavar="OUT", help="write all samples as 8-bit WebDataset shards to OUT")
     add("--interpolate", action="append", type=_pair, metavar="I,J", help=PAIR)
     add("--refine", type=integer(1, 100_000), metavar="STEPS", help=REFINE)

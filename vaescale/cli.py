@@ -64,9 +64,9 @@ class Parser(argparse.ArgumentParser):
     """Argparse, with errors of one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2 and one line on stderr."""
+        """Exit with code 2 and one line on stderr, on the first of several processes."""
         message = message.replace(", KEY=VALUE", "")  # argparse counts optional words among the required ones
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n" if _speaks() else None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

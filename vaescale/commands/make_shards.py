@@ -49,13 +49,13 @@ def make_shards(
     if encoding == "keep" and (size or channels):
         raise UserError("--encoding keep stores files as they are; leave --size and --channels out")
     side, most_bytes = _parse_crop(crop), _parse_shard_bytes(shard_bytes)
-    opened = open_source(source, holdout=holdout, config=config)
+    data_set = open_source(source, holdout=holdout, config=config)
     changed = size is not None or channels is not None
     making = Making(
         size=size,
-        crop=side or opened.crop if size else None,
-        resample=resample or opened.resample,
-        channels=channels or (opened.channels if size else None),
+        crop=side or data_set.crop if size else None,
+        resample=resample or data_set.resample,
+        channels=channels or (data_set.channels if size else None),
         encoding=encoding or ("npy" if changed else "keep"),
         quality=quality,
         shard_samples=shard_samples,
@@ -63,11 +63,11 @@ def make_shards(
         skip_broken=skip_broken,
     )
     result = {}
-    for split in opened.splits:
+    for split in data_set.splits:
         origin: dict[str, Any] = {"source": source, "split": split}
         origin |= {} if config is None else {"config": config}
-        origin |= {"holdout": holdout} if opened.held_out and split in ("train", "val") else {}
-        result[split] = _write_split(opened, split, out / split, making, origin, jobs=jobs or cores())
+        origin |= {"holdout": holdout} if data_set.held_out and split in ("train", "val") else {}
+        result[split] = _write_split(data_set, split, out / split, making, origin, jobs=jobs or cores())
     return result
 
 

@@ -175,11 +175,11 @@ def train_all(
     return codes
 
 
-def _ended(words: Sequence[str]) -> int:
+def _ended(command: Sequence[str]) -> int:
     """Run a command and return its exit code. SIGTERM and SIGUSR1 are passed on to it (a terminal sends Ctrl-C to both), and
     this process waits while the command saves.
     """
-    with subprocess.Popen(words, stdout=sys.stderr) as child:
+    with subprocess.Popen(command, stdout=sys.stderr) as child:
         handlers: dict[int, Any] = {signal.SIGINT: lambda *_: None}
         for number in (signal.SIGTERM, signal.SIGUSR1):  # accelerate's launcher knows SIGTERM alone
             handlers[number] = lambda *_: child.send_signal(signal.SIGTERM)

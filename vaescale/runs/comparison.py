@@ -58,8 +58,10 @@ class Record(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """records: sorted by the metric `sort`; differing: the recipe keys that differ; columns: the metrics shown; warnings:
-    which numbers do not compare, and why.
+    """What is shown of several runs.
+
+    records: sorted by the metric `sort`. differing: the recipe keys that differ. columns: the metrics shown. warnings: which
+    numbers do not compare, and why.
     """
 
     records: list[Record]

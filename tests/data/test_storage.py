@@ -1,5 +1,6 @@
 """Remote shards: over HTTP and fsspec's memory file system, through a bounded cache that several processes share."""
 
+import copy
 import hashlib
 import multiprocessing
 import os
@@ -230,7 +231,7 @@ def test_a_server_that_dies_in_mid_epoch_stalls_and_resumes(shards, server, conf
     assert sorted(seen) == list(range(64))
 
 
-def test_a_second_pass_waits_for_its_server_as_the_first_did(shards, server, configured) -> None:
+def test_a_second_pass_waits_for_its_server_as_the_first_did(shards, server, configured, tmp_path) -> None:
     """Training that returns to a checkpoint begins a new pass over the same reader."""
     config = configured(server.url, retry_seconds=30.0)
     reader = open_reader(config.train, config)
@@ -239,9 +240,12 @@ def test_a_second_pass_waits_for_its_server_as_the_first_did(shards, server, con
     first = training_batches(reader, plan, steps=range(4), **options)
     next(first)
     first.close()
+    assert reader.store.closed
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink(missing_ok=True)
+    reader = copy.copy(reader)  # without the entries that it has read
     server.stop()
     threading.Timer(1.0, server.start).start()
-    assert reader.store.closed
     second = list(training_batches(reader, plan, steps=range(4), **options))
     assert len(second) == 4
 

@@ -69,7 +69,8 @@ def test_every_layout_gives_the_same_curve(
     run = project / f"runs/{layout}-{processes}-{accumulation}"
     steps = STEPS if (layout, processes, accumulation) in WHOLE else SHORT
     assert_same_curve(project / f"runs/ddp-1-{accumulation}", run, steps=steps)
-    assert json.loads((run / "run.json").read_text())["world_size"] == processes
+    tags = json.loads((run / "run.json").read_text())
+    assert (tags["layout"], tags["world_size"]) == (layout.removesuffix("_offload"), processes)
 
 
 @pytest.fixture(scope="module")

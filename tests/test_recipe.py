@@ -76,6 +76,20 @@ def test_1e_3_in_the_file_is_a_number(tmp_path, recipe_file, recipe_content) -> 
     assert load_recipe(tmp_path / "plain.yaml").optimizer.lr == 1e-3
 
 
+def test_a_name_of_digits_stays_as_it_is_typed(tmp_path, recipe_file, recipe_content) -> None:
+    """YAML 1.1 reads 20261127_142530 as one number and 012 as 10: two runs would share a folder."""
+    del recipe_content["run_dir"]
+    for name in ("20261127_142530", "012", "1_0", "1e3"):
+        recipe = load(recipe_file, recipe_content, f"name={name}", f"tracking.experiment={name}")
+        assert (recipe.name, recipe.run_dir, recipe.tracking.experiment) == (name, f"runs/{name}", name)
+    (tmp_path / "number.yaml").write_text(yaml.safe_dump(recipe_content).replace("tiny", "20261127_142530"))
+    with pytest.raises(UserError, match=r"name \(=20261127142530\) is a number, .*; put it in quotes"):
+        load_recipe(tmp_path / "number.yaml")
+    saved = load(recipe_file, recipe_content, "name=012").to_yaml()
+    (tmp_path / "saved.yaml").write_text(saved)
+    assert load_recipe(tmp_path / "saved.yaml").name == "012"
+
+
 BASE = "seed: 3\nnetwork: {kind: conv, latent_dim: 4, widths: [8]}\n"
 
 
@@ -186,6 +200,9 @@ REFUSED = {
     "training.stepz=3": "unknown key training.stepz (=3); did you mean training.steps?",
     "likelihood.sigmaa=1": "unknown key likelihood.sigmaa (=1); did you mean likelihood.sigma?",
     "data.kind=foo": "unknown key data.kind (='foo'); known here: train, val",
+    "seed=012": "override seed=012 is 10 in YAML 1.1; write the number as 10",
+    "seed=1:30": "override seed=1:30 is 90 in YAML 1.1",
+    "training.steps=1_0": "override training.steps=1_0 is 10 in YAML 1.1",
     "data.cache=no": "data.cache (=False) is a truth value",
     "data.xyzzy=1": "unknown key data.xyzzy (=1); known here: train, val, image_size",
     "optimizer.lr=nan": "optimizer.lr is 'nan'; input should be a finite number",

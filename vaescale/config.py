@@ -43,9 +43,9 @@ class Sizes(NamedTuple):
 
 
 class Config(BaseModel):
-    """A recipe section. Refuses unknown keys, NaN, Inf, and truth values in place of numbers."""
+    """A recipe section. Refuses unknown keys, NaN, Inf, and what YAML makes a truth value or a number by surprise."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     implementation: ClassVar[Any] = None
     """What a section of several kinds configures: a class, or its full name, which is imported when it is first built."""
@@ -70,13 +70,17 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_bool_as_number(cls, values: Any) -> Any:
-        # YAML 1.1 reads `yes` and `on` as true, and pydantic would take true for 1.
+    def _refuse_surprises_of_yaml(cls, values: Any) -> Any:
+        # YAML 1.1 reads `yes` and `on` as true, which pydantic takes for 1, and 20261127_142530 as 20261127142530.
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
             if isinstance(value, bool) and field is not None and field.annotation is not bool:
                 raise ValueError(
                     f"{name} (={value}) is a truth value, which YAML makes of yes, no, on and off; quote it or write a number"
+                )
+            if isinstance(value, int | float) and field is not None and field.annotation in (str, str | None):
+                raise ValueError(
+                    f"{name} (={value}) is a number, and may be written otherwise; put it in quotes"
                 )
         return values
 

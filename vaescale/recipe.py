@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,7 +134,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         except FAULTS as error:
             raise UserError(f"{path} does not lie over its base: {' '.join(str(error).split())}") from error
     try:
-        typed = OmegaConf.to_container(OmegaConf.from_dotlist(overrides or []))
+        typed = _typed(overrides or [])
         given = _laid_over(loaded, typed) if isinstance(loaded, dict) else OmegaConf.create(loaded)
         default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
         content = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(default), given), resolve=True)
@@ -144,6 +145,45 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise UserError(_sentence(error, content)) from error
+
+
+def _typed(overrides: list[str]) -> Any:
+    """Overrides as nested values: text where a key holds text, numbers where YAML 1.1 reads what is written.
+
+    YAML 1.1 reads 012 as 10, 1:30 as 90 and 20261127_142530 as 20261127142530. Raises UserError for such a number.
+    """
+    typed = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
+    for override in overrides:
+        key, _, text = override.partition("=")
+        *parents, last = key.split(".")
+        section: Any = typed
+        for parent in parents:
+            section = section[parent]
+        value = section[last]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            continue
+        if _holds_text(key.split(".")):
+            section[last] = text
+        elif not _is_written_as(text, value):
+            raise UserError(f"override {override} is {value} in YAML 1.1; write the number as {value}")
+    return typed
+
+
+def _is_written_as(text: str, value: float) -> bool:
+    """Whether a text without underscores is this number in the decimal system."""
+    try:
+        return "_" not in text and float(text) == value
+    except ValueError:
+        return False
+
+
+def _holds_text(key: list[str]) -> bool:
+    """Whether a recipe key holds text, in any kind of its section."""
+    sections: list[type[BaseModel]] = [Recipe]
+    for part in key[:-1]:
+        sections = [kind for section in sections for kind in _kinds_of(section, part)]
+    fields = [section.model_fields.get(key[-1]) for section in sections]
+    return any(field is not None and field.annotation in (str, str | None) for field in fields)
 
 
 def _read(path: Path) -> Any:

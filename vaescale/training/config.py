@@ -66,7 +66,10 @@ class TrainingConfig(Config):
         description="compile the model with torch.compile, which takes minutes at the start; for ddp, zero1 and zero2",
     )
     ema_decay: float = Field(
-        default=0.999, ge=0, lt=1, description="decay of the averaged weights; 0: no average"
+        default=0.999,
+        ge=0,
+        lt=1,
+        description="decay of the averaged weights, approached as min(ema_decay, (1 + step) / (10 + step)); 0: no average",
     )
     log_every: int = Field(default=10, gt=0, description="steps between two rows of training metrics")
     evaluate_every: int = Field(default=200, gt=0, description="steps between two evaluations on data.val")

@@ -163,11 +163,11 @@ def test_the_recipe_reference_is_fresh() -> None:
 
 
 def spoken() -> list[str]:
-    """The text of each function of the code: its strings, with `...` for what an f-string puts in."""
+    """The text of each function and constant of the code: its strings, with `...` for what an f-string puts in."""
     texts = []
     for path in [*(ROOT / "vaescale").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef):
+            if isinstance(node, ast.FunctionDef | ast.Assign):
                 texts.append("\n".join(literals(node)))
     return texts
 

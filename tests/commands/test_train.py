@@ -222,7 +222,7 @@ def test_the_best_checkpoint_is_kept(vaescale, recipe_file, recipe_content) -> N
     assert {int(path.name.removeprefix("step-")) for path in found.iterdir()} == expected
     other = ("run_dir=" + str(found.parent) + "-2",)
     vaescale("train", recipe_file(recipe_content), *other, "training.keep_best=val/nothing").assert_refused(
-        2, "training.keep_best is 'val/nothing'; what is measured here: val/active_units"
+        2, "training.keep_best is 'val/nothing'; the metrics measured are val/active_units"
     )
     vaescale("train", recipe_file(recipe_content), best, "training.evaluate_every=3").assert_refused(
         2, "keep_best needs each checkpoint's own evaluation"
@@ -256,7 +256,7 @@ def test_missing_data_and_indivisible_batches_are_refused(vaescale, recipe_file,
     vaescale("train", path, "training.accumulation=3").assert_refused(2, "data.global_batch (=64)", "use 63")
     vaescale("train", path, "data.global_batch=5000").assert_refused(3, "exceeds the 1437 training samples")
     vaescale("train", path, "data.image_size=6").assert_refused(2, "cannot be halved 2 times", "use 4 or 8")
-    vaescale("train", path, "--processes", "2").assert_refused(2, "2 processes were asked for and 1 came")
+    vaescale("train", path, "--processes", "2").assert_refused(2, "2 processes were asked for, but 1 started")
     assert not Path(recipe_content["run_dir"]).exists()
 
 

@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_passed_over(vaescale, recipe_file, recipe_conte
     os.truncate(run / "checkpoints/step-000000012/model.safetensors", 100)
     outcome = vaescale("train", path)
     assert outcome.code == 0
-    assert "passing over checkpoint" in outcome.err
+    assert "skipping checkpoint" in outcome.err
     assert numbers(run) == expected
 
 
@@ -203,7 +203,7 @@ def test_a_change_that_is_allowed_is_remembered(vaescale, recipe_file, recipe_co
     vaescale("train", path, *more).assert_refused(2, "training.steps: 12 -> 15", "--allow-changes")
     outcome = vaescale("train", path, *more, "--allow-changes")
     assert outcome.code == 0, outcome.err
-    assert "going on from step 12 with optimizer.lr: 0.002 -> 0.0001" in outcome.err
+    assert "continuing from step 12 with optimizer.lr: 0.002 -> 0.0001" in outcome.err
     assert [row["step"] for row in lines(run) if "train/mse" in row] == list(range(1, 16))
     (change,) = json.loads((run / "run.json").read_text())["changes"]
     assert change == {"step": 12, "changes": ["optimizer.lr: 0.002 -> 0.0001", "training.steps: 12 -> 15"]}

@@ -19,7 +19,7 @@ from vaescale.training.strategies.base import Strategy
 
 
 class Watcher(Protocol):
-    """Callbacks of the training loop. All ranks call each of them at the same steps, `done` steps after the start of the run."""
+    """Callbacks of the training loop. All ranks call each at the same steps; `done` is the number of steps done."""
 
     def judged(self, reports: Iterable[StepReport]) -> None:
         """Record which steps were NaN or Inf. Each step is reported once, at the latest while the next one runs."""

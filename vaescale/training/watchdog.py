@@ -70,7 +70,7 @@ class Watchdog:
                 return
 
     def _exchange(self) -> None:
-        """Publish this rank's pulse and read those of the others."""
+        """Publish this rank's pulse, and read the other ranks' pulses."""
         while self._store is not None:
             try:
                 step, activity, since, waits = heartbeat.read()

@@ -1,7 +1,7 @@
-"""The front door: `vaescale VERB`. Each verb is one file of `tools/`, imported when it is used.
+"""The command `vaescale VERB`. Each verb is one file of `tools/`, which is imported when the verb is called.
 
-A tool module has `add_arguments(parser)`, `run(arguments) -> dict` and, if its result is more than a table,
-`show(result)`; one that finds faults has `exit_code(result)`. Words go to stderr; with --json the result is one JSON object on stdout.
+A tool module has `add_arguments(parser)`, `run(arguments) -> dict` and, if its result is more than a table, `show(result)`.
+One that finds faults has `exit_code(result)`. Messages go to stderr; with --json the result is one JSON object on stdout.
 """
 
 import argparse
@@ -23,21 +23,21 @@ VERBS = {
     "doctor": "print versions, devices, how processes were launched, and what is missing",
     "make-shards": "write a data set as WebDataset shards with an index, or index tars made by others",
     "verify-shards": "check shards against their index and name each fault",
-    "train": "train a recipe, or go on where it stopped",
+    "train": "train a recipe, or continue a run that stopped",
     "sweep": "train variants of a recipe: every combination of the values given",
     "evaluate": "evaluate a run on held-out data",
     "quality": "judge samples against images: Frechet and kernel distance, precision, recall, coverage",
-    "baselines": "hold a run against probabilistic PCA, and probe its latents by the images' classes",
-    "train-features": "train a small classifier whose features `quality` compares images by",
+    "baselines": "compare a run with probabilistic PCA, and probe its latents with the images' classes",
+    "train-features": "train a small classifier whose features `quality` compares",
     "encode": "write the latents of a run's images as WebDataset shards",
     "fit-gmm": "fit a Gaussian mixture to a run's aggregate posterior",
     "sample": "draw samples from the prior or the mixture; interpolate, or map two latents",
-    "latents": "measure what the latents say, which are used and what they explain",
-    "compare-runs": "compare runs: table, curves, rate and distortion, pictures, as one page",
+    "latents": "measure how informative the latents are, which are active and what they explain",
+    "compare-runs": "compare runs on one page: table, curves, rate and distortion, pictures",
     "export": "write a run as an MLflow model: recipe, weights, mixture; no pickle",
     "sync": "send to MLflow what a run could not send while it trained",
-    "chaos": "kill and damage a run on purpose, and compare it with one left in peace",
-    "quickstart": "the main job end to end on scikit-learn's handwritten digits",
+    "chaos": "kill and damage a run on purpose, and compare it with an undisturbed one",
+    "quickstart": "run the main workflow end to end on scikit-learn's handwritten digits",
 }
 DISTRIBUTED = (
     "train",
@@ -61,19 +61,19 @@ exit codes: 0 done, 2 recipe or arguments, 3 data, 4 training stopped or disk fu
 
 
 class Parser(argparse.ArgumentParser):
-    """Argparse, with errors of one sentence."""
+    """An argument parser whose errors are one sentence."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line on stderr, on the first of several processes."""
         message = message.replace(", KEY=VALUE", "")  # argparse counts optional words among the required ones
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n" if _speaks() else None)
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n" if _is_first_process() else None)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] in VERBS:
-        return run_tool(importlib.import_module(f"vaescale.tools.{words[0].replace('-', '_')}"), words[1:])
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in VERBS:
+        return run_tool(importlib.import_module(f"vaescale.tools.{given[0].replace('-', '_')}"), given[1:])
     parser = Parser(
         prog="vaescale",
         description="Train variational autoencoders with calibrated decoders, then measure and sample them.",
@@ -84,12 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
     for name, meaning in VERBS.items():
         verbs.add_parser(name, help=meaning)
-    parser.parse_args(words)
+    parser.parse_args(given)
     raise AssertionError("parse_args exits: no verb was given")
 
 
 def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
-    """Run a tool module as a program. Returns the exit code; a user's fault is one sentence on stderr."""
+    """Run a tool module as a program. Returns the exit code; a user's mistake is one sentence on stderr."""
     verb = tool.__name__.rpartition(".")[2].replace("_", "-")
     if verb == "--main--":
         verb = os.path.basename(sys.argv[0]).removesuffix(".py").replace("_", "-")
@@ -120,7 +120,7 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
 def _without_credentials(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """What Python prints of an error that nobody foresaw."""
+    """Print the traceback of an unexpected error, without credentials."""
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
@@ -129,12 +129,12 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         if _processes() > 1 and verb not in DISTRIBUTED:
             raise UserError("runs on one process for now; call it without `accelerate launch`")
         result = tool.run(options)
-        if _speaks():
+        if _is_first_process():
             _print(tool, result, title=f"vaescale {verb}", as_json=options.json)
         if hasattr(tool, "exit_code"):
             return int(tool.exit_code(result))
     except UserError as error:
-        if _speaks():
+        if _is_first_process():
             sys.stderr.write(redact(f"vaescale {verb}: {error}\n"))
         elif isinstance(error, DataError) and not _known_to_all(error):
             sys.stderr.write(redact(f"vaescale {verb}: rank {os.environ['RANK']}: {error}\n"))
@@ -147,10 +147,10 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         return 4 if full else 2
     except KeyboardInterrupt as stopped:
         remedies = {
-            "train": "; the same command goes on from the last checkpoint, if there is one",
-            "make-shards": "; the same command goes on where it was",
+            "train": "; the same command continues from the last checkpoint, if there is one",
+            "make-shards": "; the same command continues where it stopped",
         }
-        if _speaks():
+        if _is_first_process():
             sys.stderr.write(f"vaescale {verb}: {str(stopped) or 'stopped' + remedies.get(verb, '')}\n")
         return 130
     return 0
@@ -164,28 +164,28 @@ def _print(tool: ModuleType, result: dict[str, Any], *, title: str, as_json: boo
     else:
         from vaescale.system.console import table
 
-        table(title, [(name, _words(value)) for name, value in result.items()])
+        table(title, [(name, _cell(value)) for name, value in result.items()])
 
 
-def _words(value: Any) -> str:
+def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _processes() -> int:
-    """How many processes a launcher started."""
-    words = os.environ.get("WORLD_SIZE", "1")
-    return int(words) if words.isdecimal() else 1
+    """The number of processes that a launcher started."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return int(size) if size.isdecimal() else 1
 
 
-def _speaks() -> bool:
-    """Only the first of several processes does."""
+def _is_first_process() -> bool:
+    """Whether this process is the first of the launch, which prints for all of them."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _known_to_all(error: DataError) -> bool:
-    """Whether every rank speaks of it. What has met data has loaded this long ago."""
+    """Whether all ranks raise this error. A process that read data has already imported comm, and torch with it."""
     from vaescale import comm
 
     return comm.is_known_to_all(error)

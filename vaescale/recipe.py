@@ -1,4 +1,4 @@
-"""A YAML file and `key=value` overrides to one validated, frozen Recipe, made of its owners' own sections."""
+"""Recipes: a YAML file and `key=value` overrides, validated as one frozen model with the sections of other modules."""
 
 import difflib
 import hashlib
@@ -25,7 +25,7 @@ from vaescale.runs.tracking import TrackingConfig
 from vaescale.system.secrets import redact_all
 from vaescale.training.config import OptimizerConfig, TrainingConfig
 
-# What may change between two starts of one run without changing a single number of it.
+# Keys that may change between two starts of a run without a change of its numbers.
 OPERATIONAL = {
     "name": True,
     "run_dir": True,
@@ -41,15 +41,17 @@ OPERATIONAL = {
 }
 
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)
-SECTION_WORDS = {
+SECTION_EXAMPLES = {
     "Annealing": "a schedule, {schedule: linear, steps: 1000}",
     "Decreasing": "a series, {first: 1.0, last: 0.05}",
 }
-WORDS = {"string_pattern_mismatch": "use letters, digits, '.', '_' and '-', and begin with a letter or digit"}
+REMEDIES = {
+    "string_pattern_mismatch": "use letters, digits, '.', '_' and '-', and begin with a letter or digit"
+}
 
 
 class Recipe(Config):
-    """Everything that a run is made from."""
+    """The complete description of a run."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="letters, digits, '.', '_' and '-'"
@@ -96,7 +98,7 @@ class Recipe(Config):
         )
 
     def identity(self) -> dict[str, Any]:
-        """What decides the run's numbers: everything but paths, names and how often something is written."""
+        """The settings that decide the run's numbers: everything but paths, names and how often something is written."""
         content: dict[str, Any] = self.model_dump(mode="json", exclude=OPERATIONAL)  # type: ignore[arg-type]
         return content
 
@@ -106,18 +108,19 @@ class Recipe(Config):
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        """The resolved recipe without credentials; where it had none, loading it gives this recipe again."""
+        """The resolved recipe as YAML without credentials. If there were none, loading it gives this recipe again."""
         return OmegaConf.to_yaml(OmegaConf.create(self.public()))
 
     def public(self) -> dict[str, Any]:
-        """As plain values, without credentials: what may be printed, saved and sent."""
+        """The recipe as plain values without credentials, to be printed, saved and sent."""
         content: dict[str, Any] = redact_all(self.model_dump(mode="json"))
         return content
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read, lay over its `base:`, interpolate, override and validate. Raises UserError with one sentence for the first
-    fault.
+    """Read a recipe, merge it over its `base:`, apply overrides, interpolate and validate.
+
+    Raises UserError with one sentence for the first fault.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -128,16 +131,18 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
             raise UserError(f"override {override!r} is not key=value, such as optimizer.lr=1e-3")
     loaded = _read(path)
     if isinstance(loaded, dict) and "base" in loaded:
-        below = _read(_beside(path, loaded.pop("base")))
+        below = _read(_base_of(path, loaded.pop("base")))
         try:
-            loaded = OmegaConf.to_container(_laid_over(below, loaded))
+            loaded = OmegaConf.to_container(_merged(below, loaded))
         except FAULTS as error:
-            raise UserError(f"{path} does not lie over its base: {' '.join(str(error).split())}") from error
+            raise UserError(f"{path} does not merge with its base: {' '.join(str(error).split())}") from error
     try:
         typed = _typed(overrides or [])
-        given = _laid_over(loaded, typed) if isinstance(loaded, dict) else OmegaConf.create(loaded)
+        given = _merged(loaded, typed) if isinstance(loaded, dict) else OmegaConf.create(loaded)
         default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
         content = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(default), given), resolve=True)
+    except UserError:
+        raise
     except FAULTS as error:
         with_overrides = f" with {' '.join(overrides)}" if overrides else ""
         raise UserError(f"{path}{with_overrides} does not resolve: {' '.join(str(error).split())}") from error
@@ -158,8 +163,10 @@ def _typed(overrides: list[str]) -> Any:
         *parents, last = key.split(".")
         section: Any = typed
         for parent in parents:
-            section = section[parent]
-        value = section[last]
+            section = section.get(parent) if isinstance(section, dict) else None
+        value = (
+            section.get(last) if isinstance(section, dict) else None
+        )  # a later override may replace the section
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             continue
         if _holds_text(key.split(".")):
@@ -187,15 +194,15 @@ def _holds_text(key: list[str]) -> bool:
 
 
 def _read(path: Path) -> Any:
-    """As plain values, in which interpolations are still words."""
+    """Read a YAML file as plain values, with interpolations left unresolved."""
     try:
         return OmegaConf.to_container(OmegaConf.load(path))
     except FAULTS as error:
         raise UserError(f"{path} does not load: {' '.join(str(error).split())}") from error
 
 
-def _beside(path: Path, name: Any) -> Path:
-    """The recipe that `base: NAME` means: a file of the same folder, which no other place can be reached through."""
+def _base_of(path: Path, name: Any) -> Path:
+    """The path of the recipe that `base: NAME` names, which must be a file of the same folder."""
     base = path.parent / str(name)
     if not isinstance(name, str) or base.name != name or not base.is_file():
         raise UserError(f"base is {name!r} in {path}; name a file of the same folder, such as base.yaml")
@@ -204,15 +211,15 @@ def _beside(path: Path, name: Any) -> Path:
         raise UserError(f"base is {name!r} in {path}, which holds no keys; name a recipe")
     if "base" in content:
         raise UserError(
-            f"base is {name!r} in {path}, which has a base itself; lie over {content['base']} directly"
+            f"base is {name!r} in {path}, which has a base itself; name {content['base']} instead"
         )
     return base
 
 
-def _laid_over(below: dict[str, Any], above: Any) -> Any:
-    """One mapping over another; a section of another kind replaces the whole section below it."""
+def _merged(below: dict[str, Any], above: Any) -> Any:
+    """Merge one mapping over another; a section of another kind replaces the whole section below it."""
     for name, section in above.items():
-        kinds = [part.get("kind") for part in (below.get(name), section) if isinstance(part, dict)]
+        kinds = [value.get("kind") for value in (below.get(name), section) if isinstance(value, dict)]
         if (
             len(_kinds_of(Recipe, name)) > 1
             and len(kinds) == 2
@@ -240,12 +247,12 @@ def _sentence(error: ValidationError, content: Any, root: type[BaseModel] = Reci
     faults = error.errors()
     fault = _clearest(faults)
     # pydantic's locations name union members besides keys.
-    place = [part for part in fault["loc"] if isinstance(part, int) or part in _names(content)]
-    key, value, kind = ".".join(map(str, place or fault["loc"])), fault["input"], fault["type"]
+    path = [key for key in fault["loc"] if isinstance(key, int) or key in _names(content)]
+    key, value, kind = ".".join(map(str, path or fault["loc"])), fault["input"], fault["type"]
     if kind == "extra_forbidden":
-        return _unknown_key(key, value, place, content, root)
+        return _unknown_key(key, value, path, content, root)
     if kind == "missing":
-        above = [part for part in fault["loc"][:-1] if isinstance(part, int) or part in _names(content)]
+        above = [key for key in fault["loc"][:-1] if isinstance(key, int) or key in _names(content)]
         missing = ".".join(map(str, [*above, fault["loc"][-1]]))
         return f"{missing} is missing; add it to the recipe or as {missing}=VALUE"
     if kind == "union_tag_not_found":
@@ -253,41 +260,43 @@ def _sentence(error: ValidationError, content: Any, root: type[BaseModel] = Reci
     if kind == "value_error":
         # The message about a whole section names the key itself.
         is_section, message = isinstance(value, dict), fault["ctx"]["error"]
-        return ".".join([*map(str, place), str(message)]) if is_section else f"{key} is {value!r}; {message}"
+        return ".".join([*map(str, path), str(message)]) if is_section else f"{key} is {value!r}; {message}"
     if kind == "union_tag_invalid":
         key, value = f"{key}.kind", fault["ctx"]["tag"]
-    return f"{key} is {value!r}; {_remedy(faults, fault, place, content, root)}"
+    return f"{key} is {value!r}; {_remedy(faults, fault, path, content, root)}"
 
 
 def _clearest(faults: Sequence[Any]) -> Any:
     """The fault that describes best what a user did, among those that pydantic reports for one value."""
     first = faults[0]
-    # Among the members of a union (`sigma: a number | optimal`), the one that lists words fits a word best.
+    # Of a union of a number and words (`sigma: a number | optimal`), the fault that lists the words fits a word best.
     alike = [
         fault for fault in faults if fault["input"] is first["input"] and isinstance(fault["input"], str)
     ]
     fault = next((fault for fault in alike if fault["type"] == "literal_error"), first)
     # Of a union of a number and a section, the section's own faults fit a section best.
-    within = [one for one in faults if len(one["loc"]) > len(first["loc"]) or one["type"] == "value_error"]
+    within = [
+        other for other in faults if len(other["loc"]) > len(first["loc"]) or other["type"] == "value_error"
+    ]
     if isinstance(fault["input"], dict) and fault["type"] != "missing" and within:
         return within[0]
-    if fault["type"] == "missing":  # a mistyped key beside it may be the one that is missing
-        beside = [one for one in faults if one["loc"][:-1] == fault["loc"][:-1]]
-        return next((one for one in beside if one["type"] == "extra_forbidden"), fault)
+    if fault["type"] == "missing":  # a mistyped key of the same section may be the one that is missing
+        siblings = [other for other in faults if other["loc"][:-1] == fault["loc"][:-1]]
+        return next((other for other in siblings if other["type"] == "extra_forbidden"), fault)
     return fault
 
 
-def _unknown_key(key: str, value: Any, place: list[Any], content: Any, root: type[BaseModel]) -> str:
-    known = _known_keys(root, content, place[:-1])
-    near = difflib.get_close_matches(str(place[-1]), known, 1, 0.8)
-    if (elsewhere := _other_kinds(root, place)) and not near:
-        kinds = f"which {place[0]}.kind {' or '.join(elsewhere)} has"
+def _unknown_key(key: str, value: Any, path: list[Any], content: Any, root: type[BaseModel]) -> str:
+    known = _known_keys(root, content, path[:-1])
+    near = difflib.get_close_matches(str(path[-1]), known, 1, 0.8)
+    if (elsewhere := _other_kinds(root, path)) and not near:
+        kinds = f"which {path[0]}.kind {' or '.join(elsewhere)} has"
         return f"unknown key {key} (={value!r}), {kinds}; known here: {', '.join(known)}"
-    return f"unknown key {key} (={value!r}); {_nearest(str(place[-1]), known, place[:-1])}"
+    return f"unknown key {key} (={value!r}); {_nearest(str(path[-1]), known, path[:-1])}"
 
 
-def _remedy(faults: Sequence[Any], fault: Any, place: list[Any], content: Any, root: type[BaseModel]) -> str:
-    """What to write in place of a value."""
+def _remedy(faults: Sequence[Any], fault: Any, path: list[Any], content: Any, root: type[BaseModel]) -> str:
+    """A remedy: what to write in place of a value."""
     kind, value = fault["type"], fault["input"]
     if kind in ("literal_error", "union_tag_invalid"):
         context = fault["ctx"]
@@ -295,26 +304,26 @@ def _remedy(faults: Sequence[Any], fault: Any, place: list[Any], content: Any, r
         word = str(context["tag"] if kind == "union_tag_invalid" else value)
         return _nearest(word, allowed.replace("'", "").replace(" or ", ", ").split(", "), [])
     if kind in ("model_type", "model_attributes_type"):
-        return f"it is a section with keys of its own: {', '.join(_known_keys(root, content, place))}"
+        return f"it is a section with keys of its own: {', '.join(_known_keys(root, content, path))}"
     if kind == "tuple_type":
         return f"it is a list, such as [{value}]"
-    if kind.startswith("float_") and (section := _section_beside(faults, fault)):
+    if kind.startswith("float_") and (section := _section_instead(faults, fault)):
         return f"give a number or {section}"
-    return str(WORDS.get(kind, fault["msg"][0].lower() + fault["msg"][1:]))
+    return str(REMEDIES.get(kind, fault["msg"][0].lower() + fault["msg"][1:]))
 
 
 def _nearest(word: str, known: list[str], parents: list[Any]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    prefix = "".join(f"{part}." for part in parents)
+    prefix = "".join(f"{parent}." for parent in parents)
     return f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(known)}"
 
 
 def _known_keys(root: type[BaseModel], content: Any, parents: list[Any]) -> list[str]:
-    """The keys of the section at `parents`; where there are several kinds, of the one that the recipe names."""
+    """The keys of the section at `parents`. Of several kinds, the one that the recipe names counts."""
     section = root
-    for part in parents:
-        content = content.get(part) if isinstance(content, dict) else None
-        kinds = _kinds_of(section, part)
+    for key in parents:
+        content = content.get(key) if isinstance(content, dict) else None
+        kinds = _kinds_of(section, key)
         named = content.get("kind") if isinstance(content, dict) else None
         section = next((kind for kind in kinds if _kind(kind) == named), kinds[0])
     return list(section.model_fields)
@@ -332,19 +341,21 @@ def _kinds_of(section: type[BaseModel], key: str) -> list[type[BaseModel]]:
     return [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
 
 
-def _other_kinds(root: type[BaseModel], place: list[Any]) -> list[str]:
-    """The kinds of a section that know the key at `place`, SECTION.KEY."""
-    sections = _kinds_of(root, place[0]) if len(place) == 2 else []
-    return [str(_kind(section)) for section in sections if place[1] in section.model_fields]
+def _other_kinds(root: type[BaseModel], path: list[Any]) -> list[str]:
+    """The kinds of a section that have the key at `path`, SECTION.KEY."""
+    sections = _kinds_of(root, path[0]) if len(path) == 2 else []
+    return [str(_kind(section)) for section in sections if path[1] in section.model_fields]
 
 
-def _section_beside(faults: Any, fault: Any) -> str:
-    """What a section in place of a number would look like, where the type allows one."""
-    beside = [one for one in faults if one["type"] == "model_type" and one["input"] is fault["input"]]
-    if not beside:
+def _section_instead(faults: Any, fault: Any) -> str:
+    """An example of a section in place of a number; an empty string where the type allows none."""
+    sections = [
+        other for other in faults if other["type"] == "model_type" and other["input"] is fault["input"]
+    ]
+    if not sections:
         return ""
-    name = beside[0]["ctx"]["class_name"]
-    return SECTION_WORDS.get(name, f"a section ({name})")
+    name = sections[0]["ctx"]["class_name"]
+    return SECTION_EXAMPLES.get(name, f"a section ({name})")
 
 
 def _kind(section: type[BaseModel]) -> str | None:

@@ -1,4 +1,4 @@
-"""A trained run: its recipe, model, readers and seeds, from a run folder; and the model of a recipe."""
+"""Trained runs: the recipe, model, readers and seeds of a run folder; and the model of a recipe."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from vaescale.training.skips import tell
 
 HELD_OUT_SEED = 1 << 31
 EVALUATION_BATCH = 500
-EVALUATION_VALUES = 500 * 3072  # larger images come in smaller batches
+EVALUATION_VALUES = 500 * 3072  # per batch: larger images are evaluated in smaller batches
 
 
 class Trained(NamedTuple):
@@ -92,7 +92,7 @@ def open_trained(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Tra
     checkpoint.load_weights(model, newest, kind)
     backends.set_precision("fp32")  # torch's own default has TF32 in convolutions
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # An exported run has weights of one kind alone, and says which.
+    # An exported run has only one kind of weights, which its state names.
     state = newest.state()
     weights = "ema" if kind == "ema" or state.get("exported_weights") == "ema" else "raw"
     weights_hash = str(state.get("exported_weights_hash", newest.sha256(kind)))
@@ -100,17 +100,17 @@ def open_trained(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Tra
 
 
 def images_at_once(image_shape: tuple[int, int, int]) -> int:
-    """How many images of this shape to evaluate in one batch."""
+    """The number of images of this shape to evaluate in one batch."""
     return min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(image_shape)))
 
 
 def in_order(reader: ShardReader, *, workers: int | Workers = 0) -> Iterator[Batch]:
     """This rank's share of all images in order. Images that cannot be used are reported and masked."""
-    told: set[int] = set()
+    reported: set[int] = set()
     rank, world_size = comm.rank(), comm.world_size()
     size = images_at_once(reader.image_shape)
     for batch in evaluation_batches(reader, batch=size, rank=rank, world_size=world_size, workers=workers):
-        tell(batch.faults, told)
+        tell(batch.faults, reported)
         heartbeat.beat("evaluation")
         yield batch
 

@@ -77,7 +77,7 @@ def test_what_was_measured_otherwise_is_said() -> None:
         record(name, 1.0)._replace(measured=ways[way]) for name, way in (("one", 0), ("two", 1), ("same", 0))
     )
     (words,) = compare([one, two, same], sort=metric).warnings
-    assert "quality/f/prior-mean/recall was not measured alike" in words
+    assert "quality/f/prior-mean/recall was not measured in the same way" in words
     assert "features 1 for one, same, but features 2 for two" in words
     assert compare([one, two]).warnings == [], "of what is not shown"
     assert compare([one, same], sort=metric).warnings == []

@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_passed_over(vaescale, recipe_file, recipe_conte
     os.truncate(run / "checkpoints/step-000000012/model.safetensors", 100)
     outcome = vaescale("train", path)
     assert outcome.code == 0
-    assert "passing over checkpoint" in outcome.err
+    assert "skipping checkpoint" in outcome.err
     assert numbers(run) == expected
 
 
@@ -203,7 +203,7 @@ def test_a_change_that_is_allowed_is_remembered(vaescale, recipe_file, recipe_co
     vaescale("train", path, *more).assert_refused(2, "training.steps: 12 -> 15", "--allow-changes")
     outcome = vaescale("train", path, *more, "--allow-changes")
     assert outcome.code == 0, outcome.err
-    assert "going on from step 12 with optimizer.lr: 0.002 -> 0.0001" in outcome.err
+    assert "continuing from step 12 with optimizer.lr: 0.002 -> 0.0001" in outcome.err
     assert [row["step"] for row in lines(run) if "train/mse" in row] == list(range(1, 16))
     (change,) = json.loads((run / "run.json").read_text())["changes"]
     assert change == {"step": 12, "changes": ["optimizer.lr: 0.002 -> 0.0001", "training.steps: 12 -> 15"]}
@@ -222,7 +222,7 @@ def test_the_best_checkpoint_is_kept(vaescale, recipe_file, recipe_content) -> N
     assert {int(path.name.removeprefix("step-")) for path in found.iterdir()} == expected
     other = ("run_dir=" + str(found.parent) + "-2",)
     vaescale("train", recipe_file(recipe_content), *other, "training.keep_best=val/nothing").assert_refused(
-        2, "training.keep_best is 'val/nothing'; what is measured here: val/active_units"
+        2, "training.keep_best is 'val/nothing'; the metrics measured are val/active_units"
     )
     vaescale("train", recipe_file(recipe_content), best, "training.evaluate_every=3").assert_refused(
         2, "keep_best needs each checkpoint's own evaluation"
@@ -256,7 +256,7 @@ def test_missing_data_and_indivisible_batches_are_refused(vaescale, recipe_file,
     vaescale("train", path, "training.accumulation=3").assert_refused(2, "data.global_batch (=64)", "use 63")
     vaescale("train", path, "data.global_batch=5000").assert_refused(3, "exceeds the 1437 training samples")
     vaescale("train", path, "data.image_size=6").assert_refused(2, "cannot be halved 2 times", "use 4 or 8")
-    vaescale("train", path, "--processes", "2").assert_refused(2, "2 processes were asked for and 1 came")
+    vaescale("train", path, "--processes", "2").assert_refused(2, "2 processes were asked for, but 1 started")
     assert not Path(recipe_content["run_dir"]).exists()
 
 

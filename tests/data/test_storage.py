@@ -212,7 +212,7 @@ def test_an_absent_server_is_waited_for(shards, server, configured, capsys) -> N
     for numbers, images in epoch(configured(server.url)).values():
         assert np.array_equal(images, shards[1][numbers])
     words = capsys.readouterr().err
-    assert words.count("waiting for http") == words.count("is there again after") >= 1
+    assert words.count("waiting for http") == words.count("answers again after") >= 1
 
 
 def test_a_server_that_dies_in_mid_epoch_stalls_and_resumes(shards, server, configured) -> None:
@@ -257,7 +257,7 @@ def test_a_server_that_stays_away_stops_with_one_sentence_after_the_bound(shards
     server.stop()
     start = time.monotonic()
     with pytest.raises(
-        DataError, match=r"could not be fetched in 1 s .* call again when it is back"
+        DataError, match=r"could not be fetched in 1 s .* repeat the command when it is back"
     ) as caught:
         list(training_batches(reader, plan, steps=range(4), rank=0, world_size=1, accumulation=1, workers=1))
     server.start()
@@ -281,7 +281,7 @@ def test_a_file_that_is_not_the_index_s_is_refused_on_arrival(
     content[700] ^= 1
     path.write_bytes({"content": content, "longer": content + bytes(9999), "shorter": content[:-9]}[change])
     words = (
-        r"could not be fetched in 2 s .*of 20480 bytes came"
+        r"could not be fetched in 2 s .*of 20480 bytes arrived"
         if change == "shorter"
         else r"has other content than"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from vaescale.data.tars import Found, TarFault, members, samples
+from vaescale.data.tars import Sample, TarFault, members, samples
 
 
 def tar_of(files: list[tuple[str, bytes]], *, form: int = tarfile.USTAR_FORMAT) -> bytes:
@@ -24,7 +24,7 @@ def tar_of(files: list[tuple[str, bytes]], *, form: int = tarfile.USTAR_FORMAT) 
     return buffer.getvalue()
 
 
-def found_in(content: bytes) -> list[Found | TarFault]:
+def found_in(content: bytes) -> list[Sample | TarFault]:
     return list(samples(io.BytesIO(content)))
 
 

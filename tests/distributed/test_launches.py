@@ -31,8 +31,8 @@ def test_the_doctor_tries_the_processes() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("objective.spectral=0.1", "objective.spectral reads weights beside their layers' own calls"),
-        ("training.compile=true", "training.compile is not for fsdp2"),
+        ("objective.spectral=0.1", "objective.spectral reads weights outside of their layers' calls"),
+        ("training.compile=true", "training.compile does not work with fsdp2"),
     ],
 )
 def test_what_parts_do_not_go_with_is_refused(project: Path, words: str, sentence: str) -> None:

@@ -116,7 +116,7 @@ def test_a_hung_rank_is_named_and_the_run_ends(project: Path) -> None:
     assert code != 0
     (sentence,) = [line for line in said.splitlines() if "no sign of life" in line]
     assert f"no sign of life for {bound} s" in sentence
-    assert re.search(r"rank 1 not heard of for \d+ s, last at step \d+ in \w+", sentence), sentence
+    assert re.search(r"rank 1 not heard from for \d+ s, last at step \d+ in \w+", sentence), sentence
     assert re.search(r"this rank is at step \d+ in ", sentence)
     assert time.monotonic() - begun < 60
 

@@ -152,7 +152,7 @@ def test_a_damaged_one_is_passed_over_aloud(tmp_path: Path, capsys, damage: str)
     save(tmp_path, 1)
     DAMAGE[damage](save(tmp_path, 2).folder)
     assert newest(tmp_path).step == 1
-    assert "passing over checkpoint" in capsys.readouterr().err
+    assert "skipping checkpoint" in capsys.readouterr().err
 
 
 def test_the_last_good_one_outlives_newer_damaged_ones(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_links_and_huge_files_are_no_checkpoint(tmp_path: Path) -> None:
     folder = save(tmp_path, 1).folder
     weights = (folder / "model.safetensors").rename(tmp_path / "elsewhere")
     (folder / "model.safetensors").symlink_to(weights)
-    assert verify(folder) == "model.safetensors is not an ordinary file"
+    assert verify(folder) == "model.safetensors is not a regular file"
     (folder / "model.safetensors").unlink()
     weights.rename(folder / "model.safetensors")
     assert verify(folder) is None
@@ -230,11 +230,11 @@ FOREIGN = {
     ),
     "another shape": (
         lambda: header({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
-        "wants w as",
+        "has w as",
     ),
     "another type": (
         lambda: header({"w": {"dtype": "I32", "shape": [3], "data_offsets": [0, 12]}}, bytes(12)),
-        "wants w as",
+        "has w as",
     ),
     "a name besides": (
         lambda: header(
@@ -244,7 +244,7 @@ FOREIGN = {
             },
             bytes(24),
         ),
-        "has v besides",
+        "has v, which the model does not have",
     ),
 }
 

@@ -56,7 +56,7 @@ def test_metrics_after_a_crash_in_a_line_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "one job alone trains"), ('{"host": "HERE", "pid": 4194304}', "its process 4194304 is gone")],
+    [("", "only one job trains"), ('{"host": "HERE", "pid": 4194304}', "its process 4194304 is gone")],
 )
 def test_training_goes_on_where_nothing_can_be_locked(
     tmp_path: Path, monkeypatch, capsys, content: str, message: str

@@ -328,7 +328,7 @@ def a_store_s_runs_are_compared_and_have_models(
         (("--experiment", "none"), "has no experiment 'none'; there are"),
         (("--where", "nonsense"), "MLflow at"),
         (("--where", "params.seed = '7'"), "has no runs"),
-        (("--store", "sqlite:///none.db"), "is not there"),
+        (("--store", "sqlite:///none.db"), "does not exist"),
     ):
         vaescale("compare-runs", *STORE, *more).assert_refused(2, message)
     content, _ = sweep_words(recipe_content)

@@ -130,7 +130,7 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path) -> Non
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130, err
-    assert err.strip().endswith("vaescale make-shards: stopped; the same command goes on where it was")
+    assert err.strip().endswith("vaescale make-shards: stopped; the same command continues where it stopped")
     assert "Traceback" not in err
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "train").glob("shard-*.tar")}
     assert 5 <= len(before) < 144

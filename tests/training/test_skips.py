@@ -5,7 +5,7 @@ import torch
 
 from vaescale.data.batch import Batch, Fault
 from vaescale.errors import DataError
-from vaescale.training.skips import TOLD, Skips
+from vaescale.training.skips import MOST_REPORTED, Skips
 
 
 def batch(*faults: Fault, images: int = 50) -> Batch:
@@ -47,7 +47,7 @@ def test_too_many_stop_the_run(count: int, most: float, stops: bool) -> None:
     list(counted.counting([[batch(*(fault(n) for n in range(count)))]]))
     if stops:
         with pytest.raises(
-            DataError, match=rf"{count} of 50 images could not be used \({count} changed\).*bears"
+            DataError, match=rf"{count} of 50 images could not be used \({count} changed\).*allows"
         ):
             counted.metrics()
     else:
@@ -58,11 +58,11 @@ def test_the_bound_grows_with_what_was_read() -> None:
     counted = skips()
     for _ in counted.counting([[batch(fault(1))] for _ in range(100)]):
         pass
-    with pytest.raises(DataError, match=r"100 of 5000 images .* bears 50"):
+    with pytest.raises(DataError, match=r"100 of 5000 images .* allows 50"):
         counted.metrics()
 
 
 def test_a_flood_is_told_shortly(capsys) -> None:
     counted = skips(most=1.0)
     list(counted.counting([[batch(*(fault(n) for n in range(100)))]]))
-    assert len(capsys.readouterr().err.splitlines()) == TOLD
+    assert len(capsys.readouterr().err.splitlines()) == MOST_REPORTED

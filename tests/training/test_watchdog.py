@@ -65,8 +65,8 @@ def test_none_watches_nothing() -> None:
     [
         ({1: (0, "the backward pass", 5, False)}, "rank 1 has been at step 5 in the backward pass"),
         ({1: (0, "the all-reduce", 4, True)}, "rank 1 has been at step 4 in the all-reduce"),
-        ({1: (60, "the all-reduce", 5, True)}, "rank 1 not heard of for 60 s, last at step 5"),
-        ({}, "rank 1 was never heard of"),
+        ({1: (60, "the all-reduce", 5, True)}, "rank 1 not heard from for 60 s, last at step 5"),
+        ({}, "rank 1 was never heard from"),
     ],
 )
 def test_the_one_to_look_at_is_named(monkeypatch, others, named) -> None:

@@ -1,1 +1,1 @@
-"""Shards (written, indexed, read), the order of the samples, and where the images come from."""
+"""Data: shards, which are written, indexed and read; the order of the samples; sources of images."""

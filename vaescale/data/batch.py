@@ -1,4 +1,4 @@
-"""What the reader is asked for and what it gives."""
+"""Requests to the reader of shards, and the batches that it returns."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Fault(NamedTuple):
-    """A sample that could not be used: its number, a reason of pictures.REASONS, and a sentence."""
+    """A sample that could not be used. reason: one of pictures.REASONS; words: a sentence."""
 
     number: int
     reason: str
@@ -16,10 +16,11 @@ class Fault(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """images uint8 [B, C, H, W]; labels int64 [B] (-1: none); slots int64 [B]; mask bool [B], false for padding.
+    """A batch of samples.
 
-    In training the slots count within the global batch, in evaluation they are the samples' own numbers. keys: the
-    images' names. faults: the samples that belonged here and could not be used.
+    images: uint8 [B, C, H, W]; labels: int64 [B] (-1: none); slots: int64 [B]; mask: bool [B], false for padding and unusable
+    samples. In training the slots count within the global batch; in evaluation they are the samples' numbers. keys: the images'
+    names. faults: the samples of this batch that could not be used.
     """
 
     images: Tensor
@@ -31,7 +32,7 @@ class Batch(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Which samples are wanted, int64 [B]; which of them mirrored, bool [B]; whether faults are refilled."""
+    """The numbers of the samples to read, int64 [B]; which to mirror, bool [B]; whether to replace unusable ones."""
 
     numbers: NDArray[np.int64]
     flips: NDArray[np.bool_] | None = None
@@ -39,7 +40,7 @@ class Request(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """images uint8 [B, C, H, W], labels int64 [B], usable bool [B], keys, faults."""
+    """The samples of a request: images uint8 [B, C, H, W], labels int64 [B], usable bool [B], keys, faults."""
 
     images: Tensor
     labels: Tensor

@@ -1,13 +1,13 @@
-"""The index beside WebDataset tars: what is in which shard, and where each image lies.
+"""The index of WebDataset tars: the samples of each shard, and the position of each image.
 
     DIR/NAME.tar          plain WebDataset: members KEY.jpg (or png, webp, npy) and KEY.cls
-    DIR/NAME.index.npy    one Entry a sample: where its image lies, its crc32, its class, its key
-    DIR/index.json        per shard a row: bytes, sha256, samples, bytes and sha256 of its .index.npy, name; the
+    DIR/NAME.index.npy    an entry per sample: its image's position, crc32, class and key
+    DIR/index.json        a row per shard: bytes, sha256, samples, bytes and sha256 of its .index.npy, name; the
                           images' shape, the classes' names, how it was made
 
-The index is written last, so a folder without one is an unfinished folder. Everything here is pure: bytes in, checked
-values out. An index may come from anywhere, so nothing in it is trusted; what it says of an image is checked by crc32
-whenever that image is read, which is also what keeps image, class and key together.
+The index is written last, so a folder without one is unfinished. All functions are pure: bytes in, checked values out. An
+index may come from anywhere, so nothing in it is trusted. Whenever an image is read, its bytes are checked against the
+entry's crc32, so that image, class and key always belong together.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ class Shard(NamedTuple):
 
 
 class ShardTable(Sequence[Shard]):
-    """Many shards in little memory: a row of text each, taken apart when it is asked for."""
+    """A table of many shards in little memory: a row of text each, parsed on access."""
 
     def __init__(self, rows: Iterable[str]) -> None:
         self.rows = list(rows)
@@ -55,24 +55,24 @@ class ShardTable(Sequence[Shard]):
 
     @classmethod
     def of(cls, shards: Iterable[Shard]) -> "ShardTable":
-        """The table of these shards."""
+        """Build the table of these shards."""
         return cls(" ".join(map(str, (*shard[1:], shard.name))) for shard in shards)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @overload
-    def __getitem__(self, place: int) -> Shard: ...
+    def __getitem__(self, number: int) -> Shard: ...
     @overload
-    def __getitem__(self, place: slice) -> "list[Shard]": ...
-    def __getitem__(self, place: int | slice) -> "Shard | list[Shard]":
-        if isinstance(place, slice):
-            return [_parse_row(row) for row in self.rows[place]]
-        return _parse_row(self.rows[place])
+    def __getitem__(self, number: slice) -> "list[Shard]": ...
+    def __getitem__(self, number: int | slice) -> "Shard | list[Shard]":
+        if isinstance(number, slice):
+            return [_parse_row(row) for row in self.rows[number]]
+        return _parse_row(self.rows[number])
 
 
 class ShardIndex(NamedTuple):
-    """What index.json says of the data set at `place`, a folder or a URL.
+    """The content of index.json of the data set at `place`, a folder or a URL.
 
     image: height, width, channels when all images agree, otherwise None. made: how the shards were made.
     """
@@ -85,7 +85,7 @@ class ShardIndex(NamedTuple):
 
     @property
     def num_samples(self) -> int:
-        """Samples in all shards."""
+        """The number of samples in all shards."""
         return int(self.shards.samples.sum())
 
     @property
@@ -95,7 +95,7 @@ class ShardIndex(NamedTuple):
 
     @property
     def data_hash(self) -> str:
-        """Identifies the content: a sha256 over the shards' and their entries' sha256, in order."""
+        """A sha256 that identifies the content: over the shards' and their entries' sha256, in order."""
         digest = hashlib.sha256()
         for shard in self.shards:
             digest.update(f"{shard.sha256}{shard.entries_sha256}".encode())
@@ -126,7 +126,7 @@ class _IndexFile(_Checked):
 
 
 def parse_index(content: bytes, place: str) -> ShardIndex:
-    """The index of the data set at `place`. Raises DataError when it is foreign or unsafe."""
+    """Parse the index of the data set at `place`. Raises DataError when its format is unknown or a name is unsafe."""
     try:
         parsed = _IndexFile.model_validate_json(content, strict=True)
     except ValueError as error:
@@ -151,7 +151,7 @@ def _parse_row(row: str) -> Shard:
 
 
 def index_content(index: ShardIndex) -> bytes:
-    """The bytes of index.json: readable, one line a shard."""
+    """The bytes of index.json: readable, one line per shard."""
     head = {
         **FORMAT,
         "image": index.image and dict(zip(("height", "width", "channels"), index.image, strict=True)),
@@ -163,7 +163,7 @@ def index_content(index: ShardIndex) -> bytes:
 
 
 def make_entries(rows: list[tuple[int, int, int, int, str]]) -> Entries:
-    """Entries of (offset, bytes, crc32, class or -1, key)."""
+    """Build entries from rows of (offset, bytes, crc32, class or -1, key)."""
     keys = [row[4].encode() for row in rows]
     kind = _entry_type(max(map(len, keys), default=1))
     return np.array([(*row[:4], key) for row, key in zip(rows, keys, strict=True)], dtype=kind)
@@ -177,13 +177,13 @@ def entries_content(entries: Entries) -> bytes:
 
 
 def parse_entries(content: bytes, shard: Shard, place: str) -> Entries:
-    """The entries of one shard. Raises DataError when they are not the ones that the index names, or do not fit."""
+    """Parse the entries of one shard. Raises DataError when they do not match the index or the shard."""
     name = f"{place}/{shard.entries_name}"
     if hashlib.sha256(content).hexdigest() != shard.entries_sha256:
         raise DataError(
             f"{name} is not the one that {INDEX} was written with; copy both again or write the shards again"
         )
-    # Not np.load: it evaluates the header, which CPython 3.11 cannot do in several threads, and takes other types.
+    # Not np.load: it evaluates the header, which CPython 3.11 cannot do in several threads, and accepts other types.
     match = _KEY_BYTES.search(content[:300])
     kind = _entry_type(int(match[1])) if match else _entry_type(1)
     start = _header(kind, shard.samples)
@@ -201,7 +201,7 @@ def parse_entries(content: bytes, shard: Shard, place: str) -> Entries:
 
 
 def describe(index: ShardIndex) -> dict[str, Any]:
-    """The index in a few words, for tables and JSON."""
+    """A summary of the index, for tables and JSON."""
     image = "x".join(map(str, index.image)) if index.image else "of several shapes"
     return {
         "folder": index.place,
@@ -218,8 +218,8 @@ def describe(index: ShardIndex) -> dict[str, Any]:
 def _header(kind: np.dtype[np.void], count: int) -> bytes:
     """What np.save writes before `count` entries."""
     buffer = io.BytesIO()
-    words = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(buffer, words)
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(buffer, header)
     return buffer.getvalue()
 
 

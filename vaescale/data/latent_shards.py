@@ -1,8 +1,8 @@
 """Latents as WebDataset shards with the same index as images: KEY.moments.npy and, where there is a class, KEY.cls.
 
-moments.npy is float32 [2, ...latent shape]: the mean and the log variance of q(z|x). Where that is no Gaussian, as for several
-groups of a ladder together, it is KEY.draws.npy, float32 [S, ...latent shape]. index.json's `made` says of which run and which
-images they are, and what scales them.
+moments.npy is float32 [2, ...latent shape]: the mean and the log variance of q(z|x). Where q(z|x) is not Gaussian, as for several
+groups of a ladder together, the member is KEY.draws.npy, float32 [S, ...latent shape]. index.json's `made` names the run and
+the images of the latents, and their scale.
 """
 
 import hashlib
@@ -35,8 +35,9 @@ from vaescale.system.files import remove_abandoned, replacing, sync, write_whole
 
 
 class Block(NamedTuple):
-    """The latents of one shard: keys, classes (-1: none) int64 [n], float32 [n, 2, Z] of means and log variances, or [n, S, Z] of
-    draws, flat.
+    """The latents of one shard, flat.
+
+    labels: classes (-1: none), int64 [n]; moments: float32 [n, 2, Z] of means and log variances, or [n, S, Z] of draws.
     """
 
     keys: list[str]
@@ -45,7 +46,7 @@ class Block(NamedTuple):
 
 
 class _FileIdentity(NamedTuple):
-    """What changes when a file is written or replaced, and the sha256 that its bytes had."""
+    """The identity of a checked file: what changes when it is written or replaced, and the sha256 of its bytes."""
 
     size: int
     mtime_ns: int
@@ -55,14 +56,15 @@ class _FileIdentity(NamedTuple):
     sha256: str
 
 
-SETTLED_NS = 3_000_000_000  # a file written within the clock tick of its check may change without a new time
+SETTLED_NS = 3_000_000_000  # a file written within the clock tick of its check may change without a new modification time
 _verified: dict[Path, _FileIdentity] = {}
 
 
 @dataclass(frozen=True)
 class LatentShards:
-    """An index of latents, its folder, the shape of one: (Z,) or (C, H, W); and how many draws there are of each image, 0 where
-    these are moments.
+    """Latents in a folder, with their index.
+
+    shape: of an image's latents, (Z,) or (C, H, W); draws: the number of draws per image, 0 where the shards hold moments.
     """
 
     index: ShardIndex
@@ -83,9 +85,9 @@ class LatentShards:
             raise DataError(
                 f"{error.filename or self.folder}: {error.strerror}; encode the run again"
             ) from error
-        of_each = self.draws or 2
-        header = _header((of_each, *self.shape))
-        values = of_each * int(np.prod(self.shape))
+        per_image = self.draws or 2
+        header = _header((per_image, *self.shape))
+        values = per_image * int(np.prod(self.shape))
         if (entries["bytes"] != len(header) + 4 * values).any():
             raise DataError(
                 f"{self.folder / shard.name} holds latents of another shape; encode the run again"
@@ -97,13 +99,11 @@ class LatentShards:
             rows = np.lib.stride_tricks.as_strided(
                 content[first:], (len(entries), len(header) + 4 * values), (stride, 1), writeable=False
             )
-        else:  # a long key has headers of its own
-            rows = np.stack([content[one["offset"] :][: one["bytes"]] for one in entries])
+        else:  # a long key adds headers to its member
+            rows = np.stack([content[entry["offset"] :][: entry["bytes"]] for entry in entries])
         if (rows[:, : len(header)] != np.frombuffer(header, np.uint8)).any():
-            raise DataError(
-                f"{self.folder / shard.name} holds something else than latents; encode the run again"
-            )
-        moments = np.ascontiguousarray(rows[:, len(header) :]).view("<f4").reshape(len(rows), of_each, -1)
+            raise DataError(f"{self.folder / shard.name} does not hold latents; encode the run again")
+        moments = np.ascontiguousarray(rows[:, len(header) :]).view("<f4").reshape(len(rows), per_image, -1)
         if not np.isfinite(moments).all():
             raise DataError(f"{self.folder / shard.name} holds NaN or Inf; encode the run again")
         keys = [key.decode(errors="replace") for key in entries["key"]]
@@ -119,8 +119,9 @@ def write_latents(
     moments: NDArray[np.float32],
     draws: bool = False,
 ) -> Shard:
-    """Write one shard whole or not at all, and its entries. moments: [n, 2, ...latent shape], or [n, S, ...latent shape] of draws.
-    Returns its row.
+    """Write one shard and its entries, whole or not at all. Returns its row.
+
+    moments: [n, 2, ...latent shape], or, of draws, [n, S, ...latent shape].
     """
     from webdataset import TarWriter
 
@@ -136,10 +137,10 @@ def write_latents(
                 tar.write({"__key__": key, **classes, extension: header + values.tobytes()})
         rows = []
         with temporary.open("rb") as whole:
-            for found in samples(whole, LATENT_EXTENSIONS):  # read back strictly, as any tar is
-                if isinstance(found, TarFault):
-                    raise DataError(f"the latents of {found.member!r} cannot be written: {found}")
-                rows.append((found.offset, len(found.content), found.crc32, found.label, found.key))
+            for sample in samples(whole, LATENT_EXTENSIONS):  # read back strictly, as any tar is
+                if isinstance(sample, TarFault):
+                    raise DataError(f"the latents of {sample.member!r} cannot be written: {sample}")
+                rows.append((sample.offset, len(sample.content), sample.crc32, sample.label, sample.key))
             whole.seek(0)
             sha256, size = hashlib.file_digest(whole, "sha256").hexdigest(), whole.seek(0, os.SEEK_END)
         content = entries_content(make_entries(rows))
@@ -168,7 +169,7 @@ def write_latent_index(
 
 
 def open_latents(folder: Path) -> LatentShards:
-    """The latents in a folder. Raises DataError when it holds none."""
+    """Open the latents in a folder. Raises DataError when it holds none."""
     try:
         index = parse_index((folder / INDEX).read_bytes(), str(folder))
     except OSError:
@@ -205,6 +206,6 @@ def _read_verified(path: Path, shard: Shard) -> NDArray[np.uint8]:
 def _header(shape: tuple[int, ...]) -> bytes:
     """What np.save writes before one sample's array."""
     buffer = io.BytesIO()
-    words = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, words)
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
     return buffer.getvalue()

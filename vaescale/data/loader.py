@@ -1,6 +1,6 @@
-"""Batches of a rank: the plan says which samples, the reader gets them, here or in worker processes.
+"""Batches of a rank: the plan selects samples, and the reader reads them, in this process or in workers.
 
-Whatever the number of ranks and workers, the global batches are the same; remote shards are fetched ahead.
+The global batches are the same for any number of ranks and workers. Remote shards are fetched ahead.
 """
 
 from collections.abc import Generator, Iterable, Iterator
@@ -21,7 +21,7 @@ from vaescale.data.storage import Remote
 from vaescale.data.workers import Workers
 from vaescale.errors import DataError
 
-AHEAD_SHARE = 4  # of the cache, one part holds shards that are not needed yet
+AHEAD_SHARE = 4  # one such part of the cache is for shards that are fetched ahead
 
 
 def training_batches(
@@ -35,22 +35,29 @@ def training_batches(
     workers: int,
     flip: bool = False,
 ) -> Generator[list[Batch]]:
-    """For each optimizer step, this rank's micro-batches."""
+    """Yield this rank's micro-batches of each optimizer step."""
     if isinstance(reader.store, Remote):
-        reader.store.closed = False  # as an earlier pass leaves it, before training returns to a checkpoint
+        reader.store.closed = False  # an earlier pass, before a rollback to a checkpoint, closed it
     slots = rank_slots(plan.global_batch, rank=rank, world_size=world_size, accumulation=accumulation)
-    requests = (_request(plan, step, part, flip) for step in steps for part in slots)
+    requests = (_request(plan, step, micro_slots, flip) for step in steps for micro_slots in slots)
     batches = _fetch(reader, requests, workers)
-    slot_tensors = [torch.from_numpy(part) for part in slots]
+    slot_tensors = [torch.from_numpy(micro_slots) for micro_slots in slots]
     with _ahead(reader, plan, np.concatenate(slots), steps) as ahead:
         for done in steps:
             step = [next(batches) for _ in slots]
             if ahead is not None:
                 ahead.reached(done)
             yield [
-                # torch pins tuples into lists
-                Batch(got.images, got.labels, part, got.usable, tuple(got.keys), tuple(got.faults))
-                for got, part in zip(step, slot_tensors, strict=True)
+                # torch's pinning turns tuples into lists
+                Batch(
+                    fetched.images,
+                    fetched.labels,
+                    micro_slots,
+                    fetched.usable,
+                    tuple(fetched.keys),
+                    tuple(fetched.faults),
+                )
+                for fetched, micro_slots in zip(step, slot_tensors, strict=True)
             ]
     next(batches, None)  # ends the workers now, not when Python collects its garbage
 
@@ -58,41 +65,58 @@ def training_batches(
 def evaluation_batches(
     reader: ShardReader, *, batch: int, rank: int, world_size: int, workers: int | Workers = 0
 ) -> Iterator[Batch]:
-    """Every sample once over all ranks, in order; padding and unusable samples are masked, all ranks get equally
-    many batches. workers: how many processes read, or those that outlive this pass.
+    """Yield every sample once over all ranks, in order.
+
+    Padding and unusable samples are masked; all ranks get equally many batches. workers: the number of processes that read,
+    or those that outlive this pass.
     """
     per_rank = max(1, batch // world_size)
     starts = range(rank * per_rank, len(reader) + rank * per_rank, per_rank * world_size)
-    parts = [np.arange(start, start + per_rank) for start in starts]
-    requests = (Request(np.minimum(numbers, len(reader) - 1), refill=False) for numbers in parts)
-    for numbers, got in zip(parts, _fetch(reader, requests, workers), strict=True):
-        there = numbers < len(reader)
-        faults = {fault.number: fault for fault in got.faults if fault.number in numbers}
-        mask = torch.from_numpy(there) & got.usable
-        slots = torch.from_numpy(numbers)
-        yield Batch(got.images, got.labels, slots, mask, tuple(got.keys), tuple(faults.values()))
+    batches = [np.arange(start, start + per_rank) for start in starts]
+    requests = (Request(np.minimum(numbers, len(reader) - 1), refill=False) for numbers in batches)
+    for numbers, fetched in zip(batches, _fetch(reader, requests, workers), strict=True):
+        exists = torch.from_numpy(numbers < len(reader))
+        faults = {fault.number: fault for fault in fetched.faults if fault.number in numbers}
+        yield Batch(
+            fetched.images,
+            fetched.labels,
+            torch.from_numpy(numbers),
+            exists & fetched.usable,
+            tuple(fetched.keys),
+            tuple(faults.values()),
+        )
 
 
 def shard_batches(
     reader: ShardReader, shards: Iterable[int], *, batch: int, workers: int = 0
 ) -> Iterator[tuple[int, Batch]]:
-    """The samples of some shards in order, each with its shard: up to `batch` at a time, never of two shards. The slots are
-    the samples' numbers; unusable ones are masked.
+    """Yield the samples of some shards in order, in batches of up to `batch` from one shard, each with its shard.
+
+    The slots are the samples' numbers; unusable samples are masked.
     """
     starts = np.concatenate([[0], np.cumsum(reader.index.shards.samples)])
-    parts = [
+    batches = [
         (shard, np.arange(start, min(start + batch, starts[shard + 1])))
         for shard in shards
         for start in range(int(starts[shard]), int(starts[shard + 1]), batch)
     ]
-    requests = (Request(numbers, refill=False) for _, numbers in parts)
-    for (shard, numbers), got in zip(parts, _fetch(reader, requests, workers), strict=True):
-        slots = torch.from_numpy(numbers)
-        yield shard, Batch(got.images, got.labels, slots, got.usable, tuple(got.keys), tuple(got.faults))
+    requests = (Request(numbers, refill=False) for _, numbers in batches)
+    for (shard, numbers), fetched in zip(batches, _fetch(reader, requests, workers), strict=True):
+        yield (
+            shard,
+            Batch(
+                fetched.images,
+                fetched.labels,
+                torch.from_numpy(numbers),
+                fetched.usable,
+                tuple(fetched.keys),
+                tuple(fetched.faults),
+            ),
+        )
 
 
 def working_set_bytes(index: ShardIndex, plan: Plan, *, ranks_here: int, world_size: int) -> int:
-    """About how many bytes of shards one node draws from at once: a block for each lane that its ranks own."""
+    """The approximate bytes of shards that a node draws from at once: a block for each lane of its ranks."""
     total = index.num_bytes
     lanes_here = -(-plan.lanes * ranks_here // world_size)
     block = plan.block_samples * total // plan.num_samples + max(shard.bytes for shard in index.shards)
@@ -117,7 +141,7 @@ def refuse_small_cache(reader: ShardReader, plan: Plan, config: DataConfig) -> N
 
 @contextmanager
 def _ahead(reader: ShardReader, plan: Plan, slots: NDArray[np.int64], steps: range) -> Iterator[Ahead | None]:
-    """Fetches remote shards ahead of a rank's steps; None where there is nothing to fetch."""
+    """Fetch remote shards ahead of a rank's steps within the block; yields None where there is nothing to fetch."""
     store, sizes = reader.store, [shard.bytes for shard in reader.index.shards]
     if not isinstance(store, Remote) or reader.in_memory:
         yield None
@@ -137,7 +161,7 @@ def _ahead(reader: ShardReader, plan: Plan, slots: NDArray[np.int64], steps: ran
 
 
 def _fetch(reader: ShardReader, requests: Iterable[Request], workers: int | Workers) -> Iterator[Fetched]:
-    """The requested batches. workers: how many processes to start for this pass, or those that outlive it."""
+    """Read the requested batches. workers: the number of processes to start for this pass, or those that outlive it."""
     if isinstance(workers, Workers):
         assert workers.reader is reader
         return workers.fetch(requests)

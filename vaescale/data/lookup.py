@@ -22,11 +22,11 @@ def images_at(reader: ShardReader, numbers: Tensor) -> Tensor:
 def usable_at(reader: ShardReader, numbers: Tensor) -> Fetched:
     """The samples with these numbers (int64 [B]). Raises DataError when one cannot be used.
 
-    A measure of the remaining images would be another number under the same name.
+    A metric of the remaining images alone would be another number under the same name.
     """
     fetched = reader.__getitems__(Request(np.asarray(numbers), refill=False))
     if not bool(fetched.usable.all()):
         raise DataError(
-            f"{fetched.faults[0].words}; write the shards anew, or `vaescale verify-shards DIR --deep` names all that is wrong"
+            f"{fetched.faults[0].words}; write the shards again; `vaescale verify-shards DIR --deep` names all faults"
         )
     return fetched

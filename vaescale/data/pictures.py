@@ -1,7 +1,7 @@
-"""Image files: bytes to uint8 [H, W, C] and back, without guessing and without trusting.
+"""Image files, which are not trusted: decoding of bytes to uint8 [H, W, C], resizing, and encoding.
 
-The first bytes decide the format, never a name. Dimensions are read from the header before anything is
-decoded. What would lose information silently (16 bits, transparency, colour in a grey set) is a fault with a name.
+The first bytes decide the format, never a name. Dimensions are read from the header before anything is decoded. What would
+silently lose information (16 bits, transparency, colour in a grey set) is a fault with a name.
 JPEG is decoded by simplejpeg, strict and with the exact DCT; PNG and WebP by Pillow; npy without pickle. Bilinear and
 bicubic resizing is torch's for 8-bit images, five times as fast as Pillow's and equal to it but for the last bit.
 """
@@ -35,15 +35,15 @@ REASONS = ("changed", "damaged", "format", "pixels", "depth", "transparency", "c
 
 
 class PictureFault(ValueError):
-    """Why an image cannot be used. `reason` is one of REASONS, the message says more."""
+    """The fault of an image that cannot be used. reason: one of REASONS; the message is a sentence."""
 
-    def __init__(self, reason: str, words: str) -> None:
-        super().__init__(words)
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
         self.reason = reason
 
 
 class Header(NamedTuple):
-    """What the first bytes say: jpg, png, webp or npy; height, width and channels (1 or 3) as `decode` gives them."""
+    """The header of an image: jpg, png, webp or npy; height, width and channels (1 or 3) as `decode` returns them."""
 
     format: str
     height: int
@@ -52,12 +52,12 @@ class Header(NamedTuple):
 
 
 def is_known(content: bytes) -> bool:
-    """Whether it begins as a format that shards hold."""
+    """Whether a file begins with the signature of a format that shards hold."""
     return any(content.startswith(magic) for magic in _HEADERS)
 
 
 def read_header(content: bytes) -> Header:
-    """Format and size, without decoding. Raises PictureFault for other formats and beyond MAX_PIXELS."""
+    """Read format and size, without decoding. Raises PictureFault for other formats and above MAX_PIXELS."""
     reader = next((reader for magic, reader in _HEADERS.items() if content.startswith(magic)), None)
     if reader is None:
         raise PictureFault(
@@ -74,12 +74,12 @@ def read_header(content: bytes) -> Header:
 
 
 def decode(content: bytes) -> Picture:
-    """Uint8 [H, W, 1] or [H, W, 3]. Palettes and CMYK become RGB, an opaque alpha is dropped.
+    """Decode an image to uint8 [H, W, 1] or [H, W, 3]. Palettes and CMYK become RGB; an opaque alpha channel is dropped.
 
     Raises PictureFault.
     """
     try:
-        if content.startswith(_JPEG):  # most images are, and its header is read once
+        if content.startswith(_JPEG):  # most images are JPEG, whose header is then read only once
             return _decode_jpeg(content)
         header = read_header(content)
         if header.format == "npy":
@@ -87,18 +87,20 @@ def decode(content: bytes) -> Picture:
         return _decode_with_pillow(content, header.format.upper())
     except (PictureFault, MemoryError):
         raise
-    except Exception as error:  # what Pillow raises for damaged files is no closed list: IndexError, for one
+    except Exception as error:  # Pillow raises many kinds for damaged files, such as IndexError
         raise PictureFault("damaged", f"it does not decode ({error})") from error
 
 
 def decode_foreign(content: bytes) -> Picture:
-    """A BMP, TIFF, GIF, PPM or PGM, which shards do not hold, as `decode` gives it. Raises PictureFault."""
+    """Decode a BMP, TIFF, GIF, PPM or PGM, which shards do not hold, as `decode` does. Raises PictureFault."""
     try:
         return _decode_with_pillow(content, "BMP", "TIFF", "GIF", "PPM")
     except (PictureFault, MemoryError):
         raise
     except Exception as error:
-        raise PictureFault("format", f"it begins with {content[:8].hex()}: no image that is known") from error
+        raise PictureFault(
+            "format", f"it begins with {content[:8].hex()}: not a known image format"
+        ) from error
 
 
 def to_channels(image: Picture, channels: int, *, grey_from_colour: bool = False) -> Picture:
@@ -118,10 +120,10 @@ def to_channels(image: Picture, channels: int, *, grey_from_colour: bool = False
 
 
 def fit(image: Picture, *, size: int, crop: Crop | None, resample: Filter) -> Picture:
-    """Uint8 [size, size, C]: cropped in the centre and resized.
+    """Crop an image in the centre and resize it, to uint8 [size, size, C].
 
     crop: pixels of the centre square that is kept; `square`, the largest one; `whole`, all of it, so that the aspect
-    changes; None, the image must have that size already. Raises PictureFault for one that does not.
+    changes; None, the image must have that size already. Raises PictureFault for one that does not, or is too small.
     """
     height, width = image.shape[:2]
     if (height, width) == (size, size) and crop in (None, "square", "whole", size):
@@ -140,7 +142,7 @@ def fit(image: Picture, *, size: int, crop: Crop | None, resample: Filter) -> Pi
 
 
 def encode(image: Picture, encoding: Encoding, *, quality: int = 95) -> bytes:
-    """The file of an image uint8 [H, W, C]. png, webp and npy are lossless; quality is JPEG's."""
+    """Encode an image uint8 [H, W, C] as a file. png, webp and npy are lossless; quality is JPEG's."""
     if encoding == "jpg":
         colour = ("RGB", "444") if image.shape[2] == 3 else ("GRAY", "Gray")
         jpeg: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, *colour)
@@ -157,7 +159,7 @@ def encode(image: Picture, encoding: Encoding, *, quality: int = 95) -> bytes:
 
 def _resize(image: Picture, size: int, resample: Filter) -> Picture:
     if resample in ("bilinear", "bicubic"):
-        import torch  # here: not every user of this module resizes, and it takes a second to import
+        import torch  # late: it takes a second to import, and not every user of this module resizes
 
         writable = image if image.flags.writeable else image.copy()
         tensor = torch.from_numpy(writable).permute(2, 0, 1)[None]
@@ -207,7 +209,7 @@ _HEADERS = {
 
 
 def _npy_layout(content: bytes) -> tuple[tuple[int, int, int], int]:
-    """Shape, and where the values begin. Only the header that numpy writes for uint8 is understood."""
+    """The shape of an npy file, and the offset of its values. Only the header that numpy writes for uint8 is accepted."""
     length = struct.unpack("<H", content[8:10])[0]
     header, start = content[10 : 10 + length], 10 + length
     if len(header) < length:

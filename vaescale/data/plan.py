@@ -1,6 +1,6 @@
 """Which sample fills slot i of step s: a pure function of (samples per shard, seed, global batch).
 
-Nothing here knows of history, workers or files. Rank r of N owns an equal, contiguous part of the slots, so the
+The plan depends on no history, worker or file. Rank r of N owns an equal, contiguous part of the slots, so the
 global batches are the same at every world size, and the loader's whole state is the global step.
 
 An epoch is one long line of samples: the shards in a fresh random order, cut into blocks of whole shards, each
@@ -31,7 +31,7 @@ KEPT_BYTES = 1 << 25
 class Plan:
     """The order of a training run. Every epoch is a fresh order; its last partial batch is dropped.
 
-    shard_samples: int64 [shards], each at least 1. A block is whole shards, about `block_samples` samples.
+    shard_samples: int64 [shards], each at least 1. A block consists of whole shards, about `block_samples` samples.
     Time: O(shards) at an epoch's first step, O(block) where a lane enters a block, O(slots) at any other.
     """
 
@@ -48,24 +48,24 @@ class Plan:
 
     @cached_property
     def num_samples(self) -> int:
-        """Samples in all shards."""
+        """The number of samples in all shards."""
         return int(self.shard_samples.sum())
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in one pass."""
+        """The number of optimizer steps per epoch."""
         return self.num_samples // self.global_batch
 
     @cached_property
     def lanes(self) -> int:
-        """Places of the epoch's line that a batch is drawn from: the largest divisor of the batch up to 16."""
+        """The number of places of an epoch's line from which a batch is drawn: the batch's largest divisor up to 16."""
         return max(lanes for lanes in range(1, MOST_LANES + 1) if self.global_batch % lanes == 0)
 
     @property
     def hash(self) -> str:
-        """Identifies the order: two runs with one hash see the same samples in the same slots."""
-        words = f"blocks-1 {self.global_batch} {self.seed} {self.block_samples} ".encode()
-        return hashlib.sha256(words + self.shard_samples.astype("<i8").tobytes()).hexdigest()
+        """A hash that identifies the order: two runs with the same hash see the same samples in the same slots."""
+        settings = f"blocks-1 {self.global_batch} {self.seed} {self.block_samples} ".encode()
+        return hashlib.sha256(settings + self.shard_samples.astype("<i8").tobytes()).hexdigest()
 
     def epoch(self, step: int) -> int:
         """The epoch that a step belongs to, counted from 0."""
@@ -73,23 +73,23 @@ class Plan:
 
     def samples(self, step: int, slots: Integers | None = None) -> Integers:
         """Sample numbers int64 of an optimizer step, counted from 0: of all slots, or of the given ones."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        epoch, within_epoch = divmod(step, self.steps_per_epoch)
         slots = np.arange(self.global_batch) if slots is None else slots
         lane_slots = self.global_batch // self.lanes
         lane, within = np.divmod(slots, lane_slots)
-        positions = (lane * self.steps_per_epoch + place) * lane_slots + within
+        positions = (lane * self.steps_per_epoch + within_epoch) * lane_slots + within
         return self._at(epoch, positions)
 
     def _at(self, epoch: int, positions: Integers) -> Integers:
-        """The samples at places of an epoch's line."""
+        """The samples at positions of an epoch's line."""
         line = _line(self, epoch)
         blocks = np.searchsorted(line.block_starts, positions, side="right") - 1
         shuffled = np.empty_like(positions)
         for block in np.unique(blocks):
             start, stop = line.block_starts[block : block + 2]
-            here = blocks == block
+            in_block = blocks == block
             order = _block_order(self.seed, epoch, int(block), int(stop - start))
-            shuffled[here] = start + order[positions[here] - start]
+            shuffled[in_block] = start + order[positions[in_block] - start]
         shards = np.searchsorted(line.starts, shuffled, side="right") - 1
         return line.first_samples[shards] + shuffled - line.starts[shards]
 
@@ -99,13 +99,13 @@ def rank_slots(
 ) -> list[NDArray[np.int64]]:
     """The slots of each of a rank's micro-batches in one step: `accumulation` arrays of equal size.
 
-    Micro-batch m is a fixed part of the global batch and the ranks share it, so that what it contains does not
+    Micro-batch m is a fixed part of the global batch and the ranks share it, so that its content does not
     depend on their number. With one micro-batch, rank r of N owns slots [r*B/N, (r+1)*B/N).
     Raises UserError when the global batch cannot be shared equally.
     """
-    parts = world_size * accumulation
-    if global_batch % parts:
-        nearest = max(1, round(global_batch / parts)) * parts
+    shares = world_size * accumulation
+    if global_batch % shares:
+        nearest = max(1, round(global_batch / shares)) * shares
         raise UserError(
             f"data.global_batch (={global_batch}) cannot be shared equally by {world_size} processes x "
             f"training.accumulation {accumulation}; use {nearest}"
@@ -137,11 +137,12 @@ _orders_lock = Lock()
 
 
 def _block_order(seed: int, epoch: int, block: int, size: int) -> NDArray[np.int32]:
-    """A block's permutation. Kept while it may be needed: of this epoch and its neighbours, so many as there are lanes,
-    or more if they are small.
+    """A block's permutation, from a cache or computed.
+
+    The cache holds those of this epoch and its neighbours: as many as there are lanes, or more if they are small.
     """
     key = (seed, epoch, block, size)
-    with _orders_lock:  # what fetches ahead asks, too
+    with _orders_lock:  # the prefetching thread calls this too
         order = _orders.pop(key, None)
         if order is None:
             order = _generator(seed, epoch, block + 1).permutation(size).astype(np.int32)

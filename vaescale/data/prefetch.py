@@ -1,4 +1,4 @@
-"""Fetches what the next steps need while the present one is computed, as far as its part of the cache goes."""
+"""Prefetching of the shards of the next steps, within a share of the cache."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -15,11 +15,11 @@ Need = tuple[int, int]
 
 
 class Ahead:
-    """`with Ahead(needs, fetch, sizes, limit) as ahead: ... ahead.reached(step)`.
+    """A thread that fetches shards ahead: `with Ahead(needs, fetch, sizes, limit) as ahead: ... ahead.reached(step)`.
 
     needs: for each step in order, the step and its (epoch, shard) pairs; each pair is fetched once, so that a shard that
     was evicted since comes again in the next epoch. sizes: a shard's bytes. At most `limit` bytes are ahead of the step
-    that was reached. A fault of `fetch` is left to the reader, which meets it too.
+    that was reached. An error of `fetch` is ignored, because the reader raises it too.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Ahead:
             self._changed.notify()
 
     def reached(self, step: int) -> None:
-        """Training is at this step."""
+        """Record the step that training has reached."""
         with self._changed:
             self._step = step
             self._changed.notify()

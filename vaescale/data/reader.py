@@ -1,10 +1,9 @@
-"""From shards to uint8 images: read by (shard, offset), cut to size, whole batches at a time.
+"""The reader of shards: whole batches of images, read by (shard, offset) and cut to size.
 
-Images leave as uint8 [B, C, H, W]; scaling to [0, 1] happens on the device. Each image's bytes are checked against
-the crc32 of the index before they are decoded, so that image, class and key belong together whatever happened to the
-files. A sample that cannot be used is never skipped silently: in training the next usable one of the index takes
-its slot, which depends on the data alone and so is the same on every rank; in evaluation its slot is masked.
-Either way the batch says so.
+Images are uint8 [B, C, H, W]; scaling to [0, 1] happens on the device. Each image's bytes are checked against the crc32 of
+the index before they are decoded, so that image, class and key belong together whatever happened to the files. A sample that
+cannot be used is never skipped silently: in training the next usable one of the index takes its slot, which depends on the
+data alone and so is the same on every rank; in evaluation its slot is masked. In both cases the batch reports it.
 """
 
 import io
@@ -34,7 +33,7 @@ from vaescale.errors import DataError
 from vaescale.system.host import cores
 
 OPEN_SHARDS = 128
-NEXT_SAMPLES, NEXT_SHARDS = 16, 25  # that are tried in the place of an unusable one
+NEXT_SAMPLES, NEXT_SHARDS = 16, 25  # tried in place of an unusable one
 
 
 class _Located(NamedTuple):
@@ -77,7 +76,7 @@ class ShardReader(Dataset[Fetched]):
         self._entries: OrderedDict[int, Entries] = OrderedDict()
         self._files: OrderedDict[int, io.FileIO] = OrderedDict()
         self._known_faults: dict[int, Fault] = {}
-        self._anew: set[int] = set()
+        self._dropped: set[int] = set()
         self.in_memory = cache == "memory"
         self._memory: _Decoded | None = None  # decoded when the first batch is wanted
         if self.in_memory:
@@ -88,14 +87,14 @@ class ShardReader(Dataset[Fetched]):
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the decoded images, where they are kept."""
+        """Bytes of the decoded images that are kept in memory, 0 without `cache: memory`."""
         return len(self) * math.prod(self._shape) if self.in_memory else 0
 
     def __getitem__(self, number: int) -> Fetched:
         return self.__getitems__(Request(np.array([number])))
 
     def __getitems__(self, request: Request) -> Fetched:
-        """The DataLoader fetches whole batches through this. Raises DataError when nothing near is usable."""
+        """Fetch a whole batch, for the DataLoader. Raises DataError when an image and all its substitutes are unusable."""
         faults: list[Fault] = []
         numbers = request.numbers
         usable = np.ones(len(numbers), dtype=bool)
@@ -103,13 +102,13 @@ class ShardReader(Dataset[Fetched]):
             self._memory = self._decode_all()
         if self._memory is None:
             images, taken = self._read(request, usable, faults)
-            labels = np.array([one.label for one in taken], dtype=np.int64)
-            keys = [one.key for one in taken]
+            labels = np.array([located.label for located in taken], dtype=np.int64)
+            keys = [located.key for located in taken]
         else:
             if self._memory.faults:
-                others = np.array([self._refilled(int(n), request.refill, faults) for n in numbers])
-                usable = others >= 0
-                numbers = np.where(usable, others, numbers)  # a masked slot keeps its own key and class
+                replacements = np.array([self._refilled(int(n), request.refill, faults) for n in numbers])
+                usable = replacements >= 0
+                numbers = np.where(usable, replacements, numbers)  # a masked slot keeps its own key and class
             images = self._memory.images[torch.from_numpy(numbers)]
             labels, keys = self._memory.labels[numbers], self._memory.keys[numbers].tolist()
         if request.flips is not None and request.flips.any():
@@ -119,14 +118,14 @@ class ShardReader(Dataset[Fetched]):
         return Fetched(images, torch.from_numpy(labels), torch.from_numpy(usable), names, tuple(faults))
 
     def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The shards that hold the samples."""
+        """The numbers of the shards that hold the samples."""
         return np.searchsorted(self._starts, numbers, side="right") - 1
 
     def keys_of(self, numbers: NDArray[np.int64]) -> list[str]:
-        """`SHARD:KEY` of samples, as the index has them."""
+        """The names `SHARD:KEY` of samples, as the index has them."""
         return [
-            f"{self.index.shards[one.shard].name}:{one.key.decode(errors='replace')}"
-            for one in self._locate(numbers)
+            f"{self.index.shards[located.shard].name}:{located.key.decode(errors='replace')}"
+            for located in self._locate(numbers)
         ]
 
     def most_class(self) -> int:
@@ -142,7 +141,7 @@ class ShardReader(Dataset[Fetched]):
     def _read(
         self, request: Request, usable: NDArray[np.bool_], faults: list[Fault]
     ) -> tuple[Tensor, list[_Located]]:
-        """Images of the request, and the samples that were taken."""
+        """The images of a request, and the samples that were taken."""
         height, width, channels = self._shape
         images = np.zeros((len(request.numbers), channels, height, width), np.uint8)
         taken = self._locate(request.numbers)
@@ -159,7 +158,7 @@ class ShardReader(Dataset[Fetched]):
         return torch.from_numpy(images), taken
 
     def _refilled(self, number: int, refill: bool, faults: list[Fault]) -> int:
-        """The sample that takes a slot: itself, the next usable one of the index, or -1 where none may."""
+        """The sample for a slot: `number`, the next usable one of the index, or -1 where no other one may take it."""
         if number not in self._known_faults:
             return number
         first = self._known_faults[number]
@@ -178,8 +177,8 @@ class ShardReader(Dataset[Fetched]):
     def _candidates(self, number: int) -> Iterator[int]:
         """The samples that may take a slot: the next ones, then the first ones of the shards that follow."""
         yield from ((number + i) % len(self) for i in range(1, min(NEXT_SAMPLES + 1, len(self))))
-        own, shards = int(self.shards_of(np.array([number]))[0]), len(self.index.shards)
-        for shard in ((own + i) % shards for i in range(1, min(NEXT_SHARDS, shards))):
+        first, shards = int(self.shards_of(np.array([number]))[0]), len(self.index.shards)
+        for shard in ((first + i) % shards for i in range(1, min(NEXT_SHARDS, shards))):
             start, stop = self._starts[shard : shard + 2].tolist()
             yield from range(start, min(stop, start + 4))
 
@@ -196,11 +195,11 @@ class ShardReader(Dataset[Fetched]):
             (located,) = self._locate(np.array([number]))
             name = self.index.shards[located.shard].name
             member = f"member {located.key.decode(errors='replace')!r} at byte {located.offset}"
-            words = f"{self.index.place}/{name} {member}: {error}"
-            self._known_faults[number] = Fault(number, error.reason, words)
+            message = f"{self.index.place}/{name} {member}: {error}"
+            self._known_faults[number] = Fault(number, error.reason, message)
 
     def _decode_all(self) -> _Decoded:
-        """Everything, once, by as many threads as there are cores: the decoders let go of the interpreter."""
+        """Decode all images, in a thread per core: the decoders release the interpreter's lock."""
         size = self._shape
         images = torch.empty((len(self), size[2], *size[:2]), dtype=torch.uint8)
         values = images.numpy()
@@ -210,7 +209,7 @@ class ShardReader(Dataset[Fetched]):
         ) -> tuple[NDArray[np.int64], NDArray[np.bytes_], list[tuple[int, PictureFault]]]:
             entries, faults = self._load_entries(shard_number), []
             start = int(self._starts[shard_number])
-            with self._open(shard_number) as file:
+            with self._open_shard(shard_number) as file:
                 for number, entry in enumerate(entries, start=start):
                     try:
                         content = os.pread(file.fileno(), int(entry["bytes"]), int(entry["offset"]))
@@ -219,26 +218,26 @@ class ShardReader(Dataset[Fetched]):
                     except PictureFault as error:
                         values[number] = 0
                         faults.append((number, error))
-            if any(error.reason == "changed" for _, error in faults) and self._fetched_anew(shard_number):
+            if any(error.reason == "changed" for _, error in faults) and self._drop_cached(shard_number):
                 return work(shard_number)
             return entries["label"].astype(np.int64), entries["key"], faults
 
         with ThreadPoolExecutor(cores()) as pool:
-            parts = list(pool.map(work, range(len(self.index.shards))))
-        for number, error in (fault for part in parts for fault in part[2]):
+            results = list(pool.map(work, range(len(self.index.shards))))
+        for number, error in (fault for result in results for fault in result[2]):
             self._remember(number, error)
-        labels, keys = (np.concatenate([part[column] for part in parts]) for column in (0, 1))
+        labels, keys = (np.concatenate([result[column] for result in results]) for column in (0, 1))
         return _Decoded(images, labels, keys, self._known_faults)
 
     def _decode(self, number: int, located: _Located) -> Picture:
-        """Uint8 [H, W, C]. Raises PictureFault."""
+        """Decode a sample to uint8 [H, W, C]. Raises PictureFault."""
         if number in self._known_faults:
             fault = self._known_faults[number]
             raise PictureFault(fault.reason, fault.words)
         try:
             return self._picture(self._content(located), located.crc32)
         except PictureFault as error:
-            if error.reason != "changed" or not self._fetched_anew(located.shard):
+            if error.reason != "changed" or not self._drop_cached(located.shard):
                 raise
         return self._picture(self._content(located), located.crc32)
 
@@ -249,12 +248,12 @@ class ShardReader(Dataset[Fetched]):
         return fit(image, size=self._shape[0], crop=self._crop, resample=self._resample)
 
     def _locate(self, numbers: NDArray[np.int64]) -> list[_Located]:
-        """Where the samples lie."""
+        """The shard and the entry of each sample."""
         shards = self.shards_of(numbers)
-        places = (numbers - self._starts[shards]).tolist()
+        rows = (numbers - self._starts[shards]).tolist()
         return [
-            _Located(shard, *self._entries_of(shard)[place].item())
-            for shard, place in zip(shards.tolist(), places, strict=True)
+            _Located(shard, *self._entries_of(shard)[row].item())
+            for shard, row in zip(shards.tolist(), rows, strict=True)
         ]
 
     def _entries_of(self, shard_number: int) -> Entries:
@@ -266,11 +265,11 @@ class ShardReader(Dataset[Fetched]):
                 self._entries.popitem(last=False)
         return self._entries[shard_number]
 
-    def _fetched_anew(self, shard_number: int) -> bool:
-        """Drop a remote shard from the cache, once in this process: a disk may have changed it there."""
-        if not isinstance(self.store, Remote) or shard_number in self._anew:
+    def _drop_cached(self, shard_number: int) -> bool:
+        """Drop a remote shard from the cache, once per process: a disk may have changed it. Returns whether it did."""
+        if not isinstance(self.store, Remote) or shard_number in self._dropped:
             return False
-        self._anew.add(shard_number)
+        self._dropped.add(shard_number)
         shard = self.index.shards[shard_number]
         self.store.forget(shard.name, shard.sha256)
         self.store.forget(shard.entries_name, shard.entries_sha256)
@@ -279,19 +278,19 @@ class ShardReader(Dataset[Fetched]):
     def _load_entries(self, shard_number: int) -> Entries:
         shard = self.index.shards[shard_number]
         try:
-            with self._opened(shard.entries_name, shard.entries_bytes, shard.entries_sha256) as file:
+            with self._open_file(shard.entries_name, shard.entries_bytes, shard.entries_sha256) as file:
                 return parse_entries(file.read(), shard, self.index.place)
         except DataError:
-            if not self._fetched_anew(shard_number):
+            if not self._drop_cached(shard_number):
                 raise
             return self._load_entries(shard_number)
 
-    def _open(self, shard_number: int) -> io.FileIO:
+    def _open_shard(self, shard_number: int) -> io.FileIO:
         shard = self.index.shards[shard_number]
-        return self._opened(shard.name, shard.bytes, shard.sha256)
+        return self._open_file(shard.name, shard.bytes, shard.sha256)
 
-    def _opened(self, name: str, size: int, sha256: str) -> io.FileIO:
-        for _ in range(10):  # the cache may evict it between the look and the opening
+    def _open_file(self, name: str, size: int, sha256: str) -> io.FileIO:
+        for _ in range(10):  # the cache may evict the file before it is opened
             path = self.store.local(name, size, sha256)
             try:
                 return io.FileIO(path)
@@ -305,7 +304,7 @@ class ShardReader(Dataset[Fetched]):
     def _content(self, located: _Located) -> bytes:
         try:
             if isinstance(self.store, Remote):
-                with self._open(located.shard) as file:
+                with self._open_shard(located.shard) as file:
                     return os.pread(file.fileno(), located.size, located.offset)
             return os.pread(self._kept_open(located.shard).fileno(), located.size, located.offset)
         except OSError as error:
@@ -317,7 +316,7 @@ class ShardReader(Dataset[Fetched]):
         if shard_number in self._files:
             self._files.move_to_end(shard_number)
         else:
-            self._files[shard_number] = self._open(shard_number)
+            self._files[shard_number] = self._open_shard(shard_number)
         if len(self._files) > OPEN_SHARDS:
             self._files.popitem(last=False)[1].close()
         return self._files[shard_number]
@@ -333,7 +332,7 @@ class ShardReader(Dataset[Fetched]):
 
 
 def open_index(place: str) -> ShardIndex:
-    """The index of the folder or URL `place`. Raises DataError."""
+    """Read the index of the folder or URL `place`. Raises DataError."""
     defaults = DataConfig.model_fields
     store = open_store(
         place,
@@ -345,7 +344,7 @@ def open_index(place: str) -> ShardIndex:
 
 
 def open_reader(place: str, config: DataConfig) -> ShardReader:
-    """A reader over the folder or URL `place`, checked against the recipe.
+    """Open a reader of the folder or URL `place`, checked against the recipe.
 
     Each rank checks its share of the files. Raises DataError.
     """
@@ -372,20 +371,20 @@ def open_reader(place: str, config: DataConfig) -> ShardReader:
 
 
 def _refuse_big_memory(needed: int) -> None:
-    """Raise DataError when `cache: memory` cannot hold the images. Where the system does not say, it may try."""
-    here = comm.ranks_on_this_node()
+    """Raise DataError when `cache: memory` cannot hold the images. Unknown free memory counts as enough."""
+    ranks = comm.ranks_on_this_node()
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-        if needed * here > free:
+        if needed * ranks > free:
             raise DataError(
-                f"data.cache=memory needs {needed} bytes in each of {here} processes, {free} are free; use "
+                f"data.cache=memory needs {needed} bytes in each of {ranks} processes, {free} are free; use "
                 f"data.cache=none"
             )
 
 
 def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
-    """Raise DataError when the images as stored cannot be what the recipe says."""
+    """Raise DataError when the stored images cannot be read as the recipe says."""
     if index.made.get("kind") == LATENTS:
         raise DataError(
             f"{index.place} holds latents, not images; give data.train and data.val sets of images"

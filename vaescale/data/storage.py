@@ -1,9 +1,9 @@
-"""Where a data set's files are: a folder, or any fsspec URL behind a node-local cache.
+"""Storage of a data set's files: a folder, or any fsspec URL behind a node-local cache.
 
 The cache is shared by all processes of a node. Each file is fetched once, under a lock of its own; what arrives is
 checked by size and sha256 before it gets its name. Its key is the file's whole URL with its sha256, so two sets never
-meet. The cache is bounded in bytes: room is made before a fetch, from what was used longest ago. Files are opened for
-each read and closed again, so that what is evicted is really gone.
+share a file. The cache is bounded in bytes: before a fetch, the files used longest ago are removed to make room. Files are
+opened for each read and closed again, so that an evicted file frees its space.
 """
 
 import errno
@@ -28,7 +28,7 @@ TOUCH_EVERY_SECONDS = 5.0
 MOST_INDEX_BYTES = 1 << 30
 WORST_PAUSE_SECONDS = 30.0
 LEAST_RATE = 1024  # bytes a second, below which a fetch counts as a fault
-STRANGE_ARRIVALS = 3  # with another hash than the index says, before it counts as another file
+STRANGE_ARRIVALS = 3  # fetches with a wrong hash, after which the file counts as replaced
 
 
 class Folder:
@@ -39,7 +39,7 @@ class Folder:
         self._path = Path(place).expanduser()
 
     def read_index(self, name: str) -> bytes:
-        """The index's bytes. Raises DataError with a remedy when it is not there."""
+        """Read the index's bytes. Raises DataError with a remedy when there is no index."""
         path = self._path / name
         if not self._path.exists():
             raise DataError(
@@ -64,16 +64,16 @@ class Folder:
         """Raise DataError when a file is missing or has another size."""
         path = self._path / name
         try:
-            there = path.stat().st_size
+            actual = path.stat().st_size
         except OSError:
             raise DataError(f"shard {path} is missing; write the shards again or copy it back") from None
-        if there != size:
+        if actual != size:
             raise DataError(
-                f"shard {path} has {there} bytes, its index says {size}; copy it again, or index it again"
+                f"shard {path} has {actual} bytes, its index says {size}; copy it again, or index it again"
             )
 
     def local(self, name: str, size: int, sha256: str) -> Path:  # noqa: ARG002  # as Remote.local
-        """The path of a file."""
+        """The path of a file, which is not checked here."""
         return self._path / name
 
 
@@ -85,7 +85,7 @@ class Remote:
         self.cache_bytes = cache_bytes
         self._cache, self._retry_seconds = cache, retry_seconds
         self._touched: dict[Path, float] = {}
-        self.closed = False  # once set, what is under way gives up at its next fault
+        self.closed = False  # once set, fetches under way give up at their next fault
         protocol = place.partition("://")[0]
         try:
             from fsspec import get_filesystem_class
@@ -95,23 +95,23 @@ class Remote:
             raise DataError(f"{place} cannot be opened: {error}") from error
 
     def read_index(self, name: str) -> bytes:
-        """The index's bytes, fetched again. Raises DataError when the server does not have it or does not answer."""
+        """Fetch the index's bytes. Raises DataError when the server does not have it or does not answer."""
         url = f"{self.place}/{name}"
 
         def fetch() -> bytes:
             with _open(url) as file:
                 content = file.read(MOST_INDEX_BYTES + 1)
             if len(content) > MOST_INDEX_BYTES:
-                raise DataError(f"{url} is larger than {MOST_INDEX_BYTES} bytes; it is no index")
+                raise DataError(f"{url} is larger than {MOST_INDEX_BYTES} bytes; it is not an index")
             return bytes(content)
 
         return _Patience(self, url, self._retry_seconds).call(fetch)
 
     def check(self, name: str, size: int) -> None:
-        """Nothing: a remote file is checked when it arrives."""
+        """Do nothing: a remote file is checked when it arrives."""
 
     def local(self, name: str, size: int, sha256: str) -> Path:
-        """The path of a file in the cache, fetched if it is not there. It may be evicted at any time.
+        """The path of a file in the cache, fetched if the cache does not have it. It may be evicted at any time.
 
         Raises DataError when it cannot be fetched, or is not the file that the index names.
         """
@@ -129,7 +129,7 @@ class Remote:
         return path
 
     def forget(self, name: str, sha256: str) -> None:
-        """Remove a file from the cache: it is not what arrived."""
+        """Remove a file from the cache, because it has changed since it arrived."""
         with suppress(OSError):
             self._path(name, sha256).unlink()
 
@@ -154,9 +154,9 @@ class Remote:
 
     @contextmanager
     def _held(self, path: Path, url: str) -> Iterator[None]:
-        """The file's lock. Another process may hold it as long as it makes progress."""
+        """Hold a file's lock within the block. Another process may hold it as long as it makes progress."""
         lock = FileLock(path.with_suffix(".lock"))
-        part = path.with_suffix(".part")
+        partial = path.with_suffix(".part")
         seen, since = -1.0, time.monotonic()
         while True:
             try:
@@ -164,8 +164,8 @@ class Remote:
                 break
             except Timeout:
                 with suppress(OSError):
-                    if part.stat().st_mtime != seen:
-                        seen, since = part.stat().st_mtime, time.monotonic()
+                    if partial.stat().st_mtime != seen:
+                        seen, since = partial.stat().st_mtime, time.monotonic()
                 if time.monotonic() - since > self._retry_seconds + WORST_PAUSE_SECONDS:
                     raise DataError(
                         f"{url}: the process that fetches it makes no progress; try again"
@@ -176,7 +176,7 @@ class Remote:
             lock.release()
 
     def _fill(self, url: str, path: Path, size: int, sha256: str) -> None:
-        """Fetch a file that another process has not fetched meanwhile."""
+        """Fetch a file, unless another process has fetched it meanwhile."""
         if self._is_there(path, size):
             return
         try:
@@ -186,17 +186,17 @@ class Remote:
             path.with_suffix(".part").unlink(missing_ok=True)
 
     def _make_room(self, path: Path, size: int) -> None:
-        """Evict until `size` bytes fit, and take them by a file of that size. Raises DataError when they cannot."""
-        part = path.with_suffix(".part")
-        part.unlink(missing_ok=True)  # of a process that was killed
+        """Evict until `size` bytes fit, and reserve them with a file of that size. Raises DataError when they cannot."""
+        partial = path.with_suffix(".part")
+        partial.unlink(missing_ok=True)  # left by a process that was killed
         since = time.monotonic()
         while True:
             with FileLock(self._cache / "lock"):
                 if self._evict(size):
-                    with part.open("wb") as file:
+                    with partial.open("wb") as file:
                         file.truncate(size)
                     return
-            # Fetches under way hold the rest; they end, or are given up.
+            # Fetches under way hold the remaining bytes, until they end or give up.
             if size > self.cache_bytes or self.closed or time.monotonic() - since > self._retry_seconds:
                 raise DataError(
                     f"data.cache_bytes (={self.cache_bytes}) has no room for a shard of {size} bytes beside those "
@@ -211,22 +211,22 @@ class Remote:
             if entry.name.endswith(".lock") or entry.name == "lock":
                 continue
             with suppress(OSError):
-                there = entry.stat()
-                total += there.st_size
-                files.append((there.st_mtime, there.st_size, Path(entry.path)))
-        for _, bytes_there, other in sorted(files):
+                status = entry.stat()
+                total += status.st_size
+                files.append((status.st_mtime, status.st_size, Path(entry.path)))
+        for _, num_bytes, other in sorted(files):
             if total + size <= self.cache_bytes:
                 break
             if other.suffix == ".part" and not _abandoned(other):
                 continue
             other.unlink(missing_ok=True)
-            total -= bytes_there
+            total -= num_bytes
         return total + size <= self.cache_bytes
 
     def _fetch(self, url: str, path: Path, size: int, sha256: str) -> None:
-        part, digest, arrived = path.with_suffix(".part"), hashlib.sha256(), 0
+        partial, digest, arrived = path.with_suffix(".part"), hashlib.sha256(), 0
         start = time.monotonic()
-        with _open(url) as source, part.open("r+b") as target:
+        with _open(url) as source, partial.open("r+b") as target:
             while arrived <= size and (chunk := source.read(min(CHUNK, size + 1 - arrived))):
                 digest.update(chunk)
                 target.write(chunk[: size - arrived])
@@ -237,10 +237,10 @@ class Remote:
             target.flush()
             os.fsync(target.fileno())
         if arrived < size:
-            raise ConnectionError(f"{arrived} of {size} bytes came")
+            raise ConnectionError(f"{arrived} of {size} bytes arrived")
         if arrived > size or digest.hexdigest() != sha256:
             raise _StrangeArrivalError("other content than its index says")
-        part.replace(path)
+        partial.replace(path)
 
 
 def open_store(
@@ -265,23 +265,23 @@ def open_store(
 
 
 class _StrangeArrivalError(Exception):
-    """What arrived is not what the index names."""
+    """A fetched file that is not the one that the index names."""
 
 
 class _Patience:
-    """Calls again with growing pauses until it works, or `seconds` have passed since the first fault."""
+    """Repeated calls with growing pauses, until one works or `seconds` have passed since the first fault."""
 
     def __init__(self, store: Remote, url: str, seconds: float) -> None:
         self._store, self._url, self._seconds = store, url, seconds
 
     def call(self, fetch: Callable[[], T]) -> T:
-        """What `fetch` returns. Raises DataError at once where waiting cannot help."""
+        """Return what `fetch` returns. Raises DataError at once where waiting cannot help."""
         since, pause, strange = 0.0, 0.5, 0
         while True:
             try:
                 fetched = fetch()
                 if since:
-                    say(f"{self._url} is there again after {time.monotonic() - since:.0f} s")
+                    say(f"{self._url} answers again after {time.monotonic() - since:.0f} s")
                 return fetched
             except DataError:
                 raise
@@ -291,7 +291,7 @@ class _Patience:
                 if hopeless := _hopeless(error):
                     raise DataError(f"{self._url} {hopeless}") from error
                 root = _chain(error)[-1]  # fsspec says FileNotFoundError of a server that does not answer
-                words = " ".join(f"{type(root).__name__}: {root}".split())[:200]
+                reason = " ".join(f"{type(root).__name__}: {root}".split())[:200]
                 strange += isinstance(error, _StrangeArrivalError)
                 if strange >= STRANGE_ARRIVALS:
                     raise DataError(
@@ -300,10 +300,10 @@ class _Patience:
                 now = time.monotonic()
                 if not since:
                     since = now
-                    say(f"waiting for {self._url} ({words}), up to {self._seconds:.0f} s")
+                    say(f"waiting for {self._url} ({reason}), up to {self._seconds:.0f} s")
                 elif now - since > self._seconds or self._store.closed:
                     raise DataError(
-                        f"{self._url} could not be fetched in {self._seconds:.0f} s ({words}); call again when it is back"
+                        f"{self._url} could not be fetched in {self._seconds:.0f} s ({reason}); repeat the command when it is back"
                     ) from error
             until = time.monotonic() + min(pause, self._seconds / 4, WORST_PAUSE_SECONDS)
             while time.monotonic() < until and not self._store.closed:
@@ -320,7 +320,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _hopeless(error: Exception) -> str:
-    """Why no waiting helps, or nothing. fsspec says "not found" of a server that does not answer, too."""
+    """The reason why waiting cannot help, or "". fsspec also says "not found" of a server that does not answer."""
     chain = _chain(error)
     statuses = {status for link in chain if isinstance(status := getattr(link, "status", None), int)}
     if statuses & {401, 403} or isinstance(error, PermissionError):
@@ -336,25 +336,25 @@ def _hopeless(error: Exception) -> str:
 
 
 def _open(url: str) -> IO[bytes]:
-    """The URL as a file. A new file system in each process: fsspec's connections do not survive a fork."""
+    """Open the URL as a file, with a file system of this process: fsspec's connections do not survive a fork."""
     import fsspec
 
     options: dict[str, Any] = {}
     if url.startswith(("http://", "https://")):
         from aiohttp import ClientTimeout
 
-        # A server that accepts and then says nothing.
-        # As a stream: files are read from their beginning to their end, and not every server can do more.
+        # Timeouts for a server that accepts and then sends nothing. A block size of 0 reads the file as a stream, from its
+        # beginning to its end: not every server can do more.
         options["block_size"] = 0
         options["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}
     file: IO[bytes] = fsspec.open(url, "rb", **options).open()
     return file
 
 
-def _abandoned(part: Path) -> bool:
-    """Whether the process that fetched it is gone."""
+def _abandoned(partial: Path) -> bool:
+    """Whether the process that fetched a partial file has ended."""
     try:
-        with FileLock(part.with_suffix(".lock"), timeout=0):
+        with FileLock(partial.with_suffix(".lock"), timeout=0):
             return True
     except Timeout:
         return False

@@ -1,4 +1,4 @@
-"""What a tar holds, read strictly: a tar that ends early, in the middle of a file or without its end, is a fault.
+"""Strict reading of tars: a tar that ends early, in the middle of a file or without end-of-archive blocks, is a fault.
 
 Python's tarfile, like webdataset on top of it, ends quietly at a damaged header and at a cut between two members.
 """
@@ -19,10 +19,10 @@ _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
 class TarFault(ValueError):
-    """Where and why a tar is not sound. The message is the why. key: of a sample that cannot be used."""
+    """The fault of a tar: the message is the reason, member and offset its position. key: of an unusable sample."""
 
-    def __init__(self, words: str, *, member: str, offset: int, key: str = "") -> None:
-        super().__init__(words)
+    def __init__(self, message: str, *, member: str, offset: int, key: str = "") -> None:
+        super().__init__(message)
         self.member, self.offset, self.key = member, offset, key
 
 
@@ -34,8 +34,8 @@ class Member(NamedTuple):
     bytes: int
 
 
-class Found(NamedTuple):
-    """A sample of a WebDataset tar: its image's place, content and crc32, its class (-1: none)."""
+class Sample(NamedTuple):
+    """A sample of a WebDataset tar: its image's offset, content and crc32, and its class (-1: none)."""
 
     key: str
     offset: int
@@ -45,7 +45,10 @@ class Found(NamedTuple):
 
 
 def members(file: IO[bytes], *, start: int = 0, stop: int | None = None) -> Iterator[Member]:
-    """The regular files of the tar from byte `start` to `stop`, by default the whole file. Raises TarFault at the first thing that is wrong."""
+    """Yield the regular files of the tar from byte `start` to `stop`, by default of the whole file.
+
+    Raises TarFault at the first fault.
+    """
     file.seek(start)
     first = file.read(BLOCK)
     if not first:
@@ -79,12 +82,12 @@ def members(file: IO[bytes], *, start: int = 0, stop: int | None = None) -> Iter
     _check_end(file, tar.offset, last, stop)
 
 
-def samples(file: IO[bytes], extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Iterator[Found | TarFault]:
-    """The samples of a WebDataset tar in order, as webdataset groups them: consecutive members with one key.
+def samples(file: IO[bytes], extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Iterator[Sample | TarFault]:
+    """Yield the samples of a WebDataset tar in order, as webdataset groups them: consecutive members with one key.
 
-    extensions: those of the member that holds a sample's content. A sample that cannot be used comes as a fault; of a key that comes
-    again the sample before is void, too. Raises TarFault when the tar itself is not sound. Nothing but that member and the
-    class is read; `.pkl` and similar members are never opened.
+    extensions: of the member that holds a sample's content. A sample that cannot be used is yielded as a fault; the fault of a
+    repeated key makes the earlier sample void too. Raises TarFault when the tar itself is not sound. Only that member and the
+    class are read; `.pkl` and similar members are never opened.
     """
     group: list[tuple[str, Member]] = []
     group_key = ""
@@ -110,11 +113,11 @@ def split_name(name: str) -> tuple[str | None, str]:
 
 def _sample(
     file: IO[bytes], key: str, group: list[tuple[str, Member]], seen: set[str], wanted: tuple[str, ...]
-) -> Found | TarFault:
+) -> Sample | TarFault:
     first = group[0][1]
 
-    def fault(words: str) -> TarFault:
-        return TarFault(words, member=first.name, offset=first.offset, key=key)
+    def fault(message: str) -> TarFault:
+        return TarFault(message, member=first.name, offset=first.offset, key=key)
 
     extensions = [extension for extension, _ in group]
     if key in seen or len(set(extensions)) != len(extensions):
@@ -127,14 +130,14 @@ def _sample(
     label = -1
     for extension, member in group:
         if extension == "cls":
-            words = _read(file, member).strip()
-            if not re.fullmatch(rb"-1|[0-9]{1,9}", words):
+            text = _read(file, member).strip()
+            if not re.fullmatch(rb"-1|[0-9]{1,9}", text):
                 return fault(
-                    f"key {key!r} has class {words[:20].decode(errors='replace')!r}, not a number from 0, or -1"
+                    f"key {key!r} has class {text[:20].decode(errors='replace')!r}, not a number from 0, or -1"
                 )
-            label = int(words)
+            label = int(text)
     content = _read(file, images[0])
-    return Found(key, images[0].offset, content, zlib.crc32(content), label)
+    return Sample(key, images[0].offset, content, zlib.crc32(content), label)
 
 
 def _read(file: IO[bytes], member: Member) -> bytes:
@@ -143,7 +146,7 @@ def _read(file: IO[bytes], member: Member) -> bytes:
 
 
 def _is_metadata(name: str) -> bool:
-    """macOS leaves `._NAME` beside every file, webdataset `__NAME__` members."""
+    """Whether a member is metadata: macOS adds `._NAME` beside every file, webdataset `__NAME__` members."""
     last = name.rpartition("/")[2]
     return last.startswith("._") or (last.startswith("__") and last.endswith("__"))
 

@@ -1,4 +1,4 @@
-"""Processes that read images beside training: torch DataLoader workers, started from a clean process.
+"""Processes that read images during training: torch DataLoader workers, started from a clean process.
 
 A fork of the training process would copy the locks of its threads, perhaps while they are held. The workers are forked
 from a server process instead (multiprocessing's forkserver), which has imported torch and this package and does nothing else.
@@ -32,7 +32,7 @@ IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Workers:
-    """`with Workers(reader, 2) as workers: workers.fetch(requests)`: worker processes that serve one pass after another.
+    """Worker processes that serve one pass after another: `with Workers(reader, 2) as workers: workers.fetch(requests)`.
 
     They start with the first pass. With a count of 0, or where the images are in memory, this process reads.
     """
@@ -61,7 +61,7 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """The numbers of the processes that run now."""
+        """The ids of the processes that run now."""
         return [worker.pid for worker in getattr(self._batches, "_workers", ())]
 
     def fetch(self, requests: Iterable[Request], *, last_pass: bool = False) -> Iterator[Fetched]:
@@ -79,7 +79,7 @@ class Workers:
         return self._pass(self._batches, last_pass=last_pass)
 
     def close(self) -> None:
-        """End the processes: they ignore the SIGTERM with which torch, and Python at its exit, would end them."""
+        """End the processes, which ignore the SIGTERM that torch, and Python at its exit, would send them."""
         if not getattr(self._batches, "_shutdown", True):
             self._batches._shutdown_workers()
             for process in self._batches._workers:
@@ -162,7 +162,7 @@ def _one_sentence(*, with_processes: bool) -> Iterator[None]:
 
 
 def _comes_from_a_death(error: Exception) -> bool:
-    """Whether a worker died, rather than raised: torch sees that it is gone, or it does not hand over what it had read."""
+    """Whether a worker died instead of raising: torch reports that it is gone, or what it read does not arrive."""
     if isinstance(error, RuntimeError):
         return "DataLoader worker (pid" in str(error)
     return "in DataLoader worker process" not in str(error)
@@ -173,7 +173,7 @@ _ACTIVE: "weakref.WeakSet[Workers]" = weakref.WeakSet()
 
 @functools.cache
 def _end_workers_at_exit() -> None:
-    """Once: Python waits at its exit for the processes of a generator that nobody closed."""
+    """End open workers at Python's exit, which would wait for them. Registers this once."""
 
     def end() -> None:
         for workers in list(_ACTIVE):
@@ -187,7 +187,7 @@ def _context() -> BaseContext:
 
 
 def _ignore_signals(worker: int) -> None:  # noqa: ARG001
-    """A cluster, and Ctrl-C, signal all processes of a job; a worker serves until training has saved and ends it."""
+    """Ignore signals, which a cluster and Ctrl-C send to all processes of a job: training saves first, then ends workers."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,1 +1,1 @@
-"""The run folder: what is in it, its checkpoints, its results, and how MLflow gets them."""
+"""Runs: the run folder, its checkpoints and results, their comparison, and tracking in MLflow."""

@@ -4,15 +4,15 @@
         model.safetensors       weights and buffers, the sigma state among them
         ema.safetensors         the averaged weights, if there are any
         optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/step for each parameter NAME
-        guard.safetensors       which gradient norm is usual, and how many steps were skipped
+        guard.safetensors       the usual gradient norm, and how many steps were skipped
         state.json              step, recipe hash, plan hash, world size, what was measured at this step
         manifest.json           bytes and sha256 of each file above
 
 An exported run has no optimizer.safetensors; its manifest says `exported`.
 
-Tensors are full ones by name, whatever layout they were trained in: every checkpoint is a portable one. A folder is
+Tensors are stored whole and by name, whatever layout they were trained in, so every checkpoint is portable. A folder is
 written under a temporary name, synced, renamed, and its parent synced; an older one is deleted only after that. No pickle
-is ever read, and nothing is loaded whose names, shapes and types are not the model's own.
+is ever read, and only tensors with the names, shapes and types of the model are loaded.
 """
 
 import errno
@@ -56,8 +56,10 @@ Shapes = dict[str, tuple[str, list[int]]]
 
 
 class Keep(NamedTuple):
-    """Which checkpoints stay: the `last` newest, each whose step is a multiple of `every`, and the one whose metric `best`
-    is the smallest.
+    """The rule by which checkpoints are kept.
+
+    last: how many of the newest; every: those whose step is a multiple of it; best: a metric, of which the smallest value is
+    kept.
     """
 
     last: int
@@ -66,7 +68,7 @@ class Keep(NamedTuple):
 
 
 class Tensors(Mapping[str, Tensor]):
-    """A file of tensors, of which each is read when it is asked for."""
+    """A file of tensors, each of which is read on access."""
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt")
@@ -85,9 +87,9 @@ class Tensors(Mapping[str, Tensor]):
         return len(self._names)
 
     def shapes(self) -> Shapes:
-        """The type and shape of each, from the header alone."""
+        """The type and shape of each tensor, read from the header only."""
         slices: dict[str, Any] = {name: self._file.get_slice(name) for name in self._names}  # type: ignore[no-untyped-call]
-        return {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
+        return {name: (tensor.get_dtype(), list(tensor.get_shape())) for name, tensor in slices.items()}
 
 
 class Checkpoint(NamedTuple):
@@ -101,7 +103,7 @@ class Checkpoint(NamedTuple):
         return f"{name}.safetensors" in _read_json(self.folder / MANIFEST)["files"]
 
     def sha256(self, name: str) -> str:
-        """Of `NAME.safetensors`."""
+        """The sha256 of `NAME.safetensors`, from the manifest."""
         return str(_read_json(self.folder / MANIFEST)["files"][f"{name}.safetensors"]["sha256"])
 
     def tensors(self, name: str) -> Tensors:
@@ -109,7 +111,7 @@ class Checkpoint(NamedTuple):
         return Tensors(self.folder / f"{name}.safetensors")
 
     def state(self) -> dict[str, Any]:
-        """What state.json says."""
+        """The content of state.json."""
         return _state(self.folder)
 
 
@@ -122,10 +124,10 @@ def write(
     keep: Keep,
     exported: bool = False,
 ) -> Checkpoint:
-    """Write one checkpoint into `folder`, then delete what need not be kept. Call it on the main process only.
+    """Write one checkpoint into `folder`, then delete those that `keep` does not name. Only the main process calls it.
 
-    tensors: by file and name, in this process's memory. exported: the run is to be used, not trained; the optimizer's
-    tensors may be absent.
+    tensors: by file and name, in this process's memory. exported: the run is for use and not for training, so the
+    optimizer's tensors may be absent.
     """
     final = folder / f"step-{step:09d}"
     temporary = folder / f"{final.name}.tmp-{os.getpid()}"
@@ -146,9 +148,7 @@ def write(
     kind = {"exported": True} if exported else {}
     write_synced(temporary / MANIFEST, json.dumps({"version": 1, **kind, "files": files}, indent=1).encode())
     sync(temporary)
-    if (
-        final.exists()
-    ):  # written before this run came back to the same step; until the new one is there, it counts
+    if final.exists():  # from before a rollback; it stays valid until the new one has its name
         replaced = final.with_name(f"{final.name}{REPLACED}")
         shutil.rmtree(replaced, ignore_errors=True)
         final.rename(replaced)
@@ -160,9 +160,9 @@ def write(
 
 
 def refuse_too_little_room(folder: Path, needed: int) -> None:
-    """Raise OSError when the disk has not so many bytes for a checkpoint."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    """Raise OSError when the disk has fewer bytes free than a checkpoint needs."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise OSError(
             errno.ENOSPC,
@@ -172,25 +172,25 @@ def refuse_too_little_room(folder: Path, needed: int) -> None:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None if there is none at all. Says why it passes over a newer one.
+    """The newest checkpoint that verifies, or None in a folder without checkpoints. Reports those that it skips.
 
-    Raises UserError when there are checkpoints and none verifies: starting over must be somebody's decision.
+    Raises UserError when there are checkpoints and none verifies: only the user may decide to start over.
     """
-    found = sorted(_finished(folder), key=lambda path: (_step(path), not path.suffix), reverse=True)
-    for path in found:
+    paths = sorted(_finished(folder), key=lambda path: (_step(path), not path.suffix), reverse=True)
+    for path in paths:
         fault = verify(path)
         if fault is None:
             return Checkpoint(path, _step(path))
-        say(f"passing over checkpoint {path}: {fault}")
-    if found:
+        say(f"skipping checkpoint {path}: {fault}")
+    if paths:
         raise UserError(
-            f"none of the {len(found)} checkpoints in {folder} is sound; delete {folder} to start over"
+            f"none of the {len(paths)} checkpoints in {folder} is sound; delete {folder} to start over"
         )
     return None
 
 
 def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None. Reads every byte."""
+    """The fault of a checkpoint folder, as a phrase, or None. Reads every byte."""
     try:
         manifest = _read_json(path / MANIFEST)
         files = manifest["files"]
@@ -207,9 +207,8 @@ def verify(path: Path) -> str | None:
     except FileNotFoundError as error:
         return f"{os.path.basename(error.filename)} is missing"
     except OSError as error:
-        if (
-            error.errno not in DAMAGE
-        ):  # no rights, too many files, a network: it may be sound, and is not to be passed over
+        # Without rights, with too many open files or with a network's error, the checkpoint may be sound.
+        if error.errno not in DAMAGE:
             raise
         return f"{type(error).__name__}: {error}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -218,7 +217,7 @@ def verify(path: Path) -> str | None:
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a run's checkpoints are an exported run's, which has no optimizer state, or empty ones in earlier versions."""
+    """Whether a folder holds an exported run's checkpoints, whose optimizer state is absent, or empty in old versions."""
 
     def says_exported(path: Path) -> bool:
         try:
@@ -230,65 +229,65 @@ def is_exported(folder: Path) -> bool:
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
-    """The type and shape of each, as a file's header says them."""
+    """The type and shape of each tensor, as in a file's header."""
     return {name: (TYPES[value.dtype], list(value.shape)) for name, value in tensors.items()}
 
 
 def shapes_of_training(model: nn.Module, *, ema: bool) -> dict[str, Shapes]:
-    """By file, what training this model saves: weights and buffers, Adam's state, and the averages of the weights."""
-    own = shapes_of(model.state_dict())
+    """The shapes that training of a model saves, by file: weights and buffers, Adam's state, averages of the weights."""
+    weights = shapes_of(model.state_dict())
     moments = {
         f"{name}/{key}": ("F32", [] if key == "step" else list(parameter.shape))
         for name, parameter in model.named_parameters()
         for key in ("exp_avg", "exp_avg_sq", "step")
     }
-    return {"model": own, "optimizer": moments, **({"ema": own} if ema else {})}
+    return {"model": weights, "optimizer": moments, **({"ema": weights} if ema else {})}
 
 
 def num_bytes(files: Mapping[str, Shapes]) -> int:
-    """What a checkpoint takes on a disk, a little rounded up."""
+    """The size of a checkpoint on disk, rounded up a little."""
     shapes = [shape for file in files.values() for shape in file.values()]
     values = sum(math.prod(shape) * (8 if kind in ("F64", "I64") else 4) for kind, shape in shapes)
     return int(1.01 * values) + (1 << 16) + 256 * len(shapes)
 
 
-def refuse_unfit(found: Checkpoint, expected: Mapping[str, Shapes]) -> None:
-    """Raise UserError when the checkpoint's files, names, types and shapes are not those that are expected, by file."""
+def refuse_unfit(saved: Checkpoint, expected: Mapping[str, Shapes]) -> None:
+    """Raise UserError when a checkpoint's names, types and shapes differ from the expected ones, given by file."""
     for file, shapes in expected.items():
-        if not found.has(file):
-            raise _unfit(found, f"{file}.safetensors is missing")
+        if not saved.has(file):
+            raise _unfit(saved, f"{file}.safetensors is missing")
         try:
-            there = found.tensors(file).shapes()
+            stored = saved.tensors(file).shapes()
         except SafetensorError as error:
-            raise _unfit(found, f"{file}.safetensors: {error}") from error
-        if missing := shapes.keys() - there.keys():
-            raise _unfit(found, f"{file} lacks {min(missing)}")
-        if surplus := there.keys() - shapes.keys():
-            raise _unfit(found, f"{file} has {min(surplus)} besides")
-        for name, own in shapes.items():
-            if there[name] != own:
-                words = " and ".join(f"{kind} {shape}" for kind, shape in (there[name], own))
-                raise _unfit(found, f"{file} has and the model wants {name} as {words}")
+            raise _unfit(saved, f"{file}.safetensors: {error}") from error
+        if missing := shapes.keys() - stored.keys():
+            raise _unfit(saved, f"{file} lacks {min(missing)}")
+        if surplus := stored.keys() - shapes.keys():
+            raise _unfit(saved, f"{file} has {min(surplus)}, which the model does not have")
+        for name, shape in shapes.items():
+            if stored[name] != shape:
+                old, new = (f"{kind} {sizes}" for kind, sizes in (stored[name], shape))
+                raise _unfit(saved, f"{file} has {name} as {old}, the model needs {new}")
 
 
-def load_weights(model: nn.Module, found: Checkpoint, name: str) -> None:
-    """Put `NAME.safetensors` into the model. Raises UserError when it is of another network."""
-    refuse_unfit(found, {name: shapes_of(model.state_dict())})
-    model.load_state_dict(found.tensors(name))
+def load_weights(model: nn.Module, saved: Checkpoint, name: str) -> None:
+    """Load `NAME.safetensors` into the model. Raises UserError when it belongs to another network."""
+    refuse_unfit(saved, {name: shapes_of(model.state_dict())})
+    model.load_state_dict(saved.tensors(name))
 
 
-def _unfit(found: Checkpoint, why: str) -> UserError:
+def _unfit(saved: Checkpoint, why: str) -> UserError:
     return UserError(
-        f"checkpoint {found.folder} does not fit the recipe's model as this version of vaescale builds it ({why}); "
+        f"checkpoint {saved.folder} does not fit the recipe's model as this version of vaescale builds it ({why}); "
         f"use the version and the recipe that wrote it, or train again under another name"
     )
 
 
 def _fault_of(path: Path, entry: dict[str, Any]) -> str | None:
-    """What is wrong with one file, which must be an ordinary one and as the manifest says."""
+    """The fault of one file, or None for a regular file as the manifest lists it."""
     kind = path.lstat()
     if not stat.S_ISREG(kind.st_mode):
-        return f"{path.name} is not an ordinary file"
+        return f"{path.name} is not a regular file"
     if kind.st_size != entry["bytes"]:
         return f"{path.name} has {kind.st_size} bytes, the manifest says {entry['bytes']}"
     with path.open("rb") as file:
@@ -304,17 +303,17 @@ def _state(path: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     kind = path.lstat()
     if not stat.S_ISREG(kind.st_mode) or kind.st_size > LARGEST_JSON:
-        raise ValueError(f"{path.name} is no ordinary file of at most {LARGEST_JSON} bytes")
+        raise ValueError(f"{path.name} is not a regular file of at most {LARGEST_JSON} bytes")
     content = json.loads(path.read_text())
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
+        raise ValueError(f"{path.name} does not hold a JSON object")
     return content
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # the library wraps what the system said
+    except SafetensorError as error:  # the library wraps the system's error
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -323,12 +322,12 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _finished(folder: Path) -> list[Path]:
-    found = folder.glob("step-*") if folder.is_dir() else ()
-    return [path for path in found if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
+    paths = folder.glob("step-*") if folder.is_dir() else ()
+    return [path for path in paths if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
 
 
 def _delete_surplus(folder: Path, written: Path, keep: Keep) -> None:
-    """Leave what `keep` says, up to `written`. Later ones did not verify, or training had not come back here."""
+    """Delete checkpoints that `keep` does not name, and all later than `written`: damaged, or from before a rollback."""
     finished = sorted(_finished(folder))
     upto = [path for path in finished if path.name <= written.name and not path.suffix]
     kept = set(upto[-keep.last :])
@@ -341,7 +340,7 @@ def _delete_surplus(folder: Path, written: Path, keep: Keep) -> None:
     for path in (set(finished) - kept) | set(folder.glob("step-*.tmp-*")):
         try:
             shutil.rmtree(path)
-        except OSError as error:  # somebody may be reading it on a network's disk; the new one is safe
+        except OSError as error:  # another process may be reading it on a network disk; the new one is safe
             say(f"{path} could not be deleted ({error}); the next checkpoint tries again")
 
 
@@ -350,7 +349,7 @@ def _step(path: Path) -> int:
 
 
 def _metric(path: Path, name: str) -> float | None:
-    """What was measured at a checkpoint's step, if it was and the file can be read."""
+    """A metric measured at a checkpoint's step; None where it is absent or the file cannot be read."""
     try:
         value = _state(path)["metrics"][name]
     except (OSError, ValueError, KeyError, TypeError):

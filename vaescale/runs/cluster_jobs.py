@@ -23,12 +23,12 @@ def cluster_files(
 ) -> dict[str, str]:
     """Return the files that submit all variants of a recipe as one job, by file name.
 
-    kind: `slurm` or `kubernetes`; overrides: those of each variant; folders: each variant's run folder; launch: the command
-    that starts a run; image: of the Kubernetes containers. No shell interprets an override: a file has one line for each
+    kind: `slurm` or `kubernetes`; overrides: of each variant; folders: each variant's run folder; launch: the command that
+    starts a run; image: of the Kubernetes containers. No shell interprets an override: a file has one line for each
     variant, its run folder and its overrides separated by tabs. Raises UserError for an override with a tab or a line break.
     """
-    rows = [[folder, *words] for folder, words in zip(folders, overrides, strict=True)]
-    if any("\t" in word or "\n" in word for row in rows for word in row):
+    rows = [[folder, *variant] for folder, variant in zip(folders, overrides, strict=True)]
+    if any("\t" in value or "\n" in value for row in rows for value in row):
         raise UserError(
             "a value has a tab or a line break, which the list of variants cannot hold; write the value without it"
         )
@@ -54,7 +54,7 @@ def _kubernetes(name: str, lines: str, start: str, image: str, count: int) -> st
             "completionMode": "Indexed",
             "completions": count,
             "parallelism": count,
-            "backoffLimitPerIndex": 10,  # a preempted task (75) is started again, and goes on
+            "backoffLimitPerIndex": 10,  # a preempted task (75) is started again, and continues
             "template": {"spec": _pod(name, take, image)},
         },
     }
@@ -105,7 +105,7 @@ IFS=$'\\t' read -ra WORDS <<< "${{LINES[$SLURM_ARRAY_TASK_ID]}}"
 trap 'kill -TERM $!' TERM
 wait $!
 code=$?
-if [ "$code" -gt 128 ]; then  # the signal ended the waiting, not the training
+if [ "$code" -gt 128 ]; then  # the signal ended `wait`, not the training
     wait $!
     code=$?
 fi

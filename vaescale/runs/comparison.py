@@ -1,6 +1,6 @@
-"""Several runs side by side: what differs between their recipes, their last numbers, and which numbers do not compare.
+"""A comparison of runs: differences of their recipes, their last metrics, and warnings of metrics that do not compare.
 
-Runs whose recipes differ only in the seed are repetitions: they share one curve, with the spread around it.
+Runs whose recipes differ only in the seed are repetitions: they share one curve, which shows their spread.
 """
 
 import difflib
@@ -58,10 +58,10 @@ class Record(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What is shown of several runs.
+    """The content of a comparison.
 
     records: sorted by the metric `sort`. differing: the recipe keys that differ. columns: the metrics shown. warnings: which
-    numbers do not compare, and why.
+    metrics do not compare, and why.
     """
 
     records: list[Record]
@@ -72,10 +72,10 @@ class Comparison(NamedTuple):
 
 
 def compare(records: Sequence[Record], *, sort: str | None = None, columns: Sequence[str] = ()) -> Comparison:
-    """Sort runs and choose what is shown of them.
+    """Sort runs, and choose the recipe keys and metrics to show.
 
-    sort: a metric, the best run first; by default the bound on held-out images. columns: metrics besides the usual ones.
-    Raises UserError for a metric that no run has.
+    sort: a metric, the best run first; by default the bound on held-out images. columns: metrics besides the usual ones. Raises
+    UserError for a metric that no run has.
     """
     known = sorted({name for record in records for name in record.metrics})
     shown = [name for name in SHOWN_METRICS if name in known]
@@ -102,7 +102,7 @@ def compare(records: Sequence[Record], *, sort: str | None = None, columns: Sequ
 
 
 def is_more_better(metric: str, records: Sequence[Record]) -> bool:
-    """Whether larger values of a metric are better, by its name or by what a run's results say."""
+    """Whether larger values of a metric are better, according to its name or to a run's results."""
     return metric.rpartition("/")[2] in MORE_IS_BETTER or any(
         metric in record.more_is_better for record in records
     )
@@ -138,7 +138,7 @@ def _objects(results: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """Repetitions together, in order, each group with a label: the run's name, and the number of runs."""
+    """Group repetitions, in order; each group has a label: the run's name and the number of runs."""
     by_recipe: dict[str, list[Record]] = {}
     for record in records:
         settings = {
@@ -160,7 +160,7 @@ def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 
 
 def spread(records: Sequence[Record], metric: str) -> list[tuple[float, float, float, float]]:
-    """(step, mean, least, greatest) over repetitions, at the steps that all of them have."""
+    """Statistics (step, mean, least, greatest) over repetitions, at the steps that all of them have."""
     curves = [dict(record.curves.get(metric, [])) for record in records]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     columns = [(step, [curve[step] for curve in curves]) for step in steps]
@@ -180,7 +180,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """One table, the best run first, and the warnings."""
+    """The comparison in Markdown: a table with the best run first, and the warnings."""
     head, rows = cells(comparison)
     lines = [f"| {' | '.join(map(_plain, line))} |" for line in (head, *rows)]
     lines.insert(1, "|" + "---|" * len(head))
@@ -188,19 +188,20 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    """A sentence with the metrics that are most likely meant, or with the verb that measures such ones."""
+    """A phrase with the metrics that are most likely meant, or the verb that measures such metrics."""
     first = name.partition("/")[0]
-    if first in ("quality", "baselines", "latents") and not any(one.startswith(f"{first}/") for one in known):
+    if first in ("quality", "baselines", "latents") and not any(
+        metric.startswith(f"{first}/") for metric in known
+    ):
         return f"`vaescale {first} RUN` measures what begins with {first}/"
-    alike = [one for one in known if name.rpartition("/")[2] in one]
-    alike = (
-        alike
+    similar = (
+        [metric for metric in known if name.rpartition("/")[2] in metric]
         or difflib.get_close_matches(name, known, 5, 0.6)
-        or [one for one in known if one.startswith(first)]
+        or [metric for metric in known if metric.startswith(first)]
         or [*known]
     )
-    more = f" and {len(alike) - MOST_NAMED} more" if len(alike) > MOST_NAMED else ""
-    return f"there are {', '.join(alike[:MOST_NAMED])}{more}"
+    more = f" and {len(similar) - MOST_NAMED} more" if len(similar) > MOST_NAMED else ""
+    return f"there are {', '.join(similar[:MOST_NAMED])}{more}"
 
 
 def _differing(records: Sequence[Record]) -> list[str]:
@@ -219,7 +220,7 @@ def _differs(key: str, records: Sequence[Record]) -> bool:
 
 
 def _warnings(records: Sequence[Record], sort: str) -> list[str]:
-    """Which runs lack the metric `sort`, and where the held-out images differ."""
+    """Warnings of runs without the metric `sort`, and of held-out images that differ."""
     warnings = []
     without = [record.name for record in records if sort not in record.metrics]
     if without:
@@ -230,12 +231,14 @@ def _warnings(records: Sequence[Record], sort: str) -> list[str]:
         )
     for key in IMAGE_KEYS:
         if len({str(record.recipe[key]) for record in records if key in record.recipe}) > 1:
-            warnings.append(f"{key} differs, and with it the models' images: their nats do not compare")
+            warnings.append(
+                f"{key} differs, so the models see different images and their nats do not compare"
+            )
     return warnings
 
 
 def _measure_warnings(records: Sequence[Record]) -> list[str]:
-    """Where likelihoods are not measured alike: as densities, as masses, or of other images."""
+    """Warnings of likelihoods that do not compare: densities, masses, and masses of binarized images."""
     by_measure: dict[str, set[str]] = {}
     for record in records:
         by_measure.setdefault(record.measure, set()).add(str(record.recipe.get("likelihood.kind")))
@@ -248,13 +251,13 @@ def _measure_warnings(records: Sequence[Record]) -> list[str]:
         warnings.append(f"bounds of masses ({names[0]}) and of densities ({names[1]}) do not compare")
     if binary and kinds - binary:
         warnings.append(
-            f"a likelihood of binarized images ({', '.join(sorted(binary))}) is among them: none of its numbers compares "
-            "with the others'"
+            f"the likelihood of binarized images ({', '.join(sorted(binary))}) has no number that compares with those of other "
+            "likelihoods"
         )
     unknown = by_measure.get("", set())
     if unknown and len(kinds) > 1:
         warnings.append(
-            f"this vaescale does not know the likelihood {', '.join(sorted(unknown))}: whether its bounds compare is not "
+            f"this version of vaescale does not know the likelihood {', '.join(sorted(unknown))}: whether its bounds compare is not "
             "checked"
         )
     return warnings
@@ -272,12 +275,12 @@ def _measured_otherwise(records: Sequence[Record], columns: Sequence[str]) -> li
                 ways.setdefault("; ".join(notes), []).append(record.name)
         if len(ways) > 1:
             each = ", but ".join(f"{way} for {', '.join(names)}" for way, names in ways.items())
-            warnings.append(f"{column} was not measured alike and does not compare: {each}")
+            warnings.append(f"{column} was not measured in the same way and does not compare: {each}")
     return warnings
 
 
 def _sort_key(record: Record, metric: str, *, more: bool) -> tuple[bool, float, str]:
-    """Sorts the best first and runs without the metric last. more: whether larger is better."""
+    """The key that sorts the best run first and runs without the metric last. more: whether larger is better."""
     value = record.metrics.get(metric, math.nan)
     if not math.isfinite(value):
         return True, 0.0, record.name

@@ -1,4 +1,4 @@
-"""A run folder: recipe.yaml, run.json, metrics.jsonl, summary.json, checkpoints/, figures/, and `lock` in training."""
+"""A run folder: recipe.yaml, run.json, metrics.jsonl, summary.json, checkpoints/, figures/; `lock` during training."""
 
 import json
 import socket
@@ -25,7 +25,7 @@ from vaescale.system.secrets import redact
 METRICS = "metrics.jsonl"
 NON_FINITE = "non_finite.jsonl"
 RECIPE = "recipe.yaml"
-ROLLBACK = "rollback"  # a row with it: what was written of later steps before it does not count
+ROLLBACK = "rollback"  # marks the row of a rollback: earlier rows of later steps do not count
 STOPPED = "stopped.json"
 SUMMARY = "summary.json"
 SUMMARY_WAIT_SECONDS = 60.0
@@ -38,9 +38,9 @@ def append_metrics(folder: Path, step: int, metrics: Mapping[str, float]) -> Non
 
 
 class NonFiniteSteps:
-    """non_finite.jsonl: a line for each step whose loss or gradient was NaN or Inf, with the keys of its images.
+    """The file non_finite.jsonl: a line for each step whose loss or gradient was NaN or Inf, with the keys of its images.
 
-    A resumed run replays steps: a line that the file has already is not written again.
+    A resumed run replays steps; a line that the file already has is not written again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -72,14 +72,14 @@ def _end_last_line(path: Path) -> None:
 
 
 def parse_metrics(text: str) -> Iterator[dict[str, float]]:
-    """The rows of metrics.jsonl's text. A line that a crash cut short is passed over."""
+    """Yield the rows of metrics.jsonl's text. A line that a crash cut short is skipped."""
     for line in text.splitlines():
         with suppress(ValueError):
             yield json.loads(line)
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """One row a step in order; where a step was replayed after a resume, its last value of each metric."""
+    """The metrics, one row per step in order. Of a step that was replayed after a resume, the last values count."""
     path = folder / METRICS
     rows: dict[float, dict[str, float]] = {}
     for row in parse_metrics(path.read_text() if path.is_file() else ""):
@@ -136,7 +136,7 @@ def _summary_locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def claimed(folder: Path, may_go_on: Callable[[], None]) -> Iterator[None]:
-    """Hold a run folder while training. may_go_on raises UserError for another's, before anything is made."""
+    """Hold a run folder while training. may_go_on: raises UserError for another run's folder, before it is changed."""
     may_go_on()
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -146,7 +146,7 @@ def claimed(folder: Path, may_go_on: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Write to stopped.json why training ended, if it is not at its end: a launcher keeps the exit code to itself."""
+    """Write to stopped.json why training stopped early: a launcher does not pass on the exit code."""
     path = folder / STOPPED
     path.unlink(missing_ok=True)
     try:
@@ -196,18 +196,18 @@ def _locked_file(path: Path) -> BinaryIO:
 def _refuse_living_holder(path: Path, error: NoLocksError) -> None:
     """Raise UserError where the file system has no locks and the lock file names a process that may be alive.
 
-    A process of this host that has ended holds nothing, and neither does a file that names no process.
+    A process of this host that has ended does not count, and neither does a file that names no process.
     """
     try:
         holder = json.loads(error.content)
         host, pid = holder["host"], int(holder["pid"])
     except (ValueError, KeyError, TypeError):
-        say(f"{path.parent} cannot be locked ({error.reason}); take care that one job alone trains there")
+        say(f"{path.parent} cannot be locked ({error.reason}); make sure that only one job trains there")
         return
     if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
         say(f"taking over {path}: its process {pid} is gone")
         return
     raise UserError(
         f"{path.parent} cannot be locked ({error.reason}), and {path} names {error.content}; wait for that job, or delete the "
-        f"file if it is gone"
+        f"file if it has ended"
     )

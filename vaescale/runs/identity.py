@@ -1,4 +1,4 @@
-"""What a run is, and whether a start may continue in its folder."""
+"""The identity of a run, and the check whether a start may continue in its folder."""
 
 import subprocess
 from collections.abc import Callable, Mapping
@@ -15,13 +15,13 @@ from vaescale.system.console import say
 from vaescale.system.secrets import redact
 
 ALLOW = "--allow-changes"
-REMEDY = f"choose another name or run_dir, or go on with the change: {ALLOW}"
+REMEDY = f"choose another name or run_dir, or continue with the change: {ALLOW}"
 
 
 def identity_tags(
     *, recipe_hash: str, data_hash: str, val_data_hash: str, plan_hash: str, **launch: Any
 ) -> dict[str, Any]:
-    """What identifies a run: in its folder, its checkpoints and MLflow. launch: world size and layout."""
+    """The tags that identify a run in its folder, its checkpoints and MLflow. launch: world size and layout."""
     return {
         "git_revision": git_revision(),
         "recipe_hash": recipe_hash,
@@ -45,12 +45,12 @@ def refuse_foreign_folder(
 ) -> list[str]:
     """Raise UserError or DataError when the folder holds another run, or something else.
 
-    data: the folder or URL of the data set behind the tags `data_hash` and `val_data_hash`. recipe_changes: the differences
-    to the recipe in the folder, called only if there is one. may_resume: whether the recipe allows to continue a run.
+    data: the folder or URL of the data set behind the tags `data_hash` and `val_data_hash`. recipe_changes: returns the
+    differences from the folder's recipe, called only if it has one. may_resume: whether the recipe allows a run to continue.
     allow_changes: accept changes of recipe and data. Returns the accepted changes as phrases.
     """
     if not (folder / run_folder.RECIPE).is_file():
-        # A start that was killed early leaves a lock and half-written files, which belong to nobody.
+        # A start that was killed early leaves a lock and half-written files, which are not a run.
         if folder.is_dir() and any(p.name != "lock" and not p.name.startswith(".") for p in folder.iterdir()):
             raise UserError(f"run_dir {folder} holds files but no run; choose another name or run_dir")
         return []
@@ -67,9 +67,9 @@ def refuse_foreign_folder(
     if changes and not allow_changes:
         raise UserError(f"run_dir {folder} holds a run of another recipe ({'; '.join(changes)}); {REMEDY}")
     before = run_folder.read_json(folder / run_folder.TAGS)
-    for name, place in data.items():
+    for name, location in data.items():
         if before.get(name, tags[name]) != tags[name]:
-            change = f"{name}: {before[name][:12]} -> {tags[name][:12]} ({place})"
+            change = f"{name}: {before[name][:12]} -> {tags[name][:12]} ({location})"
             if not allow_changes:
                 raise DataError(f"run_dir {folder} was made with other data ({change}); {REMEDY}")
             changes.append(change)
@@ -77,7 +77,7 @@ def refuse_foreign_folder(
 
 
 def refuse_other(saved: Checkpoint, tags: Mapping[str, Any], *, allow_changes: bool) -> None:
-    """Raise UserError when a checkpoint is of another recipe, order or data set."""
+    """Raise UserError when a checkpoint belongs to another recipe, sample order or data set."""
     state = saved.state()
     for name in ("recipe_hash", "plan_hash", "data_hash"):
         if state.get(name) != tags[name] and not allow_changes:
@@ -85,10 +85,10 @@ def refuse_other(saved: Checkpoint, tags: Mapping[str, Any], *, allow_changes: b
 
 
 def remember(folder: Path, tags: Mapping[str, Any], changes: list[str], *, step: int) -> None:
-    """Write the run's tags, with the changes that were accepted and the step from which they hold."""
+    """Write the run's tags, with the accepted changes and the step from which they apply."""
     before = run_folder.read_json(folder / run_folder.TAGS).get("changes", [])
     if changes:
-        say(f"going on from step {step} with {'; '.join(changes)}")
+        say(f"continuing from step {step} with {'; '.join(changes)}")
         before = [*before, {"step": step, "changes": [redact(change) for change in changes]}]
     run_folder.write_json(folder / run_folder.TAGS, {**tags, **({"changes": before} if before else {})})
 

@@ -1,4 +1,4 @@
-"""MLflow's stores: how they are reached, and what is read from them. What a run sends is in `tracking.py`."""
+"""Access to MLflow stores: reading runs, and writing parent runs and models. `tracking.py` sends a run."""
 
 import contextlib
 import os
@@ -19,12 +19,14 @@ from vaescale.system.secrets import redact
 SQLITE = "sqlite:///"
 KIND = {
     "mlflow.experimentKind": "custom_model_development"
-}  # or MLflow's pages take it for one of language models
+}  # otherwise MLflow's pages treat it as an experiment of language models
 
 
 class Stored(NamedTuple):
-    """A run as a store has it, flat. curves: (step, value) of the metrics that were asked for; pictures: by file name;
-    evaluations: the JSON files of what verbs measured.
+    """A run as a store has it, flat.
+
+    place: its id. curves: (step, value) of the requested metrics; pictures: by file name; evaluations: the JSON files of verbs'
+    results.
     """
 
     name: str
@@ -47,8 +49,10 @@ def stored_runs(
     pictures: Sequence[str] = (),
     results: Sequence[str] = (),
 ) -> list[Stored]:
-    """The runs of an experiment, the latest first, at most so many. where: MLflow's filter; results: patterns of JSON artifacts. Raises UserError where the store, the
-    experiment or the filter is none.
+    """The runs of an experiment, the latest first, at most `most` of them.
+
+    where: MLflow's filter; results: patterns of JSON artifacts. Raises UserError when the store or the experiment does not
+    exist, or the filter is not valid.
     """
     be_patient()
     with quiet():
@@ -56,23 +60,23 @@ def stored_runs(
         from mlflow.exceptions import MlflowException
 
         if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
-            raise UserError(f"{uri} is not there; give --store, the tracking.mlflow of the recipes")
+            raise UserError(f"{uri} does not exist; give --store, the tracking.mlflow of the recipes")
         client = MlflowClient(absolute_uri(uri))
         try:
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                names = ", ".join(sorted(one.name for one in client.search_experiments()))
+            stored = client.get_experiment_by_name(experiment)
+            if stored is None:
+                names = ", ".join(sorted(other.name for other in client.search_experiments()))
                 raise UserError(f"{uri} has no experiment {experiment!r}; there are {names}")
-            runs = client.search_runs([found.experiment_id], filter_string=where or "", max_results=most)
+            runs = client.search_runs([stored.experiment_id], filter_string=where or "", max_results=most)
             return [_stored(client, run, curves, pictures, results) for run in runs]
         except MlflowException as error:
-            words = str(error).partition("\n")[0]
+            message = str(error).partition("\n")[0]
             remedy = (
                 "; a metric is called metrics.`val/mse`, a recipe's key params.`likelihood.sigma`"
                 if where
                 else ""
             )
-            raise UserError(f"MLflow at {redact(uri)} says: {words}{remedy}") from error
+            raise UserError(f"MLflow at {redact(uri)} says: {message}{remedy}") from error
 
 
 def _stored(
@@ -80,21 +84,21 @@ def _stored(
 ) -> Stored:
     run_id, metrics = run.info.run_id, dict(run.data.metrics)
     points = {
-        name: [(float(one.step), float(one.value)) for one in client.get_metric_history(run_id, name)]
+        name: [(float(point.step), float(point.value)) for point in client.get_metric_history(run_id, name)]
         for name in curves
         if name in metrics
     }
     folders = ("figures", "evaluation", "gmm")
-    there = [one.path for place in folders for one in client.list_artifacts(run_id, place)]
+    artifacts = [file.path for name in folders for file in client.list_artifacts(run_id, name)]
     recipe = dict(run.data.params)
     with tempfile.TemporaryDirectory() as folder:
 
-        def content(place: str) -> bytes:
-            return Path(client.download_artifacts(run_id, place, folder)).read_bytes()
+        def content(path: str) -> bytes:
+            return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
 
-        images = {Path(place).name: content(place) for place in pictures if place in there}
-        evaluations = [content(place) for place in there if any(fnmatch(place, own) for own in results)]
-        if "changes" in run.data.tags:  # params stay what they were; the file is what the run went on with
+        images = {Path(path).name: content(path) for path in pictures if path in artifacts}
+        evaluations = [content(path) for path in artifacts if any(fnmatch(path, name) for name in results)]
+        if "changes" in run.data.tags:  # params cannot change; recipe.yaml has the accepted changes
             read: Any = OmegaConf.to_container(OmegaConf.create(content("recipe.yaml").decode()))
             recipe = {name: str(value) for name, value in flat(read).items()}
     return Stored(
@@ -110,7 +114,7 @@ def _stored(
 
 
 def parent_run(uri: str | None, experiment: str, name: str) -> str | None:
-    """A new MLflow run for others to stand below, by its id. Without a store, or when it does not answer, None."""
+    """Create an MLflow run as the parent of others. Returns its id; None without a store, or when it does not answer."""
     if uri is None:
         return None
     be_patient()
@@ -124,24 +128,24 @@ def parent_run(uri: str | None, experiment: str, name: str) -> str | None:
             )
             client.set_terminated(run.info.run_id)
             return str(run.info.run_id)
-    except Exception as error:  # whatever a server or a network may raise; the runs stand by themselves then
-        say(f"MLflow at {uri} does not answer ({error}); the runs will stand by themselves")
+    except Exception as error:  # whatever a server or a network may raise; the runs then have no parent
+        say(f"MLflow at {uri} does not answer ({error}); the runs will have no parent run")
         return None
 
 
 def experiment_id(client: Any, uri: str, name: str) -> str:
-    """Of an experiment, made if it is not there; a local store keeps artifacts beside itself."""
+    """The id of an experiment, created if it does not exist. A local store keeps its artifacts beside itself."""
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
     absolute = absolute_uri(uri)
     local = absolute.startswith(SQLITE)
-    place = (Path(absolute.removeprefix(SQLITE)).parent / "mlartifacts").as_uri() if local else None
-    return str(client.create_experiment(name, artifact_location=place, tags=KIND))
+    artifacts = (Path(absolute.removeprefix(SQLITE)).parent / "mlartifacts").as_uri() if local else None
+    return str(client.create_experiment(name, artifact_location=artifacts, tags=KIND))
 
 
 def absolute_uri(uri: str) -> str:
-    """A relative SQLite path made absolute, and its folder made."""
+    """Make a relative SQLite path absolute, and create its folder."""
     if not uri.startswith(SQLITE):
         return uri
     path = Path(uri.removeprefix(SQLITE)).absolute()
@@ -150,17 +154,17 @@ def absolute_uri(uri: str) -> str:
 
 
 def be_patient() -> None:
-    """For seconds rather than for the minutes that MLflow would block by default, and without a word to its makers."""
+    """Let MLflow block for seconds, not for minutes as by default, and turn its telemetry off."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is a verb's result
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for a verb's result
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """MLflow narrates its migrations, on loggers that importing it sets up."""
+    """Silence within the block what MLflow logs of its migrations, on loggers that its import sets up."""
     import logging
 
     import mlflow  # noqa: F401
@@ -179,8 +183,8 @@ def quiet() -> Iterator[None]:
 class Model(NamedTuple):
     """A model for MLflow: a folder that is copied into it, and the module whose `_load_pyfunc` loads that copy.
 
-    image_shape: C, H, W of the uint8 images that it takes. params: names and defaults of predict's parameters. details: what
-    MLflow's pages say of it.
+    image_shape: C, H, W of the uint8 images that it takes. params: names and defaults of predict's parameters. details:
+    metadata that MLflow's pages show.
     """
 
     data: Path
@@ -193,19 +197,22 @@ class Model(NamedTuple):
 def save_model(model: Model, folder: Path) -> None:
     """Write an MLflow model to a folder that does not exist."""
     be_patient()
-    with quiet(), warnings.catch_warnings(action="ignore", category=UserWarning):  # it would like an example
+    with (
+        quiet(),
+        warnings.catch_warnings(action="ignore", category=UserWarning),
+    ):  # MLflow warns of a missing example
         from mlflow import pyfunc
 
         pyfunc.save_model(path=str(folder), **_pyfunc_arguments(model))
 
 
 def log_model(model: Model, known: dict[str, Any], uri: str) -> str:
-    """Add a model to an MLflow run. known: what RUN/mlflow.json says of the run. Returns the model's URI."""
+    """Add a model to an MLflow run. known: the content of RUN/mlflow.json. Returns the model's URI."""
     be_patient()
     with quiet(), warnings.catch_warnings(action="ignore", category=UserWarning):
         import mlflow
 
-        # A URI with credentials is in the recipe alone.
+        # Only the recipe has a URI with credentials.
         mlflow.set_tracking_uri(uri if redact(uri) != uri else known["tracking_uri"])
         client = mlflow.MlflowClient()
         before = client.get_run(known["run_id"]).info

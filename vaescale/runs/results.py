@@ -1,4 +1,4 @@
-"""One way to save what a verb measured: JSON in the run folder, rows of metrics.jsonl and summary.json, then MLflow."""
+"""The one way to save a verb's result: JSON in the run folder, rows of metrics.jsonl and summary.json, then MLflow."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def save_result(
 ) -> None:
     """Save a result in a run folder and send the run's new metrics and files to MLflow.
 
-    Draw the result's pictures before: they are sent, too. name: the JSON file within the folder, such as
+    Draw the result's pictures first, because they are sent too. name: the JSON file within the folder, such as
     evaluation/val.json, which is written whole. metrics: by full name; NaN and Inf are left out. summary: the sections of
     summary.json to replace.
     """

@@ -1,6 +1,6 @@
-"""MLflow, fed from the run folder: metrics.jsonl is written first, and drained in the background.
+"""Tracking in MLflow from the run folder: metrics.jsonl is written first, and sent in the background.
 
-A run can therefore train with the tracking server away. What was not sent stays in the folder; `vaescale sync RUN`
+A run can therefore train while the tracking server is away. What was not sent stays in the folder; `vaescale sync RUN`
 sends the rest. `RUN/mlflow.json` records the MLflow run and what was sent after each request, so nothing is sent twice.
 One thread of one process sends a run at a time, under the lock `RUN/.mlflow.lock`.
 """
@@ -46,7 +46,7 @@ ARTIFACTS = (
 
 
 class TrackingConfig(Config):
-    """Where runs are compared."""
+    """The MLflow store in which runs are compared."""
 
     mlflow: str | None = Field(
         default="sqlite:///runs/mlflow.db", description="URI of the MLflow store; null: none"
@@ -64,14 +64,14 @@ class TrackingConfig(Config):
 
 
 class OtherSender(UserError):
-    """Another process or thread is sending the same run to MLflow, and goes on for longer than the wait."""
+    """Another process or thread sends the same run to MLflow, for longer than the wait."""
 
 
 class Drain:
-    """`with Drain(folder, config):` sends a run folder to MLflow from a thread, every few seconds and at the end.
+    """A thread that sends a run folder to MLflow, every few seconds and at the end: `with Drain(folder, config):`.
 
-    Never raises and never makes a step wait. While another process sends this run, it tries again in the next round; only
-    the last round waits, for `patience` seconds. shown: false on all processes but the first, which alone sends.
+    It never raises and never makes a step wait. While another process sends this run, it tries again in the next round; only
+    the last round waits, for `patience` seconds. shown: true on the first process, the only one that sends.
     """
 
     def __init__(
@@ -114,18 +114,18 @@ class Drain:
                 wait_seconds = self._patience if last else 0.0
                 sync(self._folder, self._config, status=self._status, wait_seconds=wait_seconds)
                 self._fault = None
-            except Exception as error:  # whatever a server or a network may raise; the run goes on
+            except Exception as error:  # whatever a server or a network may raise; the run continues
                 self._fault = error
 
 
 def sync(
     folder: Path, config: TrackingConfig, *, status: str | None = None, wait_seconds: float = WAIT_SECONDS
 ) -> dict[str, Any]:
-    """Send what MLflow does not have yet: tags, params, metrics, artifacts. Returns what mlflow.json then says, and
-    metrics_sent and artifacts_sent, how many went this time.
+    """Send what MLflow does not have yet: tags, params, metrics, artifacts.
 
-    status: the run's, when it changes; remembered until it is sent. wait_seconds: how long to wait while another process or
-    thread sends this run. Raises OtherSender after that, and whatever MLflow raises when the store does not answer.
+    Returns the new content of mlflow.json, with metrics_sent and artifacts_sent, the numbers sent by this call. status: the
+    run's, when it changes; remembered until it is sent. wait_seconds: how long to wait while another process or thread sends
+    this run. Raises OtherSender after that, and whatever MLflow raises when the store does not answer.
     """
     assert config.mlflow is not None
     if is_redacted(config.mlflow):
@@ -145,7 +145,7 @@ def sync(
 
 
 def _send(folder: Path, config: TrackingConfig, status: str | None) -> dict[str, Any]:
-    """`sync` under the lock."""
+    """Send what MLflow does not have yet, while holding the lock (see `sync`)."""
     from mlflow import MlflowClient
 
     state = run_folder.read_json(folder / STATE)
@@ -177,12 +177,12 @@ def _send(folder: Path, config: TrackingConfig, status: str | None) -> dict[str,
 
 
 def _record(folder: Path, state: dict[str, Any]) -> None:
-    """Write down what was sent, so that a retry does not send it again."""
+    """Record what was sent, so that a retry does not send it again."""
     run_folder.write_json(folder / STATE, state)
 
 
 def push(folder: Path, config: TrackingConfig, *, status: str | None = None) -> None:
-    """Send a run folder's new results, if there is a store. Says so when it does not answer."""
+    """Send a run folder's new results, if there is a store. Reports a store that does not answer."""
     if config.mlflow is None:
         return
     try:
@@ -199,7 +199,7 @@ def _say_behind(folder: Path, config: TrackingConfig, reason: Exception | str) -
 
 
 def log_files(config: TrackingConfig, name: str, paths: list[Path]) -> None:
-    """Files as artifacts of a new MLflow run, for what belongs to several runs. Without a store, nothing."""
+    """Send files of several runs as artifacts of a new MLflow run. Without a store this does nothing."""
     if config.mlflow is None:
         return
     with quiet():
@@ -250,14 +250,14 @@ def _create_run(folder: Path, config: TrackingConfig, *, status: str) -> dict[st
 
 
 def _origin(revision: str) -> dict[str, str]:
-    """What MLflow's pages show as a run's source and user."""
+    """The tags that MLflow's pages show as a run's source and user."""
     try:
         user = getpass.getuser()
-    except (OSError, KeyError):  # a container's number without a name
+    except (OSError, KeyError):  # a container's user without a name
         user = ""
-    words = {"mlflow.source.name": "vaescale train", "mlflow.source.type": "LOCAL", "mlflow.user": user}
+    tags = {"mlflow.source.name": "vaescale train", "mlflow.source.type": "LOCAL", "mlflow.user": user}
     commit = re.match(r"[0-9a-f]{7,40}", revision)
-    return words | ({"mlflow.source.git.commit": commit[0]} if commit else {})
+    return tags | ({"mlflow.source.git.commit": commit[0]} if commit else {})
 
 
 def _send_params(client: Any, folder: Path, state: dict[str, Any]) -> None:
@@ -273,31 +273,33 @@ def _send_params(client: Any, folder: Path, state: dict[str, Any]) -> None:
 
 
 def _send_data(client: Any, folder: Path, state: dict[str, Any], data: dict[str, Any]) -> None:
-    """The two data sets, by hash, as MLflow's inputs of the run."""
+    """Send the two data sets, by hash, as MLflow's inputs of the run."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     tags = run_folder.read_json(folder / run_folder.TAGS)
     inputs = []
     for split, name, context in (("train", "data_hash", "training"), ("val", "val_data_hash", "validation")):
-        place, digest = data.get(split), tags.get(name)
-        if place and digest:
-            kind, source = _source(redact(str(place)))
-            found = Dataset(Path(str(place)).name, str(digest)[:DIGEST_CHARACTERS], kind, json.dumps(source))
-            inputs.append(DatasetInput(found, [InputTag("mlflow.data.context", context)]))
+        location, digest = data.get(split), tags.get(name)
+        if location and digest:
+            kind, source = _source(redact(str(location)))
+            dataset = Dataset(
+                Path(str(location)).name, str(digest)[:DIGEST_CHARACTERS], kind, json.dumps(source)
+            )
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
     if inputs:
         client.log_inputs(state["run_id"], datasets=inputs)
 
 
-def _source(place: str) -> tuple[str, dict[str, str]]:
-    """As MLflow's data set sources are called and written: a folder, a URL, or what a store's scheme begins with."""
-    scheme, separator, _ = place.partition("://")
+def _source(location: str) -> tuple[str, dict[str, str]]:
+    """The kind and content of a data set's source for MLflow: a folder, a URL, or a store named by its scheme."""
+    scheme, separator, _ = location.partition("://")
     if not separator:
-        return "local", {"uri": place}
-    return ("http", {"url": place}) if scheme in ("http", "https") else (scheme, {"uri": place})
+        return "local", {"uri": location}
+    return ("http", {"url": location}) if scheme in ("http", "https") else (scheme, {"uri": location})
 
 
 def _send_changes(client: Any, folder: Path, state: dict[str, Any]) -> None:
-    """As a tag, what of the recipe a run went on with otherwise: params cannot change."""
+    """Send accepted changes of the recipe as a tag, because params cannot change."""
     changes = run_folder.read_json(folder / run_folder.TAGS).get("changes", [])
     if changes and changes != state.get("changes"):
         client.set_tag(state["run_id"], "changes", redact(json.dumps(changes))[:TAG_CHARACTERS])
@@ -306,7 +308,7 @@ def _send_changes(client: Any, folder: Path, state: dict[str, Any]) -> None:
 
 
 def _send_metrics(client: Any, folder: Path, state: dict[str, Any]) -> int:
-    """Send complete lines after the last one sent, and record the position after each request. Returns how many values.
+    """Send complete lines after the last one sent, and record the position after each request. Returns their number of values.
 
     A training step replayed after a resume is not sent again.
     """
@@ -345,10 +347,10 @@ def _unsent_lines(folder: Path, position: int) -> list[bytes]:
 
 
 def _unsent_values(row: dict[str, float], state: dict[str, Any]) -> list[Any]:
-    """The MLflow metrics of one row, without those of replayed steps. Moves state's sent_step on."""
+    """The MLflow metrics of one row, without those of replayed steps. Updates state's sent_step."""
     from mlflow.entities import Metric
 
-    if run_folder.ROLLBACK in row:  # what follows is no replay
+    if run_folder.ROLLBACK in row:  # the rows that follow are not replays
         state["sent_step"] = {name: min(step, row["step"]) for name, step in state["sent_step"].items()}
     metrics = []
     for name in row.keys() - {"step", "time"}:
@@ -361,7 +363,7 @@ def _unsent_values(row: dict[str, float], state: dict[str, Any]) -> list[Any]:
 
 
 def _send_artifacts(client: Any, folder: Path, state: dict[str, Any]) -> int:
-    """Send files that are new or changed, and record each. Returns how many."""
+    """Send files that are new or changed, and record each. Returns their number."""
     num_sent = 0
     for pattern in ARTIFACTS:
         for path in sorted(folder.glob(pattern)):
@@ -369,7 +371,7 @@ def _send_artifacts(client: Any, folder: Path, state: dict[str, Any]) -> int:
             status = path.stat()
             known = state["artifacts"].get(name, [""])
             if known[1:] == [status.st_size, status.st_mtime_ns]:
-                continue  # not hashed every few seconds
+                continue  # unchanged: do not hash it every few seconds
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             if known[0] != digest:
                 parent = str(path.relative_to(folder).parent)

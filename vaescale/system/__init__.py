@@ -1,1 +1,1 @@
-"""The machine beneath: words for people, files, credentials, cores and memory, the heartbeat."""
+"""Services of the machine: messages, files and locks, credentials, cores and memory, the heartbeat."""

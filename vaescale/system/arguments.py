@@ -1,4 +1,4 @@
-"""Types for argparse: a value that is out of bounds is refused by the parser, in one sentence that names the option."""
+"""Types for argparse, so that the parser refuses a value out of bounds in one sentence that names the option."""
 
 import argparse
 import math
@@ -33,7 +33,7 @@ def real(
 ) -> Callable[[str], float]:
     """A parser of finite numbers above `above`, below `below`, at least `least` and at most `most`."""
     limits = {"above": above, "below": below, "at least": least, "at most": most}
-    bounds = " and ".join(f"{words} {value:g}" for words, value in limits.items() if math.isfinite(value))
+    bounds = " and ".join(f"{name} {value:g}" for name, value in limits.items() if math.isfinite(value))
 
     def parse(text: str) -> float:
         value = _parsed(text, float, "a number")

@@ -10,20 +10,20 @@ LINE_EVERY_SECONDS = 10.0
 
 
 def say(text: str) -> None:
-    """One line on stderr, without credentials."""
+    """Write one line to stderr, without credentials."""
     sys.stderr.write(redact(text) + "\n")
     sys.stderr.flush()
 
 
 class Progress:
-    """`with Progress("train", total) as progress: progress.update(step, "neg_elbo -61.2 nats")`.
+    """A progress display: `with Progress("train", total) as progress: progress.update(step, "neg_elbo -61.2 nats")`.
 
-    shown: false on all processes but the first.
+    shown: true on the first process only.
     """
 
     def __init__(self, name: str, total: int, *, start: int = 0, shown: bool = True) -> None:
         self._name, self._total, self._shown = name, total, shown
-        self._spoke, self._note = 0.0, ""
+        self._last_line_time, self._note = 0.0, ""
         self._bar = None
         if shown and sys.stderr.isatty():
             from rich.console import Console
@@ -48,9 +48,9 @@ class Progress:
         elif (
             self._shown
             and note
-            and (done >= self._total > 0 or time.monotonic() - self._spoke > LINE_EVERY_SECONDS)
+            and (done >= self._total > 0 or time.monotonic() - self._last_line_time > LINE_EVERY_SECONDS)
         ):
-            self._spoke = time.monotonic()
+            self._last_line_time = time.monotonic()
             say(f"{self._name} {done}/{self._total or '?'}  {note}")
 
     def __enter__(self) -> "Progress":
@@ -66,7 +66,7 @@ class Progress:
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:
-    """A two-column table on stdout."""
+    """Write a two-column table to stdout."""
     width = max((len(name) for name, _ in rows), default=0)
     lines = [f"  {name:<{width}}  {redact(value)}" for name, value in rows]
     sys.stdout.write("\n".join([title, *lines]) + "\n")

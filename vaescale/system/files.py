@@ -20,7 +20,7 @@ POLL_SECONDS = 0.05
 QUIET_SECONDS = 1.0  # a shorter wait for a lock is not mentioned
 JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "KUBERNETES_POD_NAME")
 _thread_locks: dict[Path, threading.Lock] = {}
-_told_unlockable: set[Path] = set()
+_reported_unlockable: set[Path] = set()
 
 
 class LockHeldError(Exception):
@@ -58,7 +58,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to `path` at the end; delete it if the block raises.
 
-    No other process or thread has the same temporary path. Whoever writes to it syncs it.
+    No other process or thread has the same temporary path. The caller syncs what it writes.
     """
     temporary = path.with_name(f".{path.name}.tmp-{_host_hash()}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -103,7 +103,7 @@ def append_line(path: Path, line: str) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 content = b"\n" + content
-        while content:  # a full disk takes a part, and raises at the next call
+        while content:  # a full disk takes only some bytes, and raises at the next call
             content = content[file.write(content) :]
 
 
@@ -121,22 +121,22 @@ def exclusive(path: Path, *, wait_seconds: float = 0.0, waiting: str = "") -> It
     """Hold the lock file `path` against all other processes and threads; the file is deleted afterwards.
 
     The kernel releases the lock when the process ends, however it ends. Where the file system has no locks, only this
-    process's threads are kept out, and a sentence says so once. wait_seconds: how long to wait for the holder; waiting: a
-    sentence to say meanwhile. Raises LockHeldError when the wait is over.
+    process's threads are kept out, which is reported once. wait_seconds: how long to wait for the holder; waiting: a message
+    to write meanwhile. Raises LockHeldError when the wait is over.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    begun, told = time.monotonic(), not waiting
+    start, is_reported = time.monotonic(), not waiting
     while True:
         try:
             lock = _acquire(path)
             break
         except LockHeldError as error:
-            waited = time.monotonic() - begun
+            waited = time.monotonic() - start
             if waited >= wait_seconds:
                 raise
-            if waited > QUIET_SECONDS and not told:
+            if waited > QUIET_SECONDS and not is_reported:
                 say(f"{waiting} ({error.holder})")
-                told = True
+                is_reported = True
         time.sleep(POLL_SECONDS)
     try:
         yield
@@ -161,9 +161,9 @@ def acquire_lock(path: Path) -> BinaryIO:
             content = file.read().decode(errors="replace")
             file.close()
             if isinstance(error, BlockingIOError):
-                raise LockHeldError(in_words(content)) from None
+                raise LockHeldError(holder_in(content)) from None
             raise NoLocksError(str(error.strerror), content) from error
-        # The holder before may have deleted the file after it was opened here and before it was locked.
+        # The last holder may have deleted the file between its opening and its locking here.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 with suppress(OSError):  # a full disk; the lock holds without a name
@@ -191,7 +191,7 @@ def sign(file: BinaryIO) -> None:
     file.write(json.dumps(holder).encode())
 
 
-def in_words(content: str) -> str:
+def holder_in(content: str) -> str:
     """The holder that a lock file names: `host vm, pid 25600`."""
     try:
         return ", ".join(f"{name} {value}" for name, value in json.loads(content).items())
@@ -206,10 +206,10 @@ def _acquire(path: Path) -> _Lock:
     try:
         return _Lock(path, acquire_lock(path), thread_lock)
     except NoLocksError as error:
-        if path not in _told_unlockable:
-            _told_unlockable.add(path)
+        if path not in _reported_unlockable:
+            _reported_unlockable.add(path)
             say(
-                f"{path} cannot be locked ({error.reason}); let no two processes write in {path.parent} at once"
+                f"{path} cannot be locked ({error.reason}); make sure that no two processes write in {path.parent}"
             )
         path.unlink(missing_ok=True)
         return _Lock(path, None, thread_lock)

@@ -1,6 +1,6 @@
-"""Where this process is: the step, and what it is doing there. For the watchdog, which must name who hangs and in what.
+"""The pulse of this process: its step and its activity, for the watchdog, which names what hangs.
 
-Written by the one thread that trains and read by another, as one tuple, which Python replaces at once.
+The training thread writes it and the watchdog's thread reads it: one tuple, which Python replaces atomically.
 """
 
 import time
@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 
 class Pulse(NamedTuple):
-    """place: such as `reading data`; since: seconds of a clock that nobody sets; waits: whether it is waiting for others."""
+    """What a process does. activity: such as `reading data`; since: monotonic seconds; waits: whether it waits for others."""
 
     step: int
-    place: str
+    activity: str
     since: float
     waits: bool = False
 
@@ -22,23 +22,23 @@ _now = Pulse(0, "starting", time.monotonic())
 
 
 def at_step(step: int) -> None:
-    """A new step has begun."""
+    """Record the start of a step."""
     global _now
     _now = Pulse(step, "computing", time.monotonic())
 
 
-def beat(place: str) -> None:
-    """This process is alive, and does this now."""
+def beat(activity: str) -> None:
+    """Record that this process is alive, and what it does now."""
     global _now
-    _now = Pulse(_now.step, place, time.monotonic())
+    _now = Pulse(_now.step, activity, time.monotonic())
 
 
 @contextmanager
-def waiting_for_others(place: str) -> Iterator[None]:
-    """Within, the process can only go on when the others come, too."""
+def waiting_for_others(activity: str) -> Iterator[None]:
+    """Record within the block that this process waits for the others, and for what."""
     global _now
-    before = _now.place
-    _now = Pulse(_now.step, place, time.monotonic(), waits=True)
+    before = _now.activity
+    _now = Pulse(_now.step, activity, time.monotonic(), waits=True)
     try:
         yield
     finally:
@@ -46,5 +46,5 @@ def waiting_for_others(place: str) -> Iterator[None]:
 
 
 def read() -> Pulse:
-    """The latest pulse."""
+    """Return the latest pulse."""
     return _now

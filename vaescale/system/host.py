@@ -40,9 +40,9 @@ def system_metrics() -> dict[str, float]:
 
 
 def keep_freed_pages() -> None:
-    """Tell glibc to keep up to 2 GiB of freed memory, and to return blocks of 1 GiB and more at once.
+    """Make glibc keep up to 2 GiB of freed memory, and return blocks of 1 GiB and more at once.
 
-    By default glibc returns blocks above 128 KiB to the kernel, which zeroes their pages anew for the next tensor: the
+    By default glibc returns blocks above 128 KiB to the kernel, which zeroes their pages again for the next tensor: the
     evaluation of a small convolutional network on one core spent 11.5 of 24.8 s in the kernel, and 2.1 of 15.7 s with
     this setting. Does nothing on other systems, or where the environment configures malloc itself.
     """

@@ -1,4 +1,4 @@
-"""Credentials leave the process neither in words nor in files: they are cut out of whatever is printed, saved or sent."""
+"""The removal of credentials from everything that is printed, saved or sent."""
 
 import re
 from typing import Any
@@ -11,12 +11,12 @@ _QUERY = re.compile(rf"(?i)((?:[?&;#]|%26|%3B)(?:{_NAMES})(?:=|%3D))(?:(?!%26|%3
 
 
 def redact(text: str) -> str:
-    """`https://user:pass@host/x?token=abc` to `https://***@host/x?token=***`, anywhere in a text."""
+    """Replace credentials in a text: `https://user:pass@host/x?token=abc` becomes `https://***@host/x?token=***`."""
     return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(HIDDEN, text))
 
 
 def redact_all(value: Any) -> Any:
-    """The same in every string of nested lists and mappings."""
+    """Replace credentials in every string of nested lists and mappings (see `redact`)."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):
@@ -25,5 +25,5 @@ def redact_all(value: Any) -> Any:
 
 
 def is_redacted(text: str) -> bool:
-    """Whether something was cut out of it."""
+    """Whether credentials were removed from a text."""
     return any(sign + HIDDEN in text for sign in ("://", "=", "%3D", "%3d"))

@@ -1,1 +1,1 @@
-"""The loop and what it leans on: the launch, the step, checkpoints, the run folder, tracking."""
+"""The training loop and its parts: launch, layouts, step, guard, recorder, checkpoint writer, watchdog."""

@@ -1,4 +1,4 @@
-"""How fast training runs and what it waits for."""
+"""A clock of training: throughput, time spent waiting for data, and peak memory."""
 
 import resource
 import time
@@ -13,18 +13,18 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Throughput of the steps since the last look."""
+    """Throughput of the steps since the last call of `metrics`."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Start a new interval: what came before was not training."""
+        """Start a new interval, so that evaluations and checkpoints do not count as training time."""
         self._start = time.perf_counter()
         self._waited, self._steps = 0.0, 0
 
     def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches, with the time spent waiting for them measured."""
+        """Yield the same batches, and measure the time spent waiting for them."""
         source = iter(batches)
         while True:
             start = time.perf_counter()
@@ -38,7 +38,7 @@ class Clock:
             yield batch
 
     def metrics(self, global_batch: int) -> dict[str, float]:
-        """Throughput over all processes, seconds per step, the share spent waiting for data, peak memory here."""
+        """Throughput over all processes, seconds per step, fraction spent waiting for data, this process's peak memory."""
         seconds, steps, waited = time.perf_counter() - self._start, max(1, self._steps), self._waited
         self.restart()
         return {

@@ -1,8 +1,8 @@
-"""Which steps move the weights, decided on the device and the same on every rank.
+"""The guard of a training step: it decides on the device, equally on all ranks, whether the step moves the weights.
 
-A step whose loss or gradient is NaN or Inf on any rank moves no weights on any. Nor does a step whose gradient norm is
-far above the usual one (`outliers.py`), nor one whose float16 gradient overflows (`loss_scale.py`). One sum over the ranks
-a step decides this, and carries whether a rank was asked to stop. The host reads the outcome one step later (`later.py`).
+A step whose loss or gradient is NaN or Inf on any rank moves no weights on any rank. Neither does a step whose gradient norm
+is far above the usual one (`outliers.py`), nor one whose float16 gradient overflows (`loss_scale.py`). One all-reduce per step
+decides this, and carries whether a rank was asked to stop. The host reads the outcome one step later (`later.py`).
 """
 
 from collections.abc import Iterable
@@ -22,10 +22,10 @@ DOUBTFUL = 2  # steps of NaN in a row, after which the weights themselves may be
 
 
 class GuardState(NamedTuple):
-    """What a guard knows of the steps so far: float64 [] each, on the device.
+    """The guard's statistics of the steps so far: float64 [] each, on the device.
 
-    last_non_finite: the last step whose loss or gradient was NaN or Inf, -1 before any. Checkpoints hold the seven numbers
-    as one tensor in this order.
+    last_non_finite: the last step whose loss or gradient was NaN or Inf, -1 before any. Checkpoints hold the seven numbers as
+    one tensor in this order.
     """
 
     usual: UsualNorm
@@ -43,7 +43,7 @@ class GuardState(NamedTuple):
 
     @classmethod
     def from_tensor(cls, numbers: Tensor) -> "GuardState":
-        """The state that `to_tensor` gave, float64 [7]."""
+        """Rebuild the state from the tensor of `to_tensor`, float64 [7]."""
         log_norm, weight, skipped, in_a_row, last, scale, finite_steps = numbers.unbind()
         return cls(UsualNorm(log_norm, weight), skipped, in_a_row, last, LossScale(scale, finite_steps))
 
@@ -54,10 +54,10 @@ class GuardState(NamedTuple):
 
 
 class StepReport(NamedTuple):
-    """What the host learns of a step, the same on all ranks.
+    """The outcome of a step, as the host reads it, equal on all ranks.
 
-    non_finite: whether loss or gradient was NaN or Inf, where no float16 overflow explains it; in_a_row: how many such steps
-    in a row ended with this one; asked_to_stop: whether a rank was asked to stop.
+    non_finite: whether loss or gradient was NaN or Inf for another reason than a float16 overflow; in_a_row: how many
+    such steps in a row ended with this one; asked_to_stop: whether a rank was asked to stop.
     """
 
     step: int
@@ -67,7 +67,7 @@ class StepReport(NamedTuple):
 
 
 class Guard:
-    """Judges each step, without the host waiting for the device."""
+    """The judge of each step. It never makes the host wait for the device."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Guard:
         clip_norm: float | None = None,
         scaled: bool = False,
     ) -> None:
-        """scaled: the loss is multiplied by `scale` before the backward pass, as float16 needs."""
+        """Create a guard. scaled: whether the loss is multiplied by `scale` before the backward pass, as float16 needs."""
         self._factor, self._clip_norm, self._scaled = skip_factor, clip_norm, scaled
         self._max_non_finite = max_non_finite
         self.state = GuardState.first(scaled=scaled, device=device)
@@ -88,8 +88,9 @@ class Guard:
         self._later = Later(len(StepReport._fields) - 1, device)
 
     def load(self, saved: Tensor) -> None:
-        """Continue from the tensor of a checkpoint, float64 [7]. Its scale counts only if the loss was and is scaled: the
-        precision may have changed.
+        """Continue from the tensor of a checkpoint, float64 [7].
+
+        Its loss scale is used only if the loss was scaled then and is scaled now: the precision may have changed.
         """
         numbers = saved.to(self._no)
         state = GuardState.from_tensor(numbers)
@@ -102,17 +103,17 @@ class Guard:
 
     @property
     def scale(self) -> Tensor | None:
-        """What a rank's loss is multiplied by before the backward pass, float32 []; None for nothing.
+        """Factor of a rank's loss before the backward pass, float32 []; None where the loss is not scaled.
 
-        The rank's loss is a mean over its own images: divided by the number of ranks, an image's gradient is as large as on
-        one process, and overflows where it does there.
+        The rank's loss is a mean over its own images. The factor is divided by the number of ranks, so that an image's
+        gradient is as large as on one process and overflows at the same scale.
         """
         return (self.state.scale.value / comm.world_size()).float() if self._scaled else None
 
     def judge(self, loss: Tensor, grad_norm: Tensor, *, step: int, asked_to_stop: bool = False) -> Verdict:
-        """Whether and how far a step moves the weights. All ranks call it, once a step.
+        """Decide whether and how far a step moves the weights. All ranks call it once per step.
 
-        loss [] is the rank's own, grad_norm [] the global gradient's before clipping, of the scaled loss.
+        loss []: this rank's loss; grad_norm []: the norm of the global gradient of the scaled loss, before clipping.
         """
         state = self.state
         divided_by = state.scale.value / comm.world_size() if self._scaled else state.scale.value
@@ -138,12 +139,12 @@ class Guard:
         )
         self._later.put(step, torch.stack([non_finite.double(), in_a_row, sums[3]]))
         clipped = (norm / self._clip_norm).clamp_min(1) if self._clip_norm else torch.ones_like(norm)
-        # Where nothing moves, the gradient is divided by one: NaN would stay NaN, but Inf / Inf is another fault.
+        # Where no weights move, the gradient is divided by one: NaN would stay NaN, but Inf / Inf would be another fault.
         divisor = torch.where(finite, clipped * divided_by, 1.0)
         return Verdict(norm.float(), divisor.float(), skip.float())
 
     def reports(self, *, wait: bool) -> list[StepReport]:
-        """Each step that was judged and not reported yet, oldest first: without `wait`, all but the last one.
+        """Reports of the judged steps that were not reported yet, oldest first; without `wait`, all but the last one.
 
         All ranks get the same reports at the same step. When a report ends training, the last step's report is included, so
         that no step is left out.
@@ -164,18 +165,18 @@ class Guard:
                 )
 
     def metrics(self) -> dict[str, float]:
-        """`train/skipped_steps`: how many so far. With a scaled loss also `train/loss_scale`."""
+        """The metrics `train/skipped_steps`, their number so far, and, with a scaled loss, `train/loss_scale`."""
         scale = {"train/loss_scale": float(self.state.scale.value)} if self._scaled else {}
         return {"train/skipped_steps": float(self.state.skipped), **scale}
 
     @property
     def is_well(self) -> bool:
-        """Whether the weights seem sound. One step of NaN has moved nothing; two in a row may be the weights' own doing."""
+        """Whether the weights seem sound. One step of NaN moves no weights; two in a row may be caused by the weights."""
         return int(self.state.non_finite_in_a_row) < DOUBTFUL
 
     @property
     def last_non_finite(self) -> int:
-        """The last step whose loss or gradient was NaN or Inf, -1 if none was."""
+        """The last step whose loss or gradient was NaN or Inf, -1 before any."""
         return int(self.state.last_non_finite)
 
     def _take(self, *, newest: bool) -> list[StepReport]:

@@ -1,11 +1,11 @@
-"""Numbers on a device, read by the host one step later: reading at once would make the host wait for the device."""
+"""Numbers on a device that the host reads one step later, because it would wait for the device to read them at once."""
 
 import torch
 from torch import Tensor
 
 
 class Later:
-    """Vectors of `width` numbers, one a step. The device copies each to the host while the next step is computed.
+    """Vectors of `width` numbers, one per step, which the device copies to the host while it computes the next step.
 
     Two vectors are held: an unread one is overwritten by the second vector after it.
     """
@@ -19,7 +19,7 @@ class Later:
         self._written = self._read = 0
 
     def put(self, step: int, values: Tensor) -> None:
-        """Begin to copy the numbers of a step, float64 [width], to the host."""
+        """Start to copy the numbers of a step, float64 [width], to the host."""
         slot = self._written % 2
         self._slots[slot].copy_(values, non_blocking=True)
         if self._on_gpu:
@@ -35,7 +35,7 @@ class Later:
         return [self._value(number % 2) for number in unread]
 
     def clear(self) -> None:
-        """Forget what was not taken."""
+        """Drop the vectors that were not taken yet."""
         self._read = self._written
 
     def _value(self, slot: int) -> tuple[int, list[float]]:

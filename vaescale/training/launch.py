@@ -1,8 +1,8 @@
-"""Starting: one Accelerator, on the device there is, with as many processes as were asked for.
+"""The launch of training: one Accelerator, on the available device, with the requested number of processes.
 
-accelerate trains on fewer processes than asked, in silence, in two cases: `accelerate launch --cpu
---num_processes 2` starts one process, and `--multi_gpu` on a machine without GPUs starts two that each believe to
-be alone. The second is mended here (gloo on CPU), both are checked.
+accelerate silently trains on fewer processes than requested in two cases: `accelerate launch --cpu --num_processes 2`
+starts one process, and `--multi_gpu` on a machine without GPUs starts two that train independently. This module corrects
+the second case (gloo on CPU) and checks for both.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ON = ("1", "true")
 HARMLESS = (
-    # A kernel with one input channel has two equally good stride patterns; DDP takes them for two different ones.
+    # A kernel with one input channel has two equivalent stride patterns, which DDP takes for different ones.
     (UserWarning, "Grad strides do not match bucket view strides"),
     (UserWarning, "FSDP2-wrapped module .* returned a view"),  # nothing changes a term in place
     (FutureWarning, "`torch.distributed.* is deprecated"),  # DeepSpeed calls old names
@@ -30,36 +30,36 @@ HARMLESS = (
 
 
 class Launch(NamedTuple):
-    """The processes that came together, and how training lies on them: a key of `STRATEGIES`."""
+    """The accelerator of a launch, and the key of its training layout in `STRATEGIES`."""
 
     accelerator: "Accelerator"
     strategy: str
 
 
 def start(*, processes: int | None = None) -> Launch:
-    """Join the other processes. Precision is the step's business: accelerate would change the model's forward.
+    """Start an Accelerator and join the other processes.
 
-    processes: the number asked for, if it was. Raises UserError when another number is there, or when the launcher
-    asks for what would be ignored.
+    The training step sets the precision, because accelerate would change the model's forward. processes: the expected number;
+    None for the launcher's. Raises UserError when another number has started, or when the launcher requests something that
+    would be ignored.
     """
     if processes is not None and processes < 1:
         raise UserError(f"--processes (={processes}) must be at least 1")
     if processes != 1:
         refuse_lost_processes(os.environ)
-    strategy = _asked_for(os.environ)
+    strategy = _requested_strategy(os.environ)
     handlers = _prepare_environment(strategy)
-    for category, words in HARMLESS:
-        warnings.filterwarnings("ignore", message=words, category=category)
+    for category, message in HARMLESS:
+        warnings.filterwarnings("ignore", message=message, category=category)
     from accelerate import Accelerator
 
-    with contextlib.redirect_stdout(
-        sys.stderr
-    ):  # DeepSpeed speaks there, and a verb's result alone belongs there
+    # DeepSpeed prints to stdout, which is reserved for a verb's result.
+    with contextlib.redirect_stdout(sys.stderr):
         accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)
-    asked = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
-    if accelerator.num_processes != asked:
+    expected = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
+    if accelerator.num_processes != expected:
         raise UserError(
-            f"{asked} processes were asked for and {accelerator.num_processes} came; launch with "
+            f"{expected} processes were asked for, but {accelerator.num_processes} started; launch with "
             "`accelerate launch --config_file recipes/backends/cpu2.yaml` or `--multi_gpu --num_processes N`"
         )
     return Launch(accelerator, strategy)
@@ -67,8 +67,9 @@ def start(*, processes: int | None = None) -> Launch:
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the processes that a launcher started, for a verb that trains nothing: each then holds the whole model,
-    however training was laid out. Without a launcher nothing happens.
+    """Join the launcher's processes within the block, in a verb that does not train.
+
+    Each process holds the whole model, whatever layout training used. Without a launcher this does nothing.
     """
     refuse_lost_processes(os.environ)
     if "WORLD_SIZE" not in os.environ:
@@ -81,10 +82,10 @@ def joined() -> Iterator[None]:
     stop(accelerator)
 
 
-def _asked_for(environment: "os._Environ[str]") -> str:
-    """The strategy that the launcher's variables name. Raises UserError for what is not installed or not supported."""
+def _requested_strategy(environment: "os._Environ[str]") -> str:
+    """The layout that the launcher's variables name. Raises UserError when it is not installed or not supported."""
     if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ON:
-        for package in ("deepspeed", "transformers"):  # accelerate's own path to DeepSpeed imports the second
+        for package in ("deepspeed", "transformers"):  # accelerate imports both for DeepSpeed
             if importlib.util.find_spec(package) is None:
                 raise UserError(
                     f"DeepSpeed was asked for and {package} is missing; pip install 'vaescale[deepspeed]'"
@@ -104,29 +105,29 @@ def _asked_for(environment: "os._Environ[str]") -> str:
 
 
 def layout(strategy: str) -> str:
-    """`ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`: a strategy with the stage that the launcher's variables name."""
+    """The layout `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`; the launcher's variables name the stage of `zero`."""
     return strategy + (os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2") if strategy == "zero" else "")
 
 
 def _prepare_environment(strategy: str) -> list[Any]:
-    """What accelerate must find, or not find, before it is made; its handlers."""
+    """Set and unset the variables that accelerate reads. Returns the handlers to create it with."""
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, which accelerate imports, warns of it
-    if on_cpu and strategy == "zero":  # with use_cpu accelerate would leave DeepSpeed out, in silence
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # avoids a warning of DeepSpeed
+    if on_cpu and strategy == "zero":  # with use_cpu accelerate silently ignores DeepSpeed
         os.environ.pop("ACCELERATE_USE_CPU", None)
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     elif on_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     if strategy == "fsdp2":
         os.environ.pop("ACCELERATE_USE_FSDP")  # `strategies/fsdp2.py` calls torch itself
-    # The environment could set both otherwise, against the recipe.
+    # The environment could contradict the recipe in both.
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "1"
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     from accelerate import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    # Buffers are the same on all ranks by construction: sending them with each forward would be wasted. accelerate
-    # knows this option by its old name alone, of which torch 2.13 warns.
+    # Buffers are equal on all ranks by construction, so they need not be sent with each forward. accelerate knows only
+    # the old name of this option, for which torch 2.13 warns.
     data_parallel = DistributedDataParallelKwargs()
     data_parallel.to_kwargs = lambda: {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
     several = "WORLD_SIZE" in os.environ
@@ -134,21 +135,21 @@ def _prepare_environment(strategy: str) -> list[Any]:
 
 
 def refuse_to_compile(strategy: str) -> None:
-    """Raise UserError where weights are gathered in hooks that a compiled forward pass would not run."""
+    """Raise UserError for layouts that gather weights in hooks, which a compiled forward pass would not run."""
     if layout(strategy) in ("zero3", "fsdp2"):
         raise UserError(
-            f"training.compile is not for {layout(strategy)}, whose weights are in parts; take ddp, zero1 or zero2"
+            f"training.compile does not work with {layout(strategy)}, which partitions the weights; take ddp, zero1 or zero2"
         )
 
 
 def set_precision(precision: str) -> None:
-    """Compute a GPU's float32 products in float32, or in TF32 if asked: torch's default is TF32 in convolutions alone."""
+    """Compute a GPU's float32 products in float32, or in TF32 if requested; torch's default uses TF32 in convolutions."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 @contextlib.contextmanager
 def precision_of_evaluation() -> Iterator[None]:
-    """Compute float32 products within as `vaescale evaluate` does, whatever training uses."""
+    """Use the float32 precision of `vaescale evaluate` within the block, whatever precision training uses."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     set_precision("fp32")
     try:
@@ -159,7 +160,7 @@ def precision_of_evaluation() -> Iterator[None]:
 
 @contextlib.contextmanager
 def launched(launch: Launch | None, *, processes: int | None = None) -> Iterator[Launch]:
-    """The launch that is given, or one that is started here and stopped at the end (see `start`)."""
+    """Yield the given launch, or start one (see `start`) and stop it at the end."""
     if launch is not None:
         yield launch
         return
@@ -171,20 +172,20 @@ def launched(launch: Launch | None, *, processes: int | None = None) -> Iterator
 
 
 def stop(accelerator: "Accelerator") -> None:
-    """Leave the process group in order."""
+    """Leave the process group."""
     accelerator.end_training()
 
 
 def refuse_lost_processes(environment: "os._Environ[str] | dict[str, str]") -> None:
-    """Raise UserError when a launcher was asked for several processes and started only this one.
+    """Raise UserError when the launcher was asked for several processes and started only this one.
 
-    Its single-process path sets MASTER_ADDR if, and only if, more than one process or machine was asked for, and
+    The launcher's single-process path sets MASTER_ADDR if, and only if, more than one process or machine was asked for. It
     never sets WORLD_SIZE.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in environment and "WORLD_SIZE" not in environment
     if launched and "MASTER_ADDR" in environment:
         raise UserError(
             "several processes were asked for and the launcher started one; on CPU launch with `accelerate launch "
-            "--config_file recipes/backends/cpu2.yaml`, or `--multi_gpu --num_processes N` in place of `--cpu` (if one "
-            "is right: --processes 1)"
+            "--config_file recipes/backends/cpu2.yaml`, or `--multi_gpu --num_processes N` in place of `--cpu` (to "
+            "train on one process: --processes 1)"
         )

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop: steps, and what is logged, evaluated and saved after them."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -19,10 +19,10 @@ from vaescale.training.strategies.base import Strategy
 
 
 class Watcher(Protocol):
-    """What happens beside the steps. All ranks call all of it, at the same steps; `done` is the number of steps done."""
+    """Callbacks of the training loop. All ranks call each at the same steps; `done` is the number of steps done."""
 
     def judged(self, reports: Iterable[StepReport]) -> None:
-        """Note which steps were NaN or Inf. Each step is reported once, at the latest while the next one runs."""
+        """Record which steps were NaN or Inf. Each step is reported once, at the latest while the next one runs."""
 
     def log(self, done: int, metrics: dict[str, float]) -> None:
         """Write a row of metrics."""
@@ -31,7 +31,7 @@ class Watcher(Protocol):
         """Measure the held-out images."""
 
     def checkpoint(self, done: int) -> None:
-        """Save a checkpoint."""
+        """Save the weights and the training state."""
 
     def asked_to_stop(self) -> bool:
         """Whether this process was asked to stop, for example by a cluster that wants its node back."""
@@ -47,7 +47,7 @@ class Due(NamedTuple):
 
     @classmethod
     def after(cls, done: int, config: TrainingConfig) -> "Due":
-        """What is due after `done` steps; after the last step everything is."""
+        """What is due after `done` steps; after the last step, everything that the recipe asks for."""
         intervals = (
             *(config.log_every, config.evaluate_every, config.checkpoint_every),
             config.compare_replicas_every,
@@ -111,10 +111,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _schedules(objective: Objective, step: int, lr: float) -> dict[str, float]:
-    """The learning rate, and what the objective's schedules are at."""
+    """The learning rate and the current values of the objective's schedules."""
     return {"train/lr": lr, **{f"train/{name}": value for name, value in objective.progress(step).items()}}
 
 
 def _preempted(done: int, *, saved: bool) -> Preempted:
     where = "there" if saved else "the last checkpoint"
-    return Preempted(f"asked to stop after step {done}; the same command goes on from {where}")
+    return Preempted(f"asked to stop after step {done}; the same command continues from {where}")

@@ -12,7 +12,7 @@ FIRST_SCALE, LARGEST_SCALE, GROWTH_STEPS = 2.0**16, 2.0**24, 2000
 
 
 class LossScale(NamedTuple):
-    """value: what the loss is multiplied by; finite_steps: finite steps in a row since its last change. Both float64 []."""
+    """A loss scale. value: the factor of the loss; finite_steps: finite steps in a row since its last change. Both float64 []."""
 
     value: Tensor
     finite_steps: Tensor

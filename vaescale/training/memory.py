@@ -1,4 +1,4 @@
-"""What a training step keeps in memory, before anything is trained."""
+"""An estimate of the memory that a training step needs, made before training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from vaescale.training.config import Precision
 from vaescale.training.step import AUTOCAST
 
 BUCKET = 4 << 24  # bytes that DeepSpeed reduces at a time (see `strategies/zero.py`)
-LIVE = 4 * ((1 << 25) + (1 << 23))  # of ZeRO-3's weights, those that are gathered, and those fetched ahead
+LIVE = 4 * ((1 << 25) + (1 << 23))  # bytes of ZeRO-3's weights that are gathered or fetched ahead
 
 
 def estimate(
@@ -32,9 +32,9 @@ def estimate(
 ) -> dict[str, int]:
     """Bytes per process: weights, gradients, Adam's two moments, averaged weights, and activations; `total` at the peak.
 
-    layout: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`. images: per process and micro-batch. The activations are what is
-    alive between the forward and the backward pass, measured with one and two images and extended in a straight line; the
-    estimate excludes temporary kernel workspace. Where gradients are freed after each step, they fill the memory that the
+    layout: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`. images: per process and micro-batch. Activations are the tensors
+    alive between the forward and the backward pass, measured with one and two images and extrapolated linearly; the estimate
+    excludes temporary kernel workspace. Where gradients are freed after each step, they fill the memory that the
     backward pass frees, so that only the larger of gradients and activations counts.
     """
     one, two = (
@@ -42,32 +42,32 @@ def estimate(
         for n in (1, 2)
     )
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
-    part, bucket = -(-whole // processes), min(whole, BUCKET)
-    # DeepSpeed keeps a second copy of its part: the one that the optimizer moves.
+    partition, bucket = -(-whole // processes), min(whole, BUCKET)
+    # DeepSpeed keeps a second copy of its partition, which the optimizer updates.
     weights, gradients = {
         "ddp": (whole, whole),
-        "zero1": (whole + part, whole + part + bucket),
-        "zero2": (whole + part, part + 2 * bucket),
-        "zero3": (2 * part + min(whole, LIVE), part + 2 * bucket),
-        "fsdp2": (part, part),
+        "zero1": (whole + partition, whole + partition + bucket),
+        "zero2": (whole + partition, partition + 2 * bucket),
+        "zero3": (2 * partition + min(whole, LIVE), partition + 2 * bucket),
+        "fsdp2": (partition, partition),
     }[layout]
-    own = whole if layout == "ddp" else part
+    moment = whole if layout == "ddp" else partition
     activations = one + (images - 1) * (two - one)
-    parts = {
+    estimates = {
         "weights": weights,
         "gradients": gradients,
-        "optimizer": 2 * own,
-        "ema": own if ema else 0,
+        "optimizer": 2 * moment,
+        "ema": moment if ema else 0,
         "activations": activations,
     }
-    # DDP's buckets are the gradients; ZeRO-3 keeps its part's.
+    # DDP's buckets hold the gradients; ZeRO-3 keeps those of its partition.
     stay = accumulation > 1 or layout == "zero3" or (layout == "ddp" and processes > 1)
     shared = 0 if stay else min(gradients, activations)
-    return {**parts, "total": sum(parts.values()) - shared}
+    return {**estimates, "total": sum(estimates.values()) - shared}
 
 
 def _saved_bytes(model: VAE, *, images: int, precision: Precision, importance_samples: int) -> int:
-    """Bytes alive after a forward pass beside the parameters: what autograd saved, and what checkpointed blocks keep."""
+    """Bytes alive after a forward pass besides the parameters: what autograd and checkpointed blocks keep."""
     device = next(model.parameters()).device
     batch = torch.zeros(images, *model.image_shape, dtype=torch.uint8, device=device)
     stream = noise.Stream(0, 0, torch.zeros(images, dtype=torch.int64, device=device))

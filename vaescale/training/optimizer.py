@@ -15,8 +15,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only, never on biases and norms. Fused, so that a step is skipped by a tensor on
-    the device, `found_inf`, and no host waits to know.
+    """Build the optimizer, with weight decay on matrices and kernels only, never on biases and norms.
+
+    It is fused, so that a tensor on the device, `found_inf`, skips a step and the host does not wait.
     """
     named = list(model.named_parameters())
     kernels = [p for name, p in named if p.ndim > 1 and "bias" not in name]  # a ladder's `biases` are maps

@@ -1,7 +1,7 @@
 """The usual gradient norm, and which norms are too far above it.
 
-The usual norm is exp of a running mean of the logarithm, over steps that moved the weights or not. A fixed bound that a run
-once exceeds skips every later batch; this bound rises by skip_factor^(1 / 100) with each skipped step, so that 100 of
+The usual norm is exp of a running mean of the logarithm, over all steps, skipped ones included. With a fixed bound, a run that
+exceeds it once could skip every later batch. This bound rises by skip_factor^(1 / 100) with each skipped step, so that 100 of
 them raise it tenfold if the factor is 10, and training continues.
 """
 
@@ -16,9 +16,10 @@ TRUSTED_AFTER_STEPS = 20
 
 
 class UsualNorm(NamedTuple):
-    """log_norm: the running sum of log norms, each times its weight; weight: the sum of the weights, from 0 to 1.
+    """A running mean of the log gradient norm.
 
-    Both float64 [].
+    log_norm: the running sum of log norms, each multiplied by its weight; weight: the sum of the weights, from 0 to 1. Both
+    float64 [].
     """
 
     log_norm: Tensor

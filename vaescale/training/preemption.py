@@ -1,7 +1,7 @@
-"""Signals that ask training to stop: it saves at the next step's end and leaves with the code that says why.
+"""Signals that ask training to stop: it saves at the end of the step and exits with the code of the signal.
 
-SIGTERM and SIGUSR1 come from a cluster that wants its node back (75: requeue), SIGINT from a person at the keyboard (130),
-whose second one stops at once. A signal may reach one rank alone; the ranks agree on the step in the guard's all-reduce.
+SIGTERM and SIGUSR1 come from a cluster that wants its node back (75: requeue), SIGINT from a person at the keyboard (130);
+a second SIGINT stops at once. A signal may reach one rank alone; the ranks agree on the step in the guard's all-reduce.
 """
 
 import os
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Preemption:
-    """`with Preemption(shown=True) as preemption: ... preemption.asked()`."""
+    """Handlers of these signals: `with Preemption(shown=True) as preemption: ... preemption.asked()`."""
 
     def __init__(self, *, shown: bool) -> None:
         self._shown = shown
@@ -39,9 +39,9 @@ class Preemption:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = self._interrupted or number == signal.SIGINT
-        # A launcher follows a person's Ctrl-C with a SIGTERM of its own: the person's wish counts.
+        # A launcher sends a SIGTERM of its own after a person's Ctrl-C, which takes precedence.
         self.signal = signal.SIGINT if self._interrupted else signal.Signals(number)
         if self._shown:
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-            words = f"{signal.Signals(number).name}: saving after this step{again}\n"
-            os.write(2, words.encode())  # a handler may have interrupted a write to sys.stderr
+            message = f"{signal.Signals(number).name}: saving after this step{again}\n"
+            os.write(2, message.encode())  # a handler may have interrupted a write to sys.stderr

@@ -1,4 +1,4 @@
-"""What a run writes beside its steps: rows of metrics, evaluations with a picture, checkpoints, and the images of NaN."""
+"""The recorder of a run: rows of metrics, evaluations with a picture, checkpoints, and the images of steps of NaN."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -27,11 +27,11 @@ from vaescale.training.strategies.base import Strategy
 from vaescale.training.writer import Writer
 
 GLIMPSED = 8  # images in the picture of each evaluation
-TOLD = 20  # steps of NaN that are named on stderr
+MOST_NAMED_STEPS = 20  # steps of NaN that are named on stderr
 
 
 class Images(NamedTuple):
-    """Where a run's images come from. held_out: this rank's batches of the held-out images, anew at each call."""
+    """The images of a run. held_out: returns this rank's batches of the held-out images, from the first one at each call."""
 
     train: ShardReader
     val: ShardReader
@@ -42,10 +42,10 @@ class Images(NamedTuple):
 
 @dataclass
 class Recorder:
-    """The watcher of the training loop. All ranks have one and call it at the same steps; the main one writes.
+    """The watcher of the training loop. All ranks call it at the same steps; the main process writes.
 
-    tags: what identifies the run, saved with each checkpoint; lr_factor: what the learning rate is multiplied by, lowered by
-    each return to a checkpoint.
+    tags: what identifies the run, saved with each checkpoint; lr_factor: the factor of the learning rate, which each rollback
+    to a checkpoint lowers.
     """
 
     folder: Path
@@ -61,21 +61,22 @@ class Recorder:
     keep_best: str | None
     lr_factor: float = 1.0
     _measured: tuple[int, dict[str, float]] = field(init=False, default=(0, {}))
-    _told: int = field(init=False, default=0)
+    _num_named: int = field(init=False, default=0)
     _non_finite: run_folder.NonFiniteSteps = field(init=False)
 
     def __post_init__(self) -> None:
         self._non_finite = run_folder.NonFiniteSteps(self.folder)
 
     def judged(self, reports: Iterable[StepReport]) -> None:
-        """Write down which images a loss or gradient of NaN or Inf came from."""
+        """Record the images of each step whose loss or gradient was NaN or Inf."""
         if not comm.is_main():
             return
         for step in (report.step for report in reports if report.non_finite):
             self._non_finite.append(step, self.images.train.keys_of(self.images.plan.samples(step)))
-            if self._told < TOLD:
-                self._told += 1
-                more = "; further steps are only written there" if self._told == TOLD else ""
+            if self._num_named < MOST_NAMED_STEPS:
+                self._num_named += 1
+                is_last = self._num_named == MOST_NAMED_STEPS
+                more = "; further steps are only written there" if is_last else ""
                 path = self.folder / run_folder.NON_FINITE
                 say(f"loss or gradient was NaN or Inf at step {step}; its images: {path}{more}")
 
@@ -84,7 +85,7 @@ class Recorder:
         metrics |= self.skips.metrics()
         if not comm.is_main():
             return
-        # A step with NaN moved nothing; its numbers are no numbers.
+        # A step of NaN moves no weights, and its metrics of NaN are left out.
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         run_folder.append_metrics(self.folder, done, metrics | system_metrics())
         bound = "neg_profile_elbo" if self.strategy.model.likelihood.reads_x else "neg_elbo"
@@ -105,7 +106,7 @@ class Recorder:
         self._measured = (done, {f"val/{name}": value for name, value in metrics.items()})
         if self.keep_best and self.keep_best not in self._measured[1]:
             known = ", ".join(sorted(self._measured[1]))
-            raise UserError(f"training.keep_best is {self.keep_best!r}; what is measured here: {known}")
+            raise UserError(f"training.keep_best is {self.keep_best!r}; the metrics measured are {known}")
         if comm.is_main():
             run_folder.append_metrics(self.folder, done, self._measured[1])
         if comm.is_main() and rows:
@@ -113,8 +114,8 @@ class Recorder:
             figures.picture_rows(path, [(name, row.numpy()) for name, row in rows])
 
     def checkpoint(self, done: int) -> None:
-        """Begin to write a checkpoint."""
-        self.wait_for_the_disk()  # or memory would hold two copies
+        """Start to write a checkpoint."""
+        self.wait_for_the_disk()  # otherwise memory would hold two copies
         tensors = self.strategy.state() | {"guard": {"state": self.guard.state.to_tensor().cpu()}}
         measured = self._measured[1] if self._measured[0] == done else {}
         state = self.tags | {"lr_factor": self.lr_factor, "metrics": measured}
@@ -125,7 +126,7 @@ class Recorder:
         return self.preemption.asked() or self.writer.has_failed
 
     def wait_for_the_disk(self) -> None:
-        """Wait until the last checkpoint is written, with a sign of life from every rank each second."""
+        """Wait until the last checkpoint is written, with a heartbeat of every rank each second."""
         while comm.on_main(self.writer.is_busy):
             pass
         comm.on_main(self.writer.wait)

@@ -20,10 +20,10 @@ AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.fl
 
 
 class StepSums(NamedTuple):
-    """This rank's share of a step, on the device. sums float64: what `column_sums` sums; pieces: the loss and its pieces,
-    float64 [] each, times their images.
+    """This rank's sums of a step, on the device.
 
-    grad_norm [] is the global gradient's, before clipping.
+    sums: float64, see `column_sums`; pieces: the loss and its pieces, float64 [] each, multiplied by the number of their
+    images; grad_norm []: the norm of the global gradient, before clipping.
     """
 
     sums: Tensor
@@ -45,8 +45,8 @@ def train_step(
 ) -> StepSums:
     """Forward and backward over the micro-batches, one gradient exchange, one optimizer step.
 
-    precision: of the forward pass (see `AUTOCAST`). Weights and the loss are float32 in all of them. judge: from the rank's
-    loss [] and the gradient's norm [] to the verdict. scale []: what the loss is multiplied by before the backward pass.
+    precision: of the forward pass (see `AUTOCAST`); weights and loss are always float32. judge: maps the rank's loss [] and the
+    gradient's norm [] to the verdict. scale []: factor of the loss in the backward pass.
     """
     device = strategy.device
     sums: list[Tensor] = []
@@ -73,7 +73,7 @@ def train_step(
         sums.append(column_sums(terms, mask))
         named = {"loss_nats": loss, **named}
         pieces.append({name: value.detach().double() * len(slots) for name, value in named.items()})
-    total = {name: torch.stack([part[name] for part in pieces]).sum() for name in pieces[0]}
+    total = {name: torch.stack([values[name] for values in pieces]).sum() for name in pieces[0]}
     verdict = strategy.step(step, partial(judge, total["loss_nats"]))
     strategy.model.likelihood.end_step()
     global_batch = sum(len(batch.slots) for batch in micro_batches) * comm.world_size()
@@ -81,7 +81,7 @@ def train_step(
 
 
 def step_metrics(result: StepSums, model: VAE) -> dict[str, float]:
-    """This step's means over the global batch. Nats are per image; mse and bits are per value."""
+    """Means of a step over the global batch. Nats are per image; mse and bits are per value."""
     columns = len(result.sums)
     sums = comm.all_reduce_sum(torch.cat([result.sums, torch.stack(list(result.pieces.values()))]))
     metrics = model_metrics(model, sums[: columns - 1] / sums[columns - 1])

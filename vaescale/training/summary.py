@@ -11,10 +11,10 @@ from vaescale.runs.tracking import TrackingConfig, push
 def sum_up(
     folder: Path, *, name: str, steps: int, group_places: tuple[int, ...], tracking: TrackingConfig
 ) -> None:
-    """Write summary.json and figures, and send them to MLflow, unless a start did: the one that reached the last step may
-    have been killed before.
+    """Write summary.json and figures and send them to MLflow, unless an earlier start of the run did.
 
-    name: the title of the figures; steps: the run's last step; group_places: places of each group of latents, as in VAE.
+    The start that reached the last step may have been killed before it did. name: the title of the figures; steps: the run's
+    last step; group_places: the number of places of each group of latents, as in VAE.
     """
     summary = run_folder.read_json(folder / run_folder.SUMMARY)
     curves = folder / "figures" / "curves.png"

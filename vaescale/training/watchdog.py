@@ -1,7 +1,7 @@
-"""Ends a run that hangs, and says which rank hangs, at which step and in what.
+"""A watchdog that ends a hanging run, and names the rank that hangs, its step and its activity.
 
-Each rank tells the others every few seconds, through the launcher's key-value store, where it is. The rank that nobody
-hears of, or that computes while the others wait for it, is the one to look at.
+Every few seconds each rank publishes its step and activity in the launcher's key-value store. The rank to look at is the one
+that the others do not hear from, or that computes while the others wait for it.
 """
 
 import json
@@ -17,33 +17,33 @@ from vaescale.errors import TrainingStopped
 from vaescale.system import heartbeat
 from vaescale.system.console import say
 
-LOOKS = 10  # within the bound
-SILENT = 3  # looks
+CHECKS = 10  # within the bound
+SILENT_CHECKS = 3  # without a message, after which a rank counts as silent
 
 
 class Heard(NamedTuple):
-    """What a rank told last: the message's number, when it came, and where the rank was."""
+    """The last message of a rank: its number, when it arrived, and the rank's pulse."""
 
-    told: int
+    number: int
     at: float
     pulse: heartbeat.Pulse
 
 
 class Watchdog:
-    """`with Watchdog(bound_seconds):` watches this process's pulse from a thread; None watches nothing.
+    """A thread that watches this process's pulse: `with Watchdog(bound_seconds):`. A bound of None watches nothing.
 
-    end: what is called with the exit code; the main thread hangs, so that nothing less than the process's end would do.
+    end: called with the exit code. It ends the process, because nothing else stops a main thread that hangs.
     """
 
     def __init__(
         self, bound_seconds: float | None, *, end: Callable[[int], Any] = os._exit, store: Any = None
     ) -> None:
         self._bound, self._end, self._store = bound_seconds, end, _store() if store is None else store
-        self._every = min(5.0, (bound_seconds or 0) / LOOKS)
+        self._every = min(5.0, (bound_seconds or 0) / CHECKS)
         self._stop = threading.Event()
         self._heard: dict[int, Heard] = {}
-        self._told, self._answered = 0, time.monotonic()
-        # Two threads: when the network is cut, the store itself hangs.
+        self._num_sent, self._answered = 0, time.monotonic()
+        # Two threads, because the store itself hangs when the network is cut.
         self._threads = [
             threading.Thread(target=work, daemon=True, name=f"watchdog-{work.__name__}")
             for work in (self._watch, self._exchange)
@@ -70,61 +70,65 @@ class Watchdog:
                 return
 
     def _exchange(self) -> None:
-        """Tell the others where this rank is, and hear where they are."""
+        """Publish this rank's pulse, and read the other ranks' pulses."""
         while self._store is not None:
             try:
-                step, place, since, waits = heartbeat.read()
-                self._told += 1
-                own = [self._told, step, place, time.monotonic() - since, waits]
-                self._store.set(f"pulse/{comm.rank()}", json.dumps(own))
+                step, activity, since, waits = heartbeat.read()
+                self._num_sent += 1
+                message = [self._num_sent, step, activity, time.monotonic() - since, waits]
+                self._store.set(f"pulse/{comm.rank()}", json.dumps(message))
                 for rank in range(comm.world_size()):
                     if rank != comm.rank() and self._store.check([f"pulse/{rank}"]):
                         self._hear(rank, *json.loads(self._store.get(f"pulse/{rank}")))
                 self._answered = time.monotonic()
-            except RuntimeError:  # the store went with the rank that kept it
+            except RuntimeError:  # the store ended with the rank that held it
                 return
             if self._stop.wait(self._every):
                 return
 
-    def _hear(self, rank: int, told: int, step: int, place: str, seconds: float, waits: bool) -> None:
-        """What a rank tells: the number of its message tells a new one from an old one, its clock is its own."""
+    def _hear(self, rank: int, number: int, step: int, activity: str, seconds: float, waits: bool) -> None:
+        """Store a rank's message, unless its number is the last one's. `seconds` is an age, because clocks differ."""
         before = self._heard.get(rank)
         now = time.monotonic()
-        if before is None or before.told != told:
-            self._heard[rank] = Heard(told, now, heartbeat.Pulse(step, place, now - seconds, waits))
+        if before is None or before.number != number:
+            self._heard[rank] = Heard(number, now, heartbeat.Pulse(step, activity, now - seconds, waits))
 
     def _sentence(self) -> str:
-        """Where everybody is; the suspects first."""
-        own, now = heartbeat.read(), time.monotonic()
-        heard = {comm.rank(): Heard(0, now, own)} | dict(self._heard)
-        newest = max(one.pulse.step for one in heard.values())
+        """The message: where the suspected ranks are, and where this rank is."""
+        pulse, now = heartbeat.read(), time.monotonic()
+        heard = {comm.rank(): Heard(0, now, pulse)} | dict(self._heard)
+        newest = max(message.pulse.step for message in heard.values())
         missing = [rank for rank in range(comm.world_size()) if rank not in heard]
-        silent = [rank for rank, one in heard.items() if now - one.at > SILENT * self._every + 1]
-        behind = [rank for rank, one in heard.items() if one.pulse.step < newest]
-        busy = [rank for rank, one in heard.items() if not one.pulse.waits]
-        words = []
+        silent = [
+            rank for rank, message in heard.items() if now - message.at > SILENT_CHECKS * self._every + 1
+        ]
+        behind = [rank for rank, message in heard.items() if message.pulse.step < newest]
+        busy = [rank for rank, message in heard.items() if not message.pulse.waits]
+        phrases = []
         for rank in (missing or silent or behind or busy or sorted(heard))[:8]:
             if rank in missing:
-                words.append(f"rank {rank} was never heard of")
+                phrases.append(f"rank {rank} was never heard from")
                 continue
-            at, (step, place, since, _) = heard[rank].at, heard[rank].pulse
+            at, (step, activity, since, _) = heard[rank].at, heard[rank].pulse
             if rank in silent:
-                words.append(f"rank {rank} not heard of for {now - at:.0f} s, last at step {step} in {place}")
+                phrases.append(
+                    f"rank {rank} not heard from for {now - at:.0f} s, last at step {step} in {activity}"
+                )
             else:
-                words.append(f"rank {rank} has been at step {step} in {place} for {now - since:.0f} s")
-        if self._store is not None and now - self._answered > SILENT * self._every + 1:
-            words.append("the launcher's store, on rank 0's host, does not answer")
+                phrases.append(f"rank {rank} has been at step {step} in {activity} for {now - since:.0f} s")
+        if self._store is not None and now - self._answered > SILENT_CHECKS * self._every + 1:
+            phrases.append("the launcher's store, on rank 0's host, does not answer")
         return (
-            f"no sign of life for {self._bound:.0f} s (training.watchdog_seconds): {'; '.join(words)}; this rank is at step "
-            f"{own.step} in {own.place}; the same command goes on from the last checkpoint"
+            f"no sign of life for {self._bound:.0f} s (training.watchdog_seconds): {'; '.join(phrases)}; this rank is at step "
+            f"{pulse.step} in {pulse.activity}; the same command continues from the last checkpoint"
         )
 
 
 def _store() -> Any:
-    """A connection of our own to the launcher's store: the one that collectives use may be busy waiting."""
+    """A separate connection to the launcher's store, because that of the collectives may be waiting."""
     if comm.world_size() == 1:
         return None
     from torch.distributed import distributed_c10d
 
-    own: Any = distributed_c10d._get_default_store()
-    return distributed_c10d.PrefixStore("vaescale", own.clone())
+    store: Any = distributed_c10d._get_default_store()
+    return distributed_c10d.PrefixStore("vaescale", store.clone())

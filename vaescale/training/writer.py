@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: the step waits for a copy in memory, not for the disk."""
+"""A writer of checkpoints in the background: a step waits for the copy in memory, not for the disk."""
 
 import threading
 from pathlib import Path
@@ -13,9 +13,9 @@ from vaescale.system import heartbeat
 
 
 class Writer:
-    """`with Writer(folder, keep) as writer: writer.save(...)` on the main process; leaving it waits for the last one.
+    """A thread that writes checkpoints: `with Writer(folder, keep) as writer: writer.save(...)` on the main process.
 
-    One checkpoint is written at a time. What a disk refused is raised by the next call.
+    One checkpoint is written at a time; the end of the block waits for the last one. The next call raises an error of the disk.
     """
 
     def __init__(self, folder: Path, keep: Keep) -> None:
@@ -24,7 +24,7 @@ class Writer:
         self._fault: BaseException | None = None
 
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        """Write tensors that nobody changes any more. Raises OSError for want of room, or for the checkpoint before."""
+        """Start to write tensors that no longer change. Raises OSError without room, or where the last checkpoint failed."""
         self.wait()
         needed = checkpoint.num_bytes({file: checkpoint.shapes_of(group) for file, group in tensors.items()})
         checkpoint.refuse_too_little_room(self._folder, needed)
@@ -32,21 +32,21 @@ class Writer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last checkpoint is on the disk. Raises what kept it from there, as OSError."""
+        """Wait until the last checkpoint is on the disk. Raises the error of one that failed."""
         self.join()
         if self._fault is not None:
             fault, self._fault = self._fault, None
             raise fault
 
     def is_busy(self) -> bool:
-        """Whether the last checkpoint is still being written, after a second in which it may come to its end."""
+        """Whether the last checkpoint is still being written, after a wait of up to a second."""
         heartbeat.beat("writing a checkpoint")
         if self._thread is not None:
             self._thread.join(1.0)
         return self._thread is not None and self._thread.is_alive()
 
     def join(self) -> None:
-        """Until the last checkpoint is on the disk or has failed, without a word."""
+        """Wait until the last checkpoint is on the disk or has failed. Raises nothing."""
         while self.is_busy():
             pass
         self._thread = None
@@ -59,7 +59,7 @@ class Writer:
     def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         try:
             checkpoint.write(self._folder, step, tensors, state, keep=self._keep)
-        except BaseException as error:  # whatever it was, training must not believe that it is saved
+        except BaseException as error:  # of any kind: training must not count this checkpoint as saved
             self._fault = error
 
     def __enter__(self) -> "Writer":

@@ -1,1 +1,1 @@
-"""Data sets written as shards, and shards made by others indexed and verified."""
+"""Making of data sets: images written as shards, and shards indexed and verified."""

@@ -1,4 +1,4 @@
-"""One image on its way into a shard: where it is, not yet what it is."""
+"""An image to write into a shard: its key and class, and where to read it."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from vaescale.errors import DataError
 
 
-class Place(NamedTuple):
-    """An image's file: a whole file, or `bytes` of one from `offset` on."""
+class Place(NamedTuple):  # its name is part of the hashes in shards' notes (`writing.py`)
+    """The file of an image: a whole file, or `bytes` of one from `offset` on."""
 
     path: Path
     offset: int = 0
@@ -26,7 +26,7 @@ class Item(NamedTuple):
 
 
 def open_item(item: Item) -> bytes | NDArray[np.uint8]:
-    """The item's file, or its values. Raises DataError when the file cannot be read."""
+    """Read an item's file, or return its values. Raises DataError when the file cannot be read."""
     if not isinstance(item.content, Place):
         return item.content
     try:

@@ -1,4 +1,4 @@
-"""Shards against their index: sizes, hashes, the tar's structure and end, every sample's place, and decodability."""
+"""Verification of shards against their index: sizes, hashes, the tar's structure and end, samples, and decoding."""
 
 import hashlib
 import os
@@ -10,12 +10,12 @@ from typing import NamedTuple
 from vaescale.data.index import INDEX, LATENTS, Entries, Shard, parse_entries, parse_index
 from vaescale.data.pictures import PictureFault, decode
 from vaescale.data.storage import Folder
-from vaescale.data.tars import IMAGE_EXTENSIONS, LATENT_EXTENSIONS, Found, TarFault, samples
+from vaescale.data.tars import IMAGE_EXTENSIONS, LATENT_EXTENSIONS, Sample, TarFault, samples
 from vaescale.errors import DataError
 
 
 class ShardFault(NamedTuple):
-    """What is wrong, and where: a shard, a member (or empty) and a byte offset (or -1)."""
+    """A fault of a shard and its position: the shard, a member (or empty) and a byte offset (or -1). words: a sentence."""
 
     shard: str
     member: str
@@ -30,10 +30,10 @@ def verify_shards(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, list[ShardFault]]:
-    """The number of samples that the index of a folder names, and every fault. deep: decode every image. Of latents, their bytes
-    and places are compared.
+    """Verify the shards of a folder. Returns the number of samples that its index names, and every fault.
 
-    progress: called with the number of shards done and of all shards. Raises DataError when there is no readable index.
+    deep: decode every image; of latents, only bytes and offsets are compared. progress: called with the number of shards done
+    and of all shards. Raises DataError when there is no readable index.
     """
     place = place.removeprefix("file://")
     if "://" in place:
@@ -45,9 +45,11 @@ def verify_shards(
     latents = index.made.get("kind") == LATENTS
     extensions, deep = (LATENT_EXTENSIONS, False) if latents else (IMAGE_EXTENSIONS, deep)
     faults = []
-    with ThreadPoolExecutor(jobs) as pool:  # hashing and decoding let go of the interpreter
-        found = pool.map(lambda shard: _verify(folder, shard, deep=deep, extensions=extensions), index.shards)
-        for number, shard_faults in enumerate(found, start=1):
+    with ThreadPoolExecutor(jobs) as pool:  # hashing and decoding release the interpreter's lock
+        results = pool.map(
+            lambda shard: _verify(folder, shard, deep=deep, extensions=extensions), index.shards
+        )
+        for number, shard_faults in enumerate(results, start=1):
             faults += shard_faults
             if progress is not None:
                 progress(number, len(index.shards))
@@ -74,12 +76,12 @@ def _verify(folder: Path, shard: Shard, *, deep: bool, extensions: tuple[str, ..
 
 
 def _structure(path: Path, extensions: tuple[str, ...]) -> list[ShardFault]:
-    """The faults of the tar itself and of its samples."""
+    """The faults of a tar itself and of its samples."""
     faults = []
     try:
         with path.open("rb") as file:
             faults = [
-                _at(path.name, found) for found in samples(file, extensions) if isinstance(found, TarFault)
+                _at(path.name, sample) for sample in samples(file, extensions) if isinstance(sample, TarFault)
             ]
     except TarFault as error:
         faults.append(_at(path.name, error))
@@ -87,7 +89,7 @@ def _structure(path: Path, extensions: tuple[str, ...]) -> list[ShardFault]:
 
 
 def _compare(folder: Path, shard: Shard, *, deep: bool, extensions: tuple[str, ...]) -> list[ShardFault]:
-    """Every sample of the tar against its entry."""
+    """Compare every sample of a tar with its entry."""
     path, faults = folder / shard.name, list[ShardFault]()
     with path.open("rb") as file:
         untouched = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
@@ -97,38 +99,40 @@ def _compare(folder: Path, shard: Shard, *, deep: bool, extensions: tuple[str, .
     known = {bytes(entry["key"]): entry for entry in entries}
     try:
         with path.open("rb") as file:
-            for found in samples(file, extensions):
-                entry = known.pop(found.key.encode(), None) if isinstance(found, Found) else None
+            for sample in samples(file, extensions):
+                entry = known.pop(sample.key.encode(), None) if isinstance(sample, Sample) else None
                 if entry is None and untouched:
-                    continue  # what the index of this very tar leaves out was left out with --skip-broken
-                if isinstance(found, TarFault):
-                    faults.append(_at(shard.name, found))
-                elif words := _difference(found, entry, deep=deep):
-                    faults.append(ShardFault(shard.name, found.key, found.offset, words))
+                    continue  # the index of this very tar leaves it out: --skip-broken
+                if isinstance(sample, TarFault):
+                    faults.append(_at(shard.name, sample))
+                elif message := _difference(sample, entry, deep=deep):
+                    faults.append(ShardFault(shard.name, sample.key, sample.offset, message))
     except TarFault as error:
         faults.append(_at(shard.name, error))
-        behind = f"{len(known)} images of the index follow it in the tar and could not be compared"
-        return [*faults, *([ShardFault(shard.name, "", -1, behind)] if known else [])]
+        message = f"{len(known)} images of the index follow it in the tar and could not be compared"
+        return [*faults, *([ShardFault(shard.name, "", -1, message)] if known else [])]
     for key, entry in known.items():
-        words = "the index names it, the tar has no such image"
-        faults.append(ShardFault(shard.name, key.decode(errors="replace"), int(entry["offset"]), words))
+        message = "the index names it, but the tar has no such image"
+        faults.append(ShardFault(shard.name, key.decode(errors="replace"), int(entry["offset"]), message))
     if not faults and not untouched:
         faults.append(ShardFault(shard.name, "", -1, "its sha256 is not the index's (outside of any image)"))
     return faults
 
 
-def _difference(found: Found, entry: object, *, deep: bool) -> str:
-    """What is wrong with a sample, or nothing."""
+def _difference(sample: Sample, entry: object, *, deep: bool) -> str:
+    """The fault of a sample, as a phrase, or an empty string."""
     if entry is None:
         return "it is not in the index"
     offset, _, crc32, label = (entry[name] for name in ("offset", "bytes", "crc32", "label"))  # type: ignore[index]
-    if found.crc32 != crc32:
+    if sample.crc32 != crc32:
         return "its bytes are not those that were indexed"
-    if found.offset != offset or found.label != label:
-        return f"byte {found.offset} and class {found.label}, the index says byte {offset} and class {label}"
+    if sample.offset != offset or sample.label != label:
+        return (
+            f"byte {sample.offset} and class {sample.label}, the index says byte {offset} and class {label}"
+        )
     if deep:
         try:
-            decode(found.content)
+            decode(sample.content)
         except PictureFault as error:
             return str(error)
     return ""

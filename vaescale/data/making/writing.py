@@ -1,7 +1,7 @@
-"""Items to WebDataset tars with their index: in parallel, whole shards at a time, going on where it was stopped.
+"""Writing of items as WebDataset tars with an index: in parallel, whole shards at a time, and resumable.
 
 A shard is written under a temporary name, read back strictly, and renamed; a note beside it (`.NAME.json`) says what
-it was made from. A second start takes the shards whose notes and hashes fit and writes the others; index.json comes
+it was made from. A second start keeps the shards whose notes and hashes fit and writes the others; index.json comes
 last. The notes are then kept in one file (`.made.json`), so that a shard that is damaged later can be written again.
 """
 
@@ -67,7 +67,8 @@ class Making(NamedTuple):
     """How images are cut to size and stored.
 
     size: pixels, None for the images' own. channels: 1, 3, or None for the images' own. encoding `keep` stores the
-    files as they are. shard_samples, or about shard_bytes, of a shard. skip_broken: leave out what cannot be used.
+    files as they are. shard_samples: images per shard, unless
+    shard_bytes gives its approximate size. skip_broken: leave out images that cannot be used.
     """
 
     size: int | None = None
@@ -81,7 +82,7 @@ class Making(NamedTuple):
     skip_broken: bool = False
 
     def words(self) -> dict[str, Any]:
-        """What of it says something, for the index."""
+        """The settings that have an effect, for the index."""
         used = {name: value for name, value in self._asdict().items() if value is not None}
         unused = [
             *(["resample"] if self.size is None else []),
@@ -92,7 +93,7 @@ class Making(NamedTuple):
 
 
 class Made(NamedTuple):
-    """One shard's row, its images' shapes, and what was left out, in words."""
+    """A written shard: its row, its images' shapes, and a sentence for each image that was left out."""
 
     shard: Shard | None
     shapes: list[list[int]]
@@ -100,7 +101,7 @@ class Made(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The shards' index, and what was left out, in words."""
+    """The index of written shards, and a sentence for each image that was left out."""
 
     shards: ShardIndex
     skipped: list[str]
@@ -118,7 +119,7 @@ def write_shards(
 ) -> Written:
     """Write items as shards of `folder`; the same items and making give the same bytes.
 
-    jobs: processes. progress: called with the number of items done. made: what the index says about their origin.
+    jobs: processes. progress: called with the number of items done. made: their origin, for the index.
     Raises DataError for the first image that cannot be used, unless making.skip_broken; and when none is left.
     """
     with _alone(folder):
@@ -126,35 +127,35 @@ def write_shards(
         return _write_alone(items, folder, making, class_names, jobs, progress, made)
 
 
-def _refuse_other_making(folder: Path, words: dict[str, Any]) -> None:
-    """Say in an unfinished folder how it is made. Raises UserError when its shards are made otherwise."""
-    path, before = folder / MAKING, words
+def _refuse_other_making(folder: Path, settings: dict[str, Any]) -> None:
+    """Record the settings in an unfinished folder. Raises UserError when its shards were made with others."""
+    path, before = folder / MAKING, settings
     with suppress(OSError, ValueError):
         before = json.loads(path.read_bytes())
-    if (changed := differing(before, words)) and any(folder.glob(".shard-*.tar.json")):
+    if (changed := differing(before, settings)) and any(folder.glob(".shard-*.tar.json")):
         raise UserError(
             f"{folder} holds unfinished shards that were made otherwise ({changed}); delete it or choose another OUT"
         )
-    write_whole(path, json.dumps(words).encode())
+    write_whole(path, json.dumps(settings).encode())
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """`name old -> new` for what differs between two makings, or nothing."""
+    """The differences of two makings as `name old -> new`, or an empty string."""
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)
 
 
 def damaged_shards(index: ShardIndex, folder: Path) -> list[str]:
     """The shards of an index whose files are missing or have another size."""
-    found = []
+    damaged = []
     for shard in index.shards:
         try:
             sizes = ((folder / shard.name).stat().st_size, (folder / shard.entries_name).stat().st_size)
         except OSError:
             sizes = (-1, -1)
         if sizes != (shard.bytes, shard.entries_bytes):
-            found.append(shard.name)
-    return found
+            damaged.append(shard.name)
+    return damaged
 
 
 def _write_alone(
@@ -167,7 +168,7 @@ def _write_alone(
     made: dict[str, Any] | None,
 ) -> Written:
     with suppress(OSError, ValueError):
-        # A finished set of which files are damaged: its sound shards count as written.
+        # A finished set with damaged files: its sound shards count as written.
         for name, note in json.loads((folder / NOTES).read_bytes()).items():
             write_whole(folder / f".{os.path.basename(name)}.json", json.dumps(note).encode())
         (folder / INDEX).unlink(missing_ok=True)
@@ -189,13 +190,13 @@ def _write_alone(
 
 
 def write_part(items: list[Item], folder: Path, number: int, making: Making) -> Made:
-    """Write shard `number` of a set that several processes write together; `write_index` ends it. Raises DataError."""
+    """Write shard `number` of a set that several processes write together; `write_index` completes it. Raises DataError."""
     folder.mkdir(parents=True, exist_ok=True)
     return _write_shard(items, folder / f"shard-{number:06d}.tar", making)
 
 
 def write_index(folder: Path, parts: list[Made], made: dict[str, Any]) -> ShardIndex:
-    """Write the index of what `write_part` wrote, in order. made: words on the origin."""
+    """Write the index of what `write_part` wrote, in order. made: the origin, for the index."""
     written = _write_index(folder, parts, (), made)
     _sweep(folder, {shard.name for shard in written.shards.shards})
     return written.shards
@@ -216,8 +217,8 @@ def index_shards(
     with suppress(DataError, OSError):
         before = parse_index((folder / INDEX).read_bytes(), str(folder)).made.get("source")
         if before != FOREIGN:
-            words = f"delete {folder / INDEX} to index it again, without the classes' names"
-            raise UserError(f"{folder} has an index already (of {before}); {words}")
+            remedy = f"delete {folder / INDEX} to index it again, without the classes' names"
+            raise UserError(f"{folder} has an index already (of {before}); {remedy}")
     paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not paths:
         near = [
@@ -244,7 +245,7 @@ def _labels(folder: Path, shard: Shard) -> NDArray[np.int32]:
 
 
 def make_index(folder: Path, path: Path, name: str) -> tuple[Shard | None, list[list[int]], list[TarFault]]:
-    """Read a tar strictly and write the entries of shard `name`: its row, its images' shapes, its unusable samples.
+    """Read a tar strictly and write the entries of shard `name`. Returns its row, its images' shapes, its unusable samples.
 
     Raises TarFault when the tar itself is not sound.
     """
@@ -252,18 +253,18 @@ def make_index(folder: Path, path: Path, name: str) -> tuple[Shard | None, list[
     shapes: set[tuple[int, ...]] = set()
     faults: list[TarFault] = []
     with path.open("rb") as file:
-        for found in samples(file):
-            if isinstance(found, TarFault):
-                faults.append(found)
+        for sample in samples(file):
+            if isinstance(sample, TarFault):
+                faults.append(sample)
                 # Samples that share a key are both left out.
-                rows = [row for row in rows if row[4] != found.key]
+                rows = [row for row in rows if row[4] != sample.key]
                 continue
             try:
-                shapes.add(read_header(found.content)[1:])
+                shapes.add(read_header(sample.content)[1:])
             except PictureFault as error:
-                faults.append(TarFault(str(error), member=found.key, offset=found.offset))
+                faults.append(TarFault(str(error), member=sample.key, offset=sample.offset))
                 continue
-            rows.append((found.offset, len(found.content), found.crc32, found.label, found.key))
+            rows.append((sample.offset, len(sample.content), sample.crc32, sample.label, sample.key))
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -282,18 +283,18 @@ def _index_one(path: Path, skip_broken: bool) -> Made:
         raise DataError(f"{path}: {error}") from error
     if shard is None and not faults:
         raise DataError(f"{path} holds no images ({', '.join(IMAGE_EXTENSIONS)}); remove it")
-    words = [f"{path} member {fault.member!r} at byte {fault.offset}: {fault}" for fault in faults]
-    if words and not skip_broken:
-        more = f", and {len(words) - 1} more" if len(words) > 1 else ""
-        raise DataError(f"{words[0]}{more}; mend it, or leave such samples out with --skip-broken")
-    return Made(shard, shapes, words)
+    messages = [f"{path} member {fault.member!r} at byte {fault.offset}: {fault}" for fault in faults]
+    if messages and not skip_broken:
+        more = f", and {len(messages) - 1} more" if len(messages) > 1 else ""
+        raise DataError(f"{messages[0]}{more}; mend it, or leave such samples out with --skip-broken")
+    return Made(shard, shapes, messages)
 
 
 def _write_index(
     folder: Path, results: list[Made], class_names: tuple[str, ...], made: dict[str, Any]
 ) -> Written:
     shards = [result.shard for result in results if result.shard is not None]
-    skipped = [words for result in results for words in result.skipped]
+    skipped = [message for result in results for message in result.skipped]
     if not shards:
         raise DataError(
             f"no image to write to {folder}; check the source" + (f" ({skipped[0]})" if skipped else "")
@@ -315,7 +316,7 @@ def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def _in_order(
     chunks: Iterable[list[Item]], folder: Path, making: Making, jobs: int
 ) -> Iterator[tuple[int, Made]]:
-    """Each chunk written, in order, at most two a process under way."""
+    """Write the chunks and yield the results in order, with at most two chunks per process under way."""
     chunks = iter(chunks)
     first: list[list[Item]] = []
     for chunk in chunks:
@@ -336,14 +337,14 @@ def _in_order(
 
 
 def _held(pending: list[tuple[list[Item], Future[Made]]]) -> int:
-    """Bytes of images that came from a stream and wait to be written."""
+    """Bytes of images from a stream that wait to be written."""
     contents = (item.content for chunk, _ in pending for item in chunk)
     return sum(len(content) for content in contents if isinstance(content, bytes))
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Refuses a second writer of one folder."""
+    """Refuse a second writer of a folder within the block."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -359,21 +360,21 @@ def _alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _pool(jobs: int) -> Iterator[Callable[..., Future[Any]]]:
-    """`submit(function, *arguments)` over `jobs` processes; with one, the work is done at once in this one."""
+    """Yield `submit(function, *arguments)` to `jobs` processes; with one job, this process does the work at once."""
     if jobs <= 1:
         yield _at_once
         return
-    # Not forked: a source may have threads of its own, and a fork would take over their locks.
+    # Not forked: a source may have threads of its own, and a fork would copy their locks.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_interrupts)
     try:
         yield pool.submit
     except BrokenProcessPool as error:
         raise DataError(
-            "a writing process was killed, perhaps for memory; lower --jobs and call again"
+            "a writing process was killed, perhaps for memory; lower --jobs and repeat the command"
         ) from error
     except BaseException:
-        # What is under way is not waited for: a shard may take minutes, and is written again.
+        # Shards under way are abandoned: one may take minutes, and is written again.
         for process in list((pool._processes or {}).values()):
             process.terminate()
         raise
@@ -382,7 +383,7 @@ def _pool(jobs: int) -> Iterator[Callable[..., Future[Any]]]:
 
 
 def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the first one decides what it means."""
+    """Ignore Ctrl-C, which reaches every process of a terminal: the first one handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -409,12 +410,12 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
             try:
                 extension, content = _prepare(item, making)
             except PictureFault as error:
-                words = f"{_name(item)}: {error}"
+                message = f"{_name(item)}: {error}"
                 if not making.skip_broken:
                     raise DataError(
-                        f"{words}; mend it, or leave such images out with --skip-broken"
+                        f"{message}; mend it, or leave such images out with --skip-broken"
                     ) from error
-                skipped.append(words)
+                skipped.append(message)
                 continue
             label = {"cls": str(item.label).encode()} if item.label >= 0 else {}
             tar.write({"__key__": item.key, **label, extension: content})
@@ -447,15 +448,15 @@ def _sweep(folder: Path, kept: set[str]) -> None:
         if name in kept:
             notes[name] = json.loads(note.read_bytes())
         else:
-            for left in (folder / name, folder / f"{name.removesuffix('.tar')}.index.npy"):
-                left.unlink(missing_ok=True)
+            for leftover in (folder / name, folder / f"{name.removesuffix('.tar')}.index.npy"):
+                leftover.unlink(missing_ok=True)
     write_whole(folder / NOTES, json.dumps(notes).encode())
-    for left in [*folder.glob(".shard-*.tar.json"), *folder.glob(".shard-*.tar.tmp"), folder / MAKING]:
-        left.unlink(missing_ok=True)
+    for leftover in [*folder.glob(".shard-*.tar.json"), *folder.glob(".shard-*.tar.tmp"), folder / MAKING]:
+        leftover.unlink(missing_ok=True)
 
 
 def _kept(note: Path, path: Path, origin: str) -> Made | None:
-    """What an earlier start made of the same items, if it is whole."""
+    """The shard that an earlier start made of the same items; None where it is absent or not whole."""
     try:
         content = json.loads(note.read_bytes())
         made = Made(*content["made"])
@@ -474,7 +475,7 @@ def _kept(note: Path, path: Path, origin: str) -> Made | None:
 
 
 def _origin(items: list[Item], making: Making) -> str:
-    """Identifies a shard's content: the making, and each item's key, class and place or values."""
+    """A hash that identifies a shard's content: the making, and each item's key, class and file or values."""
     digest = hashlib.sha256(repr(making._replace(skip_broken=False)).encode())
     for item in items:
         digest.update(f"\n{item.key} {item.label} ".encode())
@@ -485,13 +486,13 @@ def _origin(items: list[Item], making: Making) -> str:
             digest.update(content)
         else:
             with suppress(OSError):  # a missing file is reported when it is opened
-                there = content.path.stat()
-                digest.update(f"{content} {there.st_size} {there.st_mtime_ns}".encode())
+                status = content.path.stat()
+                digest.update(f"{content} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
 def _prepare(item: Item, making: Making) -> tuple[str, bytes]:
-    """Extension and bytes of an item's image. Raises PictureFault."""
+    """The extension and the bytes of an item's image. Raises PictureFault."""
     content = open_item(item)
     foreign = isinstance(content, bytes) and not is_known(content)
     image: Picture = (
@@ -513,13 +514,13 @@ def _prepare(item: Item, making: Making) -> tuple[str, bytes]:
 
 
 def _samples_per_shard(probe: list[Item], making: Making) -> int:
-    """So many that a shard has about making.shard_bytes, judged by the first images."""
+    """The number of samples with which a shard has about making.shard_bytes, estimated from the first images."""
     sizes = []
     for item in probe:
         try:
             sizes.append(len(_prepare(item, making)[1]))
         except PictureFault:
-            continue  # it comes again, and is counted or refused then
+            continue  # it is counted or refused when it is written
     content = sum(sizes) / max(1, len(sizes))
     headers = 3 * 512 + 256  # two members' headers, the class, and padding of half a block
     return max(1, int((making.shard_bytes or 0) / (content + headers)))

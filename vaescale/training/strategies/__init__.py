@@ -1,6 +1,6 @@
-"""How training lies on the devices: whole on each of them, or in parts. The launcher's configuration chooses.
+"""Training layouts: the whole model on each device, or a partitioned one. The launcher's configuration selects one.
 
-To add one, write its file, a subclass of `Strategy`, add a line to STRATEGIES and a recipes/backends/NAME.yaml.
+To add one, write a file with a subclass of `Strategy`, and add a line to STRATEGIES and a recipes/backends/NAME.yaml.
 """
 
 from vaescale.training.strategies.base import Strategy

@@ -1,10 +1,10 @@
-"""How a model's weights, gradients and optimizer state lie on the ranks. Here: a copy on each of them, under DDP.
+"""The contract of training layouts, and the layout DDP: weights, gradients and optimizer state are copied to each rank.
 
-The loop knows this contract alone; `zero.py` and `fsdp2.py` keep it with state in parts. Whatever the layout, what is saved
-is the same: full tensors by name. A run therefore goes on under another layout, or on another number of ranks.
+The loop knows only this contract; `zero.py` and `fsdp2.py` implement it with partitioned state. Every layout saves the same:
+full tensors by name. A run can therefore continue under another layout, or on another number of ranks.
 
-The optimizer is torch's own in all of them. It holds, for each tensor that it moves, Adam's moments and the average of the
-weights, so that the average lies wherever the moments do.
+The optimizer is torch's own in all layouts. For each tensor that it updates, its state holds Adam's moments and the average of
+the weights, so that the average is partitioned as the moments are.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,8 +28,10 @@ State = dict[str, dict[str, Tensor]]
 
 
 class Verdict(NamedTuple):
-    """What the ranks decided of a step. grad_norm []: the true one, before clipping; the optimizer divides the gradient by
-    grad_scale [], and moves nothing where found_inf [] is 1. All float32, on the device.
+    """The ranks' decision on a step: float32 [] each, on the device.
+
+    grad_norm: of the unscaled gradient, before clipping. The optimizer divides the gradient by grad_scale, and updates nothing
+    where found_inf is 1.
     """
 
     grad_norm: Tensor
@@ -50,7 +52,7 @@ class Strategy:
         *,
         ema_decay: float,
     ) -> None:
-        """ema_decay: of the averaged weights, 0 for none."""
+        """Wrap the model and build its optimizer. ema_decay: of the averaged weights; 0: no average."""
         self.accelerator, self.model, self.device = accelerator, model, accelerator.device
         self._ema_decay, self._ema_weight = ema_decay, 0.0
         self.wrapped, self.optimizer = self._wrap(build_optimizer)
@@ -62,23 +64,23 @@ class Strategy:
     # The step.
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Forward and backward go within; gradients are exchanged in the last one of a step."""
+        """The context of a micro-batch's forward and backward pass. Gradients are exchanged in a step's last one."""
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
     def forward(self, *arguments: Any) -> Terms:
-        """The model's forward, where the wrapper sees it."""
+        """Call the model's forward through the wrapper."""
         terms: Terms = self.wrapped(*arguments)
         return terms
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a micro-batch."""
+        """Add a micro-batch's gradient to the gradient of the step."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, step: int, judge: Callable[[Tensor], Verdict]) -> Verdict:
-        """Move the weights as the verdict on the gradient's norm says, then their average. All ranks call it."""
+        """Update the weights according to the verdict on the gradient's norm, then their average. All ranks call it."""
         self._at(step)
         verdict = judge(self._grad_norm())
-        self._tell(verdict)
+        self._hand_over(verdict)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return verdict
@@ -86,8 +88,9 @@ class Strategy:
     # The state.
 
     def state(self) -> State:
-        """`model`, `optimizer` and, if weights are averaged, `ema`: full tensors by name, copied to the main process's
-        memory. Others get empty ones. All ranks call it.
+        """Full tensors by name, copied to the main process's memory: `model`, `optimizer` and, if weights are averaged, `ema`.
+
+        Other processes get empty mappings. All ranks call it.
         """
         parameters = dict(self.model.named_parameters())
         state: State = {"model": {}, "optimizer": {}}
@@ -105,7 +108,7 @@ class Strategy:
         return state
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put back what `state` gave, whatever layout it came from. All ranks call it, with the same full tensors."""
+        """Load what `state` returned in any layout. All ranks call it, with the same full tensors."""
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 if name in state["model"]:
@@ -123,9 +126,10 @@ class Strategy:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the model has the averaged weights, if there are any. All ranks enter it.
+        """Use the averaged weights within the block, if there are any. All ranks enter it.
 
-        What raises within leaves them there: the other ranks may be in another collective, so nothing may follow but the end.
+        An exception in the block leaves them in place: the other ranks may be in another collective, so the process has to
+        end.
         """
         if self._ema_decay:
             self._swap(to_average=True)
@@ -134,70 +138,70 @@ class Strategy:
             self._swap(to_average=False)
 
     def compare_replicas(self) -> None:
-        """Raise TrainingStopped when what should be the same on all ranks is not, bit for bit. All ranks call it."""
-        own = {name: fingerprint(value) for name, value in self._replicated().items()}
-        prints = comm.gather_object(own)
-        differing = {rank: [n for n in own if other[n] != prints[0][n]] for rank, other in enumerate(prints)}
-        if found := {rank: names for rank, names in differing.items() if names}:
-            rank, names = next(iter(found.items()))
-            others = f", and so do {len(found) - 1} more ranks'" if len(found) > 1 else ""
+        """Raise TrainingStopped when replicated tensors are not bit-equal on all ranks. All ranks call it."""
+        local = {name: fingerprint(value) for name, value in self._replicated().items()}
+        prints = comm.gather_object(local)
+        by_rank = {rank: [n for n in local if other[n] != prints[0][n]] for rank, other in enumerate(prints)}
+        if differing := {rank: names for rank, names in by_rank.items() if names}:
+            rank, names = next(iter(differing.items()))
+            others = f", and so do {len(differing) - 1} more ranks'" if len(differing) > 1 else ""
             raise TrainingStopped(
                 f"rank {rank}'s weights differ from rank 0's in {names[0]} and {len(names) - 1} more{others}; suspect that "
-                f"machine's memory or GPU, and run the same command again: it goes on from the last checkpoint"
+                f"machine's memory or GPU, and run the same command again: it continues from the last checkpoint"
             )
 
-    # What a layout has to say.
+    # What a layout overrides.
 
     def _wrap(
         self, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """What forward goes through, and the optimizer of what this rank holds."""
+        """Wrap the model for the forward pass, and build the optimizer of the tensors that this rank holds."""
         optimizer = build_optimizer(self.model)
         wrapped: nn.Module = self.accelerator.prepare_model(self.model)
         return wrapped, optimizer
 
     def _held(self) -> list[Tensor]:
-        """The tensors that the optimizer moves on this rank."""
+        """The tensors that the optimizer updates on this rank."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _replicated(self) -> dict[str, Tensor]:
-        """What every rank holds a copy of: buffers, and here weights too."""
+        """The tensors of which every rank holds a copy: buffers and, in this layout, weights."""
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
     def _link(self) -> None:
-        """After the optimizer's state was made."""
+        """Run after the optimizer's state was created; a hook for layouts."""
 
     def _grad_norm(self) -> Tensor:
-        """Of the global gradient, as it is."""
+        """The norm of the global gradient, neither unscaled nor clipped."""
         gradients = [tensor.grad for tensor in self._held() if tensor.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
 
     def _full(self, parameter: Tensor, key: str | None) -> Tensor:
-        """A parameter, or one of its states in the optimizer, from all ranks."""
+        """The full tensor of a parameter, or of one of its states in the optimizer, gathered from all ranks."""
         return parameter if key is None else self.optimizer.state[parameter][key]
 
     def _put(self, parameter: Tensor, key: str | None, value: Tensor) -> None:
-        """This rank's part of what `_full` gives."""
+        """Store this rank's part of a full tensor, the counterpart of `_full`."""
         self._full(parameter, key).copy_(value)
 
     @torch.no_grad()
     def _swap(self, *, to_average: bool) -> None:  # noqa: ARG002
-        """Weights and their averages change places, one tensor at a time, for there may be no room for a third copy."""
+        """Exchange weights and averages, one tensor at a time: memory may have no room for a third copy."""
         for tensor in self._held():
-            own, average = self._local(tensor), self._local(self.optimizer.state[tensor][AVERAGE])
-            before = own.clone()
-            own.copy_(average)
+            weight, average = self._local(tensor), self._local(self.optimizer.state[tensor][AVERAGE])
+            before = weight.clone()
+            weight.copy_(average)
             average.copy_(before)
 
     @staticmethod
     def _local(tensor: Tensor) -> Tensor:
-        """The numbers of a tensor that lie here."""
+        """This rank's values of a tensor."""
         return tensor
 
     # Common to all layouts.
 
     def _fresh_state(self, tensor: Tensor) -> dict[str, Tensor]:
-        """As Adam would make it at its first step, and the average: before that step there is something to load into."""
+        """Adam's initial state and the average, so that a checkpoint can be loaded before the first step."""
         state = {}
         if isinstance(self.optimizer, torch.optim.Adam):  # AdamW is one
             state["step"] = torch.zeros((), device=tensor.device)
@@ -212,7 +216,7 @@ class Strategy:
         return self.optimizer.state[held[0]].get("step", torch.zeros(())) if held else torch.zeros(())
 
     def _at(self, step: int) -> None:
-        """decay_t = min(decay, (1 + t) / (10 + t)): early on the horizon grows with the steps. Polyak & Juditsky 1992."""
+        """Set decay_t = min(decay, (1 + t) / (10 + t)): early on, the horizon grows with the steps. Polyak & Juditsky 1992."""
         self._ema_weight = 1 - min(self._ema_decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
@@ -223,8 +227,8 @@ class Strategy:
             averages = [self.optimizer.state[tensor][AVERAGE] for tensor in tensors]
             torch._foreach_lerp_(averages, tensors, self._ema_weight)
 
-    def _tell(self, verdict: Verdict) -> None:
-        """The fused optimizers read both on the device: no host waits to know."""
+    def _hand_over(self, verdict: Verdict) -> None:
+        """Hand the verdict to the fused optimizer, which reads it on the device, so that the host does not wait."""
         held = self._held()
         device = held[0].device if held else self.device
         self.optimizer.grad_scale = verdict.grad_scale.to(device)  # type: ignore[attr-defined]
@@ -241,10 +245,10 @@ class Strategy:
 
 
 def fingerprint(tensor: Tensor) -> int:
-    """A number that changes with each bit of a tensor: the sum of its bytes, each times an odd number of its place."""
+    """A checksum that changes with each bit of a tensor: the sum of its bytes, each times an odd number of its index."""
     data = tensor.detach().contiguous().view(-1).view(torch.uint8)
     total = torch.zeros((), dtype=torch.int64, device=data.device)
     for start in range(0, len(data), CHUNK):
-        part = data[start : start + CHUNK].long()
-        total += (part * (2 * torch.arange(start, start + len(part), device=data.device) + 1)).sum()
+        chunk = data[start : start + CHUNK].long()
+        total += (chunk * (2 * torch.arange(start, start + len(chunk), device=data.device) + 1)).sum()
     return int(total)

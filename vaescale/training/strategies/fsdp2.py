@@ -1,7 +1,7 @@
-"""FSDP2: weights, gradients and optimizer state in one part on each rank, as torch's `fully_shard` keeps them.
+"""FSDP2: weights, gradients and optimizer state partitioned over the ranks by torch's `fully_shard`.
 
 Zhao et al. 2023, "PyTorch FSDP: experiences on scaling fully sharded data parallel". torch is called directly: accelerate
-falls back to DDP on a CPU without a word, and `fully_shard` works there, over gloo.
+silently falls back to DDP on a CPU, where `fully_shard` works over gloo.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +17,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from vaescale.errors import UserError
 from vaescale.training.strategies.base import Strategy
 
-SMALLEST_BLOCK = 1 << 14  # parameters; a gathering of fewer costs more than it saves
+SMALLEST_BLOCK = 1 << 14  # parameters; to gather fewer costs more than it saves
 
 
 class FullyShard(Strategy):
-    """Each of the network's blocks is gathered when it is needed; what is outside of them, all along."""
+    """The layout FSDP2: a block of the network is gathered when it runs, and other parameters stay gathered."""
 
     name = "fsdp2"
 
@@ -30,7 +30,7 @@ class FullyShard(Strategy):
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         if self.model.spectral is not None:
             raise UserError(
-                "objective.spectral reads weights beside their layers' own calls, where FSDP2 has them in parts; take "
+                "objective.spectral reads weights outside of their layers' calls, where FSDP2 partitions them; take "
                 "recipes/backends/ddp.yaml or zero2.yaml"
             )
         mesh = init_device_mesh(self.device.type, (self.accelerator.num_processes,))
@@ -40,7 +40,7 @@ class FullyShard(Strategy):
         return self.model, build_optimizer(self.model)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged in the last one of a step."""
+        """The context of a micro-batch. Gradients are exchanged in a step's last one."""
         assert isinstance(self.model, FSDPModule)
         self.model.set_requires_gradient_sync(last)
         return nullcontext()
@@ -53,19 +53,20 @@ class FullyShard(Strategy):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _full(self, parameter: Tensor, key: str | None) -> Tensor:
-        part = super()._full(parameter, key)
-        return part.full_tensor() if isinstance(part, DTensor) else part
+        tensor = super()._full(parameter, key)
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
     def _put(self, parameter: Tensor, key: str | None, value: Tensor) -> None:
-        part = super()._full(parameter, key)
-        if isinstance(part, DTensor):
-            value = value.to(part.device)
-            own = distribute_tensor(value, part.device_mesh, part.placements, src_data_rank=None)
-            value = own.to_local()
-        self._local(part).copy_(value)
+        tensor = super()._full(parameter, key)
+        if isinstance(tensor, DTensor):
+            value = value.to(tensor.device)
+            value = distribute_tensor(
+                value, tensor.device_mesh, tensor.placements, src_data_rank=None
+            ).to_local()
+        self._local(tensor).copy_(value)
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put back what `state` gave."""
+        """Load what `state` returned in any layout. All ranks call it."""
         super().load(state)
         self._forget()
 
@@ -78,14 +79,14 @@ class FullyShard(Strategy):
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def _forget(self) -> None:
-        """Let go of gathered weights: torch would use them again, though the parts have changed since."""
+        """Drop gathered weights, which torch would use again although the partitions have changed."""
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost parts that are called by themselves and large enough to be gathered by themselves."""
+    """The outermost modules with a forward of their own that are large enough to be gathered separately."""
     for child in module.children():
         if type(child).forward is nn.Module.forward or isinstance(child, nn.Sequential):
             yield from blocks(child)

@@ -1,9 +1,9 @@
-"""DeepSpeed's ZeRO: optimizer state (stage 1), gradients (2) and weights (3) in one part on each rank.
+"""DeepSpeed's ZeRO: optimizer state (stage 1), gradients (2) and weights (3) partitioned over the ranks.
 
 Rajbhandari, Rasley, Ruwase & He 2020, "ZeRO: memory optimizations toward training trillion parameter models".
 
-DeepSpeed moves flat float32 parts of the weights with torch's own optimizer, so what `Strategy` keeps in that optimizer's
-state, the average among it, is in parts too. Its loss scaling and clipping stay off: both are in the verdict.
+DeepSpeed updates flat float32 partitions of the weights with torch's own optimizer, so the state that `Strategy` keeps in that
+optimizer, the average included, is partitioned too. Its loss scaling and clipping stay off: the verdict has both.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vaescale.training.strategies.base import AVERAGE, Strategy, Verdict
 
-# In numbers. DeepSpeed's own are for models of billions: a bucket of 5e8 is 2 GB, and 1e9 live weights are all of ours.
+# Counts of values. DeepSpeed's defaults suit billions of weights: a bucket of 5e8 is 2 GB, and no model has 1e9 weights.
 BUCKETS = {
     "reduce_bucket_size": 1 << 24,
     "allgather_bucket_size": 1 << 24,
@@ -26,11 +26,11 @@ BUCKETS = {
     "stage3_max_live_parameters": 1 << 25,
     "stage3_max_reuse_distance": 1 << 24,
 }
-MICRO_BATCH = 1  # DeepSpeed wants a number; it computes nothing but throughput from it
+MICRO_BATCH = 1  # DeepSpeed requires a number, from which it computes its throughput only
 
 
 class Zero(Strategy):
-    """ZeRO 1, 2 or 3, as the launcher's environment says."""
+    """The layout ZeRO; the launcher's environment sets the stage, 1, 2 or 3."""
 
     name = "zero"
     wrapped: Any  # DeepSpeed's engine
@@ -61,16 +61,16 @@ class Zero(Strategy):
         return wrapped, optimizer
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
-        """DeepSpeed must know before the forward pass whether gradients are exchanged after it."""
+        """The context of a micro-batch. DeepSpeed must know before its forward pass whether gradients are exchanged after it."""
         self.wrapped.set_gradient_accumulation_boundary(last)
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """Through DeepSpeed's engine, which reduces gradients to the rank that has their part."""
+        """Add a micro-batch's gradient. DeepSpeed's engine reduces it to the rank that has its partition."""
         self.wrapped.backward(loss)
 
     def step(self, step: int, judge: Callable[[Tensor], Verdict]) -> Verdict:
-        """DeepSpeed calls the optimizer once for each part, and not at all when the gradient is not finite."""
+        """Update the weights. DeepSpeed calls the optimizer once per partition, and not at all for a gradient of NaN or Inf."""
         self._at(step)
         self._judge, self._verdict = judge, None
         self.wrapped.step()
@@ -80,19 +80,19 @@ class Zero(Strategy):
         return self._verdict
 
     def _decide(self) -> None:
-        """Before the first part is moved, when DeepSpeed knows the norm of all of them."""
+        """Judge the step before the first partition is updated, when DeepSpeed knows the global norm."""
         if self._verdict is None:
             assert self._judge is not None
             self._verdict = self._judge(torch.as_tensor(self.zero._global_grad_norm, device=self.device))
-            self._tell(self._verdict)
+            self._hand_over(self._verdict)
 
     def _held(self) -> list[Tensor]:
-        parts = (
+        partitions = (
             self.zero.fp32_partitioned_groups_flat
             if self.stage == 3
             else self.zero.single_partition_of_fp32_groups
         )
-        return list(parts)
+        return list(partitions)
 
     def _replicated(self) -> dict[str, Tensor]:
         return super()._replicated() if self.stage < 3 else dict(self.model.named_buffers())
@@ -112,19 +112,19 @@ class Zero(Strategy):
 
     def _put(self, parameter: Tensor, key: str | None, value: Tensor) -> None:
         if self.stage == 3:
-            part = self.zero.get_local_fp32_param(parameter, key)  # the last one is padded
-            start = self.accelerator.process_index * part.numel()
-            own = value.flatten()[start : start + part.numel()].to(part)
-            whole = torch.cat([own, own.new_zeros(part.numel() - own.numel())])
+            partition = self.zero.get_local_fp32_param(parameter, key)  # the last one is padded
+            start = self.accelerator.process_index * partition.numel()
+            values = value.flatten()[start : start + partition.numel()].to(partition)
+            whole = torch.cat([values, values.new_zeros(partition.numel() - values.numel())])
             self.zero.set_local_hp_param(whole, parameter, key)
         else:
-            known: Any = parameter  # DeepSpeed has given it methods
-            known.set_full_hp_param(value.to(self.device), key)
+            extended: Any = parameter  # DeepSpeed adds methods to it
+            extended.set_full_hp_param(value.to(self.device), key)
         if key is None:
             self._show(parameter, value)
 
     def _show(self, parameter: Tensor, value: Tensor) -> None:
-        """The weights that the forward pass uses; the optimizer's own part stays what it is."""
+        """Set the weights that the forward pass uses; the optimizer's partition does not change."""
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
@@ -132,7 +132,7 @@ class Zero(Strategy):
 
     @torch.no_grad()
     def _swap(self, *, to_average: bool) -> None:
-        """The weights come from the optimizer's own parts, and go back to them."""
+        """Show the averages, or the weights again, both from the optimizer's partitions."""
         for parameter in self.model.parameters():
             self._show(parameter, self._full(parameter, AVERAGE if to_average else None))
 

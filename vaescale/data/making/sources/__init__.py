@@ -1,4 +1,4 @@
-"""Where images come from: one module a source, and the dict that names them.
+"""Sources of images: one module per source, and the dict that names them.
 
 To add a source: a module with a function that returns a `Source`, and a line in SOURCES.
 """
@@ -19,13 +19,13 @@ from vaescale.errors import DataError, UserError
 
 
 class Kind(NamedTuple):
-    """A kind of source. takes: what follows `KIND:` on the command line, and what `open` is called with."""
+    """A kind of source. takes: what follows `KIND:` on the command line, the argument of `open`."""
 
     open: Callable[..., Source]
     takes: Literal["nothing", "path", "name"] = "path"
 
     def form(self, name: str) -> str:
-        """The argument as a person types it."""
+        """The form of the argument, as a user types it."""
         return name + {"nothing": "", "path": ":PATH", "name": ":NAME[:SPLIT]"}[self.takes]
 
 
@@ -42,29 +42,29 @@ SOURCES: dict[str, Kind] = {
 def open_source(argument: str, *, holdout: float = 0.05, config: str | None = None) -> Source:
     """The source that `KIND:PATH` names.
 
-    holdout: the fraction of train that becomes `val` where a source has none; the image's key decides.
+    holdout: the fraction of train that becomes `val` where a source has no `val`; the image's key decides which images.
     config: the configuration of a hub data set. Raises UserError and DataError.
     """
-    name, colon, place = argument.partition(":")
+    name, colon, rest = argument.partition(":")
     kind = SOURCES.get(name)
-    if kind is None or (kind.takes != "nothing") != bool(colon and place):
+    if kind is None or (kind.takes != "nothing") != bool(colon and rest):
         forms = ", ".join(known.form(name) for name, known in SOURCES.items())
         near = f"did you mean folder:{argument}? " if Path(argument).is_dir() else ""
         raise UserError(f"source {argument!r} is unknown; {near}known sources: {forms}")
     try:
-        source = kind.open(**_argument(kind, place, config))
+        source = kind.open(**_arguments(kind, rest, config))
     except (TarFault, RuntimeError) as error:  # a broken ImageNet tar; a `~user` that does not exist
-        raise DataError(f"{place}: {error}") from error
+        raise DataError(f"{rest}: {error}") from error
     return with_val(source, holdout)
 
 
-def _argument(kind: Kind, place: str, config: str | None) -> dict[str, Any]:
-    """What the kind's function is called with. Raises DataError for a path that does not exist."""
+def _arguments(kind: Kind, rest: str, config: str | None) -> dict[str, Any]:
+    """The arguments of a kind's function. Raises DataError for a path that does not exist."""
     if kind.takes == "nothing":
         return {}
     if kind.takes == "name":
-        return {"name": place, "config": config}
-    path = Path(place).expanduser()
+        return {"name": rest, "config": config}
+    path = Path(rest).expanduser()
     if not path.exists():
         raise DataError(f"{path} does not exist in {Path.cwd()}; give the folder that holds the images")
     return {"path": path}

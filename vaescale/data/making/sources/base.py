@@ -1,6 +1,6 @@
 """A source of images: its splits, each listed when it is called.
 
-A listed image is small (a path, a place in a tar, bytes or an array); it is opened where it is written.
+A listed image is small (a path, a range of a tar, bytes or an array); the process that writes it reads it.
 """
 
 import zlib
@@ -15,7 +15,7 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 
 class Split(NamedTuple):
-    """One part of a source. number: of its images, None where it is known only after reading."""
+    """A split of a source. number: of its images, None where it is known only after reading."""
 
     items: Iterable[Item]
     number: int | None

@@ -16,8 +16,8 @@ def celeba(path: Path) -> Source:
 
     list_eval_partition.txt (or Kaggle's .csv) beside the images gives train, val and test.
     """
-    homes = [path, path / "img_align_celeba", path / "img_align_celeba" / "img_align_celeba"]
-    images = next((home for home in reversed(homes) if home.is_dir() and image_files(home)), None)
+    folders = [path, path / "img_align_celeba", path / "img_align_celeba" / "img_align_celeba"]
+    images = next((each for each in reversed(folders) if each.is_dir() and image_files(each)), None)
     if images is None:
         raise DataError(
             f"{path} holds no images and no img_align_celeba with images; give the folder of the images"
@@ -26,22 +26,21 @@ def celeba(path: Path) -> Source:
     partition = next(
         (
             file
-            for home in (images, *images.parents[:2])
+            for each in (images, *images.parents[:2])
             for name in ("list_eval_partition.txt", "list_eval_partition.csv")
-            if (file := home / name).is_file()
+            if (file := each / name).is_file()
         ),
         None,
     )
     if partition is None:
         return Source({"train": partial(listed_split, list(files.values()))}, crop=148, channels=3)
-    parts = re.findall(r"^([^\s,]+\.\w+)[\s,]+([012])\s*$", partition.read_text(), re.MULTILINE)
-    missing = [name for name, _ in parts if name not in files]
-    if missing or not parts:
-        what = f"{len(missing)} images that are missing, such as {missing[0]}" if parts else "no image"
+    rows = re.findall(r"^([^\s,]+\.\w+)[\s,]+([012])\s*$", partition.read_text(), re.MULTILINE)
+    missing = [name for name, _ in rows if name not in files]
+    if missing or not rows:
+        what = f"{len(missing)} images that are missing, such as {missing[0]}" if rows else "no image"
         raise DataError(f"{partition} names {what}; complete {images} or move the file away")
-    splits = {
-        split: [files[name] for name, number in parts if int(number) == n]
-        for n, split in enumerate(PARTITION)
+    listed = {
+        split: [files[name] for name, number in rows if int(number) == n] for n, split in enumerate(PARTITION)
     }
-    found = {split: partial(listed_split, listed) for split, listed in splits.items() if listed}
-    return Source(found, crop=148, channels=3)
+    splits = {split: partial(listed_split, paths) for split, paths in listed.items() if paths}
+    return Source(splits, crop=148, channels=3)

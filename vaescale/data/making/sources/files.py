@@ -35,43 +35,42 @@ def tree_split(path: Path) -> Split:
             f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(5)
         )
         say(f"not images in {path}, left out: {kinds}")
-    parts = [file.relative_to(path).parts for file in files]
-    names = tuple(sorted({part[0] for part in parts if len(part) > 1}))
+    inner_paths = [file.relative_to(path) for file in files]
+    names = tuple(sorted({inner.parts[0] for inner in inner_paths if len(inner.parts) > 1}))
     labels = {name: number for number, name in enumerate(names)}
     items = keyed(
-        (str(Path(*part).with_suffix("")), Place(file), labels[part[0]] if len(part) > 1 else -1)
-        for file, part in zip(files, parts, strict=True)
+        (str(inner.with_suffix("")), Place(file), labels[inner.parts[0]] if len(inner.parts) > 1 else -1)
+        for file, inner in zip(files, inner_paths, strict=True)
     )
     return Split(shuffled(items), len(items), names)
 
 
 def _walk(path: Path) -> tuple[list[Path], Counter[str]]:
-    """Image files below `path`, links followed but not in circles; and how many others of which extension."""
+    """The image files below `path`, and the number of other files by extension. Follows links, but not in circles."""
 
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}")
 
     files, others = [], Counter[str]()
-    above = {
-        str(path): {os.path.realpath(path)}
-    }  # a folder's own way from the top: a link back up would never end
-    for place, folders, names in os.walk(path, followlinks=True, onerror=fail):
-        inner = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders)}
-        folders[:] = [name for name, real in inner.items() if name[0] != "." and real not in above[place]]
-        above |= {os.path.join(place, name): above[place] | {inner[name]} for name in folders}
+    # The real folders on the way to each folder: to follow a link to one of them would never end.
+    above = {str(path): {os.path.realpath(path)}}
+    for parent, folders, names in os.walk(path, followlinks=True, onerror=fail):
+        inner = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
+        folders[:] = [name for name, real in inner.items() if name[0] != "." and real not in above[parent]]
+        above |= {os.path.join(parent, name): above[parent] | {inner[name]} for name in folders}
         for name in names:
             suffix = Path(name).suffix.lower()
             if suffix in EXTENSIONS and not name.startswith("."):
-                files.append(Path(place, name))
+                files.append(Path(parent, name))
             else:
                 others[suffix] += 1
     return sorted(files), others
 
 
 def keyed(items: Iterable[tuple[str, Place, int]]) -> list[Item]:
-    """Keys without dots, where webdataset would split them, each once."""
+    """Items with unique keys without dots, at which webdataset would split them."""
     result, taken = [], set()
-    for name, place, label in items:
+    for name, location, label in items:
         printable = (
             letter if letter.isprintable() and not "\ud800" <= letter <= "\udfff" else "_" for letter in name
         )
@@ -81,7 +80,7 @@ def keyed(items: Iterable[tuple[str, Place, int]]) -> list[Item]:
             number += 1
             key = f"{base}~{number}"
         taken.add(key)
-        result.append(Item(key, place, label))
+        result.append(Item(key, location, label))
     return result
 
 

@@ -26,4 +26,4 @@ def folder(path: Path) -> Source:
         raise DataError(
             f"{path} holds train and, beside it, {', '.join(strange[:3])}; leave only train, val and test there"
         )
-    return Source({name: partial(tree_split, part) for name, part in splits.items()})
+    return Source({name: partial(tree_split, inner) for name, inner in splits.items()})

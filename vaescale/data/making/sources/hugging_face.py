@@ -19,19 +19,19 @@ def hugging_face(name: str, *, config: str | None = None) -> Source:
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    place = name
+    argument = name
     # The last colon separates a split: `hf:ylecun/mnist:train`.
-    name, _, wanted = place.rpartition(":") if ":" in place else (place, "", "")
+    name, _, wanted = argument.rpartition(":") if ":" in argument else (argument, "", "")
     try:
-        found = [wanted] if wanted else datasets.get_dataset_split_names(name, config)
-        opened = {split: datasets.load_dataset(name, config, split=split, streaming=True) for split in found}
+        names = [wanted] if wanted else datasets.get_dataset_split_names(name, config)
+        streams = {split: datasets.load_dataset(name, config, split=split, streaming=True) for split in names}
     except Exception as error:  # the library raises a dozen kinds, network faults among them
-        words = " ".join(str(error).split())[:300]
-        raise DataError(f"hf:{place} cannot be opened: {words}") from error
+        message = " ".join(str(error).split())[:300]
+        raise DataError(f"hf:{argument} cannot be opened: {message}") from error
     splits = {
-        SPLIT_NAMES.get(split, split): partial(_hub_split, name, data) for split, data in opened.items()
+        SPLIT_NAMES.get(split, split): partial(_hub_split, name, data) for split, data in streams.items()
     }
-    return Source(splits, complete=bool(wanted))  # who names a split wants that one
+    return Source(splits, complete=bool(wanted))  # a split that is named is the only one
 
 
 def _hub_split(name: str, data: Any) -> Split:
@@ -56,14 +56,14 @@ def _hub_split(name: str, data: Any) -> Split:
                 return
             except Exception as error:  # network faults, damaged parquet: the library raises a dozen kinds
                 raise DataError(
-                    f"hf:{name}: {' '.join(str(error).split())[:300]}; call again to go on"
+                    f"hf:{name}: {' '.join(str(error).split())[:300]}; repeat the command to continue"
                 ) from error
             image, label = row[columns[0]] or {}, row[classes] if classes else -1
             content = image.get("bytes")
             if content is None and image.get("path") and _is_within(image["path"], name):
                 with xopen(image["path"], "rb") as file:
                     content = file.read()
-            # No image at all is a broken one, which can be left out.
+            # A missing image counts as a broken one, which can be left out.
             yield Item(f"{number:09d}", content or b"", -1 if label is None else label)
 
     count = data.info.splits[data.split].num_examples if data.info.splits and data.split else None

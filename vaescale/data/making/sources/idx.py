@@ -20,9 +20,9 @@ MOST_IDX_BYTES = 1 << 34
 def idx(path: Path) -> Source:
     """MNIST, Fashion-MNIST, KMNIST, EMNIST: train and test. LeCun's idx format."""
     splits = {}
-    for name, words in (("train", "train"), ("test", "t10k"), ("test", "test")):
-        images = _one_file(path, f"{words}*images*idx3*")
-        labels = _one_file(path, f"{words}*labels*idx1*")
+    for name, prefix in (("train", "train"), ("test", "t10k"), ("test", "test")):
+        images = _one_file(path, f"{prefix}*images*idx3*")
+        labels = _one_file(path, f"{prefix}*labels*idx1*")
         if images is not None and name not in splits:
             splits[name] = partial(_idx_split, images, labels)
     if not splits:
@@ -31,11 +31,11 @@ def idx(path: Path) -> Source:
 
 
 def _one_file(path: Path, pattern: str) -> Path | None:
-    found = sorted([*path.glob(pattern), *path.glob(f"*-{pattern}")]) if path.is_dir() else []
-    stems = {file.name.removesuffix(".gz") for file in found}
+    files = sorted([*path.glob(pattern), *path.glob(f"*-{pattern}")]) if path.is_dir() else []
+    stems = {file.name.removesuffix(".gz") for file in files}
     if len(stems) > 1:
         raise DataError(f"{path} holds several data sets ({', '.join(sorted(stems))}); give each its folder")
-    return found[0] if found else None
+    return files[0] if files else None
 
 
 def _idx_split(images: Path, labels: Path | None) -> Split:
@@ -53,7 +53,7 @@ def _idx_split(images: Path, labels: Path | None) -> Split:
 
 
 def _read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
-    """An idx file of bytes. Its header says how much is read, so that a gzip bomb expands to no more."""
+    """Read an idx file of bytes. Its header limits how much is read, and so what a gzip bomb expands to."""
     try:
         with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
             head = file.read(4 + 4 * dimensions)

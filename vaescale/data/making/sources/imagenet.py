@@ -37,7 +37,7 @@ def imagenet(path: Path) -> Source:
 
 
 def _wnids(home: Path) -> dict[str, Path | tuple[Path, int, int]]:
-    """Wnid to its folder, its tar, or its tar's place in a tar of tars."""
+    """The folder, the tar, or the range in a tar of tars, of each wnid."""
     if home.is_file() or (home / "ILSVRC2012_img_train.tar").is_file():
         outer = home if home.is_file() else home / "ILSVRC2012_img_train.tar"
         with outer.open("rb") as file:
@@ -63,8 +63,8 @@ def _wnid_split(homes: Mapping[str, Path | tuple[Path, int, int]], wnids: tuple[
             with tar.open("rb") as file:
                 try:
                     for member in members(file, start=start, stop=stop):
-                        place = Place(tar, member.offset, member.bytes)
-                        yield f"{wnid}/{Path(member.name).stem}", place, labels[wnid]
+                        location = Place(tar, member.offset, member.bytes)
+                        yield f"{wnid}/{Path(member.name).stem}", location, labels[wnid]
                 except TarFault as error:
                     raise DataError(f"{tar} ({wnid}): {error}; fetch it again") from error
 

@@ -101,10 +101,10 @@ def sigma_and_density(
 
 
 def latent_scatter(
-    path: Path, points: NDArray[np.float64], labels: NDArray[np.int64], *, axes_words: str, title: str
+    path: Path, points: NDArray[np.float64], labels: NDArray[np.int64], *, axes_label: str, title: str
 ) -> None:
     """Points [N, 2], a colour and a marker for each class (-1: none), whose number is drawn at its median where there are at most 20.
-    axes_words: what the two axes are.
+    axes_label: what the two axes are.
     """
     figure, axes = subplots(1, 1, (6.4, 6.0), frame=True)
     axis = axes[0, 0]
@@ -124,7 +124,7 @@ def latent_scatter(
                 va="center",
                 bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": colour, "alpha": 0.85},
             )
-    axis.set_xlabel(axes_words, fontsize=8)
+    axis.set_xlabel(axes_label, fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25)
     finish(figure, path, title)

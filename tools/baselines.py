@@ -1,8 +1,8 @@
-"""Compare a run with probabilistic PCA, and with classes, probe its latents by a linear classifier and nearest neighbours.
+"""Compare a run with probabilistic PCA; if the images have classes, also predict these from the latents (probes).
 
-The probes see the posterior means of the latents: a ladder's top group or, with --groups, its first groups together, each
-group given the means above it. For PCA they see its scores. Evaluate the run first. Writes RUN/evaluation/baselines.json and
-RUN/figures/baselines.png.
+The probes are a linear classifier and nearest neighbours. Their inputs are the posterior means of the run's latents, and the
+scores of PCA. A ladder's inputs are those of its top group or, with --groups, of its first groups, each group given the means
+above it. Evaluate the run first. Writes RUN/evaluation/baselines.json and RUN/figures/baselines.png.
 
   vaescale baselines runs/digits-optimal
   vaescale baselines runs/digits-optimal --labels 100
@@ -19,32 +19,32 @@ LEAST_IMAGES = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add RUN and how many labels, groups and images to take."""
+    """Add RUN and the numbers of labels, groups and images."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
     parser.add_argument(
         "--labels",
         type=integer(LEAST_IMAGES),
         metavar="N",
-        help="number of training images whose classes the probes learn from; default: all, at most --images",
+        help="number of labelled training images for the probes; default: all, up to --images",
     )
     parser.add_argument(
         "--groups",
         type=integer(1),
         default=1,
         metavar="G",
-        help="number of a ladder's groups, from the top, that the probes see; default: 1",
+        help="number of a ladder's groups, from the top, that are the probes' input; default: 1",
     )
     parser.add_argument(
         "--images",
         type=integer(LEAST_IMAGES),
         default=20_000,
         metavar="N",
-        help="the most images of each split; default: 20000",
+        help="maximum number of images of each split; default: 20000",
     )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure the baselines. Returns the table."""
+    """Measure the baselines. Returns the table and the path of the figure."""
     from vaescale.commands.baselines import baselines
 
     return baselines(arguments.run, labels=arguments.labels, groups=arguments.groups, images=arguments.images)

@@ -16,21 +16,24 @@ from vaescale.system.arguments import integer, real
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add RECIPE, overrides, and the number and kind of starts."""
+    """Add RECIPE, overrides, the number of faults and the way to start training."""
     add = parser.add_argument
     add("recipe", metavar="RECIPE", type=Path, help="a YAML file whose data sets exist")
     add("overrides", metavar="KEY=VALUE", nargs="*", help="recipe keys to override")
-    add("--faults", type=integer(0), default=10, help="how many starts end in a fault; default: 10")
-    add("--backend", help="file of recipes/backends/, such as zero2; default: one process")
-    add("--processes", type=integer(1), help="number of processes; default: the backend file's")
-    patience = "seconds that an undisturbed start may take; default: 3600"
+    add("--faults", type=integer(0), default=10, help="number of starts to disturb; default: 10")
+    add(
+        "--backend",
+        help="accelerate config in recipes/backends/, without .yaml, such as zero2; default: one process",
+    )
+    add("--processes", type=integer(1), help="number of processes; default: that of the backend file")
+    patience = "maximum seconds of an undisturbed start; default: 3600"
     add("--patience", type=real(above=0), default=3600, help=patience)
-    add("--seed", type=int, default=0, help="seed of the faults; default: 0")
-    add("--folder", type=Path, help="folder that keeps the two runs; default: a temporary one")
+    add("--seed", type=int, default=0, help="random seed of the faults; default: 0")
+    add("--folder", type=Path, help="folder for the two runs; default: a temporary folder")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train twice. Returns the number of faults of each kind, and what differs."""
+    """Train with and without faults. Returns the number of faults of each kind and the differences of the runs."""
     from vaescale.commands.chaos import chaos
 
     options = {name: value for name, value in vars(arguments).items() if name != "json"}

@@ -1,5 +1,5 @@
-"""Compare runs: a table of what differs between their recipes and of their last numbers, their curves with the spread over
-seeds, the rate-distortion plane, and their pictures side by side.
+"""Compare runs: a table of the recipe keys that differ and of the last metrics, curves with the spread over seeds, the
+rate-distortion plane, and pictures side by side.
 
 Runs come from their folders, or from an MLflow experiment. Writes OUT/comparison.html, one page that needs no other file, and
 OUT/comparison.md.
@@ -7,7 +7,7 @@ OUT/comparison.md.
   vaescale compare-runs runs/digits-optimal runs/digits-fixed runs/digits-predicted
   vaescale compare-runs runs/digits-* --sort quality/digits/prior-mean/frechet
   vaescale compare-runs runs/digits-optimal-sweep
-  vaescale compare-runs --experiment digits --where "params.`likelihood.kind` = 'gaussian'"
+  vaescale compare-runs --experiment digits --where 'params.`likelihood.kind` = "gaussian"'
 """
 
 import argparse
@@ -19,26 +19,36 @@ STORE = "sqlite:///runs/mlflow.db"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add RUNs or an experiment, what is shown, and where to."""
+    """Add RUNs or an experiment, the metrics, and the output folder."""
     add = parser.add_argument
-    add("runs", metavar="RUN", type=Path, nargs="*", help="run folders, or a sweep's folder for all its runs")
-    add("--experiment", metavar="NAME", help="compare the runs of an MLflow experiment instead")
-    filtered = 'choose among its runs by MLflow\'s filter: "metrics.`val/mse` < 0.01"'
+    add(
+        "runs",
+        metavar="RUN",
+        type=Path,
+        nargs="*",
+        help="run folders; the folder of a sweep means all its runs",
+    )
+    add(
+        "--experiment",
+        metavar="NAME",
+        help="compare the runs of this MLflow experiment instead of run folders",
+    )
+    filtered = "MLflow filter of the experiment's runs, such as 'metrics.`val/mse` < 0.01'"
     add("--where", metavar="FILTER", help=filtered)
-    add("--store", default=STORE, metavar="URI", help=f"MLflow's store; default: {STORE}")
+    add("--store", default=STORE, metavar="URI", help=f"MLflow store of the experiment; default: {STORE}")
     add(
         "--sort",
         metavar="METRIC",
         help="metric to sort by, the best run first; default: the bound on held-out images",
     )
-    shown = "show this metric too; may be given several times"
+    shown = "metric to add to the table; may be given several times"
     add("--metric", action="append", default=[], metavar="METRIC", help=shown)
     out = Path("runs/comparison")
     add("--out", type=Path, default=out, metavar="OUT", help="folder to write to; default: runs/comparison")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Gather, compare, write. Returns the table."""
+    """Compare the runs and write the page. Returns the table and the paths."""
     from vaescale.commands.compare_runs import compare_runs
 
     return compare_runs(
@@ -53,7 +63,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the table, the best run first, and where the page is."""
+    """Print the table, the best run first, and the paths."""
     from vaescale.system.console import table
 
     sys.stdout.write(Path(result["markdown"]).read_text())

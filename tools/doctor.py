@@ -1,7 +1,7 @@
-"""Print versions, devices, how processes were launched, and what is missing.
+"""Print versions, devices, the way processes were launched, and missing software.
 
-Run it the way you run training, for example `accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale
-doctor`, to see what training would see: its processes then exchange numbers for two seconds.
+Start it the way you start training, for example `accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale
+doctor`, to check the devices and processes of training. Under a launcher the processes exchange numbers for two seconds.
 """
 
 import argparse
@@ -14,24 +14,24 @@ MOST_SECONDS = 600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --seconds."""
+    """Add the duration of the exchange."""
     parser.add_argument(
         "--seconds",
         type=real(above=0, most=MOST_SECONDS),
         default=2.0,
-        help="under a launcher: how long the processes exchange numbers; default: 2",
+        help="duration of the test in which the processes of a launcher exchange numbers; default: 2",
     )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return versions, devices, launch, missing parts, and the result of the processes' exchange."""
+    """Return versions, devices, launch, missing software, and the result of the exchange between processes."""
     from vaescale.commands.doctor import doctor
 
     return doctor(seconds=arguments.seconds)
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print one table, each list as one line."""
+    """Print the results as one table, with each list on one line."""
     from vaescale.system.console import table
 
     def text(name: str, value: Any) -> str:

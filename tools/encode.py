@@ -1,10 +1,10 @@
 """Write the latents of a run's images, the mean and log variance of q(z|x), as WebDataset shards.
 
-Writes RUN/latents/SPLIT/: one shard for each shard of images, with the same keys and classes; KEY.moments.npy is float32
-[2, ...latent shape]. index.json has, by channel, the mean and standard deviation of the aggregate posterior, by which a latent
-diffusion model shifts and scales the latents. A ladder's shards hold the latents of its top group. Runs on any number of
-processes and encodes each sample once. The same command continues where it was stopped, and does nothing when all shards are
-written.
+Writes RUN/latents/SPLIT/: one shard for each shard of images, with the same keys and classes. KEY.moments.npy is float32
+[2, ...latent shape]. index.json has the mean and standard deviation of the aggregate posterior for each channel; a latent
+diffusion model shifts and scales the latents by them. A ladder's shards hold the latents of its top group. Runs on any number
+of processes and encodes each sample once. Run the same command again to continue after a stop; it does nothing when all shards
+are written.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split",
         choices=("train", "val"),
         action="append",
-        help="which images to encode; may be given twice; default: both splits",
+        help="data set of the recipe to encode; may be given twice; default: both splits",
     )
     parser.add_argument(
         "--weights",
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Encode. Returns what was written, for each split."""
+    """Encode the images. Returns a description of the shards of each split."""
     from vaescale.commands.encode import SPLITS, encode
 
     return encode(arguments.run, splits=arguments.split or SPLITS, weights=arguments.weights)

@@ -1,8 +1,8 @@
-"""Export a trained run for others to use: a folder with an MLflow model, its weights in safetensors, without pickle or code.
+"""Export a trained run as an MLflow model: a folder with weights in safetensors, without pickle or code.
 
-OUT/data/run holds the recipe, the weights of the newest checkpoint (averaged ones, if the run has them) and the mixture. It is
-a run folder that `vaescale sample OUT/data/run` and the other verbs after training read. --log also adds the model to the run
-in MLflow.
+OUT/data/run is a run folder with the recipe, the weights of the newest checkpoint (averaged, if the run has them) and the
+mixture. `vaescale sample OUT/data/run` and the other verbs for trained runs accept it. --log also adds the model to the run in
+MLflow.
 
   vaescale export runs/digits-optimal exported/digits
   python -c 'import mlflow, numpy; m = mlflow.pyfunc.load_model("exported/digits"); print(m.predict(numpy.zeros((4, 1, 8, 8), "uint8"), params={"mode": "sample"}).shape)'
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write the model. Returns its path, and its URI if it is in MLflow."""
+    """Write the MLflow model. Returns its path, and its URI if it was added to MLflow."""
     from vaescale.commands.export import export
 
     return export(arguments.run, arguments.out, weights=arguments.weights, log=arguments.log)

@@ -1,14 +1,14 @@
-"""Measure what a run's latents say, which of them are used, what they explain, and why the bound is not tight.
+"""Measure what a run's latents encode, which of them are used, what they explain, and why the bound is not tight.
 
-    information   I(x; z), KL(q(z)||p(z)), total correlation, beside the mean KL in closed form
+    information   I(x; z), KL(q(z)||p(z)), total correlation, and the mean KL in closed form
     use           KL by latent, active units, the share that has collapsed over epsilon and delta
-    variance      what z explains and what the noise explains, beside probabilistic PCA with as many latents
-    sigma         for a predicted sigma: is it larger where q(z) is small
-    noise         the noise that pictures show: are samples noisier than reconstructions
+    variance      the variance explained by z and by the noise, compared with probabilistic PCA of as many latents
+    sigma         for a predicted sigma: whether it is larger where q(z) is small
+    noise         the visible noise of pictures: whether samples are noisier than reconstructions
     gaps          with --gaps N: the amortization and the approximation gap of N held-out images (takes minutes)
 
-Measures the training images, and of a ladder the top group; encodes them unless RUN/latents has their latents. Writes
-RUN/evaluation/latents.json and RUN/figures/latent_*.png. Runs on any number of processes.
+Measures the latents of the training images (a ladder's top group) and encodes the images first unless RUN/latents has them.
+Writes RUN/evaluation/latents.json and RUN/figures/latent_*.png. Runs on any number of processes.
 """
 
 import argparse
@@ -20,21 +20,26 @@ from typing import Any
 
 from vaescale.system.arguments import integer
 
+DRAWS = "number of draws from q(z|x) for the information measures"
+GAPS = "number of held-out images whose inference gaps are measured"
+ASCENT = "steps of gradient ascent to the best q(z|x) of each --gaps image"
+SAMPLES = "importance samples of each --gaps image for the bound of log p(x)"
+ESTIMATE = "{:9.3f} +- {:.3f}".format
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add RUN and what to measure."""
+    """Add RUN and the options of the measures."""
     add, many = parser.add_argument, integer(1)
     add("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
-    add("--draws", type=integer(2), default=2000, metavar="N", help="draws for information; default: 2000")
-    add("--gaps", type=integer(0), default=0, metavar="N", help="gaps of N held-out images; default: 0")
-    add("--gap-steps", type=many, default=300, metavar="N", help="ascent steps for each q*; default: 300")
-    samples = "importance samples that bound log p(x) in the gaps; default: 1000"
-    add("--importance-samples", type=many, default=1000, metavar="K", help=samples)
-    add("--seed", type=integer(0), default=0, help="seed of all draws; default: 0")
+    add("--draws", type=integer(2), default=2000, metavar="N", help=f"{DRAWS}; default: 2000")
+    add("--gaps", type=integer(0), default=0, metavar="N", help=f"{GAPS}; default: 0")
+    add("--gap-steps", type=many, default=300, metavar="N", help=f"{ASCENT}; default: 300")
+    add("--importance-samples", type=many, default=1000, metavar="K", help=f"{SAMPLES}; default: 1000")
+    add("--seed", type=integer(0), default=0, help="random seed of all draws; default: 0")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, write, draw. Returns all measures."""
+    """Measure the latents and write the results and figures. Returns all measures."""
     from vaescale.commands.latents import latents
 
     return latents(**{name: value for name, value in vars(arguments).items() if name != "json"})
@@ -61,36 +66,31 @@ def show(result: dict[str, Any]) -> None:
         rows = [(name, " ".join(f"{value:11.4f}" for value in row.values())) for name, row in noise.items()]
         table(f"noise in pictures of {'means':>10} {'ancestral':>11}", rows)
     if gaps := result["gaps"]:
-        bound = f"log p(x), at least (K = {gaps['importance_samples']})"
-        names = {"L[q]": "elbo_nats", "L[q*]": "optimized_elbo_nats", bound: "log_px_nats"}
+        names = {"L[q]": "elbo_nats", "L[q*]": "optimized_elbo_nats", "log p(x), at least": "log_px_nats"}
         rows = [(label, f"{gaps[name]:9.3f}") for label, name in names.items()]
         for gap in ("amortization_gap", "approximation_gap"):
-            rows.append((gap.replace("_", " "), _estimate(gaps, f"{gap}_nats", f"{gap}_error")))
-        table(f"inference gaps of {gaps['images']} held-out images, nats", rows)
+            rows.append((gap.replace("_", " "), ESTIMATE(gaps[f"{gap}_nats"], gaps[f"{gap}_error"])))
+        table(f"gaps of {gaps['images']} held-out images, K = {gaps['importance_samples']}, nats", rows)
     table("figures", [(Path(path).stem, path) for path in result["figures"]])
-
-
-def _estimate(values: dict[str, Any], name: str, error: str) -> str:
-    return f"{values[name]:9.3f} +- {values[error]:.3f}"
 
 
 def _information_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     known = result["information"]
     label = f"I(x; z), at most ln {known['images']} = {math.log(known['images']):.3f}"
-    yield label, _estimate(known, "mutual_information", "mutual_information_error")
-    yield "KL(q(z)||p(z))", _estimate(known, "aggregate_kl", "aggregate_kl_error")
+    yield label, ESTIMATE(known["mutual_information"], known["mutual_information_error"])
+    yield "KL(q(z)||p(z))", ESTIMATE(known["aggregate_kl"], known["aggregate_kl_error"])
     yield "their sum", f"{known['mutual_information'] + known['aggregate_kl']:9.3f}"
     yield "mean KL, closed form", f"{known['mean_kl']:9.3f}"
-    yield "total correlation", _estimate(known, "total_correlation", "total_correlation_error")
+    yield "total correlation", ESTIMATE(known["total_correlation"], known["total_correlation_error"])
     yield "KL of the marginals", f"{known['marginal_kl']:9.3f}"
     yield "active units", f"{sum(result['active']):5d} of {len(result['active'])}"
 
 
 def _sigma_rows(sigma: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for kind, one in sigma["kinds"].items():
-        pairs = zip(one["mean_density_nats"].values(), one["spearman"].values(), strict=True)
+    for source, row in sigma["kinds"].items():
+        pairs = zip(row["mean_density_nats"].values(), row["spearman"].values(), strict=True)
         cells = "".join(f"{density:16.2f} {spearman:9.3f}" for density, spearman in pairs)
-        yield kind, f"{one['mean_log_sigma']:12.4f}{cells}"
+        yield source, f"{row['mean_log_sigma']:12.4f}{cells}"
     yield "all", f"{'':12}" + "".join(f"{'':16} {value:9.3f}" for value in sigma["spearman"].values())
 
 

@@ -1,7 +1,7 @@
-"""Write a data set as WebDataset shards with an index beside them: one folder a split, OUT/train, OUT/val, OUT/test.
+"""Write a data set as WebDataset shards with an index: one folder for each split, OUT/train, OUT/val, OUT/test.
 
-Plain webdataset reads the tars: images are members KEY.npy (or png, webp, jpg), classes KEY.cls. The same command
-continues a stopped one. A complete split stays as it is; shards that are missing or damaged are written again.
+Plain webdataset reads the tars: images are members KEY.npy (or png, webp, jpg), classes KEY.cls. Run the same command
+again to continue after a stop: it keeps complete shards and writes those that are missing or damaged.
 
 sources:
   digits            scikit-learn's 1,797 scanned handwritten digits, 8x8 (needs no download)
@@ -9,7 +9,8 @@ sources:
   folder:PATH       an image tree; sub-folders are classes; train/, val/, test/ on top are splits
   celeba:PATH       img_align_celeba, with list_eval_partition.txt if present; crop 148 (140 is usual, too)
   imagenet:PATH     ILSVRC train/ and val/ of wnid folders or tars; with --size the whole image is averaged down (box),
-                    as in the down-sampled ImageNet; --crop square --resample bicubic is short side + centre crop
+                    as in the down-sampled ImageNet; --crop square --resample bicubic resizes the short side and takes
+                    the centre
   hf:NAME[:SPLIT]   a data set of the Hugging Face hub, or a local folder in one of its formats
 
 Without --size images keep their size, and files are stored as they are (training can crop and resize: data.crop).
@@ -19,7 +20,7 @@ examples:
   vaescale make-shards digits data/digits --shard-samples 500
   vaescale make-shards celeba:~/celeba data/celeba64 --size 64
   vaescale make-shards imagenet:/data/ILSVRC data/imagenet32 --size 32 --shard-bytes 100MB
-  vaescale make-shards --index-only /data/cc12m        index the tars of others in place
+  vaescale make-shards --index-only /data/cc12m        index existing tars without writing shards
 """
 
 import argparse
@@ -35,29 +36,36 @@ from vaescale.system.arguments import add_jobs, integer, real
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add SOURCE and OUT, and the options of images and shards."""
-    parser.add_argument("source", metavar="SOURCE", nargs="?", help="digits, KIND:PATH or hf:NAME[:SPLIT]")
-    parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="it gets a folder for each split")
-    parser.add_argument("--index-only", metavar="DIR", type=Path, help="index the tars of DIR in place")
+    source = "data set to write: digits, KIND:PATH or hf:NAME[:SPLIT], see the sources above"
+    parser.add_argument("source", metavar="SOURCE", nargs="?", help=source)
+    parser.add_argument(
+        "out", metavar="OUT", nargs="?", type=Path, help="folder for the folders of the splits"
+    )
+    parser.add_argument("--index-only", metavar="DIR", type=Path, help="index the existing tars in DIR")
     add = parser.add_argument_group("images").add_argument
     add("--size", type=integer(1, 16384), metavar="PIXELS", help="height and width; default: unchanged")
-    add("--crop", metavar="C", help="square, whole or the central square's side; default: the source's own")
-    add("--resample", choices=get_args(Filter), help="filter of the resizing; default: the source's own")
-    add("--channels", type=int, choices=(1, 3), help="1: grey, 3: RGB; default: the source's own")
-    add("--encoding", choices=(*get_args(Encoding), "keep"), help="default: npy with --size, else keep")
-    add("--quality", type=integer(1, 100), default=95, metavar="Q", help="of jpg, 1 to 100; default: 95")
-    add("--skip-broken", action="store_true", help="leave out images that cannot be read")
+    crop = "crop before resizing: square, whole, or the side of the central square; default: by source"
+    add("--crop", metavar="C", help=crop)
+    add("--resample", choices=get_args(Filter), help="filter for resizing; default: by source")
+    add("--channels", type=int, choices=(1, 3), help="1 for grey, 3 for RGB; default: by source")
+    encoding = "format of the stored images; default: npy with --size, else keep"
+    add("--encoding", choices=(*get_args(Encoding), "keep"), help=encoding)
+    quality = "quality of jpg images, 1 to 100; default: 95"
+    add("--quality", type=integer(1, 100), default=95, metavar="Q", help=quality)
+    add("--skip-broken", action="store_true", help="skip images that cannot be read, instead of stopping")
     shards = parser.add_argument_group("shards")
     size, most = shards.add_mutually_exclusive_group().add_argument, 10**9
-    size("--shard-samples", type=integer(1, most), default=1000, metavar="N", help="images; default: 1000")
+    samples = "number of images in a shard; default: 1000"
+    size("--shard-samples", type=integer(1, most), default=1000, metavar="N", help=samples)
     size("--shard-bytes", metavar="SIZE", help="approximate size of a shard, such as 100MB")
-    fraction = "fraction for val if the source has no val split; default: 0.05"
+    fraction = "fraction of the images for val if the source has no val split; default: 0.05"
     shards.add_argument("--holdout", type=real(least=0, most=0.9), default=0.05, metavar="F", help=fraction)
     shards.add_argument("--config", metavar="NAME", help="configuration of an hf: data set")
     add_jobs(shards, workers="processes")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write each split, or the index alone. Returns the descriptions of the splits."""
+    """Write the shards, or the index alone. Returns a description of each split."""
     from vaescale.commands.make_shards import index_shards, make_shards
 
     options = dict(vars(arguments))

@@ -1,17 +1,17 @@
 """Judge a run's samples against its training images, by the features of both: Frechet and kernel distance, precision, recall,
 density and coverage.
 
-The rows are held-out images, reconstructions, and samples of the prior and of each mixture that fit-gmm left, as decoder means
-and with the decoder's noise. Numbers compare only under the same features, data and count: the distances of few pictures are
-too large, so by default there are as many samples as held-out images, at most 10000. --features is
+The rows are held-out images, reconstructions, and samples of the prior and of each mixture of fit-gmm, as decoder means and with
+the decoder's noise. Compare numbers only for the same features, data and count: distances are biased upwards for few images, so
+by default there are as many samples as held-out images, at most 10000. --features is
 
-  pixels            the values themselves, for small images
+  pixels            the pixel values, for small images
   DIR               a classifier from `vaescale train-features`
-  inception[:FILE]  Inception v3 with torch-fidelity's weights, the FID of the literature
+  inception[:FILE]  Inception v3 with torch-fidelity's weights, as for the FID of the literature
   FILE.pt2          a module that torch.export.save wrote: images [B, C, H, W] in [0, 1] to features [B, F]
 
-Writes RUN/evaluation/quality-FEATURES.json and RUN/figures/quality-FEATURES*.png, and keeps the training images' features in a
-cache. Runs on any number of processes, with the same samples:
+Writes RUN/evaluation/quality-FEATURES.json and RUN/figures/quality-FEATURES*.png, and caches the features of the training
+images. Runs on any number of processes, with the same samples:
 
   vaescale train-features data/fashion_mnist/train --out features/fashion_mnist
   vaescale quality runs/fashion_mnist-optimal --features features/fashion_mnist
@@ -30,13 +30,20 @@ MOST_TEMPERATURE = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add RUN, the features, and which samples to judge."""
+    """Add RUN, the features, and the samples to judge."""
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
-    add("--features", required=True, metavar="WHICH", help="pixels, DIR, inception[:FILE] or FILE.pt2")
-    count = "samples of each kind; default: as many as there are held-out images, at most 10000"
+    add(
+        "--features",
+        required=True,
+        metavar="WHICH",
+        help="features to compare by: pixels, DIR, inception[:FILE] or FILE.pt2",
+    )
+    count = "number of samples of each kind; default: the number of held-out images, at most 10000"
     add("--count", type=integer(1), metavar="N", help=count)
-    decode = "mean, ancestral or offset:ALPHA; may be given several times; default: mean and ancestral"
+    decode = (
+        "decoding: mean, ancestral or offset:ALPHA; may be given several times; default: mean and ancestral"
+    )
     add("--decode", action="append", metavar="HOW", help=decode)
     temperature = "factor of the latents' standard deviations, as in `vaescale sample`; default: 1"
     add(
@@ -44,14 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     weights = "averaged or raw weights; default: ema, if the run has them"
     add("--weights", choices=("ema", "raw"), default="ema", help=weights)
-    add("--seed", type=integer(0), default=0, help="seed of the samples; default: 0")
-    trust = "load FILE.pt2, which is a program: it can do anything"
+    add("--seed", type=integer(0), default=0, help="random seed of the samples; default: 0")
+    trust = "allow --features FILE.pt2, which is a program and can do anything"
     add("--trust-features", action="store_true", help=trust)
-    add("--cache", type=Path, default=CACHE, metavar="DIR", help=f"folder of the cache; default: {CACHE}")
+    add(
+        "--cache",
+        type=Path,
+        default=CACHE,
+        metavar="DIR",
+        help=f"folder for cached features; default: {CACHE}",
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Draw, compare, write. Returns a row for each kind of picture."""
+    """Compare the pictures and write the scores. Returns a row for each kind of picture."""
     from vaescale.commands.quality import DECODINGS, quality
 
     options = {name: value for name, value in vars(arguments).items() if name != "json"}
@@ -59,7 +72,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a line for each kind of picture."""
+    """Print the scores, one line for each kind of picture."""
     from vaescale.system.console import table
 
     head = " ".join(f"{name:>10}" for name in COLUMNS)
@@ -74,7 +87,7 @@ def show(result: dict[str, Any]) -> None:
         ],
     )
     paths = [("figure", path) for path in result["figures"]]
-    table("distances: less is better; shares: more is better", paths)
+    table("distances: lower is better; shares: higher is better", paths)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Run the main job end to end on scikit-learn's handwritten digits: shards, training on two processes, evaluation,
-mixture, samples and their quality. Each step is a command that you can type yourself. Results that exist already are kept.
+mixture, samples and their quality. Each step is a command that you can type yourself. A step whose results exist is skipped.
 """
 
 import argparse
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: there is nothing to choose."""
+    """Add no arguments: the quickstart has no options."""
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the results, and what to try next."""
+    """Print the results and the next commands to try."""
     from vaescale.system.console import table
 
     metrics, gmm, folder = result["metrics"], result["gmm"], result["run"]
@@ -38,7 +38,7 @@ def show(result: dict[str, Any]) -> None:
     table(f"\n== Results on {metrics['images']:.0f} held-out digits ({folder})", rows)
     means = [row for row in result["quality"] if row["decode"] != "ancestral"]
     table(
-        "\n== Frechet distance to the training images, of pixels (less is better)",
+        "\n== Frechet distance to the training images, of pixels (lower is better)",
         [(f"{row['of']}{', means' if row['decode'] else ''}", f"{row['frechet']:.4f}") for row in means],
     )
     table(
@@ -53,7 +53,7 @@ def show(result: dict[str, Any]) -> None:
                 ".venv/bin/vaescale train recipes/digits/optimal.yaml name=digits-wide-sigma likelihood.sigma=0.3",
             ),
             ("more samples", f".venv/bin/vaescale sample {folder} --count 256"),
-            ("what is here", ".venv/bin/vaescale --help"),
+            ("all verbs", ".venv/bin/vaescale --help"),
         ],
     )
 

@@ -1,8 +1,8 @@
 """Draw samples from a run: z from the model's prior or from the fitted mixture, decoded as a mean, as a draw, or in between.
 
-A decoder mean is E[x|z]; an ancestral sample adds the noise of p(x|z), as the model says that images arise; offset:ALPHA is
-the mean plus ALPHA times sigma(z). Without --prior and --decode, RUN/figures/samples.png shows every combination side by
-side. Sample number i is the same whatever --count is, and on any number of processes.
+A decoder mean is E[x|z]; an ancestral sample is a draw from p(x|z); offset:ALPHA is the mean plus ALPHA times sigma(z).
+Without --prior and --decode, RUN/figures/samples.png shows every combination side by side. Sample number i does not depend on
+--count or on the number of processes.
 
   vaescale sample runs/digits-optimal --prior gmm --decode mean --count 50000 --shards samples/digits
   vaescale sample runs/digits-optimal --interpolate 3,17 --interpolate 5,9
@@ -17,37 +17,46 @@ from typing import Any
 
 from vaescale.system.arguments import integer, real
 
-PAIR = "draw the decoded means along the line from held-out image number I to J instead of samples"
-PRIOR = "the model's own prior, or the mixture; default: both"
-TEMPERATURE = "factor of the standard deviations of the prior (every group) or of the mixture; default: 1"
-REFINE = "draw samples before and after this many steps of descent on mean log sigma(z), if it is predicted"
-WEIGHT = "weight of -log density of z, under the mixture or the prior, in that descent; default: 0"
+PAIR = "instead of samples: decoded means between the latents of held-out images number I and J"
+PRIOR = "distribution of z: the model's prior, or the mixture of fit-gmm; default: both"
+TEMPERATURE = "factor of the standard deviations of the prior (of every group) or the mixture; default: 1"
+REFINE = "show samples before and after STEPS of gradient descent on mean log sigma(z), if sigma is predicted"
+WEIGHT = "weight of -log density of z (mixture or prior) in the descent of --refine; default: 0"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add RUN; from what, how and how many; where to; and what to draw instead of samples."""
+    """Add RUN, the samples, where to write them, and the pictures to draw instead."""
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
     add("--prior", choices=("standard", "gmm"), help=PRIOR)
-    components = "use the compared mixture with K components; default: the chosen one"
+    components = "use the mixture with K components that fit-gmm compared; default: the chosen mixture"
     add("--components", type=integer(1), metavar="K", help=components)
-    add("--decode", metavar="HOW", help="mean, ancestral or offset:ALPHA; default: mean and ancestral")
+    add(
+        "--decode",
+        metavar="HOW",
+        help="decoding: mean, ancestral or offset:ALPHA; default: mean and ancestral",
+    )
     add("--temperature", type=real(above=0, most=10), metavar="T", help=TEMPERATURE)
-    count = "samples of each kind, 256 to a picture, or all in --shards; default: 64"
+    count = "number of samples of each kind; a picture shows at most 256; default: 64"
     add("--count", type=integer(1), metavar="N", help=count)
-    add("--seed", type=integer(0), default=0, help="seed of the samples; default: 0")
-    add("--shards", type=Path, metavar="OUT", help="write all samples as 8-bit WebDataset shards to OUT")
+    add("--seed", type=integer(0), default=0, help="random seed of the samples; default: 0")
+    add(
+        "--shards",
+        type=Path,
+        metavar="OUT",
+        help="write the samples as 8-bit WebDataset shards to OUT instead of pictures",
+    )
     add("--interpolate", action="append", type=_pair, metavar="I,J", help=PAIR)
     add("--refine", type=integer(1, 100_000), metavar="STEPS", help=REFINE)
     add("--refine-weight", type=real(least=0), metavar="W", help=WEIGHT)
-    rate = "learning rate of that descent (Adam); default: 0.02"
+    rate = "learning rate (Adam) of the descent of --refine; default: 0.02"
     add("--refine-rate", type=real(above=0), metavar="LR", help=rate)
-    plane = "draw SIDE x SIDE decoded means over the plane of two latents instead of samples"
+    plane = "instead of samples: SIDE x SIDE decoded means over the plane of a model with two latents"
     add("--map", dest="map_side", type=integer(2, 64), metavar="SIDE", help=plane)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Draw and write. Returns what was drawn, and the paths."""
+    """Draw the samples and write them. Returns a description of the samples, and the paths."""
     from vaescale.commands.sample import sample
 
     options = {name: value for name, value in vars(arguments).items() if name != "json"}
@@ -55,7 +64,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _pair(text: str) -> tuple[int, int]:
-    """Parse `3,17`."""
+    """Parse a pair of image numbers, such as `3,17`."""
     numbers = text.split(",")
     if len(numbers) != 2 or not all(number.strip().isdecimal() for number in numbers):
         raise argparse.ArgumentTypeError(f"{text!r} must be a pair of image numbers, such as 3,17")

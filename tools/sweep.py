@@ -1,7 +1,7 @@
-"""Train variants of a recipe: every combination of the values given, each as one run, all below one parent run in MLflow.
+"""Train variants of a recipe: one run for every combination of the values, all under one parent run in MLflow.
 
-The variants are trained one after another on this machine, or --write writes the files of a Slurm array or a Kubernetes
-indexed job with one task for each variant. The same command continues a stopped sweep and skips the variants that are trained.
+The variants are trained one after another on this machine; --write instead writes the files of a Slurm array or a Kubernetes
+indexed job with one task for each variant. Run the same command again to continue a stopped sweep; trained variants are skipped.
 
   vaescale sweep recipes/digits/optimal.yaml likelihood.sigma=optimal,0.3,predicted seed=0,1
   vaescale sweep recipes/digits/optimal.yaml optimizer.lr=1e-3,2e-3 --launch "accelerate launch --config_file recipes/backends/cpu2.yaml"
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add RECIPE, the values, and how the runs start."""
+    """Add RECIPE, the values, and the way to start the runs."""
     parser.add_argument(
         "recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/digits/optimal.yaml"
     )
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name",
         metavar="NAME",
-        help="name of the sweep, and the beginning of its runs' names; default: the recipe's name, with -sweep for the sweep",
+        help="name of the sweep and prefix of its runs' names; default: the recipe's name, with -sweep for the sweep",
     )
     parser.add_argument(
         "--launch",
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train all variants, or write the job files. Returns the variants."""
+    """Train all variants, or write the job files. Returns the variants with exit codes or files."""
     from vaescale.commands.sweep import sweep
 
     return sweep(
@@ -65,19 +65,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def exit_code(result: dict[str, Any]) -> int:
-    """The exit code of the first variant that failed, or 0."""
-    return next((one["exit_code"] for one in result["variants"] if one.get("exit_code")), 0)
+    """Return the exit code of the first variant that failed, or 0."""
+    return next((row["exit_code"] for row in result["variants"] if row.get("exit_code")), 0)
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the variants, and what to do next."""
+    """Print the variants and the next command."""
     from vaescale.system.console import say, table
 
-    def text(one: dict[str, Any]) -> str:
-        failed = f"   exit code {one['exit_code']}" if one.get("exit_code") else ""
-        return f"{' '.join(one['overrides'][:-1])}{failed}"
+    def text(variant: dict[str, Any]) -> str:
+        failed = f"   exit code {variant['exit_code']}" if variant.get("exit_code") else ""
+        return f"{' '.join(variant['overrides'][:-1])}{failed}"
 
-    table(result["sweep"], [(one["name"], text(one)) for one in result["variants"]])
+    table(result["sweep"], [(variant["name"], text(variant)) for variant in result["variants"]])
     if "files" in result:
         table("files", [(Path(path).name, path) for path in result["files"]])
     elif "folder" in result:

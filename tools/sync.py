@@ -1,4 +1,4 @@
-"""Send to MLflow what a run could not send while it trained: metrics, figures, results. Nothing is sent twice."""
+"""Send to MLflow the metrics, figures and results that a run could not send while it trained. Nothing is sent twice."""
 
 import argparse
 import sys
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add RUN."""
+    """Add the run folder."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Send the rest. Returns where it went, and how much."""
+    """Send what the store lacks. Returns the store, the run's id and the counts."""
     from vaescale.commands.sync import sync
 
     return sync(arguments.run)

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RECIPE, overrides and options."""
+    """Add RECIPE, overrides and options."""
     parser.add_argument(
         "recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/digits/optimal.yaml"
     )
@@ -27,12 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue in the run folder although its recipe or data have changed",
     )
     parser.add_argument(
-        "--processes", type=int, metavar="N", help="refuse to run unless there are N processes"
+        "--processes",
+        type=int,
+        metavar="N",
+        help="number of processes expected: refuse to run with another number",
     )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train, or describe what would be trained. Returns the summary, or recipe and plan."""
+    """Train, or describe what training would do. Returns the summary, or the recipe and the plan."""
     from vaescale.commands.train import describe, train
     from vaescale.recipe import load_recipe
 
@@ -43,27 +46,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The recipe and the plan of a dry run, or a run's held-out numbers and the next commands."""
+    """Print the recipe and the plan of a dry run, or a run's held-out numbers and the next commands."""
     from vaescale.system.console import say, table
 
     if "plan" in result:
         import yaml
 
         sys.stdout.write(yaml.safe_dump(result["recipe"], sort_keys=False))
-        table("\nplan", [(name, _words(name, value)) for name, value in result["plan"].items()])
+        table("\nplan", [(name, _formatted(name, value)) for name, value in result["plan"].items()])
         return
     metrics = result.get("val", {})
     if "neg_profile_elbo_nats" in metrics:
-        say("no bound: sigma is fitted to each image itself, which says nothing of unseen images")
+        say("no bound: sigma is fitted to each image itself, so the numbers do not apply to unseen images")
     if (reached := metrics.get("handover", 1.0)) < 1:
-        say(f"the handover came to {reached:.0%}: sigma is not (wholly) the predicted one; train longer")
+        say(f"the handover reached {reached:.0%}: sigma is not yet entirely the predicted one; train longer")
     rows = [(name, f"{value:.6g}") for name, value in metrics.items()]
     table(f"{result['run_dir']}: held-out data", rows)
     run = result["run_dir"]
     say(f"next: vaescale evaluate {run}; vaescale fit-gmm {run}; vaescale sample {run}")
 
 
-def _words(name: str, value: Any) -> str:
+def _formatted(name: str, value: Any) -> str:
     return f"{value / 2**20:,.1f} MiB" if name.endswith("_bytes") else str(value)
 
 

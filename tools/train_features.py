@@ -1,7 +1,7 @@
-"""Train a small classifier on a labelled data set, whose features `vaescale quality` compares images by.
+"""Train a small classifier on a labelled data set. `vaescale quality` compares images by its features.
 
 Writes OUT/features.safetensors and OUT/features.json, with the accuracy on held-out images. The same seed gives the same
-features on the same kind of machine. Keep the features: numbers under different features do not compare.
+features on the same kind of machine. Keep the features: scores computed with different features are not comparable.
 
   vaescale train-features data/digits/train --out features/digits
 """
@@ -15,20 +15,25 @@ from vaescale.system.arguments import integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add DIR, OUT, and how to train."""
+    """Add DIR, OUT and the options of training."""
     add = parser.add_argument
-    add("train", metavar="DIR", help="a folder or URL of labelled shards, such as data/digits/train")
-    val = "held-out shards; default: val or test beside DIR, if DIR is a folder"
+    add("train", metavar="DIR", help="folder or URL of labelled training shards, such as data/digits/train")
+    val = "folder or URL of held-out shards; default: the folder val or test beside DIR"
     add("--val", metavar="DIR", help=val)
-    add("--out", type=Path, required=True, metavar="OUT", help="the folder to write the features to")
-    add("--steps", type=integer(2), default=1000, help="number of batches of 128 images; default: 1000")
-    width = "channels of the first map, from 4 to 512; default: 32"
+    add("--out", type=Path, required=True, metavar="OUT", help="folder to write the features to")
+    add("--steps", type=integer(2), default=1000, help="training steps, each on 128 images; default: 1000")
+    width = "channels of the first feature map, from 4 to 512; default: 32"
     add("--width", type=integer(1), default=32, help=width)
-    add("--seed", type=integer(0), default=0, help="seed of the weights and the order; default: 0")
+    add(
+        "--seed",
+        type=integer(0),
+        default=0,
+        help="random seed of the weights and of the order of images; default: 0",
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train, measure, write. Returns what features.json says."""
+    """Train the classifier and write its weights. Returns the content of features.json."""
     from vaescale.commands.train_features import train_features
 
     return train_features(**{name: value for name, value in vars(arguments).items() if name != "json"})

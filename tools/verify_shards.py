@@ -1,6 +1,6 @@
 """Check a folder of shards against its index: sizes, hashes, the structure and end of each tar, the position and bytes
-of every sample; with --deep also that every image decodes. Each fault is named with shard, member and byte. The exit
-code is 3 when there are faults.
+of every sample; with --deep also that every image decodes. Each fault is printed with shard, member and byte offset. The
+exit code is 3 when there are faults.
 """
 
 import argparse
@@ -13,9 +13,9 @@ SHOWN = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add DIR, --deep and --jobs."""
+    """Add DIR, the depth of the check and the number of threads."""
     parser.add_argument("folder", metavar="DIR", help="folder of shards, such as data/digits/train")
-    parser.add_argument("--deep", action="store_true", help="decode every image too")
+    parser.add_argument("--deep", action="store_true", help="also decode every image")
     add_jobs(parser, workers="threads")
 
 
@@ -34,7 +34,7 @@ def show(result: dict[str, Any]) -> None:
         offset = f" at byte {fault['offset']}" if fault["offset"] >= 0 else ""
         sys.stdout.write(f"{fault['shard']}{member}{offset}: {fault['words']}\n")
     if len(faults) > SHOWN:
-        sys.stdout.write(f"... and {len(faults) - SHOWN} more (--json names them all)\n")
+        sys.stdout.write(f"... and {len(faults) - SHOWN} more (--json lists all)\n")
     sys.stdout.write(f"{result['folder']}: {_verdict(result)}\n")
 
 
@@ -47,8 +47,8 @@ def _verdict(result: dict[str, Any]) -> str:
         f"{n} {noun}{'s' if n > 1 else ''}" for n, noun in ((len(faults), "fault"), (len(shards), "shard"))
     )
     return (
-        f"{' in '.join(counts)}; delete the .tar files named and call the same `vaescale make-shards` again, which writes "
-        f"only them (for tars made by others: --index-only)"
+        f"{' in '.join(counts)}; delete these .tar files and run the same `vaescale make-shards` command again, which writes "
+        f"only the missing ones (for tars from elsewhere: index the rest with --index-only)"
     )
 
 

@@ -320,7 +320,7 @@ def test_decodings() -> None:
     assert not torch.equal(drawn, mean)
     assert parse_decoding("offset:2") == Decoding("offset", 2.0)
     for words in ("offset", "offset:", "offset:nan", "mean:1", "median", "offset:inf"):
-        with pytest.raises(UserError, match="none of mean, ancestral, offset:ALPHA"):
+        with pytest.raises(UserError, match="must be one of mean, ancestral, offset:ALPHA"):
             parse_decoding(words)
 
 

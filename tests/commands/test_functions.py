@@ -84,9 +84,9 @@ def test_a_metric_from_outside_is_in_every_result(
 
 
 def test_arguments_that_contradict_each_other_are_refused(run: Path, digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--importance-samples too"):
+    with pytest.raises(UserError, match="needs --importance-samples"):
         evaluate(run, importance_images=5)
-    with pytest.raises(UserError, match="both say which images"):
+    with pytest.raises(UserError, match="both choose the images"):
         evaluate(run, split="val", data=str(digits / "val"))
     with pytest.raises(UserError, match=r"--gaps \(=1\) must be at least 2"):
         latents(run, gaps=1)

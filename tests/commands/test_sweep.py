@@ -44,9 +44,9 @@ def test_commas_within_brackets_do_not_part() -> None:
     ("words", "message"),
     [
         (["lr"], "is not key=a,b,c"),
-        (["name=a,b"], "each variant's own"),
+        (["name=a,b"], "set for each variant"),
         (["seed=1", "training.steps=5"], "nothing to vary"),
-        (["seed=1,1"], "would both be called"),
+        (["seed=1,1"], "would both be named"),
         ([f"seed={','.join(map(str, range(1001)))}"], "more than 1000"),
     ],
 )

@@ -69,7 +69,7 @@ def test_distances_are_torchmetrics_fid(weights: Path) -> None:
     one = torch.randint(0, 256, (40, 1, 16, 16), generator=generator, dtype=torch.uint8)
     other = torch.randint(0, 128, (50, 1, 16, 16), generator=generator, dtype=torch.uint8)
     extractor = open_extractor(f"inception:{weights}", **HERE)
-    assert "not torch-fidelity's" in extractor.words
+    assert "not torch-fidelity's" in extractor.description
     features = [extractor.of(images.float() / 255) for images in (one, other)]
     assert features[0].shape == (40, 2048)
     fid = FrechetInceptionDistance(feature_extractor_weights_path=str(weights))
@@ -83,5 +83,5 @@ def test_distances_are_torchmetrics_fid(weights: Path) -> None:
 @needs_inception
 def test_weights_run_no_code(tmp_path: Path) -> None:
     torch.save(NO_TENSOR, tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"Inception cannot be made of .* \(UnpicklingError"):
+    with pytest.raises(UserError, match=r"Inception cannot be built from .* \(UnpicklingError"):
         open_extractor(f"inception:{tmp_path}/other.pth", **HERE)

@@ -91,7 +91,7 @@ def test_every_figure_of_latents_and_quality_follows_its_numbers(tmp_path: Path)
             folder / "s.png", [("a", [-1e3, 5.0], [-2.0, -scale])], density="d", title="t"
         )
         labels = np.arange(60) % 25 - 1
-        figures.latent_scatter(folder / "l.png", scale * scattered**3, labels, axes_words="z", title="t")
+        figures.latent_scatter(folder / "l.png", scale * scattered**3, labels, axes_label="z", title="t")
         figures.variance_split(folder / "v.png", [("q(z)", 1.0, scale)], title="t")
         figures.quality(folder / "q.png", [row, {**row, "of": "b", "recall": 0.2 * scale}], title="t")
         grey = np.full((4, 1, 4, 4), scale / 4, np.float32)

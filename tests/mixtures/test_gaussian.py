@@ -155,7 +155,7 @@ def test_a_damaged_mixture_is_refused(tmp_path: Path) -> None:
         "finite float64": {"means": torch.full((3, 3), torch.nan, dtype=torch.float64)},
         "float64": {"means": torch.zeros(3, 3)},
         "sum to 1": {"weights": torch.ones(3, dtype=torch.float64)},
-        "go with": {"weights": torch.ones(1, dtype=torch.float64)},
+        "do not fit": {"weights": torch.ones(1, dtype=torch.float64)},
         "are not": {"covariances": torch.ones(3, 2, 2, dtype=torch.float64)},
         "positive definite": {"covariances": -torch.eye(3, dtype=torch.float64).repeat(3, 1, 1)},
         "holds": {"more": torch.zeros(1)},

@@ -94,8 +94,8 @@ def test_groups_of_one_size_share_their_weight() -> None:
 
 
 REFUSED = [
-    ({"free_bits": {"nats": 1}, "capacity": {"nats": 1, "steps": 1}}, "both say what the KL costs"),
-    ({"free_bits": {"nats": 1}, "balancing": "always"}, "both say what the KL costs"),
+    ({"free_bits": {"nats": 1}, "capacity": {"nats": 1, "steps": 1}}, "both set the cost of the KL"),
+    ({"free_bits": {"nats": 1}, "balancing": "always"}, "both set the cost of the KL"),
     ({"capacity": {"nats": 1, "steps": 1}, "beta": 4.0}, "leave objective.beta out"),
     ({"balancing": "while_annealing"}, "beta does not change"),
     ({"beta": {"schedule": "linear", "steps": 10, "cycles": 3}}, "belongs to `schedule: cyclical`"),

@@ -21,9 +21,9 @@ def test_evaluate_takes_other_images(vaescale, run: Path, digits: Path) -> None:
     assert outcome.json["metrics"]["images"] == 1437
     assert (run / "evaluation" / "elsewhere.json").is_file()
     vaescale("evaluate", run, "--data", digits / "val", "--name", "elsewhere").assert_refused(
-        2, "of other images", "--name"
+        2, "for other images", "--name"
     )
-    vaescale("evaluate", run, "--name", "../x").assert_refused(2, "no file name")
+    vaescale("evaluate", run, "--name", "../x").assert_refused(2, "not a valid file name")
     vaescale("evaluate", run, "--split", "train", "--data", digits / "val").assert_refused(2, "--split")
     vaescale("evaluate", run, "--importance-images", 5).assert_refused(2, "--importance-samples")
     vaescale("evaluate", run, "--data", digits / "none").assert_refused(3, "none")
@@ -79,7 +79,7 @@ def test_images_without_classes_and_of_other_sizes(
     assert vaescale("evaluate", tmp_path / "unlabelled").code == 0
     outcome = vaescale("baselines", tmp_path / "unlabelled", "--json")
     assert outcome.code == 0, outcome.err
-    assert "no probes: these images have no classes" in outcome.json["notes"]
+    assert "no probes: the images have no classes" in outcome.json["notes"]
     assert "linear_probe" not in outcome.json["rows"]["tiny"]
     shape = Shape(1, 12, 3, 4)
     save(Classifier(shape), shape, tmp_path / "large", {"accuracy": 0.5})
@@ -216,7 +216,7 @@ def test_an_exported_run_is_loaded_by_mlflow(vaescale, run: Path, tmp_path: Path
     out = tmp_path / "exported"
     outcome = vaescale("export", run, out, "--json")
     assert outcome.code == 0, outcome.err
-    vaescale("export", run, out).assert_refused(2, "is there already")
+    vaescale("export", run, out).assert_refused(2, "already exists")
     vaescale("export", run, tmp_path / "other", "--log").assert_refused(2, "no MLflow store")
     for path in out.rglob("*"):
         assert path.suffix in ("", ".yaml", ".json", ".safetensors", ".txt"), path

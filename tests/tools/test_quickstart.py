@@ -66,7 +66,7 @@ def test_quickstart_end_to_end_and_again(vaescale, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(subprocess, "run", start)
     again = vaescale("quickstart", "--json")
-    assert again.err.count("there already") == 6
+    assert again.err.count("the results exist") == 6
     assert started == []
     assert {k: v for k, v in again.json.items() if k != "seconds"} == {
         k: v for k, v in result.items() if k != "seconds"
@@ -77,7 +77,7 @@ def test_quickstart_end_to_end_and_again(vaescale, tmp_path: Path, monkeypatch: 
     (run / "gmm" / "mixture.json").write_text(json.dumps(mixture | {"step": 2}))
     (run / "figures" / "reconstructions.png").unlink()
     mended = vaescale("quickstart", "--json")
-    assert mended.err.count("there already") == 2, "the shards and the training"
+    assert mended.err.count("the results exist") == 2, "the shards and the training"
     assert started == ["evaluate", "fit-gmm", "sample", "quality"]
 
 

@@ -20,7 +20,7 @@ def test_make_shards_writes_once(vaescale, tmp_path: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
     again = vaescale("make-shards", "digits", tmp_path / "digits", "--json")
     assert again.json == first.json
-    assert "is there already" in again.err
+    assert "already exists" in again.err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")} == times
     words = vaescale("make-shards", "digits", tmp_path / "digits")
     assert "1437 images 8x8x1 in 2 shards" in words.out
@@ -280,7 +280,7 @@ def test_a_mixture_of_other_weights_is_refused(vaescale, run: Path, recipe_file,
     assert vaescale("fit-gmm", run, "--components", 2).code == 0
     from vaescale.mixtures import files
 
-    words = files.words(run / "gmm")
+    words = files.read_details(run / "gmm")
     files.save(files.load(str(run / "gmm")), run / "gmm", {**words, "weights_hash": "another"})
     for verb in (["sample", run], ["latents", run], ["export", run, run / "out"]):
         vaescale(*verb).assert_refused(2, "weights_hash another", "vaescale fit-gmm")
@@ -410,7 +410,7 @@ def test_a_mixture_of_several_groups_of_a_ladder(vaescale, recipe_file, recipe_c
 
 
 def test_a_flat_run_has_one_group(vaescale, run: Path) -> None:
-    vaescale("fit-gmm", run, "--groups", 2).assert_refused(2, "no ladder")
+    vaescale("fit-gmm", run, "--groups", 2).assert_refused(2, "a flat model")
 
 
 def test_a_ladder_is_trained_evaluated_and_sampled(vaescale, ladder_run: Path) -> None:

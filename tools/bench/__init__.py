@@ -1,1 +1,1 @@
-"""Commands that measure; not tests. See README.md."""
+"""Benchmark commands, which are not tests. See README.md."""

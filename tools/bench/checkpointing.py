@@ -2,7 +2,7 @@
 
     python tools/bench/checkpointing.py recipes/cifar10/ladder.yaml --images 8
 
-Takes random images: no data is needed. Memory is the process's peak minus what it had before its first step.
+Uses random images, so no data is needed. Memory is the peak of the process minus its memory before the first step.
 """
 
 import argparse
@@ -25,34 +25,36 @@ STEPS = 3
 
 
 def main() -> None:
-    """Measure in two processes, or be one of them."""
+    """Start two processes that measure, or run as one of them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", type=Path, help="one with `network.kind: ladder`")
-    parser.add_argument("--images", type=int, default=8, help="a process and step; default: 8")
+    parser.add_argument("recipe", type=Path, help="a recipe with `network.kind: ladder`")
+    parser.add_argument(
+        "--images", type=int, default=8, help="number of images per process and step; default: 8"
+    )
     parser.add_argument("--measure", choices=("true", "false"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         sys.stdout.write(json.dumps(measure(arguments)) + "\n")
         return
-    found = []
+    results = []
     for checkpointing in ("false", "true"):
         command = [sys.executable, __file__, str(arguments.recipe), "--images", str(arguments.images)]
         done = subprocess.run(
             [*command, "--measure", checkpointing], capture_output=True, text=True, check=True
         )
-        found.append(json.loads(done.stdout))
-        peak, seconds = found[-1]["peak_bytes"], found[-1]["seconds"]
+        results.append(json.loads(done.stdout))
+        peak, seconds = results[-1]["peak_bytes"], results[-1]["seconds"]
         sys.stdout.write(
             f"checkpointing {checkpointing:5s}  {peak / 2**30:6.2f} GiB  {seconds:6.2f} s a step\n"
         )
-    memory, seconds = (found[1][key] / found[0][key] for key in ("peak_bytes", "seconds"))
+    memory, seconds = (results[1][key] / results[0][key] for key in ("peak_bytes", "seconds"))
     sys.stdout.write(f"with checkpointing: {memory:.2f} of the memory, {seconds:.2f} of the time\n")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Peak bytes above the start, and the median seconds of a step."""
+    """Measure the peak bytes above the start, and the median seconds of a step."""
     keep_freed_pages()  # as every verb does
     recipe = load_recipe(arguments.recipe, [f"network.checkpointing={arguments.measure}"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

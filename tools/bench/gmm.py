@@ -1,11 +1,11 @@
-"""What a mixture costs beside scikit-learn's: an iteration from the same start, a whole fit, and the memory of the online mode.
+"""Cost of a mixture compared with scikit-learn: one iteration from the same start, a whole fit, memory of the online mode.
 
     vaescale encode RUN && python tools/bench/gmm.py RUN                    the latents of a run's training images
-    python tools/bench/gmm.py RUN --whole                                   also from the data to the end: minutes
+    python tools/bench/gmm.py RUN --whole                                   also whole fits, which take minutes
 
-Full covariances, one draw of each image. Rounds are interleaved; an iteration's time is the difference between a fit of six
-and one of one, so that what comes before the first does not count. Both start from the same mixture and take the same number
-of steps; the held-out densities stand beside the ratios.
+Full covariances, one draw of each image. Rounds are interleaved. The time of an iteration is a fifth of the difference between
+fits of six and of one iterations, which excludes the preparation. Both libraries start from the same mixture and take the same
+number of steps; the output has the ratios of times and the held-out densities.
 """
 
 import argparse
@@ -36,17 +36,23 @@ STEPS = 20  # after which densities are compared
 
 
 def main() -> None:
-    """Measure each number of components."""
+    """Print the measurements for each number of components."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "run", type=Path, help="a run whose latents are encoded, or a folder with train and val"
     )
-    parser.add_argument("--components", type=int, nargs="+", default=[10, 50, 100], metavar="K")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--whole", action="store_true", help="also whole fits, to a tolerance of 1e-3 nats")
-    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)  # of a process with so many shards
+    parser.add_argument(
+        "--components", type=int, nargs="+", default=[10, 50, 100], metavar="K", help="numbers of components"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds; default: 3")
+    parser.add_argument(
+        "--whole", action="store_true", help="also measure whole fits, to a tolerance of 1e-3 nats"
+    )
+    parser.add_argument(
+        "--memory-of", type=int, help=argparse.SUPPRESS
+    )  # number of shards of a measuring process
     arguments = parser.parse_args()
     folder = arguments.run / "latents" if (arguments.run / "latents").is_dir() else arguments.run
     train = ShardLatents(open_latents(folder / "train"), Drawing(1, 0))
@@ -80,10 +86,10 @@ def _iterations(points: Points, val: Points, components: int, rounds: int) -> No
     for _ in range(rounds):
         for name, fit in (("vaescale", ours), ("scikit-learn", theirs)):
             times[name].append((_seconds(fit, MANY) - _seconds(fit, FEW)) / (MANY - FEW))
-    own, other = (statistics.median(times[name]) for name in ("vaescale", "scikit-learn"))
+    seconds, reference = (statistics.median(times[name]) for name in ("vaescale", "scikit-learn"))
     densities = [mean_log_density(fit(STEPS), val) for fit in (ours, theirs)]
     _say(
-        f"  K={components:<4d} an iteration {own:7.3f} s, scikit-learn {other:7.3f} s: {other / own:5.1f} times    "
+        f"  K={components:<4d} an iteration {seconds:7.3f} s, scikit-learn {reference:7.3f} s: {reference / seconds:5.1f} times    "
         f"held out after {STEPS}: {densities[0]:.4f} and {densities[1]:.4f} nats",
     )
 
@@ -93,22 +99,22 @@ def _online(train: ShardLatents, points: Points, val: Points, components: int) -
     clock = time.perf_counter()
     whole = em.fit(points, begin).mixture
     seconds, best = time.perf_counter() - clock, mean_log_density(whole, val)
-    words = []
+    results = []
     for passes in (1, 2, 4):
         clock = time.perf_counter()
         mixture = fit_stepwise(train, begin, batch=8192, passes=passes, seed=0).mixture
-        words.append(
+        results.append(
             f"{passes}: {mean_log_density(mixture, val) - best:+.3f} nats in {time.perf_counter() - clock:.1f} s"
         )
     _say(
-        f"  K={components:<4d} online against {seconds:.1f} s of full EM, by passes  {'   '.join(words)}",
+        f"  K={components:<4d} online against {seconds:.1f} s of full EM, by passes  {'   '.join(results)}",
     )
 
 
 def _whole(points: Points, val: Points, components: int) -> None:
     def ours() -> tuple[Mixture, int]:
-        done = em.fit(points, start(points, components, kind="full", how="kmeans", seed=0))
-        return done.mixture, len(done.history)
+        fit = em.fit(points, start(points, components, kind="full", how="kmeans", seed=0))
+        return fit.mixture, len(fit.history)
 
     def theirs() -> tuple[Mixture, int]:
         model = GaussianMixture(components, tol=1e-3, random_state=0, max_iter=500)
@@ -120,15 +126,15 @@ def _whole(points: Points, val: Points, components: int) -> None:
         clock = time.perf_counter()
         mixture, iterations = fit()
         results.append((time.perf_counter() - clock, mean_log_density(mixture, val), iterations))
-    (own, density, steps), (other, other_density, other_steps) = results
+    (seconds, density, steps), (reference, other_density, other_steps) = results
     _say(
-        f"  K={components:<4d} start to end {own:7.1f} s, {steps} iterations, {density:.3f} nats; scikit-learn "
-        f"{other:7.1f} s, {other_steps}, {other_density:.3f}: {other / own:5.1f} times",
+        f"  K={components:<4d} start to end {seconds:7.1f} s, {steps} iterations, {density:.3f} nats; scikit-learn "
+        f"{reference:7.1f} s, {other_steps}, {other_density:.3f}: {reference / seconds:5.1f} times",
     )
 
 
 def _memory(arguments: argparse.Namespace, shards: int) -> None:
-    """Peak memory of processes with a quarter, a half and all of the shards."""
+    """Print the peak memory of processes with a quarter, a half and all of the shards."""
     command = [sys.executable, __file__, str(arguments.run), "--components", str(arguments.components[0])]
     for number in sorted({max(1, shards // 4), max(1, shards // 2), shards}):
         done = subprocess.run(
@@ -138,7 +144,7 @@ def _memory(arguments: argparse.Namespace, shards: int) -> None:
 
 
 def _peak(train: ShardLatents, number: int, components: int) -> None:
-    """What this process needs beyond its imports, with the first shards alone, online and then in memory."""
+    """Print this process's memory beyond its imports for the first shards, online and then in memory."""
     index, folder = train.shards.index, train.shards.folder
     some = ShardIndex(
         index.place, ShardTable(itertools.islice(index.shards.rows, number)), None, (), index.made
@@ -156,16 +162,16 @@ def _peak(train: ShardLatents, number: int, components: int) -> None:
 
 def _peak_since(clear: bool) -> float:
     """The process's peak memory since it was last cleared, in MiB."""
-    words = next(
+    line = next(
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     )
     if clear:
         Path("/proc/self/clear_refs").write_text("5")
-    return int(words.split()[1]) / 1024
+    return int(line.split()[1]) / 1024
 
 
-def _say(words: str) -> None:
-    sys.stdout.write(words + "\n")
+def _say(message: str) -> None:
+    sys.stdout.write(message + "\n")
     sys.stdout.flush()
 
 

@@ -1,9 +1,10 @@
-"""Peak memory and time of a training step in each layout, on two processes, beside the estimate that a dry run prints.
+"""Peak memory and time of a training step in each layout, on two processes, and the estimate of a dry run.
 
     python tools/bench/layouts.py recipes/cifar10/ladder.yaml --images 2 network.width=512
 
-Takes random images: no data is needed. Memory is a process's peak in use minus what was in use before the model was built:
-on a GPU by torch's count, elsewhere by malloc's. Resident memory is more: what was freed and not given back is in it.
+Uses random images, so no data is needed. Memory is the peak in use of a process minus the memory in use before the model was
+built, as counted by torch on a GPU and by malloc elsewhere. Resident memory is larger, because it includes freed memory that was
+not returned to the system.
 """
 
 import argparse
@@ -24,14 +25,21 @@ STEPS = 4
 
 
 def main() -> None:
-    """Measure each layout in processes of its own, or be one of them."""
+    """Start processes that measure each layout, or run as one of them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", type=Path)
+    parser.add_argument("recipe", type=Path, help="the recipe to train")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="recipe keys to override")
-    parser.add_argument("--images", type=int, default=2, help="a process and step; default: 2")
-    parser.add_argument("--only", nargs="*", default=BACKENDS, help=f"of {', '.join(BACKENDS)}")
+    parser.add_argument(
+        "--images", type=int, default=2, help="number of images per process and step; default: 2"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=BACKENDS,
+        help=f"layouts to measure, among {', '.join(BACKENDS)}; default: all",
+    )
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
     if arguments.measure:
@@ -41,18 +49,18 @@ def main() -> None:
     for backend in arguments.only:
         config = Path("recipes/backends") / f"{backend}.yaml"
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-        own = [__file__, str(arguments.recipe), *arguments.overrides, "--images", str(arguments.images)]
+        script = [__file__, str(arguments.recipe), *arguments.overrides, "--images", str(arguments.images)]
         done = subprocess.run(
-            [*launcher, *own, "--measure"],
+            [*launcher, *script, "--measure"],
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
-        found = json.loads(done.stdout.strip().splitlines()[-1])
-        first = first or found
-        peak, seconds, total = found["peak_bytes"], found["seconds"], found["estimate"]["total"]
+        result = json.loads(done.stdout.strip().splitlines()[-1])
+        first = first or result
+        peak, seconds, total = result["peak_bytes"], result["seconds"], result["estimate"]["total"]
         sys.stdout.write(
-            f"{found['layout']:6s} {found['parameters'] / 1e6:6.1f}M parameters  peak {peak / 2**30:5.2f} GiB "
+            f"{result['layout']:6s} {result['parameters'] / 1e6:6.1f}M parameters  peak {peak / 2**30:5.2f} GiB "
             f"({peak / first['peak_bytes']:.2f} of the first)  estimate {total / 2**30:5.2f} ({total / peak:.2f} of the peak)  "
             f"{seconds:6.2f} s a step ({seconds / first['seconds']:.2f})\n"
         )
@@ -60,7 +68,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """One layout; the first process prints peak bytes above the start, the estimate and the median seconds of a step."""
+    """Measure one layout; the first process prints peak bytes above the start, the estimate and the median seconds of a step."""
     import torch
 
     from vaescale import comm
@@ -126,7 +134,7 @@ def measure(arguments: argparse.Namespace) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    found = {
+    result = {
         "layout": strategy.name,
         "parameters": parameters,
         "peak_bytes": peak.read() - before,
@@ -134,14 +142,14 @@ def measure(arguments: argparse.Namespace) -> None:
         "estimate": planned,
     }
     if comm.is_main():
-        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()
     comm.gather_object(0)
     os._exit(0)
 
 
 class Peak:
-    """Bytes in use at the most since the last reset: a GPU's own count, or what malloc has given out, looked at each 2 ms."""
+    """The peak of bytes in use since the last reset: torch's count on a GPU, else malloc's count, sampled every 2 ms."""
 
     def __init__(self, device: Any) -> None:
         self._on_gpu, self._most = device.type == "cuda", 0
@@ -151,16 +159,16 @@ class Peak:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def now(self) -> int:
-        """Bytes in use."""
+        """Return the bytes in use."""
         if self._on_gpu:
             import torch
 
             return torch.cuda.memory_allocated()
-        found = self._look()
-        return int(found.uordblks + found.hblkhd)
+        used = self._look()
+        return int(used.uordblks + used.hblkhd)
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start a new measurement of the peak."""
         if self._on_gpu:
             import torch
 
@@ -168,7 +176,7 @@ class Peak:
         self._most = self.now()
 
     def read(self) -> int:
-        """The most since then."""
+        """Return the peak since the last reset."""
         if self._on_gpu:
             import torch
 

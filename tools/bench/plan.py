@@ -1,8 +1,8 @@
-"""What the order costs, without the data: opening an index, one step of one rank, resuming at a random step.
+"""Cost of the data order, without data: opening an index, one step of one rank, resuming at a random step.
 
     python tools/bench/plan.py                 ImageNet's size, then 1e9 samples in 100,000 shards, for 4,096 ranks
 
-Each set is simulated by an index of its true size, planned in a process of its own, so that memory is its own.
+Each data set is simulated by an index of its true size, and measured in its own process so that memory is separate.
 """
 
 import argparse
@@ -27,7 +27,7 @@ RANKS, GLOBAL_BATCH, REPEATS = 4096, 65_536, 200
 
 
 def simulate(samples: int, shards: int, folder: Path) -> None:
-    """Write the index of a set that does not exist: uneven shards, as real ones are."""
+    """Write the index of a simulated data set, with uneven shards as in real ones."""
     edges = np.sort(np.random.default_rng(0).choice(samples - 1, shards - 1, replace=False) + 1)
     counts = np.diff(np.concatenate([[0], edges, [samples]])).tolist()
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(shards)]
@@ -40,14 +40,14 @@ def simulate(samples: int, shards: int, folder: Path) -> None:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Seconds and bytes, in this process."""
+    """Measure seconds and bytes in this process."""
     gc.collect()
     before = resident_bytes()
     start = time.perf_counter()
     index = parse_index((folder / INDEX).read_bytes(), str(folder))
     plan = Plan(index.shards.samples, GLOBAL_BATCH, 0)
     plan.hash, plan.steps_per_epoch  # noqa: B018
-    opened = time.perf_counter() - start
+    open_seconds = time.perf_counter() - start
     slots = rank_slots(GLOBAL_BATCH, rank=1234, world_size=RANKS, accumulation=1)[0]
     first = seconds(lambda: plan.samples(0, slots), 1)
     steps = iter(range(1, 10_000))
@@ -59,7 +59,7 @@ def measure(folder: Path) -> dict[str, float]:
     return {
         "samples": plan.num_samples,
         "shards": len(index.shards),
-        "open_seconds": opened,
+        "open_seconds": open_seconds,
         "peak_bytes": peak_bytes() - before,
         "first_step_seconds": first,
         "step_seconds": step,
@@ -69,7 +69,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 def seconds(call, repeats: int) -> float:  # type: ignore[no-untyped-def]
-    """The median time of a call."""
+    """Measure the median time of a call."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -79,16 +79,16 @@ def seconds(call, repeats: int) -> float:  # type: ignore[no-untyped-def]
 
 
 def resident_bytes() -> int:
-    """This process's resident memory."""
+    """Return the resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def peak_bytes() -> int:
-    """The most that it was."""
-    words = next(
+    """Return the peak resident memory of this process."""
+    line = next(
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     )
-    return int(words.split()[1]) * 1024
+    return int(line.split()[1]) * 1024
 
 
 def main() -> None:
@@ -108,14 +108,14 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             simulate(samples, shards, Path(folder))
             command = [sys.executable, __file__, "--measure", folder]
-            found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+            result = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
         sys.stdout.write(
-            f"{name}: {found['samples']:,} samples in {found['shards']:,} shards\n"
-            f"  open index and plan     {found['open_seconds'] * 1e3:8.1f} ms, {found['peak_bytes'] / 1e6:.0f} MB at most\n"
-            f"  an epoch's first step   {found['first_step_seconds'] * 1e3:8.2f} ms\n"
-            f"  a step of one rank      {found['step_seconds'] * 1e3:8.3f} ms\n"
-            f"  resume at any step      {found['resume_seconds'] * 1e3:8.2f} ms\n"
-            f"  a step of all ranks     {found['all_ranks_step_seconds'] * 1e3:8.1f} ms\n"
+            f"{name}: {result['samples']:,} samples in {result['shards']:,} shards\n"
+            f"  open index and plan     {result['open_seconds'] * 1e3:8.1f} ms, {result['peak_bytes'] / 1e6:.0f} MB at most\n"
+            f"  an epoch's first step   {result['first_step_seconds'] * 1e3:8.2f} ms\n"
+            f"  a step of one rank      {result['step_seconds'] * 1e3:8.3f} ms\n"
+            f"  resume at any step      {result['resume_seconds'] * 1e3:8.2f} ms\n"
+            f"  a step of all ranks     {result['all_ranks_step_seconds'] * 1e3:8.1f} ms\n"
         )
 
 

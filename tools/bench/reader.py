@@ -1,11 +1,11 @@
-"""How fast images are read, as ratios measured side by side in one run.
+"""Speed of reading images, as ratios measured side by side in one run.
 
     python tools/bench/reader.py --images ~/celeba/img_align_celeba      real JPEG crops of 178x218
-    python tools/bench/reader.py                                         made-up ones; the ratios differ a little
+    python tools/bench/reader.py                                         generated images; the ratios differ slightly
 
-jpeg       share of a bare decode + crop + resize loop on one core: this reader and webdataset's own pipeline
-encodings  images of 64x64 by encoding: images a second on one core, bytes an image
-memory     `cache: memory`: uint8 and float batches of 64x64 a second
+jpeg       speed relative to a bare decode + crop + resize loop on one core: this reader and webdataset's pipeline
+encodings  images of 64x64 by encoding: images per second on one core, bytes per image
+memory     `cache: memory`: images of 64x64 per second as uint8 and float batches
 epochs     resident memory of all processes after each of three epochs
 """
 
@@ -38,7 +38,7 @@ Run = Callable[[], int]
 
 
 def main() -> None:
-    """Run the parts that are named, or all."""
+    """Run the named measurements, or all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def jpeg(files: list[bytes], folder: Path, rounds: int) -> None:
-    """JPEG crops, decoded, cropped and resized."""
+    """Measure JPEG files that are decoded, cropped and resized."""
     items = [Item(f"{number:06d}", content, number % 10) for number, content in enumerate(files)]
     write_shards(items, folder / "jpeg", Making(encoding="keep"))
     urls = sorted(map(str, (folder / "jpeg").glob("*.tar")))
@@ -73,7 +73,7 @@ def jpeg(files: list[bytes], folder: Path, rounds: int) -> None:
 
 
 def encodings(files: list[bytes], folder: Path, rounds: int) -> None:
-    """Images that were resized before."""
+    """Measure stored 64x64 images in each encoding."""
     images = small(files)
     items = [Item(f"{number:06d}", image, 0) for number, image in enumerate(images)]
     runs: dict[str, Run] = {}
@@ -91,15 +91,15 @@ def encodings(files: list[bytes], folder: Path, rounds: int) -> None:
 
 
 def memory(files: list[bytes], folder: Path, rounds: int) -> None:
-    """Images that are decoded and kept."""
+    """Measure decoded images that are kept in memory."""
     write_shards(
         [Item(f"{n:06d}", image, 0) for n, image in enumerate(small(files))], folder / "memory", Making()
     )
-    opened = open_reader(str(folder / "memory"), config(folder / "memory", cache="memory"))
+    reader = open_reader(str(folder / "memory"), config(folder / "memory", cache="memory"))
 
     def run(to_float: bool, flip: bool) -> int:
         count = 0
-        for batch in batches(opened, 5, workers=0, flip=flip):
+        for batch in batches(reader, 5, workers=0, flip=flip):
             count += len(batch.float().div_(255) if to_float else batch)
         return count
 
@@ -112,16 +112,16 @@ def memory(files: list[bytes], folder: Path, rounds: int) -> None:
 
 
 def epochs(files: list[bytes], folder: Path, _: int) -> None:
-    """Memory over time."""
+    """Print the resident memory after each of three epochs."""
     write_shards(
         [Item(f"{n:06d}", content, 0) for n, content in enumerate(files)],
         folder / "epochs",
         Making(encoding="keep"),
     )
-    opened = open_reader(str(folder / "epochs"), config(folder / "epochs", crop=CROP))
-    steps = len(opened) // BATCH
+    reader = open_reader(str(folder / "epochs"), config(folder / "epochs", crop=CROP))
+    steps = len(reader) // BATCH
     sys.stdout.write("resident memory of all processes, 2 workers\n")
-    for number, _batch in enumerate(batches(opened, 3, workers=2), start=1):
+    for number, _batch in enumerate(batches(reader, 3, workers=2), start=1):
         if number % steps == 0 or number == steps // 2:
             sys.stdout.write(f"  after {number / steps:.1f} epochs  {resident() / 1e6:8.1f} MB\n")
 
@@ -130,14 +130,14 @@ PARTS = {"jpeg": jpeg, "encodings": encodings, "memory": memory, "epochs": epoch
 
 
 def bare(files: list[bytes]) -> int:
-    """What has to be done at least, without files, classes, batches or checks."""
+    """Decode, crop and resize without files, classes, batches or checks: a lower limit of the work."""
     for content in files:
         fit(simplejpeg.decode_jpeg(content), size=SIZE, crop=CROP, resample="bicubic")
     return len(files)
 
 
 def bare_with_pillow(files: list[bytes]) -> int:
-    """The same with Pillow's bicubic filter, which most loaders use."""
+    """Run `bare` with Pillow's bicubic filter, which most loaders use."""
     for content in files:
         cut = np.ascontiguousarray(simplejpeg.decode_jpeg(content)[35:183, 15:163])
         np.asarray(Image.fromarray(cut).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
@@ -145,13 +145,13 @@ def bare_with_pillow(files: list[bytes]) -> int:
 
 
 def ours(folder: Path, workers: int, **changes: Any) -> int:
-    """One epoch of batches."""
-    opened = open_reader(str(folder), config(folder, **changes))
-    return sum(len(batch) for batch in batches(opened, 1, workers=workers))
+    """Read one epoch of batches with this reader. Returns the number of images."""
+    reader = open_reader(str(folder), config(folder, **changes))
+    return sum(len(batch) for batch in batches(reader, 1, workers=workers))
 
 
 def webdataset(urls: list[str], decoder: str, workers: int) -> int:
-    """webdataset's pipeline as its documentation shows it: shuffle buffer, decode, map, batch."""
+    """Run webdataset's pipeline as in its documentation: shuffle buffer, decode, map, batch."""
     import webdataset as wds
 
     def cut(picture: Any) -> np.ndarray[Any, Any]:
@@ -174,7 +174,7 @@ def webdataset(urls: list[str], decoder: str, workers: int) -> int:
 
 
 def config(folder: Path, **changes: Any) -> DataConfig:
-    """A recipe's data section."""
+    """Return the data section of a recipe."""
     values = {
         "train": str(folder),
         "val": str(folder),
@@ -185,18 +185,18 @@ def config(folder: Path, **changes: Any) -> DataConfig:
     return DataConfig(**{**values, **changes})
 
 
-def batches(opened: Any, passes: int, *, workers: int, flip: bool = False) -> Iterator[torch.Tensor]:
-    """The images of some epochs."""
-    plan = Plan(opened.index.shards.samples, BATCH, 0)
+def batches(reader: Any, passes: int, *, workers: int, flip: bool = False) -> Iterator[torch.Tensor]:
+    """Yield the images of some epochs, batch by batch."""
+    plan = Plan(reader.index.shards.samples, BATCH, 0)
     steps = range(passes * plan.steps_per_epoch)
     for (batch,) in training_batches(
-        opened, plan, steps=steps, rank=0, world_size=1, accumulation=1, workers=workers, flip=flip
+        reader, plan, steps=steps, rank=0, world_size=1, accumulation=1, workers=workers, flip=flip
     ):
         yield batch.images
 
 
 def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Images a second of each run in each round; the rounds are interleaved."""
+    """Measure images per second of each run in each round; the rounds are interleaved."""
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -209,7 +209,7 @@ def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
 def print_table(
     title: str, speeds: dict[str, list[float]], *, base: str, notes: dict[str, str] | None = None
 ) -> None:
-    """Medians, and the median of the rounds' ratios to the base."""
+    """Print medians, and the median of the rounds' ratios to the base."""
     sys.stdout.write(f"{title}\n")
     for name, values in speeds.items():
         ratio = statistics.median(a / b for a, b in zip(values, speeds[base], strict=True))
@@ -218,7 +218,7 @@ def print_table(
 
 
 def load(folder: Path | None, count: int) -> list[bytes]:
-    """JPEG files, real or made up."""
+    """Return JPEG files from a folder, or generated ones."""
     if folder is not None:
         return [path.read_bytes() for path in sorted(folder.expanduser().glob("*.jpg"))[:count]]
     rng = np.random.default_rng(0)
@@ -232,18 +232,18 @@ def load(folder: Path | None, count: int) -> list[bytes]:
 
 
 def small(files: list[bytes]) -> list[np.ndarray[Any, Any]]:
-    """The same images at 64x64."""
+    """Decode, crop and resize the images to 64x64."""
     return [fit(decode(content), size=SIZE, crop=CROP, resample="bicubic") for content in files]
 
 
 def resident() -> int:
-    """Bytes of this process and its children, each shared page counted once (PSS). Linux."""
+    """Return the bytes of this process and its children, each shared page counted once (PSS). Linux."""
     me = os.getpid()
     children = Path(f"/proc/{me}/task/{me}/children").read_text().split()
     total = 0
     for process in (str(me), *children):
-        words = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        total += 1024 * int(next(line for line in words if line.startswith("Pss:")).split()[1])
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        total += 1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1])
     return total
 
 

@@ -1,9 +1,9 @@
-"""What a checkpoint costs the step: the pause of one written beside training, and of one that training waits for.
+"""Cost of a checkpoint to training: the pause when it is written in the background, and when training waits for it.
 
     python tools/bench/saving.py recipes/cifar10/ladder.yaml network.width=256
 
-Takes random images: no data is needed. Rounds are interleaved: steps alone, steps with a checkpoint beside them, steps
-with one that is waited for.
+Uses random images, so no data is needed. Rounds are interleaved: steps alone, steps with a checkpoint in the background, steps
+that wait for the checkpoint.
 """
 
 import argparse
@@ -32,15 +32,17 @@ STEPS = 6
 
 
 def main() -> None:
-    """Measure in this process."""
+    """Measure the pauses in this process and print them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="recipe keys to override")
-    parser.add_argument("--images", type=int, default=4, help="a step; default: 4")
+    parser.add_argument("--images", type=int, default=4, help="number of images per step; default: 4")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="on the disk to try; default: a temporary one")
+    parser.add_argument(
+        "--folder", type=Path, help="folder on the disk to measure; default: a temporary folder"
+    )
     arguments = parser.parse_intermixed_args()
     keep_freed_pages()  # as every verb does
     recipe = load_recipe(arguments.recipe, arguments.overrides)
@@ -94,9 +96,9 @@ def main() -> None:
         f"{parameters / 1e6:.1f}M parameters, {size / 2**20:.0f} MiB a checkpoint, {STEPS} steps a round"
     ]
     base = statistics.median(times["steps alone"])
-    for name, own in times.items():
-        ratio = statistics.median(a / b for a, b in zip(own, times["steps alone"], strict=True))
-        lines.append(f"  {name:16s}{statistics.median(own):8.2f} s{ratio:8.3f}")
+    for name, values in times.items():
+        ratio = statistics.median(a / b for a, b in zip(values, times["steps alone"], strict=True))
+        lines.append(f"  {name:16s}{statistics.median(values):8.2f} s{ratio:8.3f}")
     pause, whole = statistics.median(pauses), statistics.median(written)
     lines.append(
         f"  the pause: {pause:.2f} s, {pause / base * STEPS:.2f} of a step; written in {whole:.2f} s"

@@ -1,10 +1,10 @@
-"""From one process to two at the same batch per process: how much faster, and what keeps it from twice.
+"""Scaling from one process to two with the same batch per process: the speed-up and its losses.
 
     python tools/bench/scaling.py recipes/cifar10/ladder.yaml --images 16 network.width=64
 
-Three things in turn, in the same two processes with one thread each: one of them steps while the other waits; both step and
-exchange nothing (they share the machine); both take a training step (they exchange gradients, sigma and metrics). Takes random
-images: no data is needed.
+Measures three cases in turn, in the same two processes with one thread each: one process steps while the other waits; both step
+without communication (they share the machine); both take a training step (they exchange gradients, sigma and metrics). Uses
+random images, so no data is needed.
 """
 
 import argparse
@@ -34,15 +34,21 @@ STEPS = 5
 
 
 def main() -> None:
-    """Start two processes, or be one of them."""
+    """Start two processes, or run as one of them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="recipe keys to override")
-    parser.add_argument("--images", type=int, default=16, help="a process and step; default: 16")
+    parser.add_argument(
+        "--images", type=int, default=16, help="number of images per process and step; default: 16"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--backend", default="cpu2", help="of recipes/backends/; default: cpu2")
+    parser.add_argument(
+        "--backend",
+        default="cpu2",
+        help="accelerate config in recipes/backends/, without .yaml; default: cpu2",
+    )
     arguments = parser.parse_intermixed_args()
     if "WORLD_SIZE" in os.environ:
         measure(arguments)
@@ -53,13 +59,13 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """All three in turn; the first process prints."""
+    """Measure all three cases in turn; the first process prints."""
     keep_freed_pages()  # as every verb does
     torch.set_num_threads(1)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if hasattr(
         recipe.likelihood, "sigma"
-    ):  # a fixed one has no all-reduce: the step without exchange has none at all
+    ):  # a fixed sigma has no all-reduce, so the step without communication has none at all
         recipe = load_recipe(arguments.recipe, [*arguments.overrides, "likelihood.sigma=0.1"])
     launch = backends.start()
     device = launch.accelerator.device
@@ -119,9 +125,9 @@ def measure(arguments: argparse.Namespace) -> None:
     times: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(-1, arguments.rounds):
         for name, case in cases.items():
-            own = case()
+            seconds_of_step = case()
             if number >= 0:
-                times[name].append(own)
+                times[name].append(seconds_of_step)
     if comm.is_main():
         show(times, backends.layout(launch.strategy), sum(p.numel() for p in plain.parameters()), count)
     comm.gather_object(0)
@@ -129,11 +135,11 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def show(times: dict[str, list[float]], layout: str, parameters: int, images: int) -> None:
-    """Seconds a step, and the share of twice the throughput that is left."""
+    """Print the seconds per step, and the throughput as a share of twice that of one process."""
     one, apart, together = times.values()
     lines = [f"{layout}, {parameters / 1e6:.1f}M parameters, {images} images a process and step"]
-    for name, own in times.items():
-        lines.append(f"  {name:28s}{statistics.median(own):8.3f} s a step")
+    for name, values in times.items():
+        lines.append(f"  {name:28s}{statistics.median(values):8.3f} s a step")
     machine = statistics.median(a / b for a, b in zip(one, apart, strict=True))
     exchange = statistics.median(a / b for a, b in zip(apart, together, strict=True))
     whole = statistics.median(a / b for a, b in zip(one, together, strict=True))

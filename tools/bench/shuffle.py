@@ -1,11 +1,11 @@
-"""How well blocks shuffle, against a true permutation, for a set that was written class by class (the worst case).
+"""Quality of block shuffling, relative to a true permutation, for a data set written class by class (the worst case).
 
     python tools/bench/shuffle.py
 
-runs        runs of equal class along an epoch's order, over a true permutation's mean
-neighbours  pairs within a batch that were written side by side, over a true permutation's mean
-classes     distinct classes in a batch, over a true permutation's mean
-shards      shards that one of 8 ranks reads from within 100 steps
+runs        number of runs of equal class in the order of an epoch, divided by the mean of a true permutation
+neighbours  number of pairs within a batch that were written side by side, divided by the mean of a true permutation
+classes     number of distinct classes in a batch, divided by the mean of a true permutation
+shards      number of shards that one of 8 ranks reads within 100 steps
 """
 
 import sys
@@ -20,7 +20,7 @@ BLOCKS = (1, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 21)
 
 
 def main() -> None:
-    """Print a line for each block size."""
+    """Print the measures for each block size."""
     count = SHARDS * PER_SHARD
     classes = np.arange(count) * CLASSES // count
     truth = statistics(classes, lambda step: np.random.default_rng(step).choice(count, BATCH, replace=False))

@@ -1,10 +1,10 @@
-"""What a calibrated decoder costs: the time of a whole training step, as ratios measured side by side in one run.
+"""Cost of a calibrated decoder: the time of a whole training step, as ratios measured side by side in one run.
 
     python tools/bench/sigma.py                    on one process, then on two over gloo
 
 The network is that of recipes/fashion_mnist on random images. Each round times a few steps of every decoder in turn; the
-ratio to the Gaussian with a fixed sigma is the median over the rounds. The sigma state's all-reduce is timed by itself as
-well, as a share of the step: on two processes it is in the step's time already.
+ratio to the Gaussian with a fixed sigma is the median over the rounds. The all-reduce of the sigma state is also timed
+separately, as a share of the step; on two processes the time of the step includes it.
 """
 
 import argparse
@@ -38,7 +38,7 @@ GLOBAL_BATCH, SIZE, STEPS = 128, 28, 3
 FIXED = "gaussian, fixed"
 DECODERS: dict[str, dict[str, object]] = {
     FIXED: {"kind": "gaussian", "sigma": 0.1},
-    "gaussian, fixed (again)": {"kind": "gaussian", "sigma": 0.1},  # how far two equal things differ here
+    "gaussian, fixed (again)": {"kind": "gaussian", "sigma": 0.1},  # the difference between two equal cases
     "gaussian, optimal": {"kind": "gaussian", "sigma": "optimal"},
     "gaussian, optimal, running": {"kind": "gaussian", "sigma": "optimal", "sigma_source": "running"},
     "gaussian, optimal, gradient kept": {"kind": "gaussian", "sigma": "optimal", "sigma_gradient": "keep"},
@@ -59,9 +59,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=30, help="number of rounds; default: %(default)s")
     parser.add_argument(
-        "--only", default="", metavar="WORDS", help="decoders whose name holds it, and the fixed one"
+        "--only",
+        default="",
+        metavar="WORDS",
+        help="measure only decoders whose name contains WORDS, and the fixed one",
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -69,15 +72,15 @@ def main() -> None:
         measure(arguments.rounds, arguments.only)
         sys.stdout.flush()
         os._exit(0)  # as in `vaescale.cli`: a gloo thread may abort Python's shutdown
-    here = [str(Path(__file__)), "--worker", "--rounds", str(arguments.rounds), "--only", arguments.only]
+    script = [str(Path(__file__)), "--worker", "--rounds", str(arguments.rounds), "--only", arguments.only]
     launcher = ["-m", "accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml"]
     sys.stdout.flush()
-    subprocess.run([sys.executable, *here], check=True)
-    subprocess.run([sys.executable, *launcher, *here], check=True)
+    subprocess.run([sys.executable, *script], check=True)
+    subprocess.run([sys.executable, *launcher, *script], check=True)
 
 
 def measure(rounds: int, only: str) -> None:
-    """All decoders in turn, in this process and its peers; the first one prints."""
+    """Measure all decoders in turn, in this process and its peers; the first process prints."""
     accelerator = backends.start().accelerator
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     chosen = {name: keys for name, keys in DECODERS.items() if only in name or "fixed" in name}
@@ -85,7 +88,7 @@ def measure(rounds: int, only: str) -> None:
     order, turns = list(steps), random.Random(0)  # noqa: S311
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(-2, rounds):  # two rounds to warm up
-        turns.shuffle(order)  # what ran before leaves its mark on caches and memory
+        turns.shuffle(order)  # the previous decoder affects caches and memory
         for name in order:
             step = steps[name]
             comm.all_reduce_sum(torch.zeros(1))  # begin together
@@ -101,7 +104,7 @@ def measure(rounds: int, only: str) -> None:
 
 
 def stepper(accelerator, keys: dict[str, object]) -> Callable[[], object]:  # type: ignore[no-untyped-def]
-    """One optimizer step of a decoder, ready to call."""
+    """Return a function that runs one optimizer step of a decoder."""
     torch.manual_seed(0)
     likelihood = OneOf(LIKELIHOODS).validate(keys)
     network = ConvConfig(latent_dim=32, widths=(32, 64))
@@ -125,7 +128,7 @@ def stepper(accelerator, keys: dict[str, object]) -> Callable[[], object]:  # ty
 
 
 def seconds_of_the_reduction(count: int = 300) -> float:
-    """The median time of the all-reduce of (number, sum)."""
+    """Measure the median time of the all-reduce of (number, sum)."""
     values, times = torch.ones(2, dtype=torch.float64), []
     for _ in range(count):
         start = time.perf_counter()
@@ -135,12 +138,12 @@ def seconds_of_the_reduction(count: int = 300) -> float:
 
 
 def show(times: dict[str, list[float]], alone: float, processes: int) -> None:
-    """Milliseconds and ratios."""
+    """Print milliseconds and ratios."""
     base = times[FIXED]
     lines = [f"{processes} process{'es' if processes > 1 else ''}, global batch {GLOBAL_BATCH}, bf16"]
-    for name, own in times.items():
-        ratio = statistics.median(a / b for a, b in zip(own, base, strict=True))
-        lines.append(f"  {name:34s}{1e3 * statistics.median(own):8.1f} ms a step{ratio:8.3f}")
+    for name, values in times.items():
+        ratio = statistics.median(a / b for a, b in zip(values, base, strict=True))
+        lines.append(f"  {name:34s}{1e3 * statistics.median(values):8.1f} ms a step{ratio:8.3f}")
     if processes > 1:
         share = alone / statistics.median(base)
         lines.append(f"  one all-reduce of (number, sum): {1e6 * alone:.0f} us, {share:.2%} of a step")

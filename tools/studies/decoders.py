@@ -1,11 +1,11 @@
-"""All decoders and a beta sweep on Fashion-MNIST, at equal steps: one table, one rate-distortion plot, one picture.
+"""Compare all decoders and a beta sweep on Fashion-MNIST, at equal steps: a table, a rate-distortion plot, a picture.
 
     vaescale make-shards idx:DOWNLOADED_FOLDER data/fashion_mnist --holdout 0
     python tools/studies/decoders.py
 
-Trains every recipe of recipes/fashion_mnist but the ladder's, and `fixed` with other betas, each by the command that you would type; runs
-that are finished are used again. Writes table.md, rate_distortion.png and decoders.png to --out, and logs them beside the
-runs in the recipes' MLflow experiment.
+Trains every recipe of recipes/fashion_mnist except the ladder's, and `fixed` with other betas, each by `vaescale train`;
+finished runs are reused. Writes table.md, rate_distortion.png and decoders.png to --out, and logs them with the runs in the
+recipes' MLflow experiment.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from vaescale.trained import in_order, open_split, open_trained
 
 RECIPES = Path("recipes/fashion_mnist")
 BETAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 3.0, 10.0)  # 1 is the recipe `fixed`
-OTHERS = ("base", "ladder")  # no decoder of its own: `ladder` has another network
+OTHERS = ("base", "ladder")  # not part of the study: `base` has no decoder, `ladder` has another network
 SHOWN = 8
-# What does not compare stands in tables of its own.
+# Numbers that are not comparable are in separate tables.
 GROUPS = (
     "density of 8-bit images",
     "density of dequantized images",
@@ -51,27 +51,34 @@ class Trained(NamedTuple):
 
     @property
     def dimensions(self) -> int:
-        """Values of an image."""
+        """The number of values of an image."""
         return self.recipe.data.channels * self.recipe.data.image_size**2
 
     @property
     def beta(self) -> float:
-        """The study's recipes do not anneal it."""
+        """The constant beta; the recipes of the study do not anneal it."""
         return float(self.recipe.objective.model_dump()["beta"])
 
 
 def main() -> None:
-    """Train what is missing, then draw and tabulate."""
+    """Train the missing runs, then write the table and the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, help="default: runs/fashion_mnist-decoders, and what --only and overrides change"
+        "--out",
+        type=Path,
+        help="folder to write to; default: runs/fashion_mnist-decoders, with a suffix for --only and overrides",
     )
-    parser.add_argument("--only", metavar="RECIPE,RECIPE", help="these recipes and no beta sweep")
+    parser.add_argument(
+        "--only", metavar="RECIPE,RECIPE", help="train only these recipes, without the beta sweep"
+    )
     parser.add_argument("--no-mlflow", action="store_true", help="log neither the runs nor the study")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for all runs, such as training.steps=100"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="recipe keys to override in all runs, such as training.steps=100",
     )
     arguments = parser.parse_intermixed_args()
     try:
@@ -82,10 +89,10 @@ def main() -> None:
 
 
 def study(arguments: argparse.Namespace) -> None:
-    """The runs, then what they show. Changed recipes have run folders of their own."""
-    changed = "".join(f"-{re.sub('[^A-Za-z0-9._]+', '_', words)}" for words in arguments.overrides)
-    part = "-part" if arguments.only else ""
-    out: Path = arguments.out or Path(f"runs/fashion_mnist-decoders{part}{changed}")
+    """Train the runs, then write the table and figures. Overrides change the names of the run folders."""
+    changed = "".join(f"-{re.sub('[^A-Za-z0-9._]+', '_', override)}" for override in arguments.overrides)
+    selection = "-part" if arguments.only else ""
+    out: Path = arguments.out or Path(f"runs/fashion_mnist-decoders{selection}{changed}")
     overrides = [*arguments.overrides, *(["tracking.mlflow=null"] if arguments.no_mlflow else [])]
     names = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHERS)
     names = arguments.only.split(",") if arguments.only else names
@@ -99,15 +106,15 @@ def study(arguments: argparse.Namespace) -> None:
         betas.append(train(f"beta {beta:g}", RECIPES / "fixed.yaml", keys))
     betas.sort(key=lambda run: run.beta)
     out.mkdir(parents=True, exist_ok=True)
-    words = table(decoders, betas)
-    (out / "table.md").write_text(words)
-    sys.stdout.write(words)
+    tables = table(decoders, betas)
+    (out / "table.md").write_text(tables)
+    sys.stdout.write(tables)
     draw(out, decoders, betas)
     log_files(decoders[0].recipe.tracking, "decoders: table and plots", sorted(out.iterdir()))
 
 
 def train(label: str, path: Path, overrides: list[str]) -> Trained:
-    """`vaescale train`, unless the run is finished."""
+    """Run `vaescale train`, unless the run is finished. Returns the run with its held-out metrics."""
     recipe = load_recipe(path, overrides)
     if not finished(recipe):
         command = [sys.executable, "-m", "vaescale", "train", str(path), *overrides]
@@ -118,14 +125,14 @@ def train(label: str, path: Path, overrides: list[str]) -> Trained:
 
 
 def finished(recipe: Recipe) -> bool:
-    """Whether the run folder holds this recipe, trained and summed up."""
+    """Return whether the run folder has this recipe, trained to the last step."""
     folder = Path(recipe.run_dir)
     last = read_json(folder / SUMMARY).get("val", {}).get("step")
     return last == recipe.training.steps and load_recipe(folder / RECIPE).identity() == recipe.identity()
 
 
 def table(decoders: list[Trained], betas: list[Trained]) -> str:
-    """Markdown: densities, masses, and what is no bound kept apart; betas read as noise levels."""
+    """The tables as Markdown: densities, masses and numbers without a bound separately; then the betas as noise levels."""
     lines = []
     for group in GROUPS:
         runs = sorted((run for run in decoders if group_of(run) == group), key=bound)
@@ -136,7 +143,7 @@ def table(decoders: list[Trained], betas: list[Trained]) -> str:
 
 
 def group_of(run: Trained) -> str:
-    """Which of GROUPS a run's numbers belong to."""
+    """The entry of GROUPS for a run's numbers."""
     config = run.recipe.likelihood
     if "neg_elbo_nats" not in run.metrics:
         return GROUPS[4]
@@ -173,7 +180,7 @@ def _rows(title: str, runs: list[tuple[Trained, float]]) -> list[str]:
 
 
 def beta_rows(betas: list[Trained]) -> list[str]:
-    """The sweep, its bound read at the noise level that beta is, and at the best one for the weights that came out."""
+    """The table of the beta sweep, with the bound at the noise level sigma^2 = beta and at the best one, sigma^2 = MSE."""
     lines = [
         "| sigma = 1, and | -ELBO at sigma^2 = beta | -ELBO at sigma^2 = MSE | MSE | sqrt(beta) | KL (nats) | active units |",
         "|---|---|---|---|---|---|---|",
@@ -188,8 +195,8 @@ def beta_rows(betas: list[Trained]) -> list[str]:
 
 
 def draw(out: Path, decoders: list[Trained], betas: list[Trained]) -> None:
-    """The rate-distortion plot of what models grey images, and reconstructions and samples of all."""
-    last = sorted(decoders, key=lambda run: run.label == "optimal")  # on top of those that it equals
+    """Draw the rate-distortion plot of the runs with grey images, and reconstructions and samples of all runs."""
+    last = sorted(decoders, key=lambda run: run.label == "optimal")  # drawn on top of runs with equal numbers
     points = [
         (run.label, run.metrics["kl_nats"], run.metrics["mse"])
         for run in last
@@ -205,7 +212,7 @@ def draw(out: Path, decoders: list[Trained], betas: list[Trained]) -> None:
 
 
 def originals(run: Trained) -> NDArray[np.float32]:
-    """What the reconstructions are of."""
+    """The originals of the reconstructions."""
     first = next(in_order(open_split(run.recipe, "val")))
     images: NDArray[np.float32] = to_unit(first.images[:SHOWN]).numpy()
     return images
@@ -223,7 +230,7 @@ def strip(run: Trained) -> NDArray[np.float32]:
     params = model.from_prior(stream)
     white = torch.ones_like(x[:1])
     drawn = model.likelihood.sample(params, stream)
-    if run.label.startswith("beta"):  # with the noise that beta is
+    if run.label.startswith("beta"):  # with the noise level of beta
         drawn = model.likelihood.mean(params)
         drawn = drawn + math.sqrt(run.beta) * noise.normal(stream, noise.DECODER, model.image_shape)
     parts = [reconstructed, white, model.likelihood.mean(params), white, drawn]

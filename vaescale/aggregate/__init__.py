@@ -1,1 +1,1 @@
-"""The aggregate posterior q(z) = E_x q(z|x): collected, fitted, sampled from."""
+"""The aggregate posterior q(z) = E_x q(z|x): encoding, fits, sampling and measures."""

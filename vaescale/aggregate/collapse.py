@@ -1,4 +1,4 @@
-"""Which latents are used: KL by latent, active units, and the share that has collapsed. Lucas et al. 2019, definition 1.
+"""The use of latents: KL of each latent, active units, and the share of collapsed latents. Lucas et al. 2019, definition 1.
 
 A latent j is (epsilon, delta)-collapsed when KL(q(z_j|x) || p(z_j)) < epsilon for at least a share 1 - delta of the images.
 """
@@ -28,15 +28,16 @@ class Use(NamedTuple):
 def use_of(moments: Moments, places: int = 1) -> Use:
     """Measure the use of latents in the prior's scale, over all ranks, from the means and variances of q(z|x).
 
-    places: the number of places of a map, whose channels are the latents. Their KL is summed over the places, and the variance of
-    their mean is over images and places. active: the posterior mean's variance over the images is above 0.01 (Burda, Grosse & Salakhutdinov 2016, section 5.1).
+    places: number of places of a latent map, whose channels are the latents; 1 for a vector. The KL of a channel is summed over
+    the places, and the variance of its mean is over images and places. A latent is active when the variance of its posterior
+    mean is above 0.01 (Burda, Grosse & Salakhutdinov 2016, section 5.1).
     """
     latents = moments.size // places
     total = torch.zeros(len(EPSILONS) + 3, latents, dtype=torch.float64)
     for means, variances in moments.parts():
-        assert variances is not None, "moments were asked for"
+        assert variances is not None, "expected moments, got draws"
         for rows in zip(torch.split(means, ROWS), torch.split(variances, ROWS), strict=True):
-            mean, variance = (part.double().cpu().view(len(part), latents, places) for part in rows)
+            mean, variance = (tensor.double().cpu().view(len(tensor), latents, places) for tensor in rows)
             kl = 0.5 * (mean.square() + variance - 1 - variance.log()).sum(2)
             below = torch.stack([(kl < epsilon).double().sum(0) for epsilon in EPSILONS])
             sums = torch.stack([kl.sum(0), mean.mean(2).sum(0), mean.square().mean(2).sum(0)])

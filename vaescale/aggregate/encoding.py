@@ -1,10 +1,10 @@
-"""Every image of a data set through the encoder, to shards of latents: one beside each shard of images, written by one rank.
+"""Encode every image of a data set to shards of latents: one for each shard of images, written by one rank.
 
-Of several groups of a ladder together q(z|x) is no Gaussian: of these, draws are written.
+The joint q(z|x) of several groups of a ladder is not Gaussian, so for these the shards hold draws.
 
-A shard's latents are the same whoever writes them. A note beside each (`.NAME.json`) says what it was made from, so that a
-second start writes only what is missing; index.json comes last. One job writes in a folder at a time, under the lock file
-`.FOLDER.lock` beside it; a second job waits and uses what the first wrote.
+The latents of a shard do not depend on the rank that writes them. A note for each shard (`.NAME.json`) names its origin, so that
+a second start writes only missing shards; index.json comes last. One job writes in a folder at a time, under the lock file
+`.FOLDER.lock` beside it; a second job waits and uses the shards of the first.
 
     E[z_c] = E_x[mu_c],    Var[z_c] = E_x[mu_c^2 + sigma_c^2] - E[z_c]^2              over images, and places of a map
 """
@@ -32,8 +32,8 @@ from vaescale.system.files import LockHeldError, exclusive, write_whole
 
 
 class Note(NamedTuple):
-    """Of a written shard: its row, or None where no image could be used; how many could not; how many values a channel
-    has, over images and places; the sums over them of mean and of mean^2 + variance, by channel.
+    """The note of a written shard: its row, or None where no image could be used; the number of skipped images; the number of
+    values of a channel, over images and places; and, by channel, their sums of mean and of mean^2 + variance.
     """
 
     shard: Shard | None
@@ -56,11 +56,11 @@ def encode(
     groups: int = 1,
     draws: int = 0,
 ) -> LatentShards:
-    """Write q(z|x) of every image to `folder`, on all ranks together; what is there already is kept.
+    """Write q(z|x) of every image to `folder`. All ranks call it. Existing shards of the same origin are kept.
 
-    batches: of some shards' numbers, with the shard of each. made: words for the index on the model and the images; latents
-    that were made otherwise are written anew. groups, draws, draw_seed: of a ladder's first groups together, so many draws of each
-    image.
+    batches: a function from shard numbers to batches with the number of their shard. made: entries of the index that describe
+    the model and the images; shards with other entries are written again. groups, draws, draw_seed: of a ladder, the number of
+    first groups and of their joint draws for each image, and the seed of the draws.
     Returns them with `made` grown by latent_shape, skipped, and by channel mean and
     std of the aggregate posterior. Raises TrainingStopped when the encoder returns NaN or Inf, DataError when no image can be
     used.
@@ -73,8 +73,12 @@ def encode(
     if comm.on_main(lambda: _is_complete(folder, made)):
         return open_latents(folder)
     with _alone_in(folder):
-        if not comm.on_main(lambda: _is_complete(folder, made)):  # or another process wrote them meanwhile
-            comm.on_main(lambda: (folder / INDEX).unlink(missing_ok=True))  # it would say what is not true
+        if not comm.on_main(
+            lambda: _is_complete(folder, made)
+        ):  # another process may have written them meanwhile
+            comm.on_main(
+                lambda: (folder / INDEX).unlink(missing_ok=True)
+            )  # it would describe shards that are about to change
             notes = comm.together(lambda: _encode_shards(model, images, batches, folder, seed, made))
             every_note: dict[int, Note] = {}
             for notes_of_rank in comm.gather_object(notes):
@@ -88,18 +92,18 @@ def encode(
 def _alone_in(folder: Path) -> Iterator[None]:
     """Let one encoding job write in a folder. Rank 0 holds the lock for all ranks, until all have written.
 
-    Another job waits, in rounds of a second, for no collective may wait as long as an encoding takes.
+    Another job waits in rounds of a second, because a collective would time out before an encoding ends.
     """
-    told = False
+    reported = False
 
     def hold() -> bool:
-        nonlocal told
+        nonlocal reported
         try:
             held.enter_context(exclusive(folder.with_name(f".{folder.name}.lock"), wait_seconds=1.0))
         except LockHeldError as error:
-            if not told:
+            if not reported:
                 say(f"another process encodes to {folder} ({error.holder}); waiting until it has ended")
-            told = True
+            reported = True
             return False
         return True
 
@@ -110,7 +114,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _is_complete(folder: Path, made: dict[str, Any]) -> bool:
-    """Whether the folder holds latents that were made in this way, each file in its full size."""
+    """Return whether the folder holds latents of this origin, each file in its full size."""
     try:
         latents = open_latents(folder)
     except DataError:
@@ -132,7 +136,7 @@ def _encode_shards(
     seed: int,
     made: dict[str, Any],
 ) -> dict[int, Note]:
-    """Encode this rank's shards, every world-size-th one, unless an earlier start has written them."""
+    """Encode the shards of this rank (rank, rank + world size, ...) that no earlier start has written."""
     mine = range(comm.rank(), len(images.shards), comm.world_size())
     notes = {number: note for number in mine if (note := _kept(folder, images.shards[number], made))}
     missing = [number for number in mine if number not in notes]
@@ -148,13 +152,13 @@ def _encode_shards(
 
 
 def _moments(model: VAE, batch: Batch, seed: int, made: dict[str, Any]) -> Tensor:
-    """Mean and log variance of each image's q(z|x), float32 [B, 2, *latent_shape] on the CPU; or draws, [B, S, Z]."""
+    """Mean and log variance of each q(z|x), float32 [B, 2, *latent_shape] on the CPU; or draws [B, S, Z]."""
     device = next(model.parameters()).device
     stream = noise.Stream(seed, 0, batch.slots.to(device))
     x = model.target(batch.images.to(device), stream)
     if made.get("draws"):
-        own = stream._replace(seed=made["draw_seed"])
-        moments = model.joint_draws(x, own, made["draws"], made["groups"]).float().cpu()
+        draw_stream = stream._replace(seed=made["draw_seed"])
+        moments = model.joint_draws(x, draw_stream, made["draws"], made["groups"]).float().cpu()
     else:
         q = model.posterior(x)
         both = [q.mu.expand_as(q.log_sigma), 2 * q.log_sigma.expand_as(q.mu)]
@@ -175,7 +179,7 @@ def _write(folder: Path, source: Shard, parts: list[tuple[Batch, Tensor]], made:
     else:
         mean, log_variance = moments.double().unbind(1)
         square = mean.square() + log_variance.exp()
-    by_channel = [part.movedim(1, 0).flatten(1).sum(1).tolist() for part in (mean, square)]
+    by_channel = [tensor.movedim(1, 0).flatten(1).sum(1).tolist() for tensor in (mean, square)]
     shard = None
     if len(moments):
         shard = write_latents(
@@ -194,7 +198,7 @@ def _write(folder: Path, source: Shard, parts: list[tuple[Batch, Tensor]], made:
 
 
 def _kept(folder: Path, source: Shard, made: dict[str, Any]) -> Note | None:
-    """The note of an earlier start that made the same of the same images, if its shard is whole."""
+    """The note of an earlier start with the same origin, or None if it is missing or its shard is not complete."""
     try:
         content = json.loads((folder / f".{source.name}.json").read_bytes())
         note = Note(**content["note"])
@@ -214,26 +218,26 @@ def _kept(folder: Path, source: Shard, made: dict[str, Any]) -> Note | None:
 
 
 def _origin(source: Shard, made: dict[str, Any]) -> str:
-    words = json.dumps([made, source], sort_keys=True)
-    return hashlib.sha256(words.encode()).hexdigest()
+    origin = json.dumps([made, source], sort_keys=True)
+    return hashlib.sha256(origin.encode()).hexdigest()
 
 
 def _finish(folder: Path, notes: list[Note], images: ShardIndex, made: dict[str, Any]) -> None:
     shards = [note.shard for note in notes if note.shard is not None]
     if not shards:
         raise DataError(
-            f"no image of {images.place} could be used; `vaescale verify-shards {images.place} --deep` names what is wrong"
+            f"no image of {images.place} could be used; `vaescale verify-shards {images.place} --deep` names the faults"
         )
     count = sum(note.values for note in notes)
     mean, square = (
         np.sum(list(columns), axis=0) / count
         for columns in ([note.sums for note in notes], [note.squares for note in notes])
     )
-    words = {
+    measured = {
         "skipped": sum(note.skipped for note in notes),
         "mean": mean.tolist(),
         "std": np.sqrt(np.maximum(square - mean**2, 0.0)).tolist(),
     }
-    write_latent_index(folder, shards, images.class_names, {**made, **words})
+    write_latent_index(folder, shards, images.class_names, {**made, **measured})
     for note in folder.glob(".*.tar.json"):
         note.unlink(missing_ok=True)

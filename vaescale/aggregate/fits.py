@@ -1,4 +1,4 @@
-"""Mixtures fitted to latents, in memory by EM or in shards by stepwise EM, with progress on stderr."""
+"""Fit mixtures to latents, by EM in memory or by stepwise EM over shards, with progress on stderr."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,11 +17,11 @@ from vaescale.system.console import Progress, say
 
 
 class Fitting(NamedTuple):
-    """How to fit a mixture.
+    """Options for fitting a mixture.
 
-    covariance, ridge: form of the covariances, and the multiple of each latent's variance that is added to their diagonals.
-    start, restarts, seed: of EM, of which the best fit is kept. tolerance (nats), max_iterations: when EM stops. online:
-    passes of stepwise EM with batches of `online_batch` latents, in place of EM.
+    covariance, ridge: form of the covariances, and the multiple of each latent's variance to add to their diagonals. start,
+    restarts, seed: initialization of EM, number of starts of which the best fit is kept, and random seed. tolerance (nats),
+    max_iterations: end of EM. online: number of passes of stepwise EM with batches of `online_batch` latents, in place of EM.
     """
 
     covariance: Kind
@@ -36,9 +36,10 @@ class Fitting(NamedTuple):
 
 
 class Material(NamedTuple):
-    """The latents of a run: `train` to fit to, draws of the training and held-out images to take densities of, and their spread.
+    """The latents of a run: `train` for the fit, draws of the training and held-out images for densities, and the spread.
 
-    images: the number of training images; draws: of each image, 0 where moments are fitted; data_hash: of the training images.
+    images: number of training images. draws: number of draws of each image, 0 for moments. data_hash: hash of the training
+    images.
     """
 
     train: Points | ShardLatents
@@ -88,7 +89,7 @@ def _fit(
     start: Mixture,
     ridge: Tensor,
     how: Fitting,
-    tell: Callable[[int, float], None],
+    report: Callable[[int, float], None],
 ) -> em.Fit:
     if isinstance(train, ShardLatents) and how.online is not None:
         return fit_stepwise(
@@ -98,7 +99,7 @@ def _fit(
             passes=how.online,
             seed=how.seed,
             ridge=ridge,
-            tell=tell,
+            report=report,
         )
     return em.fit(
         train,
@@ -106,5 +107,5 @@ def _fit(
         ridge=ridge,
         tolerance=how.tolerance,
         max_iterations=how.max_iterations,
-        tell=tell,
+        report=report,
     )

@@ -1,10 +1,10 @@
-"""Why a bound is not tight: the encoder's share and the Gaussian family's. Cremer, Li & Duvenaud 2018, eq. 7.
+"""Inference gaps: the parts of the ELBO's slack from the encoder and from the Gaussian family. Cremer et al. 2018, eq. 7.
 
     log p(x) - L[q]  =  (log p(x) - L[q*])  +  (L[q*] - L[q])
                          approximation gap      amortization gap
 
-q* is the best diagonal Gaussian for each x, found by gradient ascent from the encoder's; log p(x) is bounded from below by
-importance sampling, and the approximation gap with it.
+q* is the best diagonal Gaussian for each x, found by gradient ascent from q. Importance sampling bounds log p(x) from below, so
+the approximation gap is a lower bound too.
 """
 
 import math
@@ -25,8 +25,8 @@ from vaescale.models.vae import VAE
 from vaescale.system.console import Progress
 
 RATE = 1e-2
-DRAWS = 4  # of each image in a step
-VALUES = 2000 * 784  # of images times draws that are decoded at once
+DRAWS = 4  # per image in a step of ascent
+VALUES = 2000 * 784  # maximum number of values (images x draws x pixels) to decode at once
 FAR = 1 << 20
 BATCH = 32
 
@@ -40,19 +40,19 @@ class Gaps(NamedTuple):
 
     @property
     def amortization(self) -> Tensor:
-        """L[q*] - L[q]."""
+        """The amortization gap, L[q*] - L[q]."""
         return self.optimized - self.amortized
 
     @property
     def approximation(self) -> Tensor:
-        """log p(x) - L[q*], at least."""
+        """A lower bound of the approximation gap, log p(x) - L[q*]."""
         return self.log_px - self.optimized
 
 
 def mean_gaps(
     model: FlatVAE, reader: ShardReader, images: int, *, steps: int, importance_samples: int, seed: int
 ) -> dict[str, Any]:
-    """The mean gaps of `images` images (at least two) at equal distances, in nats with standard errors. All ranks call it."""
+    """The mean gaps of at least two evenly spaced images, in nats with standard errors. All ranks call it."""
     rows = torch.cat(comm.gather_object(_share(model, reader, images, steps, importance_samples, seed)))
     amortized, optimized, log_px = rows.unbind(1)
     differences = {"amortization": optimized - amortized, "approximation": log_px - optimized}
@@ -72,7 +72,7 @@ def refuse_gaps(model: VAE) -> FlatVAE:
     """The model, if its gaps can be measured. Raises UserError for a ladder, and for a likelihood without a bound."""
     if not isinstance(model, FlatVAE) or model.likelihood.reads_x:
         raise UserError(
-            "--gaps is for a single latent vector and a likelihood that bounds log p(x); leave it out here"
+            "--gaps needs a single latent vector and a likelihood that bounds log p(x); leave it out for this run"
         )
     return model
 
@@ -80,10 +80,10 @@ def refuse_gaps(model: VAE) -> FlatVAE:
 def inference_gaps(
     model: FlatVAE, images: Tensor, stream: noise.Stream, *, steps: int = 300, importance_samples: int = 1000
 ) -> Gaps:
-    """Measure the gaps of images uint8 [B, C, H, W], each bound by `importance_samples` draws.
+    """Measure the gaps of images uint8 [B, C, H, W], with `importance_samples` draws for each bound.
 
-    log p(x) is bounded by draws of q*, because the encoder's draws are poor where the encoder is. The noise of an image depends
-    on the stream's seed and its slot alone.
+    The bound of log p(x) uses draws of q*, because draws of q are poor where the encoder is poor. The noise of an image depends
+    only on the stream's seed and the image's slot.
     """
     x = model.target(images, stream)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def inference_gaps(
 def _share(
     model: FlatVAE, reader: ShardReader, images: int, steps: int, importance_samples: int, seed: int
 ) -> Tensor:
-    """The bounds of this rank's share of the images, float64 [N, 3] on the CPU. Images that cannot be used are left out."""
+    """The bounds of this rank's share of the images, float64 [N, 3] on the CPU. Unusable images are left out."""
     device = next(model.parameters()).device
     rows = torch.zeros(0, len(Gaps._fields), dtype=torch.float64)
     numbers = evenly(len(reader), images)[comm.rank() :: comm.world_size()]
@@ -120,13 +120,13 @@ def _share(
 
 
 def _optimized(model: FlatVAE, x: Tensor, q: Gaussian, stream: noise.Stream, steps: int) -> Gaussian:
-    mu, log_sigma = (part.detach().clone().requires_grad_() for part in q)
+    mu, log_sigma = (tensor.detach().clone().requires_grad_() for tensor in q)
     optimizer = torch.optim.Adam([mu, log_sigma], lr=RATE)
     for step in range(1, steps + 1):
         optimizer.param_groups[0]["lr"] = RATE * (1 - (step - 1) / steps)
         with torch.enable_grad():
             bound, _ = _bounds(model, x, Gaussian(mu, log_sigma), stream._replace(step=step), DRAWS)
-            # Not backward(), which would leave gradients at the decoder's weights.
+            # Not backward(), which would add gradients to the decoder's weights.
             mu.grad, log_sigma.grad = torch.autograd.grad(-bound.sum(), (mu, log_sigma))
         optimizer.step()
     return Gaussian(mu.detach(), log_sigma.detach())
@@ -135,32 +135,33 @@ def _optimized(model: FlatVAE, x: Tensor, q: Gaussian, stream: noise.Stream, ste
 def _bounds(
     model: FlatVAE, x: Tensor, q: Gaussian, stream: noise.Stream, draws: int
 ) -> tuple[Tensor, Tensor]:
-    """L[q] of each image, log p(x|z) over the draws less the KL in closed form; and log 1/K sum_k p(x, z_k) / q(z_k), which is
-    no less but for that KL's noise. float64 [B].
+    """L[q] of each image with the KL in closed form, and log 1/K sum_k p(x, z_k) / q(z_k), float64 [B] each.
+
+    The second is at least the first, up to sampling noise.
     """
     total = x.new_zeros(len(x), dtype=torch.float64)
     weights = torch.full_like(total, -torch.inf)
-    at_once = DRAWS * max(1, VALUES // max(1, DRAWS * x.numel()))
+    most = DRAWS * max(1, VALUES // max(1, DRAWS * x.numel()))
     standard = Gaussian(torch.zeros_like(q.mu), torch.zeros_like(q.mu))
-    for start in range(0, draws, at_once):
-        many = min(at_once, draws - start)
-        # Each few draws have a step of their own, far from those of the ascent, however many come at once.
-        lots = [
+    for start in range(0, draws, most):
+        count = min(most, draws - start)
+        # Each chunk of DRAWS draws has its own step, after those of the ascent, so the noise does not depend on VALUES.
+        chunks = [
             noise.normal(
-                stream._replace(step=stream.step + FAR * (place // DRAWS)),
+                stream._replace(step=stream.step + FAR * (first // DRAWS)),
                 noise.POSTERIOR,
-                (min(DRAWS, start + many - place), *model.latent_shape),
+                (min(DRAWS, start + count - first), *model.latent_shape),
             )
-            for place in range(start, start + many, DRAWS)
+            for first in range(start, start + count, DRAWS)
         ]
-        epsilon = torch.cat(lots, dim=1).to(q.mu)
-        repeated = Gaussian(*(part.repeat_interleave(many, 0) for part in q))
+        epsilon = torch.cat(chunks, dim=1).to(q.mu)
+        repeated = Gaussian(*(tensor.repeat_interleave(count, 0) for tensor in q))
         z = repeated.sample(epsilon.flatten(0, 1))
         params = model.decode(z.flatten(1))
         mask = torch.ones(len(z), dtype=torch.bool, device=x.device)
-        log_px = model.likelihood.log_prob(x.repeat_interleave(many, 0), params, mask).double()
-        zeros = Gaussian(*(part.repeat_interleave(many, 0) for part in standard))
+        log_px = model.likelihood.log_prob(x.repeat_interleave(count, 0), params, mask).double()
+        zeros = Gaussian(*(tensor.repeat_interleave(count, 0) for tensor in standard))
         ratio = (zeros.log_density(z) - repeated.log_density(z)).flatten(1).double().sum(1)
-        total = total + log_px.view(len(x), many).sum(1)
-        weights = torch.logaddexp(weights, torch.logsumexp((log_px + ratio).view(len(x), many), dim=1))
+        total = total + log_px.view(len(x), count).sum(1)
+        weights = torch.logaddexp(weights, torch.logsumexp((log_px + ratio).view(len(x), count), dim=1))
     return total / draws - kl(q).flatten(1).sum(1).double(), weights - math.log(draws)

@@ -1,10 +1,10 @@
-"""Where the KL of an ELBO goes: what the latents say of x, and how far their aggregate is from the prior.
+"""Decomposition of the KL of an ELBO into the information on x and the distance of q(z) from the prior.
 
     E_x KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || p(z))                       Hoffman & Johnson 2016, "ELBO surgery"
     KL(q(z) || p(z)) = TC(z) + sum_j KL(q(z_j) || p(z_j))                     Chen et al. 2018, eq. 2
 
 q(z) = 1/N sum_n q(z|x_n) over all images of a data set, summed exactly; the expectations are over draws of q(z|x) for some of
-the images. I(x; z) is at most ln N. p(z) = N(0, I): latents of another prior are brought to that scale first, which changes
+the images. I(x; z) is at most ln N. p(z) = N(0, I): latents of another prior are first scaled to it, which changes
 none of these numbers.
 """
 
@@ -25,10 +25,10 @@ VALUES = 1 << 21
 
 
 class Information(NamedTuple):
-    """The terms in nats, with the standard errors of those that are estimated.
+    """The terms in nats, with the standard errors of the estimated terms.
 
-    mean_kl is the left side in closed form, over all images; its distance from mutual_information + aggregate_kl is the
-    estimates' error. Total correlation is over fewer draws.
+    mean_kl is the left side of the first equation in closed form, over all images; its distance from mutual_information +
+    aggregate_kl is the error of these estimates. Total correlation is estimated from fewer draws.
     """
 
     images: int
@@ -46,10 +46,10 @@ class Information(NamedTuple):
 def information(moments: Moments, *, seed: int, queries: int = QUERIES) -> Information:
     """Measure the terms over all ranks, from the means and variances of q(z|x). Raises UserError for a single image.
 
-    queries: the most draws that expectations are over.
+    queries: maximum number of draws for the expectations.
     """
     if moments.count < 2:
-        raise UserError("there is one image; what latents say of images takes several")
+        raise UserError("there is one image; the information of latents needs several images")
     wanted = evenly(moments.count, queries)
     mean, variance = moments.rows(wanted), moments.variances(wanted)
     epsilon = noise.normal(noise.Stream(seed, 0, wanted), noise.POSTERIOR, (moments.size,)).double()
@@ -59,10 +59,10 @@ def information(moments: Moments, *, seed: int, queries: int = QUERIES) -> Infor
     of_all = aggregate_log_density(moments, z)
     few = slice(None, None, -(-len(z) // MARGINAL_QUERIES))
     by_latent = marginal_log_densities(moments, z[few]).sum(1)
-    of_parts = [_kl(*part).sum() for part in _few(moments, moments.size)]
-    own = torch.stack([torch.zeros((), dtype=torch.float64), *of_parts]).sum()
-    mean_kl = comm.all_reduce_sum(own[None])[0] / moments.count
-    # The images' own KL, known in closed form, takes away what depends on which images were drawn.
+    sums = [_kl(*batch).sum() for batch in _few(moments, moments.size)]
+    local = torch.stack([torch.zeros((), dtype=torch.float64), *sums]).sum()
+    mean_kl = comm.all_reduce_sum(local[None])[0] / moments.count
+    # Control variate: the KL of the drawn images is known in closed form, so their choice adds no variance.
     of_images = _kl(mean, variance) - mean_kl
     terms = (of_own - of_all, of_all - of_prior - of_images, of_all[few] - by_latent)
     estimates = [(float(term.mean()), float(term.std() / math.sqrt(len(term)))) for term in terms]
@@ -107,18 +107,18 @@ def _few(moments: Moments, width: int) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's moments in batches whose products with `width` fit in memory, float64."""
     rows = max(16, VALUES // max(1, width))
     for means, variances in moments.parts():
-        assert variances is not None, "moments were asked for"
+        assert variances is not None, "expected moments, got draws"
         for mean, variance in zip(torch.split(means, rows), torch.split(variances, rows), strict=True):
             yield mean.double().cpu(), variance.double().cpu()
 
 
-def _over_ranks(parts: list[Tensor], like: Tensor) -> Tensor:
-    """The logarithm of the sum over this rank's parts and all ranks'."""
+def _over_ranks(batches: list[Tensor], like: Tensor) -> Tensor:
+    """Log-sum-exp over the batches of all ranks."""
     nothing = torch.full_like(like, -math.inf)
-    own = torch.logsumexp(torch.stack([nothing, *parts]), dim=0)
-    return torch.logsumexp(torch.stack(comm.gather_object(own)), dim=0)
+    local = torch.logsumexp(torch.stack([nothing, *batches]), dim=0)
+    return torch.logsumexp(torch.stack(comm.gather_object(local)), dim=0)
 
 
 def _kl(mean: Tensor, variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) || N(0, I)) of [N, Z], [N]."""
+    """KL(N(mean, variance) || N(0, I)) in nats, from [N, Z] to [N]."""
     return 0.5 * (mean.square() + variance - 1 - variance.log()).sum(1)

@@ -1,8 +1,7 @@
-"""Latents from shards, in memory or read anew each time: as draws from q(z|x), a function of (seed, number) alone, or as the
-moments of q(z|x).
+"""Latents from shards, in memory or read at each pass: draws from q(z|x), a function of (seed, number) only, or its moments.
 
-Rank r of N has the shards r, r + N, ... Latent number n is the n-th of all shards in order; with S draws of each, draw s of
-it is number n S + s.
+Rank r of N has the shards r, r + N, ... Latent number n is the n-th of all shards in order; with S draws of each image, draw s
+of image n has the number n S + s.
 """
 
 from collections import OrderedDict
@@ -19,14 +18,14 @@ from vaescale.data.latent_shards import Block, LatentShards
 from vaescale.mixtures.points import Moments, Points, Scaled
 from vaescale.models.vae import VAE
 
-HELD_BYTES = 2 << 30  # of all processes of a node; more latents than that are read anew at each pass
-KEPT_BYTES = 1 << 28  # of shards that are read out of order
+HELD_BYTES = 2 << 30  # for all processes of a node; more latents than that are read from disk at each pass
+KEPT_BYTES = 1 << 28  # for shards that are read out of order
 
 
 class Drawing(NamedTuple):
-    """How to draw: the number of samples of each image, or 0 for its moments, and the seed.
+    """Options for drawing: the number of samples of each image, or 0 for its moments, and the seed.
 
-    The number must be that of the shards, where these hold draws.
+    If the shards hold draws, the number must be theirs.
     """
 
     samples: int
@@ -34,7 +33,7 @@ class Drawing(NamedTuple):
 
 
 class ShardLatents:
-    """The latents of shards on `device`, read from disk when they are asked for."""
+    """The latents of shards on `device`, read from disk on demand."""
 
     def __init__(self, shards: LatentShards, drawing: Drawing, device: torch.device | str = "cpu") -> None:
         self.shards, self.drawing, self.device = shards, drawing, torch.device(device)
@@ -47,13 +46,13 @@ class ShardLatents:
         self._blocks: OrderedDict[int, Block] = OrderedDict()
 
     @property
-    def own(self) -> range:
-        """The shards of this rank."""
+    def shard_numbers(self) -> range:
+        """The numbers of this rank's shards."""
         return range(comm.rank(), len(self.shards.index.shards), comm.world_size())
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The latents of this rank shard by shard: z [n, Z], and the variances if these are moments."""
-        for number in self.own:
+        """Yield this rank's latents shard by shard: z [n, Z], and the variances in the case of moments."""
+        for number in self.shard_numbers:
             z, variance, _ = self._latents(number, self.shards.read(number))
             yield z, variance
 
@@ -63,43 +62,43 @@ class ShardLatents:
 
     def variances(self, wanted: Tensor) -> Tensor:
         """The variances of the latents with these numbers, on every rank: float64 [M, Z]. Only for moments."""
-        assert not self.drawing.samples, "these are draws"
+        assert not self.drawing.samples, "expected moments, got draws"
         return self._gathered(wanted, variances=True)
 
     def _gathered(self, wanted: Tensor, *, variances: bool) -> Tensor:
         rows = torch.zeros(len(wanted), self.size, dtype=torch.float64)
-        for number in self.own:
+        for number in self.shard_numbers:
             first, last = (int(self._starts[number + end]) * self.of_each for end in (0, 1))
-            here = (wanted >= first) & (wanted < last)
-            if here.any():
+            mask = (wanted >= first) & (wanted < last)
+            if mask.any():
                 z, variance, _ = self._latents(number, self.shards.read(number))
                 values = variance if variances and variance is not None else z
-                rows[here] = values[(wanted[here] - first).to(z.device)].double().cpu()
+                rows[mask] = values[(wanted[mask] - first).to(z.device)].double().cpu()
         return comm.all_reduce_sum(rows.flatten()).view(rows.shape)
 
     @property
     def shard_samples(self) -> NDArray[np.int64]:
-        """Latents of each shard."""
+        """The number of latents in each shard."""
         return self.shards.index.shards.samples * self.of_each
 
     def take(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """Latents by number, of any shard, for this rank alone: z [M, Z], and the variances if these are moments."""
+        """Latents by number, from any shard, for this rank only: z [M, Z], and the variances in the case of moments."""
         z = torch.empty(len(numbers), self.size, device=self.device)
         variance = None if self.drawing.samples else torch.empty_like(z)
         shards = np.searchsorted(self._starts, numbers // self.of_each, side="right") - 1
         for shard in np.unique(shards):
-            here = torch.from_numpy(shards == shard)
+            mask = torch.from_numpy(shards == shard)
             within = torch.from_numpy(numbers[shards == shard] - self._starts[shard] * self.of_each)
-            part, spread, _ = self._latents(int(shard), self._block(int(shard)))
-            z[here] = part[within]
+            means, spread, _ = self._latents(int(shard), self._block(int(shard)))
+            z[mask] = means[within]
             if variance is not None and spread is not None:
-                variance[here] = spread[within]
+                variance[mask] = spread[within]
         return z, variance
 
     def held(self) -> Points:
-        """All latents of this rank in memory. An error of one rank is raised on all."""
+        """Load all latents of this rank into memory. An error on one rank is raised on all."""
         parts = comm.together(
-            lambda: [self._latents(number, self.shards.read(number)) for number in self.own]
+            lambda: [self._latents(number, self.shards.read(number)) for number in self.shard_numbers]
         )
         empty = torch.zeros(0, self.size, device=self.device)
         z = torch.cat([empty, *(part[0] for part in parts)])
@@ -121,7 +120,7 @@ class ShardLatents:
         return self._blocks[number]
 
     def _latents(self, number: int, block: Block) -> tuple[Tensor, Tensor | None, Tensor]:
-        """z [n S, Z], the variances if these are moments, and the latents' numbers, of one shard."""
+        """z [n S, Z], the variances in the case of moments, and the numbers of the latents, for one shard."""
         if self.shards.draws:
             first = int(self._starts[number]) * self.of_each
             z = torch.from_numpy(block.moments).to(self.device).flatten(0, 1)
@@ -142,18 +141,20 @@ class ShardLatents:
 
 
 def load(shards: LatentShards, drawing: Drawing, device: torch.device | str = "cpu") -> Points | ShardLatents:
-    """The latents in memory, if a process can hold its share, or read anew at each pass."""
+    """The latents in memory if a process can hold its share, else read from disk at each pass."""
     latents = ShardLatents(shards, drawing, device)
     most = max(
         int(latents.shard_samples[rank :: comm.world_size()].sum()) for rank in range(comm.world_size())
     )
     share = most * latents.size * 4 * (1 if drawing.samples else 2)
-    most_ranks = max(comm.gather_object(comm.ranks_on_this_node()))  # or nodes would not agree
+    most_ranks = max(
+        comm.gather_object(comm.ranks_on_this_node())
+    )  # the maximum, so that all nodes decide alike
     return latents.held() if share <= HELD_BYTES // most_ranks else latents
 
 
 @torch.no_grad()
 def in_prior_scale(model: VAE, moments: Moments) -> Moments:
-    """The latents as deviations from the model's own prior, in its standard deviations."""
+    """Scale latents to deviations from the model's prior in units of its standard deviations."""
     mu, log_sigma = (parameter.flatten().float().cpu() for parameter in model.prior())
     return Scaled(moments, mu, log_sigma.exp())

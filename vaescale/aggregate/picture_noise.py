@@ -1,4 +1,4 @@
-"""How noisy a model's pictures are: images, reconstructions and samples, each as decoder means and as ancestral samples."""
+"""The noise of a model's pictures: images, reconstructions and samples, as decoder means and as ancestral samples."""
 
 from collections.abc import Iterator, Mapping
 
@@ -19,10 +19,10 @@ COLUMNS = ("mean", "ancestral")
 def noise_levels(
     model: VAE, reader: ShardReader, draws: Mapping[str, Tensor], *, seed: int, data_seed: int
 ) -> dict[str, dict[str, float]]:
-    """The mean estimated noise of images, of their reconstructions, and of what latents [B, Z] from several sources decode to.
+    """The mean estimated noise of images, their reconstructions, and decoded latents [B, Z] from several sources.
 
-    reader: the training images. data_seed: of the images' own noise. Each is a mean over about a thousand pictures; {} for
-    images that are too small to estimate it. All ranks call it.
+    reader: the training images. data_seed: seed of the images' dequantization noise. Each value is a mean over about a thousand
+    pictures. Returns {} for images that are too small for the estimate. All ranks call it.
     """
     if min(model.image_shape[1:]) < LEAST_SIZE:
         return {}
@@ -30,9 +30,9 @@ def noise_levels(
     sums = torch.zeros(len(names), len(COLUMNS), 2, dtype=torch.float64)
     for pictures in (_images(model, reader, data_seed), _samples(model, draws, seed)):
         for name, column, batch in pictures:
-            levels = noise_level(batch.float().clamp(0, 1)).double().cpu()  # as files and figures show them
-            own = torch.stack([levels.sum(), levels.new_tensor(float(len(levels)))])
-            sums[names.index(name), COLUMNS.index(column)] += own
+            levels = noise_level(batch.float().clamp(0, 1)).double().cpu()  # clamped as in files and figures
+            mean_sums = torch.stack([levels.sum(), levels.new_tensor(float(len(levels)))])
+            sums[names.index(name), COLUMNS.index(column)] += mean_sums
     sums = comm.all_reduce_sum(sums.flatten()).view(sums.shape)
     return {
         name: {
@@ -43,7 +43,7 @@ def noise_levels(
 
 
 def _images(model: VAE, reader: ShardReader, seed: int) -> Iterator[tuple[str, str, Tensor]]:
-    """This rank's share of images and their reconstructions: row, column and pictures [B, C, H, W]."""
+    """Yield this rank's share of images and reconstructions: row, column and pictures [B, C, H, W]."""
     device = next(model.parameters()).device
     for numbers in torch.split(evenly(len(reader), IMAGES)[comm.rank() :: comm.world_size()], BATCH):
         stream = noise.Stream(seed, 0, numbers.to(device))
@@ -55,7 +55,7 @@ def _images(model: VAE, reader: ShardReader, seed: int) -> Iterator[tuple[str, s
 
 
 def _samples(model: VAE, draws: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, str, Tensor]]:
-    """What this rank's share of the latents decodes to."""
+    """Yield the decoded pictures of this rank's share of the latents: row, column and pictures [B, C, H, W]."""
     share = slice(comm.rank(), None, comm.world_size())
     for name, z in draws.items():
         slots = torch.arange(len(z), device=z.device)[share]

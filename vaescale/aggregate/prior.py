@@ -1,4 +1,4 @@
-"""The model's prior of the latents that a mixture is fitted to, and replaces."""
+"""The prior of the fitted latents in the model, which a mixture replaces."""
 
 import torch
 
@@ -11,7 +11,7 @@ BATCH = 4096
 
 
 def prior_nats(model: VAE, val: Points | ShardLatents) -> float:
-    """The mean log density of the held-out draws under the model's own prior of the same latents."""
+    """The mean log density in nats of held-out draws under the model's prior of the same latents."""
     total = torch.zeros(1, dtype=torch.float64)
     with torch.no_grad():
         for z, _ in val.parts():
@@ -21,11 +21,11 @@ def prior_nats(model: VAE, val: Points | ShardLatents) -> float:
 
 
 def replaces(model: VAE, groups: int) -> str:
-    """A phrase for the prior that a mixture of the first `groups` groups replaces."""
+    """A phrase that names the prior replaced by a mixture of the first `groups` groups."""
     number = len(model.group_sizes)
     if number == 1:
         return "the prior N(0, I) of all latents"
     if groups == number:
         return f"the prior of all {groups} groups, together"
     which = "the top group" if groups == 1 else f"the first {groups} groups, together,"
-    return f"the prior of {which} of {number}; the others keep theirs"
+    return f"the prior of {which} of {number}; the other groups keep theirs"

@@ -1,9 +1,9 @@
-"""Latents moved to where the decoder's sigma is smaller, by gradient descent.
+"""Refine latents by gradient descent to a smaller sigma of the decoder.
 
     minimize over z:    D mean log sigma(z) - w log p(z)                 in nats, D values of an image, p a prior or a mixture
 
-The first term is the entropy of p(x|z) up to a constant. Without the second one, z may leave the region that the decoder
-was trained on; therefore the result has the density before and after.
+The first term is the entropy of p(x|z) up to a constant. Without the second term, z may leave the region that the decoder
+was trained on; therefore the result includes the density before and after.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from vaescale.models.vae import VAE
 
 
 class Refined(NamedTuple):
-    """z [B, Z] before and after; mean log sigma [B] over an image's values, and log density [B] in nats, of each."""
+    """z [B, Z], mean log sigma [B] over an image's values and log density [B] in nats, each before and after."""
 
     before: Tensor
     after: Tensor
@@ -32,7 +32,7 @@ class Refined(NamedTuple):
 
 
 class RefinedSamples(NamedTuple):
-    """Latents before and after, and their decoded means [B, C, H, W]."""
+    """Latents before and after refinement, and their decoded means [B, C, H, W]."""
 
     latents: Refined
     images_before: Tensor
@@ -49,7 +49,7 @@ def refine_draws(
     weight: float,
     temperature: float,
 ) -> RefinedSamples:
-    """Draw one z per slot of the stream from the prior, or from a mixture in its place, and `refine` it.
+    """Draw one z per slot of the stream from the prior, or from a mixture if given, and `refine` it.
 
     temperature: factor of the standard deviations. Raises UserError when sigma does not depend on z.
     """
@@ -83,9 +83,9 @@ def refine(
     rate: float = 0.02,
     weight: float = 0.0,
 ) -> Refined:
-    """Move z [B, Z] by `steps` of Adam (Kingma & Ba 2015) with learning rate `rate`, each latent by itself.
+    """Move z [B, Z] by `steps` of Adam (Kingma & Ba 2015) with learning rate `rate`, each row independently.
 
-    stream: of what a ladder draws below z. log_density: of z [B, Z], [B] in nats; weight: w above. Raises UserError when sigma
+    stream: noise for the lower groups of a ladder. log_density: a function from z [B, Z] to [B] in nats. weight: w above. Raises UserError when sigma
     does not depend on z.
     """
     moved = z.detach().clone().requires_grad_()
@@ -96,21 +96,21 @@ def refine(
             cost = dimensions * mean_log_sigma(model, moved, stream)
             if weight:
                 cost = cost - weight * log_density(moved)
-            # Not backward(), which would leave gradients at the decoder's weights.
+            # Not backward(), which would add gradients to the decoder's weights.
             (moved.grad,) = torch.autograd.grad(cost.sum(), moved)
             optimizer.step()
     after = moved.detach()
     with torch.no_grad():
         measured = [
-            function(one)
-            for function in (lambda one: mean_log_sigma(model, one, stream), log_density)
-            for one in (z, after)
+            function(points)
+            for function in (lambda points: mean_log_sigma(model, points, stream), log_density)
+            for points in (z, after)
         ]
     return Refined(z, after, *measured)
 
 
 def mean_log_sigma(model: VAE, z: Tensor, stream: noise.Stream) -> Tensor:
-    """[B]: log of the standard deviation of p(x|z), averaged over an image's values. Raises UserError when it is constant."""
+    """The mean over an image's values of log sigma(z), [B]. Raises UserError when sigma does not depend on z."""
     variance = model.likelihood.variance(model.decode(z, stream))
     if variance is None or variance.shape[0] != len(z):
         raise UserError("this decoder's sigma does not depend on z; train with likelihood.sigma=predicted")

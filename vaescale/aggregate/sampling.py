@@ -1,7 +1,7 @@
-"""Images of z: drawn from the prior or a mixture in its place, or chosen; decoded as a mean, as a draw, or in between.
+"""Images from latents, which are drawn from the prior or a mixture; decoded as a mean, as a draw, or as an offset.
 
-A draw of x, x = E[x|z] + sigma epsilon, is what the model says that images are like; its mean is what people show. The noise
-can be measured by a multiple of it that is the same everywhere: E[x|z] + alpha sigma(z).
+A draw x = E[x|z] + sigma epsilon is a sample of the model; the mean E[x|z] is usually shown as its sample. The offset
+E[x|z] + alpha sigma(z) shows the size of the noise by the same multiple of sigma at every pixel.
 """
 
 import itertools
@@ -22,28 +22,30 @@ DECODINGS = ("mean", "ancestral", "offset:ALPHA")
 
 
 class Decoding(NamedTuple):
-    """How to decode: `mean`, `ancestral`, or `offset` by `alpha` sigmas."""
+    """A way to decode: `mean`, `ancestral`, or `offset` by `alpha` sigmas."""
 
     name: str
     alpha: float = 0.0
 
     @property
-    def words(self) -> str:
-        """The text that `parse_decoding` reads."""
+    def text(self) -> str:
+        """The form that `parse_decoding` reads."""
         return f"offset:{self.alpha:g}" if self.name == "offset" else self.name
 
 
-def parse_decoding(words: str) -> Decoding:
+def parse_decoding(text: str) -> Decoding:
     """Parse `mean`, `ancestral` or `offset:ALPHA`. Raises UserError for anything else."""
-    name, colon, number = words.partition(":")
-    if words in ("mean", "ancestral"):
-        return Decoding(words)
+    name, colon, number = text.partition(":")
+    if text in ("mean", "ancestral"):
+        return Decoding(text)
     try:
         alpha = float(number) if colon and name == "offset" else math.nan
     except ValueError:
         alpha = math.nan
     if not math.isfinite(alpha):
-        raise UserError(f"--decode {words} is none of {', '.join(DECODINGS)}; try --decode offset:1")
+        raise UserError(
+            f"--decode must be one of {', '.join(DECODINGS)} (got {text!r}); try --decode offset:1"
+        )
     return Decoding("offset", alpha)
 
 
@@ -51,7 +53,7 @@ def parse_decoding(words: str) -> Decoding:
 def from_latents(
     model: VAE, mixture: Mixture | None, stream: noise.Stream, temperature: float = 1.0
 ) -> Tensor:
-    """The likelihood's raw parameters from draws of the model's prior, or of a mixture in its place, one per slot."""
+    """The likelihood's raw parameters from draws of the model's prior, or of a mixture if given, one per slot."""
     if mixture is None:
         return model.from_prior(stream, temperature)
     return model.decode(sample(mixture, stream, temperature), stream, temperature)
@@ -59,7 +61,7 @@ def from_latents(
 
 @torch.no_grad()
 def prior_draws(model: VAE, stream: noise.Stream, scale: float = 1.0) -> Tensor:
-    """Draws [B, Z] of the prior of a model's (top) latents, `scale` times as wide, one per slot of the stream."""
+    """Draws [B, Z] from the prior of a model's (top) latents, `scale` times as wide, one per slot of the stream."""
     prior = model.prior()
     epsilon = noise.normal(stream, noise.PRIOR, (model.latent_dim,)).to(prior.mu)
     return prior.mu.flatten() + scale * prior.log_sigma.exp().flatten() * epsilon
@@ -67,7 +69,7 @@ def prior_draws(model: VAE, stream: noise.Stream, scale: float = 1.0) -> Tensor:
 
 @torch.no_grad()
 def image_of(likelihood: Likelihood, params: Tensor, decoding: Decoding, stream: noise.Stream) -> Tensor:
-    """Images [B, C, H, W] in [0, 1], or beyond where noise is added. Raises UserError for an offset without a sigma."""
+    """Images [B, C, H, W] of a decoding; added noise may exceed [0, 1]. Raises UserError for an offset without a sigma."""
     if decoding.name == "ancestral":
         return likelihood.sample(params, stream)
     mean = likelihood.mean(params)
@@ -77,25 +79,29 @@ def image_of(likelihood: Likelihood, params: Tensor, decoding: Decoding, stream:
 
 
 def deviation(likelihood: Likelihood, params: Tensor) -> Tensor:
-    """The standard deviation of p(x|z), broadcastable to [B, C, H, W]. Raises UserError where there is none."""
-    found = likelihood.deviation(params)
-    if found is None:
-        raise UserError("this likelihood has no sigma to offset by; take --decode mean or ancestral")
-    return found
+    """The standard deviation of p(x|z), broadcastable to [B, C, H, W]. Raises UserError for a likelihood without one."""
+    sigma = likelihood.deviation(params)
+    if sigma is None:
+        raise UserError(
+            "--decode offset needs a sigma, which this likelihood does not have; take --decode mean or ancestral"
+        )
+    return sigma
 
 
 def refuse_misfit(mixture: Mixture, model: VAE, folder: Path) -> None:
-    """Raise UserError when a run's mixture is neither of the model's latents nor of a ladder's first groups."""
+    """Raise UserError when the size of a mixture is not that of the model's latents or of a ladder's first groups."""
     if mixture.means.shape[1] not in itertools.accumulate(model.group_sizes):
         raise UserError(
-            f"the mixture in {folder} is of {mixture.means.shape[1]} latents, the model has {model.latent_dim}; fit it again "
+            f"the mixture in {folder} has {mixture.means.shape[1]} latents, the model has {model.latent_dim}; fit it again "
             f"with `vaescale fit-gmm {folder}`"
         )
 
 
-def line(one: Tensor, other: Tensor, steps: int) -> Tensor:
-    """Points [steps, Z] of the straight line from one [Z] to the other, both ends among them."""
-    return torch.lerp(one, other, torch.linspace(0, 1, steps, device=one.device, dtype=one.dtype)[:, None])
+def line(first: Tensor, last: Tensor, steps: int) -> Tensor:
+    """Points [steps, Z] of the straight line between two points [Z], both ends included."""
+    return torch.lerp(
+        first, last, torch.linspace(0, 1, steps, device=first.device, dtype=first.dtype)[:, None]
+    )
 
 
 def quantiles(side: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Posterior means as points of a plane: the two latents, or a t-SNE of more than two (van der Maaten & Hinton 2008)."""
+"""Posterior means as points in a plane: the two latents, or a t-SNE of more (van der Maaten & Hinton 2008)."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ MOST, LEAST_FOR_TSNE = 2000, 100
 
 
 class Scatter(NamedTuple):
-    """Points [N, 2], the classes of their images int64 [N] (-1: none), and what the axes are."""
+    """Points [N, 2], the classes of their images int64 [N] (-1 without a class), and a label for the axes."""
 
     points: NDArray[np.float64]
     classes: NDArray[np.int64]
@@ -21,7 +21,7 @@ class Scatter(NamedTuple):
 
 
 def scatter(shards: LatentShards, *, seed: int) -> Scatter:
-    """Place the posterior means of at most `MOST` images at equal distances."""
+    """Place the posterior means of at most `MOST` evenly spaced images in the plane."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 

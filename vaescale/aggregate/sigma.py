@@ -1,4 +1,4 @@
-"""Whether a predicted sigma(z) is larger where few images are: mean log sigma(z) against the log density of z."""
+"""The relation of a predicted sigma(z) to the density of z: mean log sigma(z) against the log density of z."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from vaescale.mixtures.points import Moments
 from vaescale.models.vae import VAE
 
 BATCH = 250
-SHOWN = 300  # points of each source in a picture
+SHOWN = 300  # points of each source in the figure
 Array = NDArray[np.float64]
 
 
@@ -28,9 +28,9 @@ def sigma_and_density(
 ) -> dict[str, Any] | None:
     """Correlate mean log sigma(z) with the log density of z, for latents [B, Z] from several sources.
 
-    Densities: q(z), the sum over all training images' narrow q(z|x), and if there is a mixture its density, which is smoother.
-    Returns the correlations over all sources, and for each source its means, correlations and points to draw; None where sigma
-    does not depend on z. moments: of q(z|x) of the training images. All ranks call it.
+    Densities: q(z), the sum over the narrow q(z|x) of all training images, and the smoother density of the mixture, if given.
+    Returns the correlations over all sources, and for each source its means, correlations and points to draw; None if sigma
+    does not depend on z. moments: the moments of q(z|x) of the training images. All ranks call it.
     """
     try:
         log_sigmas = [_log_sigmas(model, z, seed) for z in draws.values()]
@@ -66,7 +66,7 @@ def _of_source(densities: Mapping[str, Array], shown: str, log_sigma: Array) -> 
 
 
 def _log_sigmas(model: VAE, z: Tensor, seed: int) -> Array:
-    """Mean log sigma(z) [B]. Raises UserError where sigma does not depend on z."""
+    """Mean log sigma(z) of each z, [B]. Raises UserError when sigma does not depend on z."""
     slots = torch.arange(len(z), device=z.device)
     batches = zip(torch.split(z, BATCH), torch.split(slots, BATCH), strict=True)
     values = [mean_log_sigma(model, batch, noise.Stream(seed, 3, own_slots)) for batch, own_slots in batches]
@@ -74,5 +74,5 @@ def _log_sigmas(model: VAE, z: Tensor, seed: int) -> Array:
     return log_sigmas
 
 
-def _spearman(one: Array, other: Array) -> float:
-    return float(spearmanr(one, other).statistic)
+def _spearman(x: Array, y: Array) -> float:
+    return float(spearmanr(x, y).statistic)

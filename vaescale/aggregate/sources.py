@@ -1,4 +1,4 @@
-"""Latents from several sources, to compare what they decode to: q(z), a mixture of it, the prior, and a wider prior."""
+"""Latents from several sources, to compare their decoded pictures: q(z), a mixture, the prior, and a wider prior."""
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ FAR = 3.0  # width of the wider prior, in the prior's standard deviations
 
 @torch.no_grad()
 def draws_by_source(model: VAE, moments: Moments, mixture: Mixture | None, *, seed: int) -> dict[str, Tensor]:
-    """Draws [B, Z] of q(z), of the mixture if there is one, of the prior and of a prior three times as wide, on every rank.
+    """Draws [B, Z] from q(z), the mixture if given, the prior, and a prior three times as wide, on every rank.
 
-    moments: of q(z|x) of the training images.
+    moments: the moments of q(z|x) of the training images.
     """
     device = next(model.parameters()).device
     slots = torch.arange(DRAWS, device=device)
@@ -31,7 +31,7 @@ def draws_by_source(model: VAE, moments: Moments, mixture: Mixture | None, *, se
 
 
 def posterior_draws(moments: Moments, *, seed: int) -> Tensor:
-    """A draw of q(z|x) for each of `DRAWS` images at equal distances, float32 [B, Z], on every rank."""
+    """A draw from q(z|x) for each of `DRAWS` evenly spaced images, float32 [B, Z], on every rank."""
     wanted = evenly(moments.count, DRAWS)
     mean, variance = moments.rows(wanted), moments.variances(wanted)
     epsilon = noise.normal(noise.Stream(seed, 1, wanted), noise.POSTERIOR, (moments.size,)).double()

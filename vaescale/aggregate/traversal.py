@@ -14,25 +14,24 @@ from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
 from vaescale.models.vae import VAE
 
-STEPS = 10  # of a line
+STEPS = 10  # points of a line
 
 
 @torch.no_grad()
 def lines_between(
     model: VAE, reader: ShardReader, pairs: Sequence[tuple[int, int]], *, data_seed: int, seed: int
 ) -> list[NDArray[np.float32]]:
-    """For each pair of image numbers [STEPS + 2, C, H, W]: the first image, the decoded means along the straight line between
-    the two posterior means, and the second image.
+    """Pictures [STEPS + 2, C, H, W] for each pair of image numbers: the first image, a line of decoded means, the second image.
 
-    data_seed: of what the likelihood draws for its target. seed: of the groups of a ladder below the top one. Raises
-    UserError for a number that the reader does not have, and for an image that cannot be used.
+    The line connects the two posterior means. data_seed: seed of the likelihood's target. seed: seed of a ladder's groups below
+    the top one. Raises UserError for a number that the reader does not have, and for an unusable image.
     """
     device = next(model.parameters()).device
     lines = []
     for pair in pairs:
         x = _targets(model, reader, pair, seed=data_seed)
         mu = model.posterior(x).mu.flatten(1)
-        # A ladder's groups below the top one are drawn alike at each point of the line.
+        # The draws of a ladder's lower groups use the same noise at each point of the line.
         stream = noise.Stream(seed, 0, torch.zeros(STEPS, dtype=torch.int64, device=device))
         means = model.likelihood.mean(model.decode(line(mu[0], mu[1], STEPS), stream)).float()
         lines.append(torch.cat([x[:1], means, x[1:]]).cpu().numpy())
@@ -40,7 +39,7 @@ def lines_between(
 
 
 def _targets(model: VAE, reader: ShardReader, pair: tuple[int, int], *, seed: int) -> Tensor:
-    """Two images as the model encodes them, [2, C, H, W]."""
+    """The encoder's input for two images, [2, C, H, W]."""
     if max(pair) >= len(reader):
         raise UserError(f"--interpolate {pair[0]},{pair[1]}: the held-out images are 0 to {len(reader) - 1}")
     fetched = reader.__getitems__(Request(np.array(pair), refill=False))
@@ -54,12 +53,12 @@ def _targets(model: VAE, reader: ShardReader, pair: tuple[int, int], *, seed: in
 def plane_means(model: VAE, side: int, *, seed: int) -> tuple[NDArray[np.float32], list[float]]:
     """Decoded means [side^2, C, H, W] over the plane of two latents, and the values of each latent along it.
 
-    Raises UserError when the model has another number of latents than two.
+    Raises UserError unless the model has exactly two latents.
     """
     if model.latent_dim != 2 or len(model.group_sizes) > 1:
         raise UserError(
-            f"--map draws the plane of a vector of two latents, this run has {sum(model.group_sizes)}; train one with a conv "
-            f"network and network.latent_dim=2"
+            f"--map needs a model with one vector of two latents, this run has {sum(model.group_sizes)}; train a conv network "
+            f"with network.latent_dim=2"
         )
     device = next(model.parameters()).device
     along = quantiles(side)

@@ -1,4 +1,4 @@
-"""How a model explains the variance of its images: by what z says, or as noise. The law of total variance, value by value:
+"""Split of the variance of a model's images into parts from z and from noise: the law of total variance, value by value.
 
     Var[x] = Var_z(E[x|z]) + E_z(Var[x|z])
 
@@ -21,20 +21,20 @@ from vaescale.data.lookup import evenly
 from vaescale.data.reader import ShardReader
 from vaescale.models.vae import VAE
 
-MOST_DIMENSIONS = 4096  # of an image, for the eigenvalues of a D x D matrix
-IMAGES = 10_000  # of which the data's covariance is taken
+MOST_DIMENSIONS = 4096  # maximum values of an image, for the eigenvalues of a D x D matrix
+IMAGES = 10_000  # maximum number of images for the data's covariance
 BATCH = 250
 
 
 class Split(NamedTuple):
-    """Sums over an image's values, images in [0, 1]."""
+    """Variance from z and from noise, summed over the values of an image in [0, 1]."""
 
     latent: float
     observed: float
 
     @property
     def total(self) -> float:
-        """Var[x], summed."""
+        """The total variance Var[x], summed over an image's values."""
         return self.latent + self.observed
 
 
@@ -42,10 +42,10 @@ class Split(NamedTuple):
 def variance_splits(
     model: VAE, reader: ShardReader, draws: Mapping[str, Tensor], *, seed: int
 ) -> dict[str, Any] | None:
-    """Split the variance of the model's images from q(z) and from p(z), beside the data's total and probabilistic PCA.
+    """Split the variance of the model's images for q(z) and for p(z); add the data's total and the split of probabilistic PCA.
 
-    reader: the training images. draws: latents [B, Z] by source, `posterior` and `prior` among them. None where the
-    likelihood has no variance. All ranks call it.
+    reader: the training images. draws: latents [B, Z] by source, including `posterior` and `prior`. Returns None for a
+    likelihood without a variance. All ranks call it.
     """
     latents = sum(model.group_sizes)
     first = model.likelihood.variance(next(_decoded(model, draws["prior"], seed)))
@@ -65,7 +65,7 @@ def variance_splits(
 
 @torch.no_grad()
 def model_split(model: VAE, decoded: Iterable[Tensor]) -> Split:
-    """Split the variance of a model's images, over all ranks. decoded: batches of the likelihood's raw parameters, from draws of z."""
+    """Split the variance of a model's images, over all ranks. decoded: batches of raw parameters from draws of z."""
     size = model.likelihood.dimensions
     total = torch.zeros(2 * size + 2, dtype=torch.float64)
     for params in decoded:
@@ -73,15 +73,15 @@ def model_split(model: VAE, decoded: Iterable[Tensor]) -> Split:
         shape = (len(mean), *model.image_shape)
         observed = deviation(model.likelihood, params).square().double().expand(shape).sum()
         counts = torch.stack([observed, observed.new_tensor(float(len(mean)))])
-        own = [mean.sum(0), mean.square().sum(0), counts]
-        total += torch.cat(own).cpu()
+        sums = [mean.sum(0), mean.square().sum(0), counts]
+        total += torch.cat(sums).cpu()
     total = comm.all_reduce_sum(total)
     first, second = (total[:-2] / total[-1]).chunk(2)
     return Split(float((second - first.square()).sum()), float(total[-2] / total[-1]))
 
 
 def data_covariance(images: Iterable[Tensor], dimensions: int) -> Tensor:
-    """The covariance [D, D] of images [B, C, H, W] in [0, 1], float64, over all ranks; its diagonal alone above 4,096 values."""
+    """The covariance [D, D] of images [B, C, H, W] in [0, 1], float64, over all ranks; only its diagonal for D > 4096."""
     whole = dimensions <= MOST_DIMENSIONS
     second = torch.zeros(dimensions, dimensions if whole else 1, dtype=torch.float64)
     first = torch.zeros(dimensions + 1, dtype=torch.float64)
@@ -96,7 +96,7 @@ def data_covariance(images: Iterable[Tensor], dimensions: int) -> Tensor:
 
 
 def ppca_split(covariance: Tensor, latents: int) -> Split | None:
-    """Split the variance of probabilistic PCA. None for as many latents as values, or where only the diagonal is known."""
+    """Split the variance of probabilistic PCA. Returns None with as many latents as values, or for a diagonal covariance."""
     size = len(covariance)
     if covariance.shape[1] != size or latents >= size:
         return None
@@ -106,7 +106,7 @@ def ppca_split(covariance: Tensor, latents: int) -> Split | None:
 
 
 def _decoded(model: VAE, z: Tensor, seed: int) -> Iterator[Tensor]:
-    """The likelihood's raw parameters of this rank's share of latents [B, Z], batch by batch."""
+    """Yield the likelihood's raw parameters for this rank's share of latents [B, Z], batch by batch."""
     share = slice(comm.rank(), len(z), comm.world_size())
     slots = torch.arange(len(z), device=z.device)
     for latents, own_slots in zip(
@@ -116,7 +116,7 @@ def _decoded(model: VAE, z: Tensor, seed: int) -> Iterator[Tensor]:
 
 
 def _images(reader: ShardReader) -> Iterator[Tensor]:
-    """This rank's share of images at equal distances, float [B, C, H, W] in [0, 1]."""
+    """Yield this rank's share of evenly spaced images, float [B, C, H, W] in [0, 1]."""
     for numbers in torch.split(evenly(len(reader), IMAGES)[comm.rank() :: comm.world_size()], BATCH):
         fetched = reader.__getitems__(Request(np.asarray(numbers), refill=False))
         yield fetched.images[fetched.usable].float() / 255

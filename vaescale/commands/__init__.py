@@ -1,1 +1,1 @@
-"""What each verb does, as a function that Python can call: `from vaescale.commands.fit_gmm import fit_gmm`."""
+"""The work of each verb as a Python function: `from vaescale.commands.fit_gmm import fit_gmm`."""

@@ -1,4 +1,4 @@
-"""Baselines beside a run: probabilistic PCA with as many latents, and probes of the latents by the images' classes."""
+"""Baselines for a run: probabilistic PCA with as many latents, and probes that predict the images' classes from latents."""
 
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from vaescale.trained import Trained, open_split, open_trained
 SHOWN, BATCH = 12, 500
 PROTOCOL = {
     "pPCA": "fitted to the training images; exact mean log-likelihood of the held-out images, Tipping & Bishop 1999",
-    "nll_nats": "-log p(x) for pPCA, a bound of it for the run",
-    "reconstruction_mse": "per value, of means clamped to [0, 1]",
+    "nll_nats": "-log p(x) for pPCA; for the run an upper bound of -log p(x)",
+    "reconstruction_mse": "squared error per value of means clamped to [0, 1]",
     "linear_probe": "accuracy on held-out images of logistic regression on standardized latents (posterior means, or PCA's scores)",
     "knn_5": "accuracy on held-out images of the five nearest neighbours in the same latents",
 }
@@ -36,27 +36,27 @@ Rows = dict[str, dict[str, float | None]]
 def baselines(
     run: Path, *, labels: int | None = None, groups: int = 1, images: int = 20_000
 ) -> dict[str, Any]:
-    """Measure a run beside probabilistic PCA. Writes RUN/evaluation/baselines.json and RUN/figures/baselines.png.
+    """Compare a run with probabilistic PCA. Writes RUN/evaluation/baselines.json and RUN/figures/baselines.png.
 
-    labels: how many training images the probes know the class of, by default all. groups: how many of a ladder's groups,
-    from the top, the probes see. images: the most images of each split.
+    labels: number of labelled training images for the probes, by default all. groups: number of a ladder's groups, from the
+    top, that are the probes' input. images: maximum number of images of each split.
 
-    Returns the rows by name, notes on what compares, and how it was measured. Raises UserError when the run is not
+    Returns the rows by name, notes on which numbers are comparable, and the protocol. Raises UserError when the run is not
     evaluated, DataError for images that cannot be used.
     """
     trained = open_trained(run)
     _refuse_groups(trained.model, groups)
     train, val = (open_split(trained.recipe, split) for split in ("train", "val"))
-    row, notes = _own_row(trained, val)
+    row, notes = _row_of_run(trained, val)
     rows: Rows = {trained.recipe.name: row}
-    pictures, fit = _ppca_beside(trained, train, val, images, rows, notes)
+    pictures, fit = _add_ppca(trained, train, val, images, rows, notes)
     if train.most_class() > 0 and val.most_class() > 0:
         notes += _probe_notes(trained.model, groups, min(labels or images, images, len(train)))
         latents = [_latents(trained, reader, images, groups) for reader in (train, val)]
         for name, accuracies in _probe(trained, latents, labels, fit).items():
             rows.setdefault(name, {}).update(accuracies)
     else:
-        notes.append("no probes: these images have no classes")
+        notes.append("no probes: the images have no classes")
     classes = f"classes of {labels or 'all'} images, {images} images of each split at most"
     result = {
         "run": str(trained.folder),
@@ -75,7 +75,7 @@ def baselines(
 
 
 def _save(trained: Trained, result: dict[str, Any], pictures: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Draw, save. Returns the result with the figure's path."""
+    """Draw the figure and save the result. Returns the result with the figure's path."""
     path = trained.folder / "figures" / "baselines.png"
     figures.image_rows(
         path, pictures, title=trained.title("held-out images and their reconstructions by the run and by PCA")
@@ -99,17 +99,17 @@ def _save(trained: Trained, result: dict[str, Any], pictures: list[tuple[str, An
 
 
 def _refuse_groups(model: VAE, groups: int) -> None:
-    there = len(model.group_sizes)
-    if groups > there:
+    number = len(model.group_sizes)
+    if groups > number:
         raise UserError(
-            f"--groups (={groups}) is too many: the latents of this run are {there} group{'s'[: there > 1]}"
+            f"--groups (={groups}) is too many: the latents of this run have {number} group{'s'[: number > 1]}"
         )
 
 
-def _own_row(trained: Trained, val: ShardReader) -> tuple[dict[str, float | None], list[str]]:
-    """The run's numbers, as `vaescale evaluate` wrote them, and notes on what they mean.
+def _row_of_run(trained: Trained, val: ShardReader) -> tuple[dict[str, float | None], list[str]]:
+    """The run's metrics, as `vaescale evaluate` wrote them, and notes on their meaning.
 
-    Raises UserError when there are none, or those of another step, other weights or other images.
+    Raises UserError when the metrics are missing, or are for another step, other weights or other images.
     """
     evaluated = run_folder.read_json(trained.folder / "evaluation" / "val.json")
     wanted = {
@@ -120,14 +120,14 @@ def _own_row(trained: Trained, val: ShardReader) -> tuple[dict[str, float | None
     }
     if any(evaluated.get(name) != value for name, value in wanted.items()):
         raise UserError(
-            f"{trained.folder} is not evaluated at step {trained.step}; `vaescale evaluate {trained.folder}`"
+            f"{trained.folder} is not evaluated at step {trained.step}; run `vaescale evaluate {trained.folder}`"
         )
     metrics, likelihood = evaluated["metrics"], trained.model.likelihood
     nats, notes = _nats(metrics)
     if likelihood.measure != "density" or getattr(likelihood.config, "dequantize", False):
         notes.append(
-            "the run sees or measures other images than PCA does (masses, binarized or dequantized images): nats, bits and, where "
-            "the images are changed, errors do not compare"
+            "the likelihoods of the run and of PCA differ (masses, binarized or dequantized images): nats and bits are not "
+            "comparable, nor are errors if the run changes the images"
         )
     dimensions, measure = likelihood.dimensions, likelihood.measure
     row = {
@@ -140,12 +140,12 @@ def _own_row(trained: Trained, val: ShardReader) -> tuple[dict[str, float | None
 
 
 def _nats(metrics: dict[str, float]) -> tuple[float | None, list[str]]:
-    """The tightest bound of -log p(x) that covers all images, None where there is none, and notes on it."""
-    notes = ["PCA sees the images as they are stored; its nats and bits are of densities of images in [0, 1]"]
+    """The tightest bound of -log p(x) that covers all images, or None without a bound, and notes on it."""
+    notes = ["PCA is fitted to the images as stored; its nats and bits are for densities of images in [0, 1]"]
     nats = metrics.get("neg_elbo_nats")
     if metrics.get("importance_images") == metrics["images"]:
         nats = metrics["neg_iwae_nats"]
-        notes.append(f"the run's nats are bounds by {metrics['importance_samples']:.0f} importance samples")
+        notes.append(f"the run's nats are bounds with {metrics['importance_samples']:.0f} importance samples")
     elif nats is not None:
         notes.append(
             "the run's nats are the ELBO; `vaescale evaluate --importance-samples` bounds log p(x) more tightly"
@@ -155,12 +155,12 @@ def _nats(metrics: dict[str, float]) -> tuple[float | None, list[str]]:
     return nats, notes
 
 
-def _ppca_beside(
+def _add_ppca(
     trained: Trained, train: ShardReader, val: ShardReader, images: int, rows: Rows, notes: list[str]
 ) -> tuple[list[tuple[str, Any]], tuple[str, PPCA] | None]:
-    """Add the row and the notes of probabilistic PCA, where the images are small enough.
+    """Add the row and the notes of probabilistic PCA, if the images are small enough.
 
-    Returns rows of pictures, and the fit with its name.
+    Returns rows of pictures, and the name and the fit of PCA (None for larger images).
     """
     model = trained.model
     size, latents, fits = model.likelihood.dimensions, sum(model.group_sizes), None
@@ -172,27 +172,27 @@ def _ppca_beside(
         ("this run", _reconstructions(trained, originals)),
     ]
     if not fitted:
-        notes.append(f"no PCA: images of {size} values are larger than {MOST_DIMENSIONS}")
+        notes.append(f"no PCA: the images have {size} values, more than {MOST_DIMENSIONS}")
         return pictures, None
     fit = ppca(known, held_out, latents)
     fits = (f"pPCA, {fit.latents} latents", fit)
     if fit.latents < latents:
         notes.append(
-            f"PCA has {fit.latents} latents, the run {latents}: the training images vary in no more directions"
+            f"PCA has {fit.latents} latents, the run {latents}: the training images vary in {fit.latents} directions only"
         )
     rows[fits[0]] = {**fit.metrics}
     if len(held_out) < len(val):
-        notes.append(f"PCA's numbers are of {len(held_out)} of the {len(val)} held-out images (--images)")
+        notes.append(f"PCA's numbers use {len(held_out)} of the {len(val)} held-out images (--images)")
     pictures.append(("PCA", _pictures(fit.reconstructions[:SHOWN], model)))
     return pictures, fits
 
 
 def _probe_notes(model: VAE, groups: int, count: int) -> list[str]:
     notes = [f"the probes learn from the classes of {count} training images (--labels)"]
-    there = len(model.group_sizes)
-    if there > 1:
+    number = len(model.group_sizes)
+    if number > 1:
         notes.append(
-            f"the probes see the {sum(model.group_sizes[:groups])} latents of the first {groups} of {there} groups (--groups)"
+            f"the probes' input is the {sum(model.group_sizes[:groups])} latents of the first {groups} of {number} groups (--groups)"
         )
     return notes
 
@@ -200,12 +200,15 @@ def _probe_notes(model: VAE, groups: int, count: int) -> list[str]:
 def _probe(
     trained: Trained, latents: list[Labelled], labels: int | None, fit: tuple[str, PPCA] | None
 ) -> dict[str, dict[str, float]]:
-    """Accuracies on held-out images by the run's latents and by PCA's scores. Raises DataError for images without a class."""
+    """Accuracies of probes on held-out images, from the run's latents and from PCA's scores.
+
+    Raises DataError for images without a class, UserError when the labels are of one class.
+    """
     train, val = latents
     taken = evenly(len(train.classes), min(len(train.classes), labels or len(train.classes))).numpy()
     if min(train.classes.min(), val.classes.min()) < 0:
         raise DataError(
-            "some images have no class, and probes need them all; write the shards anew with classes"
+            "some images have no class, and the probes need the class of every image; write the shards again with classes"
         )
     if len(set(train.classes[taken].tolist())) < 2:
         raise UserError(f"--labels (={labels}) images are all of one class; give more")
@@ -213,14 +216,14 @@ def _probe(
     if fit is not None:
         inputs[fit[0]] = (fit[1].train_scores, fit[1].val_scores)
     return {
-        name: probe(Labelled(one[taken], train.classes[taken]), Labelled(other, val.classes))
-        for name, (one, other) in inputs.items()
+        name: probe(Labelled(known[taken], train.classes[taken]), Labelled(held_out, val.classes))
+        for name, (known, held_out) in inputs.items()
     }
 
 
 @torch.no_grad()
 def _latents(trained: Trained, reader: ShardReader, most: int, groups: int) -> Labelled:
-    """Posterior means and classes of the images that `_images` gives."""
+    """Posterior means and classes of the images that `_images` returns."""
     model, device = trained.model, trained.device
     means, classes = [], []
     for numbers in torch.split(evenly(len(reader), most), BATCH):
@@ -233,7 +236,7 @@ def _latents(trained: Trained, reader: ShardReader, most: int, groups: int) -> L
 
 
 def _images(reader: ShardReader, most: int) -> Array:
-    """At most `most` images at equal distances, flat, float64 [N, D] in [0, 1]."""
+    """At most `most` evenly spaced images of the data set, flat, float64 [N, D] in [0, 1]."""
     numbers = torch.split(evenly(len(reader), most), BATCH)
     return np.concatenate([images_at(reader, batch).flatten(1).numpy() / 255.0 for batch in numbers])
 

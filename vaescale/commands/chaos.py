@@ -25,12 +25,12 @@ KILLS = ("kill all", "kill one", "terminate")
 DAMAGES = ("flip a bit", "truncate")
 EARLY = "finished before its fault"
 DAMAGE_PROBABILITY = 0.3
-STARTS_BEYOND = 3  # without a fault, a start must finish
+STARTS_BEYOND = 3  # one of the last starts, which have no fault, must reach the last step
 ENDS_WITHIN = 300  # seconds after its fault
 
 
 class Setup(NamedTuple):
-    """What is trained, how it is started, and the folder of the two runs, `peace` and `chaos`."""
+    """The recipe, the way to start it, and the folder of the two runs, `peace` and `chaos`."""
 
     recipe: Path
     overrides: Sequence[str]
@@ -50,14 +50,14 @@ def chaos(
     seed: int = 0,
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Train twice. Returns the number of faults of each kind, and what differs between the two runs.
+    """Train with and without faults. Returns the number of faults of each kind and the differences between the two runs.
 
-    faults: how many starts end in a fault. backend: a file of recipes/backends/, such as zero2. patience: seconds that an
-    undisturbed start may take. Raises UserError when a start hangs or fails by itself.
+    faults: number of starts to disturb. backend: an accelerate config in recipes/backends/, without .yaml, such as zero2.
+    patience: maximum seconds of an undisturbed start. Raises UserError when a start hangs or fails by itself.
     """
     folder = folder or Path(tempfile.mkdtemp(prefix="vaescale-chaos-"))
     if any((folder / name).exists() for name in ("peace", "chaos")):
-        raise UserError(f"--folder {folder} holds runs already; name another one")
+        raise UserError(f"--folder {folder} already holds runs; choose another folder")
     setup = Setup(recipe, overrides, backend, processes, folder)
     try:
         begun = time.monotonic()
@@ -84,20 +84,20 @@ def _cause_faults(setup: Setup, faults: int, chance: random.Random, seconds: flo
                     f"a start ended with {started.returncode} by itself; see {setup.folder / 'chaos.log'}"
                 )
             counts[EARLY] += 1
-            shutil.rmtree(setup.folder / "chaos")  # and once more from the start
+            shutil.rmtree(setup.folder / "chaos")  # the next start begins at step 0
             continue
         counts[kind] += 1
         if chance.random() < DAMAGE_PROBABILITY and (damage := _damage(setup.folder / "chaos", chance)):
             counts[damage] += 1
     if counts[EARLY]:
         say(
-            f"{counts[EARLY]} of the starts ended before their fault; a longer training takes more (training.steps=...)"
+            f"{counts[EARLY]} of the starts ended before their fault; train longer to disturb more of them (training.steps=...)"
         )
     return counts
 
 
 def _finish(setup: Setup, patience: float) -> None:
-    """Start without faults until a start reaches the last step. Raises UserError when none of the few does."""
+    """Start without faults until training reaches the last step. Raises UserError when it does not within a few starts."""
     for _ in range(STARTS_BEYOND):
         if _start(setup, "chaos").wait(patience) == 0:
             return
@@ -110,7 +110,7 @@ def _start(setup: Setup, name: str) -> "subprocess.Popen[bytes]":
     if setup.backend is not None:
         config = Path("recipes") / "backends" / f"{setup.backend}.yaml"
         if not config.is_file():
-            raise UserError(f"--backend {setup.backend} is not there ({config})")
+            raise UserError(f"--backend {setup.backend} does not exist ({config})")
         launcher = ["accelerate.commands.launch", "--config_file", str(config)]
         launcher += ["--num_processes", str(setup.processes)] if setup.processes else []
         launcher += ["-m"]
@@ -126,7 +126,7 @@ def _start(setup: Setup, name: str) -> "subprocess.Popen[bytes]":
 
 
 def _disturb(started: "subprocess.Popen[bytes]", kind: str, seconds: float) -> bool:
-    """Wait for `seconds`, then kill or terminate. Returns False if the process ended before."""
+    """Wait for `seconds`, then kill or terminate the process. Returns False if the process ended before."""
     try:
         started.wait(seconds)
         return False
@@ -143,7 +143,7 @@ def _disturb(started: "subprocess.Popen[bytes]", kind: str, seconds: float) -> b
         _send(started.pid, signal.SIGTERM)
     started.wait(ENDS_WITHIN)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(started.pid, signal.SIGKILL)  # what a killed launcher leaves behind
+        os.killpg(started.pid, signal.SIGKILL)  # processes that a killed launcher leaves behind
     return True
 
 
@@ -153,7 +153,7 @@ def _send(process: int, number: signal.Signals) -> None:
 
 
 def _descendants(process: int) -> list[int]:
-    """The descendants of a process, those that were launched last at the end."""
+    """The process ids of all descendants of a process; the most recently launched are at the end."""
     try:
         numbers = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     except OSError:
@@ -163,7 +163,7 @@ def _descendants(process: int) -> list[int]:
 
 
 def _damage(run: Path, chance: random.Random) -> str | None:
-    """Damage a file of the newest checkpoint, if there is an older one. Returns the kind of the damage, or None."""
+    """Damage a file of the newest checkpoint, if an older checkpoint exists. Returns the kind of damage, or None."""
     saved = sorted(path for path in (run / "checkpoints").glob("step-*") if "tmp" not in path.name)
     if len(saved) < 2:
         return None
@@ -182,7 +182,7 @@ def _rows(run: Path) -> dict[int, dict[str, float]]:
 
 
 def _compare(folder: Path) -> dict[str, Any]:
-    """Return what differs between the undisturbed run and the disturbed one."""
+    """Return the differences between the undisturbed run and the disturbed one."""
     peace, chaos = _rows(folder / "peace"), _rows(folder / "chaos")
     names = [name for name in next(iter(peace.values())) if name.startswith("train/")]
     differing = [
@@ -193,8 +193,8 @@ def _compare(folder: Path) -> dict[str, Any]:
     last = sorted((folder / "peace" / "checkpoints").glob("step-*"))[-1].name
     unequal = []
     for path in sorted((folder / "peace" / "checkpoints" / last).glob("*.safetensors")):
-        one, other = load_file(path), load_file(folder / "chaos" / "checkpoints" / last / path.name)
-        unequal += [f"{path.stem}:{name}" for name in one if not torch.equal(one[name], other[name])]
+        peace, chaos = load_file(path), load_file(folder / "chaos" / "checkpoints" / last / path.name)
+        unequal += [f"{path.stem}:{name}" for name in peace if not torch.equal(peace[name], chaos[name])]
     log = (folder / "chaos.log").read_text(errors="replace")
     return {
         "steps": len(peace),

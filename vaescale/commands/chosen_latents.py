@@ -1,6 +1,6 @@
-"""Pictures of `vaescale sample` at latents that are chosen rather than drawn, in RUN/figures; each is sent to MLflow.
+"""Pictures that `vaescale sample` draws at chosen latents, written to RUN/figures and sent to MLflow.
 
-Lines between images, the plane of two latents, and samples before and after they are moved to a smaller sigma.
+They are lines between images, the plane of two latents, and samples before and after a descent to a smaller sigma.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ ROW = 12
 def interpolate(trained: Trained, pairs: Sequence[tuple[int, int]], *, seed: int) -> dict[str, Any]:
     """Draw figures/interpolations.png: decoded means along straight lines between held-out images, by number.
 
-    Raises UserError for a number that no held-out image has.
+    Raises UserError for a number beyond the held-out images.
     """
     recipe, reader = trained.recipe, open_split(trained.recipe, "val")
     lines = lines_between(trained.model, reader, pairs, data_seed=recipe.seed, seed=seed)
@@ -37,7 +37,7 @@ def interpolate(trained: Trained, pairs: Sequence[tuple[int, int]], *, seed: int
 def map_latents(trained: Trained, side: int, *, seed: int) -> dict[str, Any]:
     """Draw figures/latent_map.png: side x side decoded means over the plane of two latents.
 
-    Raises UserError when the model has another number of latents than two.
+    Raises UserError unless the model has exactly two latents.
     """
     means, values = plane_means(trained.model, side, seed=seed)
     path = trained.folder / "figures" / "latent_map.png"
@@ -60,7 +60,7 @@ def refine_samples(
 ) -> dict[str, Any]:
     """Draw figures/refined.png: samples of the prior, or of a mixture in its place, before and after `refine`.
 
-    Returns what changed. Raises UserError when sigma does not depend on z.
+    Returns the means of log sigma and of the density before and after. Raises UserError when sigma does not depend on z.
     """
     device = next(trained.model.parameters()).device
     stream = noise.Stream(seed, 0, torch.arange(count, device=device))

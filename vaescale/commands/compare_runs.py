@@ -46,18 +46,18 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Write OUT/comparison.html, OUT/comparison.md and the figures. Returns the table, the warnings and the paths.
 
-    runs: run folders or sweeps' folders. experiment: in their place, the runs of an MLflow experiment in `store`; where:
-    MLflow's filter of them. sort: the metric to sort by; metrics: further ones to show. Raises UserError for fewer than two
+    runs: folders of runs or sweeps. experiment: instead of `runs`, an MLflow experiment in `store`; where: an MLflow filter
+    of its runs. sort: the metric to sort by; metrics: further metrics to show. Raises UserError for fewer than two
     runs, and for a metric that no run has.
     """
     if bool(runs) == bool(experiment):
-        raise UserError("give run folders, or --experiment NAME; one of the two")
+        raise UserError("give either run folders or --experiment NAME")
     if where and not experiment:
-        raise UserError("--where chooses among the runs of an --experiment")
+        raise UserError("--where filters the runs of an --experiment; give --experiment too")
     records = records_of_experiment(store, experiment, where) if experiment else records_of_folders(runs)
     if len(records) < 2:
-        number = "is one run alone" if records else "are no runs"
-        raise UserError(f"there {number} with anything to compare; give at least two")
+        number = "only one run has" if records else "no run has"
+        raise UserError(f"{number} metrics to compare; give at least two runs")
     comparison = compare(records, sort=sort, columns=metrics)
     out.mkdir(parents=True, exist_ok=True)
     drawn = draw_figures(comparison, out)
@@ -75,7 +75,7 @@ def compare_runs(
 
 
 def measure_of(kind: str) -> str:
-    """What a likelihood's log_prob is: `density`, `mass`, or `binary mass` of binarized images; empty for an unknown kind."""
+    """The measure of a likelihood's log_prob: `density`, `mass`, `binary mass` (binarized images), or "" if unknown."""
     section = LIKELIHOODS.get(kind)
     if section is None:
         return ""
@@ -96,7 +96,7 @@ def page(comparison: Comparison, pngs: Sequence[tuple[str, bytes]], *, title: st
 
 
 def records_of_folders(folders: Sequence[Path]) -> list[Record]:
-    """Each run once. Runs of a sweep that have no metrics yet are left out, with a message that names them."""
+    """The record of each run, once. A run of a sweep without metrics is left out, with a message that names it."""
     records: dict[Path, Record] = {}
     for folder in folders:
         runs = runs_of(folder)
@@ -111,7 +111,7 @@ def records_of_folders(folders: Sequence[Path]) -> list[Record]:
 
 
 def _record_of_folder(folder: Path) -> Record:
-    """A run folder's record, with the last value of each metric."""
+    """The record of a run folder, with the last value of each metric."""
     if not (folder / run_folder.RECIPE).is_file():
         raise UserError(f"{folder} is not a run folder (no {run_folder.RECIPE}); leave it out")
     recipe = load_recipe(folder / run_folder.RECIPE)
@@ -149,10 +149,10 @@ def records_of_experiment(store: str, experiment: str, where: str | None) -> lis
         results=RESULTS,
     )
     if len(stored) == MOST_RUNS:
-        say(f"these are the latest {MOST_RUNS} runs; --where chooses others")
+        say(f"only the latest {MOST_RUNS} runs are compared; choose others with --where")
     if not stored:
         raise UserError(
-            f"experiment {experiment!r} in {store} has no runs{' of which ' + where + ' is true' if where else ''}"
+            f"experiment {experiment!r} in {store} has no runs{' with ' + where if where else ''}"
         )
     return [
         Record(
@@ -168,12 +168,13 @@ def records_of_experiment(store: str, experiment: str, where: str | None) -> lis
             measure=measure_of(run.recipe.get("likelihood.kind", "")),
         )
         for run in stored
-        if run.recipe and run.metrics  # a sweep's parent, or a run logged for several, has no recipe
+        if run.recipe
+        and run.metrics  # the parent run of a sweep has no recipe, nor has a run that logs a study
     ]
 
 
 def draw_figures(comparison: Comparison, folder: Path) -> list[tuple[str, Path]]:
-    """Draw the figures that there are numbers for. Returns each one's caption and path."""
+    """Draw the figures for which the runs have metrics. Returns the caption and path of each."""
     together = groups(comparison.records)
     panels = []
     for metric in CURVES:

@@ -1,4 +1,4 @@
-"""Versions, devices, how processes were launched, and what is missing; under a launcher, an exchange between the processes."""
+"""Versions, devices, the way processes were launched, and missing software; under a launcher, a test of communication."""
 
 import importlib.metadata
 import os
@@ -23,9 +23,9 @@ PROGRAMS = {"g++": "DeepSpeed's operators", "git": "the git revision of runs"}
 
 
 def doctor(*, seconds: float = 2.0) -> dict[str, Any]:
-    """Return versions, devices, launch and missing parts; under a launcher also the result of the processes' exchange.
+    """Return versions, devices, launch and missing software; under a launcher also the result of an exchange of numbers.
 
-    seconds: how long the processes exchange numbers.
+    seconds: duration of the exchange between the processes.
     """
     versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
     gpus, bf16 = _gpus() if versions["torch"] else ([], False)
@@ -76,7 +76,7 @@ def _exchange(seconds: float) -> dict[str, Any]:
             "backend": comm.backend(),
             "exchange": f"{len(times)} all-reduces of {size / 2**20:.0f} MiB, median {1e3 * median:.1f} ms"
             + ("" if right else f", WRONG SUMS {sorted(sums)}"),
-            # What each process sends in a ring, as NCCL's tests call it.
+            # The bytes that each process sends in a ring: the bus bandwidth of NCCL's tests.
             "bus_gigabytes_per_second": round(2 * (1 - 1 / comm.world_size()) * size / median / 1e9, 3),
         }
     finally:
@@ -99,7 +99,7 @@ def _version(package: str) -> str | None:
 
 
 def _launch() -> str:
-    """How this process was started, as a sentence."""
+    """A sentence on the launch of this process."""
     try:
         from vaescale.training.launch import refuse_lost_processes
 

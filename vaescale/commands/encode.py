@@ -1,4 +1,4 @@
-"""The latents of a run's images, q(z|x), as shards in its folder."""
+"""Encode a run's images: the latents q(z|x) as shards in the run folder."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,10 +24,10 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 def encode(
     run: Path, *, splits: Sequence[Split] = SPLITS, weights: Literal["ema", "raw"] = "ema"
 ) -> dict[str, Any]:
-    """Write the latents of a run's images to RUN/latents/SPLIT (SPLIT-raw for raw weights), unless they are there.
+    """Write the latents of a run's images to RUN/latents/SPLIT (SPLIT-raw for raw weights), unless they exist.
 
-    Returns for each split the folder, its numbers of shards, samples and bytes, its hash, the shape of a latent, how many
-    images were skipped, and the mean and standard deviation of the aggregate posterior by channel.
+    Returns for each split the folder, the numbers of shards, samples and bytes, the hash, the shape of a latent, the number
+    of skipped images, and the mean and standard deviation of the aggregate posterior of each channel.
     """
     suffix = "-raw" if weights == "raw" else ""
     with launch.joined():
@@ -44,9 +44,9 @@ def encode(
 def latents_of(
     trained: Trained, split: Split, *, suffix: str = "", groups: int = 1, draws: int = 0
 ) -> LatentShards:
-    """Write q(z|x) of every image of a split to RUN/latents/SPLIT + suffix, unless it is there. All ranks call it.
+    """Write q(z|x) of every image of a split to RUN/latents/SPLIT + suffix, unless it exists. All ranks call it.
 
-    groups, draws: write `draws` draws per image of the first `groups` groups of a ladder together.
+    groups, draws: of a ladder, write `draws` joint draws per image of the first `groups` groups.
     """
     recipe = trained.recipe
     reader = comm.together(lambda: open_split(recipe, split))
@@ -77,13 +77,13 @@ def latents_of(
 def _batches(
     reader: ShardReader, shards: Iterable[int], split: Split, *, batch: int, workers: int
 ) -> Iterator[tuple[int, Batch]]:
-    """The images of some shards with the shard's number, while a progress bar of this rank's share is shown."""
+    """Yield the images of some shards with the number of the shard, and show the progress of this rank's share."""
     total = int(reader.index.shards.samples[comm.rank() :: comm.world_size()].sum())
-    told: set[int] = set()
+    reported: set[int] = set()
     done = 0
     with Progress(f"encode {split}", total, shown=comm.is_main()) as progress:
         for shard, images in shard_batches(reader, shards, batch=batch, workers=workers):
-            tell(images.faults, told)
+            tell(images.faults, reported)
             heartbeat.beat("encoding")
             yield shard, images
             done += len(images.slots)

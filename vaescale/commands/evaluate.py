@@ -1,4 +1,4 @@
-"""A run evaluated: bounds with the running sigma, reconstructions, and the calibration of the decoder's noise."""
+"""Evaluate a run: bounds with the running sigma, reconstructions, and the calibration of the decoder's noise."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,10 +33,10 @@ MORE_IS_BETTER = ("log_px_nats", "profile_log_px_nats", "active_units", "effecti
 
 
 class Images(NamedTuple):
-    """What is evaluated: the reader, words for the images, and the name of the result."""
+    """The images to evaluate: their reader, a description, and the name of the result."""
 
     reader: ShardReader
-    words: str
+    description: str
     name: str
 
 
@@ -52,19 +52,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once.
 
-    data: other shards than the recipe's, a folder or URL. name: of the result; by default the split, or data- and the data's
-    folder. importance_samples: also bound log p(x) by this many draws for each image, of the first `importance_images` images
-    or of all.
+    data: a folder or URL of other shards than the recipe's. name: the name of the result, by default the split, or
+    data-FOLDER with `data`. importance_samples: number of draws for each image to bound log p(x) more tightly, for the first
+    `importance_images` images or all.
 
     Writes RUN/evaluation/NAME.json and pictures. Returns the metrics with their protocol. Raises UserError for arguments that
     contradict each other, DataError for images that cannot be used.
     """
     if importance_images and not importance_samples:
-        raise UserError(
-            "--importance-images is of how many images the bound is; give --importance-samples too"
-        )
+        raise UserError("--importance-images needs --importance-samples; give both")
     if data and split:
-        raise UserError("--data and --split both say which images; give one of them")
+        raise UserError("--data and --split both choose the images; give one of them")
     split = split or "val"
     name = _result_name(name, split, data, weights)
     with launch.joined():
@@ -78,26 +76,26 @@ def evaluate(
 
 
 def _result_name(given: str | None, split: str, data: str | None, weights: str) -> str:
-    """The name of the result's file. Raises UserError for what is no file name, or another result's."""
+    """The name of the result's file. Raises UserError for an invalid file name, or the name of another verb's result."""
     usual = "data-" + Path(data.partition("?")[0]).name if data else split
     name = given or usual
     if name != Path(name).name or name.startswith(".") or name == "data-":
-        raise UserError(f"--name {name!r} is no file name; take letters, digits and dashes")
+        raise UserError(f"--name {name!r} is not a valid file name; use letters, digits and dashes")
     if name != usual and (name in TAKEN or name.startswith("quality-")):
-        raise UserError(f"--name {name} is another result's; take another one")
+        raise UserError(f"--name {name} is reserved for another result; choose another name")
     return name + ("-raw" if weights == "raw" else "")
 
 
 def _earlier(trained: Trained, images: Images, *, other_data: bool, samples: int | None) -> dict[str, Any]:
-    """The earlier result of this name, {} if there is none. Raises UserError if it is of other data with another hash."""
+    """The earlier result of this name, or {}. Raises UserError if it is for other data."""
     name, hashed = images.name, images.reader.index.data_hash
     earlier = comm.on_main(lambda: run_folder.read_json(trained.folder / "evaluation" / f"{name}.json"))
     if other_data and earlier.get("data_hash", hashed) != hashed:
-        raise UserError(f"{trained.folder}/evaluation/{name}.json is of other images; give these a --name")
+        raise UserError(f"{trained.folder}/evaluation/{name}.json is for other images; give these a --name")
     before = earlier.get("metrics", {}).get("importance_samples", 0)
     if comm.is_main() and before > (samples or before):
         say(
-            f"the bound of {before:.0f} importance samples in evaluation/{name}.json will be replaced by a looser one"
+            f"the bound with {before:.0f} importance samples in evaluation/{name}.json will be replaced by a looser one"
         )
     return earlier
 
@@ -132,7 +130,7 @@ def _measure(
     metrics |= pictures.metrics
     return {
         "run": str(trained.folder),
-        "data": images.words,
+        "data": images.description,
         **trained.identity,
         "data_hash": hashed,
         "code": code,
@@ -145,14 +143,14 @@ def _measure(
 
 
 def _kept(earlier: dict[str, Any], origin: dict[str, str]) -> dict[str, float]:
-    """The importance-sampled bound of an earlier result of the same origin: it takes minutes to measure."""
+    """The importance-sampled bound of an earlier result of the same origin, because it takes minutes to measure."""
     if any(earlier.get(name) != value for name, value in origin.items()):
         return {}
     return {key: value for key, value in earlier["metrics"].items() if key in importance.IMPORTANCE}
 
 
 def _measured(images: Images, metrics: dict[str, float]) -> dict[str, str]:
-    """What must be alike for two runs' metrics to compare, by what their names begin with."""
+    """The conditions under which two runs' metrics are comparable, by prefix of the metric names."""
     prefix = f"evaluation/{images.name}/"
     measured = {prefix: f"images {images.reader.index.data_hash[:12]}"}
     if "importance_samples" in metrics:
@@ -166,16 +164,16 @@ def _more_is_better(metric: str) -> bool:
 
 
 def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str, Any]:
-    """Draw and save. Returns the result with the pictures' paths."""
+    """Draw the pictures and save the result. Returns the result with the pictures' paths."""
     suffix = "" if images.name == "val" else f"-{images.name}"
     folder = trained.folder / "figures"
     paths = [folder / f"reconstructions{suffix}.png"]
-    title = trained.title(f"{images.words} images, decoded means of q(z|x)'s mean")
+    title = trained.title(f"{images.description} images, decoded from the mean of q(z|x)")
     figures.image_rows(paths[0], _rows(trained, images.reader), title=title)
     if result["coverage"]:
         paths.append(folder / f"calibration{suffix}.png")
         label = f"{trained.recipe.name}, step {trained.step}"
-        title = f"calibration of p(x|z), {Path(images.words).name} images"
+        title = f"calibration of p(x|z), {Path(images.description).name} images"
         figures.calibration(paths[-1], [(label, result["coverage"])], title=title)
     # The metrics of other data than the recipe's have names of their own.
     metrics = {f"evaluation/{images.name}/{key}": value for key, value in result["metrics"].items()}
@@ -192,7 +190,7 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
 
 @torch.no_grad()
 def _rows(trained: Trained, reader: ShardReader) -> list[tuple[str, Any]]:
-    """The first images, their reconstructions, the errors, and sigma where it differs from place to place."""
+    """The first images, their reconstructions, the errors, and sigma where it differs between pixels."""
     model, device = trained.model, trained.device
     numbers = np.arange(min(2 * SHOWN, len(reader)))
     fetched = reader.__getitems__(Request(numbers, refill=False))
@@ -209,6 +207,6 @@ def _rows(trained: Trained, reader: ShardReader) -> list[tuple[str, Any]]:
 
 
 def _scaled(name: str, values: Tensor) -> tuple[str, Tensor]:
-    """Values in black and white with the largest one white, and their label."""
+    """A label, and the values in grey with the largest one white."""
     largest = float(values.max())
     return f"{name}, 0 to {largest:.2g}", values.mean(1, keepdim=True) / max(largest, 1e-12)

@@ -4,10 +4,10 @@ predict(images, params) takes uint8 images [N, C, H, W] and returns float32, by 
 
     reconstruct (default)   decoded means of the posterior's means, [N, C, H, W]
     encode                  the posterior's means, [N, Z]
-    sample                  N samples, [N, C, H, W], of which the images give only the number. "prior": standard or gmm, "decode":
+    sample                  N samples, [N, C, H, W], the number of images sets N; "prior": standard or gmm, "decode":
                             mean, ancestral or offset:ALPHA, "temperature", "seed"
 
-OUT/data/run is a run folder with the recipe, one kind of weights without an optimizer state, and the mixture if there is one.
+OUT/data/run is a run folder with the recipe, one kind of weights without an optimizer state, and the mixture if the run has one.
 """
 
 import shutil
@@ -48,16 +48,16 @@ def export(
 ) -> dict[str, Any]:
     """Write a run as an MLflow model to OUT, which must not exist. Returns the path, the size and what was exported.
 
-    weights: `ema` takes the averaged weights when the run has them. log: add the model to the run in MLflow too, and return its
-    URI. Raises UserError when the run cannot be opened, or is in no MLflow store with `log`.
+    weights: `ema` takes the averaged weights when the run has them. log: also add the model to the run in MLflow, and return
+    its URI. Raises UserError when the run cannot be opened, or when MLflow does not have the run and `log` is set.
     """
     if out.exists():
-        raise UserError(f"{out} is there already; delete it or choose another OUT")
+        raise UserError(f"{out} already exists; delete it or choose another OUT")
     trained = open_trained(run, weights=weights)
     uri, known = trained.recipe.tracking.mlflow, run_folder.read_json(trained.folder / "mlflow.json")
     if log and not (uri and known):
         raise UserError(
-            f"{trained.folder} is in no MLflow store; `vaescale sync {trained.folder}` first, or leave --log out"
+            f"{trained.folder} is in no MLflow store; run `vaescale sync {trained.folder}` first, or leave --log out"
         )
     details = {"run": trained.recipe.name, "step": trained.step, "weights": trained.weights}
     with tempfile.TemporaryDirectory() as temporary:
@@ -73,7 +73,7 @@ def export(
 def write_run(trained: Trained, folder: Path) -> None:
     """Write a run folder that `open_trained` opens and that cannot be trained: recipe, weights and mixture."""
     folder.mkdir()
-    # What is done with an exported run is no part of the experiment.
+    # An exported run has no tracking: its later use is not part of the experiment.
     recipe = trained.recipe.model_copy(update={"tracking": TrackingConfig(mlflow=None)})
     write_whole(folder / run_folder.RECIPE, recipe.to_yaml().encode())
     state = {
@@ -92,17 +92,17 @@ def _copy_mixture(trained: Trained, target: Path) -> None:
     source = trained.folder / "gmm"
     if not source.is_dir():
         return
-    if mixture_files.words(source).get("weights", trained.weights) != trained.weights:
+    if mixture_files.read_details(source).get("weights", trained.weights) != trained.weights:
         say(f"{source} is left out: it was fitted to other weights than the {trained.weights} ones")
         return
     mixture_files.load(source, **trained.identity)
     target.mkdir()
-    for name in (mixture_files.TENSORS, mixture_files.WORDS):
+    for name in (mixture_files.TENSORS, mixture_files.DETAILS):
         shutil.copyfile(source / name, target / name)
 
 
 class Served:
-    """The model that MLflow calls: an exported run, opened."""
+    """The model that MLflow calls: an opened exported run."""
 
     def __init__(self, folder: Path) -> None:
         self.trained = open_trained(folder)
@@ -111,7 +111,7 @@ class Served:
 
     @torch.no_grad()
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """Reconstruct, encode or sample, as the module's text says. Raises UserError for other images or params."""
+        """Reconstruct, encode or sample, as the module docstring describes. Raises UserError for other images or params."""
         images = np.asarray(model_input)
         params = {**DEFAULTS, **(params or {})}
         _refuse_unknown(params)
@@ -155,7 +155,7 @@ def _refuse_unknown(params: dict[str, Any]) -> None:
     unknown = params.keys() - DEFAULTS.keys()
     if unknown or params["mode"] not in MODES:
         raise UserError(
-            f"params {sorted(unknown) or params['mode']!r} are unknown; mode is one of {', '.join(MODES)}, the others are "
+            f"params {sorted(unknown) or params['mode']!r} are unknown; mode is one of {', '.join(MODES)}, the other params are "
             f"{', '.join(list(DEFAULTS)[1:])}"
         )
     if params["prior"] not in ("standard", "gmm") or not 0 < float(params["temperature"]) <= MOST_TEMPERATURE:

@@ -1,7 +1,7 @@
-"""Gaussian mixtures of a run's aggregate posterior: gather its latents, fit, choose, save.
+"""Fit Gaussian mixtures to a run's aggregate posterior: gather its latents, fit, choose, save.
 
-The latents are draws of q(z|x) or its moments. q(z_1, z_2, ... | x) of a ladder's first groups together is no Gaussian, so it
-has draws and no moments.
+The latents are draws of q(z|x) or its moments. The joint q(z_1, z_2, ... | x) of a ladder's first groups is not Gaussian, so only
+its draws are fitted.
 """
 
 import shutil
@@ -29,7 +29,7 @@ from vaescale.trained import Trained, draw_seed, open_split, open_trained
 from vaescale.training import launch
 
 DRAWS_WANTED, MOST_DRAWS = 1 << 16, 8
-LEAST_JOINT_DRAWS = 2  # per image, to tell the variance within q(z|x) from that between images
+LEAST_JOINT_DRAWS = 2  # per image, to separate the variance within q(z|x) from that between images
 PICTURE = "mixture_selection.png"
 LOCK, WAIT_SECONDS = ".gmm.lock", 60.0
 NOT_SUMMED_UP = ("candidates", "more_is_better")
@@ -59,10 +59,11 @@ def fit_gmm(
 ) -> dict[str, Any]:
     """Fit Gaussian mixtures of several sizes to a run's aggregate posterior and save the best one to RUN/gmm.
 
-    components: the numbers of components to compare. samples_per_image: draws of q(z|x) to fit, 0 for its moments, None for
-    a suitable number. groups: how many of a ladder's groups, from the top, to fit together. start, restarts, tolerance
-    (nats), max_iterations, ridge: of EM. select: the criterion. online: fit by stepwise EM in this many passes, with batches of
-    `online_batch` latents. seed: of the starts.
+    components: numbers of components to compare. samples_per_image: number of draws of each q(z|x) to fit, 0 for its moments,
+    None for a suitable number. groups: number of a ladder's groups, from the top, to fit together. start, restarts, tolerance
+    (nats), max_iterations, ridge: options of EM, see `Fitting`. select: the criterion that chooses among the numbers of
+    components. online: number of passes of stepwise EM, with batches of `online_batch` latents, in place of EM. seed: random
+    seed of the starts and draws.
 
     Returns the mean log densities (nats) of the chosen mixture, of the model's prior and of all candidates. Raises UserError
     for latents that cannot be fitted.
@@ -81,22 +82,22 @@ def fit_gmm(
         origin = _origin(trained, material, how, groups)
         result = {
             **origin,
-            **chosen.words(),
+            **chosen.summary(),
             "prior_val_nats": metrics["gmm/val_prior_log_density_nats"],
             **metrics,
             "covariance": covariance,
             "selected_by": select,
             "more_is_better": list(MORE_IS_BETTER),
-            "candidates": [one.words() for one in candidates],
+            "candidates": [candidate.summary() for candidate in candidates],
         }
         comm.on_main(lambda: _save(trained, candidates, chosen, origin, result, metrics))
         return result
 
 
 def gather(trained: Trained, *, groups: int, samples_per_image: int | None, online: bool) -> Material:
-    """The latents of both splits, encoded unless they are there. All ranks call it.
+    """The latents of both splits, encoded unless the run folder has them. All ranks call it.
 
-    groups, samples_per_image: as of `fit_gmm`. online: read the shards at each pass. Raises UserError for groups that the
+    groups, samples_per_image: see `fit_gmm`. online: read the shards at each pass. Raises UserError for groups that the
     model does not have, or that have no moments.
     """
     _refuse_groups(trained.model, groups, samples_per_image)
@@ -115,7 +116,7 @@ def gather(trained: Trained, *, groups: int, samples_per_image: int | None, onli
     if draws is None:
         draws = _suitable(trained, least=1)
     moments = read(shards["train"], Drawing(0, seeds["train"]), trained.device)
-    # The density of moments is not known; it is taken of one draw.
+    # The density under moments is not known; it is measured on one draw of each image.
     drawn, val = (
         read(shards[split], Drawing(max(1, draws), seeds[split]), trained.device) for split in SPLITS
     )
@@ -134,7 +135,7 @@ def _metrics(chosen: Candidate, of_prior: float) -> dict[str, float]:
 
 
 def _origin(trained: Trained, material: Material, how: Fitting, groups: int) -> dict[str, Any]:
-    """What every candidate's file says: the run, the latents and the fit."""
+    """The details in every candidate's file: the run, the latents and the fit."""
     plural = "s" if groups > 1 else ""
     return {
         "run": str(trained.folder),
@@ -163,7 +164,7 @@ def _save(
     result: dict[str, Any],
     metrics: dict[str, float],
 ) -> None:
-    """Write the mixtures, the comparison and its picture, and remove what an earlier fit left.
+    """Write the mixtures, the comparison and its picture, and remove the files of an earlier fit.
 
     Raises UserError when another fit of the run is saving for longer than the wait.
     """
@@ -222,11 +223,13 @@ def _save_mixtures(
         )
     for old in earlier:
         shutil.rmtree(old)
-    for one in candidates if len(candidates) > 1 else []:
+    for candidate in candidates if len(candidates) > 1 else []:
         mixture_files.save(
-            one.mixture, folder / f"components-{len(one.mixture.weights)}", {**details, **one.words()}
+            candidate.mixture,
+            folder / f"components-{len(candidate.mixture.weights)}",
+            {**details, **candidate.summary()},
         )
-    mixture_files.save(chosen.mixture, folder, {**details, **chosen.words()})
+    mixture_files.save(chosen.mixture, folder, {**details, **chosen.summary()})
 
 
 def _material(
@@ -242,13 +245,13 @@ def _material(
 
 
 def _suitable(trained: Trained, *, least: int) -> int:
-    """How many draws of each image make enough latents."""
+    """The number of draws of each image that gives enough latents."""
     images = len(comm.together(lambda: open_split(trained.recipe, "train")))
     return min(MOST_DRAWS, max(least, -(-DRAWS_WANTED // images)))
 
 
 def _which_groups(model: VAE, groups: int) -> str:
-    """Which of a ladder's latents are fitted, for a message; empty for a flat model."""
+    """The part of a message that names a ladder's fitted groups; empty for a flat model."""
     if len(model.group_sizes) == 1:
         return ""
     return f" of the first {groups} groups" if groups > 1 else " of the top group"
@@ -257,8 +260,8 @@ def _which_groups(model: VAE, groups: int) -> str:
 def _refuse_groups(model: VAE, groups: int, samples_per_image: int | None) -> None:
     number = len(model.group_sizes)
     if groups > number:
-        kind = f"a ladder of {number} groups" if number > 1 else "no ladder: its latents are one group"
-        raise UserError(f"--groups (={groups}) is too many, this run has {kind}")
+        kind = f"a ladder of {number} groups" if number > 1 else "a flat model with one group"
+        raise UserError(f"--groups (={groups}) is too many, this run is {kind}")
     if groups > 1 and samples_per_image is not None and samples_per_image < LEAST_JOINT_DRAWS:
         raise UserError(
             f"several groups together have no moments: --samples-per-image (={samples_per_image}) must be at least "

@@ -1,4 +1,4 @@
-"""What a run's latents are worth: information, use, variance, sigma, picture noise, and inference gaps."""
+"""Measure a run's latents: information, use, variance, sigma, picture noise, and inference gaps."""
 
 import math
 from pathlib import Path
@@ -37,10 +37,6 @@ PROTOCOL = {
     "gaps": "of held-out images; q* by gradient ascent, log p(x) bounded by importance sampling from q*; Cremer et al. 2018",
 }
 SATURATED_NATS = 0.01
-SATURATED = (
-    "I(x; z) has the largest value that so many images allow: their q(z|x) do not overlap, and KL and total correlation are of as "
-    "many narrow Gaussians; the held-out density of a mixture (fit-gmm) says more"
-)
 MORE_IS_BETTER = ("latents/mutual_information_nats", "latents/active_units")
 
 
@@ -55,8 +51,9 @@ def latents(
 ) -> dict[str, Any]:
     """Measure a run's latents on its training images. Writes RUN/evaluation/latents.json and RUN/figures/latent_*.png.
 
-    draws: of q(z|x), for the information. gaps: also measure the inference gaps of this many held-out images, each with
-    `gap_steps` steps of gradient ascent and `importance_samples` samples of log p(x); 0 keeps the gaps of an earlier call.
+    draws: number of draws from q(z|x) for the information measures. gaps: number of held-out images whose inference gaps are
+    measured, each with `gap_steps` steps of gradient ascent and `importance_samples` importance samples of log p(x); 0 keeps
+    the gaps of an earlier call.
 
     Returns all measures with their protocol. Raises UserError for gaps that the model does not have.
     """
@@ -96,18 +93,18 @@ def latents(
 
 
 def _mixture(trained: Trained) -> Mixture | None:
-    """The run's mixture, if it has one of the latents that are measured here."""
+    """The run's mixture, if it has one for the latents that are measured: all of a flat model, the top group of a ladder."""
     folder = trained.folder / "gmm"
     mixture = mixture_files.load(folder, **trained.identity) if folder.is_dir() else None
     if mixture is not None and mixture.means.shape[1] != trained.model.latent_dim:
-        return None  # of several groups together; the latents here are the top group's
+        return None  # the mixture is for several groups, the measures are for the top group
     return mixture
 
 
 def _measure(
     trained: Trained, shards: LatentShards, mixture: Mixture | None, *, draws: int, seed: int
 ) -> dict[str, Any]:
-    """All measures but the gaps."""
+    """All measures except the gaps."""
     model, data_seed = trained.model, trained.recipe.seed
     reader = comm.together(lambda: open_split(trained.recipe, "train"))
     moments = load(shards, Drawing(0, data_seed))
@@ -126,12 +123,19 @@ def _measure(
         "sigma": sigma_and_density(model, moments, mixture, sources, seed=seed),
         "noise": noise_levels(model, reader, sources, seed=seed, data_seed=data_seed),
         "gaps": None,
-        "notes": [SATURATED] if saturated else [],
+        "notes": [_saturated(known.images)] if saturated else [],
     }
 
 
+def _saturated(images: int) -> str:
+    return (
+        f"I(x; z) has the largest value that {images} images allow: their q(z|x) do not overlap, so KL and total correlation "
+        f"describe {images} separate narrow Gaussians; the held-out density of a mixture (fit-gmm) is more informative"
+    )
+
+
 def _keep_gaps(result: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """Take over the gaps of an earlier result of the same model, images and code: they take minutes to measure."""
+    """Take over the gaps of an earlier result for the same model, images and code, because they take minutes to measure."""
     if any(earlier.get(name) != result[name] for name in ("weights_hash", "data_hash", "code")):
         return
     result["gaps"] = earlier.get("gaps")
@@ -142,7 +146,7 @@ def _keep_gaps(result: dict[str, Any], earlier: dict[str, Any]) -> None:
 def _measured(
     data_hash: str, draws: int, gaps: int, gap_steps: int, importance_samples: int
 ) -> dict[str, str]:
-    """What must be alike for two runs' metrics to compare, by what their names begin with."""
+    """The conditions under which two runs' metrics are comparable, by prefix of the metric names."""
     drawn = ("mutual_information", "aggregate_kl", "total_correlation")
     how = f"{gaps} images, {gap_steps} steps, {importance_samples} importance samples"
     return {
@@ -153,7 +157,7 @@ def _measured(
 
 
 def _save(trained: Trained, shards: LatentShards, result: dict[str, Any]) -> list[str]:
-    """Draw and save. Returns the pictures' paths."""
+    """Draw the figures and save the result. Returns the paths of the figures."""
     paths = _draw(trained, shards, result)
     for kind in result["sigma"]["kinds"].values() if result["sigma"] else ():
         kind.pop("points")  # only for the picture
@@ -182,7 +186,7 @@ def _draw(trained: Trained, shards: LatentShards, result: dict[str, Any]) -> lis
     points, classes, axes = scatter(shards, seed=trained.recipe.seed)
     by = ", by class" if (classes >= 0).any() else ""
     title = f"{head}: posterior means of {len(points)} images{by}"
-    figures.latent_scatter(paths[1], points, classes, axes_words=axes, title=title)
+    figures.latent_scatter(paths[1], points, classes, axes_label=axes, title=title)
     if variance := result["variance"]:
         bars = [
             (name, split["latent"], split["observed"])

@@ -1,4 +1,4 @@
-"""Write a data set as WebDataset shards with an index, one folder a split, or index tars that others wrote."""
+"""Write a data set as WebDataset shards with an index, one folder for each split, or index existing tars."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from vaescale.errors import UserError
 from vaescale.system.console import Progress, say
 from vaescale.system.host import cores
 
-TOLD = 10  # skipped images that are named
+REPORTED = 10  # skipped images that are printed by name
 MOST_SHARD_BYTES = 10**13
 
 
@@ -39,13 +39,13 @@ def make_shards(
 ) -> dict[str, Any]:
     """Write each split of a source to OUT/SPLIT. Returns the description of each split, by name.
 
-    A split that is complete stays as it is; missing or damaged shards are written again. size, crop, resample, channels:
-    None takes the source's own. encoding: None is npy with a size or channels, else `keep`. shard_bytes: a number or a
-    size such as 100MB. jobs: number of processes, by default the number of cores. Raises UserError for arguments that
+    A complete split is kept; missing or damaged shards are written again. size, crop, resample, channels: None takes the
+    default of the source. encoding: None is npy with a size or channels, else `keep`. shard_bytes: a number or a size such
+    as 100MB. jobs: number of processes, by default the number of cores. Raises UserError for arguments that
     contradict each other or the shards in OUT.
     """
     if size is None and (crop or resample):
-        raise UserError("--crop and --resample cut to a size; add --size PIXELS")
+        raise UserError("--crop and --resample need a size; add --size PIXELS")
     if encoding == "keep" and (size or channels):
         raise UserError("--encoding keep stores files as they are; leave --size and --channels out")
     side, most_bytes = _parse_crop(crop), _parse_shard_bytes(shard_bytes)
@@ -72,7 +72,7 @@ def make_shards(
 
 
 def index_shards(folder: Path, *, skip_broken: bool = False, jobs: int | None = None) -> dict[str, Any]:
-    """Index the tars of a folder in place. Returns {"index": their description}. Raises UserError when it is no folder."""
+    """Write only an index of the tars in a folder. Returns {"index": their description}. Raises UserError for no folder."""
     if not folder.is_dir():
         raise UserError(f"--index-only {folder} is not a folder; give the folder of the tars")
     with Progress(f"index {folder}", len(list(folder.glob("*.tar")))) as progress:
@@ -82,7 +82,7 @@ def index_shards(folder: Path, *, skip_broken: bool = False, jobs: int | None = 
             jobs=jobs or cores(),
             progress=lambda done: progress.update(done, "shards"),
         )
-    _tell_skipped(written)
+    _report_skipped(written)
     return {"index": _describe(written.shards)}
 
 
@@ -109,16 +109,16 @@ def _parse_shard_bytes(size: str | int | None) -> int | None:
 def _write_split(
     source: Source, split: str, folder: Path, making: Making, origin: dict[str, Any], *, jobs: int
 ) -> dict[str, Any]:
-    """Write one split, or the shards of it that are missing or damaged. origin: what the index says of the source."""
+    """Write one split, or its missing or damaged shards. origin: the description of the source for the index."""
     if (folder / INDEX).is_file():
         index = parse_index(Folder(str(folder)).read_index(INDEX), str(folder))
         _refuse_other_origin(index, {**origin, **making.words()})
         damaged = damaged_shards(index, folder)
         if not damaged:
-            say(f"{folder} is there already ({index.num_samples} samples); delete it to write it anew")
+            say(f"{folder} already exists ({index.num_samples} samples); delete it to write it again")
             return _describe(index)
         say(
-            f"{folder}: {', '.join(damaged[:3])} missing or damaged; {len(damaged)} of {len(index.shards)} written anew"
+            f"{folder}: {', '.join(damaged[:3])} missing or damaged; writing {len(damaged)} of {len(index.shards)} shards again"
         )
     listed = source.splits[split]()
     with Progress(f"write {folder}", listed.number or 0) as progress:
@@ -131,7 +131,7 @@ def _write_split(
             progress=lambda done: progress.update(done, "images"),
             made=origin,
         )
-    _tell_skipped(written)
+    _report_skipped(written)
     return _describe(written.shards)
 
 
@@ -139,11 +139,11 @@ def _describe(index: ShardIndex) -> dict[str, Any]:
     return {**describe(index), "skipped": index.made.get("skipped", 0)}
 
 
-def _tell_skipped(written: Written) -> None:
-    for message in written.skipped[:TOLD]:
+def _report_skipped(written: Written) -> None:
+    for message in written.skipped[:REPORTED]:
         say(f"skipped {message}")
-    if len(written.skipped) > TOLD:
-        say(f"... and {len(written.skipped) - TOLD} more")
+    if len(written.skipped) > REPORTED:
+        say(f"... and {len(written.skipped) - REPORTED} more")
 
 
 def _refuse_other_origin(index: ShardIndex, origin: dict[str, Any]) -> None:

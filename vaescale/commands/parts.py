@@ -1,4 +1,4 @@
-"""What a recipe and a launch make: the model, the data, the objective and the guard of a training run."""
+"""Build the parts of a training run from a recipe and a launch: model, data, objective and guard."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from vaescale.training.skips import Skips
 
 @dataclass(frozen=True)
 class Parts:
-    """What a recipe and a launch make. tags: what identifies the run; checkpoint_shapes: what its checkpoints hold."""
+    """The parts of a training run. tags: the identity of the run; checkpoint_shapes: shapes of its checkpoints' tensors."""
 
     recipe: Recipe
     launch: backends.Launch
@@ -38,17 +38,17 @@ class Parts:
 
     @property
     def folder(self) -> Path:
-        """The run folder."""
+        """The run folder, `run_dir` of the recipe."""
         return Path(self.recipe.run_dir)
 
     @property
     def layout(self) -> str:
-        """How training divides the model: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`."""
+        """The way training divides the model over processes: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`."""
         return backends.layout(self.launch.strategy)
 
 
 def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
-    """Build the model and open the data. Writes nothing. Raises UserError and DataError for what cannot work, on all ranks."""
+    """Build the model and open the data. Writes nothing. Raises UserError and DataError on all ranks."""
     parts = comm.together(lambda: _build(recipe, launch))
     tags = comm.on_main(
         lambda: identity_tags(
@@ -64,7 +64,7 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
 
 
 def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
-    """The parts without tags, which the main process alone can know."""
+    """Build the parts without tags, which only the main process can compute."""
     config, data, device = recipe.training, recipe.data, launch.accelerator.device
     world_size = launch.accelerator.num_processes
     rank_slots(data.global_batch, rank=0, world_size=world_size, accumulation=config.accumulation)
@@ -98,7 +98,7 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
 
 
 def plan_of(parts: Parts) -> dict[str, Any]:
-    """What a dry run shows: processes, data, steps, parameters and memory."""
+    """The plan that a dry run prints: processes, data, steps, parameters and memory."""
     recipe, config, processes = parts.recipe, parts.recipe.training, parts.launch.accelerator.num_processes
     per_rank = recipe.data.global_batch // processes
     memory = estimate(

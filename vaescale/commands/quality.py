@@ -1,4 +1,4 @@
-"""How far a run's samples and reconstructions are from its images, by the features of both."""
+"""Measure the distance of a run's samples and reconstructions from its images, by their features."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ SHOWN = 16  # pictures of each kind
 
 
 class Samples(NamedTuple):
-    """Which samples to judge: the number of each kind, how they are decoded, the temperature and seed of the latents."""
+    """The samples to judge: the number of each kind, the decodings, and the temperature and seed of the latents."""
 
     number: int
     decodings: tuple[str, ...]
@@ -63,11 +63,11 @@ def quality(
     """Judge a run's samples against its training images. Writes RUN/evaluation/quality-FEATURES.json and pictures.
 
     features: `pixels`, a folder of `train_features`, `inception[:FILE]` or a FILE.pt2, which is a program and needs
-    `trust_features`. count: samples of each kind, by default as many as held-out images, at most 10,000. decode: `mean`,
+    `trust_features`. count: samples of each kind, by default the number of held-out images, at most 10,000. decode: `mean`,
     `ancestral` or `offset:ALPHA`. cache: the folder that keeps the training images' features.
 
-    Returns a row of scores for each kind of picture, with the protocol. Raises UserError for arguments that make no sense,
-    features that are not there and mixtures of another model, DataError for too few images.
+    Returns a row of scores for each kind of picture, with the protocol. Raises UserError for invalid arguments,
+    missing features and mixtures of another model, DataError for too few images.
     """
     decodings = _checked(count, decode)
     with launch.joined():
@@ -102,7 +102,7 @@ def kinds_of(
 ) -> list[Kind]:
     """Held-out images, their reconstructions, and samples of the prior and of each mixture under each decoding.
 
-    The distances of few pictures are too large, so rows compare only where there are as many held-out images as samples.
+    Distances are biased upwards for few pictures, so rows are comparable only with as many held-out images as samples.
     Raises DataError for fewer than `LEAST` held-out images.
     """
     model, device = trained.model, trained.device
@@ -136,7 +136,7 @@ def kinds_of(
 def _drawn(
     trained: Trained, mixture: Mixture | None, decode: str, samples: Samples
 ) -> Callable[[Tensor], Tensor]:
-    """A function from positions to samples of the prior, or of a mixture in its place."""
+    """A function from positions to samples, with latents from the prior, or from a mixture if given."""
     likelihood, decoding = trained.model.likelihood, parse_decoding(decode)
 
     def draw(positions: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def _drawn(
 
 
 def _checked(count: int | None, decode: Sequence[str]) -> tuple[str, ...]:
-    """The decodings, each once. Raises UserError for a decoding that is unknown and for too few or too many samples."""
+    """The decodings without repetition. Raises UserError for an unknown decoding and for too few or too many samples."""
     if count is not None and not LEAST <= count <= MOST_REFERENCES:
         raise UserError(f"--count (={count}) must be from {LEAST} to {MOST_REFERENCES}")
     decodings = tuple(dict.fromkeys(decode))
@@ -164,14 +164,14 @@ def _extractor(trained: Trained, features: str, trusted: bool) -> Extractor:
 
 
 def _mixtures(trained: Trained) -> dict[str, Mixture]:
-    """Each mixture of this model that fit-gmm left, by a name. Mixtures of other weights are left out, with a word."""
+    """The mixtures of fit-gmm for this model, by name. Mixtures of other weights are left out, with a message."""
     folder = trained.folder / "gmm"
     if not folder.is_dir():
         return {}
     folders = [folder / f"components-{number}" for number in mixture_files.compared(folder)] or [folder]
     mixtures = {}
     for candidate in folders:
-        if mixture_files.words(candidate).get("weights", trained.weights) != trained.weights:
+        if mixture_files.read_details(candidate).get("weights", trained.weights) != trained.weights:
             if comm.is_main():
                 say(
                     f"{candidate} is left out: it was fitted to other weights than the {trained.weights} ones"
@@ -184,12 +184,12 @@ def _mixtures(trained: Trained) -> dict[str, Mixture]:
 
 
 def _protocol(extractor: Extractor, samples: Samples, references: int, data_hash: str) -> dict[str, Any]:
-    """How the rows are measured, and what must be alike for two runs' metrics to compare."""
+    """The protocol of the rows, and the conditions under which two runs' metrics are comparable."""
     number, temperature = samples.number, f"temperature {samples.temperature:g}"
     return {
         "features": extractor.name,
         "protocol": {
-            "features": extractor.words,
+            "features": extractor.description,
             "features_hash": extractor.identity,
             "reference": f"{references} training images",
             "samples": f"{number} of each kind, 8-bit, seed {samples.seed}, {temperature}",
@@ -203,7 +203,7 @@ def _protocol(extractor: Extractor, samples: Samples, references: int, data_hash
 
 
 def _save(trained: Trained, result: dict[str, Any], first: list[Tensor]) -> dict[str, Any]:
-    """Draw and save. first: some pictures of each row. Returns the result with the figures' paths."""
+    """Draw the figures and save the result. first: some pictures of each row. Returns the result with the figures' paths."""
     name, rows = result["features"], result["rows"]
     paths = [trained.folder / "figures" / f"quality-{name}{suffix}.png" for suffix in ("", "-pictures")]
     figures.quality(paths[0], rows, title=trained.title(f"against training images, features: {name}"))
@@ -223,7 +223,7 @@ def _save(trained: Trained, result: dict[str, Any], first: list[Tensor]) -> dict
 
 
 def _metric_name(row: dict[str, Any]) -> str:
-    """`prior-mean` of a row."""
+    """The name of a row in metrics, such as `prior-mean`."""
     return "-".join(filter(None, (row["of"], row["decode"]))).replace(" ", "-").replace(":", "-")
 
 

@@ -1,4 +1,4 @@
-"""The main job end to end on scikit-learn's handwritten digits, each step a command that a person can type."""
+"""Run the main job end to end on scikit-learn's handwritten digits; each step is a command that a person can type."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ PROCESSES = 2
 
 
 class Step(NamedTuple):
-    """A heading, the command, and whether its results exist already."""
+    """A step: a heading, the command, and whether its results exist."""
 
     heading: str
     command: str
@@ -29,10 +29,10 @@ class Step(NamedTuple):
 def quickstart() -> dict[str, Any]:
     """Run the steps whose results do not exist. Returns the results, the paths and the seconds of each step.
 
-    Raises UserError outside of the project's folder, and when a step fails.
+    Raises UserError outside the project's folder, and when a step fails.
     """
     if not RECIPE.is_file():
-        raise UserError(f"{RECIPE} is not here; run the quickstart in the project's folder")
+        raise UserError(f"{RECIPE} does not exist in this folder; run the quickstart in the project's folder")
     recipe = load_recipe(RECIPE)
     folder = Path(recipe.run_dir)
     steps = _steps(recipe, folder)
@@ -41,7 +41,7 @@ def quickstart() -> dict[str, Any]:
         say(f"\n== {number}/{len(steps)}  {step.heading}\n   $ {step.command}")
         start = time.perf_counter()
         if step.exists():
-            say("   there already")
+            say("   skipped: the results exist")
         else:
             _call(step.command)
         seconds[name] = round(time.perf_counter() - start, 1)
@@ -105,7 +105,7 @@ def _steps(recipe: Recipe, folder: Path) -> dict[str, Step]:
 
 
 def _is_of(recipe: Recipe, path: Path) -> bool:
-    """Whether a result is of the recipe's last step."""
+    """Return whether a result was computed at the recipe's last step."""
     result = read_json(path)
     return (result.get("recipe_hash"), result.get("step")) == (recipe.hash, recipe.training.steps)
 

@@ -1,6 +1,6 @@
-"""Samples of a trained run: pictures with many of them, WebDataset shards, or pictures at chosen latents.
+"""Sample from a trained run: pictures of many samples, WebDataset shards, or pictures at chosen latents.
 
-Sample number i is the same whatever the number of samples, and on any number of processes, each of which makes its share.
+Sample number i does not depend on the number of samples or of processes; each process makes its share.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,12 +57,13 @@ def sample(
     refine_rate: float | None = None,
     map_side: int | None = None,
 ) -> dict[str, Any]:
-    """Write pictures to RUN/figures, or samples to the folder `shards`. Returns what was drawn, and the paths.
+    """Write pictures to RUN/figures, or samples to the folder `shards`. Returns a description of the samples, and the paths.
 
-    prior: the model's own or the fitted mixture, by default both; components: of a compared mixture. decode: mean, ancestral
-    or offset:ALPHA, by default the first two. In place of samples: interpolate, pairs of numbers of held-out images; refine,
-    steps of descent on log sigma(z), with a weight of -log p(z) and a learning rate; map_side, of the plane of two latents.
-    Raises UserError for options that contradict each other.
+    prior: `standard` (the model's prior) or `gmm` (the mixture), by default both. components: number of components, to use a
+    mixture that fit-gmm compared instead of the chosen one. decode: mean, ancestral or offset:ALPHA, by default mean and
+    ancestral. These arguments replace the samples by other pictures: interpolate, pairs of numbers of held-out images;
+    refine, number of steps of descent on log sigma(z), with refine_weight of -log p(z) and refine_rate; map_side, the side of
+    a grid over the plane of two latents. Raises UserError for options that contradict each other.
     """
     given: dict[str, Any] = {"shards": shards, "interpolate": interpolate, "refine": refine, "map": map_side}
     given |= {
@@ -104,7 +105,7 @@ def draw_pages(
 ) -> list[str]:
     """Draw RUN/figures/samples.png, and samples-002.png and so on for more samples than a picture shows.
 
-    sources: by name, a mixture or None for the model's prior. All ranks call it. Returns the paths.
+    sources: a mixture, or None for the model's prior, by name. All ranks call it. Returns the paths.
     """
     device = next(trained.model.parameters()).device
     folder, starts = trained.folder / "figures", range(0, draws.count, SHOWN)
@@ -141,9 +142,9 @@ def write_shards(
     *,
     draws: Draws,
 ) -> dict[str, Any]:
-    """Write samples as 8-bit shards to a folder that is empty or missing. All ranks call it.
+    """Write samples as 8-bit shards to an empty or missing folder. All ranks call it.
 
-    mixture: None is the model's prior. origin: what the index says of the samples. The bytes of a shard do not depend on the
+    mixture: None is the model's prior. origin: the description of the samples for the index. The bytes of a shard do not depend on the
     number of processes.
     """
     starts = range(0, draws.count, SHARD_SAMPLES)
@@ -188,9 +189,9 @@ def _samples(
     }
     if shards is None:
         paths = draw_pages(trained, sources, decodings, draws=draws)
-        return {**drawn, "decode": [decoding.words for decoding in decodings], "figures": paths}
+        return {**drawn, "decode": [decoding.text for decoding in decodings], "figures": paths}
     if len(sources) * len(decodings) != 1:
-        raise UserError("--shards takes one kind of samples; give --prior and --decode")
+        raise UserError("--shards writes one kind of samples; give --prior and --decode")
     ((source, mixture),) = sources.items()
     origin = {
         "source": f"samples of {trained.recipe.name}",
@@ -206,26 +207,26 @@ def _samples(
 
 
 def _sources(trained: Trained, prior: str | None, components: int | None) -> dict[str, Mixture | None]:
-    """What to draw z from, by name: None is the model's prior. Says so when there is no mixture."""
+    """The distributions of z by name; None is the model's prior. Prints a message when the run has no mixture."""
     sources: dict[str, Mixture | None] = {} if prior == "gmm" else {"prior": None}
     if prior != "standard":
         mixture = _mixture(trained, components, needed=prior == "gmm")
         if mixture is not None:
             sources["mixture"] = mixture
         elif comm.is_main():
-            say(f"no mixture in {trained.folder}; `vaescale fit-gmm {trained.folder}` adds its samples")
+            say(f"no mixture in {trained.folder}; run `vaescale fit-gmm {trained.folder}` to add its samples")
     return sources
 
 
 def _mixture(trained: Trained, components: int | None, *, needed: bool) -> Mixture | None:
-    """The chosen mixture of a run, or the compared one of `components`; None when there is none and it is not needed."""
+    """The chosen mixture of a run, or the compared one with `components`; None when it is missing and not needed."""
     folder = trained.folder / "gmm"
     expected: dict[str, Any] = trained.identity
     if components is not None:
         others = mixture_files.compared(folder)
         if others and components not in others:
             raise UserError(
-                f"there is no mixture of {components} components; there are {', '.join(map(str, others))}"
+                f"there is no mixture of {components} components; choose from {', '.join(map(str, others))}"
             )
         expected = {**expected, "components": components}
         folder = folder / f"components-{components}" if others else folder
@@ -243,7 +244,7 @@ def _panels(
     stream: noise.Stream,
     draws: Draws,
 ) -> list[tuple[str, Any]]:
-    """A titled panel of images for each source and decoding."""
+    """A panel of images and its title for each source and decoding."""
     temperature = "" if draws.temperature == 1 else f" at temperature {draws.temperature:g}"
     panels = []
     for name, mixture in sources.items():
@@ -260,7 +261,7 @@ def _panels(
 def _items(
     trained: Trained, mixture: Mixture | None, decoding: Decoding, numbers: range, draws: Draws
 ) -> list[Item]:
-    """The samples with these numbers, 8-bit, for a shard."""
+    """The 8-bit samples with these numbers, as items of a shard."""
     items = []
     device = next(trained.model.parameters()).device
     for slots in torch.split(torch.arange(numbers.start, numbers.stop, device=device), BATCH):
@@ -273,18 +274,18 @@ def _items(
 
 
 def _refuse_contradictions(given: Mapping[str, Any], draws: Draws) -> None:
-    """Raise UserError for options that contradict each other. given: by the name on the command line, without defaults."""
+    """Raise UserError for options that contradict each other. given: options by name on the command line, None if absent."""
     kinds = [name for name in ("shards", "interpolate", "refine", "map") if name in given]
     if len(kinds) > 1:
-        raise UserError(f"--{kinds[0]} and --{kinds[1]} exclude each other; take one of them")
+        raise UserError(f"--{kinds[0]} and --{kinds[1]} exclude each other; give one of them")
     for name in UNUSED.get(kinds[0], ()) if kinds else ():
         if name in given:
-            raise UserError(f"--{kinds[0]} has no use for --{name}; leave it out")
+            raise UserError(f"--{name} does not apply with --{kinds[0]}; leave it out")
     for name in ("refine-weight", "refine-rate"):
         if name in given and "refine" not in given:
-            raise UserError(f"--{name} applies to --refine; give that too")
+            raise UserError(f"--{name} applies only to --refine; give --refine too")
     if given.get("prior") == "standard" and "components" in given:
-        raise UserError("--components chooses a mixture, --prior is standard; leave one out")
+        raise UserError("--components chooses a mixture, which --prior standard does not use; leave one out")
     if "shards" not in given and draws.count > MOST_SHOWN:
         raise UserError(
             f"--count (={draws.count}) is too many for pictures, at most {MOST_SHOWN}; give --shards OUT"

@@ -1,4 +1,4 @@
-"""Variants of a recipe: every combination of some keys' values, trained one after another or as the tasks of one cluster job."""
+"""Train variants of a recipe, one for each combination of values, one after another or as the tasks of a cluster job."""
 
 import itertools
 import re
@@ -19,7 +19,7 @@ from vaescale.system.console import say
 from vaescale.system.secrets import redact
 
 MOST_VARIANTS = 1000
-STOPPED = (75, 130)  # preempted, Ctrl-C: the remaining variants wait too
+STOPPED = (75, 130)  # preempted, Ctrl-C: the remaining variants are not started
 STATE = "sweep.json"
 
 
@@ -42,19 +42,21 @@ def sweep(
 ) -> dict[str, Any]:
     """Train every variant of a recipe, or write the files of a cluster job. Returns the variants, with exit codes or files.
 
-    overrides: `key=a,b,c`. name: the sweep's, and what its runs' names begin with; by default the recipe's, with `-sweep` for
-    the sweep itself. launch: the command that starts each run, by default one process of this Python. write: write job files
-    to runs/NAME instead of training. dry_run: return the variants alone. Raises UserError for a fault of any variant, before
-    the first one is trained.
+    overrides: `key=a,b,c`. name: the name of the sweep and prefix of its runs' names, by default the recipe's name, with
+    `-sweep` for the sweep itself. launch: the command that starts each run, by default one process of this Python. write:
+    write job files to runs/NAME instead of training. dry_run: only return the variants. Raises UserError for a fault of any
+    variant, before training the first one.
     """
     base = load_recipe(recipe)
     sweep_name = name or f"{base.name}-sweep"
     if sweep_name != slug(sweep_name) or sweep_name.startswith("."):
         raise UserError(
-            f"--name {sweep_name!r} must be a file name of letters, digits and dashes that begins with no dot"
+            f"--name {sweep_name!r} must be a file name of letters, digits and dashes that does not begin with a dot"
         )
     planned = variants(overrides, name or base.name)
-    recipes = [load_recipe(recipe, variant.overrides) for variant in planned]  # faults come first
+    recipes = [
+        load_recipe(recipe, variant.overrides) for variant in planned
+    ]  # an invalid variant raises before the first training
     result: dict[str, Any] = {
         "sweep": sweep_name,
         "variants": [
@@ -75,8 +77,8 @@ def sweep(
             (folder / file_name).write_text(content)
         return {**result, "files": [str(folder / file_name) for file_name in files]}
     codes = train_all(recipe, planned, recipes, launch=shlex.split(launch))
-    for one, code in zip(result["variants"], codes, strict=True):
-        one["exit_code"] = code
+    for row, code in zip(result["variants"], codes, strict=True):
+        row["exit_code"] = code
     return {**result, "folder": str(folder)}
 
 
@@ -91,7 +93,7 @@ def variants(overrides: Sequence[str], name: str) -> list[Variant]:
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
             raise UserError(f"{override!r} is not key=a,b,c, such as optimizer.lr=1e-3,2e-3")
         if key in ("name", "run_dir"):
-            raise UserError(f"{key} is each variant's own; give the sweep a --name")
+            raise UserError(f"{key} is set for each variant by the sweep; give the sweep a --name instead")
         choices.append((key, split_values(values)))
     if all(len(values) == 1 for _, values in choices):
         raise UserError("there is nothing to vary; give a key several values, such as optimizer.lr=1e-3,2e-3")
@@ -104,11 +106,11 @@ def variants(overrides: Sequence[str], name: str) -> list[Variant]:
         ]
         variant = "-".join([name, *varied])
         if variant in named:
-            raise UserError(f"two variants would both be called {variant}; leave one of the values out")
+            raise UserError(f"two variants would both be named {variant}; leave one of the values out")
         settings = [f"{key}={value}" for (key, _), value in zip(choices, taken, strict=True)]
         named[variant] = Variant(variant, [*settings, f"name={variant}"])
         if len(named) > MOST_VARIANTS:
-            raise UserError(f"these are more than {MOST_VARIANTS} variants; give fewer values")
+            raise UserError(f"there are more than {MOST_VARIANTS} variants; give fewer values")
     return list(named.values())
 
 
@@ -136,8 +138,8 @@ def split_values(text: str) -> list[str]:
 def begin(
     recipe: Path, variants: Sequence[Variant], recipes: Sequence[Recipe], folder: Path
 ) -> list[Variant]:
-    """Write the list of the sweep's runs to its folder. Returns the variants with the MLflow run that is the parent of all,
-    which is the same at every call.
+    """Write the list of the sweep's runs to its folder. Returns the variants with the MLflow parent run as an
+    override, which is the same at every call.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parent = run_folder.read_json(folder / STATE).get("mlflow_run") or parent_run(
@@ -170,18 +172,18 @@ def train_all(
         code = ended if ended in (0, 2, 3, 4, *STOPPED) else stopped.get("exit_code", 4)
         codes.append(int(code))
         if code in STOPPED:
-            say(f"stopped in {variant.name}; the same command goes on")
+            say(f"stopped in {variant.name}; run the same command again to continue")
             return codes + [int(code)] * (len(variants) - len(codes))
     return codes
 
 
 def _ended(command: Sequence[str]) -> int:
-    """Run a command and return its exit code. SIGTERM and SIGUSR1 are passed on to it (a terminal sends Ctrl-C to both), and
-    this process waits while the command saves.
+    """Run a command and return its exit code. Forwards SIGTERM and SIGUSR1 to the command (a terminal sends Ctrl-C to
+    both processes) and waits while it saves.
     """
     with subprocess.Popen(command, stdout=sys.stderr) as child:
         handlers: dict[int, Any] = {signal.SIGINT: lambda *_: None}
-        for number in (signal.SIGTERM, signal.SIGUSR1):  # accelerate's launcher knows SIGTERM alone
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # accelerate's launcher forwards SIGTERM only
             handlers[number] = lambda *_: child.send_signal(signal.SIGTERM)
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
@@ -192,7 +194,7 @@ def _ended(command: Sequence[str]) -> int:
 
 
 def runs_of(folder: Path) -> list[Path]:
-    """The run folders that a sweep's folder lists, or the folder itself when it is not a sweep's."""
+    """The run folders that a sweep's folder lists, or the folder itself when it is not the folder of a sweep."""
     runs = run_folder.read_json(folder / STATE).get("runs")
     return [folder] if runs is None else [Path(run) for run in runs]
 

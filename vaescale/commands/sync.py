@@ -1,4 +1,4 @@
-"""Send to MLflow what a run could not send while it trained. Imports no torch."""
+"""Send to MLflow the rows and files that a run could not send while it trained. Imports no torch."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,5 @@ def sync(run: Path) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # whatever a server or a network may raise
-        raise UserError(
-            f"MLflow at {config.mlflow} does not answer ({error}); try again when it does"
-        ) from error
+        raise UserError(f"MLflow at {config.mlflow} does not answer ({error}); try again later") from error
     return {name: state[name] for name in RETURNED}

@@ -1,6 +1,6 @@
-"""Train a recipe, or describe what training would do: `train` and `describe`.
+"""Train a recipe, or describe the plan of training: `train` and `describe`.
 
-A run folder has one writer. A start claims it, continues from the newest checkpoint that verifies, and returns to
+A run folder has one writer. Training claims it, continues from the newest checkpoint that verifies, and returns to
 a checkpoint with a lower learning rate when loss or gradient stay NaN or Inf.
 """
 
@@ -51,7 +51,7 @@ def train(
 ) -> dict[str, Any]:
     """Train to the last step, or continue from the newest checkpoint that verifies. All ranks call it.
 
-    launch: the processes, if they were started before; processes: their number, if another one is to be refused.
+    launch: the processes, if they were started before. processes: the expected number; another number is refused.
     allow_changes: continue a run whose recipe or data have changed. Returns run_dir, step, and the sections of summary.json.
     Raises UserError.
     """
@@ -64,7 +64,9 @@ def train(
         if saved is None or saved.step < steps:
             _train(parts, saved)
         elif comm.is_main():
-            say(f"{parts.folder} is trained to step {steps} already; another name or run_dir trains again")
+            say(
+                f"{parts.folder} is trained to step {steps} already; choose another name or run_dir to train again"
+            )
         summary = comm.on_main(lambda: _summary(parts))
     return {"run_dir": str(parts.folder), "step": steps, **summary}
 
@@ -72,16 +74,17 @@ def train(
 def describe(
     recipe: Recipe, *, launch: backends.Launch | None = None, processes: int | None = None
 ) -> dict[str, Any]:
-    """The resolved recipe, and the plan: data, steps, parameters and memory. Writes nothing. Arguments as of `train`."""
+    """The resolved recipe, and the plan: data, steps, parameters and memory. Writes nothing. The arguments are those of `train`."""
     with backends.launched(launch, processes=processes) as started:
         parts = build_parts(recipe, started)
         return {"recipe": recipe.public(), "plan": plan_of(parts)}
 
 
 def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Checkpoint | None:
-    """Hold the run folder until the stack is closed, and write what training starts from. On the main process only.
+    """Claim the run folder until the stack is closed, and prepare its files. Only the main process calls it.
 
-    Returns the newest checkpoint that verifies, None in a new folder. Raises UserError and DataError for another run's folder.
+    Returns the newest checkpoint that verifies, or None in a new folder. Raises UserError and DataError for the folder of
+    another run.
     """
     folder, recipe, changes = parts.folder, parts.recipe, list[str]()
 
@@ -107,7 +110,7 @@ def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Checkpoint
         checkpoint.refuse_unfit(saved, parts.checkpoint_shapes)
     step = saved.step if saved else 0
     remember(folder, parts.tags, changes, step=step)
-    if changes:  # rows of later steps belong to the recipe before
+    if changes:  # rows of later steps were made with the earlier recipe
         factor = float(saved.state().get("lr_factor", 1.0)) if saved else 1.0
         run_folder.append_metrics(folder, step, {run_folder.ROLLBACK: factor})
     if step < recipe.training.steps:
@@ -153,7 +156,7 @@ def _train(parts: Parts, saved: Checkpoint | None) -> None:
 
 
 def _lay_out(parts: Parts) -> Strategy:
-    """The model divided over the processes, with its optimizer, in the precision that the recipe names."""
+    """Divide the model and its optimizer over the processes, in the precision of the recipe."""
     config, model = parts.recipe.training, parts.model
     backends.set_precision(config.precision)
     needed = checkpoint.num_bytes(parts.checkpoint_shapes)
@@ -216,7 +219,7 @@ def _train_from(start: int, parts: Parts, recorder: Recorder) -> None:
 def _roll_back(error: NotFinite, recorder: Recorder, *, left: int) -> int:
     """Return to the last checkpoint with a lower learning rate. Returns its step.
 
-    left: how many returns are left. Raises the error if there is none, or no checkpoint.
+    left: number of returns that remain. Raises the error if no return remains or no checkpoint exists.
     """
     saved = comm.on_main(lambda: checkpoint.newest(recorder.folder / "checkpoints"))
     if saved is None or left <= 0:
@@ -245,8 +248,8 @@ def _summary(parts: Parts) -> dict[str, Any]:
 def _alone_with_its_data(writer: Writer) -> Iterator[None]:
     """End this rank when its data fails on it alone.
 
-    It cannot tell the other ranks, which wait in a collective: it names the fault, finishes a checkpoint that is being written,
-    and exits; the launcher ends the others.
+    The rank cannot notify the other ranks, which wait in a collective. It prints the fault, finishes the checkpoint that is
+    being written, and exits; the launcher ends the other ranks.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Features to compare images by: a small classifier, trained on a labelled data set."""
+"""Train a small classifier on a labelled data set, whose features are used to compare images."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,11 +25,11 @@ def train_features(
     train, val: folders or URLs of shards; `val` is by default val or test beside `train`. steps: batches of 128 images.
     width: channels of the first map.
 
-    Returns what features.json says, with the accuracy on the held-out images. Raises UserError for an `out` that is taken,
+    Returns the content of features.json, with the accuracy on the held-out images. Raises UserError when `out` has features,
     DataError for images without classes or of different shapes.
     """
     _refuse(out, width)
-    train_reader, val_reader = _open(train), _open(val or _beside(train))
+    train_reader, val_reader = _open(train), _open(val or _held_out_beside(train))
     classes = _classes_of_both(train_reader, val_reader)
     shape = classifier.Shape(train_reader.image_shape[0], train_reader.image_shape[1], classes, width)
     plan = Plan(train_reader.index.shards.samples, min(BATCH, len(train_reader)), seed)
@@ -51,57 +51,61 @@ def train_features(
 
 
 def _refuse(out: Path, width: int) -> None:
-    """Raise UserError for a width that the file format does not take, and for an output folder that is taken."""
+    """Raise UserError for a width outside the limits of the file format, and for an output folder that has features."""
     if not LEAST_WIDTH <= width <= classifier.MOST_WIDTH:
         raise UserError(f"--width (={width}) must be from {LEAST_WIDTH} to {classifier.MOST_WIDTH}")
-    if (out / classifier.WORDS).exists():
-        raise UserError(f"{out} holds features already; delete it or choose another --out")
+    if (out / classifier.DETAILS).exists():
+        raise UserError(f"{out} already holds features; delete it or choose another --out")
     if out.is_file():
         raise UserError(f"--out {out} is a file; give a folder")
 
 
 def _classes_of_both(train: ShardReader, val: ShardReader) -> int:
-    """The number of classes. Raises DataError, before minutes of training, for sets that do not belong together."""
+    """The number of classes. Raises DataError, before minutes of training, if the data sets do not match."""
     if val.image_shape != train.image_shape:
         raise DataError(
-            f"the held-out images are {_shape(val)}, the others {_shape(train)}; give --val a set of the same shape"
+            f"the held-out images are {_shape(val)}, the training images {_shape(train)}; give --val a data set of the same shape"
         )
     if val.index.data_hash == train.index.data_hash:
-        raise DataError("the held-out images are the training images; give --val others")
+        raise DataError("the held-out images are the training images; give other images with --val")
     classes = _classes(train)
     _classes(val)
     return classes
 
 
 def _shown(batches: Iterable[list[Batch]], steps: int) -> Iterator[list[Batch]]:
-    """The batches, while a progress bar is shown."""
+    """Yield the batches and show a progress bar."""
     with Progress("train-features", steps) as progress:
         for step, batch in enumerate(batches, start=1):
             yield batch
             progress.update(step, f"of {steps} steps")
 
 
-def _open(place: str) -> ShardReader:
-    """The shards at a folder or URL, read in the size of their images. Raises DataError when these differ in size."""
-    image = open_index(place).image
+def _open(location: str) -> ShardReader:
+    """A reader of the shards at a folder or URL, in the size of the images. Raises DataError if the sizes differ."""
+    image = open_index(location).image
     if image is None or image[0] != image[1]:
-        raise DataError(f"the images of {place} have no one square size; make shards with --size first")
+        raise DataError(
+            f"the images of {location} do not all have the same square size; write the shards with --size first"
+        )
     channels = 1 if image[2] == 1 else 3
-    config = DataConfig(train=place, val=place, image_size=image[0], channels=channels, global_batch=BATCH)
-    return open_reader(place, config)
+    config = DataConfig(
+        train=location, val=location, image_size=image[0], channels=channels, global_batch=BATCH
+    )
+    return open_reader(location, config)
 
 
-def _beside(place: str) -> str:
-    """The held-out images' folder, beside that of the training images."""
+def _held_out_beside(train: str) -> str:
+    """The folder of the held-out images, val or test beside the folder of the training images."""
     for name in ("val", "test"):
-        folder = Path(place).parent / name
-        if (folder / "index.json").is_file() and folder.resolve() != Path(place).resolve():
+        folder = Path(train).parent / name
+        if (folder / "index.json").is_file() and folder.resolve() != Path(train).resolve():
             return str(folder)
-    raise UserError(f"there is neither val nor test beside {place}; give --val")
+    raise UserError(f"there is neither val nor test beside {train}; give --val")
 
 
 def _classes(reader: ShardReader) -> int:
-    """The number of classes that the index names, or else that its entries have. Raises DataError where there are none."""
+    """The number of classes in the index, or else in its entries. Raises DataError for images without classes."""
     classes = len(reader.index.class_names) or reader.most_class() + 1
     if classes < 2:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Check a folder of shards against its index; each fault is named with shard, member and byte."""
+"""Check a folder of shards against its index, and name each fault with shard, member and byte offset."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from vaescale.system.host import cores
 
 
 def verify_shards(folder: str | Path, *, deep: bool = False, jobs: int | None = None) -> dict[str, Any]:
-    """Return the folder, the number of samples that its index names, `deep`, and the list of faults.
+    """Return the folder, the number of samples in its index, `deep`, and the list of faults.
 
-    deep: decode every image too. jobs: number of threads, by default the number of cores. Raises DataError when the
+    deep: also decode every image. jobs: number of threads, by default the number of cores. Raises DataError when the
     folder has no readable index.
     """
     with Progress(f"verify {folder}", 0) as progress:

@@ -1,1 +1,1 @@
-"""What a trained model is worth, in numbers."""
+"""Metrics of trained models: bounds, reconstructions, calibration, sample quality and baselines."""

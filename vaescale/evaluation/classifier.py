@@ -1,7 +1,7 @@
-"""A small convolutional classifier whose last map, averaged over its places, is the features of an image.
+"""A small convolutional classifier. The average of its last map over the places is the features of an image.
 
-Its features give Frechet distances and similar scores for images that Inception's weights say little about (digits, clothes).
-Distances by different features do not compare.
+Its features give Frechet distances and similar scores for images that are unlike Inception's training images (digits, clothes).
+Distances are comparable only with the same features.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from vaescale.errors import DataError, UserError
 from vaescale.system.files import write_whole
 
 FORMAT = {"format": "vaescale-features", "version": 1}
-TENSORS, WORDS = "features.safetensors", "features.json"
+TENSORS, DETAILS = "features.safetensors", "features.json"
 SMALLEST_MAP, MOST_STAGES = 4, 4
 MOST_WIDTH, MOST_CLASSES, MOST_SIZE = 512, 100_000, 4096
 
@@ -56,8 +56,8 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The features [B, F] of images [B, C, H, W] in [0, 1]."""
-        here: Tensor = self.stages(self.stem(2 * x - 1))
-        return here.mean((2, 3))
+        maps: Tensor = self.stages(self.stem(2 * x - 1))
+        return maps.mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits [B, classes] of images [B, C, H, W] in [0, 1]."""
@@ -80,7 +80,7 @@ def train(
 ) -> Classifier:
     """Train a classifier by AdamW with a cosine schedule over `steps` batches, in float32.
 
-    Raises DataError for images without a class, or with one that `shape` does not have.
+    Raises DataError for images without a class, or with a class that `shape` does not have.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -98,15 +98,15 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: Classifier, batches: Iterable[Batch]) -> tuple[float, int]:
-    """The share of images whose most probable class is theirs, and the number of images."""
+    """The share of images whose most probable class is correct, and the number of images."""
     right = count = 0
     for batch in batches:
         labels = _classes(batch, model.head.out_features)[batch.mask]
-        found = model(batch.images[batch.mask].float() / 255).argmax(1)
-        right += int((found == labels).sum())
+        predicted = model(batch.images[batch.mask].float() / 255).argmax(1)
+        right += int((predicted == labels).sum())
         count += len(labels)
     if not count:
-        raise DataError("there are no images to measure the accuracy on; give --val a set that has some")
+        raise DataError("there are no images to measure the accuracy on; give --val a data set with images")
     return right / count, count
 
 
@@ -115,41 +115,41 @@ def save(model: Classifier, shape: Shape, folder: Path, details: dict[str, Any])
     content = to_bytes({name: value.contiguous() for name, value in model.state_dict().items()})
     sha256 = hashlib.sha256(content).hexdigest()
     write_whole(folder / TENSORS, content)
-    words = {**FORMAT, **shape._asdict(), "sha256": sha256, **details}
-    write_whole(folder / WORDS, (json.dumps(words, indent=1) + "\n").encode())
+    content = {**FORMAT, **shape._asdict(), "sha256": sha256, **details}
+    write_whole(folder / DETAILS, (json.dumps(content, indent=1) + "\n").encode())
     return sha256
 
 
 def load(folder: Path) -> tuple[Classifier, Shape, dict[str, Any]]:
     """The classifier that `save` wrote. Raises UserError when it is absent or damaged."""
     try:
-        words = dict(json.loads((folder / WORDS).read_bytes()))
+        details = dict(json.loads((folder / DETAILS).read_bytes()))
         content = (folder / TENSORS).read_bytes()
         tensors = from_bytes(content)
-        shape = Shape(*(words[name] for name in Shape._fields))
+        shape = Shape(*(details[name] for name in Shape._fields))
     except OSError:
         raise UserError(
             f"{folder} holds no features; train some with `vaescale train-features DIR --out {folder}`"
         ) from None
     except (ValueError, TypeError, KeyError, SafetensorError) as error:
         raise _damaged(folder, str(error)) from error
-    if any(words.get(key) != value for key, value in FORMAT.items()):
+    if any(details.get(key) != value for key, value in FORMAT.items()):
         raise _damaged(folder, "it is of another version")
     most = Shape(4, MOST_SIZE, MOST_CLASSES, MOST_WIDTH)
-    if not all(type(own) is int and 0 < own <= bound for own, bound in zip(shape, most, strict=True)):
-        raise _damaged(folder, f"{shape} is no shape")
-    if hashlib.sha256(content).hexdigest() != words.get("sha256"):
-        raise _damaged(folder, "the weights are not what features.json says")
+    if not all(type(value) is int and 0 < value <= bound for value, bound in zip(shape, most, strict=True)):
+        raise _damaged(folder, f"its shape {shape} is invalid")
+    if hashlib.sha256(content).hexdigest() != details.get("sha256"):
+        raise _damaged(folder, "the hash of the weights is not that in features.json")
     model = Classifier(shape)
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
         raise _damaged(folder, "the weights do not fit the network") from None
-    return model.eval(), shape, words
+    return model.eval(), shape, details
 
 
-def _damaged(folder: Path, words: str) -> UserError:
-    return UserError(f"the features in {folder} are damaged ({words}); train them again")
+def _damaged(folder: Path, fault: str) -> UserError:
+    return UserError(f"the features in {folder} are damaged ({fault}); train them again")
 
 
 def _classes(batch: Batch, classes: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""How far kinds of pictures are from reference images, by the features of both.
+"""Distances of kinds of pictures from reference images, by their features.
 
-Each kind of picture is numbered, and rank r of N makes the numbers r, r + N, ..., so that the pictures are the same on any
-number of ranks; all ranks get all features, and one compares.
+The pictures of a kind are numbered, and rank r of N makes the numbers r, r + N, ..., so that the pictures do not depend on the
+number of ranks. All ranks get all features, and the main process compares them.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ from vaescale.system.files import write_whole
 
 BATCH = 250
 MOST_REFERENCES = 50_000
-LEAST = 10  # pictures of a kind, for five neighbours and a covariance
-MOST_COMPARED = 10_000  # by neighbours and kernels, whose cost grows with the square
+LEAST = 10  # minimum number of pictures of a kind, for five neighbours and a covariance
+MOST_COMPARED = 10_000  # maximum number for neighbours and kernels, whose cost grows with its square
 PROTOCOL = {
     "frechet": "between Gaussians, float64, all features",
     "kernel": "unbiased MMD^2 of (x . y / F + 1)^3, equally many of both, at most 10000",
@@ -44,7 +44,7 @@ MORE_IS_BETTER = ("precision", "recall", "density", "coverage")
 
 
 class Kind(NamedTuple):
-    """Pictures to judge: a name, how they are decoded, their number, and a function from positions (int64 [B]) to pictures.
+    """Pictures to judge: a name, their decoding, their number, and a function from positions (int64 [B]) to pictures.
 
     Pictures are [B, C, H, W] in [0, 1].
     """
@@ -58,23 +58,25 @@ class Kind(NamedTuple):
 def judge(kinds: list[Kind], extractor: Extractor, references: Tensor) -> list[dict[str, Any]]:
     """Compare each kind with the references' features [N, F]. Returns a row for each kind. All ranks call it.
 
-    The Frechet distance takes all features; kernel distance, precision, recall, density and coverage take equally many of
-    both, at most 10,000.
+    The Frechet distance uses all features; kernel distance, precision, recall, density and coverage use equally many of
+    each set, at most 10,000.
     """
     against = _moments(references)
     rows = []
     for kind in kinds:
         features = features_of(kind, extractor)
-        own = _moments(features)
+        moments_of_kind = _moments(features)
 
-        def compare(kind: Kind = kind, features: Tensor = features, own: Moments = own) -> dict[str, Any]:
+        def compare(
+            kind: Kind = kind, features: Tensor = features, moments: Moments = moments_of_kind
+        ) -> dict[str, Any]:
             fewer = min(len(features), len(references), MOST_COMPARED)
             images, samples = (values[evenly(len(values), fewer)] for values in (references, features))
             return {
                 "of": kind.name,
                 "decode": kind.decode,
                 "count": len(features),
-                "frechet": frechet_distance(own, against),
+                "frechet": frechet_distance(moments, against),
                 "kernel": kernel_distance(images, samples),
                 **overlap(images, samples)._asdict(),
             }
@@ -85,7 +87,7 @@ def judge(kinds: list[Kind], extractor: Extractor, references: Tensor) -> list[d
 
 @torch.no_grad()
 def features_of(kind: Kind, extractor: Extractor) -> Tensor:
-    """Float32 [N, F] of a kind's pictures in their order, on every rank. All ranks call it."""
+    """The features of a kind's pictures in order, float32 [N, F], on every rank. All ranks call it."""
     numbers = torch.arange(comm.rank(), kind.number, comm.world_size())
     title = f"{kind.name} {kind.decode}".strip()
 
@@ -109,10 +111,10 @@ def features_of(kind: Kind, extractor: Extractor) -> Tensor:
 def references_of(
     reader: ShardReader, extractor: Extractor, config: DataConfig, *, device: torch.device, cache: Path
 ) -> tuple[Tensor, bool]:
-    """The features of a data set's images, at most 50,000 at equal distances, and whether they were in the cache.
+    """The features of at most 50,000 evenly spaced images of a data set, and whether they came from the cache.
 
-    config: how the reader reads images. Writes the features to the cache if they are not there. All ranks call it. Raises
-    DataError for too few images.
+    config: the reader's options, which are part of the cache key. Writes missing features to the cache. All ranks call it.
+    Raises DataError for too few images.
     """
     count = min(MOST_REFERENCES, len(reader))
     if count < LEAST:
@@ -136,17 +138,17 @@ def references_of(
 
 
 def to_levels(images: Tensor) -> Tensor:
-    """Images in [0, 1] as 8-bit files hold them."""
+    """Round images in [0, 1] to the values of 8-bit files."""
     return (255 * images.float().clamp(0, 1)).round() / 255
 
 
 def _moments(features: Tensor) -> Moments:
-    """Moments of features [N, F] that every rank has; each rank sums its share."""
+    """The moments of features [N, F] that every rank has; each rank sums its share."""
     return moments(torch.split(features[comm.rank() :: comm.world_size()], BATCH))
 
 
 def _kept(path: Path, count: int) -> Tensor | None:
-    """The features in a file of the cache, None if it is absent or damaged."""
+    """The features in a cache file, or None if the file is missing or damaged."""
     try:
         features = from_bytes(path.read_bytes())["features"]
     except (OSError, KeyError, ValueError, SafetensorError):

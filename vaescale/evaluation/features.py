@@ -1,9 +1,9 @@
-"""Features that images are compared by, and their extractors. Numbers of different extractors do not compare.
+"""Extractors of the features by which images are compared. Scores are comparable only with the same extractor.
 
-pixels              the values themselves, for small images
+pixels              the pixel values, for small images
 DIR                 a classifier that `vaescale train-features` trained
 inception[:FILE]    torchmetrics' Inception v3 (torch-fidelity's weights), the FID of the literature
-FILE.pt2            any module that `torch.export.save` wrote: [B, C, H, W] in [0, 1] to [B, F]; it is a program, so trusted alone
+FILE.pt2            a module that `torch.export.save` wrote: [B, C, H, W] in [0, 1] to [B, F]; it is a program and must be trusted
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from vaescale.evaluation import classifier
 
 MOST_PIXELS = 4096
 INCEPTION = "inception"
-INCEPTION_SHA256 = "6726825d"  # its beginning
+INCEPTION_SHA256 = "6726825d"  # first digits of the hash
 INCEPTION_FILE = (
     f"weights-inception-2015-12-05-{INCEPTION_SHA256}.pth"  # as torch-fidelity names it in torch's cache
 )
@@ -32,39 +32,40 @@ WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 class Extractor(NamedTuple):
     """A function from images to features.
 
-    name: for files and metrics. words: a description for the protocol. identity: a hash of all that the features depend on.
-    of: images [B, C, H, W] in [0, 1] to features [B, F].
+    name: name for files and metrics. description: phrase for the protocol. identity: hash of everything that determines the
+    features. of: images [B, C, H, W] in [0, 1] to features [B, F].
     """
 
     name: str
-    words: str
+    description: str
     identity: str
     of: Callable[[Tensor], Tensor]
 
 
 def open_extractor(
-    words: str, *, image_shape: tuple[int, int, int], device: torch.device, trusted: bool = False
+    name: str, *, image_shape: tuple[int, int, int], device: torch.device, trusted: bool = False
 ) -> Extractor:
-    """Open an extractor by its name (above), for images of this shape. trusted: whether FILE.pt2, a program, may run.
+    """Open an extractor by its name (see the module docstring), for images of this shape.
 
-    Raises UserError for what is not there, does not fit, or is not trusted.
+    trusted: whether FILE.pt2, a program, may run. Raises UserError for features that are missing, do not fit or are not
+    trusted.
     """
-    name, _, place = words.partition(":")
-    if words == "pixels":
+    kind, _, location = name.partition(":")
+    if name == "pixels":
         return _pixels(image_shape)
-    if name == INCEPTION:
-        return _inception(place, device)
-    if words.endswith(".pt2"):
-        return _exported(Path(words), image_shape, device, trusted=trusted)
-    return _trained(Path(words), image_shape, device)
+    if kind == INCEPTION:
+        return _inception(location, device)
+    if name.endswith(".pt2"):
+        return _exported(Path(name), image_shape, device, trusted=trusted)
+    return _trained(Path(name), image_shape, device)
 
 
 def _pixels(image_shape: tuple[int, int, int]) -> Extractor:
     values = image_shape[0] * image_shape[1] * image_shape[2]
     if values > MOST_PIXELS:
         raise UserError(
-            f"--features pixels is for images of at most {MOST_PIXELS} values, these have {values}; train features on a "
-            f"labelled set with `vaescale train-features`"
+            f"--features pixels allows images of at most {MOST_PIXELS} values, these have {values}; train features on a "
+            f"labelled data set with `vaescale train-features`"
         )
     return Extractor("pixels", f"the {values} values of an image, in [0, 1]", f"pixels {values}", _flat)
 
@@ -77,17 +78,17 @@ def _trained(folder: Path, image_shape: tuple[int, int, int], device: torch.devi
     model, shape, details = classifier.load(folder)
     if (shape.channels, shape.size, shape.size) != image_shape:
         raise UserError(
-            f"the features in {folder} are of {shape.channels}x{shape.size}x{shape.size} images, these are "
-            f"{'x'.join(map(str, image_shape))}; train others on images of this shape"
+            f"the features in {folder} are for {shape.channels}x{shape.size}x{shape.size} images, these are "
+            f"{'x'.join(map(str, image_shape))}; train features on images of this shape"
         )
     model.to(device)
     accuracy = details.get("accuracy")
-    words = f"the {model.size} features of a classifier of {shape.classes} classes ({folder.name}, held-out accuracy {accuracy})"
-    return Extractor(folder.name, words, details["sha256"], model.features)
+    description = f"the {model.size} features of a classifier of {shape.classes} classes ({folder.name}, held-out accuracy {accuracy})"
+    return Extractor(folder.name, description, details["sha256"], model.features)
 
 
-def _inception(place: str, device: torch.device) -> Extractor:
-    path = Path(place) if place else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+def _inception(location: str, device: torch.device) -> Extractor:
+    path = Path(location) if location else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
     instead = "or train features on your own images: `vaescale train-features DIR`"
     if not path.is_file():
         raise UserError(
@@ -104,31 +105,29 @@ def _inception(place: str, device: torch.device) -> Extractor:
             f"Inception needs torch-fidelity and torchvision ({error.name or 'torch-fidelity'} is missing); `pip install torch-fidelity torchvision`, "
             f"{instead}"
         ) from None
-    except Exception as error:  # whatever a file, or a torchvision of another torch, may raise
+    except Exception as error:  # a damaged file or a mismatched torchvision may raise anything
         raise UserError(
-            f"Inception cannot be made of {path} ({type(error).__name__}: {str(error).partition(chr(10))[0]}); fetch "
-            f"{INCEPTION_FILE} of torch-fidelity anew, {instead}"
+            f"Inception cannot be built from {path} ({type(error).__name__}: {str(error).partition(chr(10))[0]}); fetch "
+            f"{INCEPTION_FILE} of torch-fidelity again, {instead}"
         ) from error
     module = module.to(device)
 
     def features(images: Tensor) -> Tensor:
         levels = (255 * images).round().byte().expand(-1, 3, -1, -1)
-        found: Tensor = module(levels)
-        return found.float()
+        output: Tensor = module(levels)
+        return output.float()
 
     identity = hashlib.sha256(path.read_bytes()).hexdigest()
     weights = "torch-fidelity's weights"
     if not identity.startswith(INCEPTION_SHA256):
-        weights = (
-            f"weights that are not torch-fidelity's (sha256 {identity[:12]}), so no FID of the literature"
-        )
-    words = f"Inception v3, 2048 features, {weights}, torch-fidelity's resizing, through torchmetrics"
-    return Extractor(INCEPTION, words, identity, features)
+        weights = f"weights that are not torch-fidelity's (sha256 {identity[:12]}), so not the FID of the literature"
+    description = f"Inception v3, 2048 features, {weights}, torch-fidelity's resizing, through torchmetrics"
+    return Extractor(INCEPTION, description, identity, features)
 
 
 @contextmanager
 def no_code_from_pickles() -> Iterator[None]:
-    """A context in which torch loads only tensors, even where a library asks for full unpickling, as torch-fidelity does."""
+    """Make torch load only tensors in this context, even where a library, such as torch-fidelity, asks for full unpickling."""
     before = os.environ.get(WEIGHTS_ONLY)
     os.environ[WEIGHTS_ONLY] = "1"
     try:
@@ -147,15 +146,15 @@ def _refuse_misfit(
     for count in (2, 3):
         try:
             with torch.no_grad():
-                found = features(torch.zeros(count, *image_shape, device=device))
-            sizes.add(found.shape[1])
-            fault = "" if len(found) == count and found.shape[1] else f"gives {list(found.shape)}"
-        except Exception as error:  # whatever a program may raise
+                output = features(torch.zeros(count, *image_shape, device=device))
+            sizes.add(output.shape[1])
+            fault = "" if len(output) == count and output.shape[1] else f"gives {list(output.shape)}"
+        except Exception as error:  # a program may raise anything
             fault = f"says {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         if fault or len(sizes) > 1:
             raise UserError(
-                f"{path} takes no {count} images of {shape} to features ({fault or 'their number varies'}); export it for images of "
-                f"this shape, with dynamic_shapes for the batch"
+                f"{path} does not map {count} images of {shape} to features ({fault or 'their number varies'}); export it for images "
+                f"of this shape, with dynamic_shapes for the batch"
             )
 
 
@@ -163,23 +162,23 @@ def _exported(
     path: Path, image_shape: tuple[int, int, int], device: torch.device, *, trusted: bool
 ) -> Extractor:
     if not path.is_file():
-        raise UserError(f"{path} is not there; give a file that torch.export.save wrote")
+        raise UserError(f"{path} does not exist; give a file that torch.export.save wrote")
     if not trusted:
         raise UserError(
-            f"{path} is a program and could do anything; if you trust who made it, give --trust-features"
+            f"{path} is a program and could do anything; if you trust its author, give --trust-features"
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module: nn.Module = torch.export.load(str(path)).module().to(device)
-    except Exception as error:  # whatever a file may make of torch
+    except Exception as error:  # a damaged file may raise anything
         raise UserError(
             f"{path} cannot be loaded ({type(error).__name__}: {error}); export it again"
         ) from error
 
     def features(images: Tensor) -> Tensor:
-        found: Tensor = module(images.float())
-        return found.flatten(1).float()
+        output: Tensor = module(images.float())
+        return output.flatten(1).float()
 
     _refuse_misfit(features, path, image_shape, device)
     identity = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -21,31 +21,34 @@ class Moments(NamedTuple):
 
 
 def moments(features: Iterable[Tensor]) -> Moments:
-    """The moments of features [B, F] over all ranks, in one pass: each batch is centred by itself, and all are merged exactly.
+    """The moments of features [B, F] over all ranks, in one pass: each batch is centred on its rows mean, then merged exactly.
 
-    Chan, Golub & LeVeque 1983, eq. 1.5b. A rank may have none.
+    Chan, Golub & LeVeque 1983, eq. 1.5b. A rank may have no features.
     """
     count, mean, scatter = 0, torch.zeros(0), torch.zeros(0)
     for batch in features:
         if not len(batch):
             continue
-        own = batch.double().cpu()
-        own_mean = own.mean(0)
-        own_scatter = (own - own_mean).T @ (own - own_mean)
+        rows = batch.double().cpu()
+        batch_mean = rows.mean(0)
+        batch_scatter = (rows - batch_mean).T @ (rows - batch_mean)
         if count == 0:
-            count, mean, scatter = len(own), own_mean, own_scatter
+            count, mean, scatter = len(rows), batch_mean, batch_scatter
             continue
-        count, mean, scatter = _merged((count, mean, scatter), (len(own), own_mean, own_scatter))
-    parts = [part for part in comm.gather_object((count, mean, scatter)) if part[0]]
-    total = parts[0]
-    for part in parts[1:]:
-        total = _merged(total, part)
+        count, mean, scatter = _merged((count, mean, scatter), (len(rows), batch_mean, batch_scatter))
+    collected = [statistics for statistics in comm.gather_object((count, mean, scatter)) if statistics[0]]
+    total = collected[0]
+    for statistics in collected[1:]:
+        total = _merged(total, statistics)
     count, mean, scatter = total
     return Moments(mean, scatter / (count - 1), count)
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
-    """d^2, float64. The trace of the root is the sum of the roots of the eigenvalues of C_1^(1/2) C_2 C_1^(1/2)."""
+    """The squared distance d^2, computed in float64.
+
+    The trace of the root is the sum of the square roots of the eigenvalues of C_1^(1/2) C_2 C_1^(1/2).
+    """
     values, vectors = torch.linalg.eigh(one.covariance)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root @ other.covariance @ root).clamp_min(0).sqrt().sum()

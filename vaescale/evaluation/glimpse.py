@@ -1,4 +1,4 @@
-"""Pictures of a model while it trains: some images, their reconstructions, the decoder's sigma, and samples of the prior."""
+"""Pictures of a model during training: images, reconstructions, the decoder's sigma, and samples of the prior."""
 
 import torch
 from torch import Tensor
@@ -9,8 +9,10 @@ from vaescale.models.vae import VAE
 
 @torch.no_grad()
 def glimpse(model: VAE, images: Tensor, *, seed: int) -> list[tuple[str, Tensor]]:
-    """Named rows of pictures [B, C, H, W] in [0, 1]: originals, decoded means, sigma(z) over its largest value where it differs
-    from place to place, means of samples. images: uint8 [B, C, H, W]. All ranks call it, with the same images.
+    """Named rows of pictures [B, C, H, W] in [0, 1]: originals, decoded means, sigma and means of samples.
+
+    The row of sigma(z), divided by its maximum, exists where sigma differs between pixels. images: uint8 [B, C, H, W]. All ranks
+    call it with the same images.
     """
     was_training = model.training
     model.eval()

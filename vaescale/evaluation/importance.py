@@ -16,8 +16,8 @@ from vaescale.evaluation.likelihood import bits_per_dim
 from vaescale.models.vae import VAE
 from vaescale.system.console import Progress
 
-DRAWS = 4  # of an image at once: draw k is number k % 4 of the stream's step k // 4
-VALUES = 2000 * 784  # of images times draws that are decoded at once
+DRAWS = 4  # per image in one step of the stream: draw k is number k % 4 of step k // 4
+VALUES = 2000 * 784  # maximum number of values (images x draws x pixels) to decode at once
 IMPORTANCE = (
     *("neg_iwae_nats", "iwae_bits_per_dim", "neg_iwae_standard_error", "importance_neg_elbo_nats"),
     *("importance_samples", "importance_images", "effective_samples"),
@@ -28,17 +28,17 @@ IMPORTANCE = (
 def importance_weighted(
     model: VAE, batches: Iterable[Batch], *, seed: int, samples: int, most_images: int | None = None
 ) -> dict[str, float]:
-    """-L_K with the running sigma, in float32, of all images or the first `most_images`.
+    """The mean of -L_K with the running sigma, in float32, over all images or the first `most_images`.
 
-    Returns neg_iwae_nats, the same as iwae_bits_per_dim, its standard error over the images, importance_neg_elbo_nats, which
-    is the negative ELBO of the same images by the same draws, importance_samples (K), importance_images, and
-    effective_samples, (sum w)^2 / sum w^2 of an image's K weights (Kong 1992), the mean over the images. Draw k of an
-    image is a function of (seed, its number, k), so that more samples contain the fewer ones. Raises UserError for a
-    likelihood that fits sigma to each image, which is no bound, DataError when no image can be used.
+    Returns neg_iwae_nats, its value as iwae_bits_per_dim, its standard error over the images; importance_neg_elbo_nats, the
+    negative ELBO of the same images and draws; importance_samples (K), importance_images; and effective_samples, the mean over
+    images of (sum w)^2 / sum w^2 (Kong 1992). Draw k of an image is a function of (seed, image number, k), so a larger K adds
+    draws to those of a smaller one. Raises UserError for a likelihood that fits sigma to each image, which gives no bound,
+    DataError when no image can be used.
     """
     if model.likelihood.reads_x:
         raise UserError(
-            "this likelihood fits sigma to each image itself, which is no bound of log p(x); leave importance samples out"
+            "this likelihood fits sigma to each image, which gives no bound of log p(x); leave importance samples out"
         )
     was_training = model.training
     model.eval()
@@ -47,9 +47,7 @@ def importance_weighted(
     total, squares, elbo, effective, count = comm.all_reduce_sum(sums).tolist()
     if not count:
         raise comm.known_to_all(
-            DataError(
-                "no image could be used; `vaescale verify-shards DIR --deep` names what is wrong with them"
-            )
+            DataError("no image could be used; `vaescale verify-shards DIR --deep` names the faults")
         )
     mean, likelihood = total / count, model.likelihood
     variance = max(0.0, squares / count - mean**2)
@@ -77,11 +75,11 @@ def _sums(model: VAE, batches: Iterable[Batch], seed: int, samples: int, most_im
             for rows in torch.split(mask.nonzero()[:, 0], at_once):
                 before = done
 
-                def tell(draws: int, before: int = before) -> None:
+                def report(draws: int, before: int = before) -> None:
                     progress.update(before + draws, "draws")
 
                 stream = noise.Stream(seed, 0, slots[rows])
-                bound, elbo, effective = _bounds(model, images[rows], stream, samples, tell)
+                bound, elbo, effective = _bounds(model, images[rows], stream, samples, report)
                 count = bound.new_tensor(len(rows))
                 sums += torch.stack([bound.sum(), bound.square().sum(), elbo.sum(), effective.sum(), count])
                 done += len(rows) * samples
@@ -91,11 +89,11 @@ def _sums(model: VAE, batches: Iterable[Batch], seed: int, samples: int, most_im
 
 
 def _bounds(
-    model: VAE, images: Tensor, stream: noise.Stream, samples: int, tell: Callable[[int], None]
+    model: VAE, images: Tensor, stream: noise.Stream, samples: int, report: Callable[[int], None]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """L_K of each image, its ELBO by the same draws, and its effective number of samples, float64 [B] each.
+    """L_K of each image, its ELBO with the same draws, and its effective number of samples, float64 [B] each.
 
-    images: uint8 [B, C, H, W]. tell: called with the number of draws done.
+    images: uint8 [B, C, H, W]. report: called with the number of draws done.
     """
     x = model.target(images, stream)
     mask = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -107,5 +105,5 @@ def _bounds(
         total = torch.logaddexp(total, torch.logsumexp(weights, dim=1))
         squares = torch.logaddexp(squares, torch.logsumexp(2 * weights, dim=1))
         logs = logs + weights.sum(1)
-        tell(len(x) * min(start + DRAWS, samples))
+        report(len(x) * min(start + DRAWS, samples))
     return total - math.log(samples), logs / samples, torch.exp(2 * total - squares)

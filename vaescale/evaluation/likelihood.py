@@ -1,4 +1,4 @@
-"""The ELBO of a data set and its other metrics, each sample weighed once over all ranks."""
+"""The ELBO of a data set and other metrics, with each sample counted once over all ranks."""
 
 import math
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ from vaescale.models.vae import VAE, Terms
 
 ACTIVE_VARIANCE = 0.01
 COLLAPSED_NATS, COLLAPSED_IMAGES = 0.01, 0.99
-PER_IMAGE = 4  # columns before those by group and by latent
+PER_IMAGE = 4  # number of columns before those of groups and latents
 
 
 @torch.no_grad()
 def evaluate(
     model: VAE, batches: Iterable[Batch], *, seed: int, max_skipped: float = 1.0
 ) -> dict[str, float]:
-    """One-sample ELBO with the running sigma, in float32. The noise of an image depends on (seed, its number) alone.
+    """The one-sample ELBO with the running sigma, in float32. The noise of an image depends only on seed and image number.
 
-    Returns what `model_metrics` does; images, the number evaluated, and skipped, the number that could not be used
-    (absent when 0). Raises DataError when more than the fraction `max_skipped` could not.
+    Returns the metrics of `model_metrics`, images (the number evaluated) and skipped (the number of unusable images, absent
+    when 0). Raises DataError when more than the fraction `max_skipped` is unusable.
     """
     was_training = model.training
     model.eval()
@@ -34,13 +34,13 @@ def evaluate(
     for batch in batches:
         images, slots, mask = batch.images.to(device), batch.slots.to(device), batch.mask.to(device)
         terms = model(images, noise.Stream(seed, 0, slots), mask)
-        own = column_sums(terms, mask)
-        sums = own if sums is None else sums + own
+        batch_sums = column_sums(terms, mask)
+        sums = batch_sums if sums is None else sums + batch_sums
         skipped_here += len(batch.faults)
     model.train(was_training)
     if sums is None:
         raise comm.known_to_all(
-            DataError("there are no images to evaluate; give data.val a set that has some")
+            DataError("there are no images to evaluate; give data.val a data set with images")
         )
     total = comm.all_reduce_sum(torch.cat([sums, sums.new_tensor([skipped_here])]))
     used, skipped = float(total[-2]), float(total[-1])
@@ -56,10 +56,10 @@ def evaluate(
 
 
 def column_sums(terms: Terms, mask: Tensor) -> Tensor:
-    """Sums over images of what `model_metrics` takes the means of, and their number, float64 [4 + G + 3 L + 1].
+    """Sums over images for `model_metrics`, and the number of images, float64 [4 + G + 3 L + 1].
 
-    log_px, kl, squared error, variance | the KL of each group | of each latent whether its KL is below 0.01 nats,
-    the posterior's mean and its square.
+    The columns are log_px, kl, squared error, variance; the KL of each group; and for each latent whether its KL is below 0.01
+    nats, the posterior's mean, and its square.
     """
     first = torch.stack([terms.log_px, terms.kl.sum(1), terms.squared_error, terms.variance], dim=1)
     parts = [first, terms.kl, terms.latent_kl < COLLAPSED_NATS, terms.unit_mean, terms.unit_square]
@@ -69,17 +69,17 @@ def column_sums(terms: Terms, mask: Tensor) -> Tensor:
 
 
 def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
-    """The metrics from the means over images of what `column_sums` sums, float64 [4 + G + 3 L].
+    """The metrics of a data set from the means over images of the columns of `column_sums`, float64 [4 + G + 3 L].
 
     neg_elbo_nats, log_px_nats and kl_nats (per image), bits_per_dim, mse (per value, images in [0, 1]), and sigma: the
-    likelihood's noise level, or the root of the mean variance of p(x|z) when it depends on z (absent when there is none).
-    A likelihood that fits sigma to each image itself has no bound: then the two are called neg_profile_elbo_nats and
-    profile_log_px_nats, and there are no bits_per_dim. The likelihood's `progress` is added.
+    likelihood's noise level, or the root of the mean variance of p(x|z) when it depends on z (absent without a noise level).
+    A likelihood that fits sigma to each image gives no bound: then the names are neg_profile_elbo_nats and
+    profile_log_px_nats, and bits_per_dim is absent. The likelihood's `progress` is added.
 
-    active_units: latents whose posterior mean, measured from the prior's in its standard deviations, has a variance above
-    0.01 over the images and the places of a map (Burda, Grosse & Salakhutdinov 2016, section 5.1). collapsed_share: of the latents, those whose KL
-    is below 0.01 nats for at least 99% of the images (Lucas et al. 2019, definition 1, with epsilon = delta = 0.01).
-    group_kl_nats/N: of each group, where there are several.
+    active_units: number of latents whose posterior mean, in units of the prior's standard deviations, has a variance above 0.01
+    over the images and the places of a map (Burda, Grosse & Salakhutdinov 2016, section 5.1). collapsed_share: share of the
+    latents whose KL is below 0.01 nats for at least 99% of the images (Lucas et al. 2019, definition 1, with
+    epsilon = delta = 0.01). group_kl_nats/N: the KL of each group of a ladder.
     """
     likelihood, dimensions = model.likelihood, math.prod(model.image_shape)
     groups, latents = len(model.group_sizes), model.num_latents
@@ -108,7 +108,7 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
 
 
 def protocol(likelihood: Likelihood) -> dict[str, str]:
-    """Sentences on what the metrics of `evaluate` mean for this likelihood, by name."""
+    """The meaning of the metrics of `evaluate` for this likelihood, by name."""
     formula = "neg_elbo_nats / (D ln 2)"
     if likelihood.measure == "mass":
         bits = f"{formula}: a mass over {likelihood.levels} levels, not comparable with densities or other levels"
@@ -118,23 +118,25 @@ def protocol(likelihood: Likelihood) -> dict[str, str]:
         )
     else:
         bits = f"{formula} + 8: a density of 8-bit images in [0, 1], not dequantized: no code length"
-    words = {
+    meanings = {
         "bound": "one-sample ELBO per image, float32",
         "log_px_nats": "E log p(x|z) of the same draw: the reconstruction term of the bound, not log p(x)",
-        "mse": "of means decoded from that draw, per value",
+        "mse": "squared error per value of the means decoded from that draw",
         "bits_per_dim": bits,
-        "sigma": "root of the mean variance of p(x|z); an optimal sigma is the running average of training",
+        "sigma": "root of the mean variance of p(x|z); an optimal sigma is the running average from training",
         "active_units": "latents whose posterior mean, in the prior's standard deviations, varies by more than 0.01 (over images; of a map, over places too)",
         "collapsed_share": "of the latents, those with a KL below 0.01 nats for 99% of the images",
     }
     if likelihood.reads_x:
-        del words["bits_per_dim"]
-        words["bound"] = "none: sigma is fitted to each image itself, which says nothing of unseen images"
-    return words
+        del meanings["bits_per_dim"]
+        meanings["bound"] = (
+            "none: sigma is fitted to each image itself, so the numbers do not apply to unseen images"
+        )
+    return meanings
 
 
 def bits_per_dim(nll_nats: float, dimensions: int, measure: str = "density") -> float:
-    """Bits per dimension of 8-bit images: nll / (D ln 2) of a mass, + 8 of a density on [0, 1].
+    """Bits per dimension of 8-bit images: nll / (D ln 2) for a mass, plus 8 for a density on [0, 1].
 
     A density on [0, 1] gives each of 256 levels a cell of width 1/256, hence the 8 bits. Theis et al. 2016, section 3.1.
     """

@@ -1,8 +1,8 @@
-"""The noise of images, estimated from the images alone by a mask that is 0 on planes and on edges along the axes.
+"""Estimate of the noise of images by a mask whose response is 0 on planes and on edges along the axes.
 
     sigma = sqrt(pi / 2) / (6 (W - 2) (H - 2)) sum |I * N|,     N = [1 -2 1; -2 4 -2; 1 -2 1]        Immerkaer 1996, eq. 6
 
-For white noise sigma is the standard deviation. Fine texture counts as noise too, so only images of one kind compare.
+For white noise sigma is the standard deviation. Fine texture counts as noise too, so compare only images of one kind.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Probabilistic PCA, the optimum of a linear VAE with one sigma. Tipping & Bishop 1999; Lucas et al. 2019.
 
-Its log-likelihood of held-out images is exact, and the ELBO of a run is a bound of the same quantity where the run's
-likelihood is a density of the same images.
+Its log-likelihood of held-out images is exact. The ELBO of a run bounds the same quantity if the run's likelihood is a density
+of the same images.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 
 class PPCA(NamedTuple):
-    """A fit: its number of latents, metrics and reconstructions [N, D] of the held-out images, scores [N, Z] of both sets."""
+    """A fit: the number of latents, metrics and reconstructions [N, D] of held-out images, and scores [N, Z] of both sets."""
 
     latents: int
     metrics: dict[str, float]
@@ -29,7 +29,7 @@ class PPCA(NamedTuple):
 def ppca(train: Array, val: Array, latents: int) -> PPCA:
     """Fit probabilistic PCA to the training images and measure it on the held-out ones.
 
-    train, val: [N, D] in [0, 1]. latents: the number wanted; the fit has fewer where the training images vary in fewer
+    train, val: [N, D] in [0, 1]. latents: number of latents; the fit has fewer if the training images vary in fewer
     directions.
     """
     from sklearn.decomposition import PCA

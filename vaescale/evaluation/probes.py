@@ -1,4 +1,4 @@
-"""Probes of latents by the images' classes: what a linear classifier and nearest neighbours make of them."""
+"""Probes of latents: accuracy of a linear classifier and of nearest neighbours for the images' classes."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Labelled(NamedTuple):
 
 
 def probe(train: Labelled, val: Labelled) -> dict[str, float]:
-    """Accuracies on held-out images of two classifiers that learn from the training images' standardized latents."""
+    """Accuracies on held-out images of two classifiers that are trained on standardized latents of the training images."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline

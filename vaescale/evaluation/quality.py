@@ -1,4 +1,4 @@
-"""How far samples are from images, by the features of both [N, F]: a kernel's distance, and how the two sets overlap.
+"""Distance of samples from images by their features [N, F]: a kernel distance, and the overlap of the two sets.
 
     kernel distance     the squared maximum mean discrepancy of k(x, y) = (x . y / F + 1)^3, unbiased    Binkowski et al. 2018
     precision, recall   samples within the images' manifold, images within the samples': a manifold is the balls around its
@@ -18,7 +18,7 @@ BLOCK = 2000
 
 
 class Overlap(NamedTuple):
-    """Shares of samples or images, in [0, 1]; density may exceed 1."""
+    """Overlap of samples and images: shares in [0, 1]; only density may exceed 1."""
 
     precision: float
     recall: float
@@ -29,17 +29,17 @@ class Overlap(NamedTuple):
 def kernel_distance(images: Tensor, samples: Tensor) -> float:
     """The unbiased kernel distance of images [N, F] and samples [M, F], at least two each.
 
-    It can be a little below 0 for equal distributions.
+    It can be slightly negative for equal distributions.
     """
     size = images.shape[1]
 
-    def total(one: Tensor, other: Tensor) -> Tensor:
-        parts = torch.split(one.double(), BLOCK)
-        return torch.stack([((part @ other.double().T) / size + 1).pow(3).sum() for part in parts]).sum()
+    def total(x: Tensor, y: Tensor) -> Tensor:
+        parts = torch.split(x.double(), BLOCK)
+        return torch.stack([((rows @ y.double().T) / size + 1).pow(3).sum() for rows in parts]).sum()
 
-    def within(one: Tensor) -> Tensor:
-        own = (one.double().square().sum(1) / size + 1).pow(3).sum()  # each with itself
-        return (total(one, one) - own) / (len(one) * (len(one) - 1))
+    def within(x: Tensor) -> Tensor:
+        diagonal = (x.double().square().sum(1) / size + 1).pow(3).sum()  # pairs of a row with itself
+        return (total(x, x) - diagonal) / (len(x) * (len(x) - 1))
 
     between = total(images, samples) / (len(images) * len(samples))
     return float(within(images) + within(samples) - 2 * between)
@@ -47,16 +47,16 @@ def kernel_distance(images: Tensor, samples: Tensor) -> float:
 
 def overlap(images: Tensor, samples: Tensor, neighbours: int = NEIGHBOURS) -> Overlap:
     """Precision, recall, density and coverage of images [N, F] and samples [M, F], more than `neighbours` each."""
-    image_radii, sample_radii = (_radii(one, neighbours) for one in (images, samples))
-    held = torch.zeros(len(samples), dtype=torch.float64)  # by how many images' balls each sample is
+    image_radii, sample_radii = (_radii(points, neighbours) for points in (images, samples))
+    held = torch.zeros(len(samples), dtype=torch.float64)  # number of images' balls that hold each sample
     recalled, covered = (torch.zeros(len(images), dtype=torch.bool) for _ in range(2))
     for start in range(0, len(images), BLOCK):
-        here = slice(start, start + BLOCK)
-        distance = _squared_distances(images[here], samples)
-        inside = distance <= image_radii[here, None]
+        block = slice(start, start + BLOCK)
+        distance = _squared_distances(images[block], samples)
+        inside = distance <= image_radii[block, None]
         held += inside.sum(0)
-        covered[here] = inside.any(1)
-        recalled[here] = (distance <= sample_radii).any(1)
+        covered[block] = inside.any(1)
+        recalled[block] = (distance <= sample_radii).any(1)
     return Overlap(
         precision=float((held > 0).double().mean()),
         recall=float(recalled.double().mean()),
@@ -66,17 +66,17 @@ def overlap(images: Tensor, samples: Tensor, neighbours: int = NEIGHBOURS) -> Ov
 
 
 def _radii(points: Tensor, neighbours: int) -> Tensor:
-    """The squared distance to each point's k-th neighbour, itself left out, [N]."""
+    """The squared distance of each point to its k-th neighbour other than itself, [N]."""
     radii = []
     for start in range(0, len(points), BLOCK):
-        here = points[start : start + BLOCK]
-        distance = _squared_distances(here, points)
-        distance[torch.arange(len(here)), start + torch.arange(len(here))] = torch.inf
+        block = points[start : start + BLOCK]
+        distance = _squared_distances(block, points)
+        distance[torch.arange(len(block)), start + torch.arange(len(block))] = torch.inf
         radii.append(distance.kthvalue(neighbours, dim=1).values)
     return torch.cat(radii)
 
 
-def _squared_distances(one: Tensor, other: Tensor) -> Tensor:
-    one, other = one.double(), other.double()
-    products = one @ other.T
-    return (one.square().sum(1)[:, None] - 2 * products + other.square().sum(1)).clamp_min(0.0)
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x.double(), y.double()
+    products = x @ y.T
+    return (x.square().sum(1)[:, None] - 2 * products + y.square().sum(1)).clamp_min(0.0)

@@ -1,11 +1,11 @@
-"""What reconstructions are like, and whether p(x|z) states their error correctly.
+"""Metrics of reconstructions, and the calibration of p(x|z).
 
-A reconstruction is the decoded mean at the posterior's mean. `METRICS` has a number of each by name; add another one with
+A reconstruction is the decoded mean at the posterior's mean. `METRICS` holds the metrics by name; add another one with
 
     METRICS["mae"] = Metric("mean absolute error per value", lambda x, means: (x - means).abs().flatten(1).mean(1))
 
-Calibration is of p(x|z) with z drawn from q(z|x): over the values of all images, P(|X - mean| <= |x - mean|) is uniform on
-[0, 1] if the decoder's noise is what it says. The share of values at which it is below 0.9 is the coverage of the central 90%
+Calibration checks p(x|z) with z drawn from q(z|x): over the values of all images, P(|X - mean| <= |x - mean|) is uniform on
+[0, 1] if the decoder's noise is correct. The share of values at which it is below 0.9 is the coverage of the central 90%
 intervals (Kuleshov, Fenner & Ermon 2018, section 3.1).
 """
 
@@ -22,22 +22,22 @@ from vaescale.errors import DataError
 from vaescale.likelihoods.base import Likelihood, LocationScale
 from vaescale.models.vae import VAE
 
-LEVELS = 100  # of coverage, in equal steps
+LEVELS = 100  # number of coverage levels, in equal steps
 SHOWN_LEVELS = (50, 90, 99)
-LEAST_SSIM_SIZE = 11  # pixels of SSIM's window
-LEAST_SQUARED_ERROR = 1e-10  # of a value: 100 dB at most
+LEAST_SSIM_SIZE = 11  # side of SSIM's window in pixels
+LEAST_SQUARED_ERROR = 1e-10  # per value, which limits PSNR to 100 dB
 
 PROTOCOL = {
-    "data_sigma": "the sigma that maximizes the likelihood of these very images: a check, and in no bound",
-    "coverage": "share of all values within the central interval of p(x|z) of that many percent, z drawn from q(z|x)",
+    "data_sigma": "the sigma that maximizes the likelihood of these images: a check that enters no bound",
+    "coverage": "share of all values within the central interval of p(x|z) of this level in percent, z drawn from q(z|x)",
 }
 
 
 class Metric(NamedTuple):
-    """A number of each reconstruction, whose mean over the images is reported.
+    """A metric of a reconstruction, whose mean over the images is reported.
 
-    protocol: a sentence on what it is. of: originals and reconstructions, float32 [B, C, H, W] in [0, 1], to [B], or None for
-    images that are too small for it.
+    protocol: a phrase that defines it. of: a function from originals and reconstructions, float32 [B, C, H, W] in [0, 1], to
+    [B], or to None for images that are too small.
     """
 
     protocol: str
@@ -68,7 +68,8 @@ def ssim(x: Tensor, means: Tensor) -> Tensor | None:
 
 METRICS: dict[str, Metric] = {
     "reconstruction_mse": Metric(
-        "decoded mean at the posterior's mean, clamped to [0, 1], per value", squared_error
+        "squared error per value of the decoded mean at the posterior's mean, clamped to [0, 1]",
+        squared_error,
     ),
     "psnr_db": Metric(
         "10 log10(1 / MSE) of each image's reconstruction, at most 100, mean over images",
@@ -85,7 +86,7 @@ METRICS: dict[str, Metric] = {
 
 
 class Reconstruction(NamedTuple):
-    """Metrics and their protocol by name; coverage: of the levels 1% to 100%, None where p(x|z) has no central intervals."""
+    """Metrics and their protocol by name, and the coverage at 1% to 100% (None if p(x|z) has no central intervals)."""
 
     metrics: dict[str, float]
     protocol: dict[str, str]
@@ -96,9 +97,9 @@ class Reconstruction(NamedTuple):
 def reconstruction(model: VAE, batches: Iterable[Batch], *, seed: int) -> Reconstruction:
     """Measure the reconstructions of all images over all ranks, in float32.
 
-    The noise of an image depends on (seed, its number) alone. A metric is absent where images are too small for it, data_sigma
-    where a global sigma is no choice of the likelihood, coverage where the likelihood has no noise around a mean. Raises
-    DataError when no image can be used.
+    The noise of an image depends only on seed and image number. A metric is absent for images that are too small for it,
+    data_sigma for a likelihood without a global sigma, coverage for a likelihood without noise around a mean. Raises DataError
+    when no image can be used.
     """
     was_training = model.training
     model.eval()
@@ -119,17 +120,15 @@ def reconstruction(model: VAE, batches: Iterable[Batch], *, seed: int) -> Recons
     used = float(sums.images)
     if not used:
         raise comm.known_to_all(
-            DataError(
-                "no image could be used; `vaescale verify-shards DIR --deep` names what is wrong with them"
-            )
+            DataError("no image could be used; `vaescale verify-shards DIR --deep` names the faults")
         )
     return _result(model, metrics, sums, used)
 
 
 class _Sums(NamedTuple):
-    """Sums over images, float64: their number [1]; of each metric its values and how many images have one [M, 2].
+    """Sums over images, float64: their number [1]; for each metric the sum of its values and the number of images [M, 2].
 
-    powered: |x - mean|^p by value [D]; counts: values by level of coverage [LEVELS].
+    powered: |x - mean|^p for each value [D]. counts: number of values at each level of coverage [LEVELS].
     """
 
     images: Tensor
@@ -143,10 +142,10 @@ class _Sums(NamedTuple):
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def over_ranks(self) -> "_Sums":
-        """The sums over all ranks."""
+        """The sums over all ranks, on every rank."""
         total = comm.all_reduce_sum(torch.cat([values.flatten() for values in self]))
         split = torch.split(total, [values.numel() for values in self])
-        return _Sums(*(values.view(own.shape) for values, own in zip(split, self, strict=True)))
+        return _Sums(*(values.view(field.shape) for values, field in zip(split, self, strict=True)))
 
 
 def _add_metrics(sums: Tensor, metrics: dict[str, Metric], x: Tensor, means: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Arrays to PNG files, without a display."""
+"""Figures: PNG files and an HTML page from arrays, without a display."""
 
 from vaescale.figures.curves import calibration, curves_of_runs, group_rates, rate_distortion, training_curves
 from vaescale.figures.images import image_map, image_rows, image_strips, picture_rows, sample_panels

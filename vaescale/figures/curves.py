@@ -11,11 +11,11 @@ from vaescale.figures.drawing import COLOURS, DISTINCT, STYLES, finish, logarith
 
 
 def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str) -> None:
-    """Negative ELBO, KL, mean squared error, and what else changes, over steps: training as lines, held-out data as dots."""
-    # With a sigma fitted to each image itself the loss is no bound on unseen data, and has another name.
+    """Draw negative ELBO, KL, mean squared error and other changing metrics over steps: training as lines, held out as dots."""
+    # A sigma that is fitted to each image gives no bound for unseen images, so the loss has another name.
     profile = any("train/neg_profile_elbo_nats" in row for row in rows)
     panels = (
-        ("loss (nats), what is minimized", "loss_nats"),
+        ("loss (nats)", "loss_nats"),
         ("negative profile ELBO (nats), no bound", "neg_profile_elbo_nats")
         if profile
         else ("negative ELBO (nats)", "neg_elbo_nats"),
@@ -25,11 +25,11 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
         ("beta", "beta"),
         ("MMD", "mmd"),
     )
-    # What never changes is no curve, nor is a loss that is the bound.
+    # A constant gets no panel, nor does a loss that equals the bound.
     idle = {
         name for name in ("sigma", "beta") if len({row.get(f"train/{name}") for row in rows} - {None}) < 2
     }
-    idle |= set() if any(_is_news(row) for row in rows) else {"loss_nats"}
+    idle |= set() if any(_loss_differs(row) for row in rows) else {"loss_nats"}
     names = {name.partition("/")[2] for row in rows for name in row}
     drawn = [panel for panel in panels if panel[1] in names - idle] or [*panels]
     figure, axes = subplots(1, len(drawn), (3.1 * len(drawn), 2.9), frame=True)
@@ -40,7 +40,7 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
 
 
 def _training_curve(axis: Any, rows: Sequence[dict[str, float]], name: str) -> None:
-    """One metric over steps: training as a line, held-out data as dots."""
+    """Draw one metric over steps: training as a line, held-out data as dots."""
     shown: list[float] = []
     for prefix, label, style, colour in (
         ("train", "train", "-", COLOURS[0]),
@@ -66,12 +66,12 @@ def curves_of_runs(
     *,
     title: str,
 ) -> None:
-    """A panel for each metric: of each run its label and (step, mean, least, greatest) over its repetitions."""
+    """Draw a panel for each metric, with the label and (step, mean, least, greatest) over repetitions of each run."""
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     labels = list(dict.fromkeys(label for _, lines in panels for label, _ in lines))
     named = labels[:DISTINCT]
-    names = math.ceil(len(named) / (16 * rows))  # columns of them
+    names = math.ceil(len(named) / (16 * rows))  # columns of the legend
     figure, axes = subplots(rows, columns, (4.2 * columns + 1.8 * names, 3.0 * rows + 0.3), frame=True)
     for axis, (metric, lines) in zip(axes.flat, panels, strict=False):
         for label, points in lines:
@@ -103,7 +103,7 @@ def curves_of_runs(
 
 
 def _band(axis: Any, label: str, number: int, points: Sequence[tuple[float, float, float, float]]) -> None:
-    """One run's mean over steps as a line, and the range of its repetitions as a band."""
+    """Draw the mean of one run over steps as a line, and the range of its repetitions as a band."""
     colour, marker = look(number)
     steps, mean, least, greatest = zip(*points, strict=True)
     axis.plot(
@@ -122,15 +122,16 @@ def _band(axis: Any, label: str, number: int, points: Sequence[tuple[float, floa
 
 
 def _zoom(axis: Any, values: Sequence[float]) -> None:
-    """Leave out the few values of a steep beginning, which would press all others into a line."""
+    """Crop the few values of a steep beginning, which would flatten the rest of the curve."""
     low, high = np.quantile(values, [0.0, 0.95])
     if max(values) - high > high - low > 0:
         axis.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
 
 
 def calibration(path: Path, curves: Sequence[tuple[str, Sequence[float]]], *, title: str) -> None:
-    """Coverage of central intervals over their level, for each label; below the diagonal the noise is said too small. Coverages
-    are at equal steps up to 1.
+    """Draw the coverage of central intervals over their level, for each label; below the diagonal p(x|z) is too narrow.
+
+    Coverages are at equal steps up to 1.
     """
     figure, axes = subplots(1, 1, (4.6, 4.4), frame=True)
     axis = axes[0, 0]
@@ -159,8 +160,8 @@ def calibration(path: Path, curves: Sequence[tuple[str, Sequence[float]]], *, ti
     finish(figure, path, title)
 
 
-def _is_news(row: dict[str, float]) -> bool:
-    """Whether the row has a loss, and it says something that the negative ELBO does not."""
+def _loss_differs(row: dict[str, float]) -> bool:
+    """Return whether the row has a loss that differs from the negative ELBO."""
     if "train/loss_nats" not in row:
         return False
     bound = row.get("train/neg_elbo_nats", row.get("train/neg_profile_elbo_nats", math.nan))
@@ -168,7 +169,7 @@ def _is_news(row: dict[str, float]) -> bool:
 
 
 def group_rates(path: Path, rows: Sequence[dict[str, float]], labels: Sequence[str], *, title: str) -> None:
-    """The training KL of each group over steps as colours, and of the last step as bars. labels: one for each group."""
+    """Draw the training KL of each group over steps as colours, and at the last step as bars. labels: one for each group."""
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import MaxNLocator
 
@@ -189,15 +190,15 @@ def group_rates(path: Path, rows: Sequence[dict[str, float]], labels: Sequence[s
     )
     figure.colorbar(mesh, ax=colours, pad=0.02, extend="min").ax.tick_params(labelsize=7)
     colours.xaxis.set_major_locator(MaxNLocator(integer=True))
-    colours.set_title("training KL of each group (nats), the top above", fontsize=9)
+    colours.set_title("training KL of each group (nats), top group first", fontsize=9)
     bars.barh(range(len(labels)), nats[:, -1], color=COLOURS[0], height=0.8)
     bars.set_title(f"step {steps[-1]}: {nats[:, -1].sum():.1f} nats", fontsize=9)
     bars.grid(alpha=0.25, axis="x")
     bars.set_ylim(-0.5, len(labels) - 0.5)
-    for axis, words in ((colours, "step"), (bars, "nats")):
+    for axis, label in ((colours, "step"), (bars, "nats")):
         axis.set_yticks(range(len(labels)), labels, fontsize=6 if len(labels) > 20 else 7)
         axis.invert_yaxis()
-        axis.set_xlabel(words, fontsize=8)
+        axis.set_xlabel(label, fontsize=8)
         axis.tick_params(axis="x", labelsize=7)
     finish(figure, path, title)
 
@@ -209,8 +210,9 @@ def rate_distortion(
     *,
     title: str,
 ) -> None:
-    """(label, KL in nats, mean squared error): a labelled curve, and points that the legend names; beside a curve the last one
-    in place too.
+    """Draw (label, KL in nats, mean squared error): a labelled curve, and points that the legend names.
+
+    With a curve, the last point is also labelled beside it.
     """
     figure, axes = subplots(1, 1, (8.6, 5.2), frame=True)
     axis = axes[0, 0]
@@ -242,7 +244,7 @@ def rate_distortion(
 
 
 def _labelled_curve(axis: Any, curve: Sequence[tuple[str, float, float]]) -> None:
-    """The betas of a plain Gaussian, each with its label."""
+    """Draw the betas of a plain Gaussian, each with its label."""
     labels, rates, distortions = zip(*curve, strict=True)
     axis.plot(rates, distortions, "-o", color="0.45", linewidth=1.2, markersize=4, label="sigma = 1, beta")
     for label, rate, distortion in zip(labels, rates, distortions, strict=True):

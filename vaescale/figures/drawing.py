@@ -1,4 +1,4 @@
-"""What all figures share: canvases without a display, colours, images and how a file is written.
+"""Shared functions of all figures: canvases without a display, colours, images and file output.
 
 Legend: images [N, C, H, W] in [0, 1].
 """
@@ -15,7 +15,7 @@ from vaescale.system.files import write_whole
 
 Images = NDArray[np.float32]
 CELL_INCHES = 0.62
-# From Okabe & Ito's palette: distinct for the colour-blind. In grey some are alike, so that markers and lines differ too.
+# From Okabe & Ito's palette: distinct for the colour-blind. Some look alike in grey, so markers and lines differ too.
 COLOURS = ("#0072B2", "#D55E00")
 POINT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v")
@@ -26,7 +26,7 @@ DISTINCT = len(POINT_COLOURS) * len(MARKERS)
 def subplots(
     rows: int, columns: int, size: tuple[float, float], *, frame: bool = False, dpi: int = 130
 ) -> tuple[Any, Any]:
-    """A figure and its axes [rows, columns]; frame: with ticks and lines. size in inches."""
+    """A figure and its axes [rows, columns]. size: in inches. frame: whether to draw ticks and lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -40,18 +40,18 @@ def subplots(
 
 
 def look(number: int) -> tuple[str, str]:
-    """The colour and the marker of a number of several things, distinct up to so many."""
+    """The colour and the marker for series `number`, distinct for the first series."""
     return POINT_COLOURS[number % len(POINT_COLOURS)], MARKERS[number % len(MARKERS)]
 
 
 def show(axis: Any, image: Images) -> None:
-    """One image on an axis, black and white or in colours."""
+    """Draw one image on an axis, in grey or in colours."""
     picture = np.clip(np.moveaxis(image, 0, -1), 0, 1)
     axis.imshow(picture[:, :, 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=1)
 
 
 def montage(images: Images, columns: int, gap: int = 1) -> Images:
-    """[N, C, H, W] to one [C, rows*(H+gap)-gap, columns*(W+gap)-gap], white between the images."""
+    """Tile [N, C, H, W] to one image [C, rows*(H+gap)-gap, columns*(W+gap)-gap], with white gaps."""
     count, channels, height, width = images.shape
     rows = math.ceil(count / columns)
     canvas = np.ones((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), dtype=np.float32)
@@ -62,7 +62,7 @@ def montage(images: Images, columns: int, gap: int = 1) -> Images:
 
 
 def finish(figure: Any, path: Path, title: str) -> None:
-    """Write the figure as PNG."""
+    """Add the title and write the figure as PNG."""
     figure.suptitle(title, fontsize=10)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
@@ -70,7 +70,7 @@ def finish(figure: Any, path: Path, title: str) -> None:
 
 
 def logarithmic(axis: Any) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5."""
+    """Make the y axis logarithmic, with plain numbers at 1, 2 and 5."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     axis.set_yscale("log")

@@ -10,12 +10,12 @@ import numpy as np
 from vaescale.figures.drawing import CELL_INCHES, Images, finish, montage, show, subplots
 from vaescale.system.files import write_whole
 
-SMALLEST_PIXELS = 64  # of an image
+SMALLEST_PIXELS = 64  # minimum side of an image in the figure
 MOST_TICKS = 11
 
 
 def image_rows(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:
-    """One named row of images under another."""
+    """Draw named rows of images, one below another."""
     columns = max(len(images) for _, images in rows)
     size = (CELL_INCHES * columns + 1.1, CELL_INCHES * len(rows) + 0.5)
     figure, axes = subplots(len(rows), columns, size)
@@ -27,7 +27,7 @@ def image_rows(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) ->
 
 
 def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: str) -> None:
-    """Named panels of samples, each as square as can be, two beside each other."""
+    """Draw named panels of samples in two columns, each panel nearly square."""
     count = len(panels[0][1])
     columns = max(8, math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
@@ -43,8 +43,9 @@ def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: st
 
 
 def image_map(path: Path, images: Images, *, values: Sequence[float], title: str) -> None:
-    """A square of images without gaps over the plane of z_1 and z_2. values: of z_1 from left to right, of z_2 from the bottom to
-    the top.
+    """Draw a square of images without gaps over the plane of z_1 and z_2.
+
+    values: z_1 from left to right, and z_2 from bottom to top.
     """
     side = len(values)
     inches = min(12.0, max(5.0, 0.4 * side))
@@ -53,9 +54,9 @@ def image_map(path: Path, images: Images, *, values: Sequence[float], title: str
     show(axis, montage(images, side, gap=0))
     height, width = images.shape[2:]
     shown = range(0, side, math.ceil(side / MOST_TICKS))
-    words = [f"{values[number]:.2g}" for number in shown]
-    axis.set_xticks([(number + 0.5) * width - 0.5 for number in shown], words)
-    axis.set_yticks([(side - number - 0.5) * height - 0.5 for number in shown], words)
+    ticks = [f"{values[number]:.2g}" for number in shown]
+    axis.set_xticks([(number + 0.5) * width - 0.5 for number in shown], ticks)
+    axis.set_yticks([(side - number - 0.5) * height - 0.5 for number in shown], ticks)
     axis.tick_params(labelsize=7)
     axis.set_xlabel("z_1", fontsize=9)
     axis.set_ylabel("z_2", fontsize=9)
@@ -63,7 +64,7 @@ def image_map(path: Path, images: Images, *, values: Sequence[float], title: str
 
 
 def picture_rows(path: Path, rows: Sequence[tuple[str, Images]]) -> None:
-    """Named rows of equally many images, enlarged to be seen: quick enough to be drawn while a model trains."""
+    """Draw named rows of equally many images, enlarged. It is fast enough to run during training."""
     from PIL import Image, ImageDraw
 
     images = [row for _, row in rows]
@@ -77,15 +78,15 @@ def picture_rows(path: Path, rows: Sequence[tuple[str, Images]]) -> None:
     named = Image.new(picture.mode, (margin + picture.width, picture.height), "white")
     named.paste(picture, (margin, 0))
     for number, (name, _) in enumerate(rows):
-        place = (margin - 6, int((number + 0.5) * height))
-        ImageDraw.Draw(named).text(place, name, fill="black", anchor="rm", font_size=11)
+        anchor_point = (margin - 6, int((number + 0.5) * height))
+        ImageDraw.Draw(named).text(anchor_point, name, fill="black", anchor="rm", font_size=11)
     content = io.BytesIO()
     named.save(content, format="png")
     write_whole(path, content.getvalue())
 
 
 def image_strips(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:
-    """Named rows of equally many images, close together: for tables of pictures."""
+    """Draw named rows of equally many images with small gaps, as a table of pictures."""
     count = max(len(images) for _, images in rows)
     names = max(1.6, 0.075 * max(len(name) for name, _ in rows))
     figure, axes = subplots(len(rows), 1, (0.36 * count + names, 0.38 * len(rows) + 0.5), dpi=85)

@@ -1,4 +1,4 @@
-"""How far samples are from images."""
+"""The figure of `vaescale quality`: distances of samples from images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +8,9 @@ from vaescale.figures.drawing import MARKERS, POINT_COLOURS, finish, subplots
 
 
 def quality(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> None:
-    """The Frechet distance of each row on a logarithmic scale, and precision over recall: a colour for what it is of, a marker for how
-    it was decoded. rows: `of`, `decode`, `frechet`, `precision` and `recall`.
+    """Draw the Frechet distance of each row on a logarithmic scale, and precision over recall.
+
+    The colour shows the kind of picture, the marker its decoding. rows: `of`, `decode`, `frechet`, `precision` and `recall`.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -42,7 +43,7 @@ def quality(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str) -> Non
     distance.xaxis.set_minor_formatter(NullFormatter())
     distance.set_yticks(range(len(rows)), labels, fontsize=7)
     distance.invert_yaxis()
-    distance.set_xlabel("Frechet distance (less is better)", fontsize=8)
+    distance.set_xlabel("Frechet distance (lower is better)", fontsize=8)
     shares.set_xlim(-0.03, 1.03)
     shares.set_ylim(-0.03, 1.03)
     shares.set_xlabel("recall: images that samples reach", fontsize=8)

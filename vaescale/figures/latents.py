@@ -1,4 +1,4 @@
-"""The aggregate posterior: how many components it has, and where its information lies."""
+"""Figures of the aggregate posterior: mixture selection, use of latents, sigma and density, scatter, variance."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,27 +12,33 @@ from vaescale.figures.drawing import COLOURS, MARKERS, POINT_COLOURS, finish, lo
 def mixture_selection(
     path: Path, candidates: Sequence[dict[str, float]], *, chosen: int, prior_nats: float, title: str
 ) -> None:
-    """Mean log density on training and held-out latents, and BIC, over the number of components. candidates: `components`,
-    `train_nats`, `val_nats` and `bic` of each; prior_nats: held out, under the model's own prior.
+    """Draw the mean log density on training and held-out latents, and BIC, over the number of components.
+
+    candidates: `components`, `train_nats`, `val_nats` and `bic` of each. prior_nats: held-out density under the model's prior.
     """
     figure, axes = subplots(1, 2, (9.0, 3.2), frame=True)
-    ordered = sorted(candidates, key=lambda one: one["components"])
-    numbers = [one["components"] for one in ordered]
+    ordered = sorted(candidates, key=lambda candidate: candidate["components"])
+    numbers = [candidate["components"] for candidate in ordered]
     density, bic = axes[0]
-    for name, words, style, colour in (
+    for name, label, style, colour in (
         ("train_nats", "training", "-s", COLOURS[0]),
         ("val_nats", "held out", "-o", COLOURS[1]),
     ):
-        values = [one[name] for one in ordered]
-        density.plot(numbers, values, style, color=colour, label=words, linewidth=1.3, markersize=4)
+        values = [candidate[name] for candidate in ordered]
+        density.plot(numbers, values, style, color=colour, label=label, linewidth=1.3, markersize=4)
     density.axhline(
         prior_nats, color="0.4", linestyle=":", linewidth=1.2, label="the model's prior, held out"
     )
     density.set_title("mean log density of q(z) (nats)", fontsize=9)
     bic.plot(
-        numbers, [one["bic"] for one in ordered], "-^", color=POINT_COLOURS[2], linewidth=1.3, markersize=4
+        numbers,
+        [candidate["bic"] for candidate in ordered],
+        "-^",
+        color=POINT_COLOURS[2],
+        linewidth=1.3,
+        markersize=4,
     )
-    bic.set_title("BIC (less is better)", fontsize=9)
+    bic.set_title("BIC (lower is better)", fontsize=9)
     for axis in (density, bic):
         axis.set_xscale("log")
         axis.set_xticks(numbers, [f"{number:g}" for number in numbers])
@@ -54,8 +60,9 @@ def latent_use(
     *,
     title: str,
 ) -> None:
-    """KL by latent in falling order, active ones in colour; and the collapsed share over epsilon, a line (label, epsilons,
-    shares) for each delta.
+    """Draw the KL of each latent in falling order, with active latents dark, and the collapsed share over epsilon.
+
+    The share is a line (label, epsilons, shares) for each delta.
     """
     figure, axes = subplots(1, 2, (9.4, 3.2), frame=True)
     bars, curves = axes[0]
@@ -82,7 +89,7 @@ def latent_use(
 def sigma_and_density(
     path: Path, sets: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, density: str, title: str
 ) -> None:
-    """Points of a log density against mean log sigma, a colour and a marker for each set (name, densities, log sigmas)."""
+    """Draw a log density against mean log sigma, with a colour and a marker for each set (name, densities, log sigmas)."""
     figure, axes = subplots(1, 1, (7.2, 4.2), frame=True)
     axis = axes[0, 0]
     for (name, densities, sigmas), colour, marker in zip(sets, POINT_COLOURS, MARKERS, strict=False):
@@ -101,45 +108,48 @@ def sigma_and_density(
 
 
 def latent_scatter(
-    path: Path, points: NDArray[np.float64], labels: NDArray[np.int64], *, axes_words: str, title: str
+    path: Path, points: NDArray[np.float64], labels: NDArray[np.int64], *, axes_label: str, title: str
 ) -> None:
-    """Points [N, 2], a colour and a marker for each class (-1: none), whose number is drawn at its median where there are at most 20.
-    axes_words: what the two axes are.
+    """Draw points [N, 2] with a colour and a marker for each class (-1 without a class).
+
+    With at most 20 classes, their numbers are drawn at the medians. axes_label: a label for both axes.
     """
     figure, axes = subplots(1, 1, (6.4, 6.0), frame=True)
     axis = axes[0, 0]
     classes = sorted(set(labels.tolist()))
-    for number, one in enumerate(classes):
-        here = points[labels == one]
+    for number, class_number in enumerate(classes):
+        members = points[labels == class_number]
         colour, marker = look(number)
-        axis.plot(here[:, 0], here[:, 1], marker, color=colour, markersize=3, alpha=0.5, linestyle="none")
-        if one >= 0 and len(classes) <= 20:
-            place = np.median(here, axis=0)
+        axis.plot(
+            members[:, 0], members[:, 1], marker, color=colour, markersize=3, alpha=0.5, linestyle="none"
+        )
+        if class_number >= 0 and len(classes) <= 20:
+            median = np.median(members, axis=0)
             axis.text(
-                *place,
-                str(one),
+                *median,
+                str(class_number),
                 fontsize=11,
                 weight="bold",
                 ha="center",
                 va="center",
                 bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": colour, "alpha": 0.85},
             )
-    axis.set_xlabel(axes_words, fontsize=8)
+    axis.set_xlabel(axes_label, fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25)
     finish(figure, path, title)
 
 
 def variance_split(path: Path, bars: Sequence[tuple[str, float, float]], *, title: str) -> None:
-    """Stacked bars (label, latent, observed) of a variance."""
+    """Draw stacked bars (label, latent, observed) of a variance."""
     figure, axes = subplots(1, 1, (6.4, 0.5 * len(bars) + 1.2), frame=True)
     axis = axes[0, 0]
     labels = [label for label, _, _ in bars]
-    latent = [part for _, part, _ in bars]
+    latent = [value for _, value, _ in bars]
     axis.barh(labels, latent, color=COLOURS[0], label="from z: Var E[x|z]", height=0.6)
     axis.barh(
         labels,
-        [part for _, _, part in bars],
+        [value for _, _, value in bars],
         left=latent,
         color=COLOURS[1],
         label="noise: E Var[x|z]",

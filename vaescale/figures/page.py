@@ -1,4 +1,4 @@
-"""One HTML page with a table, figures and strips of pictures. It fetches nothing, and shows what runs say as text only."""
+"""An HTML page with a table, figures and strips of pictures. It fetches nothing, and shows text of runs only as text."""
 
 import base64
 import html
@@ -18,7 +18,7 @@ def comparison_page(
 ) -> str:
     """The page as HTML. A click on a cell of the head sorts the table by that column.
 
-    figures: shown one below another. strips: pictures side by side under a heading, such as each run's samples.
+    figures: figures in one column. strips: pictures side by side under a heading, such as each run's samples.
     """
     cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     lines = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>\n" for row in rows)

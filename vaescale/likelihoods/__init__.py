@@ -1,1 +1,1 @@
-"""p(x|z): one module a family, its recipe section in `config.py`, the contract in `base.py`."""
+"""Likelihoods p(x|z): one module for each family, the recipe sections in `config.py`, the contract in `base.py`."""

@@ -1,7 +1,7 @@
-"""What every p(x|z) offers, and the recipe keys that several of them share.
+"""The contract of every p(x|z), and the base classes of the continuous families.
 
-Images come as x [B, C, H, W] in [0, 1]; 8-bit images as multiples of 1/255. Continuous families are densities on that
-scale, discrete ones masses over the 256 levels (Bernoulli: over black and white).
+Images are x [B, C, H, W] in [0, 1]; 8-bit images are multiples of 1/255. Continuous families are densities on that scale,
+discrete families are masses over the 256 levels (Bernoulli: over black and white).
 """
 
 from typing import Literal
@@ -21,10 +21,10 @@ from vaescale.likelihoods.sigma import SigmaState, wide
 
 
 class Likelihood(nn.Module):
-    """The contract, with what most families have in common. Override `num_params`, `log_prob`, `mean` and `sample`."""
+    """The contract of a likelihood, with defaults for most families. Override `num_params`, `log_prob`, `mean` and `sample`."""
 
     reads_x: bool = False
-    """Whether log_prob fits a parameter to each single x, so that it does not bound the evidence of unseen images."""
+    """Whether log_prob fits a parameter to each single x, so it gives no bound for unseen images."""
 
     def __init__(self, config: LikelihoodConfig, *, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -43,30 +43,33 @@ class Likelihood(nn.Module):
         return self.config.levels
 
     def target(self, x: Tensor, stream: noise.Stream) -> Tensor:  # noqa: ARG002
-        """The images that are encoded and modelled in place of x: binarized, dequantized, or x itself."""
+        """The images that the model encodes and reconstructs: x binarized, dequantized, or unchanged."""
         return x
 
     def num_params(self, channels: int) -> int:
-        """Channels that the decoder must return for each pixel."""
+        """The number of channels that the decoder must return for each pixel."""
         raise NotImplementedError
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:
-        """Nats [B], summed over pixels. x [B, C, H, W]; params [B, num_params(C), H, W]; mask [B], false for padding.
+        """log p(x|z) in nats [B], summed over pixels. x [B, C, H, W]; params [B, num_params(C), H, W]; mask [B], false for padding.
 
-        In training mode it may call one collective, and collects what the sigma state needs.
+        In training mode it may call one collective, and it collects the sums for the sigma state.
         """
         raise NotImplementedError
 
     def mean(self, params: Tensor) -> Tensor:
-        """E[x|z] [B, C, H, W]."""
+        """The mean E[x|z], [B, C, H, W]."""
         raise NotImplementedError
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
-        """A draw of x [B, C, H, W], a function of the stream's seed, step and slots alone."""
+        """A draw of x [B, C, H, W], a function of only the stream's seed, step and slots."""
         raise NotImplementedError
 
     def variance(self, params: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Var[x|z], broadcastable to [B, C, H, W], where it depends on z; None when `sigma` describes the noise, or where a variance has little meaning."""
+        """Var[x|z], broadcastable to [B, C, H, W], if it depends on z.
+
+        None when `sigma` describes the noise, or for a family without a meaningful variance.
+        """
         return None
 
     def deviation(self, params: Tensor) -> Tensor | None:
@@ -77,11 +80,11 @@ class Likelihood(nn.Module):
         return None if self.sigma is None else self.sigma.view(1, 1, 1, 1)
 
     def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:  # noqa: ARG002
-        """P(|X - mean| <= |x - mean|) under p(x|z) for each value, [B, C, H, W]; None for families that are not noise around a mean."""
+        """P(|X - mean| <= |x - mean|) under p(x|z) for each value, [B, C, H, W]; None for families without noise around a mean."""
         return None
 
     def end_step(self) -> None:
-        """Fold what log_prob collected into the sigma state; once per optimizer step, on every rank."""
+        """Add the sums of log_prob to the sigma state; called once per optimizer step, on every rank."""
 
     @property
     def sigma(self) -> Tensor | None:
@@ -90,17 +93,17 @@ class Likelihood(nn.Module):
 
     @property
     def progress(self) -> dict[str, Tensor]:
-        """Further numbers of the sigma state that are logged as curves, [] each."""
+        """Further values of the sigma state that are logged as curves, [] each."""
         return {}
 
 
 class Density(Likelihood):
-    """A continuous family."""
+    """The base class of a continuous family."""
 
     config: DensityConfig
 
     def target(self, x: Tensor, stream: noise.Stream) -> Tensor:
-        """x, or with `dequantize` (255 x + u) / 256 with u uniform in [0, 1).
+        """Return x, or with `dequantize` (255 x + u) / 256 with u uniform in [0, 1).
 
         The expected log density at such points is a lower bound of the log mass of the level, log of the integral over
         its cell of width 1/256 (Theis, van den Oord & Bethge 2016, section 3.1).
@@ -112,9 +115,9 @@ class Density(Likelihood):
 
 
 class LocationScale(Density):
-    """Values around a decoded mean with sigma from `vaescale.likelihoods.sigma`. Override `log_prob` and `sample`.
+    """The base class of values around a decoded mean, with sigma from `vaescale.likelihoods.sigma`. Override `log_prob` and `sample`.
 
-    The decoder returns the mean, and with `sigma: predicted` a raw log sigma beside it.
+    The decoder returns the mean, and with `sigma: predicted` also a raw log sigma.
     """
 
     config: LocationScaleConfig
@@ -127,7 +130,7 @@ class LocationScale(Density):
         self.state = SigmaState(config, image_shape=image_shape, power=power, factor=factor)
 
     def num_params(self, channels: int) -> int:
-        """The mean, and log sigma if it is predicted."""
+        """Channels for the mean, and for log sigma if it is predicted."""
         return 2 * channels if self.state.predicts else channels
 
     def mean(self, params: Tensor) -> Tensor:
@@ -135,13 +138,13 @@ class LocationScale(Density):
         return self.mean_and_raw(params)[0]
 
     def variance(self, params: Tensor) -> Tensor | None:
-        """sigma^2 [B, C, H, W] if it is predicted."""
+        """The variance sigma^2 [B, C, H, W] if sigma is predicted, else None."""
         if not self.state.predicts:
             return None
         return torch.exp(2 * self.state.evaluation_log_sigma(self.mean_and_raw(params)[1]))
 
     def deviation(self, params: Tensor) -> Tensor | None:
-        """One value for each pixel or channel where sigma has one."""
+        """The standard deviation, with one value for each pixel or channel if sigma has several."""
         if self.sigma is None:
             return super().deviation(params)
         return torch.exp(self.state.evaluation_log_sigma(None))
@@ -152,12 +155,12 @@ class LocationScale(Density):
 
     @property
     def sigma(self) -> Tensor | None:
-        """Root mean square sigma, float64 []; None if predicted."""
+        """The root mean square of sigma, float64 []; None if predicted."""
         return self.state.sigma
 
     @property
     def progress(self) -> dict[str, Tensor]:
-        """`handover`: 0 in stage one, 1 in stage two."""
+        """The progress `handover`: 0 in stage one, 1 in stage two."""
         weight = self.state.handed_over
         return {} if weight is None else {"handover": weight}
 

@@ -2,9 +2,9 @@
 
     log p(x|z) = sum (x logit - log(1 + exp(logit)))                                     nats
 
-Grey images are made binary first: at one half, or by a new draw at each step with the grey level as probability (as Burda, Grosse
-& Salakhutdinov 2016 train on MNIST). The popular cross-entropy with grey targets is no likelihood, since it does not
-integrate to one over [0, 1] (Loaiza-Ganem & Cunningham 2019): `continuous_bernoulli` is what it lacks.
+Grey images are binarized first: at one half, or by a new draw at each step with the grey level as probability (as Burda, Grosse
+& Salakhutdinov 2016 train on MNIST). The popular cross-entropy with grey targets is not a likelihood, since it does not
+integrate to one over [0, 1] (Loaiza-Ganem & Cunningham 2019); `continuous_bernoulli` adds the missing normalization.
 """
 
 import torch
@@ -18,7 +18,7 @@ from vaescale.likelihoods.sigma import wide
 
 
 class Bernoulli(Likelihood):
-    """log Bernoulli(x; sigmoid(params))."""
+    """The Bernoulli likelihood: log Bernoulli(x; sigmoid(params))."""
 
     config: BernoulliConfig
 
@@ -29,11 +29,11 @@ class Bernoulli(Likelihood):
         return (noise.uniform(stream, noise.BINARIZE, tuple(x.shape[1:])) < x).to(x)
 
     def num_params(self, channels: int) -> int:
-        """One logit for each value."""
+        """Channels for one logit of each value."""
         return channels
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """Nats [B]. x of zeros and ones."""
+        """The log mass in nats [B]. x holds zeros and ones."""
         logits = wide(params)
         return total(x * logits - softplus(logits))
 

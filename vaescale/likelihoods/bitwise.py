@@ -2,7 +2,7 @@
 
     log p(x|z) = sum over values and bits of (bit logit - log(1 + exp(logit)))           nats
 
-Legend: params [B, C 8, H, W], the highest bit first. 8 outputs a value in place of the categorical's 256.
+Legend: params [B, C 8, H, W], the highest bit first. The decoder returns 8 values per pixel value instead of the categorical's 256.
 """
 
 import torch
@@ -19,31 +19,31 @@ BITS = 8
 
 
 class Bitwise(Likelihood):
-    """A mass over levels 0 to 255, where level v means x = v / 255."""
+    """A mass over levels 0 to 255 by bits, where level v means x = v / 255."""
 
     def num_params(self, channels: int) -> int:
-        """Eight logits for each value."""
+        """Channels for eight logits of each value."""
         return channels * BITS
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """Nats [B]. x in multiples of 1/255."""
+        """The log mass in nats [B]. x holds multiples of 1/255."""
         logits = _by_bit(params)
         bits = levels(x)[:, :, None] >> _shifts(params) & 1
         return total(bits * logits - softplus(logits))
 
     def mean(self, params: Tensor) -> Tensor:
-        """The expected level over 255, [B, C, H, W]."""
+        """The expected level divided by 255, [B, C, H, W]."""
         return _to_unit(torch.sigmoid(_by_bit(params)))
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
-        """Each bit by itself; multiples of 1/255."""
+        """Draw each bit independently; returns multiples of 1/255."""
         probabilities = torch.sigmoid(_by_bit(params))
         u = noise.uniform(stream, noise.DECODER, tuple(probabilities.shape[1:]))
         return _to_unit((u < probabilities).to(probabilities))
 
 
 def _by_bit(params: Tensor) -> Tensor:
-    """[B, C 8, H, W] to [B, C, 8, H, W], float32 or wider."""
+    """Reshape [B, C 8, H, W] to [B, C, 8, H, W], float32 or wider."""
     return rearrange(wide(params), "b (c n) h w -> b c n h w", n=BITS)
 
 
@@ -52,5 +52,5 @@ def _shifts(params: Tensor) -> Tensor:
 
 
 def _to_unit(bits: Tensor) -> Tensor:
-    """[B, C, 8, H, W] to [B, C, H, W]: the level over 255."""
+    """Combine bits [B, C, 8, H, W] to the level divided by 255, [B, C, H, W]."""
     return (bits * (1 << _shifts(bits))).sum(2) / (LEVELS - 1)

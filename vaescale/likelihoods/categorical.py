@@ -2,7 +2,7 @@
 
     log p(x|z) = sum log softmax(params)[level]                                          nats
 
-Legend: L = 256 levels; params [B, C L, H, W]. It takes 256 outputs a value: mind the memory of large images.
+Legend: L = 256 levels; params [B, C L, H, W]. The decoder returns 256 values per pixel value, which takes much memory for large images.
 """
 
 import torch
@@ -16,26 +16,26 @@ from vaescale.likelihoods.sigma import wide
 
 
 class Categorical(Likelihood):
-    """A mass over levels 0 to 255, where level v means x = v / 255."""
+    """A categorical mass over levels 0 to 255, where level v means x = v / 255."""
 
     def num_params(self, channels: int) -> int:
-        """256 logits a value."""
+        """Channels for 256 logits of each value."""
         return channels * LEVELS
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """Nats [B]. x in multiples of 1/255."""
+        """The log mass in nats [B]. x holds multiples of 1/255."""
         logits = _by_level(params)
         chosen = logits.gather(2, levels(x)[:, :, None]).squeeze(2)
         return total(chosen - torch.logsumexp(logits, dim=2))
 
     def mean(self, params: Tensor) -> Tensor:
-        """The expected level over 255, [B, C, H, W]."""
+        """The expected level divided by 255, [B, C, H, W]."""
         probabilities = torch.softmax(_by_level(params), dim=2)
         values = torch.linspace(0, 1, LEVELS, device=params.device, dtype=probabilities.dtype)
         return torch.einsum("bclhw,l->bchw", probabilities, values)
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
-        """By the inverse distribution function; multiples of 1/255."""
+        """Draw by the inverse distribution function; returns multiples of 1/255."""
         edges = torch.softmax(_by_level(params), dim=2).double().cumsum(2)
         u = noise.uniform(stream, noise.DECODER, (edges.shape[1], *edges.shape[3:])).double() + 2.0**-25
         level = (edges[:, :, :-1] < (u * edges[:, :, -1])[:, :, None]).sum(2)
@@ -43,5 +43,5 @@ class Categorical(Likelihood):
 
 
 def _by_level(params: Tensor) -> Tensor:
-    """[B, C L, H, W] to [B, C, L, H, W], float32 or wider."""
+    """Reshape [B, C L, H, W] to [B, C, L, H, W], float32 or wider."""
     return rearrange(wide(params), "b (c l) h w -> b c l h w", l=LEVELS)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from vaescale.config import SIGMA_OF_DRAWS, Config, Property, Sizes
 
 LEVELS = 256
-SCALE_CEILING = 20.0  # of a discretized logistic on [-1, 1]; beyond it float32 loses the levels' masses
+SCALE_CEILING = 20.0  # largest scale of a discretized logistic on [-1, 1]; beyond it float32 cannot resolve the masses of the levels
 OPTIMAL = ("optimal", "optimal_per_image", "optimal_per_pixel", "optimal_per_channel")
 Positive = Annotated[float, Field(gt=0)]
 
@@ -19,7 +19,7 @@ class LikelihoodConfig(Config):
     """The section of one p(x|z). Its implementation is a `base.Likelihood`, built with image_shape=(C, H, W)."""
 
     measure: ClassVar[Literal["density", "mass"]] = "density"
-    """A density's bits per dimension have 8 added and a mass's do not, so the two must never be compared."""
+    """Whether log_prob is a density or a mass: bits per dimension add 8 for a density only, so the two are not comparable."""
 
     levels: ClassVar[int] = LEVELS
     """The number of values that a pixel has under a mass."""
@@ -27,7 +27,7 @@ class LikelihoodConfig(Config):
     kind: str
 
     def offers(self) -> frozenset[Property]:
-        """Importance weights need a sigma that is not fitted to the mean over draws."""
+        """The property of importance weights: a sigma that is not fitted to the mean over draws."""
         return frozenset({SIGMA_OF_DRAWS})
 
 
@@ -41,7 +41,7 @@ class Handover(Config):
         default=None,
         gt=0,
         lt=1,
-        description="in place of at_step: begin when sigma changes by less than this fraction between two windows of "
+        description="instead of at_step: begin when sigma changes by less than this fraction between two windows of "
         "horizon_steps steps",
     )
     ramp_steps: int = Field(
@@ -112,7 +112,7 @@ class LocationScaleConfig(MeanConfig):
     initial_sigma: float = Field(
         default=0.25,
         gt=0,
-        description="start value of a `shared` or `predicted` sigma; about the standard deviation of a photograph's "
+        description="initial value of a `shared` or `predicted` sigma; about the standard deviation of a photograph's "
         "pixels",
     )
     horizon_steps: float = Field(
@@ -123,7 +123,7 @@ class LocationScaleConfig(MeanConfig):
     )
 
     def offers(self) -> frozenset[Property]:
-        """An optimal sigma is fitted to the mean over draws."""
+        """The properties without those of importance weights, if sigma is fitted to the mean over draws."""
         fitted = self.sigma in OPTIMAL or self.handover is not None
         return super().offers() - {SIGMA_OF_DRAWS} if fitted else super().offers()
 
@@ -184,7 +184,7 @@ class StructuredGaussianConfig(MeanConfig):
         default=1e-4, gt=0, description="lower bound of each pixel's conditional sigma"
     )
     initial_sigma: float = Field(
-        default=0.25, gt=0, description="start value of each pixel's conditional sigma"
+        default=0.25, gt=0, description="initial value of each pixel's conditional sigma"
     )
 
 
@@ -201,11 +201,11 @@ class StudentTConfig(MeanConfig):
         description="a number (1 is Cauchy's), or learned: `shared` and `predicted` start at 10 and stay above 2",
     )
     scale_floor: float = Field(default=1e-4, gt=0, description="lower bound of a learned scale")
-    initial_scale: float = Field(default=0.25, gt=0, description="start value of a learned scale")
+    initial_scale: float = Field(default=0.25, gt=0, description="initial value of a learned scale")
 
 
 class ContinuousBernoulliConfig(DensityConfig):
-    """The cross-entropy with grey targets, normalized to a density on [0, 1]."""
+    """A continuous Bernoulli: the cross-entropy with grey targets, normalized to a density on [0, 1]."""
 
     implementation = "vaescale.likelihoods.continuous_bernoulli.ContinuousBernoulli"
     kind: Literal["continuous_bernoulli"] = "continuous_bernoulli"
@@ -220,7 +220,7 @@ class BernoulliConfig(LikelihoodConfig):
     kind: Literal["bernoulli"] = "bernoulli"
     binarize: Literal["stochastic", "threshold"] = Field(
         default="stochastic",
-        description="how grey becomes black or white: drawn at each step with the grey level as probability, or x > 0.5",
+        description="binarization of grey values: drawn at each step with the grey level as probability, or x > 0.5",
     )
 
 

@@ -1,10 +1,10 @@
-"""Continuous Bernoulli decoder: the cross-entropy with grey targets, made a density. Loaiza-Ganem & Cunningham 2019.
+"""Continuous Bernoulli decoder: the cross-entropy with grey targets, normalized to a density. Loaiza-Ganem & Cunningham 2019.
 
     p(x|z) = exp(t x) / integral over [0, 1] of exp(t u) du = exp(t x) t / (exp(t) - 1),     t the logit of lambda
     log p(x|z) = sum (log|t| - log(1 - exp(-|t|)) - |t| d)                                   nats
 
-with d the distance of x from the end that t points to: no term is large where the density is, so that black backgrounds,
-which drive t to -infinity, lose no digits.
+where d is the distance of x from 0 for t < 0, or from 1 for t > 0. No term is large where the density is large, so black
+backgrounds, which drive t to -infinity, lose no precision.
 """
 
 import torch
@@ -15,16 +15,16 @@ from vaescale.likelihoods.base import Density, total
 from vaescale.likelihoods.config import ContinuousBernoulliConfig
 from vaescale.likelihoods.sigma import wide
 
-SMALL = 0.2  # below it a series in t^2 has more digits than the closed forms
+SMALL = 0.2  # below it a series in t^2 is more precise than the closed forms
 
 
 class ContinuousBernoulli(Density):
-    """log CB(x; t), t = params."""
+    """The continuous Bernoulli likelihood: log CB(x; t), t = params."""
 
     config: ContinuousBernoulliConfig
 
     def num_params(self, channels: int) -> int:
-        """One logit for each value."""
+        """Channels for one logit of each value."""
         return channels
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
@@ -32,11 +32,11 @@ class ContinuousBernoulli(Density):
         return total(log_density(x, wide(params)))
 
     def mean(self, params: Tensor) -> Tensor:
-        """E[x|z] = 1 / (1 - exp(-t)) - 1/t, which is not lambda."""
+        """The mean E[x|z] = 1 / (1 - exp(-t)) - 1/t, which is not lambda."""
         return mean(wide(params))
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
-        """By the inverse distribution function, in [0, 1]."""
+        """Draw in [0, 1] by the inverse distribution function."""
         t = wide(params)
         u = noise.uniform(stream, noise.DECODER, tuple(t.shape[1:])).to(t)
         # log(1 + u (exp(t) - 1)) / t, for -|t| so that exp does not overflow, then mirrored.
@@ -46,7 +46,7 @@ class ContinuousBernoulli(Density):
 
 
 def log_density(x: Tensor, t: Tensor) -> Tensor:
-    """log p(x), elementwise."""
+    """The log density log p(x) in nats, elementwise."""
     size = t.abs().clamp_min(SMALL)  # both branches of `where` must have finite gradients
     from_end = torch.where(t > 0, 1 - x, x)
     large = torch.log(size) - torch.log1p(-torch.exp(-size)) - size * from_end
@@ -57,7 +57,7 @@ def log_density(x: Tensor, t: Tensor) -> Tensor:
 
 
 def mean(t: Tensor) -> Tensor:
-    """E[x] = 1/2 + (coth(t/2) - 2/t) / 2, elementwise."""
+    """The mean E[x] = 1/2 + (coth(t/2) - 2/t) / 2, elementwise."""
     half = t / 2
     safe = torch.where(t.abs() < SMALL, SMALL, half)
     large = 1 / torch.tanh(safe) - 1 / safe

@@ -2,7 +2,7 @@
 
     P(v|z) = F((v - m + 1/255) / s) - F((v - m - 1/255) / s),   v = 2x - 1, F the logistic function
 
-with everything below the first level in the first and everything above the last in the last. Kingma et al. 2016
+where the first level includes everything below it and the last level everything above it. Kingma et al. 2016
 (one logistic); Salimans, Karpathy, Chen & Kingma 2017 (mixture): the components of a pixel are shared by its
 channels, and a channel's mean moves with the channels before it.
 
@@ -33,7 +33,7 @@ INITIAL_SCALE = 0.25
 
 
 class DiscretizedLogistic(Likelihood):
-    """The decoder returns the mean, and the raw log scale if it is predicted."""
+    """A discretized logistic. The decoder returns the mean, and the raw log scale if it is predicted."""
 
     config: DiscretizedLogisticConfig
 
@@ -43,20 +43,20 @@ class DiscretizedLogistic(Likelihood):
             self.raw_scale = nn.Parameter(torch.zeros(image_shape[0]))
 
     def num_params(self, channels: int) -> int:
-        """The mean, and the raw log scale if it is predicted."""
+        """Channels for the mean, and for the raw log scale if it is predicted."""
         return 2 * channels if self.config.scale == "predicted" else channels
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """Nats [B]. x in multiples of 1/255."""
+        """The log mass in nats [B]. x holds multiples of 1/255."""
         mean, log_scale = self._split(params)
         return total(log_level_mass(2 * x - 1, mean, log_scale))
 
     def mean(self, params: Tensor) -> Tensor:
-        """E[x|z] of the logistic clipped to [-1, 1]: that of the levels but for their rounding."""
+        """The mean E[x|z] of the logistic clipped to [-1, 1], which neglects the rounding to levels."""
         return (clipped_mean(*self._split(params)) + 1) / 2
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
-        """A logistic draw, clipped and rounded to its level; multiples of 1/255."""
+        """A logistic draw, clipped and rounded to its level: multiples of 1/255."""
         mean, log_scale = self._split(params)
         u = noise.uniform(stream, noise.DECODER, tuple(mean.shape[1:])).to(mean) + 2.0**-25
         return _to_level(mean + torch.exp(log_scale) * torch.logit(u))
@@ -72,7 +72,7 @@ class DiscretizedLogistic(Likelihood):
 
 
 class Components(NamedTuple):
-    """log weights [B, K, H, W]; means and log scales [B, K, C, H, W]; coefficients [B, K, C (C-1)/2, H, W]."""
+    """The components of a mixture: log weights [B, K, H, W]; means and log scales [B, K, C, H, W]; coefficients [B, K, C (C-1)/2, H, W]."""
 
     log_weights: Tensor
     means: Tensor
@@ -81,16 +81,19 @@ class Components(NamedTuple):
 
 
 class DiscretizedLogisticMixture(Likelihood):
-    """K (1 + 2 C + C (C-1)/2) outputs a pixel: weights, means, log scales, coefficients between channels."""
+    """A mixture of discretized logistics, with K (1 + 2 C + C (C-1)/2) channels.
+
+    These are weights, means, log scales, and coefficients between channels.
+    """
 
     config: DiscretizedLogisticMixtureConfig
 
     def num_params(self, channels: int) -> int:
-        """100 for ten components of three channels, as in the paper."""
+        """The number of channels: 100 for ten components of three channels, as in the paper."""
         return self.config.components * (1 + 2 * channels + channels * (channels - 1) // 2)
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """Nats [B]. x in multiples of 1/255."""
+        """The log mass in nats [B]. x holds multiples of 1/255."""
         v = 2 * x - 1
         parts = self._split(params)
         means = torch.stack(
@@ -100,8 +103,10 @@ class DiscretizedLogisticMixture(Likelihood):
         return total(torch.logsumexp(parts.log_weights + log_mass, dim=1))
 
     def mean(self, params: Tensor) -> Tensor:
-        """The components' clipped means, weighed. A channel's is given the means of those before it, which leaves out how
-        clipping bends that dependence (tested: within 0.06 of E[x|z]); exact, but for rounding to levels, with one channel.
+        """The weighted mean of the components' clipped means.
+
+        The mean of a channel is conditioned on the means of the channels before it, which neglects the effect of clipping
+        (tested: within 0.06 of E[x|z]). With one channel it is exact up to the rounding to levels.
         """
         parts = self._split(params)
         earlier: list[Tensor] = []
@@ -112,7 +117,7 @@ class DiscretizedLogisticMixture(Likelihood):
         return ((weights * torch.stack(earlier, dim=2)).sum(1) + 1) / 2
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
-        """A component for each pixel, then channel by channel; multiples of 1/255."""
+        """Draw a component for each pixel, then channel by channel; returns multiples of 1/255."""
         parts = self._split(params)
         channels, height, width = self.image_shape
         edges = parts.log_weights.exp().double().cumsum(1)
@@ -137,7 +142,7 @@ class DiscretizedLogisticMixture(Likelihood):
     def _mean_of_channel(
         self, parts: Components, channel: int, earlier: "tuple[Tensor, ...] | list[Tensor]"
     ) -> Tensor:
-        """[B, K, H, W]: channel c's mean, moved by the channels before it, [B, K or 1, H, W] each (eq. 3)."""
+        """The mean of channel c [B, K, H, W], shifted by the channels before it, [B, K or 1, H, W] each (eq. 3)."""
         first = channel * (channel - 1) // 2
         mean = parts.means[:, :, channel]
         for number in range(channel):
@@ -146,10 +151,10 @@ class DiscretizedLogisticMixture(Likelihood):
 
 
 def log_level_mass(v: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """log of a level's mass, elementwise; v on [-1, 1].
+    """The log mass of a level in nats, elementwise; v on [-1, 1].
 
-    With a and b the standardized upper and lower edge, F(a) - F(b) = F(a) F(-b) (1 - exp(b - a)): exact, and without
-    cancellation however sharp or far the logistic is, so that no case needs an approximation.
+    With a and b the standardized upper and lower edge, F(a) - F(b) = F(a) F(-b) (1 - exp(b - a)): exact and without
+    cancellation for any scale and distance, so no approximation is needed.
     """
     inverse_scale = torch.exp(-log_scale)
     upper = (v - mean + HALF_LEVEL) * inverse_scale
@@ -163,7 +168,7 @@ def log_level_mass(v: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 
 def clipped_mean(mean: Tensor, log_scale: Tensor) -> Tensor:
     """E[min(max(V, -1), 1)] of a logistic V: 1 minus the integral of its distribution function over [-1, 1]."""
-    scale, mean = torch.exp(log_scale), mean.clamp(-500, 500)  # further out only digits are lost
+    scale, mean = torch.exp(log_scale), mean.clamp(-500, 500)  # beyond this range only precision is lost
     return (1 - scale * (softplus((1 - mean) / scale) - softplus((-1 - mean) / scale))).clamp(-1, 1)
 
 
@@ -172,5 +177,5 @@ def _log_scale(raw: Tensor) -> Tensor:
 
 
 def _to_level(v: Tensor) -> Tensor:
-    """From [-1, 1] and beyond to the nearest level, in [0, 1]."""
+    """Round values on [-1, 1] or beyond to the nearest level, in [0, 1]."""
     return ((v.clamp(-1, 1) + 1) / 2 * (LEVELS - 1)).round() / (LEVELS - 1)

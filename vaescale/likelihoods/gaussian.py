@@ -19,13 +19,13 @@ from vaescale.likelihoods.sigma import constant_sum, weighted_sum
 
 
 class Gaussian(LocationScale):
-    """log N(x; mean, sigma^2)."""
+    """The Gaussian likelihood: log N(x; mean, sigma^2)."""
 
     def __init__(self, config: GaussianConfig, *, image_shape: tuple[int, int, int]) -> None:
         super().__init__(config, image_shape=image_shape, power=2, factor=1.0)
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:
-        """Nats [B]. In training mode the mask [B] keeps padding out of sigma."""
+        """The log density in nats [B]. In training mode the mask [B] excludes padding from sigma."""
         mean, raw = self.mean_and_raw(params)
         squared_error = (x - mean).square()
         log_sigma = self.state.log_sigma(squared_error, raw, mask)
@@ -33,7 +33,7 @@ class Gaussian(LocationScale):
         return -constant - 0.5 * weighted_sum(squared_error, -2 * log_sigma)
 
     def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:
-        """erf(|e| / (sigma sqrt(2)))."""
+        """The central mass erf(|e| / (sigma sqrt(2)))."""
         mean, raw = self.mean_and_raw(params)
         return torch.erf((x - mean).abs() / (math.sqrt(2) * self.state.evaluation_log_sigma(raw).exp()))
 

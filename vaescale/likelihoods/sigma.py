@@ -1,14 +1,14 @@
 """The standard deviation of p(x|z): fixed, learned, predicted from z, or its maximum-likelihood value over the batch.
 
-Legend: error e = x - mean(z); a family says which power m of |e| its likelihood needs, and its factor f:
+Legend: error e = x - mean(z); each family sets the power m of |e| and the factor f:
 
     sigma*_g = f * (sum over images and the values of group g of |e|^m / their number)^(1/m)
 
     Gaussian  m = 2, f = 1         Rybkin, Daniilidis & Levine 2021; Lin, Roberts & Jaques 2019 (one group)
     Laplace   m = 1, f = sqrt(2)   its scale is the mean absolute error, its standard deviation sqrt(2) times that
 
-One group is `optimal`, one a channel `optimal_per_channel`, one a value `optimal_per_pixel`. The sums run over the whole
-global batch: one all-reduce of (number, sums) in float64.
+`optimal` has one group, `optimal_per_channel` one for each channel, `optimal_per_pixel` one for each value. The sums run over
+the global batch: one all-reduce of (number, sums) in float64.
 """
 
 import math
@@ -25,24 +25,24 @@ FLOOR_SHARPNESS = 4.0
 
 
 class SigmaState(nn.Module):
-    """log sigma for training and evaluation, and what must survive a checkpoint.
+    """The state of log sigma for training and evaluation, which checkpoints save.
 
     Training takes the batch's optimal sigma (`sigma_source: batch`) or the running one; evaluation the running one.
-    `optimal_per_image` reads x itself in both, which is no bound for unseen images; draws from the prior take the
-    running global one.
+    `optimal_per_image` reads x itself in both, which gives no bound for unseen images; draws from the prior use the
+    running global sigma.
 
-    The global batch is all of an optimizer step's images on all ranks. With gradient accumulation each micro-batch
-    takes its own sigma in the loss (batch) or all the same (running); the state is updated once, from their sum.
+    The global batch holds all images of an optimizer step on all ranks. With gradient accumulation each micro-batch uses
+    its own sigma in the loss (batch) or all use the running one; the state is updated once, from their sum.
 
     The gradient through an optimal sigma is zero, since sigma is the argmax: `stop` drops it and `keep` computes it,
-    at the price of a second collective in the backward pass. Without it the mean of the ranks' gradients is the
-    single-process gradient. In the ramp of a handover sigma is no argmax: there `stop` takes the global
-    part of it as given.
+    at the cost of a second collective in the backward pass. Without it the mean of the ranks' gradients is the
+    single-process gradient. During the ramp of a handover sigma is not the argmax: there `stop` treats its global part as a
+    constant.
 
     `running` float64 [1 + groups]: exponential averages of the number of values in a group and of each group's sum.
     Their ratio needs no bias correction, since all start at zero with the same weights. Equal on all ranks; sums that
-    are not finite are left out. `stage` float64 [5] is the handover's: steps done, the step at which it begins (inf: not
-    yet known), log sigma of the last whole window of steps, and the present window's number of values and sum.
+    are not finite are skipped. `stage` float64 [5] is the state of the handover: steps done, the step at which it begins
+    (inf if unknown), log sigma of the last whole window of steps, and the number of values and the sum of the present window.
     """
 
     running: Tensor
@@ -71,11 +71,11 @@ class SigmaState(nn.Module):
 
     @property
     def predicts(self) -> bool:
-        """Whether the decoder must return one more value for each mean."""
+        """Whether sigma is predicted, so that the decoder returns one more value for each mean."""
         return self.config.sigma == "predicted"
 
     def log_sigma(self, powered: Tensor, raw: Tensor | None, mask: Tensor) -> Tensor:
-        """log sigma for log_prob, broadcastable to [B, C, H, W]. powered: |e|^m; raw: the decoder's, if it predicts."""
+        """log sigma for log_prob, broadcastable to [B, C, H, W]. powered: |e|^m; raw: the decoder's raw log sigma, or None."""
         config = self.config
         if config.sigma == "optimal_per_image":
             self._collect(powered, mask)
@@ -99,7 +99,7 @@ class SigmaState(nn.Module):
         return torch.full_like(self.running[:1], math.log(float(config.sigma))).view(1, 1, 1, 1)
 
     def end_step(self) -> None:
-        """Fold the sums of all micro-batches of this optimizer step into the running averages."""
+        """Add the sums of all micro-batches of this optimizer step to the running averages."""
         pending, self._pending = self._pending, []
         if not pending:
             return
@@ -112,39 +112,42 @@ class SigmaState(nn.Module):
 
     @property
     def sigma(self) -> Tensor | None:
-        """Root mean square over the groups, float64 []; None when it depends on z."""
+        """The root mean square of sigma over the groups, float64 []; None when it depends on z."""
         if self.predicts:
             return None
         return self.evaluation_log_sigma(None).detach().double().mul(2).exp().mean().sqrt()
 
     def fitted(self, mean_power: Tensor) -> Tensor:
-        """The root mean square over the groups of the maximum-likelihood sigma of given images, float64 []. mean_power: the mean
-        over these images of |e|^m, float64 [C, H, W].
+        """The root mean square over the groups of the maximum-likelihood sigma of some images, float64 [].
+
+        mean_power: the mean over these images of |e|^m, float64 [C, H, W].
         """
         folded = mean_power.mean([dim - 1 for dim in self._folded]) if self._folded else mean_power
         return self._log_optimal(folded).mul(2).exp().mean().sqrt()
 
     @property
     def handed_over(self) -> Tensor | None:
-        """How far the handover is: 0 before it, 1 after its ramp, float64 []; None without one."""
+        """The progress of the handover, float64 []: 0 before it, 1 after its ramp; None without a handover."""
         if self.config.handover is None:
             return None
         return ((self.stage[0] + 1 - self.stage[1]) / self.config.handover.ramp_steps).clamp(0, 1)
 
     def _collect(self, powered: Tensor, mask: Tensor) -> Tensor | None:
-        """In training, keep (number, sums) for the state. Returns the global batch's, float64 [1 + groups], if the loss
+        """In training, keep (number, sums) for the state. Returns those of the global batch, float64 [1 + groups], if the loss
         needs them.
         """
         if not self.training:
             return None
-        # What is folded here is [B, 1, 1, 1] for one group: the sum over images is in float64.
+        # For one group the kept sums are [B, 1, 1, 1], and their sum over images is in float64.
         taken = self._taken(powered)
         folded = taken.sum(self._folded, keepdim=True) if self._folded else taken
         sums = torch.where(mask.view(-1, 1, 1, 1), folded, 0.0).sum(0, dtype=torch.float64).flatten()
         number = mask.sum(dtype=torch.float64) * self._values_per_group
         share = torch.cat([number[None], sums])
         if self.config.sigma_source == "running" or self.config.sigma == "optimal_per_image":
-            self._pending.append(comm.start_sum(share))  # behind the backward pass: the loss does not need it
+            self._pending.append(
+                comm.start_sum(share)
+            )  # overlaps the backward pass, because the loss does not need it
             return None
         keeps_gradient = self.config.sigma_gradient == "keep"
         pooled = comm.all_reduce_sum_with_gradient(share) if keeps_gradient else comm.all_reduce_sum(share)
@@ -178,7 +181,7 @@ class SigmaState(nn.Module):
         steps, start, last = self.stage[:3].unbind()
         steps, window = steps + 1, self.stage[3:] + collected
         if handover.when_settled is not None:
-            # Not the running average: its tail would hide for hundreds of steps that sigma no longer changes.
+            # Not the running average: its tail would hide for hundreds of steps that sigma is constant.
             ends = steps.remainder(round(self.config.horizon_steps)) == 0
             now = self._log_optimal(_ratio(window)).squeeze()
             settled = ends & ((now - last).abs() < math.log1p(handover.when_settled))
@@ -187,7 +190,7 @@ class SigmaState(nn.Module):
         self.stage.copy_(torch.cat([torch.stack([steps, start, last]), window]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SigmaState":
-        # `.bfloat16()` and `.half()`, which sharding backends call on whole models, must not touch the state.
+        # `.bfloat16()` and `.half()`, which sharding backends call on whole models, must not change the state.
         state = dict(self.named_buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in state.items():
@@ -196,12 +199,12 @@ class SigmaState(nn.Module):
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """float32, or float64 if it was: log-probabilities are never computed in half precision."""
+    """Convert to float32, or keep float64: log-probabilities are never computed in half precision."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def floored(log_sigma: Tensor, floor: float) -> Tensor:
-    """log of (sigma^4 + floor^4)^(1/4): smooth, so that a gradient leads back from the floor and a little below.
+    """Apply a smooth floor: log of (sigma^4 + floor^4)^(1/4), whose gradient does not vanish at the floor.
 
     It inflates sigma by 0.0025% at ten times the floor. (The reference sigma-VAE code's soft clip,
     -6 + softplus(log_sigma + 6), inflates it by 13.5% at log sigma = -4, which is 7.4 times its floor.)
@@ -212,13 +215,13 @@ def floored(log_sigma: Tensor, floor: float) -> Tensor:
 
 def weighted_sum(per_value: Tensor, log_weight: Tensor) -> Tensor:
     """The sum over an image's values of per_value * exp(log_weight), [B]. log_weight broadcasts to [B, C, H, W]."""
-    if math.prod(log_weight.shape[1:]) == 1:  # one weight an image: reduce first
+    if math.prod(log_weight.shape[1:]) == 1:  # one weight per image: reduce first
         return per_value.flatten(1).sum(1) * torch.exp(log_weight).flatten()
     return (per_value * torch.exp(log_weight)).flatten(1).sum(1)
 
 
 def constant_sum(value: Tensor, dimensions: int) -> Tensor:
-    """The sum over `dimensions` values of something broadcastable to [B, C, H, W], [B] or [1]."""
+    """The sum over `dimensions` values of a tensor broadcastable to [B, C, H, W]. Returns [B] or [1]."""
     return value.flatten(1).mean(1) * dimensions
 
 

@@ -3,13 +3,13 @@
     precision = L L^T,  L lower triangular, non-zero where two pixels are neighbours       Dorta et al. 2018
     log p(x|z) = sum log L_jj - |L^T (x - mean(z))|^2 / 2 - D log(2 pi) / 2                 nats
 
-With pixels in raster order, column j of L holds pixel j and its neighbours after it. Written as
-L_ij = c_ij / sigma_j with c_jj = 1, it says what it does: given the residuals after it, residual j is
+With pixels in raster order, column j of L holds pixel j and its neighbours after it. With
+L_ij = c_ij / sigma_j and c_jj = 1, the parameters have a meaning: given the residuals after it, residual j is
 N(-sum over neighbours of c_ij e_i, sigma_j^2). The density takes one pass over the neighbours, a sample one sparse
 triangular solve.
 
-Legend: r the radius; N = 2 r (r + 1) neighbours after a pixel, in its own channel; a channel also knows the later channels
-of its own pixel, C (C - 1) / 2 pairs.
+Legend: r the radius; N = 2 r (r + 1) neighbours after a pixel, in its own channel; a channel also depends on the later
+channels of its own pixel, C (C - 1) / 2 pairs.
 """
 
 import math
@@ -29,7 +29,10 @@ from vaescale.likelihoods.sigma import floored, wide
 
 
 class StructuredGaussian(Density):
-    """The decoder returns mean [C], raw log sigma [C], neighbours' coefficients [C N], channels' coefficients."""
+    """A Gaussian with correlated residuals.
+
+    The decoder returns mean [C], raw log sigma [C], neighbours' coefficients [C N] and channels' coefficients.
+    """
 
     config: StructuredGaussianConfig
 
@@ -44,7 +47,7 @@ class StructuredGaussian(Density):
         self.pairs = [(early, late) for early in range(channels) for late in range(early + 1, channels)]
 
     def num_params(self, channels: int) -> int:
-        """2 C + C N + C (C - 1) / 2."""
+        """The number of channels, 2 C + C N + C (C - 1) / 2."""
         return channels * (2 + len(self.offsets)) + channels * (channels - 1) // 2
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
@@ -72,10 +75,10 @@ class StructuredGaussian(Density):
         return self._split(params)[0]
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
-        """mean + L^-T times noise: a sparse triangular solve for each image, in float64 on the CPU; not clipped."""
+        """Draw mean + L^-T times noise: a sparse triangular solve for each image, in float64 on the CPU; not clipped."""
         from scipy.sparse.linalg import (
             spsolve_triangular,
-        )  # samples alone need it, every start would pay for it
+        )  # imported here because only samples need it and the import is slow
 
         mean, log_sigma, neighbours, between = (part.detach().double() for part in self._split(params))
         white = noise.normal(stream, noise.DECODER, tuple(mean.shape[1:])).double()
@@ -90,7 +93,7 @@ class StructuredGaussian(Density):
         return (mean + error).to(wide(params).dtype)
 
     def _matrix(self, neighbours: np.ndarray, between: np.ndarray) -> Any:
-        """c^T of one image [D, D]: row j holds 1 and the coefficients of what comes after value j.
+        """The matrix c^T of one image [D, D]: row j holds 1 and the coefficients of the values after value j.
 
         neighbours [C, N, H, W], between [pairs, H, W]. Values are in the order channel, row, column; the later channels
         of a pixel come after it, so the matrix is upper triangular.
@@ -101,11 +104,11 @@ class StructuredGaussian(Density):
         _, height, width = self.image_shape
         rows, columns, entries = [values.ravel()], [values.ravel()], [np.ones(self.dimensions)]
         for number, (down, right) in enumerate(self.offsets):
-            here = (slice(None), slice(0, height - down), slice(max(0, -right), width - max(0, right)))
+            window = (slice(None), slice(0, height - down), slice(max(0, -right), width - max(0, right)))
             there = (slice(None), slice(down, height), slice(max(0, right), width + min(0, right)))
-            rows.append(values[here].ravel())
+            rows.append(values[window].ravel())
             columns.append(values[there].ravel())
-            entries.append(neighbours[:, number][here].ravel())
+            entries.append(neighbours[:, number][window].ravel())
         for number, (early, late) in enumerate(self.pairs):
             rows.append(values[early].ravel())
             columns.append(values[late].ravel())

@@ -4,7 +4,7 @@
     e = (x - mean(z)) / s                                                                nats
 
 s is the scale, not the standard deviation, which is s sqrt(v / (v - 2)). Learned degrees of freedom v stay above 2, so
-that it exists.
+that the standard deviation exists.
 """
 
 import math
@@ -22,7 +22,7 @@ INITIAL_EXCESS = 8.0
 
 
 class StudentT(Density):
-    """log t_v(x; mean, s). The decoder returns the mean, then raw log scale and raw degrees if they are predicted."""
+    """The Student-t likelihood: log t_v(x; mean, s). The decoder returns the mean, then raw log scale and raw degrees if they are predicted."""
 
     config: StudentTConfig
 
@@ -34,7 +34,7 @@ class StudentT(Density):
             self.raw_degrees = nn.Parameter(torch.zeros(1))
 
     def num_params(self, channels: int) -> int:
-        """The mean, and what is predicted."""
+        """Channels for the mean, and for the predicted scale and degrees."""
         return channels * (1 + [self.config.scale, self.config.degrees_of_freedom].count("predicted"))
 
     def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
@@ -52,7 +52,7 @@ class StudentT(Density):
         return self._split(params)[0]
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
-        """Bailey 1994, "Polar generation of random variates with the t-distribution"; not clipped."""
+        """Draw by Bailey 1994, "Polar generation of random variates with the t-distribution"; not clipped."""
         mean, log_scale, v = self._split(params)
         shape = tuple(mean.shape[1:])
         u = noise.uniform(stream, noise.DECODER, shape).to(mean) + 2.0**-25
@@ -61,7 +61,7 @@ class StudentT(Density):
         return mean + torch.exp(log_scale) * t
 
     def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:
-        """2 T_v(|e|) - 1, T_v the distribution function."""
+        """The central mass 2 T_v(|e|) - 1, with T_v the distribution function."""
         from scipy.special import stdtr
 
         mean, log_scale, v = self._split(params)
@@ -70,7 +70,7 @@ class StudentT(Density):
         return torch.from_numpy(2 * below - 1).to(x)
 
     def variance(self, params: Tensor) -> Tensor | None:
-        """s^2 v / (v - 2), broadcastable to [B, C, H, W]; None with fixed degrees of 2 or fewer."""
+        """The variance s^2 v / (v - 2), broadcastable to [B, C, H, W]; None with fixed degrees of 2 or fewer."""
         _, log_scale, v = self._split(params)
         fixed = self.config.degrees_of_freedom
         if not isinstance(fixed, str) and fixed <= 2:

@@ -1,1 +1,1 @@
-"""Gaussian mixtures: what they are, where they are kept, and the two steps of expectation-maximization."""
+"""Gaussian mixtures: their densities and draws, their files, and expectation-maximization."""

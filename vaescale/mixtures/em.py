@@ -1,4 +1,4 @@
-"""Expectation-maximization, from a start until a step gains little. Dempster, Laird & Rubin 1977."""
+"""Expectation-maximization from a first mixture to convergence. Dempster, Laird & Rubin 1977."""
 
 import math
 from collections.abc import Callable
@@ -10,12 +10,14 @@ from torch import Tensor
 from vaescale.mixtures.gaussian import Mixture
 from vaescale.mixtures.steps import AGREES_NATS, Latents, Steps, maximization, standardize
 
-RESEEDED = 3  # times the number of components, at most
+RESEEDED = 3  # empty components are replaced at most 3 K times
 
 
 class Fit(NamedTuple):
-    """history: the mean log density (from moments: its bound) in nats before each M step; if it converged, the last one is the
-    mixture's own.
+    """A fitted mixture and its history.
+
+    history: the mean log density (from moments: its bound) in nats before each M step; after convergence the last entry is
+    that of the mixture.
     """
 
     mixture: Mixture
@@ -24,8 +26,8 @@ class Fit(NamedTuple):
     reseeded: int
 
 
-def untold(_iteration: int, _nats: float) -> None:
-    """Nobody is told how a fit gets on."""
+def no_report(_iteration: int, _nats: float) -> None:
+    """Ignore the progress of a fit: the default of `report`."""
 
 
 def fit(
@@ -36,18 +38,18 @@ def fit(
     tolerance: float = 1e-3,
     max_iterations: int = 500,
     dtype: torch.dtype = torch.float32,
-    tell: Callable[[int, float], None] = untold,
+    report: Callable[[int, float], None] = no_report,
 ) -> Fit:
-    """Iterate from `start` until a step gains less than `tolerance` nats a latent.
+    """Iterate from `start` until a step improves the mean log density by less than `tolerance` nats.
 
-    ridge: added to the covariances' diagonals, one number or [Z]. dtype: of the products; where float32 turns out too
-    coarse (narrow components far apart), the fit goes on in float64. tell: of each iteration's number and mean log density. The
-    result is the same at every number of ranks, to rounding.
+    ridge: a number or [Z] to add to the covariances' diagonals. dtype: precision of the products; where float32 is too coarse
+    (narrow components far apart), the fit continues in float64. report: called with the number and the mean log density of
+    each iteration. The result does not depend on the number of ranks, up to rounding.
     """
     frame, reseeded = standardize(latents, start.kind), 0
     steps = Steps(latents, frame, start.kind, dtype)
     mixture, history = start, list[float]()
-    rested = False  # whether no component was given away in the step before
+    rested = False  # whether the step before replaced no empty component
     for _ in range(max_iterations):
         value, sums = steps.expectation(mixture)
         switched = False
@@ -61,10 +63,10 @@ def fit(
             value, sums = steps.expectation(mixture)
             converged, switched = False, True
         history.append(value)
-        tell(len(history), value)
+        report(len(history), value)
         if converged:
             return Fit(mixture, history, True, reseeded)
-        # Where there are fewer distinct latents than components some stay empty.
+        # With fewer distinct latents than components, some components stay empty.
         reseed = reseeded < RESEEDED * len(start.weights)
         mixture, empty = maximization(sums, frame, start.kind, ridge, latents.count, reseed=reseed)
         rested, reseeded = empty == 0 and not switched, reseeded + empty
@@ -76,6 +78,6 @@ def fit(
             tolerance=tolerance,
             max_iterations=max_iterations,
             dtype=torch.float64,
-            tell=tell,
+            report=report,
         )
     return Fit(mixture, history, False, reseeded)

@@ -1,4 +1,4 @@
-"""A fitted mixture on disk: mixture.safetensors (weights, means, covariances, float64) and mixture.json."""
+"""Files of a fitted mixture: mixture.safetensors (weights, means, covariances, float64) and mixture.json."""
 
 import json
 from collections.abc import Mapping
@@ -14,45 +14,46 @@ from vaescale.mixtures.gaussian import KINDS, Mixture
 from vaescale.system.files import write_whole
 
 FORMAT = {"format": "vaescale-gmm", "version": 1}
-TENSORS, WORDS = "mixture.safetensors", "mixture.json"
+TENSORS, DETAILS = "mixture.safetensors", "mixture.json"
 MOST_BYTES = 1 << 34
 
 
 def save(mixture: Mixture, folder: Path, details: Mapping[str, object]) -> None:
-    """Write both files to `folder`. details: what else the JSON says."""
+    """Write both files to `folder`. details: further entries of the JSON."""
     names = ("weights", "means", "covariances")
     tensors = to_bytes({name: getattr(mixture, name).contiguous() for name in names})
     write_whole(folder / TENSORS, tensors)
-    words = {**FORMAT, "covariance": mixture.kind, **details}
-    write_whole(folder / WORDS, (json.dumps(words, indent=1) + "\n").encode())
+    content = {**FORMAT, "covariance": mixture.kind, **details}
+    write_whole(folder / DETAILS, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def words(folder: Path) -> dict[str, object]:
-    """What mixture.json says, unchecked; {} where it is not there or no JSON object."""
+def read_details(folder: Path) -> dict[str, object]:
+    """The content of mixture.json, unchecked; {} where it is missing or not a JSON object."""
     try:
-        return dict(json.loads((folder / WORDS).read_bytes()))
+        return dict(json.loads((folder / DETAILS).read_bytes()))
     except (OSError, ValueError, TypeError):
         return {}
 
 
 def compared(folder: Path) -> list[int]:
-    """How many components the mixtures have that were compared in a run's gmm folder, each in components-K; ascending."""
-    found = (path.name.removeprefix("components-") for path in folder.glob("components-*"))
-    return sorted(int(number) for number in found if number.isdecimal())
+    """The numbers of components that were compared in a run's gmm folder, from the names components-K, ascending."""
+    suffixes = (path.name.removeprefix("components-") for path in folder.glob("components-*"))
+    return sorted(int(number) for number in suffixes if number.isdecimal())
 
 
 def load(folder: Path | str, **expected: object) -> Mixture:
-    """The mixture in `folder`. expected: details that it must have been saved with, such as the step. Raises UserError when
-    there is none, when it is another model's, or when it is not one that can be drawn from.
+    """The mixture in `folder`. expected: details that it must have been saved with, such as the step.
+
+    Raises UserError when the mixture is missing or damaged, or was saved with other details.
     """
     folder = Path(folder)
-    if not (folder / WORDS).is_file():
+    if not (folder / DETAILS).is_file():
         raise UserError(f"{folder} holds no fitted mixture; fit one with `vaescale fit-gmm RUN`")
     try:
-        words = dict(json.loads((folder / WORDS).read_text()))
+        details = dict(json.loads((folder / DETAILS).read_text()))
         if (
-            any(words.get(key) != value for key, value in FORMAT.items())
-            or words.get("covariance") not in KINDS
+            any(details.get(key) != value for key, value in FORMAT.items())
+            or details.get("covariance") not in KINDS
         ):
             raise UserError(
                 f"{folder} holds no mixture of this version; fit it again with `vaescale fit-gmm`"
@@ -66,30 +67,30 @@ def load(folder: Path | str, **expected: object) -> Mixture:
         raise _damaged(folder, str(error)) from error
     if set(tensors) != {"weights", "means", "covariances"}:
         raise _damaged(folder, f"it holds {sorted(tensors)}")
-    mixture = Mixture(tensors["weights"], tensors["means"], tensors["covariances"], words["covariance"])
+    mixture = Mixture(tensors["weights"], tensors["means"], tensors["covariances"], details["covariance"])
     if fault := _fault(mixture):
         raise _damaged(folder, fault)
     for name, value in expected.items():
-        if name not in words:
+        if name not in details:
             raise UserError(
-                f"the mixture in {folder} does not say with which {name} it was fitted, as an earlier version's did not; fit it "
+                f"the mixture in {folder} was saved by an earlier version without its {name}; fit it "
                 f"again with `vaescale fit-gmm`"
             )
-        if words[name] != value:
+        if details[name] != value:
             raise UserError(
-                f"the mixture in {folder} was fitted with {name} {words[name]}, this is {value}; fit it again with "
+                f"the mixture in {folder} was fitted with {name} {details[name]}, this is {value}; fit it again with "
                 f"`vaescale fit-gmm`"
             )
     return mixture
 
 
 def _fault(mixture: Mixture) -> str:
-    """What keeps it from being a mixture, or nothing."""
+    """The fault of a mixture's tensors, or "" for a sound mixture."""
     weights, means, covariances, kind = mixture
-    if any(part.dtype != torch.float64 or not torch.isfinite(part).all() for part in mixture[:3]):
+    if any(tensor.dtype != torch.float64 or not torch.isfinite(tensor).all() for tensor in mixture[:3]):
         return "its numbers are not finite float64"
     if weights.ndim != 1 or means.ndim != 2 or len(weights) != len(means) or not means.numel():
-        return f"weights {list(weights.shape)} do not go with means {list(means.shape)}"
+        return f"weights {list(weights.shape)} do not fit means {list(means.shape)}"
     components, size = means.shape
     shape = {
         "full": (components, size, size),
@@ -107,5 +108,5 @@ def _fault(mixture: Mixture) -> str:
     return "" if sound else "a covariance is not positive definite"
 
 
-def _damaged(folder: Path, words: str) -> UserError:
-    return UserError(f"the mixture in {folder} is damaged ({words}); fit it again with `vaescale fit-gmm`")
+def _damaged(folder: Path, fault: str) -> UserError:
+    return UserError(f"the mixture in {folder} is damaged ({fault}); fit it again with `vaescale fit-gmm`")

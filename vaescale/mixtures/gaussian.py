@@ -1,4 +1,4 @@
-"""A Gaussian mixture over latents: its density, its draws, its likeness in scikit-learn.
+"""A Gaussian mixture over latents: its density, its draws, and conversion to and from scikit-learn.
 
 Legend: z [N, Z], K components, weights [K], means [K, Z], all float64. Covariances have scikit-learn's shapes:
 
@@ -24,7 +24,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Mixture(NamedTuple):
-    """sum_k weights_k N(means_k, covariances_k)."""
+    """The mixture sum_k weights_k N(means_k, covariances_k)."""
 
     weights: Tensor
     means: Tensor
@@ -33,7 +33,7 @@ class Mixture(NamedTuple):
 
     @property
     def num_parameters(self) -> int:
-        """Free numbers, as BIC counts them: K - 1 weights, the means, the covariances."""
+        """The number of free parameters in BIC: K - 1 weights, the means and the covariances."""
         components, size = self.means.shape
         matrix = size * (size + 1) // 2
         covariances = {"full": components * matrix, "tied": matrix, "diag": components * size}
@@ -41,8 +41,8 @@ class Mixture(NamedTuple):
 
 
 def on(mixture: Mixture, device: torch.device) -> Mixture:
-    """The same, on a device."""
-    weights, means, covariances = (part.to(device) for part in mixture[:3])
+    """Move a mixture to a device."""
+    weights, means, covariances = (tensor.to(device) for tensor in mixture[:3])
     return Mixture(weights, means, covariances, mixture.kind)
 
 
@@ -52,7 +52,7 @@ def log_density(mixture: Mixture, z: Tensor) -> Tensor:
 
 
 def log_joint(mixture: Mixture, z: Tensor) -> Tensor:
-    """log weight_k + log N(z_n; mean_k, covariance_k), [N, K]."""
+    """The log joint density log weight_k + log N(z_n; mean_k, covariance_k) in nats, [N, K]."""
     if mixture.kind in ("full", "tied"):
         factors = torch.linalg.cholesky(mixture.covariances)
         columns = []
@@ -82,13 +82,13 @@ def diagonals(mixture: Mixture) -> Tensor:
 
 
 def sample(mixture: Mixture, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
-    """Draws, float32 [B, Z], one a slot: a function of (seed, step, slot) alone.
+    """Draws float32 [B, Z], one per slot: a function of (seed, step, slot) only.
 
-    temperature: times the components' standard deviations. Memory: O(B Z + Z^2), for any number of components.
+    temperature: factor of the components' standard deviations. Memory: O(B Z + Z^2), for any number of components.
     """
     edges = mixture.weights.cumsum(0) / mixture.weights.sum()
-    place = noise.uniform(stream, noise.MIXTURE, ()).double().to(edges.device)
-    component = torch.searchsorted(edges, place, right=True).clamp_max(len(edges) - 1)
+    uniform = noise.uniform(stream, noise.MIXTURE, ()).double().to(edges.device)
+    component = torch.searchsorted(edges, uniform, right=True).clamp_max(len(edges) - 1)
     white = noise.normal(stream, noise.PRIOR, (mixture.means.shape[1],)).to(edges)
     if mixture.kind == "full":
         coloured = torch.empty_like(white)
@@ -106,7 +106,7 @@ def sample(mixture: Mixture, stream: noise.Stream, temperature: float = 1.0) -> 
 
 
 def moments(mixture: Mixture) -> tuple[Tensor, Tensor]:
-    """The mixture's own mean [Z] and covariance [Z, Z]."""
+    """The mean [Z] and covariance [Z, Z] of the whole mixture."""
     weights, means = mixture.weights, mixture.means
     mean = weights @ means
     if mixture.kind == "full":
@@ -138,7 +138,7 @@ def to_scikit_learn(mixture: Mixture) -> "GaussianMixture":
 
 
 def from_scikit_learn(model: "GaussianMixture") -> Mixture:
-    """A fitted scikit-learn GaussianMixture as a Mixture, its numbers unchanged."""
+    """Convert a fitted scikit-learn GaussianMixture to a Mixture with the same parameters."""
     parts = (model.weights_, model.means_, model.covariances_)
-    weights, means, covariances = (torch.as_tensor(part, dtype=torch.float64) for part in parts)
+    weights, means, covariances = (torch.as_tensor(array, dtype=torch.float64) for array in parts)
     return Mixture(weights, means, covariances, model.covariance_type)

@@ -1,4 +1,4 @@
-"""Latents that are held in memory, this rank's share of them; and what moments of q(z|x) are, held or not."""
+"""This rank's share of latents in memory, and the protocol of moments of q(z|x)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from vaescale import comm
 
 
 class Moments(Protocol):
-    """This rank's part of the means and variances of q(z|x)."""
+    """This rank's share of the means and variances of q(z|x)."""
 
     @property
     def size(self) -> int:
-        """Z."""
+        """The number Z of latents per image."""
         ...
 
     @property
     def count(self) -> int:
-        """Images, over all ranks."""
+        """The number of images, over all ranks."""
         ...
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Means and variances [n, Z]. The same at every call."""
+        """Yield means and variances [n, Z], the same at every call."""
         ...
 
     def rows(self, wanted: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class Moments(Protocol):
         ...
 
     def variances(self, wanted: Tensor) -> Tensor:
-        """The variances, likewise."""
+        """The variances of the latents with these numbers, as `rows`."""
         ...
 
 
@@ -46,34 +46,34 @@ class Scaled:
 
     @property
     def size(self) -> int:
-        """Z."""
+        """The number Z of latents per image."""
         return self.moments.size
 
     @property
     def count(self) -> int:
-        """Images over all ranks."""
+        """The number of images, over all ranks."""
         return self.moments.count
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """As of the moments."""
+        """Yield scaled means and variances [n, Z]."""
         for mean, variance in self.moments.parts():
-            assert variance is not None, "these are draws"
+            assert variance is not None, "expected moments, got draws"
             scale = self.scale.to(mean)
             yield (mean - self.shift.to(mean)) / scale, variance / scale.square()
 
     def rows(self, wanted: Tensor) -> Tensor:
-        """As of the moments."""
+        """The scaled means with these numbers, on every rank: float64 [M, Z]."""
         return (self.moments.rows(wanted) - self.shift.double()) / self.scale.double()
 
     def variances(self, wanted: Tensor) -> Tensor:
-        """As of the moments."""
+        """The scaled variances with these numbers, on every rank: float64 [M, Z]."""
         return self.moments.variances(wanted) / self.scale.double().square()
 
 
 class Points:
-    """z [n, Z] of this rank, or the means and variances [n, Z] of its images' q(z|x).
+    """Draws z [n, Z] of this rank, or the means and variances [n, Z] of q(z|x) for its images.
 
-    numbers: int64 [n], which of all latents each one is; by default this rank has them all.
+    numbers: int64 [n], the position of each latent among those of all ranks; by default this rank has all latents.
     """
 
     def __init__(self, z: Tensor, variance: Tensor | None = None, *, numbers: Tensor | None = None) -> None:
@@ -83,7 +83,7 @@ class Points:
         self.count = int(comm.all_reduce_sum(torch.tensor([float(len(z))]))[0])
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """All of them at once."""
+        """Yield all latents of this rank at once."""
         yield self.z, self.variance
 
     def rows(self, wanted: Tensor) -> Tensor:
@@ -91,13 +91,13 @@ class Points:
         return self._gathered(self.z, wanted)
 
     def variances(self, wanted: Tensor) -> Tensor:
-        """Of those latents, likewise."""
-        assert self.variance is not None, "these are draws"
+        """The variances of the latents with these numbers, as `rows`."""
+        assert self.variance is not None, "expected moments, got draws"
         return self._gathered(self.variance, wanted)
 
     def _gathered(self, values: Tensor, wanted: Tensor) -> Tensor:
-        place = torch.searchsorted(wanted, self.numbers).clamp_max(len(wanted) - 1)
-        here = wanted[place] == self.numbers
+        position = torch.searchsorted(wanted, self.numbers).clamp_max(len(wanted) - 1)
+        mask = wanted[position] == self.numbers
         rows = torch.zeros(len(wanted), self.size, dtype=torch.float64)
-        rows[place[here]] = values[here.to(values.device)].double().cpu()
+        rows[position[mask]] = values[mask.to(values.device)].double().cpu()
         return comm.all_reduce_sum(rows.flatten()).view(rows.shape)

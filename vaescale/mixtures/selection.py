@@ -1,6 +1,6 @@
-"""How many components: fits of several numbers, compared on held-out latents and by BIC. Schwarz 1978.
+"""Choice of the number of components: fits compared by held-out density and by BIC. Schwarz 1978.
 
-BIC = -2 N mean log density + parameters ln N            N: images, of which each counts once however often it is drawn
+BIC = -2 N mean log density + parameters ln N            N: number of images, whatever the number of draws
 """
 
 import math
@@ -24,37 +24,36 @@ COLLAPSED_VARIANCE = 0.01  # as for active units: Burda, Grosse & Salakhutdinov 
 
 
 class Set(Latents, Protocol):
-    """Latents to fit to, of which some can be had on every rank."""
+    """Latents to fit, with access by number on every rank."""
 
     def rows(self, wanted: Tensor) -> Tensor:
-        """Float64 [M, Z] of the numbers int64 [M], ascending."""
+        """The latents with these numbers (int64 [M], ascending), on every rank: float64 [M, Z]."""
         ...
 
 
 class Spread(NamedTuple):
-    """Where the variance of the aggregate posterior comes from, [Z] float64: between the images' means, and within q(z|x)."""
+    """The variance of the aggregate posterior between the images' means and within q(z|x), float64 [Z] each."""
 
     between: Tensor
     within: Tensor
-    error: float = (
-        0.0  # the standard error of `between` of a latent that all images have alike, as a part of the total
-    )
+    error: float = 0.0  # standard error of `between` for a latent with the same q(z|x) for all images, relative to the total
 
     @property
     def total(self) -> Tensor:
-        """The aggregate's own variance."""
+        """The variance of the aggregate posterior."""
         return self.between + self.within
 
     @property
     def collapsed(self) -> Tensor:
-        """Whether a latent's mean hardly moves, in its own scale: of a used latent the aggregate is about as wide as the prior.
-        Nor is one used that moves by no more than what draws by chance give.
+        """Return for each latent whether its mean hardly varies between images, bool [Z].
+
+        The limit is a share of the total variance, or the sampling error of draws where this is larger.
         """
         return self.between < (COLLAPSED_VARIANCE + 3 * self.error) * self.total
 
 
 class Candidate(NamedTuple):
-    """A fit, and what it is worth: nats a latent, on the latents that were fitted and on held-out ones."""
+    """A fitted mixture and its scores: mean log densities in nats on the fitted and on held-out latents, and BIC."""
 
     mixture: Mixture
     iterations: int
@@ -64,8 +63,8 @@ class Candidate(NamedTuple):
     val_nats: float
     bic: float
 
-    def words(self) -> dict[str, float | int | bool]:
-        """For tables and JSON."""
+    def summary(self) -> dict[str, float | int | bool]:
+        """The scores for tables and JSON."""
         return {
             "components": len(self.mixture.weights),
             **{name: value for name, value in self._asdict().items() if name != "mixture"},
@@ -86,16 +85,16 @@ def candidate(
     seed: int,
     ridge: float | Tensor,
 ) -> Candidate:
-    """The best of `restarts` fits from different starts, by the density of the draws.
+    """The best of `restarts` fits from different starts, by the density of the training draws.
 
-    latents: what is fitted; drawn, val: draws of the training and the held-out images, of which densities are taken.
-    images: how many the former are.
+    latents: the latents to fit. drawn, val: draws of the training and held-out images, for the densities. images: number of
+    training images.
     """
     fits = []
     for number in range(restarts):
         first = start(latents, num_components, kind=kind, how=how, seed=seed + number, ridge=ridge)
         fits.append(fit(first))
-    densities = [mean_log_density(one.mixture, drawn) for one in fits]
+    densities = [mean_log_density(fit.mixture, drawn) for fit in fits]
     train_nats = max(densities)
     best = fits[densities.index(train_nats)]
     val_nats = mean_log_density(best.mixture, val)
@@ -106,26 +105,26 @@ def candidate(
 
 
 def choose(candidates: list[Candidate], criterion: Criterion) -> Candidate:
-    """The one with the greatest held-out density, or the least BIC."""
+    """The candidate with the highest held-out density, or the lowest BIC."""
     if criterion == "bic":
-        return min(candidates, key=lambda one: one.bic)
-    return max(candidates, key=lambda one: one.val_nats)
+        return min(candidates, key=lambda candidate: candidate.bic)
+    return max(candidates, key=lambda candidate: candidate.val_nats)
 
 
 def mean_log_density(mixture: Mixture, latents: Latents, rows: int = 1 << 14) -> float:
-    """Over all ranks, in nats, float64. The latents are draws, not moments."""
-    own = torch.zeros(1, dtype=torch.float64)
+    """The mean log density of draws over all ranks, in nats, computed in float64."""
+    total = torch.zeros(1, dtype=torch.float64)
     for z, variance in latents.parts():
-        assert variance is None, "a density is one of draws"
-        for part in torch.split(z, rows):
-            own += log_density(on(mixture, part.device), part.double()).sum().cpu()
-    return float(comm.all_reduce_sum(own)) / latents.count
+        assert variance is None, "expected draws, got moments"
+        for batch in torch.split(z, rows):
+            total += log_density(on(mixture, batch.device), batch.double()).sum().cpu()
+    return float(comm.all_reduce_sum(total)) / latents.count
 
 
 def spread_of(latents: Latents, draws: int = 0) -> Spread:
-    """Over all ranks. latents: means and variances of q(z|x), or `draws` (at least 2) of each image, one after another.
+    """The spread of latents over all ranks: means and variances of q(z|x), or `draws` (at least 2) per image in a row.
 
-    Of draws by the analysis of variance: the variance of the S draws' means is that between images, and 1/S of that within.
+    For draws by the analysis of variance: the variance of the means of S draws is that between images plus 1/S of that within.
     """
     total = torch.zeros(3, latents.size, dtype=torch.float64)
     for z, variance in latents.parts():
@@ -146,25 +145,26 @@ def spread_of(latents: Latents, draws: int = 0) -> Spread:
 
 
 def refuse_unfit(spread: Spread, num_components: int, images: int, kind: Kind = "full", of: str = "") -> None:
-    """Raise UserError when there are fewer images than components, when the covariances would not fit in memory, and when no
-    latent's mean moves from image to image: the posterior is then the same for every one, and what would be fitted is that
-    one Gaussian. of: words on which latents they are.
+    """Raise UserError for fewer images than components, covariances that exceed the memory, and a collapsed posterior.
+
+    The posterior has collapsed when no latent's mean varies between images; a fit would return that one Gaussian. of: the part
+    of the message that names the latents.
     """
     needed = num_components * len(spread.within) ** 2 * 8
     if kind == "full" and needed > MOST_COVARIANCE_BYTES:
         raise UserError(
             f"{num_components} full covariances of {len(spread.within)} latents take {needed / 2**30:.1f} GiB, and several "
-            f"times that while they are fitted; take --covariance diag, or fewer components"
+            f"times as much during the fit; take --covariance diag, or fewer components"
         )
     if images < num_components:
         raise UserError(f"{images} images cannot feed {num_components} components; lower --components")
     if (spread.total <= 1e-12).all():
         raise UserError(
-            "the latents are constant and there is nothing to fit; lower objective.beta or train longer"
+            "all latents are constant, so a mixture cannot be fitted; lower objective.beta or train longer"
         )
     if spread.collapsed.all():
         raise UserError(
-            f"the posterior{of} has collapsed: q(z|x) is the same for every image, and so is what would be fitted; "
+            f"the posterior{of} has collapsed: q(z|x) is the same for every image, so a mixture adds nothing to it; "
             + (
                 "take more groups with --groups, or train longer"
                 if of

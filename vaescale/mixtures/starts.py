@@ -1,6 +1,6 @@
-"""Where expectation-maximization starts: components around centres that k-means, or chance, finds among some latents.
+"""First mixtures for expectation-maximization: components around centres from k-means or drawn at random.
 
-Every rank starts from the same mixture: the centres are found among rows that all ranks have, by rank 0.
+Every rank starts from the same mixture: rank 0 chooses the centres among latents that all ranks have.
 """
 
 import warnings
@@ -14,22 +14,22 @@ from vaescale.mixtures.gaussian import Kind, Mixture
 
 Start = Literal["kmeans", "random"]
 STARTS: tuple[Start, ...] = get_args(Start)
-ROWS, ROWS_A_COMPONENT = 20_000, 200  # so many latents are looked at, at least
-SEEDS = 1 << 32  # scikit-learn takes no larger ones
+ROWS, ROWS_A_COMPONENT = 20_000, 200  # minimum number of latents that a start uses
+SEEDS = 1 << 32  # scikit-learn accepts no larger seed
 
 
 class Rows(Protocol):
-    """Latents of which some can be had on every rank. count: over all ranks."""
+    """Latents with access by number on every rank. count: number of latents over all ranks."""
 
     count: int
 
     def rows(self, wanted: Tensor) -> Tensor:
-        """Float64 [M, Z] of the numbers int64 [M], ascending, on every rank."""
+        """The latents with these numbers (int64 [M], ascending), on every rank: float64 [M, Z]."""
         ...
 
 
-class Found(NamedTuple):
-    """Centres [K, Z], and of each latent that was looked at which one is nearest, int64 [M]."""
+class Clusters(NamedTuple):
+    """Centres [K, Z], and the index of the nearest centre of each latent, int64 [M]."""
 
     centres: Tensor
     nearest: Tensor
@@ -38,14 +38,16 @@ class Found(NamedTuple):
 def start(
     latents: Rows, num_components: int, *, kind: Kind, how: Start, seed: int, ridge: float | Tensor = 1e-6
 ) -> Mixture:
-    """A first mixture. kmeans: scikit-learn's k-means from k-means++ centres (Arthur & Vassilvitskii 2007); random: latents
-    as centres. Weights, means and covariances are those of the latents nearest to each centre.
+    """A first mixture, whose weights, means and covariances are those of the latents nearest to each centre.
+
+    how: `kmeans` takes centres of scikit-learn's k-means from k-means++ (Arthur & Vassilvitskii 2007), `random` takes random
+    latents as centres.
     """
     wanted = some(latents.count, max(ROWS, ROWS_A_COMPONENT * num_components), seed)
     z = latents.rows(wanted)
     find = _kmeans if how == "kmeans" else _random
-    found = comm.on_main(lambda: find(z, num_components, seed))
-    return from_clusters(z, found, kind=kind, ridge=ridge)
+    clusters = comm.on_main(lambda: find(z, num_components, seed))
+    return from_clusters(z, clusters, kind=kind, ridge=ridge)
 
 
 def some(count: int, most: int, seed: int) -> Tensor:
@@ -55,18 +57,18 @@ def some(count: int, most: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.unique(
         torch.randint(count, (2 * most,), generator=generator)
-    )  # a permutation of all would not stay small
+    )  # not a permutation, whose memory grows with count
     kept: Tensor = drawn[torch.randperm(len(drawn), generator=generator)[:most]]
     return kept.sort().values
 
 
-def from_clusters(z: Tensor, found: Found, *, kind: Kind, ridge: float | Tensor) -> Mixture:
-    """The weights, means and covariances of z [M, Z] by cluster; a cluster of one latent has the spread of them all."""
-    components, size = len(found.centres), z.shape[1]
-    shares = torch.nn.functional.one_hot(found.nearest, components).to(z)
+def from_clusters(z: Tensor, clusters: Clusters, *, kind: Kind, ridge: float | Tensor) -> Mixture:
+    """The weights, means and covariances of z [M, Z] by cluster; a cluster of one latent gets the spread of all clusters."""
+    components, size = len(clusters.centres), z.shape[1]
+    shares = torch.nn.functional.one_hot(clusters.nearest, components).to(z)
     counts = shares.sum(0)
-    means = torch.where(counts[:, None] > 0, (shares.T @ z) / counts.clamp_min(1)[:, None], found.centres)
-    centred = z - means[found.nearest]
+    means = torch.where(counts[:, None] > 0, (shares.T @ z) / counts.clamp_min(1)[:, None], clusters.centres)
+    centred = z - means[clusters.nearest]
     spread = z.var(dim=0, correction=0)
     floor = torch.diag(torch.zeros(size, dtype=z.dtype) + ridge)
     if kind == "tied":
@@ -75,8 +77,8 @@ def from_clusters(z: Tensor, found: Found, *, kind: Kind, ridge: float | Tensor)
         pooled = torch.diag(spread)
         covariances = torch.stack(
             [
-                ((part := centred[found.nearest == number]).T @ part + (pooled if len(part) < 2 else 0.0))
-                / max(1, len(part))
+                ((rows := centred[clusters.nearest == number]).T @ rows + (pooled if len(rows) < 2 else 0.0))
+                / max(1, len(rows))
                 for number in range(components)
             ]
         )
@@ -89,7 +91,7 @@ def from_clusters(z: Tensor, found: Found, *, kind: Kind, ridge: float | Tensor)
     return Mixture(weights, means, covariances, kind)
 
 
-def _kmeans(z: Tensor, num_components: int, seed: int) -> Found:
+def _kmeans(z: Tensor, num_components: int, seed: int) -> Clusters:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -98,10 +100,10 @@ def _kmeans(z: Tensor, num_components: int, seed: int) -> Found:
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than components: EM copes
         model = KMeans(num_components, n_init=1, random_state=seed % SEEDS).fit(z.float().numpy())
-    return Found(torch.from_numpy(model.cluster_centers_).double(), torch.from_numpy(model.labels_).long())
+    return Clusters(torch.from_numpy(model.cluster_centers_).double(), torch.from_numpy(model.labels_).long())
 
 
-def _random(z: Tensor, num_components: int, seed: int) -> Found:
+def _random(z: Tensor, num_components: int, seed: int) -> Clusters:
     generator = torch.Generator().manual_seed(seed)
     centres = z[torch.randperm(len(z), generator=generator)[:num_components]]
-    return Found(centres, torch.cdist(z, centres).argmin(1))
+    return Clusters(centres, torch.cdist(z, centres).argmin(1))

@@ -2,13 +2,13 @@
 
     log weight_k + log N(z; mean_k, covariance_k) = theta_k . phi(z),      phi(z) = [z_i z_j for i <= j, z, 1]
 
-so that the E step is one matrix product with phi. The M step needs sum_n r_nk phi(z_n): of the few components that a latent may
-belong to, for the others' responsibilities vanish beside rounding. Where a latent comes as the mean and variance of its q(z|x),
-phi is its expectation under q: the steps then maximize the bound
+so that the E step is one matrix product with phi. The M step needs sum_n r_nk phi(z_n), which is summed only over components
+whose responsibility exceeds rounding. For a latent given by the mean and variance of its q(z|x), phi is the expectation under q,
+and the steps maximize the bound
 
-    E_q[log p(z)] >= sum_k r_k (log weight_k + E_q[log N(z; mean_k, covariance_k)] - log r_k)          r of each image
+    E_q[log p(z)] >= sum_k r_k (log weight_k + E_q[log N(z; mean_k, covariance_k)] - log r_k)          r: one vector per image
 
-Products are in float32 by default, of latents whose mean is 0 and covariance I; sums and parameters in float64.
+Products are in float32 by default, of latents scaled to mean 0 and covariance I; sums and parameters are in float64.
 
 Legend: z [N, Z]; K components; F features; R [N, K] responsibilities.
 """
@@ -24,30 +24,32 @@ from vaescale import comm
 from vaescale.errors import UserError
 from vaescale.mixtures.gaussian import Kind, Mixture, diagonals
 
-CHUNK_VALUES = 1 << 22  # of features at once
+CHUNK_VALUES = 1 << 22  # maximum number of feature values at once
 KEPT_BYTES = 1 << 30  # features that are kept between the iterations
 BLOCK_ROWS = 1 << 16
-PAIRS_VALUES = 1 << 26  # of latents, each for every component that it may belong to
-NOTHING = -1e30  # log density of a component that pads the products
+PAIRS_VALUES = 1 << 26  # maximum number of latent values, repeated for each component with a responsibility
+NOTHING = -1e30  # log density of the components that pad the products
 PROBED = 2048  # latents of each rank, on which float32 is compared with float64
 AGREES_NATS = 1e-3
-EMPTY = 0.5  # a component with fewer latents is given half of the heaviest one
+EMPTY = 0.5  # a component with fewer latents takes half of the heaviest component
 
 
 class Latents(Protocol):
-    """This rank's part of the latents. size: Z. count: over all ranks."""
+    """This rank's share of the latents. size: Z. count: number of latents over all ranks."""
 
     size: int
     count: int
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """z [n, Z], and the variances [n, Z] if they are the means of q(z|x). The same at every call."""
+        """Yield z [n, Z], and the variances [n, Z] if z are means of q(z|x); the same at every call."""
         ...
 
 
 class Frame(NamedTuple):
-    """u = factor^-1 (z - shift) is what is computed with. float64 [Z]; [Z, Z], lower triangular, or diagonal for diagonal
-    covariances and for moments, whose variances would not stay diagonal otherwise.
+    """The scaled coordinates u = factor^-1 (z - shift) of all products.
+
+    shift: float64 [Z]. factor: float64 [Z, Z], lower triangular; diagonal for diagonal covariances, and for moments so that
+    their variances stay diagonal.
     """
 
     shift: Tensor
@@ -55,18 +57,18 @@ class Frame(NamedTuple):
 
     @property
     def inverse(self) -> Tensor:
-        """factor^-1."""
+        """The inverse of the factor, [Z, Z]."""
         identity = torch.eye(len(self.shift), dtype=self.factor.dtype)
         inverse: Tensor = torch.linalg.solve_triangular(self.factor, identity, upper=False)
         return inverse
 
     def inward(self, means: Tensor) -> Tensor:
-        """u of means [K, Z]."""
+        """Map means [K, Z] from z to u."""
         inward: Tensor = (means - self.shift) @ self.inverse.mT
         return inward
 
     def outward(self, matrices: Tensor) -> Tensor:
-        """The covariances [..., Z, Z] of z, from those of u."""
+        """Map covariances [..., Z, Z] from u to z."""
         outward: Tensor = self.factor @ matrices @ self.factor.mT
         return outward
 
@@ -82,13 +84,14 @@ class Sums(NamedTuple):
 def expectation(
     latents: Latents, mixture: Mixture, frame: Frame, dtype: torch.dtype = torch.float64
 ) -> tuple[float, Sums]:
-    """One E step: the mean log density (from moments: its bound), and the sums in the frame."""
+    """Run one E step: the mean log density (from moments: its bound), and the sums in the frame."""
     return Steps(latents, frame, mixture.kind, dtype).expectation(mixture)
 
 
 def standardize(latents: Latents, kind: Kind) -> Frame:
-    """The frame in which the latents of all ranks have mean 0 and covariance I, or variances 1. A constant latent keeps its
-    scale. Raises UserError when a latent is NaN or Inf.
+    """The frame in which the latents of all ranks have mean 0 and covariance I, or variances 1.
+
+    A constant latent keeps its scale. Raises UserError when a latent is NaN or Inf.
     """
     total, moments = torch.zeros(latents.size + 1, dtype=torch.float64), False
     for z, variance in latents.parts():
@@ -96,13 +99,15 @@ def standardize(latents: Latents, kind: Kind) -> Frame:
         moments = variance is not None
     total = comm.all_reduce_sum(torch.cat([total, total.new_tensor([moments])]))
     if not torch.isfinite(total).all():
-        raise UserError("the latents hold NaN or Inf, or values whose sum is; nothing can be fitted to them")
+        raise UserError(
+            "the latents hold NaN or Inf, or their sum overflows; no mixture can be fitted to them"
+        )
     shift, moments = total[:-2] / total[-2], bool(total[-1])
     second = torch.zeros(latents.size, latents.size, dtype=torch.float64)
     for z, variance in latents.parts():
         centred = z.double() - shift.to(z.device)
-        own = centred.T @ centred
-        second += (own if variance is None else own + torch.diag(variance.double().sum(0))).cpu()
+        scatter = centred.T @ centred
+        second += (scatter if variance is None else scatter + torch.diag(variance.double().sum(0))).cpu()
     second = comm.all_reduce_sum(second.flatten()).view(second.shape) / total[-2]
     variances = second.diagonal()
     constant = variances <= 1e-24 * (1 + shift.square())
@@ -114,8 +119,9 @@ def standardize(latents: Latents, kind: Kind) -> Frame:
 def maximization(
     sums: Sums, frame: Frame, kind: Kind, ridge: float | Tensor, count: int, *, reseed: bool = True
 ) -> tuple[Mixture, int]:
-    """The mixture that the sums ask for, in the latents' own scale, and how many empty components were given away, if that
-    is asked for. Raises UserError when the latents are too extreme for float64.
+    """Run one M step: the mixture in the scale of the latents, and the number of empty components that were replaced.
+
+    Raises UserError when the latents are too extreme for float64.
     """
     weights = sums.weights + 10 * torch.finfo(torch.float64).eps
     centres = sums.firsts / weights[:, None]
@@ -139,14 +145,14 @@ def maximization(
 
 
 def _halved(mixture: Mixture, component: int) -> Mixture:
-    """An empty component and the heaviest one share the latter's place: half a deviation apart, along its longest axis."""
-    weights, means, covariances = (part.clone() for part in mixture[:3])
+    """Split the heaviest component in two, half a deviation apart along its longest axis, to replace an empty component."""
+    weights, means, covariances = (tensor.clone() for tensor in mixture[:3])
     heaviest = int(weights.argmax())
     if mixture.kind in ("full", "tied"):
-        own = covariances[heaviest] if mixture.kind == "full" else covariances
-        lengths, axes = torch.linalg.eigh(own)
+        covariance = covariances[heaviest] if mixture.kind == "full" else covariances
+        lengths, axes = torch.linalg.eigh(covariance)
         axis = lengths[-1].sqrt() * axes[:, -1]
-        axis = axis * torch.sign(axis[axis.abs().argmax()])  # an eigenvector's sign is anyone's
+        axis = axis * torch.sign(axis[axis.abs().argmax()])  # the sign of an eigenvector is arbitrary
     else:
         deviations = diagonals(mixture)[heaviest].sqrt()
         axis = torch.where(torch.arange(len(deviations)) == deviations.argmax(), deviations, 0.0)
@@ -159,13 +165,13 @@ def _halved(mixture: Mixture, component: int) -> Mixture:
 
 
 def _positive(covariances: Tensor) -> Tensor:
-    """[..., Z, Z] with a growing share of the identity added where rounding left one that is not positive definite."""
+    """Make [..., Z, Z] positive definite despite rounding, by adding a growing share of the identity where needed."""
     covariances = (covariances + covariances.mT) / 2
     scale = covariances.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
     identity = torch.eye(covariances.shape[-1], dtype=covariances.dtype)
     if not torch.isfinite(covariances).all():
         raise UserError(
-            "the latents are too large for their squares to be added up; nothing can be fitted to them"
+            "the latents are so large that the sum of their squares overflows; no mixture can be fitted to them"
         )
     share = 1e-10
     while (bad := torch.linalg.cholesky_ex(covariances).info > 0).any():
@@ -175,7 +181,7 @@ def _positive(covariances: Tensor) -> Tensor:
 
 
 class Block(NamedTuple):
-    """u [n, Z]; squares [n, Z]: of u, with the variances of q(z|x) where latents are moments; phi [m, F], so many rows each."""
+    """A block of latents: u [n, Z]; squares [n, Z] of u, plus the variances in the case of moments; phi [m, F] in chunks."""
 
     u: Tensor
     squares: Tensor
@@ -183,7 +189,7 @@ class Block(NamedTuple):
 
 
 class _Nothing:
-    """Latents of which there are none."""
+    """An empty set of latents."""
 
     count = 0
 
@@ -195,7 +201,7 @@ class _Nothing:
 
 
 class Steps:
-    """E steps over the same latents: their features are computed once, if they are not too many."""
+    """E steps over the same latents, whose features are computed only once if they fit in memory."""
 
     def __init__(self, latents: Latents, frame: Frame, kind: Kind, dtype: torch.dtype) -> None:
         self._latents, self._frame, self._kind, self._dtype = latents, frame, kind, dtype
@@ -228,9 +234,9 @@ class Steps:
         return float(value), Sums(weights, firsts, seconds)
 
     def agrees(self, mixture: Mixture) -> bool:
-        """Whether the log densities of some latents are what float64 makes of them."""
+        """Return whether the log densities of some latents agree with those computed in float64."""
         z, variance = next(iter(self._latents.parts()), (torch.zeros(0, self._latents.size), None))
-        own = torch.zeros(2, dtype=torch.float64)
+        local = torch.zeros(2, dtype=torch.float64)
         if len(z):
             z, variance = z[:PROBED], None if variance is None else variance[:PROBED]
             exact = Steps(_Nothing(self._latents.size), self._frame, self._kind, torch.float64)
@@ -239,26 +245,26 @@ class Steps:
                 steps._shares(steps._block(z, variance), *theta)[0].double() for steps in (self, exact)
             )
             gap = (fast - wanted).abs().sum().cpu()
-            own = torch.stack([gap, gap.new_tensor(float(len(z)))])
-        total, count = comm.all_reduce_sum(own).tolist()
+            local = torch.stack([gap, gap.new_tensor(float(len(z)))])
+        total, count = comm.all_reduce_sum(local).tolist()
         return bool(total <= AGREES_NATS * max(1.0, count))
 
     def _blocks(self) -> Iterator[Block]:
         for z, variance in self._latents.parts():
             for start in range(0, len(z), BLOCK_ROWS):
-                here = slice(start, start + BLOCK_ROWS)
-                yield self._block(z[here], None if variance is None else variance[here])
+                chunk = slice(start, start + BLOCK_ROWS)
+                yield self._block(z[chunk], None if variance is None else variance[chunk])
 
     def _block(self, z: Tensor, variance: Tensor | None) -> Block:
         u = (z.double() - self._frame.shift.to(z.device)).to(self._dtype) @ self._inverse.to(z.device).mT
         if variance is None:
             return Block(u, u.square(), None)
-        # The frame of moments is diagonal.
+        # The frame of moments is diagonal, so their variances stay diagonal.
         spread = variance.to(self._dtype) * self._inverse.diagonal().square().to(z.device)
         return Block(u, u.square() + spread, None)
 
     def _features(self, block: Block) -> Iterator[Tensor]:
-        """phi of a few rows at a time."""
+        """Yield phi for a few rows at a time."""
         size, end = block.u.shape[1], self._num_features - block.u.shape[1] - 1
         pairs = zip(torch.split(block.u, self._rows), torch.split(block.squares, self._rows), strict=True)
         for u, squares in pairs:
@@ -280,21 +286,21 @@ class Steps:
         theta, precision = theta.to(block.u), precision.to(block.u)
         evidence, shares = block.u.new_empty(len(block.u)), block.u.new_empty(len(block.u), len(theta))
         features = self._features(block) if block.phis is None else block.phis
-        rows = (torch.split(part, self._rows) for part in (block.u, block.squares, evidence, shares))
-        for phi, u, squares, density, own in zip(features, *rows, strict=True):
+        rows = (torch.split(tensor, self._rows) for tensor in (block.u, block.squares, evidence, shares))
+        for phi, u, squares, density, share in zip(features, *rows, strict=True):
             joint = phi @ theta.T
             if self._kind == "tied":  # - E[u^T precision u] / 2
                 across = precision - torch.diag(precision.diagonal())
                 form = (u @ across * u).sum(1) + squares @ precision.diagonal()
                 joint -= 0.5 * form[:, None]
-            torch.softmax(joint, dim=1, out=own)
-            torch.sub(joint.amax(1), own.amax(1).log_(), out=density)
-            # Denormal numbers would make the products that follow many times slower, and change nothing.
-            torch.threshold_(own, 1e-30, 0.0)
+            torch.softmax(joint, dim=1, out=share)
+            torch.sub(joint.amax(1), share.amax(1).log_(), out=density)
+            # Denormal numbers would make the later products many times slower without changing the result.
+            torch.threshold_(share, 1e-30, 0.0)
         return evidence, shares
 
     def _moments(self, block: Block, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a block, what `Sums` says, not yet divided."""
+        """The sums of `Sums` for one block, not yet divided by the number of latents."""
         u, squares = block.u, block.squares
         weights, firsts = shares.sum(0).double(), (shares.T @ u).double()
         if self._kind == "tied":
@@ -302,15 +308,15 @@ class Steps:
         elif self._kind == "full":
             seconds = torch.zeros(*firsts.shape, u.shape[1], dtype=torch.float64, device=u.device)
             rows = max(1024, PAIRS_VALUES // firsts.numel())
-            for part, own in zip(torch.split(u, rows), torch.split(shares, rows), strict=True):
-                seconds += _second_moments(part, own)
+            for batch, share in zip(torch.split(u, rows), torch.split(shares, rows), strict=True):
+                seconds += _second_moments(batch, share)
             seconds = _with_diagonal(seconds, (shares.T @ squares).double())
         else:
             seconds = shares.T @ squares
         return weights, firsts, seconds.double()
 
     def _theta(self, mixture: Mixture) -> tuple[Tensor, Tensor]:
-        """Theta [padded K, F], and the precision [Z, Z] where it is shared."""
+        """Theta [padded K, F], and the shared precision [Z, Z] of tied covariances."""
         centres, inverse = self._frame.inward(mixture.means), self._frame.inverse
         size = centres.shape[1]
         if self._kind in ("full", "tied"):
@@ -337,18 +343,18 @@ class Steps:
 
 
 def _second_moments(u: Tensor, shares: Tensor) -> Tensor:
-    """sum_n r_nk u_n u_n^T, float64 [K, Z, Z], of the few components that each latent may belong to."""
+    """The sum over n of r_nk u_n u_n^T, float64 [K, Z, Z], only over responsibilities above rounding."""
     least = 0.1 * torch.finfo(u.dtype).eps
     component, row = shares.T.ge(least).nonzero().unbind(1)
     counts = torch.bincount(component, minlength=shares.shape[1]).tolist()
     right = u[row]
     left = right * shares[row, component][:, None]
     pairs = zip(torch.split(left, counts), torch.split(right, counts), strict=True)
-    return torch.stack([one.T @ other for one, other in pairs]).double()
+    return torch.stack([weighted.T @ rows for weighted, rows in pairs]).double()
 
 
 def _with_diagonal(matrices: Tensor, diagonals: Tensor) -> Tensor:
-    """[..., Z, Z] with these diagonals [..., Z] in place of theirs."""
+    """Replace the diagonals of [..., Z, Z] by [..., Z]."""
     matrices = matrices.clone()
     matrices.diagonal(dim1=-2, dim2=-1).copy_(diagonals)
     return matrices

@@ -1,8 +1,8 @@
-"""Stepwise expectation-maximization: the mixture moves after every batch, so that a pass or two suffice. Cappe & Moulines 2009.
+"""Stepwise expectation-maximization: an M step after every batch, so that one or two passes suffice. Cappe & Moulines 2009.
 
     s <- (1 - gamma_t) s + gamma_t s(batch t),        gamma_t = (t + 2)^-exponent        (Liang & Klein 2009, section 3.1)
 
-s are the sums that the M step takes. Only a batch and K components are in memory, whatever the number of latents.
+s are the sums for the M step. Memory holds only a batch and K components, whatever the number of latents.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vaescale import comm
 from vaescale.data.plan import Plan
-from vaescale.mixtures.em import RESEEDED, Fit, untold
+from vaescale.mixtures.em import RESEEDED, Fit, no_report
 from vaescale.mixtures.gaussian import Mixture, diagonals, moments
 from vaescale.mixtures.points import Points
 from vaescale.mixtures.steps import Frame, Sums, expectation, maximization
@@ -24,18 +24,18 @@ EXPONENT = 0.7
 
 
 class Takes(Protocol):
-    """Latents of which any can be had. size: Z. count: of all. shard_samples: of each shard, whose order is shuffled first."""
+    """Latents with access by number. size: Z. count: number of latents. shard_samples: number of latents in each shard."""
 
     size: int
     count: int
 
     @property
     def shard_samples(self) -> NDArray[np.int64]:
-        """Latents of each shard."""
+        """The number of latents in each shard, whose order is shuffled first."""
         ...
 
     def take(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """Those with these numbers, for this rank alone."""
+        """The latents with these numbers, for this rank only, and their variances in the case of moments."""
         ...
 
 
@@ -47,44 +47,44 @@ def fit_stepwise(
     passes: int,
     seed: int,
     ridge: float | Tensor = 1e-6,
-    tell: Callable[[int, float], None] = untold,
+    report: Callable[[int, float], None] = no_report,
 ) -> Fit:
-    """Pass over the latents in a random order.
+    """Fit a mixture in passes over the latents, in random order.
 
-    batch: latents of a step, over all ranks; the result is the same at every number of ranks, to rounding.
-    tell: of each step's number, from 1, and mean log density.
-    The history of what is returned is the mean log density of each step's batch, before it.
+    batch: number of latents of a step, over all ranks; the result does not depend on the number of ranks, up to rounding.
+    report: called with the number, from 1, and the mean log density of each step. The history of the returned fit is the mean
+    log density of each batch before its step.
     """
     batch = min(batch, latents.count)
     plan = Plan(latents.shard_samples, batch, seed)
-    # Neighbouring slots, which lie in few shards.
+    # Neighbouring slots, so that a rank reads from few shards.
     slots = np.array_split(np.arange(batch), comm.world_size())[comm.rank()]
     frame = _frame_of(start)
     mixture, sums, steps = start, _sums_of(start, frame), passes * plan.steps_per_epoch
     history, reseeded = list[float](), 0
     for step in range(steps):
         points = Points(*latents.take(plan.samples(step, slots)))
-        value, own = expectation(points, mixture, frame, torch.float32)
+        value, new_sums = expectation(points, mixture, frame, torch.float32)
         gamma = (step + 2) ** -EXPONENT
-        sums = Sums(*((1 - gamma) * old + gamma * new for old, new in zip(sums, own, strict=True)))
+        sums = Sums(*((1 - gamma) * old + gamma * new for old, new in zip(sums, new_sums, strict=True)))
         reseed = reseeded < RESEEDED * len(start.weights)
         mixture, empty = maximization(sums, frame, start.kind, ridge, latents.count, reseed=reseed)
         reseeded += empty
         if empty:
             sums = _sums_of(mixture, frame)
         history.append(value)
-        tell(step + 1, value)
+        report(step + 1, value)
     return Fit(mixture, history, False, reseeded)
 
 
 def _frame_of(mixture: Mixture) -> Frame:
-    """Shifted and scaled, latent by latent, to what the mixture says: a look at all latents would be a pass of its own."""
+    """The diagonal frame of the mixture's mean and variances. The frame of all latents would need one more pass."""
     mean, covariance = moments(mixture)
     return Frame(mean, torch.diag(covariance.diagonal().sqrt()))
 
 
 def _sums_of(mixture: Mixture, frame: Frame) -> Sums:
-    """The sums that the M step would make this mixture of."""
+    """The sums whose M step returns this mixture."""
     weights, means, covariances = mixture.weights, frame.inward(mixture.means), mixture.covariances
     firsts = weights[:, None] * means
     inverse = frame.inverse

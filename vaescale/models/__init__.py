@@ -1,1 +1,1 @@
-"""A network, a posterior and a likelihood make a model; its forward pass returns Terms."""
+"""Models, each built from a network, a posterior and a likelihood; their forward pass returns Terms."""

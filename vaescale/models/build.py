@@ -1,4 +1,4 @@
-"""From the recipe's sections to a model."""
+"""Build a model from the sections of a recipe."""
 
 from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.models.config import PosteriorConfig
@@ -18,7 +18,7 @@ def build_vae(
     channels: int,
     spectral: bool = False,
 ) -> VAE:
-    """The model of these sections. spectral: its terms have the layers' singular values.
+    """Build the model of these sections. spectral: whether its terms include the layers' singular values.
 
     Raises UserError when the network does not fit the images.
     """

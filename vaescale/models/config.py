@@ -19,7 +19,7 @@ class PosteriorConfig(Config):
     kind: str
 
     def num_params(self, latents: int) -> int:
-        """Channels that the encoder must return for this many latents, or channels of latents."""
+        """The number of channels that the encoder returns for this number of latents (channels of a map)."""
         raise NotImplementedError
 
 
@@ -30,7 +30,7 @@ class DiagonalConfig(PosteriorConfig):
     kind: Literal["diagonal"] = "diagonal"
 
     def num_params(self, latents: int) -> int:
-        """Means and log standard deviations."""
+        """Channels for the means and log standard deviations."""
         return 2 * latents
 
 
@@ -41,11 +41,11 @@ class IsotropicConfig(PosteriorConfig):
     kind: Literal["isotropic"] = "isotropic"
 
     def num_params(self, latents: int) -> int:
-        """Means and one log standard deviation."""
+        """Channels for the means and one log standard deviation."""
         return latents + 1
 
     def needs(self) -> Iterable[Need]:
-        """Defined for a single vector or map."""
+        """The need of a single vector or map of latents."""
         yield Need("posterior.kind (='isotropic')", ONE_VECTOR, "choose diagonal or relative")
 
 
@@ -74,15 +74,15 @@ class FixedConfig(PosteriorConfig):
         return self
 
     def num_params(self, latents: int) -> int:
-        """One mean for each latent."""
+        """Channels for one mean of each latent."""
         return latents
 
     def needs(self) -> Iterable[Need]:
-        """Defined for a single vector or map."""
+        """The need of a single vector or map of latents."""
         yield Need("posterior.kind (='fixed')", ONE_VECTOR, "choose diagonal or relative")
 
     def check_sizes(self, sizes: Sizes) -> None:
-        """Refuse a list of another length than the latents."""
+        """Refuse a list of sigma with another length than the number of latents."""
         self.sigmas(sizes.latent_dim)
 
     def sigmas(self, latents: int) -> list[float]:
@@ -108,11 +108,11 @@ class RelativeConfig(PosteriorConfig):
     kind: Literal["relative"] = "relative"
 
     def num_params(self, latents: int) -> int:
-        """Means and log standard deviations."""
+        """Channels for the means and log standard deviations."""
         return 2 * latents
 
     def needs(self) -> Iterable[Need]:
-        """The groups' priors."""
+        """The need of groups, whose priors it is relative to."""
         yield Need("posterior.kind (='relative')", GROUPS, "choose diagonal")
 
 

@@ -16,7 +16,7 @@ from vaescale.networks.config import NetworkConfig
 
 
 class FlatVAE(VAE):
-    """Encoder, z, decoder. z is [B, Z], or [B, Z, H, W] where the network has a latent map."""
+    """A flat VAE: encoder, z, decoder. z is [B, Z], or [B, Z, H, W] for a network with a latent map."""
 
     def __init__(
         self,
@@ -40,18 +40,18 @@ class FlatVAE(VAE):
         self.group_sizes, self.group_places = (self.latent_dim,), (math.prod(self.latent_shape[1:]),)
 
     def infer(self, x: Tensor, stream: noise.Stream, draws: int, detached: bool) -> Inferred:
-        """z = mu + sigma epsilon; the KL in closed form, the same for every draw."""
+        """Draw z = mu + sigma epsilon. The KL is in closed form and the same for every draw."""
         q = self.posterior(x)
         epsilon = noise.normal(stream, noise.POSTERIOR, (draws, *self.latent_shape)).to(q.mu)
-        many = Gaussian(*(repeat(part, "b ... -> (b k) ...", k=draws) for part in q))
-        z = many.sample(epsilon.flatten(0, 1))
+        repeated = Gaussian(*(repeat(tensor, "b ... -> (b k) ...", k=draws) for tensor in q))
+        z = repeated.sample(epsilon.flatten(0, 1))
         params = self.network.decode(z)
         with torch.autocast(x.device.type, enabled=False):
             by_latent = kl(q).flatten(2).sum(2) if q.mu.ndim > 2 else kl(q)  # [B, L]
             places = q.mu.detach().flatten(2) if q.mu.ndim > 2 else q.mu.detach()[..., None]
-            own = Gaussian(*(part.detach() for part in many)) if detached else many
+            density_of_q = Gaussian(*(tensor.detach() for tensor in repeated)) if detached else repeated
             standard = Gaussian(torch.zeros_like(z), torch.zeros_like(z))
-            log_ratio = (standard.log_density(z) - own.log_density(z)).flatten(1).sum(1)
+            log_ratio = (standard.log_density(z) - density_of_q.log_density(z)).flatten(1).sum(1)
             return Inferred(
                 params=params,
                 kl=by_latent.sum(1, keepdim=True),
@@ -65,14 +65,14 @@ class FlatVAE(VAE):
             )
 
     def posterior(self, x: Tensor) -> Gaussian:
-        """q(z|x) of all latents."""
+        """The posterior q(z|x) of all latents."""
         raw = wide(self.network.encode(x))
         with torch.autocast(x.device.type, enabled=False):
             q: Gaussian = self._to_posterior(raw, None)
             return q
 
     def joint_means(self, x: Tensor, groups: int) -> Tensor:  # noqa: ARG002
-        """The posterior means of the only group."""
+        """The posterior means, as a flat model has a single group."""
         return self.posterior(x).mu.flatten(1)
 
     def prior(self) -> Gaussian:

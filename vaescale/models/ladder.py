@@ -1,4 +1,4 @@
-"""A hierarchical VAE: q(z|x) = prod q(z_g | z_<g, x), p(z) = prod p(z_g | z_<g), drawn top-down together. Child 2021.
+"""A hierarchical VAE: q(z|x) = prod q(z_g | z_<g, x), p(z) = prod p(z_g | z_<g), both sampled top-down. Child 2021.
 
     KL(q(z|x) || p(z)) = sum_g E[KL(q(z_g | z_<g, x) || p(z_g | z_<g))]                        Sonderby et al. 2016, eq. 11
 
@@ -26,9 +26,9 @@ from vaescale.networks.layers import recomputed
 
 
 class GroupTerms(NamedTuple):
-    """What a group adds: the map moved on, and [B K, Z] by channel, the last [B K]. As in models.vae.Terms."""
+    """Terms of one group: the updated map, and terms as in models.vae.Terms, [B K, Z] by channel; the last is [B K]."""
 
-    here: Tensor
+    feature_map: Tensor
     latent_kl: Tensor
     unit_mean: Tensor
     unit_square: Tensor
@@ -36,7 +36,7 @@ class GroupTerms(NamedTuple):
 
 
 class LadderVAE(VAE):
-    """Groups of latents at every resolution."""
+    """A ladder VAE: groups of latents at every resolution."""
 
     network: LadderNetwork
 
@@ -68,21 +68,21 @@ class LadderVAE(VAE):
         return cast("list[Group]", list(self.network.groups))
 
     def infer(self, x: Tensor, stream: noise.Stream, draws: int, detached: bool) -> Inferred:
-        """Top-down through the groups; each KL in closed form, given the draws above it."""
+        """Draw z top-down through the groups; each KL is in closed form, given the draws above it."""
         assert not detached, "refused in the recipe"
         seen = self.network.bottom_up(x)
         if draws > 1:
-            seen = {size: one.repeat_interleave(draws, 0) for size, one in seen.items()}
+            seen = {size: encoded.repeat_interleave(draws, 0) for size, encoded in seen.items()}
         rows = len(x) * draws
         maps, terms = self.network.start(rows), []
         for number, group in enumerate(self._groups):
-            here = self.network.enter(group.block, maps, like=seen[group.block.resolution])
-            arguments = (group, number, here, seen[group.block.resolution], stream, draws)
+            feature_map = self.network.enter(group.block, maps, like=seen[group.block.resolution])
+            arguments = (group, number, feature_map, seen[group.block.resolution], stream, draws)
             if self.network.checkpointing:
                 done = recomputed(self._infer_group, *arguments)
             else:
                 done = self._infer_group(*arguments)
-            maps[group.block.resolution] = done.here
+            maps[group.block.resolution] = done.feature_map
             terms.append(done)
         params = self.network.finish(maps)
 
@@ -106,67 +106,67 @@ class LadderVAE(VAE):
         )
 
     def posterior(self, x: Tensor) -> Gaussian:
-        """q(z_1|x) of the top group."""
+        """The posterior q(z_1|x) of the top group."""
         seen = self.network.bottom_up(x)
-        here, prior = self._top(len(x), like=x)
+        feature_map, prior = self._top(len(x), like=x)
         top = self._groups[0]
-        return self._posterior(top, here, seen[top.block.resolution], prior)
+        return self._posterior(top, feature_map, seen[top.block.resolution], prior)
 
     def prior(self) -> Gaussian:
-        """Of the top group: learned, and the same at every draw."""
+        """The prior of the top group, which is learned and the same for every draw."""
         _, prior = self._top(1, like=next(self.parameters()))
         return Gaussian(prior.mu[0], prior.log_sigma[0])
 
     def joint_draws(self, x: Tensor, stream: noise.Stream, draws: int, groups: int) -> Tensor:
-        """Each group's given the draws above it."""
+        """Draws of the first groups, each given the draws above it."""
         needed = {group.block.resolution for group in self._groups[:groups]}
         maps = self.network.bottom_up(x)
         seen = {size: maps[size].repeat_interleave(draws, 0) for size in needed}
-        found: list[Tensor] = []
+        draws_of_groups: list[Tensor] = []
 
-        def draw(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:
-            q = self._posterior(group, here, seen[group.block.resolution], prior)
+        def draw(group: Group, number: int, feature_map: Tensor, prior: Gaussian) -> Tensor:
+            q = self._posterior(group, feature_map, seen[group.block.resolution], prior)
             epsilon = noise.normal(stream, noise.POSTERIOR + number, (draws, *q.mu.shape[1:]))
             z = q.sample(epsilon.flatten(0, 1).to(q.mu))
-            found.append(z.flatten(1))
+            draws_of_groups.append(z.flatten(1))
             return z
 
         self._top_down(len(x) * draws, draw, like=x, groups=groups)
-        return torch.cat(found, dim=1).view(len(x), draws, -1)
+        return torch.cat(draws_of_groups, dim=1).view(len(x), draws, -1)
 
     def joint_means(self, x: Tensor, groups: int) -> Tensor:
-        """Those that `reconstruct` decodes."""
+        """The posterior means that `reconstruct` decodes."""
         return torch.cat(self._along_means(x, groups)[1], dim=1)
 
     def prior_log_density(self, z: Tensor) -> Tensor:
-        """Of as many of the first groups as z has latents of: log p(z_1) + log p(z_2 | z_1) + ..."""
+        """The log density log p(z_1) + log p(z_2 | z_1) + ... of the first groups, whose latents are z."""
         given = self._by_group(z)
         densities: list[Tensor] = []
 
-        def measure(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
-            own = given[number].to(prior.mu)
-            densities.append(prior.log_density(own).flatten(1).sum(1))
-            return own
+        def measure(group: Group, number: int, feature_map: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
+            z_of_group = given[number].to(prior.mu)
+            densities.append(prior.log_density(z_of_group).flatten(1).sum(1))
+            return z_of_group
 
         self._top_down(len(z), measure, like=next(self.parameters()), groups=len(given))
         return torch.stack(densities).sum(0)
 
     def decode(self, z: Tensor, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
-        """From the latents of the first groups, as many as z has; the others are drawn from their priors."""
+        """The raw parameters from latents of the first groups; the other groups are drawn from their priors."""
         return self.network.finish(self._drawn(len(z), stream, temperature, given=self._by_group(z)))
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """From the mean of each group's posterior, given the means above it."""
+        """The raw parameters from the mean of each group's posterior, given the means above it."""
         return self.network.finish(self._along_means(x, None)[0])
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
-        """From every group's prior, given the draws above it."""
+        """The raw parameters from draws of every group's prior, given the draws above it."""
         return self.network.finish(self._drawn(len(stream.slots), stream, temperature, given=[]))
 
     def _drawn(
         self, rows: int, stream: noise.Stream, temperature: float, *, given: list[Tensor]
     ) -> dict[int, Tensor]:
-        def draw(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
+        def draw(group: Group, number: int, feature_map: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
             if number < len(given):
                 return given[number].to(prior.mu)
             shape = tuple(prior.mu.shape[1:])
@@ -175,60 +175,58 @@ class LadderVAE(VAE):
         return self._top_down(rows, draw, like=next(self.parameters()))
 
     def _along_means(self, x: Tensor, groups: int | None) -> tuple[dict[int, Tensor], list[Tensor]]:
-        """The maps after the first groups, or all, each at its posterior's mean; and these means, [B, Z] flat."""
+        """The maps after the first groups, or all, with latents at the posterior means; and these means, [B, Z] flat."""
         seen = self.network.bottom_up(x)
-        found: list[Tensor] = []
+        means: list[Tensor] = []
 
-        def mean(group: Group, number: int, here: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
-            mu = self._posterior(group, here, seen[group.block.resolution], prior).mu
-            found.append(mu.flatten(1))
+        def mean(group: Group, number: int, feature_map: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
+            mu = self._posterior(group, feature_map, seen[group.block.resolution], prior).mu
+            means.append(mu.flatten(1))
             return mu
 
-        return self._top_down(len(x), mean, like=x, groups=groups), found
+        return self._top_down(len(x), mean, like=x, groups=groups), means
 
     def _top(self, rows: int, *, like: Tensor) -> tuple[Tensor, Gaussian]:
-        """What the top group sees, and its prior."""
+        """The input map of the top group, and its prior."""
         top = self._groups[0]
-        here = self.network.enter(top.block, self.network.start(rows), like=like.new_zeros(rows))
-        raw_prior, _ = top.prior(here)
-        return here, _prior(raw_prior)
+        feature_map = self.network.enter(top.block, self.network.start(rows), like=like.new_zeros(rows))
+        raw_prior, _ = top.prior(feature_map)
+        return feature_map, _prior(raw_prior)
 
     def _infer_group(
-        self, group: Group, number: int, here: Tensor, seen: Tensor, stream: noise.Stream, draws: int
+        self, group: Group, number: int, feature_map: Tensor, seen: Tensor, stream: noise.Stream, draws: int
     ) -> GroupTerms:
-        raw_prior, onwards = group.prior(here)
+        raw_prior, onwards = group.prior(feature_map)
         prior = _prior(raw_prior)
-        q = self._posterior(group, here, seen, prior)
-        with torch.autocast(here.device.type, enabled=False):
+        q = self._posterior(group, feature_map, seen, prior)
+        with torch.autocast(feature_map.device.type, enabled=False):
             shape = (draws, *q.mu.shape[1:])
             z = q.sample(noise.normal(stream, noise.POSTERIOR + number, shape).flatten(0, 1).to(q.mu))
             cost = kl(q, prior)
             unit = ((q.mu - prior.mu) * torch.exp(-prior.log_sigma)).detach()
             log_ratio = prior.log_density(z) - q.log_density(z)
         return GroupTerms(
-            here=group.with_latents(onwards, z),
+            feature_map=group.with_latents(onwards, z),
             latent_kl=cost.sum((2, 3)),
             unit_mean=unit.mean((2, 3)),
             unit_square=unit.square().mean((2, 3)),
             log_ratio=log_ratio.sum((1, 2, 3)),
         )
 
-    def _posterior(self, group: Group, here: Tensor, seen: Tensor, prior: Gaussian) -> Gaussian:
-        raw = wide(group.posterior(here, seen))
-        with torch.autocast(here.device.type, enabled=False):
+    def _posterior(self, group: Group, feature_map: Tensor, seen: Tensor, prior: Gaussian) -> Gaussian:
+        raw = wide(group.posterior(feature_map, seen))
+        with torch.autocast(feature_map.device.type, enabled=False):
             q: Gaussian = self._to_posterior(raw, prior)
             return q
 
     def _by_group(self, z: Tensor) -> list[Tensor]:
-        """z [B, Z] of the first groups as one map for each."""
+        """Split z [B, Z] of the first groups into one map for each group."""
         sums = list(itertools.accumulate(self.group_sizes))
-        assert z.shape[1] in sums, (
-            f"{z.shape[1]} latents are not those of the first groups: {self.group_sizes}"
-        )
+        assert z.shape[1] in sums, f"{z.shape[1]} latents do not fill the first groups: {self.group_sizes}"
         parts = torch.split(z, list(self.group_sizes[: sums.index(z.shape[1]) + 1]), dim=1)
         return [
-            part.view(len(z), -1, group.block.resolution, group.block.resolution)
-            for group, part in zip(self._groups, parts, strict=False)
+            latents_of_group.view(len(z), -1, group.block.resolution, group.block.resolution)
+            for group, latents_of_group in zip(self._groups, parts, strict=False)
         ]
 
     def _top_down(
@@ -243,9 +241,9 @@ class LadderVAE(VAE):
         maps = self.network.start(rows)
         like = like.new_zeros(rows)
         for number, group in enumerate(self._groups[:groups]):
-            here = self.network.enter(group.block, maps, like=like)
-            raw_prior, onwards = group.prior(here)
-            z = take(group, number, here, _prior(raw_prior))
+            feature_map = self.network.enter(group.block, maps, like=like)
+            raw_prior, onwards = group.prior(feature_map)
+            z = take(group, number, feature_map, _prior(raw_prior))
             maps[group.block.resolution] = group.with_latents(onwards, z)
         return maps
 

@@ -1,6 +1,6 @@
-"""The approximate posterior q(z|x) from raw parameters, and what Gaussians cost.
+"""The approximate posterior q(z|x) from raw parameters, and the KL of Gaussians.
 
-Legend: z of a latent vector is [B, Z], of a map [B, Z, H, W]; log sigma broadcasts over what it does not depend on.
+Legend: z of a latent vector is [B, Z], of a map [B, Z, H, W]; log sigma broadcasts over axes on which it does not depend.
 """
 
 import math
@@ -15,23 +15,23 @@ LOG_SIGMA_BOUND = 8.0
 
 
 class Gaussian(NamedTuple):
-    """Mean and log standard deviation, float32 or float64."""
+    """A diagonal Gaussian: mean and log standard deviation, float32 or float64."""
 
     mu: Tensor
     log_sigma: Tensor
 
     def sample(self, epsilon: Tensor) -> Tensor:
-        """mu + sigma epsilon."""
+        """Return the draw mu + sigma epsilon."""
         return self.mu + torch.exp(self.log_sigma) * epsilon
 
     def log_density(self, z: Tensor) -> Tensor:
-        """In nats, value by value."""
+        """The log density in nats, value by value."""
         standard = (z - self.mu) * torch.exp(-self.log_sigma)
         return -0.5 * (standard.square() + math.log(2 * math.pi)) - self.log_sigma
 
 
 def kl(q: Gaussian, p: Gaussian | None = None) -> Tensor:
-    """KL(q || p) in nats, value by value; without p of the standard normal. Kingma & Welling 2014, appendix B."""
+    """KL(q || p) in nats, value by value; p is the standard normal if None. Kingma & Welling 2014, appendix B."""
     if p is None:
         return 0.5 * (q.mu.square() + torch.exp(2 * q.log_sigma) - 1) - q.log_sigma
     deviation, ratio = (q.mu - p.mu) * torch.exp(-p.log_sigma), q.log_sigma - p.log_sigma
@@ -39,42 +39,42 @@ def kl(q: Gaussian, p: Gaussian | None = None) -> Tensor:
 
 
 def bounded(raw: Tensor) -> Tensor:
-    """Raw log sigma bounded smoothly to +-8, near the identity around 0: exp stays finite and the gradient never stops."""
+    """Bound raw log sigma smoothly to +-8, near the identity around 0: exp stays finite and the gradient never vanishes."""
     return LOG_SIGMA_BOUND * torch.tanh(raw / LOG_SIGMA_BOUND)
 
 
 class Posterior(nn.Module):
-    """The contract: from the encoder's raw parameters to q(z|x). Override `forward`."""
+    """The contract of a posterior: from the encoder's raw parameters to q(z|x). Override `forward`."""
 
     def __init__(self, config: PosteriorConfig, latents: int) -> None:  # noqa: ARG002
         """latents: the size of the latent vector, or the channels of a map or of each group."""
         super().__init__()
 
     def forward(self, raw: Tensor, prior: Gaussian | None) -> Gaussian:
-        """q(z|x) of raw [B, num_params(latents), ...], float32 or float64. prior: of a ladder's group, else None."""
+        """Compute q(z|x) from raw [B, num_params(latents), ...], float32 or float64. prior: that of a ladder's group, or None."""
         raise NotImplementedError
 
 
 class Diagonal(Posterior):
-    """raw [B, 2 Z, ...]: mean and log sigma."""
+    """Diagonal q(z|x) from raw [B, 2 Z, ...]: mean and log sigma."""
 
     def forward(self, raw: Tensor, prior: Gaussian | None) -> Gaussian:  # noqa: ARG002
-        """Log sigma is bounded smoothly."""
+        """Split raw into the mean and log sigma, which is bounded smoothly."""
         mu, log_sigma = raw.chunk(2, dim=1)
         return Gaussian(mu, bounded(log_sigma))
 
 
 class Isotropic(Posterior):
-    """raw [B, Z + 1, ...]: mean, and one log sigma."""
+    """Isotropic q(z|x) from raw [B, Z + 1, ...]: mean, and one log sigma."""
 
     def forward(self, raw: Tensor, prior: Gaussian | None) -> Gaussian:  # noqa: ARG002
-        """Log sigma is bounded smoothly."""
+        """Split raw into the mean and log sigma, which is bounded smoothly."""
         mu, log_sigma = raw[:, :-1], raw[:, -1:]
         return Gaussian(mu, bounded(log_sigma).expand_as(mu))
 
 
 class Fixed(Posterior):
-    """raw [B, Z, ...]: the mean. The standard deviations, one for each channel, are constants."""
+    """q(z|x) with constant standard deviations, one for each channel, from raw [B, Z, ...]: the mean."""
 
     log_sigmas: Tensor
 
@@ -83,16 +83,16 @@ class Fixed(Posterior):
         self.register_buffer("log_sigmas", torch.tensor(config.sigmas(latents)).log(), persistent=False)
 
     def forward(self, raw: Tensor, prior: Gaussian | None) -> Gaussian:  # noqa: ARG002
-        """The mean with the constants of its channels."""
+        """Combine the mean with the constant standard deviations."""
         shape = (1, -1, *(1 for _ in raw.shape[2:]))
         return Gaussian(raw, self.log_sigmas.to(raw.dtype).view(shape).expand_as(raw))
 
 
 class Relative(Posterior):
-    """raw [B, 2 Z, ...]: the difference of mean and log sigma from the prior's."""
+    """q(z|x) relative to the prior, from raw [B, 2 Z, ...]: differences of mean and log sigma."""
 
     def forward(self, raw: Tensor, prior: Gaussian | None) -> Gaussian:
-        """The prior itself where raw is zero."""
+        """Add the differences to the prior; raw zeros return the prior itself."""
         assert prior is not None, "refused in the recipe"
         moved, scaled = raw.chunk(2, dim=1)
         return Gaussian(prior.mu + moved, prior.log_sigma + bounded(scaled))

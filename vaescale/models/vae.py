@@ -1,7 +1,7 @@
 """The variational autoencoder: everything that has a gradient happens in `VAE.forward`.
 
-Data-parallel wrappers see what passes through the wrapped module's forward and nothing else, so the loss is built
-from its Terms, never from parts called beside it. How z comes about is the kinds' own: `flat.py` and `ladder.py`.
+Data-parallel wrappers see only calls of the wrapped module's forward, so the loss is built from its Terms and never calls
+submodules directly. `flat.py` and `ladder.py` implement the inference of z.
 
 Legend: B images, K draws of z for each, G groups of latents, L latents, where a latent is one number of a vector or one
 channel of a map, its KL summed over the places.
@@ -26,10 +26,10 @@ class Terms(NamedTuple):
     """Per-example pieces of the objective, in nats where they are logarithms; means over the K draws where there are several.
 
     log_px [B]; kl [B, G], summed over a group's latents, and latent_kl [B, L]; squared_error and variance [B], summed over
-    pixels: (x - E[x|z])^2, and Var[x|z] where it depends on z (else NaN). unit_mean and unit_square [B, L]: the posterior's
+    pixels: (x - E[x|z])^2, and Var[x|z] if it depends on z (else NaN). unit_mean and unit_square [B, L]: the posterior's
     mean, as deviation from the prior's in its standard deviations, and the square of that, averaged over the places of a map.
     mu, log_sigma and z [B, Z] of a single latent vector, z its first draw; [B, 0] in a ladder.
-    log_weights [B, K] = log p(x, z) - log q(z|x); [B, 0] unless they were asked for. spectral [B]: the network's sum of
+    log_weights [B, K] = log p(x, z) - log q(z|x); [B, 0] without importance samples. spectral [B]: the network's sum of
     singular values, the same for each example; 0 unless the model was built with it.
     """
 
@@ -48,8 +48,8 @@ class Terms(NamedTuple):
 
 
 class Inferred(NamedTuple):
-    """What drawing z from q(z|x) gives. params [B K, ...]: the likelihood's raw parameters; log_ratio [B, K] =
-    log p(z) - log q(z|x); draws [B K, ...]: z itself, or None in a ladder. The others as in Terms.
+    """The result of drawing z from q(z|x). params [B K, ...]: the likelihood's raw parameters; log_ratio [B, K] =
+    log p(z) - log q(z|x); draws [B K, ...]: z itself, or None in a ladder. The other fields are those of Terms.
     """
 
     params: Tensor
@@ -67,16 +67,16 @@ class VAE(nn.Module):
     """x -> q(z|x) -> z -> p(x|z). Override `infer`, `posterior`, `joint_means`, `prior`, `decode`, `reconstruct` and `from_prior`."""
 
     latent_shape: tuple[int, ...]
-    """Of the latents that `posterior` infers from x alone: all of a flat model, those of the top group of a ladder."""
+    """The shape of the latents that `posterior` infers from x: all of a flat model, the top group of a ladder."""
 
     latent_dim: int
-    """How many numbers they are."""
+    """The number of values in `latent_shape`."""
 
     group_sizes: tuple[int, ...]
-    """How many numbers each group has."""
+    """The number of values in each group."""
 
     group_places: tuple[int, ...]
-    """How many of them are places of a map, rather than channels: 1 for a vector."""
+    """The number of places in the map of each group; 1 for a vector."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class VAE(nn.Module):
 
     @property
     def num_latents(self) -> int:
-        """L: how many columns Terms.latent_kl has."""
+        """The number L of columns of Terms.latent_kl."""
         return sum(size // places for size, places in zip(self.group_sizes, self.group_places, strict=True))
 
     def forward(
@@ -112,12 +112,11 @@ class VAE(nn.Module):
         doubly_reparameterized: bool = False,
         autocast: torch.dtype | None = None,
     ) -> Terms:
-        """images uint8 [B, C, H, W], one slot of the stream each; mask bool [B], false for padding.
+        """Compute the Terms of images uint8 [B, C, H, W], one slot of the stream each; mask bool [B] is false for padding.
 
-        importance_samples: K, so many draws of z with their log weights; 0 is one draw without. doubly_reparameterized:
-        log weights whose gradient for the encoder goes through z alone, weighted once more (see `objectives/iwae.py`).
-        autocast: what the networks compute in, if not in the weights' own precision. It begins in here because DeepSpeed
-        ends what began outside.
+        importance_samples: number K of draws of z with log weights; 0 is one draw without weights. doubly_reparameterized: log
+        weights whose gradient for the encoder passes through z only, weighted once more (see `objectives/iwae.py`). autocast:
+        precision of the networks, None for that of the weights. It begins here because DeepSpeed ends an outer autocast.
         """
         x = self.target(images, stream)
         with nullcontext() if autocast is None else torch.autocast(x.device.type, autocast):
@@ -131,7 +130,7 @@ class VAE(nn.Module):
         importance_samples: int = 0,
         doubly_reparameterized: bool = False,
     ) -> Terms:
-        """`forward` of what `target` returned."""
+        """Compute the Terms of x from `target`; the arguments are those of `forward`."""
         draws = max(1, importance_samples)
         inferred = self.infer(x, stream, draws, doubly_reparameterized)
         # Autocast ends here: log-probabilities are never computed in half precision.
@@ -163,7 +162,7 @@ class VAE(nn.Module):
             )
 
     def target(self, images: Tensor, stream: noise.Stream) -> Tensor:
-        """What is encoded and modelled, [B, C, H, W] in [0, 1]: the images, binarized or dequantized if the likelihood
+        """The target [B, C, H, W] in [0, 1] that is encoded and modelled: the images, binarized or dequantized if the likelihood
         does so.
         """
         dtype = next(self.parameters()).dtype
@@ -175,15 +174,15 @@ class VAE(nn.Module):
         raise NotImplementedError
 
     def posterior(self, x: Tensor) -> Gaussian:
-        """q(z|x) of the latents of `latent_shape`, float32 or float64 [B, *latent_shape]. x from `target`."""
+        """The posterior q(z|x), float32 or float64 [B, *latent_shape]. x from `target`."""
         raise NotImplementedError
 
     def prior(self) -> Gaussian:
-        """p(z) of these latents, [*latent_shape] each."""
+        """The prior p(z) of the latents of `posterior`, [*latent_shape] each."""
         raise NotImplementedError
 
     def joint_draws(self, x: Tensor, stream: noise.Stream, draws: int, groups: int) -> Tensor:
-        """Draws of q(z|x) of the first `groups` groups of a ladder together, [B, draws, Z] flat. x from `target`."""
+        """Joint draws from q(z|x) of the first `groups` groups of a ladder, [B, draws, Z] flat. x from `target`."""
         raise NotImplementedError
 
     def joint_means(self, x: Tensor, groups: int) -> Tensor:
@@ -191,13 +190,13 @@ class VAE(nn.Module):
         raise NotImplementedError
 
     def prior_log_density(self, z: Tensor) -> Tensor:
-        """Log density [B] in nats of z [B, Z] under the model's own prior: z of `latent_dim`, or of the first groups."""
+        """Log density [B] in nats of z [B, Z] under the model's prior: z of `latent_dim` or of a ladder's first groups."""
         prior = self.prior()
         return prior.log_density(z.view(len(z), *self.latent_shape).to(prior.mu)).flatten(1).sum(1)
 
     def decode(self, z: Tensor, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """The likelihood's raw parameters from z [B, Z], flat, of `latent_dim` or of a ladder's first groups; lower groups
-        are drawn from their priors, the standard deviations times `temperature`. A flat model has no use for the stream.
+        are drawn from their priors, with standard deviations times `temperature`. A flat model ignores the stream.
         """
         raise NotImplementedError
 
@@ -206,7 +205,7 @@ class VAE(nn.Module):
         raise NotImplementedError
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
-        """The likelihood's raw parameters from draws of the prior, one a slot, its standard deviations times
+        """The likelihood's raw parameters from draws of the prior, one per slot, with standard deviations times
         `temperature`. For use without a gradient.
         """
         raise NotImplementedError
@@ -221,5 +220,5 @@ class VAE(nn.Module):
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1], on the images' device."""
+    """Scale uint8 to float32 in [0, 1], on the images' device."""
     return images.float() / 255

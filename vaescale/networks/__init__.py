@@ -1,1 +1,1 @@
-"""q(z|x) bodies and decoders: one module a network, its recipe section in `config.py`, the contract in `base.py`."""
+"""Encoders and decoders: one module for each network, the recipe sections in `config.py`, the contract in `base.py`."""

@@ -1,6 +1,6 @@
 """The contract of a network with a single latent vector or map.
 
-A hierarchical network has groups in place of one encoder and decoder; `ladder.LadderNetwork` says what it offers.
+A hierarchical network has groups in place of one encoder and decoder; `ladder.LadderNetwork` defines its interface.
 Convolutions and norms come from `layers.py`.
 """
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 
 class FlatNetwork(nn.Module):
-    """An encoder and a decoder. Override `encode` and `decode`, and set `latent_shape`."""
+    """An encoder and a decoder without groups. Override `encode` and `decode`, and set `latent_shape`."""
 
     latent_shape: tuple[int, ...]
     """(Z,) for a vector, (Z, h, w) for a map, with Z = config.latent_dim."""
 
     def encode(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] in [0, 1] to the posterior's raw parameters [B, encoder_out, ...], means first."""
+        """Map x [B, C, H, W] in [0, 1] to the posterior's raw parameters [B, encoder_out, ...], means first."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
-        """z [B, *latent_shape] to the likelihood's raw parameters [B, out_channels, H, W]."""
+        """Map z [B, *latent_shape] to the likelihood's raw parameters [B, out_channels, H, W]."""
         raise NotImplementedError

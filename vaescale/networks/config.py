@@ -22,13 +22,13 @@ class NetworkConfig(Config):
     """
 
     hierarchical: ClassVar[bool] = False
-    """Whether the latents come in groups, drawn top-down."""
+    """Whether the latents form groups that are drawn top-down."""
 
     kind: str
     latent_dim: int
 
     def offers(self) -> frozenset[Property]:
-        """Groups of latents, or a single vector or map."""
+        """The property that other sections may need: groups of latents, or a single vector or map."""
         return frozenset({GROUPS if self.hierarchical else ONE_VECTOR})
 
 
@@ -40,22 +40,22 @@ class ConvConfig(NetworkConfig):
     latent_dim: int = Field(gt=0, description="number of latents")
     widths: Annotated[tuple[Width, ...], Field(min_length=1)] | None = Field(
         default=None,
-        description="channels after each halving of the resolution; null: 32, 64, or the preset's own",
+        description="channels after each halving of the resolution; null: 32, 64, or those of the preset",
     )
     preset: Literal["sigma_vae_svhn", "wae_celeba", "infogan"] | None = Field(
         default=None, description="a published network in place of `widths`; see networks/presets.py"
     )
     norm: Norm | None = Field(
         default=None,
-        description="normalization layers; `batch` takes its statistics over the global batch; null: the preset's "
-        "own, or `group` without a preset",
+        description="normalization layers; `batch` takes its statistics over the global batch; null: that of "
+        "the preset, or `group` without a preset",
     )
 
     @model_validator(mode="after")
     def _a_preset_has_its_widths(self) -> "ConvConfig":
         if self.preset and self.widths:
             raise ValueError(
-                f"preset (={self.preset}) has its own widths; leave network.widths out, or set it to null"
+                f"preset (={self.preset}) sets its own widths; leave network.widths out, or set it to null"
             )
         return self
 
@@ -108,7 +108,7 @@ class LadderConfig(NetworkConfig):
     )
     checkpointing: bool = Field(
         default=False,
-        description="recompute activations in the backward pass: a third slower, far less memory",
+        description="recompute activations in the backward pass: a third slower, much less memory",
     )
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""Strided convolutional encoder and decoder: one's own widths, one halving of the resolution each, or a published network.
+"""Strided convolutional encoder and decoder: given widths, each with a halving of the resolution, or a published network.
 
 Legend: x [B, C, S, S], W = the encoder's last width, s = S / (product of the decoder's strides), z [B, Z]. GroupNorm unless
 the recipe or a preset says otherwise: a curve must not depend on how many images a process holds.
@@ -20,13 +20,13 @@ WIDTHS = (32, 64)
 
 
 class ConvNetwork(FlatNetwork):
-    """Raises UserError when the image cannot be halved as often as the layers ask."""
+    """The network of `kind: conv`. Raises UserError when the image cannot be halved once for each width."""
 
     def __init__(
         self, config: ConvConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
     ) -> None:
         super().__init__()
-        plan = PRESETS[config.preset] if config.preset else _own(config.widths or WIDTHS)
+        plan = PRESETS[config.preset] if config.preset else _from_widths(config.widths or WIDTHS)
         kind: Norm = config.norm or plan.norm  # type: ignore[assignment]
         key = f"network.preset (={config.preset})" if config.preset else "network.widths"
         halvings = math.prod(stride for _, _, stride in plan.encoder)
@@ -57,17 +57,17 @@ class ConvNetwork(FlatNetwork):
         )
 
     def encode(self, x: Tensor) -> Tensor:
-        """[B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out]."""
+        """Map [B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out]."""
         parameters: Tensor = self.encoder(2 * x - 1)
         return parameters
 
     def decode(self, z: Tensor) -> Tensor:
-        """[B, Z] to the likelihood's raw parameters [B, out_channels, S, S]."""
+        """Map [B, Z] to the likelihood's raw parameters [B, out_channels, S, S]."""
         parameters: Tensor = self.decoder(z)
         return parameters
 
 
-def _own(widths: tuple[int, ...]) -> Preset:
+def _from_widths(widths: tuple[int, ...]) -> Preset:
     upwards = (*reversed(widths[:-1]), widths[0])
     return Preset(
         encoder=tuple((width, 4, 2) for width in widths),
@@ -104,7 +104,7 @@ def _last(plan: Preset, out_channels: int) -> nn.Module:
 def _hidden(
     sizes: tuple[int, ...], kind: Norm, activation: str, *, spectral_norm: bool = False
 ) -> Iterator[nn.Module]:
-    """Fully connected layers, with norm and activation between them and none after the last."""
+    """Fully connected layers with norm and activation between them, but not after the last layer."""
     for number, (size, following) in enumerate(itertools.pairwise(sizes), start=2):
         layer: nn.Module = nn.Linear(size, following)
         yield spectral(layer) if spectral_norm else layer

@@ -1,7 +1,7 @@
 """The bodies of a hierarchical VAE of the VDVAE class. Child 2021, "Very deep VAEs generalize autoregressive models".
 
-A bottom-up encoder leaves a map at every resolution. The decoder goes top-down through groups; each gives its prior and
-its posterior, takes in z, and refines the map of its resolution. What is drawn and what it costs in nats is the model's
+A bottom-up encoder computes a map at every resolution. The decoder runs top-down through groups; each group computes its prior
+and posterior, adds z, and refines the map of its resolution. The model draws z and computes the KL
 (`vaescale.models.ladder`).
 
 Legend: a map is [B, W, R, R] with W channels at resolution R, z of a group [B, Z, R, R].
@@ -19,11 +19,11 @@ from vaescale.networks.layers import conv, recomputed
 from vaescale.networks.stages import Block, parse_decoder, parse_encoder, suggested
 
 Maps = dict[int, Tensor]
-SMALLEST_3X3 = 3  # below, a 3x3 kernel would see padding for the most part
+SMALLEST_3X3 = 3  # on smaller maps a 3x3 kernel would mostly see padding
 
 
 class LadderNetwork(nn.Module):
-    """Raises UserError when the stages do not fit the image."""
+    """The network of `kind: ladder`. Raises UserError when the stages do not fit the image."""
 
     def __init__(
         self, config: LadderConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
@@ -77,29 +77,33 @@ class LadderNetwork(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def bottom_up(self, x: Tensor) -> Maps:
-        """[B, C, S, S] in [0, 1] to the last map of each resolution."""
-        here = self.stem((2 * x - 1).contiguous(memory_format=torch.channels_last))
-        maps = {here.shape[-1]: here}
+        """Map [B, C, S, S] in [0, 1] to the last map of each resolution."""
+        feature_map = self.stem((2 * x - 1).contiguous(memory_format=torch.channels_last))
+        maps = {feature_map.shape[-1]: feature_map}
         for block in self.encoder:
-            here = recomputed(block, here) if self.checkpointing else block(here)
-            here = _to_width(here, self._widths[here.shape[-1]])
-            maps[here.shape[-1]] = here
+            feature_map = recomputed(block, feature_map) if self.checkpointing else block(feature_map)
+            feature_map = _to_width(feature_map, self._widths[feature_map.shape[-1]])
+            maps[feature_map.shape[-1]] = feature_map
         return maps
 
     def start(self, rows: int) -> Maps:
-        """The maps before the first group, for so many images: the biases."""
+        """The maps before the first group, the learned biases, for `rows` images."""
         return {int(size): bias.expand(rows, -1, -1, -1) for size, bias in self.biases.items()}
 
     def enter(self, block: Block, maps: Maps, *, like: Tensor) -> Tensor:
-        """The map that a group begins with: that of its resolution, with the smaller one unpooled into it."""
+        """The input map of a group: the map of its resolution, plus the smaller map unpooled."""
         size, width = block.resolution, self._widths[block.resolution]
-        here = maps.get(size)
-        # In the convolutions' precision: a float32 bias would make every sum above it one of float32.
-        here = like.new_zeros(len(like), width, size, size) if here is None else here.to(like.dtype)
+        feature_map = maps.get(size)
+        # In the convolutions' precision: a float32 bias would turn every later sum into float32.
+        feature_map = (
+            like.new_zeros(len(like), width, size, size)
+            if feature_map is None
+            else feature_map.to(like.dtype)
+        )
         if block.mixes is not None:
             smaller = _to_width(maps[block.mixes], width)
-            here = here + interpolate(smaller, scale_factor=size // block.mixes, mode="nearest")
-        return here.contiguous(memory_format=torch.channels_last)
+            feature_map = feature_map + interpolate(smaller, scale_factor=size // block.mixes, mode="nearest")
+        return feature_map.contiguous(memory_format=torch.channels_last)
 
     def finish(self, maps: Maps) -> Tensor:
         """The likelihood's raw parameters [B, out_channels, S, S] from the last map."""
@@ -109,9 +113,9 @@ class LadderNetwork(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """x + f(x) of 1x1, 3x3, 3x3 and 1x1 convolutions, then pooled. Child 2021, figure 3.
+    """A residual block x + f(x) of 1x1, 3x3, 3x3 and 1x1 convolutions, then pooling. Child 2021, figure 3.
 
-    The last weights start at 1 / sqrt(scale) of theirs, so that the sum of so many blocks keeps its variance.
+    The last weights are initialized 1 / sqrt(scale) times smaller, so that the sum over all blocks keeps its variance.
     """
 
     def __init__(self, width: int, inner: int, block: Block, *, scale: int) -> None:
@@ -121,13 +125,13 @@ class Bottleneck(nn.Module):
             self.body.c4.weight *= math.sqrt(1 / scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, W, R, R] to [B, W, R / pools, R / pools]."""
+        """Map [B, W, R, R] to [B, W, R / pools, R / pools]."""
         x = x + self.body(x)
         return avg_pool2d(x, self.pools) if self.pools > 1 else x
 
 
 class Group(nn.Module):
-    """One stochastic group: where p(z|above) and q(z|above, x) come from, and what z does to the map."""
+    """One stochastic group: the bodies of p(z|above) and q(z|above, x), and the update of the map by z."""
 
     def __init__(
         self, width: int, inner: int, block: Block, *, latent_dim: int, encoder_out: int, scale: int
@@ -142,19 +146,19 @@ class Group(nn.Module):
         with torch.no_grad():
             self.take_in.weight *= math.sqrt(1 / scale)
 
-    def posterior(self, here: Tensor, seen: Tensor) -> Tensor:
+    def posterior(self, feature_map: Tensor, seen: Tensor) -> Tensor:
         """Raw parameters of q(z|above, x), from the map and the encoder's map of this resolution."""
-        raw: Tensor = self.posterior_body(torch.cat([here, seen], dim=1))
+        raw: Tensor = self.posterior_body(torch.cat([feature_map, seen], dim=1))
         return raw
 
-    def prior(self, here: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw parameters of p(z|above) [B, 2 Z, R, R], and the map moved on."""
-        raw = self.prior_body(here)
-        return raw[:, : 2 * self.latent_dim], here + raw[:, 2 * self.latent_dim :]
+    def prior(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw parameters of p(z|above) [B, 2 Z, R, R], and the updated map."""
+        raw = self.prior_body(feature_map)
+        return raw[:, : 2 * self.latent_dim], feature_map + raw[:, 2 * self.latent_dim :]
 
-    def with_latents(self, here: Tensor, z: Tensor) -> Tensor:
-        """The map with z in it, refined."""
-        refined: Tensor = self.refine(here + self.take_in(z))
+    def with_latents(self, feature_map: Tensor, z: Tensor) -> Tensor:
+        """The map after z is added and the map is refined."""
+        refined: Tensor = self.refine(feature_map + self.take_in(z))
         return refined
 
 
@@ -168,7 +172,7 @@ class Convolutions(nn.Module):
         self.c3, self.c4 = conv(inner, inner, kernel), conv(inner, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, R, R] to [B, width, R, R]."""
+        """Map [B, channels, R, R] to [B, width, R, R]."""
         for layer in (self.c1, self.c2, self.c3, self.c4):
             x = layer(gelu(x))
         return x
@@ -189,7 +193,7 @@ def _stages(config: LadderConfig, image_size: int) -> tuple[tuple[Block, ...], t
         ) from error
 
 
-def _to_width(here: Tensor, width: int) -> Tensor:
-    """Channels cut off, or zeros put on."""
-    surplus = width - here.shape[1]
-    return pad(here, (0, 0, 0, 0, 0, surplus)) if surplus > 0 else here[:, :width]
+def _to_width(feature_map: Tensor, width: int) -> Tensor:
+    """Cut off channels, or append channels of zeros."""
+    surplus = width - feature_map.shape[1]
+    return pad(feature_map, (0, 0, 0, 0, 0, surplus)) if surplus > 0 else feature_map[:, :width]

@@ -1,5 +1,5 @@
-"""The layers that all networks are made of, in one place: a faster formulation of one of them (a convolution as a matrix
-product) goes in here, with the same parameter shapes, so that checkpoints stay what they are.
+"""The layers of all networks. A faster form of a layer (such as a convolution as a matrix product) belongs in this module and
+keeps the shapes of the parameters, so that checkpoints stay valid.
 """
 
 import math
@@ -24,21 +24,21 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def conv(channels: int, width: int, kernel: int, *, stride: int = 1, padding: int | None = None) -> nn.Conv2d:
-    """[B, C, S, S] to [B, width, S / stride, S / stride] with the usual padding; an even kernel needs a stride of 2."""
+    """Map [B, C, S, S] to [B, width, S / stride, S / stride] with the usual padding; an even kernel needs a stride of 2."""
     padding = (kernel - 1) // 2 if padding is None else padding
     return nn.Conv2d(channels, width, kernel, stride=stride, padding=padding)
 
 
 def deconv(channels: int, width: int, kernel: int, *, stride: int = 2) -> nn.ConvTranspose2d:
-    """[B, C, S, S] to [B, width, S * stride, S * stride]."""
+    """Map [B, C, S, S] to [B, width, S * stride, S * stride]."""
     odd = kernel % 2 if stride == 2 else 0
     padding = (kernel - stride + odd) // 2
     return nn.ConvTranspose2d(channels, width, kernel, stride=stride, padding=padding, output_padding=odd)
 
 
 def norm(kind: Norm, width: int, *, groups: int = 8) -> nn.Module:
-    """Normalization of [B, width] or [B, width, H, W]. Group and none do not depend on the batch at all, and batch takes
-    the global batch's statistics.
+    """Normalization of [B, width] or [B, width, H, W]. `group` and `none` do not depend on the batch; `batch` uses
+    statistics of the global batch.
     """
     if kind == "group":
         return nn.GroupNorm(math.gcd(width, groups), width, eps=1e-5)
@@ -46,7 +46,7 @@ def norm(kind: Norm, width: int, *, groups: int = 8) -> nn.Module:
 
 
 def spectral(layer: nn.Module) -> nn.Module:
-    """The layer with its weight divided by its largest singular value. Miyato et al. 2018, algorithm 1."""
+    """Divide the weight of a layer by its largest singular value. Miyato et al. 2018, algorithm 1."""
     normalized: nn.Module = spectral_norm(layer)
     return normalized
 
@@ -69,14 +69,14 @@ class GlobalBatchNorm(nn.Module):
         self.running_variance: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C] or [B, C, H, W] to the same shape."""
+        """Normalize x [B, C] or [B, C, H, W]."""
         mean, variance = (
             self._batch_moments(x) if self.training else (self.running_mean, self.running_variance)
         )
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         shape = (1, -1, *(1 for _ in x.shape[2:]))
-        # In float32, or a channel whose mean is large would cancel in bf16.
+        # In float32, because a channel with a large mean would cancel in bf16.
         return torch.addcmul(shift.view(shape), x.to(scale.dtype), scale.view(shape)).to(x.dtype)
 
     def _batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,15 +95,15 @@ class GlobalBatchNorm(nn.Module):
         with torch.no_grad():
             unbiased = variance * total / (total - 1).clamp_min(1)
             for running, value in ((self.running_mean, mean), (self.running_variance, unbiased)):
-                # One batch of NaN must not stay for ever.
+                # One batch of NaN must not remain in the running averages.
                 running.lerp_(torch.where(value.isfinite(), value.to(running), running), self.momentum)
         return mean.to(rows.dtype), variance.to(rows.dtype)
 
 
 def recomputed(function: Callable[..., T], *arguments: object) -> T:
-    """Call `function`; what it computes in between is computed again in the backward pass, not kept. Chen et al. 2016.
+    """Call `function` and recompute its intermediate values in the backward pass, instead of keeping them. Chen et al. 2016.
 
-    It must draw no numbers of torch's own generators; `vaescale.noise` is a function of position and may be drawn again.
+    The function must not use torch's random generators; `vaescale.noise` depends only on position and may be drawn again.
     """
     result: T = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return result

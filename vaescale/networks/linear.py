@@ -1,7 +1,7 @@
 """Linear encoder and decoder with one posterior variance for all images: with an unbounded Gaussian mean, probabilistic PCA.
 
 Lucas, Tucker, Grosse & Norouzi 2019: q(z|x) = N(V x + b, D), p(x|z) = N(W z + mu, sigma^2 I). Its best ELBO
-is the exact log-likelihood of probabilistic PCA (Tipping & Bishop 1999), so that training can be held against it.
+is the exact log-likelihood of probabilistic PCA (Tipping & Bishop 1999), so training can be checked against it.
 """
 
 import math
@@ -15,7 +15,7 @@ from vaescale.networks.config import LinearConfig
 
 
 class LinearNetwork(FlatNetwork):
-    """encode: [V x + b, log diagonal of D / 2]; decode: W z + mu."""
+    """A linear network. encode: [V x + b, log diagonal of D / 2]; decode: W z + mu."""
 
     def __init__(
         self, config: LinearConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
@@ -28,12 +28,12 @@ class LinearNetwork(FlatNetwork):
         nn.init.normal_(self.decoder.weight, std=1 / math.sqrt(config.latent_dim * image_size**2))
 
     def encode(self, x: Tensor) -> Tensor:
-        """[B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out]."""
+        """Map [B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out]."""
         mu = self.encoder(rearrange(x, "b c i j -> b (c i j)"))
         return torch.cat([mu, self.log_sigma.to(mu).expand(len(mu), -1)], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
-        """[B, Z] to the likelihood's raw parameters [B, out_channels, S, S]."""
+        """Map [B, Z] to the likelihood's raw parameters [B, out_channels, S, S]."""
         size = self.image_size
         parameters: Tensor = rearrange(self.decoder(z), "b (c i j) -> b c i j", i=size, j=size)
         return parameters

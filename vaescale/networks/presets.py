@@ -1,4 +1,4 @@
-"""Published convolutional networks as tables: what each paper's or its authors' code's encoder and decoder consist of.
+"""Published convolutional networks as tables of their layers, from each paper or its authors' code.
 
 A layer is (width, kernel, stride); `hidden` are fully connected layers between the maps and z. A stride of 2 halves the map
 in the encoder and doubles it in the decoder, whose last convolution, to the image, is `last`.
@@ -10,15 +10,15 @@ Layer = tuple[int, int, int]
 
 
 class Preset(NamedTuple):
-    """encoder and decoder: convolutions, each with the norm and an activation; `hidden` in reverse for the decoder."""
+    """A published network. encoder, decoder: convolutions with norm and activation; the decoder uses `hidden` in reverse."""
 
     encoder: tuple[Layer, ...]
     decoder: tuple[Layer, ...]
-    last: tuple[int, int]  # kernel and stride of the convolution that gives the parameters
+    last: tuple[int, int]  # kernel and stride of the convolution to the raw parameters
     hidden: tuple[int, ...] = ()
     norm: str = "none"
-    first_norm: bool = True  # of the encoder's first convolution
-    start_norm: bool = False  # of the map that the decoder starts with
+    first_norm: bool = True  # a norm after the encoder's first convolution
+    start_norm: bool = False  # a norm on the first map of the decoder
     start_activation: bool = True
     activation: str = "relu"
     decoder_activation: str = "relu"

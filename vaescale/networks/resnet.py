@@ -20,7 +20,7 @@ NORM_GROUPS = 32
 
 
 class ResnetNetwork(FlatNetwork):
-    """Raises UserError when the image cannot be halved as often as the multipliers ask."""
+    """The network of `kind: resnet`. Raises UserError when the image cannot be halved once for each further multiplier."""
 
     def __init__(
         self, config: ResnetConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
@@ -44,42 +44,42 @@ class ResnetNetwork(FlatNetwork):
         levels = list(zip(sizes, widths, strict=True))
 
         down: list[nn.Module] = [conv(channels, config.width, 3)]
-        here = config.width
+        channels_before = config.width
         for number, (size, width) in enumerate(levels):
-            down += _blocks(here, width, config.blocks, attention=size in config.attention_at)
+            down += _blocks(channels_before, width, config.blocks, attention=size in config.attention_at)
             down += [Halve(width)] if number < halvings else []
-            here = width
+            channels_before = width
         down += [
-            *_middle(here, config.attention),
-            *_end(here, encoder_out),
+            *_middle(channels_before, config.attention),
+            *_end(channels_before, encoder_out),
             conv(encoder_out, encoder_out, 1),
         ]
         self.encoder = nn.Sequential(*down)
 
         up: list[nn.Module] = [
             conv(config.latent_dim, config.latent_dim, 1),
-            conv(config.latent_dim, here, 3),
+            conv(config.latent_dim, channels_before, 3),
         ]
-        up += _middle(here, config.attention)
+        up += _middle(channels_before, config.attention)
         for number, (size, width) in enumerate(reversed(levels)):
-            up += _blocks(here, width, config.blocks + 1, attention=size in config.attention_at)
+            up += _blocks(channels_before, width, config.blocks + 1, attention=size in config.attention_at)
             up += [Double(width)] if number < halvings else []
-            here = width
-        self.decoder = nn.Sequential(*up, *_end(here, out_channels))
+            channels_before = width
+        self.decoder = nn.Sequential(*up, *_end(channels_before, out_channels))
 
     def encode(self, x: Tensor) -> Tensor:
-        """[B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out, S / f, S / f]."""
+        """Map [B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out, S / f, S / f]."""
         parameters: Tensor = self.encoder(2 * x - 1)
         return parameters
 
     def decode(self, z: Tensor) -> Tensor:
-        """[B, Z, S / f, S / f] to the likelihood's raw parameters [B, out_channels, S, S]."""
+        """Map [B, Z, S / f, S / f] to the likelihood's raw parameters [B, out_channels, S, S]."""
         parameters: Tensor = self.decoder(z)
         return parameters
 
 
 class Residual(nn.Module):
-    """x + f(x), with f of two 3x3 convolutions, each after GroupNorm and SiLU; a 1x1 convolution of x where widths differ."""
+    """A residual block x + f(x), with f of two 3x3 convolutions, each after GroupNorm and SiLU; a 1x1 convolution of x where widths differ."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Residual(nn.Module):
         self.shortcut = conv(channels, width, 1) if channels != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, R, R] to [B, width, R, R]."""
+        """Map [B, channels, R, R] to [B, width, R, R]."""
         inner = self.conv1(silu(self.norm1(x)))
         inner = self.conv2(silu(self.norm2(inner)))
         total: Tensor = self.shortcut(x) + inner
@@ -96,7 +96,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + self-attention over the places of the map, with one head. Vaswani et al. 2017, eq. 1."""
+    """Residual self-attention over the places of the map, with one head. Vaswani et al. 2017, eq. 1."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         self.out = conv(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, W, R, R] to the same."""
+        """Apply attention to [B, W, R, R]."""
         normed, side = self.norm(x), x.shape[-1]
         query, key, value = (
             rearrange(layer(normed), "b w i j -> b 1 (i j) w") for layer in (self.query, self.key, self.value)
@@ -116,27 +116,27 @@ class Attention(nn.Module):
 
 
 class Halve(nn.Module):
-    """A 3x3 convolution with stride 2, padded on the right and below."""
+    """Downsampling: a 3x3 convolution with stride 2, padded on the right and below."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = conv(width, width, 3, stride=2, padding=0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, W, R, R] to [B, W, R / 2, R / 2]."""
+        """Map [B, W, R, R] to [B, W, R / 2, R / 2]."""
         halved: Tensor = self.conv(pad(x, (0, 1, 0, 1)))
         return halved
 
 
 class Double(nn.Module):
-    """Nearest neighbours, then a 3x3 convolution."""
+    """Upsampling: nearest neighbours, then a 3x3 convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = conv(width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, W, R, R] to [B, W, 2 R, 2 R]."""
+        """Map [B, W, R, R] to [B, W, 2 R, 2 R]."""
         doubled: Tensor = self.conv(interpolate(x, scale_factor=2, mode="nearest"))
         return doubled
 

@@ -1,4 +1,4 @@
-"""The sum of the layers' largest singular values, a term of the loss that keeps a deep hierarchy's KL bounded.
+"""The sum of the layers' largest singular values, a loss term that keeps the KL of a deep hierarchy bounded.
 
     L + lambda sum_i s_i                                                       Vahdat & Kautz 2020, section 3.2
 
@@ -31,7 +31,7 @@ class SpectralSum(nn.Module):
             self._iterate()
 
     def forward(self) -> Tensor:
-        """sum_i s_i [], float32 or wider, with the gradient u v^T for each kernel. Iterates in training mode."""
+        """The sum of s_i [], float32 or wider, with gradient u v^T for each kernel. Iterates only in training mode."""
         if self.training:
             self._iterate()
         total = torch.zeros((), device=self._layers[0].weight.device)

@@ -1,4 +1,4 @@
-"""The compact words for a ladder's blocks, and the ladder that an image size suggests.
+"""The compact notation for a ladder's blocks, and a default ladder for an image size.
 
     encoder   32x11   11 blocks at 32x32           32d2   a block at 32x32 that pools to 16x16
     decoder   32x21   21 groups at 32x32           32m16  a group at 32x32 to which the 16x16 map is unpooled
@@ -14,62 +14,74 @@ SIGNS = {"x": "COUNT", "d": "FACTOR", "m": "SMALLER"}
 
 
 class Block(NamedTuple):
-    """A block at a resolution: `pools` by a factor after it (encoder), or unpools the map at `mixes` before it."""
+    """A block at a resolution. It pools by the factor `pools` after it (encoder), or unpools the map at `mixes` before it."""
 
     resolution: int
     pools: int = 1
     mixes: int | None = None
 
 
-def parse_encoder(words: tuple[str, ...], *, image_size: int) -> tuple[Block, ...]:
-    """Blocks from the image down. Raises ValueError when they do not follow from one another."""
-    blocks, here = [], image_size
-    for word in words:
-        resolution, sign, number = _parse(word, "xd")
-        if resolution != here:
-            raise ValueError(f"{word!r} is given where the map is {here}x{here}; write {here}{sign}{number}")
+def parse_encoder(stages: tuple[str, ...], *, image_size: int) -> tuple[Block, ...]:
+    """Parse the encoder's blocks, from the image down. Raises ValueError when two consecutive stages do not fit."""
+    blocks, current = [], image_size
+    for stage in stages:
+        resolution, sign, number = _parse(stage, "xd")
+        if resolution != current:
+            raise ValueError(
+                f"{stage!r} is given where the map is {current}x{current}; write {current}{sign}{number}"
+            )
         if sign == "d":
-            if number < 2 or here % number:
-                factors = " or ".join(str(factor) for factor in range(2, here + 1) if here % factor == 0)
-                raise ValueError(f"{word!r} does not pool {here}x{here}; pool it by {factors}")
-            blocks.append(Block(here, pools=number))
-            here //= number
+            if number < 2 or current % number:
+                factors = " or ".join(
+                    str(factor) for factor in range(2, current + 1) if current % factor == 0
+                )
+                raise ValueError(f"{stage!r} does not pool {current}x{current}; pool it by {factors}")
+            blocks.append(Block(current, pools=number))
+            current //= number
         else:
-            blocks += [Block(here)] * number
+            blocks += [Block(current)] * number
     return tuple(blocks)
 
 
-def parse_decoder(words: tuple[str, ...], *, image_size: int, resolutions: set[int]) -> tuple[Block, ...]:
-    """Groups from the encoder's smallest map up to the image, each map taken in by the next larger one: then every block
-    and group has a part in the image. Raises ValueError when they do not follow from one another.
+def parse_decoder(stages: tuple[str, ...], *, image_size: int, resolutions: set[int]) -> tuple[Block, ...]:
+    """Parse the decoder's groups, from the encoder's smallest map up to the image.
+
+    Each map is unpooled into the next larger one, so every block and group affects the image. Raises ValueError when two
+    consecutive stages do not fit.
     """
     blocks: list[Block] = []
-    here = 0
-    for word in words:
-        resolution, sign, number = _parse(word, "xm")
+    current = 0
+    for stage in stages:
+        resolution, sign, number = _parse(stage, "xm")
         if resolution not in resolutions:
-            raise ValueError(f"{word!r} is at no resolution of the encoder; it has {sorted(resolutions)}")
-        if not here and (resolution != min(resolutions) or sign == "m"):
             raise ValueError(
-                f"it begins with {word!r}; begin with {min(resolutions)}x{number}, the encoder's smallest map"
+                f"{stage!r} is at a resolution that the encoder does not have; it has {sorted(resolutions)}"
             )
-        if sign == "m" and (number != here or resolution <= here or resolution % here):
-            fits = [f"{size}m{here}" for size in sorted(resolutions) if size > here and size % here == 0]
-            what = f"write {' or '.join(fits)}" if fits else "end there"
-            raise ValueError(f"{word!r} does not take in {here}x{here}, which comes before it; {what}")
-        if sign == "x" and here and resolution != here:
+        if not current and (resolution != min(resolutions) or sign == "m"):
             raise ValueError(
-                f"{word!r} follows {here}x{here}; write {resolution}m{here} before it, or {here}x{number}"
+                f"it begins with {stage!r}; begin with {min(resolutions)}x{number}, the encoder's smallest map"
+            )
+        if sign == "m" and (number != current or resolution <= current or resolution % current):
+            fits = [
+                f"{size}m{current}" for size in sorted(resolutions) if size > current and size % current == 0
+            ]
+            what = f"write {' or '.join(fits)}" if fits else "end there"
+            raise ValueError(f"{stage!r} does not unpool {current}x{current}, which comes before it; {what}")
+        if sign == "x" and current and resolution != current:
+            raise ValueError(
+                f"{stage!r} follows {current}x{current}; write {resolution}m{current} before it, or {current}x{number}"
             )
         blocks += [Block(resolution, mixes=number)] if sign == "m" else [Block(resolution)] * number
-        here = resolution
-    if here != image_size:
-        raise ValueError(f"it ends at {here}x{here}; let its last group be at {image_size}, the image's size")
+        current = resolution
+    if current != image_size:
+        raise ValueError(
+            f"it ends at {current}x{current}; end it with a group at {image_size}, the image's size"
+        )
     return tuple(blocks)
 
 
 def suggested(image_size: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Encoder and decoder words for an image size: halved while that is even and above 4, then pooled to one pixel."""
+    """The default encoder and decoder for an image size: halved while it is even and above 4, then pooled to one pixel."""
     sizes = [image_size]
     while sizes[-1] > 4 and sizes[-1] % 2 == 0:
         sizes.append(sizes[-1] // 2)
@@ -92,5 +104,7 @@ def _parse(word: str, signs: str) -> tuple[int, str, int]:
     match = re.fullmatch(rf"([1-9]\d{{0,4}})(?:([{signs}])([1-9]\d{{0,4}}))?", word)
     if match is None:
         examples = " or ".join(f"RESOLUTION{sign}{what}" for sign, what in SIGNS.items() if sign in signs)
-        raise ValueError(f"{word!r} is no stage; write {examples}, both from 1, such as 32{signs[1]}2")
+        raise ValueError(
+            f"{word!r} is not a stage; write {examples} with numbers from 1, such as 32{signs[1]}2"
+        )
     return int(match[1]), match[2] or "x", int(match[3] or 1)

@@ -1,1 +1,1 @@
-"""What is minimized: one module an objective, its recipe section in `config.py`, the contract in `base.py`."""
+"""Objectives: one module each, the recipe sections in `config.py`, the contract in `base.py`."""

@@ -1,4 +1,4 @@
-"""The contract of an objective: per-example Terms in, one number out. The objective alone reduces over the batch."""
+"""The contract of an objective: per-example Terms in, one number out. Only the objective reduces over the batch."""
 
 from typing import Protocol
 
@@ -15,10 +15,10 @@ class Objective(Protocol):
     """The number of draws of z per image that the loss weighs; 0 for one draw without weights."""
 
     doubly_reparameterized: bool
-    """Whether the weights' gradient for the encoder passes through z alone (see `iwae.py`)."""
+    """Whether the weights' gradient for the encoder passes through z only (see `iwae.py`)."""
 
     def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
-        """A rank's share of the loss [] in nats per image, and pieces of it [] that are logged as train/NAME.
+        """A rank's share of the loss [] in nats per image, and terms of it [] that are logged as train/NAME.
 
         The mean of the ranks' shares is the global batch's loss.
         """

@@ -24,36 +24,34 @@ class ObjectiveConfig(Config):
 
 
 class FreeBitsConfig(Config):
-    """A number of nats that costs the same whether latents use it or not."""
+    """Free bits: a number of nats whose cost does not depend on whether latents use it."""
 
-    nats: float = Field(
-        gt=0, description="free nats of each latent (of a channel of a map), or of each group"
-    )
-    per: Literal["latent", "group"] = Field(default="latent", description="what the nats count for")
+    nats: float = Field(gt=0, description="number of free nats for each latent (channel of a map) or group")
+    per: Literal["latent", "group"] = Field(default="latent", description="unit to which the free nats apply")
 
 
 class CapacityConfig(Config):
-    """A KL that is drawn to a capacity, which rises from 0."""
+    """A penalty on the distance of the KL from a capacity, which rises from 0."""
 
-    nats: float = Field(gt=0, description="capacity at the end")
+    nats: float = Field(gt=0, description="final capacity")
     steps: int = Field(gt=0, description="steps over which the capacity rises linearly")
     weight: float = Field(default=1000.0, gt=0, description="gamma, the weight of |KL - capacity|")
 
 
 class MmdConfig(Config):
-    """The maximum mean discrepancy between aggregate posterior and prior, a term of the loss."""
+    """A loss term: the maximum mean discrepancy between aggregate posterior and prior."""
 
     weight: float = Field(gt=0, description="lambda, the weight of the term")
     kernel: Literal["imq", "rbf"] = Field(
-        default="imq", description="inverse multiquadratic, C / (C + d^2), or Gaussian, exp(-d^2 / C)"
+        default="imq", description="kernel: inverse multiquadratic, C / (C + d^2), or Gaussian, exp(-d^2 / C)"
     )
 
 
 class DipConfig(Config):
-    """The distance of the aggregate posterior's covariance from the identity, a term of the loss."""
+    """A loss term: the distance of the aggregate posterior's covariance from the identity."""
 
     variant: Literal["i", "ii"] = Field(
-        description="i: the covariance of the posterior means; ii: that plus the mean posterior variance"
+        description="covariance: i of the posterior means, ii of the posterior means plus the mean posterior variance"
     )
     off_diagonal: float = Field(default=10.0, ge=0, description="lambda_od, the weight of the covariances")
     diagonal: float | None = Field(
@@ -73,12 +71,13 @@ class ElboConfig(ObjectiveConfig):
         description="weight of the KL: a number, or a schedule such as {schedule: linear, steps: 1000}; also cosine, "
         "sigmoid, cyclical",
     )
-    free_bits: FreeBitsConfig | None = Field(default=None, description="nats of KL that cost nothing")
+    free_bits: FreeBitsConfig | None = Field(default=None, description="amount of KL without a cost")
     capacity: CapacityConfig | None = Field(
-        default=None, description="draw the KL to a rising capacity, in place of beta"
+        default=None, description="penalize the distance of the KL from a rising capacity, instead of beta"
     )
     balancing: Literal["never", "while_annealing", "always"] = Field(
-        default="never", description="weight a ladder's groups by their KL; NVAE does so while beta rises"
+        default="never",
+        description="when to weight a ladder's groups by their KL; NVAE does so while beta rises",
     )
     mmd: MmdConfig | None = Field(default=None, description="add the MMD of aggregate posterior and prior")
     dip: DipConfig | None = Field(default=None, description="add the DIP-VAE covariance penalty")
@@ -88,11 +87,11 @@ class ElboConfig(ObjectiveConfig):
 
     @property
     def reads_spectrum(self) -> bool:
-        """With a weight for it."""
+        """True with a weight for the spectral term."""
         return self.spectral > 0
 
     def needs(self) -> Iterable[Need]:
-        """Batch terms read one vector per image; balancing weighs groups."""
+        """The needs of batch terms (one vector per image) and of balancing (groups)."""
         for term in ("mmd", "dip"):
             if getattr(self, term):
                 yield Need(f"objective.{term}", ONE_VECTOR, "leave it out")
@@ -100,7 +99,7 @@ class ElboConfig(ObjectiveConfig):
             yield Need(f"objective.balancing (={self.balancing!r})", GROUPS, "leave it out")
 
     def check_sizes(self, sizes: Sizes) -> None:
-        """Refuse an MMD over one image."""
+        """Refuse an MMD over a single image."""
         if self.mmd and sizes.micro_batch < 2:
             raise ValueError(
                 f"objective.mmd compares images, and a micro-batch has {sizes.micro_batch}; raise data.global_batch "
@@ -113,12 +112,10 @@ class ElboConfig(ObjectiveConfig):
         given += ["balancing"] if self.balancing != "never" else []
         if len(given) > 1:
             raise ValueError(
-                f"{given[0]} and objective.{given[1]} both say what the KL costs; give one of them"
+                f"{given[0]} and objective.{given[1]} both set the cost of the KL; give one of them"
             )
         if self.capacity and self.beta != 1.0:
-            raise ValueError(
-                "capacity takes the place of beta; leave objective.beta out, or set capacity.weight"
-            )
+            raise ValueError("capacity replaces beta; leave objective.beta out, or set capacity.weight")
         if self.balancing == "while_annealing" and not isinstance(self.beta, Annealing):
             raise ValueError("balancing is while_annealing, but beta does not change; give beta a schedule")
         return self
@@ -136,7 +133,7 @@ class IwaeConfig(ObjectiveConfig):
     )
 
     def needs(self) -> Iterable[Need]:
-        """Weights of draws, and for the second gradient a hook on a single z."""
+        """The needs of weighted draws, and of the second gradient: a hook on a single z."""
         yield Need(
             "objective.kind (='iwae')",
             SIGMA_OF_DRAWS,

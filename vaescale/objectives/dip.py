@@ -1,4 +1,4 @@
-"""Disentangled inferred prior, DIP-VAE I and II: the covariance of the aggregate posterior is drawn to the identity.
+"""Disentangled inferred prior, DIP-VAE I and II: a penalty that draws the covariance of the aggregate posterior to the identity.
 
     lambda_od sum_{i != j} C_ij^2 + lambda_d sum_i (C_ii - 1)^2                     Kumar et al. 2018, eq. 6 and 7
     I:  C = Cov_x[mu(x)]            II:  C = Cov_x[mu(x)] + E_x[diag sigma^2(x)]
@@ -14,7 +14,7 @@ from vaescale.objectives.config import DipConfig
 
 
 def dip(mu: Tensor, log_sigma: Tensor, config: DipConfig) -> Tensor:
-    """The penalty [], of mu and log_sigma [B, Z], this rank's share of the global batch. The same on all ranks."""
+    """The penalty [] of mu and log_sigma [B, Z], this rank's share of the global batch. Returns the same on all ranks."""
     covariance = global_covariance(mu)
     if config.variant == "ii":
         variances = _over_ranks(torch.exp(2 * log_sigma.double()).mean(0))
@@ -37,5 +37,5 @@ def global_covariance(mu: Tensor) -> Tensor:
 
 
 def _over_ranks(means: Tensor) -> Tensor:
-    """The mean of the ranks' means: every rank has equally many images."""
+    """The mean of the ranks' means, because every rank has equally many images."""
     return comm.all_reduce_sum_with_gradient(means) / comm.world_size()

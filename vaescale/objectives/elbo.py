@@ -1,4 +1,4 @@
-"""The evidence lower bound and its family. What is minimized, by what the recipe gives:
+"""The evidence lower bound and its family: the loss by keys of the recipe.
 
 beta       -log p(x|z) + beta KL             Kingma & Welling 2014, eq. 3; Higgins et al. 2017, eq. 4
 free_bits  -log p(x|z) + beta sum_j max(nats, E[KL_j])                   Kingma et al. 2016, eq. 15
@@ -27,7 +27,7 @@ from vaescale.schedules import Annealing, annealed
 
 
 class Elbo:
-    """A rank's share of the loss: the mean over ranks is the global batch's."""
+    """The ELBO objective, as a rank's share; the mean over ranks is the loss of the global batch."""
 
     importance_samples = 0
     doubly_reparameterized = False
@@ -36,7 +36,7 @@ class Elbo:
         self.config, self._alpha = config, group_shares(model.group_places)
 
     def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss [] in nats per image; and mmd and spectral without their weights, and dip."""
+        """The loss [] in nats per image; and the terms mmd and spectral without their weights, and dip."""
         config, pieces = self.config, {}
         loss = self._rate(terms, stream.step) - terms.log_px.mean()
         if config.mmd:
@@ -51,7 +51,7 @@ class Elbo:
         return loss, pieces
 
     def progress(self, step: int) -> dict[str, float]:
-        """What changes over training, for the curves: beta, or the capacity."""
+        """The value that changes over training, for the curves: beta or the capacity."""
         if self.config.capacity:
             return {"capacity_nats": capacity_nats(self.config.capacity, step)}
         return {"beta": annealed(self.config.beta, step)}
@@ -65,7 +65,7 @@ class Elbo:
         if config.balancing == "always" or (
             config.balancing == "while_annealing" and self._is_annealing(step)
         ):
-            self._alpha = self._alpha.to(terms.kl)  # moves once
+            self._alpha = self._alpha.to(terms.kl)  # moves to the device once
             return beta * balanced(terms.kl, self._alpha)
         return beta * terms.kl.sum(1).mean()
 

@@ -15,9 +15,9 @@ SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 def mmd(z: Tensor, stream: noise.Stream, config: MmdConfig) -> Tensor:
-    """The discrepancy [], of z [B, Z], this rank's share of the global batch. The same on all ranks."""
+    """The discrepancy [] of z [B, Z], this rank's share of the global batch. Returns the same on all ranks."""
     prior = noise.normal(stream, noise.MATCHED_PRIOR, (z.shape[1],)).to(z)
-    z, prior = (gathered(part) for part in (z, prior))
+    z, prior = (gathered(draws) for draws in (z, prior))
     n = len(z)
     within = _kernel_sum(z, z, config.kernel) + _kernel_sum(prior, prior, config.kernel)
     within = within - 2 * n * len(SCALES)  # k(z, z) = 1
@@ -25,18 +25,18 @@ def mmd(z: Tensor, stream: noise.Stream, config: MmdConfig) -> Tensor:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """[B, Z] of every rank as [B world_size, Z], in the order of the ranks; a gradient passes through. float64."""
-    ranks, own = comm.world_size(), comm.rank()
+    """Gather [B, Z] of every rank to float64 [B world_size, Z], in the order of the ranks, with gradient."""
+    ranks, own_rank = comm.world_size(), comm.rank()
     rows = rows.double()
     if ranks == 1:
         return rows
     empty = torch.zeros_like(rows)
-    placed = torch.cat([rows if rank == own else empty for rank in range(ranks)])
+    placed = torch.cat([rows if rank == own_rank else empty for rank in range(ranks)])
     return comm.all_reduce_sum_with_gradient(placed.flatten()).view_as(placed)
 
 
 def _kernel_sum(a: Tensor, b: Tensor, kernel: str) -> Tensor:
-    """sum_{ij} k(a_i, b_j), summed over bandwidths C around the mean squared distance of two draws, 2 Z."""
+    """The sum over i, j of k(a_i, b_j), summed over bandwidths C around the mean squared distance 2 Z of two draws."""
     products = a @ b.T
     distances = (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * products).clamp_min(0)
     total = distances.new_zeros(())

@@ -35,7 +35,7 @@ def test_what_importance_sampling_found_is_kept(vaescale, run: Path) -> None:
     found = first["metrics"]
     assert found["iwae_bits_per_dim"] == pytest.approx(found["neg_iwae_nats"] / (64 * np.log(2)) + 8)
     outcome = vaescale("evaluate", run, "--importance-samples", 4)
-    assert "of 8 importance samples in evaluation/val.json will be replaced" in outcome.err
+    assert "with 8 importance samples in evaluation/val.json will be replaced" in outcome.err
     assert "log p(x) is noticeably above" in outcome.err
     assert vaescale("evaluate", run, *words[2:]).code == 0
     assert "8 importance samples of 50 images" in first["measured"]["evaluation/val/neg_iwae_nats"]

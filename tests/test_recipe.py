@@ -154,7 +154,7 @@ REFUSED = {
     "objective.beta.schedule=linear objective.beta.steps=4 objective.beta.rising=0.3": "objective.beta.rising (=0.3)",
     "objective.free_bits.natz=1": "unknown key objective.free_bits.natz (=1); did you mean objective.free_bits.nats?",
     "objective.free_bits=3": "it is a section with keys of its own: nats, per",
-    "objective.capacity.nats=3 objective.capacity.steps=3 objective.beta=3": "objective.capacity takes the place of beta",
+    "objective.capacity.nats=3 objective.capacity.steps=3 objective.beta=3": "objective.capacity replaces beta",
     "objective.kind=iwae": "objective.samples is missing",
     "objective.dip.variant=iii": "objective.dip.variant is 'iii'; did you mean ii?",
     "posterior.kind=fixed posterior.sigma.first=1": "posterior.sigma.last is missing",

@@ -393,7 +393,8 @@ def test_a_mixture_of_several_groups_of_a_ladder(vaescale, recipe_file, recipe_c
     size = sum(trained.model.group_sizes[:5])
     assert mixture_files.load(ladder_run / "gmm").means.shape == (2, size)
     assert (
-        outcome.json["replaces"] == "the prior of the first 5 groups, together, of 7; the others keep theirs"
+        outcome.json["replaces"]
+        == "the prior of the first 5 groups, together, of 7; the other groups keep theirs"
     )
     assert outcome.json["samples_per_image"] == 8
     assert vaescale("sample", ladder_run, "--prior", "gmm", "--count", 4).code == 0

@@ -181,7 +181,7 @@ REFUSED = {
     "objective.mmd.weight=1 data.global_batch=4 training.accumulation=4": "a micro-batch has 1",
     "objective.beta=high": "objective.beta is 'high'; give a number or a schedule, {schedule: linear, steps: 1000}",
     "network.kind=ladder network.preset=infogan": "unknown key network.preset (='infogan'), which network.kind conv has; known here: ",
-    "network.preset=infogan": "network.preset (=infogan) has its own widths; leave network.widths out",
+    "network.preset=infogan": "network.preset (=infogan) sets its own widths; leave network.widths out",
     "seeed=1": "unknown key seeed (=1); did you mean seed?",
     "training.stepz=3": "unknown key training.stepz (=3); did you mean training.steps?",
     "likelihood.sigmaa=1": "unknown key likelihood.sigmaa (=1); did you mean likelihood.sigma?",

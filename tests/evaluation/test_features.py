@@ -42,7 +42,7 @@ def test_a_full_unpickling_is_refused_where_it_is_asked_for(tmp_path: Path, monk
 @pytest.mark.skipif(not WHY, reason="torch-fidelity can be imported")
 def test_what_inception_needs_is_said(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"")
-    with pytest.raises(UserError, match=r"needs torch-fidelity and torchvision \(torch|cannot be made of"):
+    with pytest.raises(UserError, match=r"needs torch-fidelity and torchvision \(torch|cannot be built from"):
         open_extractor(f"inception:{tmp_path}/weights.pth", **HERE)
 
 

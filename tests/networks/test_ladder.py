@@ -39,21 +39,21 @@ def test_every_size_has_a_suggested_ladder(size: int) -> None:
 
 
 REFUSED = {
-    "it is no word": ({"encoder": "8x"}, "'8x' is no stage; write RESOLUTIONxCOUNT or RESOLUTIONdFACTOR"),
+    "it is no word": ({"encoder": "8x"}, "'8x' is not a stage; write RESOLUTIONxCOUNT or RESOLUTIONdFACTOR"),
     "another resolution": ({"encoder": "8x2,4x1"}, "'4x1' is given where the map is 8x8; write 8x1"),
     "pooling that does not divide": ({"encoder": "8d3"}, r"does not pool 8x8; pool it by 2 or 4 or 8"),
     "another image": ({"encoder": "32x2,32d2"}, "is given where the map is 8x8"),
     "a resolution that is not there": (
         {"encoder": "8d2,4x1", "decoder": "2x1"},
-        r"'2x1' is at no resolution of the encoder; it has \[4, 8\]",
+        r"'2x1' is at a resolution that the encoder does not have; it has \[4, 8\]",
     ),
     "a leap": ({"encoder": "8d2,4d4,1", "decoder": "1,4x1,8m4"}, "follows 1x1; write 4m1 before it, or 1x1"),
     "mixing what is not before": ({"encoder": "8d2,4", "decoder": "4,8m2"}, "write 8m4"),
-    "an end below the image": ({"encoder": "8d2,4d4,1", "decoder": "1,4m1"}, "let its last group be at 8"),
+    "an end below the image": ({"encoder": "8d2,4d4,1", "decoder": "1,4m1"}, "end it with a group at 8"),
     "a start above the smallest map": ({"decoder": "4x1,8m4"}, "begin with 1x1, the encoder's smallest map"),
     "groups that lead nowhere": ({"decoder": "1x1,4m1,8m4,4x1"}, "'4x1' follows 8x8"),
     "a branch that is left behind": ({"decoder": "1x1,4m1,8m1"}, "write 8m4"),
-    "a bare number": ({"decoder": 5}, "'5' is at no resolution"),
+    "a bare number": ({"decoder": 5}, "'5' is at a resolution that the encoder does not have"),
 }
 
 

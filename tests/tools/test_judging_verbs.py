@@ -35,7 +35,7 @@ def test_what_importance_sampling_found_is_kept(vaescale, run: Path) -> None:
     found = first["metrics"]
     assert found["iwae_bits_per_dim"] == pytest.approx(found["neg_iwae_nats"] / (64 * np.log(2)) + 8)
     outcome = vaescale("evaluate", run, "--importance-samples", 4)
-    assert "of 8 importance samples in evaluation/val.json will be replaced" in outcome.err
+    assert "with 8 importance samples in evaluation/val.json will be replaced" in outcome.err
     assert "log p(x) is noticeably above" in outcome.err
     assert vaescale("evaluate", run, *words[2:]).code == 0
     assert "8 importance samples of 50 images" in first["measured"]["evaluation/val/neg_iwae_nats"]
@@ -116,7 +116,7 @@ def test_quality_judges_samples_by_features(vaescale, run: Path, digits: Path, t
     assert "left out" in raw.err
     assert [row["of"] for row in raw.json["rows"]] == ["held-out images", "reconstructions", "prior", "prior"]
     assert (run / "figures" / "quality-pixels.png").is_file()
-    vaescale(*words, tmp_path / "m.pt2").assert_refused(2, "is not there")
+    vaescale(*words, tmp_path / "m.pt2").assert_refused(2, "does not exist")
     (tmp_path / "m.pt2").write_bytes(b"a program")
     vaescale(*words, tmp_path / "m.pt2", "--trust-features").assert_refused(2, "cannot be loaded")
     vaescale(*words, tmp_path / "m.pt2").assert_refused(2, "--trust-features")
@@ -296,7 +296,7 @@ def test_a_sweep_trains_all_below_one_run(
     Path("runs/tiny-seed-1/metrics.jsonl").unlink()
     (sweep / "sweep.json").write_text(json.dumps({**state, "runs": [*state["runs"], "runs"]}))
     few = vaescale("compare-runs", sweep)
-    few.assert_refused(2, "one run alone with anything to compare")
+    few.assert_refused(2, "only one run has metrics to compare")
     assert "left out: runs/tiny-seed-1 has no metrics yet" in few.err
     assert "left out: runs is not a run folder" in few.err
     failed = vaescale(

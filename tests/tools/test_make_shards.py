@@ -112,7 +112,7 @@ def test_a_missing_shard_is_written_anew(vaescale, tmp_path: Path) -> None:
     assert vaescale("verify-shards", tmp_path / "train").code == 3
     again = vaescale(*words)
     assert again.json == first
-    assert "shard-000001.tar missing or damaged; 1 of 3 written anew" in again.err
+    assert "shard-000001.tar missing or damaged; writing 1 of 3 shards again" in again.err
     assert vaescale("verify-shards", tmp_path / "train").code == 0
 
 

@@ -178,10 +178,10 @@ def test_lines_offsets_maps_and_refinement(vaescale, recipe_file, recipe_content
     vaescale("sample", run, "--map", 5, "--refine", 5).assert_refused(
         2, "--refine and --map exclude each other"
     )
-    vaescale("sample", run, "--map", 5, "--count", 5).assert_refused(2, "--map has no use for --count")
-    vaescale("sample", run, "--refine", 5, "--decode", "mean").assert_refused(2, "no use for --decode")
+    vaescale("sample", run, "--map", 5, "--count", 5).assert_refused(2, "--count does not apply with --map")
+    vaescale("sample", run, "--refine", 5, "--decode", "mean").assert_refused(2, "--decode does not apply")
     vaescale("sample", run, "--refine", 5, "--count", 257).assert_refused(2, "at most 256")
-    vaescale("sample", run, "--refine-rate", 5).assert_refused(2, "--refine-rate applies to --refine")
+    vaescale("sample", run, "--refine-rate", 5).assert_refused(2, "--refine-rate applies only to --refine")
     vaescale("sample", run, "--count", 25_601).assert_refused(2, "--shards OUT")
     vaescale("fit-gmm", run, "--components", "5,5").assert_refused(2, "such as 1,10,50")
     vaescale("fit-gmm", run, "--samples-per-image", 1001).assert_refused(2, "1001 must be from 0 to 1000")
@@ -189,7 +189,7 @@ def test_lines_offsets_maps_and_refinement(vaescale, recipe_file, recipe_content
     assert vaescale("sample", run, "--components", 2, "--count", 4).code == 0
     vaescale("sample", run, "--components", 3).assert_refused(2, "components 2, this is 3")
     assert vaescale("fit-gmm", run, "--components", "2,4").code == 0
-    vaescale("sample", run, "--components", 3).assert_refused(2, "there are 2, 4")
+    vaescale("sample", run, "--components", 3).assert_refused(2, "choose from 2, 4")
     assert "are replaced" in vaescale("fit-gmm", run, "--components", 2).err
 
 
@@ -393,7 +393,8 @@ def test_a_mixture_of_several_groups_of_a_ladder(vaescale, recipe_file, recipe_c
     size = sum(trained.model.group_sizes[:5])
     assert mixture_files.load(ladder_run / "gmm").means.shape == (2, size)
     assert (
-        outcome.json["replaces"] == "the prior of the first 5 groups, together, of 7; the others keep theirs"
+        outcome.json["replaces"]
+        == "the prior of the first 5 groups, together, of 7; the other groups keep theirs"
     )
     assert outcome.json["samples_per_image"] == 8
     assert vaescale("sample", ladder_run, "--prior", "gmm", "--count", 4).code == 0

@@ -101,11 +101,13 @@ class ShardLatents:
             lambda: [self._latents(number, self.shards.read(number)) for number in self.shard_numbers]
         )
         empty = torch.zeros(0, self.size, device=self.device)
-        z = torch.cat([empty, *(part[0] for part in parts)])
-        spreads = [part[1] for part in parts if part[1] is not None]
+        z = torch.cat([empty, *(shard[0] for shard in parts)])
+        spreads = [shard[1] for shard in parts if shard[1] is not None]
         variance = None if self.drawing.samples else torch.cat([empty, *spreads])
         return Points(
-            z, variance, numbers=torch.cat([torch.zeros(0, dtype=torch.int64), *(part[2] for part in parts)])
+            z,
+            variance,
+            numbers=torch.cat([torch.zeros(0, dtype=torch.int64), *(shard[2] for shard in parts)]),
         )
 
     def _block(self, number: int) -> Block:

@@ -63,7 +63,7 @@ def column_sums(terms: Terms, mask: Tensor) -> Tensor:
     """
     first = torch.stack([terms.log_px, terms.kl.sum(1), terms.squared_error, terms.variance], dim=1)
     parts = [first, terms.kl, terms.latent_kl < COLLAPSED_NATS, terms.unit_mean, terms.unit_square]
-    rows = torch.cat([part.detach().double() for part in parts], dim=1)
+    rows = torch.cat([columns.detach().double() for columns in parts], dim=1)
     sums = torch.where(mask[:, None], rows, 0.0).sum(0)
     return torch.cat([sums, mask.sum().double()[None]])
 

@@ -80,7 +80,7 @@ class StructuredGaussian(Density):
             spsolve_triangular,
         )  # imported here because only samples need it and the import is slow
 
-        mean, log_sigma, neighbours, between = (part.detach().double() for part in self._split(params))
+        mean, log_sigma, neighbours, between = (tensor.detach().double() for tensor in self._split(params))
         white = noise.normal(stream, noise.DECODER, tuple(mean.shape[1:])).double()
         scaled = (white * torch.exp(log_sigma)).cpu().flatten(1).numpy()
         columns = [

@@ -224,12 +224,12 @@ class Steps:
         for block in self._blocks() if self._kept is None else self._kept:
             evidence, shares = self._shares(block, theta, precision)
             parts = (*self._moments(block, shares[:, :components]), evidence.double().sum()[None])
-            for total, part in zip(totals, parts, strict=True):
-                total += part.cpu()
+            for total, term in zip(totals, parts, strict=True):
+                total += term.cpu()
         flat = comm.all_reduce_sum(torch.cat([total.flatten() for total in totals])) / self._latents.count
         split = torch.split(flat.cpu(), [total.numel() for total in totals])
         weights, firsts, seconds, value = (
-            part.view(shape) for part, shape in zip(split, shapes, strict=True)
+            total.view(shape) for total, shape in zip(split, shapes, strict=True)
         )
         return float(value), Sums(weights, firsts, seconds)
 

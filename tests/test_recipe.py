@@ -82,6 +82,7 @@ def test_a_name_of_digits_stays_as_it_is_typed(tmp_path, recipe_file, recipe_con
     for name in ("20261127_142530", "012", "1_0", "1e3"):
         recipe = load(recipe_file, recipe_content, f"name={name}", f"tracking.experiment={name}")
         assert (recipe.name, recipe.run_dir, recipe.tracking.experiment) == (name, f"runs/{name}", name)
+    assert load(recipe_file, recipe_content, "name=012", "name=7", "seed=5", "seed=6").seed == 6
     (tmp_path / "number.yaml").write_text(yaml.safe_dump(recipe_content).replace("tiny", "20261127_142530"))
     with pytest.raises(UserError, match=r"name \(=20261127142530\) is a number, .*; put it in quotes"):
         load_recipe(tmp_path / "number.yaml")

@@ -158,8 +158,7 @@ def _typed(overrides: list[str]) -> Any:
     YAML 1.1 reads 012 as 10, 1:30 as 90 and 20261127_142530 as 20261127142530. Raises UserError for such a number.
     """
     typed = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
-    for override in overrides:
-        key, _, text = override.partition("=")
+    for key, text in dict(override.split("=", 1) for override in overrides).items():  # the last one counts
         *parents, last = key.split(".")
         section: Any = typed
         for parent in parents:
@@ -172,7 +171,7 @@ def _typed(overrides: list[str]) -> Any:
         if _holds_text(key.split(".")):
             section[last] = text
         elif not _is_written_as(text, value):
-            raise UserError(f"override {override} is {value} in YAML 1.1; write the number as {value}")
+            raise UserError(f"override {key}={text} is {value} in YAML 1.1; write the number as {value}")
     return typed
 
 

@@ -28,6 +28,9 @@ LONGEST = (
     "faults/test_processes.py",
     "tools/test_judging_verbs.py",
     "tools/test_quickstart.py",
+    "tools/test_bench.py",
+    "faults/test_mlflow_server.py",
+    "networks/test_linear.py",
 )
 
 

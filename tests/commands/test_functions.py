@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from vaescale.commands import fit_gmm as fitting
-from vaescale.commands.baselines import baselines
 from vaescale.commands.encode import encode
 from vaescale.commands.evaluate import evaluate
 from vaescale.commands.fit_gmm import fit_gmm
@@ -35,8 +34,6 @@ def test_functions_return_what_the_command_line_prints(vaescale, run: Path, tmp_
         (evaluate(run), ("evaluate", run)),
         (encode(run, splits=("val",)), ("encode", run, "--split", "val")),
         (fit_gmm(run, components=(1, 3)), ("fit-gmm", run, "--components", "1,3")),
-        (latents(run, draws=50), ("latents", run, "--draws", 50)),
-        (baselines(run, labels=100), ("baselines", run, "--labels", 100)),
         (
             quality(run, features="pixels", count=50, cache=tmp_path),
             ("quality", run, "--features", "pixels", "--count", 50, "--cache", tmp_path),

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.launching import RECIPE, Command, checkpoints, curve, make_project, several, train, train_until
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-STEPS, SHORT = 60, 20  # of the runs that others are compared with, and of those that are compared alone
+STEPS, SHORT = 40, 12  # of the runs that others are compared with, and of those that are compared alone
 OPTIONS = (
     f"training.steps={STEPS}",
     "training.precision=fp32",
@@ -78,11 +78,11 @@ def resumed(project: Path) -> Path:
     """With `runs/parts-BACKEND`: launched, stopped as a cluster does it, and trained to the end in new processes."""
     for backend in BACKENDS:
         parts = project / f"runs/parts-{backend}"
-        code, words = train_until(project, parts, 20, *OPTIONS, backend=backend)
+        code, words = train_until(project, parts, 12, *OPTIONS, backend=backend)
         assert "saving after this step" in words, words
         assert code != 0
         (saved,) = checkpoints(parts)
-        assert 20 <= int(saved.removeprefix("step-")) < STEPS, words
+        assert 12 <= int(saved.removeprefix("step-")) < STEPS, words
     options = ["train", RECIPE, "tracking.mlflow=null", *OPTIONS]
     several(
         project,
@@ -113,7 +113,7 @@ def test_on_one_number_resuming_is_bit_equal(resumed: Path, backend: str) -> Non
 def test_one_run_over_every_layout_is_the_run_that_never_stopped(project: Path) -> None:
     """1 -> ZeRO-3 on 2 -> FSDP2 on 4 -> DDP on 2, each leg ended by a signal."""
     run, options = project / "runs/legs", (*OPTIONS, "training.accumulation=2")
-    legs = [(None, None, 10), ("zero3", 2, 20), ("fsdp2", 4, 30)]
+    legs = [(None, None, 8), ("zero3", 2, 16), ("fsdp2", 4, 24)]
     for backend, processes, rows in legs:
         code, words = train_until(project, run, rows, *options, backend=backend, processes=processes)
         assert code == 75 if backend is None else code != 0, words

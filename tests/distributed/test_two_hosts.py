@@ -101,7 +101,7 @@ def test_a_host_is_cut_off_and_brought_back(hosts: Hosts, tmp_path: Path, digits
         for host in both:
             end(host)
     for number, log in enumerate(logs):  # each side says that it does not hear of the other
-        assert f"rank {1 - number} not heard of" in log.read_text(), log.read_text()
+        assert f"rank {1 - number} not heard from" in log.read_text(), log.read_text()
     assert checkpoints(run)
     hosts.mend()
     both = [hosts.start(folder, number, *words) for number in (0, 1)]

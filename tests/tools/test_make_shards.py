@@ -123,7 +123,14 @@ def test_ctrl_c_ends_at_once_and_the_same_command_goes_on(tmp_path: Path) -> Non
     words = ["make-shards", f"folder:{tmp_path}/photos", str(tmp_path / "out"), "--size", "16", "--jobs", "2"]
     words += ["--shard-samples", "50", "--holdout", "0"]
     command = [sys.executable, "-m", "vaescale", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell ignores SIGINT in what it starts in the background, and Python then installs no handler.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(list((tmp_path / "out" / "train").glob("shard-*.tar"))) < 5:
         time.sleep(0.02)

@@ -83,6 +83,8 @@ def test_a_name_of_digits_stays_as_it_is_typed(tmp_path, recipe_file, recipe_con
         recipe = load(recipe_file, recipe_content, f"name={name}", f"tracking.experiment={name}")
         assert (recipe.name, recipe.run_dir, recipe.tracking.experiment) == (name, f"runs/{name}", name)
     assert load(recipe_file, recipe_content, "name=012", "name=7", "seed=5", "seed=6").seed == 6
+    for number, text in ((2**53 + 1, str(2**53 + 1)), (1000, "1_000"), (16, "0x10")):
+        assert load(recipe_file, recipe_content, f"seed={text}").seed == number
     (tmp_path / "number.yaml").write_text(yaml.safe_dump(recipe_content).replace("tiny", "20261127_142530"))
     with pytest.raises(UserError, match=r"name \(=20261127142530\) is a number, .*; put it in quotes"):
         load_recipe(tmp_path / "number.yaml")
@@ -203,7 +205,7 @@ REFUSED = {
     "data.kind=foo": "unknown key data.kind (='foo'); known here: train, val",
     "seed=012": "override seed=012 is 10 in YAML 1.1; write the number as 10",
     "seed=1:30": "override seed=1:30 is 90 in YAML 1.1",
-    "training.steps=1_0": "override training.steps=1_0 is 10 in YAML 1.1",
+    "network.kind=[a]": "network.kind is \"['a']\"; known here: conv",
     "data.cache=no": "data.cache (=False) is a truth value",
     "data.xyzzy=1": "unknown key data.xyzzy (=1); known here: train, val, image_size",
     "optimizer.lr=nan": "optimizer.lr is 'nan'; input should be a finite number",

@@ -120,6 +120,22 @@ def test_libraries_stay_in_their_rooms(library: str) -> None:
         )
 
 
+def test_implementations_stand_beside_their_sections() -> None:
+    """Recipe sections name what they configure as text, which the graph of imports does not show."""
+    named = [
+        (path, ast.literal_eval(node.value))
+        for path in FILES
+        for section in ast.walk(ast.parse(path.read_text()))
+        if isinstance(section, ast.ClassDef)
+        for node in section.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "implementation"
+    ]
+    assert len(named) > 15
+    for path, name in named:
+        module = name.rpartition(".")[0]
+        assert MODULES[module].parent == path.parent, f"{path} names {name}, which is not in its room"
+
+
 def test_every_room_has_a_place_in_the_order() -> None:
     assert {room_of(module) for module in GRAPH} == set(LEVEL)
 

@@ -107,7 +107,7 @@ class OneOf(Generic[Section]):
         kind = value.get("kind", self._default)
         if kind is None:
             raise PydanticKnownError("union_tag_not_found", {"discriminator": "'kind'"})
-        if kind not in self.kinds:
+        if not isinstance(kind, str) or kind not in self.kinds:
             expected = ", ".join(map(repr, self.kinds))
             tags = {"discriminator": "'kind'", "tag": str(kind), "expected_tags": expected}
             raise PydanticKnownError("union_tag_invalid", tags)

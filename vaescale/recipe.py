@@ -153,7 +153,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def _typed(overrides: list[str]) -> Any:
-    """Overrides as nested values: text where a key holds text, numbers where YAML 1.1 reads what is written.
+    """Overrides as nested values: text where a key holds text, numbers where YAML 1.1 and Python agree.
 
     YAML 1.1 reads 012 as 10, 1:30 as 90 and 20261127_142530 as 20261127142530. Raises UserError for such a number.
     """
@@ -163,9 +163,8 @@ def _typed(overrides: list[str]) -> Any:
         section: Any = typed
         for parent in parents:
             section = section.get(parent) if isinstance(section, dict) else None
-        value = (
-            section.get(last) if isinstance(section, dict) else None
-        )  # a later override may replace the section
+        # A later override may have replaced the section.
+        value = section.get(last) if isinstance(section, dict) else None
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             continue
         if _holds_text(key.split(".")):
@@ -176,9 +175,9 @@ def _typed(overrides: list[str]) -> Any:
 
 
 def _is_written_as(text: str, value: float) -> bool:
-    """Whether a text without underscores is this number in the decimal system."""
+    """Whether Python reads a text as this number, too."""
     try:
-        return "_" not in text and float(text) == value
+        return (int(text, 0) if isinstance(value, int) else float(text)) == value
     except ValueError:
         return False
 

@@ -124,3 +124,36 @@ def test_a_user_s_script_is_not_run_again_in_the_workers(reader: ShardReader, tm
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split("\n") == ["the script runs", "25", ""]
+
+
+CODE = """
+import multiprocessing.forkserver, sys, time
+from vaescale.data.config import DataConfig
+from vaescale.data.reader import open_reader
+from vaescale.data.workers import Workers
+from vaescale.data.batch import Request
+import numpy as np
+place = sys.argv[1]
+config = DataConfig(train=place, val=place, image_size=8, global_batch=4)
+workers = Workers(open_reader(place, config), 2)
+batches = workers.fetch([Request(np.arange(4)) for _ in range(100)])
+next(batches)
+print(*workers.pids, multiprocessing.forkserver._forkserver._forkserver_pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.distributed
+def test_workers_end_with_a_process_that_is_killed(digits: Path) -> None:
+    """By the system for memory, or by a cluster: nothing may stay behind and hold memory and the terminal."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CODE, str(digits / "train")], stdout=subprocess.PIPE, text=True
+    ) as reading:
+        assert reading.stdout is not None
+        pids = [int(word) for word in reading.stdout.readline().split()]
+        assert len(pids) == 3
+        reading.kill()
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []

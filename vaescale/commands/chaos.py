@@ -193,8 +193,10 @@ def _compare(folder: Path) -> dict[str, Any]:
     last = sorted((folder / "peace" / "checkpoints").glob("step-*"))[-1].name
     unequal = []
     for path in sorted((folder / "peace" / "checkpoints" / last).glob("*.safetensors")):
-        peace, chaos = load_file(path), load_file(folder / "chaos" / "checkpoints" / last / path.name)
-        unequal += [f"{path.stem}:{name}" for name in peace if not torch.equal(peace[name], chaos[name])]
+        expected, tensors = load_file(path), load_file(folder / "chaos" / "checkpoints" / last / path.name)
+        unequal += [
+            f"{path.stem}:{name}" for name in expected if not torch.equal(expected[name], tensors[name])
+        ]
     log = (folder / "chaos.log").read_text(errors="replace")
     return {
         "steps": len(peace),
@@ -202,5 +204,5 @@ def _compare(folder: Path) -> dict[str, Any]:
         "rows_differing": len(differing),
         "tensors_differing": len(unequal),
         "bit_equal": not differing and not unequal,
-        "checkpoints_passed_over": log.count("passing over checkpoint"),
+        "checkpoints_passed_over": log.count("skipping checkpoint"),
     }

@@ -10,12 +10,16 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import multiprocessing.util
+import os
+import select
 import signal
 import sys
+import threading
+import time
 import types
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Self
@@ -47,7 +51,7 @@ class Workers:
             num_workers=count,
             collate_fn=_as_fetched,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_ignore_signals if count else None,
+            worker_init_fn=functools.partial(_prepare_worker, os.getpid()) if count else None,
             multiprocessing_context=_context() if count else None,
             persistent_workers=count > 0,
         )
@@ -186,10 +190,29 @@ def _context() -> BaseContext:
     return multiprocessing.get_context("forkserver")
 
 
-def _ignore_signals(worker: int) -> None:  # noqa: ARG001
-    """Ignore signals, which a cluster and Ctrl-C send to all processes of a job: training saves first, then ends workers."""
+def _prepare_worker(parent: int, worker: int) -> None:  # noqa: ARG001
+    """Ignore the signals that end training, and end with the process that reads, whose number is `parent`.
+
+    A cluster and Ctrl-C signal all processes of a job: training saves first, then ends its workers. A worker is a child of
+    the forkserver, so the kernel does not tell it that training was killed.
+    """
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True, name="end-with-parent").start()
+
+
+def _end_with(parent: int) -> None:
+    """Wait until a process has ended, then end this one."""
+    with suppress(ProcessLookupError):
+        if hasattr(os, "pidfd_open"):
+            ended = select.poll()
+            ended.register(os.pidfd_open(parent), select.POLLIN)
+            ended.poll()
+        else:
+            while True:
+                os.kill(parent, 0)
+                time.sleep(1.0)
+    os._exit(0)
 
 
 def _as_fetched(batch: Any) -> Any:

@@ -48,6 +48,12 @@ def test_every_verb_is_a_tool_that_explains_itself(vaescale, verb: str) -> None:
     assert "--json" in outcome.out
 
 
+def test_a_mistyped_verb_is_answered_with_the_nearest(vaescale) -> None:
+    vaescale("trian", "recipes/digits/optimal.yaml").assert_refused(
+        2, "unknown verb 'trian'; did you mean train?"
+    )
+
+
 def test_every_tool_is_a_verb() -> None:
     tools = {path.stem.replace("_", "-") for path in (Path(__file__).parents[1] / "tools").glob("[a-z]*.py")}
     assert tools == set(VERBS)

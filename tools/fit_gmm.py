@@ -6,7 +6,7 @@ RUN/gmm/mixture.*, all candidates to RUN/gmm/components-K, the comparison to RUN
 RUN/figures/mixture_selection.png. The mixture of a ladder replaces the learned prior of its top group or, with --groups, of its
 first groups together. Runs on any number of processes, with the same result:
 
-  accelerate launch --config_file recipes/backends/cpu2.yaml tools/fit_gmm.py runs/digits-optimal --components 1,10,50
+  accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale fit-gmm runs/digits-optimal --components 1,10,50
 """
 
 import argparse

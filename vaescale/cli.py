@@ -5,6 +5,7 @@ One that finds faults has `exit_code(result)`. Messages go to stderr; with --jso
 """
 
 import argparse
+import difflib
 import errno
 import importlib
 import json
@@ -84,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
     for name, meaning in VERBS.items():
         verbs.add_parser(name, help=meaning)
+    near = difflib.get_close_matches(given[0], VERBS, n=1) if given else []
+    if near and not given[0].startswith("-"):
+        parser.error(f"unknown verb {given[0]!r}; did you mean {near[0]}?")
     parser.parse_args(given)
     raise AssertionError("parse_args exits: no verb was given")
 

@@ -65,7 +65,7 @@ def train(
             _train(parts, saved)
         elif comm.is_main():
             say(
-                f"{parts.folder} is trained to step {steps} already; choose another name or run_dir to train again"
+                f"{parts.folder} is trained to step {steps} already; raise training.steps with --allow-changes, or choose another name or run_dir"
             )
         summary = comm.on_main(lambda: _summary(parts))
     return {"run_dir": str(parts.folder), "step": steps, **summary}

@@ -66,5 +66,6 @@ def _arguments(kind: Kind, rest: str, config: str | None) -> dict[str, Any]:
         return {"name": rest, "config": config}
     path = Path(rest).expanduser()
     if not path.exists():
-        raise DataError(f"{path} does not exist in {Path.cwd()}; give the folder that holds the images")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise DataError(f"{path} does not exist{where}; give the folder that holds the images")
     return {"path": path}

@@ -49,9 +49,9 @@ def test_every_verb_is_a_tool_that_explains_itself(vaescale, verb: str) -> None:
 
 
 def test_a_mistyped_verb_is_answered_with_the_nearest(vaescale) -> None:
-    vaescale("trian", "recipes/digits/optimal.yaml").assert_refused(
-        2, "unknown verb 'trian'; did you mean train?"
-    )
+    outcome = vaescale("trian", "recipes/digits/optimal.yaml")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("vaescale: unknown verb 'trian'; did you mean train?")
 
 
 def test_every_tool_is_a_verb() -> None:

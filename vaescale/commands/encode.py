@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from vaescale import comm
 from vaescale.aggregate import encoding
+from vaescale.commands.signature import checked
 from vaescale.data.batch import Batch
 from vaescale.data.index import describe
 from vaescale.data.latent_shards import LatentShards
@@ -21,8 +24,12 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
+@checked
 def encode(
-    run: Path, *, splits: Sequence[Split] = SPLITS, weights: Literal["ema", "raw"] = "ema"
+    run: Path,
+    *,
+    splits: Annotated[Sequence[Split], Field(min_length=1)] = SPLITS,
+    weights: Literal["ema", "raw"] = "ema",
 ) -> dict[str, Any]:
     """Write the latents of a run's images to RUN/latents/SPLIT (SPLIT-raw for raw weights), unless they exist.
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
+from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
 from vaescale.runs import checkpoint
@@ -43,6 +44,7 @@ MOST_TEMPERATURE = 10
 BATCH = 250
 
 
+@checked
 def export(
     run: Path, out: Path, *, weights: Literal["ema", "raw"] = "ema", log: bool = False
 ) -> dict[str, Any]:

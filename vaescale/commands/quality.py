@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vaescale import comm, figures, noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding, refuse_misfit
+from vaescale.commands.signature import Count, NonNegative, Temperature, checked
 from vaescale.data.lookup import evenly, images_at
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
@@ -48,15 +50,16 @@ class Samples(NamedTuple):
     seed: int
 
 
+@checked
 def quality(
     run: Path,
     *,
     features: str,
-    count: int | None = None,
-    decode: Sequence[str] = DECODINGS,
-    temperature: float = 1.0,
+    count: Count | None = None,
+    decode: Annotated[Sequence[str], Field(min_length=1)] = DECODINGS,
+    temperature: Temperature = 1.0,
     weights: Literal["ema", "raw"] = "ema",
-    seed: int = 0,
+    seed: NonNegative = 0,
     trust_features: bool = False,
     cache: Path = CACHE,
 ) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -16,11 +16,10 @@ from vaescale.data.loader import shard_batches
 from vaescale.data.reader import ShardReader
 from vaescale.system import heartbeat
 from vaescale.system.console import Progress
-from vaescale.trained import Trained, draw_seed, images_at_once, open_split, open_trained
+from vaescale.trained import Split, Trained, Weights, draw_seed, images_at_once, open_split, open_trained
 from vaescale.training import launch
 from vaescale.training.skips import tell
 
-Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
@@ -29,7 +28,7 @@ def encode(
     run: Path,
     *,
     splits: Annotated[Sequence[Split], Field(min_length=1)] = SPLITS,
-    weights: Literal["ema", "raw"] = "ema",
+    weights: Weights = "ema",
 ) -> dict[str, Any]:
     """Write the latents of a run's images to RUN/latents/SPLIT (SPLIT-raw for raw weights), unless they exist.
 

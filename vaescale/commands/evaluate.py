@@ -1,7 +1,7 @@
 """Evaluate a run: bounds with the running sigma, reconstructions, and the calibration of the decoder's noise."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system.console import say
 from vaescale.system.secrets import redact
-from vaescale.trained import Trained, in_order, open_split, open_trained
+from vaescale.trained import Split, Trained, Weights, in_order, open_split, open_trained
 from vaescale.training import launch
 
 IWAE_PROTOCOL = (
@@ -47,10 +47,10 @@ class Images(NamedTuple):
 def evaluate(
     run: Path,
     *,
-    split: Literal["train", "val"] | None = None,
+    split: Split | None = None,
     data: str | None = None,
     name: str | None = None,
-    weights: Literal["ema", "raw"] = "ema",
+    weights: Weights = "ema",
     importance_samples: Draws | None = None,
     importance_images: Draws | None = None,
 ) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -33,7 +33,7 @@ from vaescale.models.vae import to_unit
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system.console import say
-from vaescale.trained import Trained, open_split, open_trained
+from vaescale.trained import Trained, Weights, open_split, open_trained
 from vaescale.training import launch
 
 CACHE = Path("~/.cache/vaescale/references")
@@ -58,7 +58,7 @@ def quality(
     count: Count | None = None,
     decode: Annotated[Sequence[str], Field(min_length=1)] = DECODINGS,
     temperature: Temperature = 1.0,
-    weights: Literal["ema", "raw"] = "ema",
+    weights: Weights = "ema",
     seed: NonNegative = 0,
     trust_features: bool = False,
     cache: Path = CACHE,

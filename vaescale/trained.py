@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -25,6 +25,8 @@ from vaescale.training.skips import tell
 HELD_OUT_SEED = 1 << 31
 EVALUATION_BATCH = 500
 EVALUATION_VALUES = 500 * 3072  # per batch: larger images are evaluated in smaller batches
+Split = Literal["train", "val"]
+Weights = Literal["ema", "raw"]
 
 
 class Trained(NamedTuple):
@@ -71,12 +73,14 @@ def build_model(recipe: Recipe) -> VAE:
         )
 
 
-def open_trained(folder: Path, *, weights: Literal["ema", "raw"] = "ema") -> Trained:
+def open_trained(folder: Path, *, weights: Weights = "ema") -> Trained:
     """Open the newest sound checkpoint of a run, in evaluation mode, on a GPU if there is one.
 
     All ranks call it, and open the same checkpoint. weights: `ema` takes the averaged weights when the run has them. Raises
-    UserError when there is nothing to open.
+    UserError for other weights and when there is nothing to open.
     """
+    if weights not in get_args(Weights):
+        raise UserError(f"weights (={weights!r}) must be 'ema' or 'raw'")
     if not (folder / run_folder.RECIPE).is_file():
         raise UserError(
             f"{folder} is not a run folder (no {run_folder.RECIPE}); give the run_dir of a training run"
@@ -115,7 +119,7 @@ def in_order(reader: ShardReader, *, workers: int | Workers = 0) -> Iterator[Bat
         yield batch
 
 
-def draw_seed(recipe: Recipe, split: Literal["train", "val"]) -> int:
+def draw_seed(recipe: Recipe, split: Split) -> int:
     """The seed of draws from q(z|x).
 
     Held-out images share no noise with training images: a mixture fitted to the training draws would know the noise of
@@ -124,6 +128,11 @@ def draw_seed(recipe: Recipe, split: Literal["train", "val"]) -> int:
     return recipe.seed + (HELD_OUT_SEED if split == "val" else 0)
 
 
-def open_split(recipe: Recipe, split: Literal["train", "val"], *, place: str | None = None) -> ShardReader:
-    """The reader of one of the recipe's two data sets, or of the shards at `place`, read as the recipe says."""
+def open_split(recipe: Recipe, split: Split, *, place: str | None = None) -> ShardReader:
+    """The reader of one of the recipe's two data sets, or of the shards at `place`, read as the recipe says.
+
+    Raises UserError for another split.
+    """
+    if split not in get_args(Split):
+        raise UserError(f"split (={split!r}) must be 'train' or 'val'")
     return open_reader(place or (recipe.data.train if split == "train" else recipe.data.val), recipe.data)

@@ -1,21 +1,43 @@
 """Verbs as functions that Python calls: the dict that the command line prints, and metrics added from outside."""
 
+import inspect
 import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from vaescale.commands import fit_gmm as fitting
+from vaescale.commands.baselines import baselines
+from vaescale.commands.chaos import chaos
+from vaescale.commands.compare_runs import compare_runs
+from vaescale.commands.doctor import doctor
 from vaescale.commands.encode import encode
 from vaescale.commands.evaluate import evaluate
+from vaescale.commands.export import export
 from vaescale.commands.fit_gmm import fit_gmm
 from vaescale.commands.latents import latents
+from vaescale.commands.make_shards import index_shards, make_shards
 from vaescale.commands.quality import quality
+from vaescale.commands.sample import sample
+from vaescale.commands.signature import Count, checked
+from vaescale.commands.sweep import sweep
+from vaescale.commands.sync import sync
+from vaescale.commands.train import describe, train
 from vaescale.commands.train_features import train_features
+from vaescale.commands.verify_shards import verify_shards
 from vaescale.errors import UserError
 from vaescale.evaluation.reconstruction import METRICS, Metric
+from vaescale.recipe import load_recipe
 from vaescale.system.files import exclusive
+from vaescale.trained import open_split, open_trained
 
 
 @pytest.fixture
@@ -111,6 +133,134 @@ def test_arguments_that_contradict_each_other_are_refused(run: Path, digits: Pat
 )
 def test_values_out_of_bounds_are_refused(vaescale, words: tuple[object, ...], refusal: str) -> None:
     vaescale(words[0], "runs/none", *words[1:]).assert_refused(2, refusal)
+
+
+NOWHERE = Path("runs/none")
+NAN, INF = math.nan, math.inf
+NONSENSE: dict[Callable[..., Any], tuple[dict[str, Any], ...]] = {
+    evaluate: (
+        *({"split": "test"}, {"weights": "EMA"}, {"importance_samples": -1}, {"importance_samples": 10**8}),
+        *({"importance_images": -5}, {"data": 3}),
+    ),
+    encode: ({"splits": ("test",)}, {"splits": ()}, {"splits": "val"}, {"weights": "EMA"}),
+    fit_gmm: (
+        *({"components": value} for value in ((), (0,), (2, 2), 3, ("many",))),
+        *({"covariance": "foo"}, {"select": "aic"}, {"start": "foo"}, {"restarts": 0}, {"restarts": 1.5}),
+        *({"online": 0}, {"online_batch": 0}, {"max_iterations": 0}, {"groups": 0}, {"seed": -1}),
+        *({"samples_per_image": value} for value in (-1, 1001)),
+        *({name: value} for name in ("ridge", "tolerance") for value in (-1, 0, 1, NAN, INF)),
+    ),
+    sample: (
+        *({"count": -1}, {"count": 0}, {"prior": "gauss"}, {"components": 0}, {"seed": -1}, {"map_side": 1}),
+        *({"temperature": value} for value in (NAN, INF, -1, 0, 11)),
+        *({"refine": 0}, {"refine_weight": -1}, {"refine_rate": NAN}, {"interpolate": [(1, -2)]}),
+        *({"interpolate": [(1, 2, 3)]}, {"decode": 3}),
+    ),
+    quality: (
+        *({"temperature": -1}, {"temperature": NAN}, {"decode": ()}, {"decode": "mean"}, {"count": 0}),
+        *({"weights": "EMA"}, {"seed": -1}, {"trust_features": "perhaps"}),
+    ),
+    latents: (*({"gap_steps": -1}, {"draws": 1}, {"gaps": -1}, {"importance_samples": 0}, {"seed": -1}),),
+    baselines: ({"labels": 0}, {"groups": 0}, {"images": 0}),
+    export: ({"weights": "EMA"}, {"log": "perhaps"}),
+    train_features: ({"steps": 1}, {"width": 0}, {"seed": -1}, {"out": 3}),
+    make_shards: (
+        *({"size": 0}, {"resample": "nearest"}, {"channels": 2}, {"encoding": "gif"}, {"quality": 101}),
+        *({"shard_samples": 0}, {"holdout": 1}, {"holdout": NAN}, {"jobs": 0}, {"jobs": 5000}),
+    ),
+    index_shards: ({"jobs": 0},),
+    verify_shards: ({"jobs": 0}, {"deep": "very"}),
+    chaos: ({"faults": -1}, {"processes": 0}, {"patience": 0}, {"patience": NAN}, {"seed": "x"}),
+    sweep: ({"write": "pbs"}, {"overrides": "seed=0,1"}, {"dry_run": "perhaps"}),
+    compare_runs: ({"runs": 3}, {"metrics": "val/mse"}),
+    sync: ({"run": 3},),
+    train: ({"processes": 0}, {"recipe": "digits.yaml"}),
+    describe: ({"processes": 0}, {"recipe": {}}),
+    doctor: ({"seconds": 0}, {"seconds": 601}, {"seconds": NAN}),
+}
+NEEDED = {
+    "run": NOWHERE,
+    "folder": NOWHERE,
+    "out": NOWHERE,
+    "train": "none",
+    "source": "digits",
+    "overrides": ["seed=0,1"],
+    "features": "pixels",
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [
+        pytest.param(function, argument, id=f"{function.__name__}-{argument}")
+        for function, arguments in NONSENSE.items()
+        for argument in arguments
+    ],
+)
+def test_functions_refuse_arguments_that_the_command_line_refuses(
+    function: Callable[..., Any], argument: dict[str, Any], recipe_file, recipe_content
+) -> None:
+    """Before they look at the run, which does not exist."""
+    recipe = Path(recipe_file(recipe_content))
+    needed = NEEDED | {"recipe": load_recipe(recipe) if function in (train, describe) else recipe}
+    names = inspect.signature(function).parameters
+    given = {name: value for name, value in needed.items() if name in names} | argument
+    ((name, _),) = argument.items()
+    with pytest.raises(UserError, match=rf"^{name} \(=.+\) (must (be|have) |is refused: )"):
+        function(**given)
+    assert not NOWHERE.exists()
+
+
+def test_a_refusal_names_the_argument_the_value_and_what_is_allowed() -> None:
+    for call, sentence in (
+        (lambda: evaluate(NOWHERE, split="test"), "split (='test') must be 'train' or 'val'"),
+        (lambda: fit_gmm(NOWHERE, components=[1, 0]), "components (=0) must be at least 1"),
+        (lambda: fit_gmm(NOWHERE, components=()), "components (=()) must have 1 value at least"),
+        (lambda: fit_gmm(NOWHERE, tolerance=NAN), "tolerance (=nan) must be a finite number"),
+        (lambda: fit_gmm(NOWHERE, ridge=1), "ridge (=1) must be below 1"),
+        (lambda: fit_gmm(NOWHERE, components=(2, 2)), "components (=(2, 2)) must be different numbers"),
+        (lambda: evaluate(3), "run (=3) must be a path"),
+    ):
+        with pytest.raises(UserError) as error:
+            call()
+        assert str(error.value) == sentence
+
+
+def test_checked_functions_keep_their_signature_and_python_types() -> None:
+    @checked
+    def listed(run: Path, *, numbers: list[Count], share: float = 0.5) -> tuple[Any, ...]:
+        """List the arguments."""
+        return run, numbers, share
+
+    assert list(inspect.signature(listed).parameters) == ["run", "numbers", "share"]
+    assert listed.__doc__ == "List the arguments."
+    assert listed("a/b", numbers=[np.int64(3), 4], share=np.float32(0.25)) == (Path("a/b"), [3, 4], 0.25)
+    with pytest.raises(TypeError, match="numbers"):
+        listed(Path("a"))
+    with pytest.raises(TypeError, match="other"):
+        listed(Path("a"), numbers=[1], other=2)
+
+
+def test_an_error_of_the_work_itself_stays_as_it_is() -> None:
+    @checked
+    def invalid(number: Count) -> None:
+        TypeAdapter(Count).validate_python(-number)
+
+    with pytest.raises(ValidationError):
+        invalid(1)
+
+
+def test_splits_and_weights_are_refused_where_they_are_opened(recipe_file, recipe_content) -> None:
+    with pytest.raises(UserError, match=r"weights \(='EMA'\) must be 'ema' or 'raw'"):
+        open_trained(NOWHERE, weights="EMA")
+    with pytest.raises(UserError, match=r"split \(='test'\) must be 'train' or 'val'"):
+        open_split(load_recipe(Path(recipe_file(recipe_content))), "test")
+
+
+def test_doctor_runs_without_pydantic() -> None:
+    """It names what is missing."""
+    code = "import sys; sys.modules['pydantic'] = None; from vaescale.commands.doctor import doctor; doctor()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_two_fits_of_one_run_save_one_after_the_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

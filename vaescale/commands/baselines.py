@@ -1,13 +1,15 @@
 """Baselines for a run: probabilistic PCA with as many latents, and probes that predict the images' classes from latents."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
 from vaescale import figures, noise
+from vaescale.commands.signature import Count, checked
 from vaescale.data.lookup import evenly, images_at, usable_at
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
@@ -21,6 +23,7 @@ from vaescale.runs.results import save_result
 from vaescale.trained import Trained, open_split, open_trained
 
 SHOWN, BATCH = 12, 500
+Images = Annotated[int, Field(ge=10)]
 PROTOCOL = {
     "pPCA": "fitted to the training images; exact mean log-likelihood of the held-out images, Tipping & Bishop 1999",
     "nll_nats": "-log p(x) for pPCA; for the run an upper bound of -log p(x)",
@@ -33,8 +36,9 @@ Array = NDArray[np.float64]
 Rows = dict[str, dict[str, float | None]]
 
 
+@checked
 def baselines(
-    run: Path, *, labels: int | None = None, groups: int = 1, images: int = 20_000
+    run: Path, *, labels: Images | None = None, groups: Count = 1, images: Images = 20_000
 ) -> dict[str, Any]:
     """Compare a run with probabilistic PCA. Writes RUN/evaluation/baselines.json and RUN/figures/baselines.png.
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
+from vaescale.commands.signature import Count, NonNegative, PositiveReal, checked
 from vaescale.errors import UserError
 from vaescale.runs.folder import read_metrics
 from vaescale.system.console import say
@@ -39,14 +40,15 @@ class Setup(NamedTuple):
     folder: Path
 
 
+@checked
 def chaos(
     recipe: Path,
     overrides: Sequence[str] = (),
     *,
-    faults: int = 10,
+    faults: NonNegative = 10,
     backend: str | None = None,
-    processes: int | None = None,
-    patience: float = 3600,
+    processes: Count | None = None,
+    patience: PositiveReal = 3600,
     seed: int = 0,
     folder: Path | None = None,
 ) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vaescale import figures
+from vaescale.commands.signature import checked
 from vaescale.commands.sweep import runs_of
 from vaescale.config import flat
 from vaescale.errors import UserError
@@ -34,6 +35,7 @@ PICTURES = ("reconstructions.png", "samples.png")
 RESULTS = ("evaluation/*.json", "gmm/selection.json")
 
 
+@checked
 def compare_runs(
     runs: Sequence[Path] = (),
     *,

@@ -12,6 +12,7 @@ import vaescale
 from vaescale.errors import UserError
 from vaescale.system.host import cores
 
+MOST_SECONDS = 600
 EXCHANGED = 1 << 22  # float32 numbers: 16 MiB
 NEEDED = (
     *("torch", "accelerate", "webdataset", "datasets", "mlflow", "einops", "numpy", "scikit-learn"),
@@ -25,8 +26,11 @@ PROGRAMS = {"g++": "DeepSpeed's operators", "git": "the git revision of runs"}
 def doctor(*, seconds: float = 2.0) -> dict[str, Any]:
     """Return versions, devices, launch and missing software; under a launcher also the result of an exchange of numbers.
 
-    seconds: duration of the exchange between the processes.
+    seconds: duration of the exchange between the processes. Raises UserError for a duration out of bounds.
     """
+    # By hand: this function also runs where pydantic is missing.
+    if not 0 < seconds <= MOST_SECONDS:
+        raise UserError(f"seconds (={seconds!r}) must be above 0 and at most {MOST_SECONDS}")
     versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
     gpus, bf16 = _gpus() if versions["torch"] else ([], False)
     missing = [f"{name}: pip install -c constraints.txt {name}" for name in NEEDED if versions[name] is None]

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from vaescale import comm
 from vaescale.aggregate import encoding
+from vaescale.commands.signature import checked
 from vaescale.data.batch import Batch
 from vaescale.data.index import describe
 from vaescale.data.latent_shards import LatentShards
@@ -13,16 +16,19 @@ from vaescale.data.loader import shard_batches
 from vaescale.data.reader import ShardReader
 from vaescale.system import heartbeat
 from vaescale.system.console import Progress
-from vaescale.trained import Trained, draw_seed, images_at_once, open_split, open_trained
+from vaescale.trained import Split, Trained, Weights, draw_seed, images_at_once, open_split, open_trained
 from vaescale.training import launch
 from vaescale.training.skips import tell
 
-Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
+@checked
 def encode(
-    run: Path, *, splits: Sequence[Split] = SPLITS, weights: Literal["ema", "raw"] = "ema"
+    run: Path,
+    *,
+    splits: Annotated[Sequence[Split], Field(min_length=1)] = SPLITS,
+    weights: Weights = "ema",
 ) -> dict[str, Any]:
     """Write the latents of a run's images to RUN/latents/SPLIT (SPLIT-raw for raw weights), unless they exist.
 

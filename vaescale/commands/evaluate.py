@@ -1,13 +1,15 @@
 """Evaluate a run: bounds with the running sigma, reconstructions, and the calibration of the decoder's noise."""
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vaescale import comm, figures, noise
+from vaescale.commands.signature import checked
 from vaescale.data.batch import Request
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
@@ -19,7 +21,7 @@ from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system.console import say
 from vaescale.system.secrets import redact
-from vaescale.trained import Trained, in_order, open_split, open_trained
+from vaescale.trained import Split, Trained, Weights, in_order, open_split, open_trained
 from vaescale.training import launch
 
 IWAE_PROTOCOL = (
@@ -27,6 +29,7 @@ IWAE_PROTOCOL = (
     "effective_samples, (sum w)^2 / sum w^2, says how many of them carry it; importance_neg_elbo_nats is the ELBO of the same images "
     "by the same draws, neg_iwae_standard_error the spread over images, not the error of sampling"
 )
+Draws = Annotated[int, Field(ge=1, le=10_000_000)]  # or images
 SHOWN = 12  # images in the picture
 TAKEN = ("val", "train", "val-raw", "train-raw", "latents", "baselines")
 MORE_IS_BETTER = ("log_px_nats", "profile_log_px_nats", "active_units", "effective_samples")
@@ -40,15 +43,16 @@ class Images(NamedTuple):
     name: str
 
 
+@checked
 def evaluate(
     run: Path,
     *,
-    split: Literal["train", "val"] | None = None,
+    split: Split | None = None,
     data: str | None = None,
     name: str | None = None,
-    weights: Literal["ema", "raw"] = "ema",
-    importance_samples: int | None = None,
-    importance_images: int | None = None,
+    weights: Weights = "ema",
+    importance_samples: Draws | None = None,
+    importance_images: Draws | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once.
 

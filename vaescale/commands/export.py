@@ -13,7 +13,7 @@ OUT/data/run is a run folder with the recipe, one kind of weights without an opt
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
+from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
 from vaescale.runs import checkpoint
@@ -29,7 +30,7 @@ from vaescale.runs.mlflow import Model, log_model, save_model
 from vaescale.runs.tracking import TrackingConfig
 from vaescale.system.console import say
 from vaescale.system.files import write_whole
-from vaescale.trained import Trained, open_trained
+from vaescale.trained import Trained, Weights, open_trained
 
 MODES = ("reconstruct", "encode", "sample")
 DEFAULTS: dict[str, Any] = {
@@ -43,9 +44,8 @@ MOST_TEMPERATURE = 10
 BATCH = 250
 
 
-def export(
-    run: Path, out: Path, *, weights: Literal["ema", "raw"] = "ema", log: bool = False
-) -> dict[str, Any]:
+@checked
+def export(run: Path, out: Path, *, weights: Weights = "ema", log: bool = False) -> dict[str, Any]:
     """Write a run as an MLflow model to OUT, which must not exist. Returns the path, the size and what was exported.
 
     weights: `ema` takes the averaged weights when the run has them. log: also add the model to the run in MLflow, and return

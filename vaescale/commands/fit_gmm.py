@@ -7,13 +7,16 @@ its draws are fitted.
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from vaescale import comm, figures
 from vaescale.aggregate.fits import Fitting, Material, fit_candidate
 from vaescale.aggregate.latents import Drawing, ShardLatents, load
 from vaescale.aggregate.prior import prior_nats, replaces
 from vaescale.commands.encode import SPLITS, latents_of
+from vaescale.commands.signature import Count, NonNegative, checked
 from vaescale.data.latent_shards import LatentShards
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
@@ -31,6 +34,8 @@ from vaescale.training import launch
 DRAWS_WANTED, MOST_DRAWS = 1 << 16, 8
 LEAST_JOINT_DRAWS = 2  # per image, to separate the variance within q(z|x) from that between images
 PICTURE = "mixture_selection.png"
+BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+DrawsPerImage = Annotated[int, Field(ge=0, le=1000)]
 LOCK, WAIT_SECONDS = ".gmm.lock", 60.0
 NOT_SUMMED_UP = ("candidates", "more_is_better")
 MORE_IS_BETTER = (
@@ -40,22 +45,32 @@ MORE_IS_BETTER = (
 )
 
 
+def _different(numbers: Sequence[int]) -> Sequence[int]:
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("be different numbers")
+    return numbers
+
+
+Components = Annotated[Sequence[Count], Field(min_length=1), AfterValidator(_different)]
+
+
+@checked
 def fit_gmm(
     run: Path,
     *,
-    components: Sequence[int] = (10,),
+    components: Components = (10,),
     covariance: Kind = "full",
-    samples_per_image: int | None = None,
-    groups: int = 1,
+    samples_per_image: DrawsPerImage | None = None,
+    groups: Count = 1,
     start: Start = "kmeans",
-    restarts: int = 1,
-    tolerance: float = 1e-3,
-    max_iterations: int = 500,
-    ridge: float = 1e-6,
+    restarts: Count = 1,
+    tolerance: BetweenZeroAndOne = 1e-3,
+    max_iterations: Count = 500,
+    ridge: BetweenZeroAndOne = 1e-6,
     select: Criterion = "held-out",
-    online: int | None = None,
-    online_batch: int = 8192,
-    seed: int = 0,
+    online: Count | None = None,
+    online_batch: Count = 8192,
+    seed: NonNegative = 0,
 ) -> dict[str, Any]:
     """Fit Gaussian mixtures of several sizes to a run's aggregate posterior and save the best one to RUN/gmm.
 

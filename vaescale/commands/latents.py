@@ -2,7 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from vaescale import comm, figures
 from vaescale.aggregate.collapse import DELTAS, EPSILONS, use_of
@@ -15,6 +17,7 @@ from vaescale.aggregate.sigma import sigma_and_density
 from vaescale.aggregate.sources import draws_by_source
 from vaescale.aggregate.variance import variance_splits
 from vaescale.commands.encode import latents_of
+from vaescale.commands.signature import Count, NonNegative, checked
 from vaescale.data.latent_shards import LatentShards
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
@@ -40,14 +43,15 @@ SATURATED_NATS = 0.01
 MORE_IS_BETTER = ("latents/mutual_information_nats", "latents/active_units")
 
 
+@checked
 def latents(
     run: Path,
     *,
-    draws: int = 2000,
-    gaps: int = 0,
-    gap_steps: int = 300,
-    importance_samples: int = 1000,
-    seed: int = 0,
+    draws: Annotated[int, Field(ge=2)] = 2000,
+    gaps: NonNegative = 0,
+    gap_steps: Count = 300,
+    importance_samples: Count = 1000,
+    seed: NonNegative = 0,
 ) -> dict[str, Any]:
     """Measure a run's latents on its training images. Writes RUN/evaluation/latents.json and RUN/figures/latent_*.png.
 

@@ -1,8 +1,11 @@
 """Write a data set as WebDataset shards with an index, one folder for each split, or index existing tars."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from vaescale.commands.signature import Jobs, checked
 from vaescale.config import parse_bytes
 from vaescale.data.config import Crop, Filter
 from vaescale.data.index import INDEX, ShardIndex, describe, parse_index
@@ -20,22 +23,23 @@ REPORTED = 10  # skipped images that are printed by name
 MOST_SHARD_BYTES = 10**13
 
 
+@checked
 def make_shards(
     source: str,
     out: Path,
     *,
-    size: int | None = None,
+    size: Annotated[int, Field(ge=1, le=16384)] | None = None,
     crop: Crop | str | None = None,
     resample: Filter | None = None,
     channels: Literal[1, 3] | None = None,
-    encoding: Encoding | Literal["keep"] | None = None,
-    quality: int = 95,
+    encoding: Literal[Encoding, "keep"] | None = None,
+    quality: Annotated[int, Field(ge=1, le=100)] = 95,
     skip_broken: bool = False,
-    shard_samples: int = 1000,
+    shard_samples: Annotated[int, Field(ge=1, le=10**9)] = 1000,
     shard_bytes: int | str | None = None,
-    holdout: float = 0.05,
+    holdout: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)] = 0.05,
     config: str | None = None,
-    jobs: int | None = None,
+    jobs: Jobs | None = None,
 ) -> dict[str, Any]:
     """Write each split of a source to OUT/SPLIT. Returns the description of each split, by name.
 
@@ -71,7 +75,8 @@ def make_shards(
     return result
 
 
-def index_shards(folder: Path, *, skip_broken: bool = False, jobs: int | None = None) -> dict[str, Any]:
+@checked
+def index_shards(folder: Path, *, skip_broken: bool = False, jobs: Jobs | None = None) -> dict[str, Any]:
     """Write only an index of the tars in a folder. Returns {"index": their description}. Raises UserError for no folder."""
     if not folder.is_dir():
         raise UserError(f"--index-only {folder} is not a folder; give the folder of the tars")

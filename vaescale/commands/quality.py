@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vaescale import comm, figures, noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding, refuse_misfit
+from vaescale.commands.signature import Count, NonNegative, Temperature, checked
 from vaescale.data.lookup import evenly, images_at
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
@@ -31,7 +33,7 @@ from vaescale.models.vae import to_unit
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system.console import say
-from vaescale.trained import Trained, open_split, open_trained
+from vaescale.trained import Trained, Weights, open_split, open_trained
 from vaescale.training import launch
 
 CACHE = Path("~/.cache/vaescale/references")
@@ -48,15 +50,16 @@ class Samples(NamedTuple):
     seed: int
 
 
+@checked
 def quality(
     run: Path,
     *,
     features: str,
-    count: int | None = None,
-    decode: Sequence[str] = DECODINGS,
-    temperature: float = 1.0,
-    weights: Literal["ema", "raw"] = "ema",
-    seed: int = 0,
+    count: Count | None = None,
+    decode: Annotated[Sequence[str], Field(min_length=1)] = DECODINGS,
+    temperature: Temperature = 1.0,
+    weights: Weights = "ema",
+    seed: NonNegative = 0,
     trust_features: bool = False,
     cache: Path = CACHE,
 ) -> dict[str, Any]:

@@ -6,14 +6,16 @@ Sample number i does not depend on the number of samples or of processes; each p
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from vaescale import comm, figures, noise
 from vaescale.aggregate.sampling import Decoding, from_latents, image_of, parse_decoding, refuse_misfit
 from vaescale.commands.chosen_latents import interpolate as draw_lines
 from vaescale.commands.chosen_latents import map_latents, refine_samples
+from vaescale.commands.signature import Count, NonNegative, PositiveReal, Temperature, checked
 from vaescale.data.making.items import Item
 from vaescale.data.making.writing import Made, Making, write_index, write_part
 from vaescale.errors import UserError
@@ -41,21 +43,22 @@ class Draws:
     seed: int
 
 
+@checked
 def sample(
     run: Path,
     *,
     prior: Literal["standard", "gmm"] | None = None,
-    components: int | None = None,
+    components: Count | None = None,
     decode: str | None = None,
-    temperature: float | None = None,
-    count: int | None = None,
-    seed: int = 0,
+    temperature: Temperature | None = None,
+    count: Count | None = None,
+    seed: NonNegative = 0,
     shards: Path | None = None,
-    interpolate: Sequence[tuple[int, int]] | None = None,
-    refine: int | None = None,
-    refine_weight: float | None = None,
-    refine_rate: float | None = None,
-    map_side: int | None = None,
+    interpolate: Sequence[tuple[NonNegative, NonNegative]] | None = None,
+    refine: Annotated[int, Field(ge=1, le=100_000)] | None = None,
+    refine_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None,
+    refine_rate: PositiveReal | None = None,
+    map_side: Annotated[int, Field(ge=2, le=64)] | None = None,
 ) -> dict[str, Any]:
     """Write pictures to RUN/figures, or samples to the folder `shards`. Returns a description of the samples, and the paths.
 

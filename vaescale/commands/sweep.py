@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.runs import folder as run_folder
@@ -30,6 +31,7 @@ class Variant(NamedTuple):
     overrides: list[str]
 
 
+@checked
 def sweep(
     recipe: Path,
     overrides: Sequence[str],

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.recipe import load_recipe
 from vaescale.runs import folder as run_folder
@@ -11,6 +12,7 @@ from vaescale.runs import tracking
 RETURNED = ("tracking_uri", "experiment_id", "run_id", "metrics_sent", "artifacts_sent")
 
 
+@checked
 def sync(run: Path) -> dict[str, Any]:
     """Send metrics, figures and results that the run's MLflow store lacks. Returns the store, the run's id and the counts.
 

@@ -13,9 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from pydantic import InstanceOf
 
 from vaescale import comm
 from vaescale.commands.parts import Parts, build_parts, plan_of
+from vaescale.commands.signature import Count, checked
 from vaescale.data.loader import training_batches
 from vaescale.data.workers import Workers, end_workers, start_server
 from vaescale.errors import DataError, NotFinite, Preempted
@@ -42,11 +44,12 @@ from vaescale.training.writer import Writer
 ROLLBACK_FACTOR = 0.5
 
 
+@checked
 def train(
-    recipe: Recipe,
+    recipe: InstanceOf[Recipe],
     *,
-    launch: backends.Launch | None = None,
-    processes: int | None = None,
+    launch: InstanceOf[backends.Launch] | None = None,
+    processes: Count | None = None,
     allow_changes: bool = False,
 ) -> dict[str, Any]:
     """Train to the last step, or continue from the newest checkpoint that verifies. All ranks call it.
@@ -71,8 +74,12 @@ def train(
     return {"run_dir": str(parts.folder), "step": steps, **summary}
 
 
+@checked
 def describe(
-    recipe: Recipe, *, launch: backends.Launch | None = None, processes: int | None = None
+    recipe: InstanceOf[Recipe],
+    *,
+    launch: InstanceOf[backends.Launch] | None = None,
+    processes: Count | None = None,
 ) -> dict[str, Any]:
     """The resolved recipe, and the plan: data, steps, parameters and memory. Writes nothing. The arguments are those of `train`."""
     with backends.launched(launch, processes=processes) as started:

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from vaescale.commands.signature import Count, NonNegative, checked
 from vaescale.data.batch import Batch
 from vaescale.data.config import DataConfig
 from vaescale.data.loader import evaluation_batches, training_batches
@@ -17,8 +20,15 @@ BATCH, ACCURACY_BATCH = 128, 500
 LEAST_WIDTH = 4
 
 
+@checked
 def train_features(
-    train: str, *, out: Path, val: str | None = None, steps: int = 1000, width: int = 32, seed: int = 0
+    train: str,
+    *,
+    out: Path,
+    val: str | None = None,
+    steps: Annotated[int, Field(ge=2)] = 1000,
+    width: Count = 32,
+    seed: NonNegative = 0,
 ) -> dict[str, Any]:
     """Train a classifier on labelled shards and write its weights and features.json to `out`.
 

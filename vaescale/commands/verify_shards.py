@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from vaescale.commands.signature import Jobs, checked
 from vaescale.data.making import verifying
 from vaescale.system.console import Progress
 from vaescale.system.host import cores
 
 
-def verify_shards(folder: str | Path, *, deep: bool = False, jobs: int | None = None) -> dict[str, Any]:
+@checked
+def verify_shards(folder: str | Path, *, deep: bool = False, jobs: Jobs | None = None) -> dict[str, Any]:
     """Return the folder, the number of samples in its index, `deep`, and the list of faults.
 
     deep: also decode every image. jobs: number of threads, by default the number of cores. Raises DataError when the

@@ -463,3 +463,19 @@ def test_a_status_outlives_an_absent_server_and_a_deleted_store(
     other = TrackingConfig(mlflow=f"sqlite:///{tmp_path}/other.db", experiment="tests")
     state = sync(run, other)
     assert MlflowClient(other.mlflow).get_run(state["run_id"]).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
+def test_a_status_outlives_a_store_that_never_answered(
+    run: Path, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    def create_run(*_: object, **__: object) -> None:
+        raise ConnectionError("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "create_run", create_run)
+        for wished in ("RUNNING", status):
+            push(run, config, status=wished)
+    assert "run_id" not in run_folder.read_json(run / tracking.STATE)
+    state = sync(run, config)
+    assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == status

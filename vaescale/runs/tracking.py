@@ -1,7 +1,8 @@
 """Tracking in MLflow from the run folder: metrics.jsonl is written first, and sent in the background.
 
 A run can therefore train while the tracking server is away. What was not sent stays in the folder; `vaescale sync RUN`
-sends the rest. `RUN/mlflow.json` records the MLflow run and what was sent after each request, so nothing is sent twice.
+sends the rest. `RUN/mlflow.json` records the MLflow run and what was sent after each request, so nothing is sent twice. It
+holds only the run's status until the store has answered for the first time.
 One thread of one process sends a run at a time, under the lock `RUN/.mlflow.lock`.
 """
 
@@ -149,7 +150,7 @@ def _send(folder: Path, config: TrackingConfig, status: str | None) -> dict[str,
     from mlflow import MlflowClient
 
     state = run_folder.read_json(folder / STATE)
-    if status is not None and "run_id" in state and status != state["status"]:
+    if status is not None and status != state.get("status"):  # recorded before the store may fail
         state |= {"status": status, "status_sent": False}
         _record(folder, state)
     public = redact(config.mlflow or "")

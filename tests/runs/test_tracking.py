@@ -479,3 +479,37 @@ def test_a_status_outlives_a_store_that_never_answered(
     assert "run_id" not in run_folder.read_json(run / tracking.STATE)
     state = sync(run, config)
     assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == status
+
+
+def test_temporary_files_are_never_sent(run: Path, config: TrackingConfig) -> None:
+    for name in ("gmm/.mixture.json.tmp-1-2-3", "gmm/components-3/.lock", "gmm/mixture.json"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+    assert set(sync(run, config)["artifacts"]) == {"recipe.yaml", "gmm/mixture.json"}
+
+
+@pytest.mark.parametrize("moment", ["before its size is read", "before it is read", "before it is sent"])
+def test_a_file_that_vanishes_is_skipped(
+    run: Path, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A second fit replaces the mixtures while the first one's are sent."""
+    (run / "gmm").mkdir()
+    vanishing = run / "gmm" / "mixture.json"
+    vanishing.write_text("{}")
+    owner, name = {
+        "before its size is read": (Path, "stat"),
+        "before it is read": (Path, "read_bytes"),
+        "before it is sent": (MlflowClient, "log_artifact"),
+    }[moment]
+    real = getattr(owner, name)
+
+    def delete_first(*arguments, **options):
+        if str(vanishing) in map(str, arguments):
+            vanishing.unlink(missing_ok=True)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, delete_first)
+    state = sync(run, config, status="FINISHED")
+    assert not vanishing.exists()
+    assert set(state["artifacts"]) == {"recipe.yaml"}
+    assert state["status_sent"], "what follows is sent"

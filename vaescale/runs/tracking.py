@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -366,18 +367,36 @@ def _unsent_values(row: dict[str, float], state: dict[str, Any]) -> list[Any]:
 def _send_artifacts(client: Any, folder: Path, state: dict[str, Any]) -> int:
     """Send files that are new or changed, and record each. Returns their number."""
     num_sent = 0
-    for pattern in ARTIFACTS:
-        for path in sorted(folder.glob(pattern)):
-            name = str(path.relative_to(folder))
-            status = path.stat()
-            known = state["artifacts"].get(name, [""])
-            if known[1:] == [status.st_size, status.st_mtime_ns]:
-                continue  # unchanged: do not hash it every few seconds
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            if known[0] != digest:
-                parent = str(path.relative_to(folder).parent)
-                client.log_artifact(state["run_id"], str(path), None if parent == "." else parent)
-                num_sent += 1
-            state["artifacts"][name] = [digest, status.st_size, status.st_mtime_ns]
-            _record(folder, state)
+    for path in _artifacts(folder):
+        try:
+            num_sent += _send_artifact(client, folder, state, path)
+        except FileNotFoundError:
+            if path.exists():
+                raise
+            # Another process deleted the file after it was listed.
     return num_sent
+
+
+def _artifacts(folder: Path) -> list[Path]:
+    """The files to send, without temporary and lock files, whose names begin with a dot."""
+    paths = []
+    for pattern in ARTIFACTS:
+        with suppress(FileNotFoundError):  # a folder deleted while it is listed
+            paths += sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    return paths
+
+
+def _send_artifact(client: Any, folder: Path, state: dict[str, Any], path: Path) -> bool:
+    """Send a file that is new or changed, and record it. Returns whether it was sent."""
+    name, status = str(path.relative_to(folder)), path.stat()
+    known = state["artifacts"].get(name, [""])
+    if known[1:] == [status.st_size, status.st_mtime_ns]:
+        return False  # unchanged: do not hash it every few seconds
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    is_changed = bool(known[0] != digest)
+    if is_changed:
+        parent = str(path.relative_to(folder).parent)
+        client.log_artifact(state["run_id"], str(path), None if parent == "." else parent)
+    state["artifacts"][name] = [digest, status.st_size, status.st_mtime_ns]
+    _record(folder, state)
+    return is_changed

@@ -1,6 +1,7 @@
 """Verbs as functions that Python calls: the dict that the command line prints, and metrics added from outside."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from vaescale.commands.quality import quality
 from vaescale.commands.train_features import train_features
 from vaescale.errors import UserError
 from vaescale.evaluation.reconstruction import METRICS, Metric
+from vaescale.runs import results
 from vaescale.system.files import exclusive
 
 
@@ -123,3 +125,30 @@ def test_two_fits_of_one_run_save_one_after_the_other(run: Path, monkeypatch: py
         fit_gmm(run, components=(1,))
     assert not (run / "gmm").exists()
     assert fit_gmm(run, components=(1,))["components"] == 1
+
+
+def test_a_fit_waits_for_another_and_sends_to_mlflow_without_the_lock(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may take minutes to answer, and a second fit would lose its result."""
+    held_while_sending: list[bool] = []
+
+    def push(folder: Path, _: object) -> None:
+        held_while_sending.append((folder / fitting.LOCK).exists())
+        assert (folder / "gmm" / "selection.json").is_file()
+
+    for module in (results, fitting):
+        monkeypatch.setattr(module, "push", push, raising=False)
+    monkeypatch.setattr(fitting, "ROUND_SECONDS", 0.1, raising=False)
+    holder = ExitStack()
+    holder.enter_context(exclusive(run / fitting.LOCK))
+    messages: list[str] = []
+
+    def say(message: str) -> None:
+        messages.append(message)
+        holder.close()
+
+    monkeypatch.setattr(fitting, "say", say)
+    assert fit_gmm(run, components=(1,))["components"] == 1
+    assert held_while_sending == [False]
+    assert [message.startswith("waiting for another fit") for message in messages] == [True]

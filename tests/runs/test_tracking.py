@@ -513,3 +513,33 @@ def test_a_file_that_vanishes_is_skipped(
     assert not vanishing.exists()
     assert set(state["artifacts"]) == {"recipe.yaml"}
     assert state["status_sent"], "what follows is sent"
+
+
+def test_a_push_does_not_wait_for_its_own_process_s_hanging_drain(
+    run: Path, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+    real = MlflowClient.create_run
+
+    def create_run(self, *arguments, **options):
+        asked.set()
+        answer.wait(60)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    monkeypatch.setattr(tracking, "WAIT_SECONDS", 10.0)
+    drain = Drain(run, config, shown=True, every_seconds=0.01, patience=1.0)
+    try:
+        with drain:
+            assert asked.wait(30), "the drain is sending"
+        begun = time.monotonic()
+        push(run, config, status="FINISHED")
+        assert time.monotonic() - begun < 5
+        messages = capsys.readouterr().err
+        assert messages.count("is behind") == messages.count("vaescale sync") == 2
+        assert "another process" not in messages
+    finally:
+        answer.set()
+        drain._thread.join(30)
+    push(run, config)
+    assert capsys.readouterr().err == "", "the drain has ended"

@@ -65,6 +65,9 @@ class TrackingConfig(Config):
     parent: str | None = Field(default=None, description="id of the parent run in MLflow; a sweep sets it")
 
 
+_unanswered: dict[Path, threading.Thread] = {}  # by run folder: the drain that still waits for its store
+
+
 class OtherSender(UserError):
     """Another process or thread sends the same run to MLflow, for longer than the wait."""
 
@@ -104,6 +107,8 @@ class Drain:
         self._status = "FINISHED" if kind is None else "KILLED" if stopped else "FAILED"
         self._stop.set()
         self._thread.join(self._patience)
+        if self._thread.is_alive():
+            _unanswered[self._folder.absolute()] = self._thread
         if self._thread.is_alive() or self._fault is not None:
             reason = self._fault or f"no answer in {self._patience:.0f} s"
             _say_behind(self._folder, self._config, reason)
@@ -184,8 +189,15 @@ def _record(folder: Path, state: dict[str, Any]) -> None:
 
 
 def push(folder: Path, config: TrackingConfig, *, status: str | None = None) -> None:
-    """Send a run folder's new results, if there is a store. Reports a store that does not answer."""
+    """Send a run folder's new results, if there is a store. Reports a store that does not answer.
+
+    While this process's own drain still waits for the store after its patience, there is no second wait.
+    """
     if config.mlflow is None:
+        return
+    drain = _unanswered.get(folder.absolute())
+    if drain is not None and drain.is_alive():
+        _say_behind(folder, config, "still no answer")
         return
     try:
         sync(folder, config, status=status, wait_seconds=WAIT_SECONDS)

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from vaescale.commands.verify_shards import verify_shards
 from vaescale.errors import UserError
 from vaescale.evaluation.reconstruction import METRICS, Metric
 from vaescale.recipe import load_recipe
+from vaescale.runs import results
 from vaescale.system.files import exclusive
 from vaescale.trained import open_split, open_trained
 
@@ -273,3 +275,30 @@ def test_two_fits_of_one_run_save_one_after_the_other(run: Path, monkeypatch: py
         fit_gmm(run, components=(1,))
     assert not (run / "gmm").exists()
     assert fit_gmm(run, components=(1,))["components"] == 1
+
+
+def test_a_fit_waits_for_another_and_sends_to_mlflow_without_the_lock(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may take minutes to answer, and a second fit would lose its result."""
+    held_while_sending: list[bool] = []
+
+    def push(folder: Path, _: object) -> None:
+        held_while_sending.append((folder / fitting.LOCK).exists())
+        assert (folder / "gmm" / "selection.json").is_file()
+
+    for module in (results, fitting):
+        monkeypatch.setattr(module, "push", push, raising=False)
+    monkeypatch.setattr(fitting, "ROUND_SECONDS", 0.1, raising=False)
+    holder = ExitStack()
+    holder.enter_context(exclusive(run / fitting.LOCK))
+    messages: list[str] = []
+
+    def say(message: str) -> None:
+        messages.append(message)
+        holder.close()
+
+    monkeypatch.setattr(fitting, "say", say)
+    assert fit_gmm(run, components=(1,))["components"] == 1
+    assert held_while_sending == [False]
+    assert [message.startswith("waiting for another fit") for message in messages] == [True]

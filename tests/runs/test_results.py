@@ -47,3 +47,11 @@ def test_a_summary_keeps_its_other_sections(tmp_path: Path, pushed: list[set[str
     )
     assert json.loads((tmp_path / "summary.json").read_text()) == {"train": {"step": 3}, "gmm": {}}
     assert len(pushed) == 1
+
+
+def test_a_caller_that_holds_a_lock_sends_later(tmp_path: Path, pushed: list[set[str]]) -> None:
+    results.save_result(
+        tmp_path, "x.json", {"a": 1}, step=3, metrics={}, tracking=TrackingConfig(mlflow=None), send=False
+    )
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert pushed == []

@@ -463,3 +463,83 @@ def test_a_status_outlives_an_absent_server_and_a_deleted_store(
     other = TrackingConfig(mlflow=f"sqlite:///{tmp_path}/other.db", experiment="tests")
     state = sync(run, other)
     assert MlflowClient(other.mlflow).get_run(state["run_id"]).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
+def test_a_status_outlives_a_store_that_never_answered(
+    run: Path, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    def create_run(*_: object, **__: object) -> None:
+        raise ConnectionError("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "create_run", create_run)
+        for wished in ("RUNNING", status):
+            push(run, config, status=wished)
+    assert "run_id" not in run_folder.read_json(run / tracking.STATE)
+    state = sync(run, config)
+    assert MlflowClient(config.mlflow).get_run(state["run_id"]).info.status == status
+
+
+def test_temporary_files_are_never_sent(run: Path, config: TrackingConfig) -> None:
+    for name in ("gmm/.mixture.json.tmp-1-2-3", "gmm/components-3/.lock", "gmm/mixture.json"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+    assert set(sync(run, config)["artifacts"]) == {"recipe.yaml", "gmm/mixture.json"}
+
+
+@pytest.mark.parametrize("moment", ["before its size is read", "before it is read", "before it is sent"])
+def test_a_file_that_vanishes_is_skipped(
+    run: Path, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A second fit replaces the mixtures while the first one's are sent."""
+    (run / "gmm").mkdir()
+    vanishing = run / "gmm" / "mixture.json"
+    vanishing.write_text("{}")
+    owner, name = {
+        "before its size is read": (Path, "stat"),
+        "before it is read": (Path, "read_bytes"),
+        "before it is sent": (MlflowClient, "log_artifact"),
+    }[moment]
+    real = getattr(owner, name)
+
+    def delete_first(*arguments, **options):
+        if str(vanishing) in map(str, arguments):
+            vanishing.unlink(missing_ok=True)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, delete_first)
+    state = sync(run, config, status="FINISHED")
+    assert not vanishing.exists()
+    assert set(state["artifacts"]) == {"recipe.yaml"}
+    assert state["status_sent"], "what follows is sent"
+
+
+def test_a_push_does_not_wait_for_its_own_process_s_hanging_drain(
+    run: Path, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+    real = MlflowClient.create_run
+
+    def create_run(self, *arguments, **options):
+        asked.set()
+        answer.wait(60)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    monkeypatch.setattr(tracking, "WAIT_SECONDS", 10.0)
+    drain = Drain(run, config, shown=True, every_seconds=0.01, patience=1.0)
+    try:
+        with drain:
+            assert asked.wait(30), "the drain is sending"
+        begun = time.monotonic()
+        push(run, config, status="FINISHED")
+        assert time.monotonic() - begun < 5
+        messages = capsys.readouterr().err
+        assert messages.count("is behind") == messages.count("vaescale sync") == 2
+        assert "another process" not in messages
+    finally:
+        answer.set()
+        drain._thread.join(30)
+    push(run, config)
+    assert capsys.readouterr().err == "", "the drain has ended"

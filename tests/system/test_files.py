@@ -178,3 +178,25 @@ def test_a_file_system_without_locks_is_told_once(tmp_path: Path, monkeypatch, c
             pass
     assert capsys.readouterr().err.count("cannot be locked (No locks available)") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_a_lock_file_that_cannot_be_deleted_does_not_keep_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_locks: bool
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def unlink(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = tmp_path / "lock"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", unlink)
+        if not has_locks:
+            patched.setattr(files.fcntl, "flock", flock)
+        with pytest.raises(PermissionError), files.exclusive(path):
+            pass
+    with files.exclusive(path):
+        pass
+    assert not path.exists()

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
-from vaescale.commands.export import write_run
+from vaescale.commands.export import export, write_run
+from vaescale.errors import UserError
 from vaescale.runs import checkpoint
 from vaescale.trained import Trained, open_trained
 
@@ -85,3 +87,12 @@ def test_only_an_exported_checkpoint_needs_no_optimizer(tmp_path: Path) -> None:
         assert fault == (None if exported else "the manifest lacks optimizer.safetensors")
         assert checkpoint.is_exported(folder)
     assert not checkpoint.is_exported(tmp_path)
+
+
+def test_a_run_that_its_store_never_got_is_not_logged(run: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["tracking"] = {"mlflow": f"sqlite:///{tmp_path}/mlflow.db"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (run / "mlflow.json").write_text('{"status": "FINISHED", "status_sent": false}')
+    with pytest.raises(UserError, match="no MLflow store"):
+        export(run, tmp_path / "exported", log=True)

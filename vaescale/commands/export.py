@@ -55,7 +55,7 @@ def export(run: Path, out: Path, *, weights: Weights = "ema", log: bool = False)
         raise UserError(f"{out} already exists; delete it or choose another OUT")
     trained = open_trained(run, weights=weights)
     uri, known = trained.recipe.tracking.mlflow, run_folder.read_json(trained.folder / "mlflow.json")
-    if log and not (uri and known):
+    if log and not (uri and known.get("run_id")):
         raise UserError(
             f"{trained.folder} is in no MLflow store; run `vaescale sync {trained.folder}` first, or leave --log out"
         )

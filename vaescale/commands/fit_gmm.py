@@ -5,6 +5,7 @@ its draws are fitted.
 """
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,8 @@ from vaescale.mixtures.selection import Candidate, Criterion, Spread, choose, re
 from vaescale.mixtures.starts import Start
 from vaescale.models.vae import VAE
 from vaescale.runs.results import save_result
+from vaescale.runs.tracking import push
+from vaescale.system import heartbeat
 from vaescale.system.console import say
 from vaescale.system.files import LockHeldError, exclusive
 from vaescale.trained import Trained, draw_seed, open_split, open_trained
@@ -36,7 +39,9 @@ LEAST_JOINT_DRAWS = 2  # per image, to separate the variance within q(z|x) from 
 PICTURE = "mixture_selection.png"
 BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 DrawsPerImage = Annotated[int, Field(ge=0, le=1000)]
-LOCK, WAIT_SECONDS = ".gmm.lock", 60.0
+LOCK = ".gmm.lock"
+WAIT_SECONDS = 600.0  # for another fit that saves
+ROUND_SECONDS = 1.0  # a collective would time out before the wait ends
 NOT_SUMMED_UP = ("candidates", "more_is_better")
 MORE_IS_BETTER = (
     "gmm/train_log_density_nats",
@@ -105,7 +110,7 @@ def fit_gmm(
             "more_is_better": list(MORE_IS_BETTER),
             "candidates": [candidate.summary() for candidate in candidates],
         }
-        comm.on_main(lambda: _save(trained, candidates, chosen, origin, result, metrics))
+        _save(trained, candidates, chosen, origin, result, metrics)
         return result
 
 
@@ -179,19 +184,33 @@ def _save(
     result: dict[str, Any],
     metrics: dict[str, float],
 ) -> None:
-    """Write the mixtures, the comparison and its picture, and remove the files of an earlier fit.
+    """Write the mixtures, the comparison and its picture, remove the files of an earlier fit, and send them to MLflow.
 
-    Raises UserError when another fit of the run is saving for longer than the wait.
+    All ranks call it. The files are written while no other fit of the run writes its own. Raises UserError when another fit
+    is saving for longer than the wait.
     """
-    folder = trained.folder
-    waiting = f"waiting for another fit of {folder} to save its mixtures"
-    try:
-        with exclusive(folder / LOCK, wait_seconds=WAIT_SECONDS, waiting=waiting):
-            _save_alone(trained, candidates, chosen, origin, result, metrics)
-    except LockHeldError as error:
-        raise UserError(
-            f"another fit of {folder} is saving its mixtures ({error.holder}); run the same command again when it has ended"
-        ) from None
+    folder, start, is_reported = trained.folder, time.monotonic(), False
+
+    def write() -> bool:
+        nonlocal is_reported
+        try:
+            with exclusive(folder / LOCK, wait_seconds=min(ROUND_SECONDS, WAIT_SECONDS)):
+                _save_alone(trained, candidates, chosen, origin, result, metrics)
+        except LockHeldError as error:
+            if time.monotonic() - start >= WAIT_SECONDS:
+                raise UserError(
+                    f"another fit of {folder} is saving its mixtures ({error.holder}); run the same command again when it "
+                    "has ended"
+                ) from None
+            if not is_reported:
+                say(f"waiting for another fit of {folder} to save its mixtures ({error.holder})")
+            is_reported = True
+            return False
+        return True
+
+    while not comm.on_main(write):
+        heartbeat.beat("waiting for another fit that saves")
+    comm.on_main(lambda: push(folder, trained.recipe.tracking))
 
 
 def _save_alone(
@@ -202,6 +221,7 @@ def _save_alone(
     result: dict[str, Any],
     metrics: dict[str, float],
 ) -> None:
+    """Write the files of a fit, while holding the lock (see `_save`)."""
     folder = trained.folder
     of_all = ("prior_val_nats", "covariance", "selected_by")
     details = {**origin, **{name: result[name] for name in of_all}}
@@ -225,6 +245,7 @@ def _save_alone(
         metrics=metrics,
         tracking=trained.recipe.tracking,
         summary={"gmm": {name: value for name, value in result.items() if name not in NOT_SUMMED_UP}},
+        send=False,  # MLflow may take minutes, and another fit waits
     )
 
 

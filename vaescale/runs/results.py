@@ -21,15 +21,17 @@ def save_result(
     metrics: Mapping[str, float],
     tracking: TrackingConfig,
     summary: Mapping[str, Mapping[str, Any]] = NOTHING,
+    send: bool = True,
 ) -> None:
     """Save a result in a run folder and send the run's new metrics and files to MLflow.
 
     Draw the result's pictures first, because they are sent too. name: the JSON file within the folder, such as
     evaluation/val.json, which is written whole. metrics: by full name; NaN and Inf are left out. summary: the sections of
-    summary.json to replace.
+    summary.json to replace. send: false for a caller that holds a lock, and calls `push` after its release.
     """
     write_json(folder / name, result)
     append_metrics(folder, step, {key: value for key, value in metrics.items() if math.isfinite(value)})
     for section, content in summary.items():
         update_summary(folder, section, content)
-    push(folder, tracking)
+    if send:
+        push(folder, tracking)

@@ -1,7 +1,8 @@
 """Tracking in MLflow from the run folder: metrics.jsonl is written first, and sent in the background.
 
 A run can therefore train while the tracking server is away. What was not sent stays in the folder; `vaescale sync RUN`
-sends the rest. `RUN/mlflow.json` records the MLflow run and what was sent after each request, so nothing is sent twice.
+sends the rest. `RUN/mlflow.json` records the MLflow run and what was sent after each request, so nothing is sent twice. It
+holds only the run's status until the store has answered for the first time.
 One thread of one process sends a run at a time, under the lock `RUN/.mlflow.lock`.
 """
 
@@ -10,6 +11,7 @@ import hashlib
 import json
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,9 @@ class TrackingConfig(Config):
     parent: str | None = Field(default=None, description="id of the parent run in MLflow; a sweep sets it")
 
 
+_unanswered: dict[Path, threading.Thread] = {}  # by run folder: the drain that still waits for its store
+
+
 class OtherSender(UserError):
     """Another process or thread sends the same run to MLflow, for longer than the wait."""
 
@@ -102,6 +107,8 @@ class Drain:
         self._status = "FINISHED" if kind is None else "KILLED" if stopped else "FAILED"
         self._stop.set()
         self._thread.join(self._patience)
+        if self._thread.is_alive():
+            _unanswered[self._folder.absolute()] = self._thread
         if self._thread.is_alive() or self._fault is not None:
             reason = self._fault or f"no answer in {self._patience:.0f} s"
             _say_behind(self._folder, self._config, reason)
@@ -149,7 +156,7 @@ def _send(folder: Path, config: TrackingConfig, status: str | None) -> dict[str,
     from mlflow import MlflowClient
 
     state = run_folder.read_json(folder / STATE)
-    if status is not None and "run_id" in state and status != state["status"]:
+    if status is not None and status != state.get("status"):  # recorded before the store may fail
         state |= {"status": status, "status_sent": False}
         _record(folder, state)
     public = redact(config.mlflow or "")
@@ -182,8 +189,15 @@ def _record(folder: Path, state: dict[str, Any]) -> None:
 
 
 def push(folder: Path, config: TrackingConfig, *, status: str | None = None) -> None:
-    """Send a run folder's new results, if there is a store. Reports a store that does not answer."""
+    """Send a run folder's new results, if there is a store. Reports a store that does not answer.
+
+    While this process's own drain still waits for the store after its patience, there is no second wait.
+    """
     if config.mlflow is None:
+        return
+    drain = _unanswered.get(folder.absolute())
+    if drain is not None and drain.is_alive():
+        _say_behind(folder, config, "still no answer")
         return
     try:
         sync(folder, config, status=status, wait_seconds=WAIT_SECONDS)
@@ -365,18 +379,36 @@ def _unsent_values(row: dict[str, float], state: dict[str, Any]) -> list[Any]:
 def _send_artifacts(client: Any, folder: Path, state: dict[str, Any]) -> int:
     """Send files that are new or changed, and record each. Returns their number."""
     num_sent = 0
-    for pattern in ARTIFACTS:
-        for path in sorted(folder.glob(pattern)):
-            name = str(path.relative_to(folder))
-            status = path.stat()
-            known = state["artifacts"].get(name, [""])
-            if known[1:] == [status.st_size, status.st_mtime_ns]:
-                continue  # unchanged: do not hash it every few seconds
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            if known[0] != digest:
-                parent = str(path.relative_to(folder).parent)
-                client.log_artifact(state["run_id"], str(path), None if parent == "." else parent)
-                num_sent += 1
-            state["artifacts"][name] = [digest, status.st_size, status.st_mtime_ns]
-            _record(folder, state)
+    for path in _artifacts(folder):
+        try:
+            num_sent += _send_artifact(client, folder, state, path)
+        except FileNotFoundError:
+            if path.exists():
+                raise
+            # Another process deleted the file after it was listed.
     return num_sent
+
+
+def _artifacts(folder: Path) -> list[Path]:
+    """The files to send, without temporary and lock files, whose names begin with a dot."""
+    paths = []
+    for pattern in ARTIFACTS:
+        with suppress(FileNotFoundError):  # a folder deleted while it is listed
+            paths += sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    return paths
+
+
+def _send_artifact(client: Any, folder: Path, state: dict[str, Any], path: Path) -> bool:
+    """Send a file that is new or changed, and record it. Returns whether it was sent."""
+    name, status = str(path.relative_to(folder)), path.stat()
+    known = state["artifacts"].get(name, [""])
+    if known[1:] == [status.st_size, status.st_mtime_ns]:
+        return False  # unchanged: do not hash it every few seconds
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    is_changed = bool(known[0] != digest)
+    if is_changed:
+        parent = str(path.relative_to(folder).parent)
+        client.log_artifact(state["run_id"], str(path), None if parent == "." else parent)
+    state["artifacts"][name] = [digest, status.st_size, status.st_mtime_ns]
+    _record(folder, state)
+    return is_changed

@@ -141,9 +141,11 @@ def exclusive(path: Path, *, wait_seconds: float = 0.0, waiting: str = "") -> It
     try:
         yield
     finally:
-        if lock.file is not None:
-            release_lock(lock.path, lock.file)
-        lock.thread_lock.release()
+        try:
+            if lock.file is not None:
+                release_lock(lock.path, lock.file)
+        finally:  # also when the file cannot be deleted
+            lock.thread_lock.release()
 
 
 def acquire_lock(path: Path) -> BinaryIO:
@@ -204,7 +206,16 @@ def _acquire(path: Path) -> _Lock:
     if not thread_lock.acquire(blocking=False):
         raise LockHeldError(f"another thread of this process, pid {os.getpid()}")
     try:
-        return _Lock(path, acquire_lock(path), thread_lock)
+        return _Lock(path, _lock_file(path), thread_lock)
+    except BaseException:
+        thread_lock.release()
+        raise
+
+
+def _lock_file(path: Path) -> BinaryIO | None:
+    """Open and lock a file. Returns None, and reports it once, where the file system has no locks."""
+    try:
+        return acquire_lock(path)
     except NoLocksError as error:
         if path not in _reported_unlockable:
             _reported_unlockable.add(path)
@@ -212,10 +223,7 @@ def _acquire(path: Path) -> _Lock:
                 f"{path} cannot be locked ({error.reason}); make sure that no two processes write in {path.parent}"
             )
         path.unlink(missing_ok=True)
-        return _Lock(path, None, thread_lock)
-    except BaseException:
-        thread_lock.release()
-        raise
+        return None
 
 
 def _host_hash() -> str:

@@ -54,7 +54,7 @@ def sample(
     count: Count | None = None,
     seed: NonNegative = 0,
     shards: Path | None = None,
-    interpolate: Sequence[tuple[NonNegative, NonNegative]] | None = None,
+    interpolate: Annotated[Sequence[tuple[NonNegative, NonNegative]], Field(min_length=1)] | None = None,
     refine: Annotated[int, Field(ge=1, le=100_000)] | None = None,
     refine_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None,
     refine_rate: PositiveReal | None = None,

@@ -69,3 +69,8 @@ def test_verbs_that_read_recipes_and_results_import_no_torch(two_runs: Path) -> 
     for result in results[-2:]:
         names = [run["name"] for run in result["runs"]]
         assert names == ["tiny-1", "tiny-0"], "the results say that more of the metric is better"
+
+
+def test_a_wrong_recipe_is_answered_before_torch_is_imported(two_runs: Path) -> None:
+    lines, _ = run_verbs(two_runs, ["train", "runs/tiny-0/recipe.yaml", "seeed=1"])
+    assert lines == ["train: exit code 2, torch False"]

@@ -36,10 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, or describe what training would do. Returns the summary, or the recipe and the plan."""
-    from vaescale.commands.train import describe, train
     from vaescale.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    # Imports torch, which takes seconds: a wrong recipe is answered before.
+    from vaescale.commands.train import describe, train
+
     if arguments.dry_run:
         return describe(recipe, processes=arguments.processes)
     return train(recipe, processes=arguments.processes, allow_changes=arguments.allow_changes)

@@ -1,4 +1,4 @@
-"""Folders stand in an order: a module imports from folders below its own, and inside a folder imports form no circle."""
+"""Folders have an order: a module imports from folders below its own, and inside a folder imports form no circle."""
 
 import ast
 from collections.abc import Iterator

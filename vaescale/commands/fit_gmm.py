@@ -110,7 +110,7 @@ def fit_gmm(
             "more_is_better": list(MORE_IS_BETTER),
             "candidates": [candidate.summary() for candidate in candidates],
         }
-        _save(trained, candidates, chosen, origin, result, metrics)
+        _save(trained, lambda: _write_files(trained, candidates, chosen, origin, result, metrics))
         return result
 
 
@@ -176,18 +176,10 @@ def _origin(trained: Trained, material: Material, how: Fitting, groups: int) -> 
     }
 
 
-def _save(
-    trained: Trained,
-    candidates: list[Candidate],
-    chosen: Candidate,
-    origin: dict[str, Any],
-    result: dict[str, Any],
-    metrics: dict[str, float],
-) -> None:
-    """Write the mixtures, the comparison and its picture, remove the files of an earlier fit, and send them to MLflow.
+def _save(trained: Trained, write_files: Callable[[], None]) -> None:
+    """Write the files of a fit while no other fit of the run writes its own, then send them to MLflow.
 
-    All ranks call it. The files are written while no other fit of the run writes its own. Raises UserError when another fit
-    is saving for longer than the wait.
+    All ranks call it. Raises UserError when another fit is saving for longer than the wait.
     """
     folder, start, is_reported = trained.folder, time.monotonic(), False
 
@@ -195,7 +187,7 @@ def _save(
         nonlocal is_reported
         try:
             with exclusive(folder / LOCK, wait_seconds=min(ROUND_SECONDS, WAIT_SECONDS)):
-                _save_alone(trained, candidates, chosen, origin, result, metrics)
+                write_files()
         except LockHeldError as error:
             if time.monotonic() - start >= WAIT_SECONDS:
                 raise UserError(
@@ -213,7 +205,7 @@ def _save(
     comm.on_main(lambda: push(folder, trained.recipe.tracking))
 
 
-def _save_alone(
+def _write_files(
     trained: Trained,
     candidates: list[Candidate],
     chosen: Candidate,
@@ -221,7 +213,7 @@ def _save_alone(
     result: dict[str, Any],
     metrics: dict[str, float],
 ) -> None:
-    """Write the files of a fit, while holding the lock (see `_save`)."""
+    """Write the mixtures, the comparison and its picture, and remove the files of an earlier fit."""
     folder = trained.folder
     of_all = ("prior_val_nats", "covariance", "selected_by")
     details = {**origin, **{name: result[name] for name in of_all}}

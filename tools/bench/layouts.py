@@ -81,7 +81,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from vaescale.training.memory import estimate
     from vaescale.training.optimizer import build_optimizer
     from vaescale.training.step import train_step
-    from vaescale.training.strategies import STRATEGIES
+    from vaescale.training.strategies import strategy_class
 
     keep_freed_pages()  # as every verb does
     recipe = load_recipe(arguments.recipe, arguments.overrides)
@@ -106,7 +106,7 @@ def measure(arguments: argparse.Namespace) -> None:
     objective = recipe.objective.implement(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     guard = Guard(max_non_finite=10, device=device)
-    strategy = STRATEGIES[launch.strategy](
+    strategy = strategy_class(launch.strategy)(
         launch.accelerator,
         model,
         partial(build_optimizer, config=recipe.optimizer),

@@ -25,7 +25,7 @@ from vaescale.training import launch as backends
 from vaescale.training.guard import Guard
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.step import train_step
-from vaescale.training.strategies import STRATEGIES
+from vaescale.training.strategies import strategy_class
 from vaescale.training.writer import Writer
 
 STEPS = 6
@@ -53,7 +53,7 @@ def main() -> None:
         Guard(max_non_finite=10, device=launch.accelerator.device),
     )
     build = partial(build_optimizer, config=recipe.optimizer)
-    strategy = STRATEGIES["ddp"](launch.accelerator, model, build, ema_decay=recipe.training.ema_decay)
+    strategy = strategy_class("ddp")(launch.accelerator, model, build, ema_decay=recipe.training.ema_decay)
     count, shape = arguments.images, model.image_shape
     images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
     batch = Batch(images, torch.zeros(count), torch.arange(count), torch.ones(count, dtype=torch.bool))

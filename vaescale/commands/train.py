@@ -35,7 +35,7 @@ from vaescale.training import loop
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.preemption import Preemption
 from vaescale.training.recorder import Images, Recorder, restore
-from vaescale.training.strategies import STRATEGIES
+from vaescale.training.strategies import strategy_class
 from vaescale.training.strategies.base import Strategy
 from vaescale.training.summary import sum_up
 from vaescale.training.watchdog import Watchdog
@@ -176,7 +176,7 @@ def _lay_out(parts: Parts) -> Strategy:
     build: Callable[[torch.nn.Module], torch.optim.Optimizer] = partial(
         build_optimizer, config=parts.recipe.optimizer
     )
-    strategy = STRATEGIES[parts.launch.strategy]
+    strategy = strategy_class(parts.launch.strategy)
     return strategy(parts.launch.accelerator, model, build, ema_decay=config.ema_decay)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
+from vaescale.commands import DISTRIBUTED
 from vaescale.errors import DataError, UserError
 from vaescale.system.host import keep_freed_pages
 from vaescale.system.secrets import redact, redact_all
@@ -25,6 +26,7 @@ VERBS = {
     "make-shards": "write a data set as WebDataset shards with an index, or index tars made by others",
     "verify-shards": "check shards against their index and name each fault",
     "train": "train a recipe, or continue a run that stopped",
+    "launch": "start a recipe or a verb on all processes of this machine, a Slurm job, a Kubernetes job or mpirun",
     "sweep": "train variants of a recipe: every combination of the values given",
     "evaluate": "evaluate a run on held-out data",
     "quality": "judge samples against images: Frechet and kernel distance, precision, recall, coverage",
@@ -40,21 +42,11 @@ VERBS = {
     "chaos": "kill and damage a run on purpose, and compare it with an undisturbed one",
     "quickstart": "run the main workflow end to end on scikit-learn's handwritten digits",
 }
-DISTRIBUTED = (
-    "train",
-    "doctor",
-    "evaluate",
-    "quality",
-    "encode",
-    "fit-gmm",
-    "sample",
-    "latents",
-)  # the verbs that may run on several processes
 EPILOG = """examples:
   vaescale make-shards digits data/digits
   vaescale make-shards celeba:img_align_celeba data/celeba64 --size 64
   vaescale train recipes/digits/optimal.yaml optimizer.lr=1e-3
-  accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train recipes/digits/optimal.yaml
+  vaescale launch --processes 2 recipes/digits/optimal.yaml
   vaescale evaluate runs/digits-optimal
 
 exit codes: 0 done, 2 recipe or arguments, 3 data, 4 training stopped or disk full, 75 preempted after a save
@@ -104,7 +96,9 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     tool.add_arguments(parser)
-    options = parser.parse_intermixed_args(arguments)  # KEY=VALUE may follow --dry-run
+    # KEY=VALUE may follow --dry-run, except where what follows belongs to another verb.
+    passes_on = getattr(tool, "PASSES_ARGUMENTS_ON", False)
+    options = (parser.parse_args if passes_on else parser.parse_intermixed_args)(arguments)
     keep_freed_pages()
     sys.excepthook = _without_credentials
     code = _call(tool, verb, options)

@@ -1,0 +1,302 @@
+"""Start a verb on all the processes that the cluster, or this machine, offers.
+
+One launcher for each node starts the ranks of its node with `accelerate launch`; a task that is a rank itself becomes one. In
+both cases all meet before anything heavy begins, so that a missing one is named.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NamedTuple
+
+import yaml
+from pydantic import Field
+
+from vaescale.commands import ALONE, DISTRIBUTED
+from vaescale.commands.signature import Count, NonNegative, PositiveReal, checked
+from vaescale.errors import TrainingStopped, UserError
+from vaescale.recipe import load_recipe
+from vaescale.runs.folder import STOPPED
+from vaescale.system.console import say
+from vaescale.system.host import cores
+from vaescale.system.meeting import PATIENCE_SECONDS, WAIT, Place, gloo_variables, meet
+from vaescale.system.shipped import BACKENDS, shipped_file
+from vaescale.system.world import World, read_world
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+VAESCALE = (sys.executable, "-m", "vaescale")
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# The launcher of torch's ranks kills them this long after SIGTERM; its own 30 s are too few for a large checkpoint.
+SHUTDOWN_SECONDS = "110"
+# Device files of NVIDIA's and AMD's drivers, and of NVIDIA's under WSL: without any, torch need not be asked for GPUs.
+DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+
+class Start(NamedTuple):
+    """What a launch does on this node: a command, what it adds to the environment, and whom it meets before, if anybody.
+
+    replaces: whether the command takes the place of this process, so that its signals and exit code are this process's.
+    """
+
+    command: list[str]
+    variables: dict[str, str]
+    replaces: bool
+    place: Place | None = None
+
+
+@checked
+def launch(
+    words: Sequence[str],
+    *,
+    processes: Count | None = None,
+    backend: str | None = None,
+    nodes: Count | None = None,
+    node: NonNegative | None = None,
+    address: str | None = None,
+    port: Port | None = None,
+    wait: PositiveReal = PATIENCE_SECONDS,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Start `vaescale WORDS` on all processes. Returns the exit code, or the description of a dry run.
+
+    words: a recipe and its overrides, or a verb that runs on several processes with its arguments. processes: ranks on each
+    node, by default one for each GPU. backend: a name in recipes/backends or a YAML file of accelerate's. nodes, node, address,
+    port: what the environment does not say or says wrongly. wait: seconds for all nodes to come. Raises UserError for words
+    or an environment that cannot work. Does not return where the command takes the place of this process.
+    """
+    call = _call(words)
+    world = _with(read_world(os.environ), nodes=nodes, node=node, address=address, port=port)
+    start = plan(world, call, processes=processes, backend=backend, wait=wait)
+    if dry_run:
+        return {
+            "understood": world.summary,
+            "command": shlex.join(start.command),
+            "variables": start.variables,
+        }
+    run = _run_folder(call)
+    say(f"vaescale launch: {world.summary}; {shlex.join(start.command)}")
+    variables = dict(start.variables)
+    if start.place is not None and (own := meet(start.place, seconds=wait)) is not None:
+        variables |= gloo_variables(own, os.environ)
+    environment = {**os.environ, **variables}
+    if start.replaces:
+        os.execvpe(start.command[0], start.command, environment)  # noqa: S606
+    return {"exit_code": _supervise(start.command, environment, run)}
+
+
+def plan(
+    world: World,
+    call: Sequence[str],
+    *,
+    processes: int | None = None,
+    backend: str | None = None,
+    wait: float = PATIENCE_SECONDS,
+) -> Start:
+    """Decide what starts on this node, or instead of this task. Raises UserError for options that contradict the world."""
+    if world.srun:
+        options = {"--processes": processes, "--backend": backend, "--wait": f"{wait:g}"}
+        given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        return Start(
+            [*_srun(os.environ), *VAESCALE, "launch", *given, *call], _srun_variables(os.environ), True
+        )
+    if world.rank is not None:
+        if processes not in (None, world.local_size):
+            raise UserError(
+                f"--processes {processes} does not apply: {world.source} started {world.local_size} on this node"
+            )
+        variables = ({} if world.joined else _rank_variables(world)) | {WAIT: f"{wait:g}"}
+        return Start([*VAESCALE, *call], variables | (layout_variables(backend) if backend else {}), True)
+    gpus = num_gpus()
+    local = processes or world.processes or gpus or 1
+    if gpus and local > gpus:
+        raise UserError(
+            f"this node has {gpus} GPU{'s'[: gpus > 1]} for {local} processes; pass --processes {gpus}"
+        )
+    if local * world.nodes == 1 and backend is None:
+        return Start([*VAESCALE, *call], {}, True)
+    return _node(world, call, local=local, backend=backend or ("ddp" if gpus else "cpu2"), on_cpu=not gpus)
+
+
+def _node(world: World, call: Sequence[str], *, local: int, backend: str, on_cpu: bool) -> Start:
+    """The launcher of the ranks of this node."""
+    file = shipped_file(backend, BACKENDS)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    command += ["--num_machines", str(world.nodes), "--num_processes", str(local * world.nodes)]
+    # On one node any free port will do, so that two launches do not collide.
+    command += ["--main_process_port", str(world.port) if world.nodes > 1 else "0"]
+    place = None
+    if world.nodes > 1:
+        assert world.address is not None
+        command += ["--machine_rank", str(world.node), "--main_process_ip", world.address]
+        if _read_backend(file).get("distributed_type") == "DEEPSPEED":
+            command += [
+                "--deepspeed_multinode_launcher",
+                "standard",
+            ]  # else node 0 starts the others over SSH
+        place = Place("node", world.node, world.nodes, world.address, world.port, world.hosts)
+    variables = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": SHUTDOWN_SECONDS}
+    if on_cpu:
+        variables |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(max(1, cores() // local))}
+    unset = {name: value for name, value in variables.items() if name not in os.environ}
+    return Start([*command, "-m", "vaescale", *call], unset, False, place)
+
+
+def num_gpus() -> int:
+    """The number of GPUs that this process may use."""
+    if not any(Path(device).exists() for device in DEVICES):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def layout_variables(backend: str) -> dict[str, str]:
+    """The variables with which accelerate tells its ranks the layout of a file in recipes/backends.
+
+    Raises UserError for a file with settings that have no variable here.
+    """
+    file = shipped_file(backend, BACKENDS)
+    content = _read_backend(file)
+    kind = content.get("distributed_type")
+    section = {"DEEPSPEED": "deepspeed_config", "FSDP": "fsdp_config"}.get(str(kind))
+    if section is None:
+        return {}
+    known = {
+        "zero_stage": "ACCELERATE_DEEPSPEED_ZERO_STAGE",
+        "offload_optimizer_device": "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+        "offload_param_device": "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
+        "fsdp_version": "FSDP_VERSION",
+    }
+    settings = content.get(section) or {}
+    if unknown := sorted(settings.keys() - known.keys()):
+        raise UserError(
+            f"{file}: {section}.{unknown[0]} cannot be passed to tasks that are ranks already; start one task on each node"
+        )
+    return {f"ACCELERATE_USE_{kind}": "true"} | {known[name]: str(value) for name, value in settings.items()}
+
+
+def _read_backend(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is not a YAML file of accelerate's: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not a YAML file of accelerate's: it has no keys")
+    return content
+
+
+def _call(words: Sequence[str]) -> list[str]:
+    """The verb and its arguments: `train` if the first word is no verb."""
+    if not words:
+        raise UserError(
+            "a recipe or a verb is missing, for example `vaescale launch recipes/digits/optimal.yaml`"
+        )
+    if words[0] == "launch" or (words[0] not in DISTRIBUTED and words[0] in ALONE):
+        raise UserError(f"{words[0]} runs on one process; type `vaescale {shlex.join(words)}`")
+    return list(words) if words[0] in DISTRIBUTED else ["train", *words]
+
+
+def _run_folder(call: Sequence[str]) -> Path | None:
+    """The folder of the run that is trained. Raises UserError for a recipe that cannot be trained."""
+    given = [word for word in call[1:] if not word.startswith("-")]
+    if call[0] != "train" or not given or {"-h", "--help"} & set(call):
+        return None
+    return Path(load_recipe(Path(given[0]), [word for word in given[1:] if "=" in word]).run_dir)
+
+
+def _with(world: World, **given: int | str | None) -> World:
+    """The world with what the options say. Raises UserError for a part of several nodes."""
+    said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if not said:
+        return world
+    if world.rank is not None and said.keys() & {"nodes", "node"}:
+        raise UserError(f"--nodes and --node do not apply: {world.source} started each rank itself")
+    world = world._replace(**said, srun=world.srun and "nodes" not in said)
+    if world.node >= world.nodes:
+        raise UserError(f"--node (={world.node}) must be below --nodes (={world.nodes})")
+    if world.nodes > 1 and world.address is None and not world.srun:
+        raise UserError(f"--nodes {world.nodes} needs --address HOST, a name or an address of node 0")
+    return world
+
+
+def _rank_variables(world: World) -> dict[str, str]:
+    """What torch reads, for a task that is a rank."""
+    # A cluster that gives each task one GPU of its own numbers it 0 in every task.
+    own_gpu = len([one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]) == 1
+    threads = os.environ.get("SLURM_CPUS_PER_TASK") or str(max(1, cores() // world.local_size))
+    on_cpu = {} if num_gpus() or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
+    return {
+        **on_cpu,
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": "0" if own_gpu else str(world.local_rank),
+        "LOCAL_WORLD_SIZE": str(world.local_size),
+        "MASTER_ADDR": world.address or "127.0.0.1",
+        "MASTER_PORT": str(world.port),
+    }
+
+
+def _srun(environment: Mapping[str, str]) -> list[str]:
+    """`srun` for a job of several tasks or nodes: the job's own tasks, or one on each node."""
+    command = ["srun", "--kill-on-bad-exit=1"]
+    if environment.get("SLURM_NTASKS") is None:
+        nodes = environment.get("SLURM_JOB_NUM_NODES", "1")
+        command += [f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    return command
+
+
+def _srun_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """srun does not take over the job's cores for each task since Slurm 22.05."""
+    cpus = environment.get("SLURM_CPUS_PER_TASK")
+    return {"SRUN_CPUS_PER_TASK": cpus} if cpus and "SRUN_CPUS_PER_TASK" not in environment else {}
+
+
+def _supervise(command: list[str], environment: dict[str, str], run: Path | None) -> int:
+    """Run accelerate's launcher to its end. Returns training's own exit code, which the launcher does not pass on."""
+    begun = time.time()
+    with subprocess.Popen(command, env=environment) as process, _forwarding(process):
+        code = process.wait()
+    if code == 0:
+        return 0
+    return (run and _stopped_code(run, since=begun)) or (code if code > 0 else 128 - code)
+
+
+def _stopped_code(run: Path, *, since: float) -> int | None:
+    """The exit code that training wrote after `since`, if it stopped early and said so."""
+    file = run / STOPPED
+    try:
+        if file.stat().st_mtime < since - 1:
+            return None
+        code = json.loads(file.read_text())["exit_code"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return code if isinstance(code, int) and 0 < code < 256 else TrainingStopped.exit_code
+
+
+@contextmanager
+def _forwarding(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Pass a cluster's signals on as SIGTERM: SIGUSR1 would kill the launcher and leave its ranks behind.
+
+    A Ctrl-C reaches the launcher from the terminal itself.
+    """
+
+    def forward(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if number != signal.SIGINT:
+            process.send_signal(signal.SIGTERM)
+        elif not sys.stdin.isatty():
+            process.send_signal(signal.SIGINT)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -29,7 +29,7 @@ from vaescale.system.console import say
 from vaescale.system.host import cores
 from vaescale.system.meeting import PATIENCE_SECONDS, WAIT, Place, gloo_variables, meet
 from vaescale.system.shipped import BACKENDS, shipped_file
-from vaescale.system.world import World, read_world
+from vaescale.system.world import World, read_world, refuse_incomplete, without_launchers
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 VAESCALE = (sys.executable, "-m", "vaescale")
@@ -74,6 +74,7 @@ def launch(
     """
     call = _call(words)
     world = _with(read_world(os.environ), nodes=nodes, node=node, address=address, port=port)
+    refuse_incomplete(world)
     start = plan(world, call, processes=processes, backend=backend, wait=wait)
     if dry_run:
         return {
@@ -86,7 +87,8 @@ def launch(
     variables = dict(start.variables)
     if start.place is not None and (own := meet(start.place, seconds=wait)) is not None:
         variables |= gloo_variables(own, os.environ)
-    environment = {**os.environ, **variables}
+    kept = os.environ if world.joined or world.srun else without_launchers(os.environ)
+    environment = {**kept, **variables}
     if start.replaces:
         os.execvpe(start.command[0], start.command, environment)  # noqa: S606
     return {"exit_code": _supervise(start.command, environment, run)}
@@ -213,18 +215,13 @@ def _run_folder(call: Sequence[str]) -> Path | None:
 
 
 def _with(world: World, **given: int | str | None) -> World:
-    """The world with what the options say. Raises UserError for a part of several nodes."""
+    """The world with what the options say. Raises UserError for options that do not apply."""
     said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if not said:
         return world
     if world.rank is not None and said.keys() & {"nodes", "node"}:
         raise UserError(f"--nodes and --node do not apply: {world.source} started each rank itself")
-    world = world._replace(**said, srun=world.srun and "nodes" not in said)
-    if world.node >= world.nodes:
-        raise UserError(f"--node (={world.node}) must be below --nodes (={world.nodes})")
-    if world.nodes > 1 and world.address is None and not world.srun:
-        raise UserError(f"--nodes {world.nodes} needs --address HOST, a name or an address of node 0")
-    return world
+    return world._replace(**said, srun=world.srun and "nodes" not in said)
 
 
 def _rank_variables(world: World) -> dict[str, str]:

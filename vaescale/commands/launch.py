@@ -24,6 +24,7 @@ from vaescale.commands import ALONE, DISTRIBUTED
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, checked
 from vaescale.errors import TrainingStopped, UserError
 from vaescale.recipe import load_recipe
+from vaescale.runs.cluster_jobs import own_variant
 from vaescale.runs.folder import STOPPED
 from vaescale.system.console import say
 from vaescale.system.host import cores
@@ -63,16 +64,18 @@ def launch(
     address: str | None = None,
     port: Port | None = None,
     wait: PositiveReal = PATIENCE_SECONDS,
+    variants: Path | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Start `vaescale WORDS` on all processes. Returns the exit code, or the description of a dry run.
 
     words: a recipe and its overrides, or a verb that runs on several processes with its arguments. processes: ranks on each
     node, by default one for each GPU. backend: a name in recipes/backends or a YAML file of accelerate's. nodes, node, address,
-    port: what the environment does not say or says wrongly. wait: seconds for all nodes to come. Raises UserError for words
+    port: what the environment does not say or says wrongly. wait: seconds for all nodes to come. variants: the file of a sweep
+    with one line for each task of an array, whose overrides are added to the words. Raises UserError for words
     or an environment that cannot work. Does not return where the command takes the place of this process.
     """
-    call = _call(words)
+    call = _call([*words, *(own_variant(variants, os.environ) if variants else [])])
     world = _with(read_world(os.environ), nodes=nodes, node=node, address=address, port=port)
     refuse_incomplete(world)
     start = plan(world, call, processes=processes, backend=backend, wait=wait)

@@ -115,16 +115,17 @@ def _receive(place: Place, reminder: _Reminder) -> str:
                 _tell(guests, fault)
                 raise UserError(f"{fault} to {place.named(0)}, port {place.port}: {_remedy(place, missing)}")
             reminder.remind(_listed(place, missing))
-            for guest, message in _arrivals(server):
+            arrived = list(_arrivals(server))
+            gone = [number for number, (guest, _) in guests.items() if _closed(guest)]
+            for number in gone:  # ended while it waited; it may have come again
+                guests.pop(number)[0].close()
+            for guest, message in arrived:
                 if fault := _contradiction(place, message, guests):
                     _answer(guest, fault)
                     _tell(guests, fault)
                     guest.close()
                     raise UserError(fault)
                 guests[message["number"]] = guest, message["host"]
-            gone = [number for number, (guest, _) in guests.items() if _closed(guest)]
-            for number in gone:  # ended while it waited; it may be started again
-                guests.pop(number)[0].close()
         own = _address(next(iter(guests.values()))[0])
         _tell(guests, "")
         for guest, _ in guests.values():  # who closes first keeps the port busy: let it be the others
@@ -139,7 +140,7 @@ def _visit(place: Place, reminder: _Reminder) -> str:
     message = {
         "vaescale": place.kind,
         "number": place.number,
-        "count": place.total,
+        "total": place.total,
         "host": socket.gethostname()[:200],
     }
     trouble = ""
@@ -196,7 +197,7 @@ def _arrivals(server: socket.socket) -> Iterator[tuple[socket.socket, dict[str, 
 
 def _contradiction(place: Place, message: dict[str, Any], guests: dict[int, Any]) -> str:
     """Why a guest cannot belong to this meeting, or nothing."""
-    number, count = message.get("number"), message.get("count")
+    number, count = message.get("number"), message.get("total")
     host, kind = str(message.get("host"))[:200], place.kind
     message["host"] = host
     if message["vaescale"] != kind or count != place.total:

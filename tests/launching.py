@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "recipes/digits/optimal.yaml"
@@ -24,9 +22,16 @@ def make_project(folder: Path, digits: Path) -> Path:
     return folder
 
 
-def command(*words: str, backend: str | None = None, processes: int | None = None) -> list[str]:
-    """`python -m vaescale train RECIPE ...`, under the launcher with recipes/backends/BACKEND.yaml if there is one."""
+def command(
+    *words: str, backend: str | None = None, processes: int | None = None, launch: bool = False
+) -> list[str]:
+    """`python -m vaescale train RECIPE ...`, under accelerate's launcher with recipes/backends/BACKEND.yaml if there is one, or
+    with `launch` as `vaescale launch` starts it.
+    """
     launcher: list[str] = []
+    if launch:
+        options = ["--processes", str(processes or 2), "--backend", str(backend)]
+        return [sys.executable, "-m", "vaescale", "launch", *options, RECIPE, "tracking.mlflow=null", *words]
     if backend is not None:
         launcher = ["accelerate.commands.launch", "--config_file", f"recipes/backends/{backend}.yaml"]
         launcher += ["--num_processes", str(processes)] if processes else []
@@ -62,27 +67,6 @@ def finished(
     )
 
 
-class Command(NamedTuple):
-    """`vaescale WORDS` in a layout of tests/distributed/several.py."""
-
-    layout: str
-    words: list[str]
-
-
-def several(folder: Path, commands: list[Command], *, processes: int = 1, timeout: float = 600) -> list[str]:
-    """Commands one after the other in the same processes. Returns what each printed, all ranks together."""
-    outs = [folder / f"out-{uuid.uuid4().hex}" for _ in commands]
-    listed = [one._asdict() | {"out": str(out)} for one, out in zip(commands, outs, strict=True)]
-    path = folder / f"commands-{uuid.uuid4().hex}.json"
-    path.write_text(json.dumps(listed))
-    launcher = ["accelerate.commands.launch", "--config_file", str(ROOT / "recipes/backends/cpu2.yaml")]
-    launcher = [*launcher, "--num_processes", str(processes), "-m"] if processes > 1 else []
-    words = [sys.executable, "-m", *launcher, "tests.distributed.several", str(path)]
-    outcome = finished(words, folder, timeout=timeout)
-    assert outcome.returncode == 0, outcome.stderr
-    return [out.read_text() for out in outs]
-
-
 def train_until(
     folder: Path,
     run: Path,
@@ -93,6 +77,7 @@ def train_until(
     send: signal.Signals = signal.SIGTERM,
     to_rank: int | None = None,
     kill_when: str | None = None,
+    launch: bool = False,
 ) -> tuple[int, str]:
     """Until so many rows are written, then a signal to the process that a person would see, or to one of those that train.
     Returns exit code and words. kill_when: words after which nothing is of interest; a launcher takes 30 s to give up.
@@ -100,7 +85,7 @@ def train_until(
     with (folder / "words.log").open("w+") as log:
         words = (*words, f"run_dir={run}")
         started = subprocess.Popen(
-            command(*words, backend=backend, processes=processes),
+            command(*words, backend=backend, processes=processes, launch=launch),
             cwd=folder,
             env=environment(),
             stdout=subprocess.DEVNULL,

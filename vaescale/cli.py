@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from types import ModuleType, TracebackType
@@ -42,6 +43,7 @@ VERBS = {
     "chaos": "kill and damage a run on purpose, and compare it with an undisturbed one",
     "quickstart": "run the main workflow end to end on scikit-learn's handwritten digits",
 }
+FIRST_SPEAKS_SECONDS = 10.0
 EPILOG = """examples:
   vaescale make-shards digits data/digits
   vaescale make-shards celeba:img_align_celeba data/celeba64 --size 64
@@ -59,7 +61,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line on stderr, on the first of several processes."""
         message = message.replace(", KEY=VALUE", "")  # argparse counts optional words among the required ones
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n" if _is_first_process() else None)
+        self.exit(2, f"{self.prog}: {_speaker(alone=False)}{message}; see `{self.prog} --help`\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,10 +134,8 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         if hasattr(tool, "exit_code"):
             return int(tool.exit_code(result))
     except UserError as error:
-        if _is_first_process():
-            sys.stderr.write(redact(f"vaescale {verb}: {error}\n"))
-        elif isinstance(error, DataError) and not _known_to_all(error):
-            sys.stderr.write(redact(f"vaescale {verb}: rank {os.environ['RANK']}: {error}\n"))
+        speaker = _speaker(alone=isinstance(error, DataError) and not _known_to_all(error))
+        sys.stderr.write(redact(f"vaescale {verb}: {speaker}{error}\n"))
         return error.exit_code
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -180,6 +180,19 @@ def _processes() -> int:
 def _is_first_process() -> bool:
     """Whether this process is the first of the launch, which prints for all of them."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _speaker(*, alone: bool) -> str:
+    """What to write before an error: nothing on the first process, the rank on another one.
+
+    alone: whether only this process has the error. If all have it, the first one reports it, and its end makes the launcher end
+    the others: they wait for that, because the launcher would end the first one as well, before it has spoken.
+    """
+    if _is_first_process():
+        return ""
+    if not alone:
+        time.sleep(FIRST_SPEAKS_SECONDS)
+    return f"rank {os.environ['RANK']}: "
 
 
 def _known_to_all(error: DataError) -> bool:

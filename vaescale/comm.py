@@ -30,14 +30,19 @@ def at_step(step: int) -> None:
     heartbeat.at_step(step)
 
 
+def is_joined() -> bool:
+    """Whether this process has found the others."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
     """The number of processes that take part."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if is_joined() else 1
 
 
 def rank() -> int:
     """This process's number, from 0."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if is_joined() else 0
 
 
 def ranks_on_this_node() -> int:

@@ -21,7 +21,7 @@ FIRST_WORD_SECONDS, EVERY_SECONDS = 10.0, 30.0
 PATIENCE_SECONDS = 300.0
 WAIT = "VAESCALE_WAIT_SECONDS"  # the variable that replaces it
 RETRY_SECONDS = 0.2
-WELCOME_SECONDS = 10.0  # in which the first one greets; it hears one guest at a time
+WELCOME_SECONDS = 5.0  # in which the first one greets; it hears one guest at a time
 MOST_BYTES = 1024
 NAMED = 8  # of those that are missing
 
@@ -122,7 +122,11 @@ def _receive(place: Place, reminder: _Reminder) -> str:
                     f"{fault} to {place.named(0)}, port {place.port}: {_remedy(place, missing)}"
                 )
             reminder.remind(_listed(place, missing))
-            for guest, message in _arrivals(server):
+            arrived = list(_arrivals(server))
+            gone = [number for number, (guest, _) in guests.items() if _closed(guest)]
+            for number in gone:  # ended while it waited; it may have come again
+                guests.pop(number)[0].close()
+            for guest, message in arrived:
                 if fault := _contradiction(place, message, guests):
                     _answer(guest, fault)
                     _tell(guests, fault)
@@ -130,9 +134,6 @@ def _receive(place: Place, reminder: _Reminder) -> str:
                     raise UserError(fault)
                 _send(guest, {"welcome": True})
                 guests[message["number"]] = guest, message["host"]
-            gone = [number for number, (guest, _) in guests.items() if _closed(guest)]
-            for number in gone:  # ended while it waited; it may be started again
-                guests.pop(number)[0].close()
         own = _address(next(iter(guests.values()))[0])
         _tell(guests, "")
         for guest, _ in guests.values():  # who closes first keeps the port busy: let it be the others
@@ -166,7 +167,7 @@ def _is_let_go(place: Place, connection: socket.socket, reminder: _Reminder) -> 
     Raises what the first one says, or TrainingStopped if it still waits for others at the end of this one's patience.
     """
     host = socket.gethostname()[:200]
-    message = {"vaescale": place.kind, "number": place.number, "count": place.total, "host": host}
+    message = {"vaescale": place.kind, "number": place.number, "total": place.total, "host": host}
     connection.sendall(json.dumps(message).encode() + b"\n")
     lines, soon = _Lines(connection), time.monotonic() + WELCOME_SECONDS
     answer = lines.next(lambda: reminder.over() or time.monotonic() > soon)
@@ -216,7 +217,7 @@ def _arrivals(server: socket.socket) -> Iterator[tuple[socket.socket, dict[str, 
 
 def _contradiction(place: Place, message: dict[str, Any], guests: dict[int, Any]) -> str:
     """Why a guest cannot belong to this meeting, or nothing."""
-    number, count = message.get("number"), message.get("count")
+    number, count = message.get("number"), message.get("total")
     host, kind = str(message.get("host"))[:200], place.kind
     message["host"] = host
     if message["vaescale"] != kind or count != place.total:

@@ -154,6 +154,8 @@ def refuse_half_a_world(environment: Mapping[str, str]) -> None:
 
 def host_names(text: str) -> tuple[str, ...]:
     """The host names of a Slurm node list such as `n[1-2,7],login`, in order. Raises UserError for another form."""
+    if not re.fullmatch(r"(?:[^\[\]]|\[[^\[\]]*\])*", text):
+        raise UserError(f"the node list {text!r} has no form that Slurm writes, such as n[1-2,7]")
     hosts: list[str] = []
     for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         expanded = [""]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from vaescale import comm
 from vaescale.errors import UserError
 from vaescale.system.meeting import Place, gloo_variables, meet, patience
 from vaescale.system.world import refuse_half_a_world, unjoined
@@ -91,7 +92,8 @@ def _meet_the_other_ranks() -> None:
     torch itself would wait without a word. Raises UserError for variables that describe no world.
     """
     refuse_half_a_world(os.environ)
-    if "WORLD_SIZE" not in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    launcher_met = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if "WORLD_SIZE" not in os.environ or launcher_met or comm.is_joined():
         return
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ["WORLD_SIZE"])
     if size > 1:

@@ -7,6 +7,7 @@ size only if all ranks are at the same one.
 
 import os
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -174,6 +175,17 @@ def known_to_all(fault: E) -> E:
     """The same, of which one rank may speak for all, because all raise it."""
     fault._known_to_all = True  # type: ignore[attr-defined]
     return fault
+
+
+def lost_rank(error: BaseException) -> str:
+    """What a collective says of a rank that has ended or is cut off; nothing for any other error."""
+    text = str(error)
+    lost = isinstance(error, (dist.DistNetworkError, dist.DistStoreError)) or (
+        isinstance(error, RuntimeError) and ("/gloo/transport/" in text or "ncclRemoteError" in text)
+    )
+    if not lost or world_size() == 1:
+        return ""
+    return re.sub(r"^\[[^\]]*\] ", "", text.split("\n")[0]).split(". ")[0]
 
 
 def gather_object(value: T) -> list[T]:

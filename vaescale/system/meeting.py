@@ -9,7 +9,7 @@ import json
 import select
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import psutil
@@ -21,6 +21,7 @@ FIRST_WORD_SECONDS, EVERY_SECONDS = 10.0, 30.0
 PATIENCE_SECONDS = 300.0
 WAIT = "VAESCALE_WAIT_SECONDS"  # the variable that replaces it
 RETRY_SECONDS = 0.2
+WELCOME_SECONDS = 10.0  # in which the first one greets; it hears one guest at a time
 MOST_BYTES = 1024
 NAMED = 8  # of those that are missing
 
@@ -90,8 +91,11 @@ class _Reminder:
         self._begun = time.monotonic()
         self._end, self._next = self._begun + seconds, self._begun + first_word
         self.seconds = seconds
+        self.meanwhile = ""  # whom a question for the end reminds of
 
     def over(self) -> bool:
+        if self.meanwhile:
+            self.remind(self.meanwhile)
         return time.monotonic() > self._end
 
     def remind(self, who: str) -> None:
@@ -128,6 +132,7 @@ def _receive(place: Place, reminder: _Reminder) -> str:
                     _tell(guests, fault)
                     guest.close()
                     raise UserError(fault)
+                _send(guest, {"welcome": True})
                 guests[message["number"]] = guest, message["host"]
         own = _address(next(iter(guests.values()))[0])
         _tell(guests, "")
@@ -140,35 +145,46 @@ def _receive(place: Place, reminder: _Reminder) -> str:
 
 def _visit(place: Place, reminder: _Reminder) -> str:
     """Every other one's part: find the first one, say who this is, wait to be let go."""
-    message = {
-        "vaescale": place.kind,
-        "number": place.number,
-        "total": place.total,
-        "host": socket.gethostname()[:200],
-    }
-    trouble = ""
+    first, trouble = f"{place.named(0)} at {place.address}:{place.port}", ""
     while not reminder.over():
-        reminder.remind(
-            f"{place.named(0)} at {place.address}:{place.port}" + (f" ({trouble})" if trouble else "")
-        )
+        reminder.remind(first + (f" ({trouble})" if trouble else ""))
         try:
             with socket.create_connection((place.address, place.port), timeout=5) as connection:
-                connection.sendall(json.dumps(message).encode() + b"\n")
-                own, answer = _address(connection), _line(connection, reminder)
+                if _is_let_go(place, connection, reminder):
+                    return _address(connection)
+            trouble = "another program answers there, which may be an earlier start of this run"
         except OSError as error:  # not there yet: no name, no host, nobody listens
             trouble = error.strerror or str(error)
-        else:
-            if answer is not None:
-                if fault := answer.get("fault"):
-                    kind = TrainingStopped if answer.get("late") else UserError
-                    raise kind(str(fault)[:MOST_BYTES])
-                return own
-            trouble = "it closed the connection"
         time.sleep(RETRY_SECONDS)
     raise TrainingStopped(
-        f"{place.named(0)} at {place.address}:{place.port} did not answer within {reminder.seconds:.0f} s ({trouble}): "
-        f"{_remedy(place, [0])}"
+        f"{first} did not answer within {reminder.seconds:.0f} s ({trouble}): {_remedy(place, [0])}"
     )
+
+
+def _is_let_go(place: Place, connection: socket.socket, reminder: _Reminder) -> bool:
+    """Say who this is, and wait for all. Returns whether they came; false if the other side is no meeting, or ended.
+
+    Raises what the first one says, or TrainingStopped if it still waits for others at the end of this one's patience.
+    """
+    host = socket.gethostname()[:200]
+    message = {"vaescale": place.kind, "number": place.number, "total": place.total, "host": host}
+    connection.sendall(json.dumps(message).encode() + b"\n")
+    lines, soon = _Lines(connection), time.monotonic() + WELCOME_SECONDS
+    answer = lines.next(lambda: reminder.over() or time.monotonic() > soon)
+    if answer is None:
+        return False
+    if answer.get("welcome"):
+        reminder.meanwhile = f"the other {place.kind}s, as {place.named(0)} does"
+        answer = lines.next(reminder.over)
+        if answer is None and reminder.over():
+            raise TrainingStopped(
+                f"not all {place.total} {place.kind}s came to {place.named(0)} within {reminder.seconds:.0f} s: its log names "
+                "those that are missing"
+            )
+        reminder.meanwhile = ""
+    if answer is not None and (fault := answer.get("fault")):
+        raise (TrainingStopped if answer.get("late") else UserError)(str(fault)[:MOST_BYTES])
+    return answer is not None
 
 
 def _listen(port: int) -> socket.socket:
@@ -229,21 +245,32 @@ def _tell(guests: dict[int, tuple[socket.socket, str]], fault: str, *, late: boo
 
 
 def _answer(guest: socket.socket, fault: str, *, late: bool = False) -> None:
+    _send(guest, {"fault": fault, "late": late})
+
+
+def _send(guest: socket.socket, message: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
-        guest.sendall(json.dumps({"fault": fault, "late": late}).encode() + b"\n")
+        guest.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _line(connection: socket.socket, reminder: _Reminder) -> dict[str, Any] | None:
-    """The first one's answer, however long the others take; None if it left without one."""
-    received = b""
-    while not reminder.over():
-        if not select.select([connection], [], [], 1.0)[0]:
-            continue
-        part = connection.recv(MOST_BYTES)
-        received += part
-        if not part or b"\n" in received or len(received) > 4 * MOST_BYTES:
-            return _parsed(received)
-    return None
+class _Lines:
+    """The lines of JSON that come over a connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._received = connection, b""
+
+    def next(self, over: Callable[[], bool]) -> dict[str, Any] | None:
+        """The next line; None if the other side left, or says nothing of this kind until `over`."""
+        while b"\n" not in self._received:
+            if over() or len(self._received) > 4 * MOST_BYTES:
+                return None
+            if select.select([self._connection], [], [], 1.0)[0]:
+                part = self._connection.recv(MOST_BYTES)
+                if not part:
+                    return None
+                self._received += part
+        line, _, self._received = self._received.partition(b"\n")
+        return _parsed(line)
 
 
 def _address(connection: socket.socket) -> str:

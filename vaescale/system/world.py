@@ -140,7 +140,8 @@ def refuse_half_a_world(environment: Mapping[str, str]) -> None:
         return
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     size = _number(environment, "WORLD_SIZE", least=1)
-    needed = names if size > 1 else ()
+    # WORLD_SIZE of a pod is not that of a rank, which a launcher in the pod has started.
+    needed = (*names, *(("LOCAL_RANK",) if "PET_NNODES" in environment else ())) if size > 1 else ()
     missing = [name for name in needed if not environment.get(name)]
     if missing:
         raise UserError(

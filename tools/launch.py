@@ -11,6 +11,7 @@ follows the recipe or the verb belongs to that verb:
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from vaescale.system.arguments import integer, real
@@ -53,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long to wait for all nodes; default: 300",
     )
     parser.add_argument(
+        "--variants",
+        type=Path,
+        metavar="FILE",
+        help="variants.txt of a sweep: add those of this task's number",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print the command and the variables, and stop"
     )
 
@@ -61,7 +68,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Start the processes of this node. Returns the exit code, or what would start."""
     from vaescale.commands.launch import launch
 
-    names = ("processes", "backend", "nodes", "node", "address", "port", "wait", "dry_run")
+    names = ("processes", "backend", "nodes", "node", "address", "port", "wait", "variants", "dry_run")
     # After the words, options belong to the verb; a --json before them does, too.
     words = [*arguments.words, *(["--json"] if arguments.json and not arguments.dry_run else [])]
     arguments.json = arguments.dry_run  # the verb prints the one object itself

@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--launch",
         default="",
         metavar="COMMAND",
-        help='command that starts each run, such as "accelerate launch --multi_gpu --num_processes 8"; default: one process',
+        help='command that starts each run, such as "accelerate launch --multi_gpu --num_processes 8", or for Kubernetes '
+        '"vaescale launch --backend zero2"; default: one process, or one for each GPU of a pod',
     )
     parser.add_argument(
         "--write",

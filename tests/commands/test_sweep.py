@@ -1,19 +1,23 @@
 """Variants of a recipe: which there are, what they are called, and what submits them."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.conftest import Outcome
 from tests.launching import ROOT
 from vaescale.commands.sweep import Variant, split_values, variants
 from vaescale.errors import UserError
-from vaescale.runs.cluster_jobs import cluster_files
+from vaescale.runs.cluster_jobs import TABLE, cluster_files
 
 
 def test_every_combination_once() -> None:
@@ -114,14 +118,15 @@ def submitted(folder: Path, script: str, **environment: str) -> list[list[str]]:
 WORDS = ["launch", "--num_processes", "8", "-m", "vaescale", "train", "recipes/my recipe.yaml"]
 
 
-def files_of(kind: str, name: str) -> tuple[list[Variant], dict[str, str]]:
+def files_of(
+    kind: str, name: str, launch: str = "accelerate launch --num_processes 8"
+) -> tuple[list[Variant], dict[str, str]]:
     """Two variants, one with a value that a shell would expand, and what submits them."""
     own = variants(["network.widths=[8,16],[4]", "objective.words=$(echo expanded)"], "x")
-    launch, recipe = "accelerate launch --num_processes 8", Path("recipes/my recipe.yaml")
     places = [f"runs/{one.name}" for one in own]
     return own, cluster_files(
         kind,
-        recipe,
+        Path("recipes/my recipe.yaml"),
         [one.overrides for one in own],
         places,
         name=name,
@@ -171,14 +176,34 @@ def test_a_preempted_task_is_requeued_wherever_its_run_lies(tmp_path: Path) -> N
     assert (tmp_path / "requeued").read_text() == "requeue 7_1\n"
 
 
-def test_a_kubernetes_job_has_one_index_for_each_variant(tmp_path: Path) -> None:
-    own, files = files_of("kubernetes", "X_sweep")
+def test_a_kubernetes_job_has_one_index_for_each_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vaescale: Callable[..., Outcome]
+) -> None:
+    own, files = files_of("kubernetes", "X_sweep", "vaescale launch --processes 1")
     table, job = yaml.safe_load_all(files["sweep.yaml"])
     assert job["spec"]["completions"] == 2
     assert job["metadata"]["name"] == table["metadata"]["name"] == "x-sweep"
     container = job["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == "registry/vaescale:1"
     (tmp_path / "variants.txt").write_text(table["data"]["variants.txt"])
-    script = container["command"][2].replace("/sweep/variants.txt", "variants.txt")
-    found = submitted(tmp_path, script, JOB_COMPLETION_INDEX="")
-    assert found == [[*WORDS, *one.overrides] for one in own]
+    words = [str(tmp_path / "variants.txt") if word == TABLE else word for word in container["args"]]
+    for number, variant in enumerate(own):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(number))
+        started = shlex.split(vaescale(words[0], "--dry-run", "--json", *words[1:]).json["command"])
+        assert started[1:] == ["-m", "vaescale", "train", "recipes/my recipe.yaml", *variant.overrides]
+    for wrong in ("2", "-1", ""):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", wrong)
+        vaescale(*words).assert_refused(2, "JOB_COMPLETION_INDEX", "number of lines", "=2")
+    monkeypatch.delenv("JOB_COMPLETION_INDEX")
+    vaescale(*words).assert_refused(2, "number of this task")
+
+
+@pytest.mark.parametrize("name", ["X" * 80, "-_-", "täglich", "a.b_c-"])
+def test_the_names_are_ones_that_kubernetes_takes(name: str) -> None:
+    job = list(yaml.safe_load_all(files_of("kubernetes", name, "vaescale launch")[1]["sweep.yaml"]))[1]
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,55}[a-z0-9])?", job["metadata"]["name"])
+
+
+def test_a_sweep_on_kubernetes_is_started_by_launch() -> None:
+    with pytest.raises(UserError, match="must begin with `vaescale launch`"):
+        files_of("kubernetes", "x", "accelerate launch")

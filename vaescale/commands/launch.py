@@ -25,12 +25,13 @@ from vaescale.commands import ALONE, DISTRIBUTED
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, checked
 from vaescale.errors import UserError
 from vaescale.recipe import load_recipe
+from vaescale.runs.cluster_jobs import own_variant
 from vaescale.system import exit_codes
 from vaescale.system.console import say
 from vaescale.system.host import HELD_BACK, cores
 from vaescale.system.meeting import PATIENCE_SECONDS, WAIT, Place, gloo_variables, meet
 from vaescale.system.shipped import BACKENDS, shipped_file
-from vaescale.system.world import World, read_world
+from vaescale.system.world import World, read_world, refuse_incomplete, without_launchers
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 VAESCALE = (sys.executable, "-m", "vaescale")
@@ -64,17 +65,20 @@ def launch(
     address: str | None = None,
     port: Port | None = None,
     wait: PositiveReal = PATIENCE_SECONDS,
+    variants: Path | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Start `vaescale WORDS` on all processes. Returns the exit code, or the description of a dry run.
 
     words: a recipe and its overrides, or a verb that runs on several processes with its arguments. processes: ranks on each
     node, by default one for each GPU. backend: a name in recipes/backends or a YAML file of accelerate's. nodes, node, address,
-    port: what the environment does not say or says wrongly. wait: seconds for all nodes to come. Raises UserError for words
+    port: what the environment does not say or says wrongly. wait: seconds for all nodes to come. variants: the file of a sweep
+    with one line for each task of an array, whose overrides are added to the words. Raises UserError for words
     or an environment that cannot work. Does not return where the command takes the place of this process.
     """
-    call = _call(words)
+    call = _call([*words, *(own_variant(variants, os.environ) if variants else [])])
     world = _with(read_world(os.environ), nodes=nodes, node=node, address=address, port=port)
+    refuse_incomplete(world)
     start = plan(world, call, processes=processes, backend=backend, wait=wait)
     if dry_run:
         return {
@@ -87,7 +91,8 @@ def launch(
     variables = dict(start.variables)
     if start.place is not None and (own := meet(start.place, seconds=wait)) is not None:
         variables |= gloo_variables(own, os.environ)
-    environment = {**os.environ, **variables}
+    kept = os.environ if world.joined or world.srun else without_launchers(os.environ)
+    environment = {**kept, **variables}
     if start.replaces:
         os.execvpe(start.command[0], start.command, environment)  # noqa: S606
     return {"exit_code": _supervise(start.command, environment)}
@@ -213,18 +218,13 @@ def _refuse_a_wrong_recipe(call: Sequence[str]) -> None:
 
 
 def _with(world: World, **given: int | str | None) -> World:
-    """The world with what the options say. Raises UserError for a part of several nodes."""
+    """The world with what the options say. Raises UserError for options that do not apply."""
     said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if not said:
         return world
     if world.rank is not None and said.keys() & {"nodes", "node"}:
         raise UserError(f"--nodes and --node do not apply: {world.source} started each rank itself")
-    world = world._replace(**said, srun=world.srun and "nodes" not in said)
-    if world.node >= world.nodes:
-        raise UserError(f"--node (={world.node}) must be below --nodes (={world.nodes})")
-    if world.nodes > 1 and world.address is None and not world.srun:
-        raise UserError(f"--nodes {world.nodes} needs --address HOST, a name or an address of node 0")
-    return world
+    return world._replace(**said, srun=world.srun and "nodes" not in said)
 
 
 def _rank_variables(world: World) -> dict[str, str]:

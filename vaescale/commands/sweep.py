@@ -73,7 +73,7 @@ def sweep(
     if write:
         folders = [resolved.run_dir for resolved in recipes]
         overridden = [variant.overrides for variant in planned]
-        start = launch or "accelerate launch"
+        start = launch or ("vaescale launch" if write == "kubernetes" else "accelerate launch")
         files = cluster_files(write, recipe, overridden, folders, name=sweep_name, launch=start, image=image)
         for file_name, content in files.items():
             (folder / file_name).write_text(content)

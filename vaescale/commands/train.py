@@ -27,6 +27,7 @@ from vaescale.runs import folder as run_folder
 from vaescale.runs.checkpoint import Checkpoint, Keep
 from vaescale.runs.identity import refuse_foreign_folder, refuse_other, remember
 from vaescale.runs.tracking import Drain
+from vaescale.runs.trainer_status import TrainerStatus
 from vaescale.system.console import Progress, say
 from vaescale.system.files import write_whole
 from vaescale.trained import in_order
@@ -134,6 +135,7 @@ def _train(parts: Parts, saved: Checkpoint | None) -> None:
     keep = Keep(config.keep_checkpoints, config.keep_every, config.keep_best)
     with (
         Drain(parts.folder, recipe.tracking, shown=shown),
+        TrainerStatus(os.environ, config.steps, start=start, shown=shown) as status,
         Progress(f"train {recipe.name}", config.steps, start=start, shown=shown) as progress,
         Writer(checkpoints, keep) as writer,
         Watchdog(config.watchdog_seconds),
@@ -153,6 +155,7 @@ def _train(parts: Parts, saved: Checkpoint | None) -> None:
             skips=parts.skips,
             writer=writer,
             progress=progress,
+            status=status,
             preemption=preemption,
             seed=recipe.seed,
             keep_best=config.keep_best,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from vaescale.errors import UserError
+from vaescale.errors import TrainingStopped, UserError
 from vaescale.system.console import say
 
 FIRST_WORD_SECONDS, EVERY_SECONDS = 10.0, 30.0
@@ -47,7 +47,8 @@ def meet(
     """Return when all have come. Prints who is missing after `first_word` seconds and then every half minute.
 
     Returns this machine's address as the first one sees it, or as the others see the first one; None if there is no other.
-    Raises UserError that names who did not come within `seconds`, two that claim one number, or different counts.
+    Raises TrainingStopped that names who did not come within `seconds`, because the same command may work later, and UserError
+    that names two that claim one number, or different counts.
     """
     if place.total == 1:
         return None
@@ -112,19 +113,22 @@ def _receive(place: Place, reminder: _Reminder) -> str:
             missing = [number for number in range(1, place.total) if number not in guests]
             if reminder.over():
                 fault = f"{_listed(place, missing)} did not come within {reminder.seconds:.0f} s"
-                _tell(guests, fault)
-                raise UserError(f"{fault} to {place.named(0)}, port {place.port}: {_remedy(place, missing)}")
+                _tell(guests, fault, late=True)
+                raise TrainingStopped(
+                    f"{fault} to {place.named(0)}, port {place.port}: {_remedy(place, missing)}"
+                )
             reminder.remind(_listed(place, missing))
-            for guest, message in _arrivals(server):
+            arrived = list(_arrivals(server))
+            gone = [number for number, (guest, _) in guests.items() if _closed(guest)]
+            for number in gone:  # ended while it waited; it may have come again
+                guests.pop(number)[0].close()
+            for guest, message in arrived:
                 if fault := _contradiction(place, message, guests):
                     _answer(guest, fault)
                     _tell(guests, fault)
                     guest.close()
                     raise UserError(fault)
                 guests[message["number"]] = guest, message["host"]
-            gone = [number for number, (guest, _) in guests.items() if _closed(guest)]
-            for number in gone:  # ended while it waited; it may be started again
-                guests.pop(number)[0].close()
         own = _address(next(iter(guests.values()))[0])
         _tell(guests, "")
         for guest, _ in guests.values():  # who closes first keeps the port busy: let it be the others
@@ -139,7 +143,7 @@ def _visit(place: Place, reminder: _Reminder) -> str:
     message = {
         "vaescale": place.kind,
         "number": place.number,
-        "count": place.total,
+        "total": place.total,
         "host": socket.gethostname()[:200],
     }
     trouble = ""
@@ -156,11 +160,12 @@ def _visit(place: Place, reminder: _Reminder) -> str:
         else:
             if answer is not None:
                 if fault := answer.get("fault"):
-                    raise UserError(str(fault)[:MOST_BYTES])
+                    kind = TrainingStopped if answer.get("late") else UserError
+                    raise kind(str(fault)[:MOST_BYTES])
                 return own
             trouble = "it closed the connection"
         time.sleep(RETRY_SECONDS)
-    raise UserError(
+    raise TrainingStopped(
         f"{place.named(0)} at {place.address}:{place.port} did not answer within {reminder.seconds:.0f} s ({trouble}): "
         f"{_remedy(place, [0])}"
     )
@@ -196,7 +201,7 @@ def _arrivals(server: socket.socket) -> Iterator[tuple[socket.socket, dict[str, 
 
 def _contradiction(place: Place, message: dict[str, Any], guests: dict[int, Any]) -> str:
     """Why a guest cannot belong to this meeting, or nothing."""
-    number, count = message.get("number"), message.get("count")
+    number, count = message.get("number"), message.get("total")
     host, kind = str(message.get("host"))[:200], place.kind
     message["host"] = host
     if message["vaescale"] != kind or count != place.total:
@@ -218,14 +223,14 @@ def _close(guests: dict[int, tuple[socket.socket, str]]) -> None:
         guest.close()
 
 
-def _tell(guests: dict[int, tuple[socket.socket, str]], fault: str) -> None:
+def _tell(guests: dict[int, tuple[socket.socket, str]], fault: str, *, late: bool = False) -> None:
     for guest, _ in guests.values():
-        _answer(guest, fault)
+        _answer(guest, fault, late=late)
 
 
-def _answer(guest: socket.socket, fault: str) -> None:
+def _answer(guest: socket.socket, fault: str, *, late: bool = False) -> None:
     with contextlib.suppress(OSError):
-        guest.sendall(json.dumps({"fault": fault}).encode() + b"\n")
+        guest.sendall(json.dumps({"fault": fault, "late": late}).encode() + b"\n")
 
 
 def _line(connection: socket.socket, reminder: _Reminder) -> dict[str, Any] | None:

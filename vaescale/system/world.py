@@ -16,13 +16,27 @@ LEAST_PORT, NUM_PORTS = (
     10000,
 )  # of jobs that may share a node; below the ports that Linux gives to clients
 MOST_HOSTS = 100_000
+TORCH_VARIABLES = frozenset(
+    (
+        *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
+        *(
+            "WORLD_SIZE",
+            "LOCAL_WORLD_SIZE",
+            "GROUP_WORLD_SIZE",
+            "ROLE_WORLD_SIZE",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+        ),
+    )
+)
 LOOPBACK = "127.0.0.1"
+UNKNOWN = -1  # the number of a node that no variable tells
 
 
 class World(NamedTuple):
     """Where this process stands in a distributed run.
 
-    source: what described it, such as `Slurm job 12, step 0`. node of nodes: this machine's number. ranks: what this process
+    source: what described it, such as `Slurm job 12, step 0`. node of nodes: this machine's number, or UNKNOWN. ranks: what this process
     is to become: one rank, given by `rank`, or all the ranks of its node if `rank` is None. processes: ranks on each node if
     known (None: one for each GPU). address: the first node's name; None on a single node. joined: whether a launcher has set
     torch's own variables already. hosts: the nodes' names, if known. srun: whether `srun` must start one task on each node.
@@ -48,6 +62,8 @@ class World(NamedTuple):
         where = f"node {self.node} of {self.nodes}" + (f" ({self._host})" if self._host else "")
         if self.srun:
             return f"{self.source}: {self.nodes} node{'s'[: self.nodes > 1]}, which srun has yet to start"
+        if self.rank is not None and self.nodes == 1 and self.size != self.local_size:
+            return f"{self.source}: rank {self.rank} of {self.size}, {self.local_size} of them on this node"
         if self.rank is not None:
             return f"{self.source}: rank {self.rank} of {self.size} on {where}"
         return f"{self.source}: {where}" if self.nodes > 1 else f"{self.source}: one node"
@@ -65,6 +81,43 @@ def read_world(environment: Mapping[str, str]) -> World:
     return World("this machine")
 
 
+def refuse_incomplete(world: World) -> None:
+    """Raise UserError if the world lacks this node's number or the first node's address, or the number is impossible."""
+    if world.rank is not None:
+        if world.address is None and not world.joined:
+            raise UserError(
+                f"{world.source} started {world.size} processes on several nodes and does not tell the first node's address: "
+                "pass it with `mpirun -x MASTER_ADDR=HOST` or `mpirun -genv MASTER_ADDR HOST`, or --address HOST"
+            )
+        return
+    if world.node == UNKNOWN:
+        raise UserError(
+            f"there are {world.nodes} nodes, and no variable tells which one this is: set PET_NODE_RANK, or pass --node N"
+        )
+    if not 0 <= world.node < world.nodes:
+        raise UserError(
+            f"the number of this node (={world.node}) must be below the number of nodes (={world.nodes})"
+        )
+    if world.nodes > 1 and not world.address and not world.srun:
+        raise UserError(
+            f"there are {world.nodes} nodes, and no variable tells the address of node 0: set PET_MASTER_ADDR, or pass "
+            "--address HOST"
+        )
+
+
+def without_launchers(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the variables that tell a launcher or a rank its place, for a launcher that is told by arguments.
+
+    torchrun, which accelerate calls, takes each PET_* as the default of an argument: with PET_NNODES=2 in a pod, two ranks on
+    one machine would wait for a second machine.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(("PET_", "TORCHELASTIC_")) and name not in TORCH_VARIABLES
+    }
+
+
 def unjoined(environment: Mapping[str, str]) -> World | None:
     """The world of several processes that started this one without telling torch, or None.
 
@@ -72,7 +125,12 @@ def unjoined(environment: Mapping[str, str]) -> World | None:
     """
     if "WORLD_SIZE" in environment:
         return None
-    world = _open_mpi(environment) or _slurm_step(environment) or _hydra(environment)
+    world = (
+        _torchrun_variables(environment)
+        or _open_mpi(environment)
+        or _slurm_step(environment)
+        or _hydra(environment)
+    )
     return world if world is not None and (world.size or world.nodes) > 1 else None
 
 
@@ -95,6 +153,8 @@ def refuse_half_a_world(environment: Mapping[str, str]) -> None:
 
 def host_names(text: str) -> tuple[str, ...]:
     """The host names of a Slurm node list such as `n[1-2,7],login`, in order. Raises UserError for another form."""
+    if not re.fullmatch(r"(?:[^\[\]]|\[[^\[\]]*\])*", text):
+        raise UserError(f"the node list {text!r} has no form that Slurm writes, such as n[1-2,7]")
     hosts: list[str] = []
     for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         expanded = [""]
@@ -145,20 +205,54 @@ def _torchrun_variables(environment: Mapping[str, str]) -> World | None:
     per_node = environment.get("PET_NPROC_PER_NODE", "auto")
     named = {"auto": None, "gpu": None, "cpu": 1}
     # TrainJob writes the index of the pod; an indexed job gives it under its own name, too.
-    node = _number(environment, "PET_NODE_RANK", _number(environment, "JOB_COMPLETION_INDEX", 0))
+    unsaid = 0 if nodes == 1 else UNKNOWN
+    node = _number(environment, "PET_NODE_RANK", _number(environment, "JOB_COMPLETION_INDEX", unsaid))
     address = environment.get("PET_MASTER_ADDR") or environment.get("MASTER_ADDR")
-    return _checked(
-        World(
-            "PET_* variables" + (" of a Kubernetes job" if "KUBERNETES_SERVICE_HOST" in environment else ""),
-            node=node,
-            nodes=nodes,
-            processes=named[per_node]
-            if per_node in named
-            else _number(environment, "PET_NPROC_PER_NODE", least=1),
-            address=address if nodes > 1 else None,
-            port=_number(environment, "PET_MASTER_PORT", _number(environment, "MASTER_PORT", DEFAULT_PORT)),
-        )
+    return World(
+        "PET_* variables" + _of_a_pod(environment),
+        node=node,
+        nodes=nodes,
+        processes=named[per_node]
+        if per_node in named
+        else _number(environment, "PET_NPROC_PER_NODE", least=1),
+        address=address if nodes > 1 else None,
+        port=_number(environment, "PET_MASTER_PORT", _number(environment, "MASTER_PORT", DEFAULT_PORT)),
     )
+
+
+def _numbered_pods(environment: Mapping[str, str]) -> World | None:
+    """Pods that RANK and WORLD_SIZE number, without LOCAL_RANK: an older PyTorchJob, or Volcano's plugin."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environment.keys():
+        return None
+    nodes = _number(environment, "WORLD_SIZE", least=1)
+    return World(
+        "RANK and WORLD_SIZE" + _of_a_pod(environment),
+        node=_number(environment, "RANK"),
+        nodes=nodes,
+        address=environment["MASTER_ADDR"] if nodes > 1 else None,
+        port=_number(environment, "MASTER_PORT", DEFAULT_PORT),
+    )
+
+
+def _skypilot(environment: Mapping[str, str]) -> World | None:
+    """A node of a SkyPilot task. SKYPILOT_NODE_IPS has one address a line, that of node 0 first."""
+    if "SKYPILOT_NODE_IPS" not in environment:
+        return None
+    hosts = tuple(environment["SKYPILOT_NODE_IPS"].split())
+    nodes = _number(environment, "SKYPILOT_NUM_NODES", max(1, len(hosts)), least=1)
+    gpus = _number(environment, "SKYPILOT_NUM_GPUS_PER_NODE", 0)
+    return World(
+        "SkyPilot",
+        node=_number(environment, "SKYPILOT_NODE_RANK", 0 if nodes == 1 else UNKNOWN),
+        nodes=nodes,
+        processes=gpus or None,
+        address=hosts[0] if nodes > 1 and hosts else None,
+        hosts=hosts,
+    )
+
+
+def _of_a_pod(environment: Mapping[str, str]) -> str:
+    return " of a Kubernetes job" if "KUBERNETES_SERVICE_HOST" in environment else ""
 
 
 def _open_mpi(environment: Mapping[str, str]) -> World | None:
@@ -232,10 +326,12 @@ def _slurm_batch(environment: Mapping[str, str]) -> World | None:
 READERS: tuple[Callable[[Mapping[str, str]], World | None], ...] = (
     _joined,
     _torchrun_variables,
+    _numbered_pods,
     _open_mpi,  # before Slurm: mpirun inside a Slurm job starts its daemons as a step
     _slurm_step,
     _slurm_batch,
     _hydra,  # after Slurm: srun sets PMI_RANK, too
+    _skypilot,
 )
 
 
@@ -245,34 +341,15 @@ def _rank(
     """A task of mpirun, which does not say where the first one is: on one node that is this node."""
     number, tasks = _number(environment, rank), _number(environment, size, least=1)
     on_this_node = _number(environment, local_size, tasks, least=1)
-    address = environment.get("MASTER_ADDR") or (LOOPBACK if on_this_node == tasks else None)
-    if address is None:
-        raise UserError(
-            f"{source} started {tasks} processes on several nodes and does not tell the first node's address: pass it with "
-            "`mpirun -x MASTER_ADDR=HOST`, or --address HOST"
-        )
     return World(
         source,
         rank=number,
         size=tasks,
         local_rank=_number(environment, local_rank, number),
         local_size=on_this_node,
-        address=address,
+        address=environment.get("MASTER_ADDR") or (LOOPBACK if on_this_node == tasks else None),
         port=_number(environment, "MASTER_PORT", DEFAULT_PORT),
     )
-
-
-def _checked(world: World) -> World:
-    """Raise UserError if the node's number or the first node's address is impossible."""
-    if not 0 <= world.node < world.nodes:
-        raise UserError(
-            f"the number of this node (={world.node}) must be below the number of nodes (={world.nodes})"
-        )
-    if world.nodes > 1 and not world.address:
-        raise UserError(
-            f"there are {world.nodes} nodes, but no address of the first one: set PET_MASTER_ADDR or --address HOST"
-        )
-    return world
 
 
 def _port_of_job(job: str, step: str) -> int:

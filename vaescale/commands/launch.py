@@ -31,6 +31,7 @@ from vaescale.system.console import say
 from vaescale.system.host import HELD_BACK, cores
 from vaescale.system.meeting import PATIENCE_SECONDS, WAIT, Place, gloo_variables, meet
 from vaescale.system.shipped import BACKENDS, shipped_file
+from vaescale.system.slurm import without_stale_step
 from vaescale.system.world import World, read_world, refuse_incomplete, without_launchers
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -77,7 +78,9 @@ def launch(
     or an environment that cannot work. Does not return where the command takes the place of this process.
     """
     call = _call([*words, *(own_variant(variants, os.environ) if variants else [])])
-    world = _with(read_world(os.environ), nodes=nodes, node=node, address=address, port=port)
+    world = _with(
+        read_world(without_stale_step(os.environ)), nodes=nodes, node=node, address=address, port=port
+    )
     refuse_incomplete(world)
     start = plan(world, call, processes=processes, backend=backend, wait=wait)
     if dry_run:
@@ -118,6 +121,8 @@ def plan(
             raise UserError(
                 f"--processes {processes} does not apply: {world.source} started {world.local_size} on this node"
             )
+        if not world.joined:
+            _refuse_shared_gpus(world, os.environ)
         variables = ({} if world.joined else _rank_variables(world)) | {WAIT: f"{wait:g}"}
         return Start([*VAESCALE, *call], variables | (layout_variables(backend) if backend else {}), True)
     gpus = num_gpus()
@@ -225,6 +230,19 @@ def _with(world: World, **given: int | str | None) -> World:
     if world.rank is not None and said.keys() & {"nodes", "node"}:
         raise UserError(f"--nodes and --node do not apply: {world.source} started each rank itself")
     return world._replace(**said, srun=world.srun and "nodes" not in said)
+
+
+def _refuse_shared_gpus(world: World, environment: Mapping[str, str]) -> None:
+    """Raise UserError if this node has fewer GPUs than tasks, where that can be told: NCCL takes no GPU for two ranks."""
+    visible = num_gpus()
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    # One visible GPU may be each task's own.
+    gpus = int(on_node) if on_node.isdecimal() else visible if visible > 1 else world.local_size
+    if visible and gpus < world.local_size:
+        raise UserError(
+            f"{world.source} started {world.local_size} tasks on this node for {gpus} GPU{'s'[: gpus > 1]}: start one task for "
+            "each GPU, or one on each node"
+        )
 
 
 def _rank_variables(world: World) -> dict[str, str]:

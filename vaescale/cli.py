@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 
 from vaescale.commands import DISTRIBUTED
 from vaescale.errors import DataError, UserError
-from vaescale.system.host import keep_freed_pages
+from vaescale.system import exit_codes
+from vaescale.system.host import keep_freed_pages, take_signals
 from vaescale.system.secrets import redact, redact_all
 
 VERBS = {
@@ -102,8 +103,9 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     passes_on = getattr(tool, "PASSES_ARGUMENTS_ON", False)
     options = (parser.parse_args if passes_on else parser.parse_intermixed_args)(arguments)
     keep_freed_pages()
+    take_signals()
     sys.excepthook = _without_credentials
-    code = _call(tool, verb, options)
+    code = exit_codes.leave(_call(tool, verb, options))
     if _processes() > 1:
         # A gloo thread that lets go of its last tensor while Python shuts down aborts the process ("terminate called
         # without an active exception": 4 of 26 short runs). So end without that shutdown.

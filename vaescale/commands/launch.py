@@ -4,32 +4,34 @@ One launcher for each node starts the ranks of its node with `accelerate launch`
 both cases all meet before anything heavy begins, so that a missing one is named.
 """
 
-import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
-import time
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NamedTuple
 
+import psutil
 import yaml
 from pydantic import Field
 
 from vaescale.commands import ALONE, DISTRIBUTED
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, checked
-from vaescale.errors import TrainingStopped, UserError
+from vaescale.errors import UserError
 from vaescale.recipe import load_recipe
 from vaescale.runs.cluster_jobs import own_variant
-from vaescale.runs.folder import STOPPED
+from vaescale.system import exit_codes
 from vaescale.system.console import say
-from vaescale.system.host import cores
+from vaescale.system.host import HELD_BACK, cores
 from vaescale.system.meeting import PATIENCE_SECONDS, WAIT, Place, gloo_variables, meet
 from vaescale.system.shipped import BACKENDS, shipped_file
+from vaescale.system.slurm import without_stale_step
 from vaescale.system.world import World, read_world, refuse_incomplete, without_launchers
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -76,7 +78,9 @@ def launch(
     or an environment that cannot work. Does not return where the command takes the place of this process.
     """
     call = _call([*words, *(own_variant(variants, os.environ) if variants else [])])
-    world = _with(read_world(os.environ), nodes=nodes, node=node, address=address, port=port)
+    world = _with(
+        read_world(without_stale_step(os.environ)), nodes=nodes, node=node, address=address, port=port
+    )
     refuse_incomplete(world)
     start = plan(world, call, processes=processes, backend=backend, wait=wait)
     if dry_run:
@@ -85,7 +89,7 @@ def launch(
             "command": shlex.join(start.command),
             "variables": start.variables,
         }
-    run = _run_folder(call)
+    _refuse_a_wrong_recipe(call)
     say(f"vaescale launch: {world.summary}; {shlex.join(start.command)}")
     variables = dict(start.variables)
     if start.place is not None and (own := meet(start.place, seconds=wait)) is not None:
@@ -94,7 +98,7 @@ def launch(
     environment = {**kept, **variables}
     if start.replaces:
         os.execvpe(start.command[0], start.command, environment)  # noqa: S606
-    return {"exit_code": _supervise(start.command, environment, run)}
+    return {"exit_code": _supervise(start.command, environment)}
 
 
 def plan(
@@ -117,6 +121,8 @@ def plan(
             raise UserError(
                 f"--processes {processes} does not apply: {world.source} started {world.local_size} on this node"
             )
+        if not world.joined:
+            _refuse_shared_gpus(world, os.environ)
         variables = ({} if world.joined else _rank_variables(world)) | {WAIT: f"{wait:g}"}
         return Start([*VAESCALE, *call], variables | (layout_variables(backend) if backend else {}), True)
     gpus = num_gpus()
@@ -209,12 +215,11 @@ def _call(words: Sequence[str]) -> list[str]:
     return list(words) if words[0] in DISTRIBUTED else ["train", *words]
 
 
-def _run_folder(call: Sequence[str]) -> Path | None:
-    """The folder of the run that is trained. Raises UserError for a recipe that cannot be trained."""
+def _refuse_a_wrong_recipe(call: Sequence[str]) -> None:
+    """Raise UserError for a recipe that cannot be trained, before the other nodes are waited for."""
     given = [word for word in call[1:] if not word.startswith("-")]
-    if call[0] != "train" or not given or {"-h", "--help"} & set(call):
-        return None
-    return Path(load_recipe(Path(given[0]), [word for word in given[1:] if "=" in word]).run_dir)
+    if call[0] == "train" and given and not {"-h", "--help"} & set(call):
+        load_recipe(Path(given[0]), [word for word in given[1:] if "=" in word])
 
 
 def _with(world: World, **given: int | str | None) -> World:
@@ -225,6 +230,19 @@ def _with(world: World, **given: int | str | None) -> World:
     if world.rank is not None and said.keys() & {"nodes", "node"}:
         raise UserError(f"--nodes and --node do not apply: {world.source} started each rank itself")
     return world._replace(**said, srun=world.srun and "nodes" not in said)
+
+
+def _refuse_shared_gpus(world: World, environment: Mapping[str, str]) -> None:
+    """Raise UserError if this node has fewer GPUs than tasks, where that can be told: NCCL takes no GPU for two ranks."""
+    visible = num_gpus()
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "")
+    # One visible GPU may be each task's own.
+    gpus = int(on_node) if on_node.isdecimal() else visible if visible > 1 else world.local_size
+    if visible and gpus < world.local_size:
+        raise UserError(
+            f"{world.source} started {world.local_size} tasks on this node for {gpus} GPU{'s'[: gpus > 1]}: start one task for "
+            "each GPU, or one on each node"
+        )
 
 
 def _rank_variables(world: World) -> dict[str, str]:
@@ -259,40 +277,45 @@ def _srun_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {"SRUN_CPUS_PER_TASK": cpus} if cpus and "SRUN_CPUS_PER_TASK" not in environment else {}
 
 
-def _supervise(command: list[str], environment: dict[str, str], run: Path | None) -> int:
-    """Run accelerate's launcher to its end. Returns training's own exit code, which the launcher does not pass on."""
-    begun = time.time()
-    with subprocess.Popen(command, env=environment) as process, _forwarding(process):
-        code = process.wait()
-    if code == 0:
-        return 0
-    return (run and _stopped_code(run, since=begun)) or (code if code > 0 else 128 - code)
+def _supervise(command: list[str], environment: dict[str, str]) -> int:
+    """Run accelerate's launcher to its end. Returns the ranks' own exit code, which the launcher does not pass on.
 
-
-def _stopped_code(run: Path, *, since: float) -> int | None:
-    """The exit code that training wrote after `since`, if it stopped early and said so."""
-    file = run / STOPPED
-    try:
-        if file.stat().st_mtime < since - 1:
-            return None
-        code = json.loads(file.read_text())["exit_code"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return code if isinstance(code, int) and 0 < code < 256 else TrainingStopped.exit_code
+    A cluster signals every process of a job. The launcher would die of SIGUSR1, and of the second or third SIGTERM while its
+    ranks still save, so it gets neither: it inherits a mask, which its ranks take off again (`host.take_signals`).
+    """
+    asked = threading.Event()
+    with tempfile.TemporaryDirectory(prefix="vaescale-") as folder:
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        variables = environment | {exit_codes.FOLDER: folder}
+        with subprocess.Popen(command, env=variables) as process, _forwarding(process, asked):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+            code = process.wait()
+        left = exit_codes.collect(Path(folder))
+    if left is None and code and asked.is_set():
+        return 128 + signal.SIGTERM  # there was nothing to save yet
+    return left or (code if code >= 0 else 128 - code)
 
 
 @contextmanager
-def _forwarding(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass a cluster's signals on as SIGTERM: SIGUSR1 would kill the launcher and leave its ranks behind.
+def _forwarding(process: "subprocess.Popen[bytes]", asked: threading.Event) -> Iterator[None]:
+    """Pass a cluster's signals on as SIGTERM to the ranks that a launcher has started. Sets `asked` when there was one.
 
-    A Ctrl-C reaches the launcher from the terminal itself.
+    A Ctrl-C reaches all of them from the terminal itself.
     """
 
     def forward(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if number != signal.SIGINT:
-            process.send_signal(signal.SIGTERM)
-        elif not sys.stdin.isatty():
-            process.send_signal(signal.SIGINT)
+        if number == signal.SIGINT:
+            if not sys.stdin.isatty():
+                process.send_signal(signal.SIGINT)
+            return
+        asked.set()
+        with suppress(psutil.NoSuchProcess):
+            ranks = psutil.Process(process.pid).children()
+            for rank in ranks:
+                with suppress(psutil.NoSuchProcess):
+                    rank.terminate()
+            if not ranks:
+                process.kill()
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:

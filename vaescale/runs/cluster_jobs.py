@@ -29,10 +29,10 @@ def cluster_files(
 ) -> dict[str, str]:
     """Return the files that submit all variants of a recipe as one job, by file name.
 
-    kind: `slurm` or `kubernetes`; overrides: of each variant; folders: each variant's run folder; launch: the command that
-    starts a run, for Kubernetes `vaescale launch` and its options; image: of the Kubernetes containers. No shell interprets
-    an override: a file has one line for each variant, its run folder and its overrides separated by tabs. Raises UserError
-    for an override with a tab or a line break.
+    kind: `slurm` or `kubernetes`; overrides: of each variant; folders: each variant's run folder; launch: `vaescale launch`
+    and its options, which start a run; image: of the Kubernetes containers. No shell interprets an override: a file has one
+    line for each variant, its run folder and its overrides separated by tabs. Raises UserError for an override with a tab or
+    a line break, and for another launcher.
     """
     rows = [[folder, *variant] for folder, variant in zip(folders, overrides, strict=True)]
     if any(re.search(r"[\t\n\r]", value) for row in rows for value in row):
@@ -41,12 +41,12 @@ def cluster_files(
         )
     lines = "".join("\t".join(row) + "\n" for row in rows)
     if kind == "slurm":
-        start = (
-            f"{' '.join(map(shlex.quote, shlex.split(launch)))} -m vaescale train {shlex.quote(str(recipe))}"
-        )
+        arguments = _launch_arguments(launch, recipe, f"runs/{slug(name)}/variants.txt")
+        start = f"vaescale {shlex.join(arguments)}"
         script = SLURM.format(name=slug(name), last=len(overrides) - 1, start=start)
         return {"variants.txt": lines, "sweep.sbatch": script}
-    return {"sweep.yaml": _kubernetes(name, lines, _launch_arguments(launch, recipe), image, len(overrides))}
+    arguments = _launch_arguments(launch, recipe, TABLE)
+    return {"sweep.yaml": _kubernetes(name, lines, arguments, image, len(overrides))}
 
 
 def own_variant(file: Path, environment: Mapping[str, str]) -> list[str]:
@@ -69,15 +69,15 @@ def own_variant(file: Path, environment: Mapping[str, str]) -> list[str]:
     return lines[int(number)].split("\t")[1:]
 
 
-def _launch_arguments(launch: str, recipe: Path) -> list[str]:
-    """The arguments of the container, whose image starts `vaescale`."""
+def _launch_arguments(launch: str, recipe: Path, variants: str) -> list[str]:
+    """The arguments of `vaescale` that train this task's variant."""
     words = shlex.split(launch)
     if words[:2] != ["vaescale", "launch"]:
         raise UserError(
-            f"--launch (={launch!r}) must begin with `vaescale launch` for --write kubernetes, such as "
+            f"--launch (={launch!r}) must begin with `vaescale launch` for --write, such as "
             "`vaescale launch --processes 8 --backend zero2`"
         )
-    return [*words[1:], "--variants", TABLE, str(recipe)]
+    return [*words[1:], "--variants", variants, str(recipe)]
 
 
 def _kubernetes(name: str, lines: str, arguments: list[str], image: str, count: int) -> str:
@@ -157,28 +157,27 @@ def slug(text: str) -> str:
 
 
 SLURM = """#!/bin/bash
-# One task for each line of variants.txt beside this file, a run folder and its overrides: submit it from the project's folder.
+# A sweep: one task of the array for each line of variants.txt beside this file. Submit it from the project's folder with the
+# environment activated.
 #SBATCH --job-name={name}
 #SBATCH --array=0-{last}
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=1
 #SBATCH --time=24:00:00
+#SBATCH --signal=TERM@180
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --signal=B:TERM@120
 set -u
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
-mapfile -t LINES < runs/{name}/variants.txt
-IFS=$'\\t' read -ra WORDS <<< "${{LINES[$SLURM_ARRAY_TASK_ID]}}"
-{start} "${{WORDS[@]:1}}" &
-trap 'kill -TERM $!' TERM
-wait $!
+export SRUN_CPUS_PER_TASK="${{SLURM_CPUS_PER_TASK:-1}}" # srun does not inherit it since Slurm 22.05
+task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" # SLURM_JOB_ID alone may name the whole array
+
+srun --kill-on-bad-exit=1 {start}
 code=$?
-if [ "$code" -gt 128 ]; then  # the signal ended `wait`, not the training
-    wait $!
-    code=$?
-fi
-if [ "$code" -ne 0 ] && grep -qs '"exit_code": 75' "${{WORDS[0]}}/stopped.json"; then
-    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+# 75: training has saved and can continue. A task that Slurm cancels or requeues itself is not RUNNING any more.
+if [ "$code" -eq 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt 100 ] &&
+    [ "$(squeue --noheader --jobs="$task" --format=%T)" = RUNNING ]; then
+    scontrol requeue "$task"
 fi
 exit "$code"
 """

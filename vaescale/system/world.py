@@ -30,6 +30,7 @@ TORCH_VARIABLES = frozenset(
     )
 )
 LOOPBACK = "127.0.0.1"
+SLURM_SHELLS = 0xFFFFFFF0  # Slurm numbers the steps of batch and interactive shells from the end of 32 bits
 UNKNOWN = -1  # the number of a node that no variable tells
 
 
@@ -86,8 +87,8 @@ def refuse_incomplete(world: World) -> None:
     if world.rank is not None:
         if world.address is None and not world.joined:
             raise UserError(
-                f"{world.source} started {world.size} processes on several nodes and does not tell the first node's address: "
-                "pass it with `mpirun -x MASTER_ADDR=HOST` or `mpirun -genv MASTER_ADDR HOST`, or --address HOST"
+                f"{world.source} started {world.size} processes on several nodes and does not tell the address of the one with "
+                "rank 0: set MASTER_ADDR (`mpirun -x MASTER_ADDR=HOST` or `mpirun -genv MASTER_ADDR HOST`), or pass --address HOST"
             )
         return
     if world.node == UNKNOWN:
@@ -288,6 +289,8 @@ def _slurm_step(environment: Mapping[str, str]) -> World | None:
     """A task that srun has started: a rank if a node has several tasks, else the launcher of its node's ranks."""
     if not {"SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"} <= environment.keys():
         return None
+    if _number(environment, "SLURM_STEP_ID") >= SLURM_SHELLS:
+        return None
     tasks = _number(environment, "SLURM_STEP_NUM_TASKS", least=1)
     hosts = host_names(environment.get("SLURM_STEP_NODELIST", ""))
     per_node = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(tasks)))
@@ -297,15 +300,18 @@ def _slurm_step(environment: Mapping[str, str]) -> World | None:
             f"SLURM_NODEID (={node}) must be below the number of nodes of the step (={len(per_node)})"
         )
     job, step = environment.get("SLURM_JOB_ID", "0"), environment["SLURM_STEP_ID"]
+    several = max(per_node) > 1
+    # `srun -m arbitrary` places task 0 on any node.
+    first = hosts[0] if hosts and not (several and _is_arbitrary(environment, per_node)) else None
     world = World(
         f"Slurm job {job}, step {step}",
         node=node,
         nodes=len(per_node),
-        address=environment.get("MASTER_ADDR") or (hosts[0] if hosts else None),
+        address=environment.get("MASTER_ADDR") or first,
         port=_number(environment, "MASTER_PORT", _port_of_job(job, step)),
         hosts=hosts,
     )
-    if max(per_node) == 1:
+    if not several:
         return world
     return world._replace(
         rank=_number(environment, "SLURM_PROCID"),
@@ -315,13 +321,21 @@ def _slurm_step(environment: Mapping[str, str]) -> World | None:
     )
 
 
+def _is_arbitrary(environment: Mapping[str, str], per_node: list[int]) -> bool:
+    return len(per_node) > 1 and environment.get("SLURM_DISTRIBUTION", "").startswith("arbitrary")
+
+
 def _slurm_batch(environment: Mapping[str, str]) -> World | None:
-    """The shell of a Slurm job, before any srun."""
-    if "SLURM_JOB_ID" not in environment or "SLURM_STEP_ID" in environment:
+    """The shell of a Slurm job, before any srun: of sbatch or salloc."""
+    if "SLURM_JOB_ID" not in environment:
+        return None
+    if _number(environment, "SLURM_STEP_ID", SLURM_SHELLS) < SLURM_SHELLS:
         return None
     nodes = _number(environment, "SLURM_JOB_NUM_NODES", 1, least=1)
     several = nodes > 1 or _number(environment, "SLURM_NTASKS", 1) > 1
-    return World(f"Slurm job {environment['SLURM_JOB_ID']}", nodes=nodes, srun=several)
+    # salloc may leave its shell on the login node, where no slurmd tells the node's name.
+    elsewhere = "SLURMD_NODENAME" not in environment
+    return World(f"Slurm job {environment['SLURM_JOB_ID']}", nodes=nodes, srun=several or elsewhere)
 
 
 READERS: tuple[Callable[[Mapping[str, str]], World | None], ...] = (

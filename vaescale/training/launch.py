@@ -18,6 +18,7 @@ import torch
 from vaescale import comm
 from vaescale.errors import UserError
 from vaescale.system.meeting import Place, gloo_variables, meet, patience
+from vaescale.system.slurm import without_stale_step
 from vaescale.system.world import refuse_half_a_world, unjoined
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def refuse_lost_processes(environment: "os._Environ[str] | dict[str, str]") -> N
     The launcher's single-process path sets MASTER_ADDR if, and only if, more than one process or machine was asked for. It
     never sets WORLD_SIZE.
     """
-    if (world := unjoined(environment)) is not None:
+    if (world := unjoined(without_stale_step(environment))) is not None:
         raise UserError(
             f"{world.source} started {world.size or world.nodes} tasks, which do not know each other: type `vaescale launch` "
             "in place of `vaescale` (to train on one process: --processes 1, and one task)"

@@ -29,6 +29,7 @@ from vaescale.runs.checkpoint import Checkpoint, Keep
 from vaescale.runs.identity import refuse_foreign_folder, refuse_other, remember
 from vaescale.runs.tracking import Drain
 from vaescale.runs.trainer_status import TrainerStatus
+from vaescale.system import exit_codes
 from vaescale.system.console import Progress, say
 from vaescale.system.files import write_whole
 from vaescale.system.secrets import redact
@@ -284,4 +285,4 @@ def _alone_with_its_fault(folder: Path, writer: Writer) -> Iterator[None]:
     if comm.is_main():
         run_folder.write_json(folder / run_folder.STOPPED, {"exit_code": code, "reason": redact(message)})
     end_workers()
-    os._exit(code)
+    os._exit(exit_codes.leave(code))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vaescale import comm
 from vaescale.errors import TrainingStopped
-from vaescale.system import heartbeat
+from vaescale.system import exit_codes, heartbeat
 from vaescale.system.console import say
 
 CHECKS = 10  # within the bound
@@ -66,7 +66,7 @@ class Watchdog:
         while not self._stop.wait(self._every):
             if time.monotonic() - heartbeat.read().since > self._bound:
                 say(f"vaescale train: rank {comm.rank()}: {self._sentence()}")
-                self._end(TrainingStopped.exit_code)
+                self._end(exit_codes.leave(TrainingStopped.exit_code))
                 return
 
     def _exchange(self) -> None:

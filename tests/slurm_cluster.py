@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -122,8 +123,9 @@ class Cluster:
 
     def environment(self, more: Mapping[str, str] = {}) -> dict[str, str]:
         """As a fresh shell's on the controller's host."""
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        return kept | {"SLURM_CONF": str(self.config), "USER": "root"} | dict(more)
+        kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return kept | {"PATH": path, "SLURM_CONF": str(self.config), "USER": "root"} | dict(more)
 
     def run(
         self,

@@ -1,6 +1,5 @@
 """`vaescale launch`: what it starts for each world, and the signals and exit codes of what it started."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.launching import ROOT
+from tests.launching import ROOT, children
 from vaescale.commands import ALONE, DISTRIBUTED
 from vaescale.commands import launch as launching
 from vaescale.commands.launch import layout_variables, plan
@@ -173,23 +172,28 @@ def test_a_dry_run_shows_the_command(vaescale, monkeypatch: pytest.MonkeyPatch) 
     assert "-m vaescale evaluate runs/x --json" in shown.out
 
 
-WORKER = """
-import json, signal, sys, time
+RANK_PROGRAM = """
+import signal, sys, time
 from pathlib import Path
-run, ready = Path(sys.argv[1]), Path(sys.argv[2])
+from vaescale.system.exit_codes import leave
+from vaescale.system.host import take_signals
+ready = Path(sys.argv[1])
 def stop(number, frame):
-    (run / "stopped.json").write_text(json.dumps({"exit_code": 75, "signal": number}))
-    sys.exit(1)  # as accelerate's launcher
+    ready.with_name("got").write_text(str(int(number)))
+    sys.exit(leave(75))
 signal.signal(signal.SIGTERM, stop)
+take_signals()
 ready.touch()
 time.sleep(60)
 """
+LAUNCHER = """
+import subprocess, sys
+sys.exit(subprocess.Popen([sys.executable, "-c", *sys.argv[1:]]).wait())
+"""
 SUPERVISOR = """
 import os, sys
-from pathlib import Path
 from vaescale.commands.launch import _supervise
-worker, run, ready = sys.argv[1:]
-sys.exit(_supervise([sys.executable, "-c", worker, run, ready], dict(os.environ), Path(run)))
+sys.exit(_supervise([sys.executable, "-c", *sys.argv[1:]], dict(os.environ)))
 """
 
 
@@ -197,23 +201,23 @@ sys.exit(_supervise([sys.executable, "-c", worker, run, ready], dict(os.environ)
 def test_signals_arrive_as_sigterm_and_the_code_of_training_comes_out(
     tmp_path: Path, send: signal.Signals
 ) -> None:
+    """Sent to every process of the job, as clusters do; the launcher between, which would die of them, gets none."""
     ready = tmp_path / "ready"
-    command = [sys.executable, "-c", SUPERVISOR, WORKER, str(tmp_path), str(ready)]
+    command = [sys.executable, "-c", SUPERVISOR, LAUNCHER, RANK_PROGRAM, str(ready)]
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as supervisor:
         deadline = time.monotonic() + 60
         while not ready.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
+        (launcher,) = children(supervisor.pid)
+        os.kill(launcher, send)
         supervisor.send_signal(send)
         assert supervisor.wait(30) == 75
-    assert json.loads((tmp_path / "stopped.json").read_text())["signal"] == signal.SIGTERM
+    assert (tmp_path / "got").read_text() == str(int(signal.SIGTERM))
 
 
-def test_an_old_stop_is_not_this_one_s(tmp_path: Path) -> None:
-    stopped = tmp_path / "stopped.json"
-    stopped.write_text('{"exit_code": 75}')
-    os.utime(stopped, (1, 1))
-    fails = [sys.executable, "-c", "raise SystemExit(3)"]
-    assert launching._supervise(fails, dict(os.environ), tmp_path) == 3
-    assert launching._supervise([sys.executable, "-c", "pass"], dict(os.environ), tmp_path) == 0
+def test_exit_codes_of_what_leaves_none() -> None:
+    environment = dict(os.environ)
+    assert launching._supervise([sys.executable, "-c", "raise SystemExit(3)"], environment) == 3
+    assert launching._supervise([sys.executable, "-c", "pass"], environment) == 0
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    assert launching._supervise(killed, dict(os.environ), None) == 137
+    assert launching._supervise(killed, environment) == 137

@@ -180,7 +180,7 @@ def test_a_task_of_mpirun_is_a_rank(environment: Any, rank: int) -> None:
 @pytest.mark.parametrize("environment", [open_mpi, mpich])
 def test_mpirun_over_several_nodes_needs_an_address(environment: Any) -> None:
     variables = environment(1, local=1)
-    with pytest.raises(UserError, match="does not tell the first node's address"):
+    with pytest.raises(UserError, match="does not tell the address of the one with rank 0"):
         refuse_incomplete(read_world(variables))
     refuse_incomplete(_with(read_world(variables), address="a"))
     world = read_world(variables | {"MASTER_ADDR": "a"})

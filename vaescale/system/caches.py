@@ -48,13 +48,15 @@ def missing_settings(environment: Mapping[str, str]) -> dict[str, str]:
     added = {} if _has_name() else {"USER": f"uid-{os.getuid()}"}
     replaced = []
     if not _is_usable(home):
-        replaced.append("HOME")
-    if "XDG_CACHE_HOME" not in environment and not _can_write(_cache_home(environment, home)):
-        replaced.append("XDG_CACHE_HOME")
-    if not _can_write(home):
-        replaced += [name for name in ("TRITON_HOME",) if name not in environment]
-        is_configured = "XDG_CONFIG_HOME" in environment or os.path.exists(home / ".config" / "matplotlib")
-        replaced += [name for name in ("MPLCONFIGDIR",) if name not in environment and not is_configured]
+        replaced = ["HOME"]  # all others follow from it
+    else:
+        if "XDG_CACHE_HOME" not in environment and not _can_write(_cache_home(environment, home)):
+            replaced.append("XDG_CACHE_HOME")
+        if not _can_write(home) and "TRITON_HOME" not in environment:
+            replaced.append("TRITON_HOME")
+        matplotlib = environment.get("MPLCONFIGDIR") or environment.get("XDG_CONFIG_HOME")
+        if not matplotlib and not _can_write(home) and not os.path.exists(home / ".config" / "matplotlib"):
+            replaced.append("MPLCONFIGDIR")
     if not replaced:
         return added
     folder = _private_folder(environment)

@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "recipes/digits/optimal.yaml"
@@ -60,27 +58,6 @@ def finished(
         timeout=timeout,
         check=False,
     )
-
-
-class Command(NamedTuple):
-    """`vaescale WORDS` in a layout of tests/distributed/several.py."""
-
-    layout: str
-    words: list[str]
-
-
-def several(folder: Path, commands: list[Command], *, processes: int = 1, timeout: float = 600) -> list[str]:
-    """Commands one after the other in the same processes. Returns what each printed, all ranks together."""
-    outs = [folder / f"out-{uuid.uuid4().hex}" for _ in commands]
-    listed = [one._asdict() | {"out": str(out)} for one, out in zip(commands, outs, strict=True)]
-    path = folder / f"commands-{uuid.uuid4().hex}.json"
-    path.write_text(json.dumps(listed))
-    launcher = ["accelerate.commands.launch", "--config_file", str(ROOT / "recipes/backends/cpu2.yaml")]
-    launcher = [*launcher, "--num_processes", str(processes), "-m"] if processes > 1 else []
-    words = [sys.executable, "-m", *launcher, "tests.distributed.several", str(path)]
-    outcome = finished(words, folder, timeout=timeout)
-    assert outcome.returncode == 0, outcome.stderr
-    return [out.read_text() for out in outs]
 
 
 def train_until(

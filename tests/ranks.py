@@ -11,7 +11,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 # Ranks are forked from a process that has imported these once: as new processes, each would take seconds to import them.
-PRELOADED = ("pytest", "sklearn.mixture", "torch.distributed", "vaescale.trained", "tests.ranks")
+PRELOADED = (
+    *(
+        "pytest",
+        "sklearn.mixture",
+        "torch.distributed",
+        "torch._dynamo",
+        "deepspeed",
+        "matplotlib.backends.backend_agg",
+    ),
+    *("vaescale.commands.train", "vaescale.commands.evaluate", "tests.ranks"),
+)
 
 
 def on_ranks(folder: Path, function: Callable[..., Any], *arguments: object, ranks: int = 2) -> list[Any]:
@@ -19,11 +29,18 @@ def on_ranks(folder: Path, function: Callable[..., Any], *arguments: object, ran
     mappings. The function must be at a module's top level, because other processes import it by name.
     """
     folder.mkdir(exist_ok=True)
-    multiprocessing.set_forkserver_preload(list(PRELOADED))
-    mp.start_processes(
-        _work, (str(folder / "store"), ranks, function, arguments), nprocs=ranks, start_method="forkserver"
-    )
+    forked(_work, str(folder / "store"), ranks, function, arguments, ranks=ranks)
     return [torch.load(folder / f"store-{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+def forked(
+    function: Callable[..., None], *arguments: object, ranks: int, preloaded: tuple[str, ...] = PRELOADED
+) -> None:
+    """`function(rank, *arguments)` in so many processes. Raises for the first that fails. preloaded: what the first call of this
+    process has imported for all.
+    """
+    multiprocessing.set_forkserver_preload(list(preloaded))
+    mp.start_processes(function, arguments, nprocs=ranks, start_method="forkserver")
 
 
 def _work(

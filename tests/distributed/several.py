@@ -1,24 +1,35 @@
 """Several `vaescale` commands in the same processes, in layouts that a launcher's variables would ask for.
 
-    python -m tests.distributed.several COMMANDS.json
-
-COMMANDS.json lists objects with `layout` (a key of LAYOUTS), `words` (what follows `vaescale`) and `out` (the file that gets the
-standard output of all ranks). A new process takes seconds to import everything; this one does so once for all commands.
+A new process takes seconds to import everything. These are forked from one that has done so, run all commands one after the
+other, and share one process group.
 """
 
 import contextlib
-import json
 import os
+import signal
+import socket
 import sys
+import threading
+import time
+import uuid
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 from unittest.mock import patch
 
-from accelerate.state import AcceleratorState, GradientState
+import torch
 
-from vaescale.cli import main
-from vaescale.training import launch
+from tests.ranks import PRELOADED, forked
 
+# DeepSpeed imports its last two when it starts, which takes 5 s: transformers, and an optimizer that compiles as it is imported.
+TRAINING = (
+    *(
+        "torch._dynamo",
+        "matplotlib.backends.backend_agg",
+        "vaescale.commands.train",
+        "vaescale.commands.evaluate",
+    ),
+    *("deepspeed", "transformers", "deepspeed.runtime.zero.muon.muon_optimizer"),
+)
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
 OFFLOADED = dict.fromkeys(
     ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"), "cpu"
@@ -31,8 +42,75 @@ LAYOUTS = {
 }
 
 
-def run_all(path: Path) -> None:
-    """Each command from the start, with one process group for all. Exits with the first error code."""
+class Command(NamedTuple):
+    """`vaescale WORDS` in a layout. stop_after: rows of metrics, then the last rank gets SIGTERM and 75 is expected; 0: never."""
+
+    layout: str
+    words: list[str]
+    stop_after: int = 0
+
+
+def several(folder: Path, commands: list[Command], *, processes: int = 1) -> list[str]:
+    """Commands one after the other in the same processes, in a folder. Returns what each printed, all ranks together."""
+    outs = [folder / f"out-{uuid.uuid4().hex}" for _ in commands]
+    errors = folder / f"errors-{uuid.uuid4().hex}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    try:
+        forked(
+            run_all,
+            folder,
+            commands,
+            outs,
+            errors,
+            processes,
+            port,
+            ranks=processes,
+            preloaded=PRELOADED + TRAINING,
+        )
+    except Exception as error:
+        raise AssertionError(f"{error}\n{errors.read_text()}") from error
+    return [out.read_text() if out.is_file() else "" for out in outs]
+
+
+def run_all(
+    rank: int,
+    folder: Path,
+    commands: list[Command],
+    outs: list[Path],
+    errors: Path,
+    processes: int,
+    port: int,
+) -> None:
+    """One rank: each command from the start. Ends the process with the first unexpected code."""
+    words = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(words, 2)
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    if processes > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
+        os.environ.update(LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    code = 0
+    for command, out in zip(commands, outs, strict=True):
+        if command.stop_after:
+            stop_after(command.stop_after, command.words)
+        code = run(command, out)
+        if code != (75 if command.stop_after else 0):
+            code = code or 1
+            break
+        code = 0
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run(command: Command, out: Path) -> int:
+    """One command. Returns its exit code."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from vaescale.cli import main
+    from vaescale.training import launch
+
     process, exit_now = os.getpid(), os._exit
 
     def leave(code: int) -> NoReturn:
@@ -41,23 +119,32 @@ def run_all(path: Path) -> None:
             exit_now(code)
         raise SystemExit(code)
 
-    with patch("os._exit", leave), patch.object(launch, "stop", lambda _: None):
-        for command in json.loads(path.read_text()):
-            for name in {name for variables in LAYOUTS.values() for name in variables}:
-                os.environ.pop(name, None)
-            os.environ.update(LAYOUTS[command["layout"]])
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
-            with Path(command["out"]).open("a") as out, contextlib.redirect_stdout(out):
-                try:
-                    code = main(command["words"])
-                except SystemExit as stop:
-                    code = int(stop.code or 0)
-            if code:
-                sys.exit(code)
+    for name in {name for variables in LAYOUTS.values() for name in variables}:
+        os.environ.pop(name, None)
+    os.environ.update(LAYOUTS[command.layout])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    with (
+        patch("os._exit", leave),
+        patch.object(launch, "stop", lambda _: None),
+        out.open("a") as printed,
+        contextlib.redirect_stdout(printed),
+    ):
+        try:
+            return main(command.words)
+        except SystemExit as stop:
+            return int(stop.code or 0)
 
 
-if __name__ == "__main__":
-    run_all(Path(sys.argv[1]))
-    sys.stderr.flush()
-    os._exit(0)
+def stop_after(rows: int, words: list[str]) -> None:
+    """Send SIGTERM to this process, if it is the last rank, when a run has so many rows of metrics."""
+    (run_dir,) = (word.removeprefix("run_dir=") for word in words if word.startswith("run_dir="))
+    metrics = Path(run_dir) / "metrics.jsonl"
+
+    def wait() -> None:
+        while not metrics.is_file() or metrics.read_text().count("train/mse") < rows:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1:
+        threading.Thread(target=wait, daemon=True).start()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.launching import RECIPE, Command, checkpoints, curve, make_project, several, train, train_until
+from tests.distributed.several import Command, several
+from tests.launching import RECIPE, checkpoints, curve, make_project, train_until
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 STEPS, SHORT = 40, 12  # of the runs that others are compared with, and of those that are compared alone
@@ -24,8 +25,8 @@ LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "fsdp2", "zero3_offload")
 # Four processes take turns on two cores: there, one case of each way to lay out weights and gradients is enough.
 CASES = [(layout, 2, accumulation) for layout in LAYOUTS for accumulation in ACCUMULATION]
 CASES += [("ddp", 4, 2), ("zero2", 4, 2), ("zero3", 4, 1), ("fsdp2", 4, 1)]
-BACKENDS = {"cpu2": "ddp", "zero3": "zero3", "fsdp2": "fsdp2"}
-WHOLE = [("ddp", 1, accumulation) for accumulation in ACCUMULATION] + [(n, 2, 1) for n in BACKENDS.values()]
+STOPPED = ("ddp", "zero3", "fsdp2")
+WHOLE = [("ddp", 1, accumulation) for accumulation in ACCUMULATION] + [(layout, 2, 1) for layout in STOPPED]
 
 
 def needs(backend: str) -> None:
@@ -75,30 +76,21 @@ def test_every_layout_gives_the_same_curve(
 
 @pytest.fixture(scope="module")
 def resumed(project: Path) -> Path:
-    """With `runs/parts-BACKEND`: launched, stopped as a cluster does it, and trained to the end in new processes."""
-    for backend in BACKENDS:
-        parts = project / f"runs/parts-{backend}"
-        code, words = train_until(project, parts, 12, *OPTIONS, backend=backend)
-        assert "saving after this step" in words, words
-        assert code != 0
-        (saved,) = checkpoints(parts)
-        assert 12 <= int(saved.removeprefix("step-")) < STEPS, words
+    """With `runs/parts-LAYOUT`: stopped by a signal that one rank got, and trained to the end in new processes."""
     options = ["train", RECIPE, "tracking.mlflow=null", *OPTIONS]
-    several(
-        project,
-        [
-            Command(layout, [*options, f"run_dir={project}/runs/parts-{backend}"])
-            for backend, layout in BACKENDS.items()
-        ],
-        processes=2,
-    )
+    for rows in (12, 0):
+        commands = [Command(layout, [*options, f"run_dir=runs/parts-{layout}"], rows) for layout in STOPPED]
+        several(project, commands, processes=2)
+        for layout in STOPPED if rows else ():
+            (saved,) = checkpoints(project / f"runs/parts-{layout}")
+            assert rows <= int(saved.removeprefix("step-")) < STEPS
     return project
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_on_one_number_resuming_is_bit_equal(resumed: Path, backend: str) -> None:
+@pytest.mark.parametrize("layout", STOPPED)
+def test_on_one_number_resuming_is_bit_equal(resumed: Path, layout: str) -> None:
     """Weights, averages, moments, sigma and every metric, after a stop that the cluster asked for."""
-    whole, parts = resumed / f"runs/{BACKENDS[backend]}-2-1", resumed / f"runs/parts-{backend}"
+    whole, parts = resumed / f"runs/{layout}-2-1", resumed / f"runs/parts-{layout}"
     for a, b in zip(curve(whole), curve(parts), strict=True):
         metrics = [name for name in a if name.startswith("train/")]
         assert {name: a[name] for name in metrics} == {name: b[name] for name in metrics}
@@ -111,14 +103,21 @@ def test_on_one_number_resuming_is_bit_equal(resumed: Path, backend: str) -> Non
 
 
 def test_one_run_over_every_layout_is_the_run_that_never_stopped(project: Path) -> None:
-    """1 -> ZeRO-3 on 2 -> FSDP2 on 4 -> DDP on 2, each leg ended by a signal."""
+    """1 -> ZeRO-3 on 2 -> FSDP2 on 4 -> DDP on 2, each leg ended by a signal; that of ZeRO-3 came through the launcher."""
     run, options = project / "runs/legs", (*OPTIONS, "training.accumulation=2")
-    legs = [(None, None, 8), ("zero3", 2, 16), ("fsdp2", 4, 24)]
-    for backend, processes, rows in legs:
-        code, words = train_until(project, run, rows, *options, backend=backend, processes=processes)
-        assert code == 75 if backend is None else code != 0, words
-        assert rows <= len(curve(run)) < STEPS, words
-        assert int(checkpoints(run)[-1].removeprefix("step-")) == len(curve(run)), "no step was lost"
-    outcome = train(project, *options, f"run_dir={run}", backend="cpu2")
-    assert outcome.returncode == 0, outcome.stderr
+    words = ["train", RECIPE, "tracking.mlflow=null", *options, "run_dir=runs/legs"]
+
+    def assert_no_step_is_lost(rows: int) -> None:
+        assert rows <= len(curve(run)) < STEPS
+        assert int(checkpoints(run)[-1].removeprefix("step-")) == len(curve(run))
+
+    several(project, [Command("ddp", words, stop_after=8)])
+    assert_no_step_is_lost(8)
+    code, said = train_until(project, run, 16, *options, backend="zero3")
+    assert code != 0, said
+    assert "saving after this step" in said, said
+    assert_no_step_is_lost(16)
+    several(project, [Command("fsdp2", words, stop_after=24)], processes=4)
+    assert_no_step_is_lost(24)
+    several(project, [Command("ddp", words)], processes=2)
     assert_same_curve(project / "runs/ddp-1-2", run)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.launching import RECIPE, Command, curve, finished, make_project, several
+from tests.distributed.several import Command, several
+from tests.launching import RECIPE, curve, finished, make_project
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 TWO = ("accelerate.commands.launch", "--config_file", "recipes/backends/cpu2.yaml")

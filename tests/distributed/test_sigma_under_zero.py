@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
+
+from tests.ranks import forked
 
 CONFIGURATIONS = [(1, False), (3, False), (3, True)]  # stage 2 holds what 1 does
 LIKELIHOODS = {
@@ -87,7 +88,7 @@ def test_the_state_is_whole_under_every_stage(tmp_path: Path) -> None:
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         port = place.getsockname()[1]
-    mp.spawn(_work, (port, str(tmp_path)), nprocs=2)
+    forked(_work, port, str(tmp_path), ranks=2)
     for name in LIKELIHOODS:
         final = {
             (stage, bf16, rank): torch.load(tmp_path / f"{name}-{stage}-{bf16}-{rank}.pt", weights_only=True)

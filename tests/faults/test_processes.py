@@ -28,10 +28,9 @@ def numbers(run: Path) -> list[dict[str, float]]:
     return [{name: row[name] for name in row if name.startswith("train/")} for row in curve(run)]
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # SIGTERM: with reading processes, below
     ("send", "code", "words"),
     [
-        (signal.SIGTERM, 75, "asked to stop after step"),
         (signal.SIGUSR1, 75, "asked to stop after step"),
         (signal.SIGINT, 130, "Ctrl-C again stops at once"),
     ],
@@ -69,6 +68,11 @@ def test_reading_processes_outlive_the_signal(project: Path) -> None:
             time.sleep(0.02)
         os.killpg(started.pid, signal.SIGTERM)
         assert started.wait(60) == 75, (project / "readers.log").read_text()
+    said = (project / "readers.log").read_text()
+    assert "asked to stop after step" in said
+    assert "Traceback" not in said
+    assert int(checkpoints(run)[-1].removeprefix("step-")) == len(curve(run))
+    assert not (run / "lock").exists()
     assert train(project, *options, f"run_dir={run}").returncode == 0
     assert numbers(run) == numbers(project / "peace")
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.launching import ROOT, Command, several
+from tests.distributed.several import Command, several
+from tests.launching import ROOT
 from vaescale.data.making.items import Item
 from vaescale.data.making.writing import Making, write_shards
 from vaescale.evaluation.classifier import Classifier, Shape, save

@@ -28,7 +28,7 @@ from vaescale.training import launch as backends
 from vaescale.training.guard import Guard
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.step import AUTOCAST, train_step
-from vaescale.training.strategies import STRATEGIES
+from vaescale.training.strategies import strategy_class
 
 STEPS = 5
 
@@ -73,7 +73,7 @@ def measure(arguments: argparse.Namespace) -> None:
     plain = build_model(recipe).to(device).train()
     objective, optimizer = recipe.objective.implement(plain), build_optimizer(plain, recipe.optimizer)
     model = build_model(recipe).to(device)
-    strategy = STRATEGIES[launch.strategy](
+    strategy = strategy_class(launch.strategy)(
         launch.accelerator,
         model,
         partial(build_optimizer, config=recipe.optimizer),

@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+SHIPPED = "one that comes with the package, such as vaescale:digits/optimal"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RECIPE, the values, and the way to start the runs."""
-    parser.add_argument(
-        "recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/digits/optimal.yaml"
-    )
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help=f"a YAML file, or {SHIPPED}")
     parser.add_argument(
         "overrides",
         metavar="KEY=A,B,C",

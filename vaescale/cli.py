@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from vaescale.commands import DISTRIBUTED
 from vaescale.errors import DataError, UserError
 from vaescale.system import exit_codes
+from vaescale.system.caches import provide_caches
 from vaescale.system.host import keep_freed_pages, take_signals
 from vaescale.system.secrets import redact, redact_all
 
@@ -130,6 +131,7 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
     try:
         if _processes() > 1 and verb not in DISTRIBUTED:
             raise UserError("runs on one process for now; call it without `accelerate launch`")
+        provide_caches(shown=_is_first_process())
         result = tool.run(options)
         if _is_first_process():
             _print(tool, result, title=f"vaescale {verb}", as_json=options.json)

@@ -8,7 +8,7 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,7 @@ def _train_from(start: int, parts: Parts, recorder: Recorder) -> None:
         workers=recipe.data.workers,
         flip=recipe.data.flip,
     )
-    with closing(batches):
+    with closing(batches), backends.compiling() if recipe.training.compile else nullcontext():
         loop.train(
             recorder.strategy,
             parts.guard,

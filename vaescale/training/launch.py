@@ -164,6 +164,21 @@ def refuse_to_compile(strategy: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Turn a failure of torch's compiler within the block, such as a missing C++ compiler, into a UserError."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        reason = f"{type(error.inner_exception).__name__}: {error.inner_exception}".strip().splitlines()[0]
+        raise UserError(
+            f"training.compile is true and torch cannot compile the model ({reason}); install what is missing (a C++ "
+            "compiler, and openssl for a CPU), or set training.compile=false"
+        ) from error
+
+
 def set_precision(precision: str) -> None:
     """Compute a GPU's float32 products in float32, or in TF32 if requested; torch's default uses TF32 in convolutions."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"

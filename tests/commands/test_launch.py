@@ -25,7 +25,10 @@ RANK = World("a cluster", rank=1, size=4, local_rank=1, local_size=2, address="f
 @pytest.fixture(autouse=True)
 def nothing_around(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variables of launchers or threads, and no GPU."""
-    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK"):
+    for name in (
+        *("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SLURM_CPUS_PER_TASK"),
+        *("ACCELERATE_USE_CPU", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"),
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(launching, "num_gpus", lambda: 0)
 

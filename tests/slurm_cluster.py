@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAMS = ("ip", "nsenter", "unshare", "munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol")
@@ -174,13 +175,15 @@ class Cluster:
             time.sleep(0.2)
         return found
 
-    def cut(self, node: str) -> None:
-        """Take a node's cable out."""
-        self._ip("-n", self._space[CONTROLLER], "link", "set", f"to-{node}", "down")
-
-    def mend(self, node: str) -> None:
-        """Put it in again."""
-        self._ip("-n", self._space[CONTROLLER], "link", "set", f"to-{node}", "up")
+    @contextmanager
+    def without(self, node: str) -> Iterator[None]:
+        """Take a node's cable out within the block."""
+        cable = ("-n", self._space[CONTROLLER], "link", "set", f"to-{node}")
+        self._ip(*cable, "down")
+        try:
+            yield
+        finally:
+            self._ip(*cable, "up")
 
     def power_off(self, host: str) -> None:
         """End all processes of a host at once."""

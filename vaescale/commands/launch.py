@@ -322,5 +322,5 @@ def _forwarding(process: "subprocess.Popen[bytes]", asked: threading.Event) -> I
         yield
     finally:
         for number, handler in before.items():
-            # srun sends another SIGTERM once the first task has ended, which must not replace this one's exit code.
-            signal.signal(number, signal.SIG_IGN if asked.is_set() else handler)
+            # srun sends a SIGTERM once the first task has ended, which must not replace this one's exit code.
+            signal.signal(number, handler if number == signal.SIGINT else signal.SIG_IGN)

@@ -29,6 +29,10 @@ class Heard(NamedTuple):
     pulse: heartbeat.Pulse
 
 
+def _exit(code: int) -> None:
+    os._exit(exit_codes.leave(code))
+
+
 class Watchdog:
     """A thread that watches this process's pulse: `with Watchdog(bound_seconds):`. A bound of None watches nothing.
 
@@ -36,7 +40,7 @@ class Watchdog:
     """
 
     def __init__(
-        self, bound_seconds: float | None, *, end: Callable[[int], Any] = os._exit, store: Any = None
+        self, bound_seconds: float | None, *, end: Callable[[int], Any] = _exit, store: Any = None
     ) -> None:
         self._bound, self._end, self._store = bound_seconds, end, _store() if store is None else store
         self._every = min(5.0, (bound_seconds or 0) / CHECKS)

@@ -1,4 +1,9 @@
-"""Packaging. `tools/` installs as `vaescale.tools`, so `vaescale fit-gmm` and `tools/fit_gmm.py` are one file."""
+"""Packaging. `tools/` installs as `vaescale.tools`, so `vaescale fit-gmm` and `tools/fit_gmm.py` are one file, and `recipes/` as
+`vaescale.recipes`, so that `vaescale train vaescale:digits/optimal` needs no clone.
+"""
+
+import runpy
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -34,7 +39,7 @@ EXTRAS = {
         "mypy>=1.15",
         "pre-commit>=4.0",
         "pytest>=8.3",
-        "pytest-xdist>=3.6",
+        "pytest-xdist>=3.8",
         "ruff>=0.9",
         "types-PyYAML>=6.0",
         "types-psutil>=7.0",
@@ -43,13 +48,18 @@ EXTRAS = {
 
 setup(
     name="vaescale",
-    version="0.1.0",
+    version=runpy.run_path("vaescale/__init__.py")["__version__"],
     description="Variational autoencoders with calibrated decoders, from one laptop to many GPU nodes",
+    long_description=Path("README.md").read_text(),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["vaescale", "vaescale.*"]), "vaescale.tools"],
-    package_dir={"vaescale.tools": "tools"},
-    package_data={"vaescale": ["py.typed"]},
+    packages=[*find_packages(include=["vaescale", "vaescale.*"]), "vaescale.tools", "vaescale.recipes"],
+    package_dir={"vaescale.tools": "tools", "vaescale.recipes": "recipes"},
+    package_data={
+        "vaescale": ["py.typed"],
+        "vaescale.recipes": ["**/*.yaml", "**/*.md", "**/*.sbatch", "**/*.sh"],
+    },
     install_requires=DEPENDENCIES,
     extras_require={**EXTRAS, "all": sorted({name for extra in EXTRAS.values() for name in extra})},
     entry_points={"console_scripts": ["vaescale = vaescale.cli:main"]},

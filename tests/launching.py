@@ -22,9 +22,16 @@ def make_project(folder: Path, digits: Path) -> Path:
     return folder
 
 
-def command(*words: str, backend: str | None = None, processes: int | None = None) -> list[str]:
-    """`python -m vaescale train RECIPE ...`, under the launcher with recipes/backends/BACKEND.yaml if there is one."""
+def command(
+    *words: str, backend: str | None = None, processes: int | None = None, launch: bool = False
+) -> list[str]:
+    """`python -m vaescale train RECIPE ...`, under accelerate's launcher with recipes/backends/BACKEND.yaml if there is one, or
+    with `launch` as `vaescale launch` starts it.
+    """
     launcher: list[str] = []
+    if launch:
+        options = ["--processes", str(processes or 2), "--backend", str(backend)]
+        return [sys.executable, "-m", "vaescale", "launch", *options, RECIPE, "tracking.mlflow=null", *words]
     if backend is not None:
         launcher = ["accelerate.commands.launch", "--config_file", f"recipes/backends/{backend}.yaml"]
         launcher += ["--num_processes", str(processes)] if processes else []
@@ -70,6 +77,7 @@ def train_until(
     send: signal.Signals = signal.SIGTERM,
     to_rank: int | None = None,
     kill_when: str | None = None,
+    launch: bool = False,
 ) -> tuple[int, str]:
     """Until so many rows are written, then a signal to the process that a person would see, or to one of those that train.
     Returns exit code and words. kill_when: words after which nothing is of interest; a launcher takes 30 s to give up.
@@ -77,7 +85,7 @@ def train_until(
     with (folder / "words.log").open("w+") as log:
         words = (*words, f"run_dir={run}")
         started = subprocess.Popen(
-            command(*words, backend=backend, processes=processes),
+            command(*words, backend=backend, processes=processes, launch=launch),
             cwd=folder,
             env=environment(),
             stdout=subprocess.DEVNULL,

@@ -3,10 +3,12 @@
 import argparse
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from vaescale import cli
 from vaescale.cli import VERBS
 
 HEAVY = ("torch", "accelerate", "mlflow", "deepspeed", "sklearn", "matplotlib", "numpy", "pydantic", "rich")
@@ -70,15 +72,21 @@ def test_usage_errors_are_one_line(vaescale, words: tuple[str, ...]) -> None:
     assert "--help" in outcome.err
 
 
-@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
-def test_of_several_processes_one_tells_of_a_usage_error(
-    vaescale, monkeypatch, rank: str, lines: int
+@pytest.mark.parametrize("words", [("sample", "runs/x", "--count", 0), ("sample", "runs/none")])
+def test_of_several_processes_the_first_tells_of_an_error(
+    vaescale, monkeypatch, words: tuple[str, ...]
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", rank)
-    outcome = vaescale("sample", "runs/x", "--count", 0)
-    assert outcome.code == 2
-    assert len(outcome.err.splitlines()) == lines
+    """The others give it time: a launcher ends the first one as soon as another has failed."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(cli, "_processes", lambda: 1)  # two would end the process of this test
+    monkeypatch.setenv("RANK", "0")
+    first = vaescale(*words)
+    assert (first.code, waits) == (2, [])
+    monkeypatch.setenv("RANK", "1")
+    other = vaescale(*words)
+    assert (other.code, waits) == (2, [cli.FIRST_SPEAKS_SECONDS])
+    assert other.err == first.err.replace("vaescale sample: ", "vaescale sample: rank 1: ")
 
 
 def test_a_full_disk_is_one_sentence(vaescale, monkeypatch) -> None:
@@ -97,10 +105,10 @@ def test_a_full_disk_is_one_sentence(vaescale, monkeypatch) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_data_that_one_rank_alone_cannot_read_is_told_by_that_rank(monkeypatch, capfd, shared: bool) -> None:
-    """Rank 0 knows nothing of it; what all ranks raise together it tells alone."""
+    """Rank 0 knows nothing of it; what all ranks raise together rank 0 tells first."""
     from vaescale.tools import evaluate
 
-    from vaescale import cli, comm
+    from vaescale import comm
     from vaescale.errors import DataError
 
     def fail(_: object) -> None:
@@ -110,13 +118,16 @@ def test_data_that_one_rank_alone_cannot_read_is_told_by_that_rank(monkeypatch, 
     monkeypatch.setattr(evaluate, "run", fail)
     monkeypatch.setattr(comm, "world_size", lambda: 2)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
     for rank, words in (
         ("0", "vaescale evaluate: val-000001.tar is not there\n"),
-        ("1", "" if shared else "vaescale evaluate: rank 1: val-000001.tar is not there\n"),
+        ("1", "vaescale evaluate: rank 1: val-000001.tar is not there\n"),
     ):
         monkeypatch.setenv("RANK", rank)
         assert cli._call(evaluate, "evaluate", argparse.Namespace(json=False)) == 3
         assert capfd.readouterr().err == words
+    assert waits == [cli.FIRST_SPEAKS_SECONDS] * shared
 
 
 def test_optional_words_are_not_called_required(vaescale) -> None:

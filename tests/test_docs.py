@@ -106,7 +106,8 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
         if words == ["--help"]:
             continue
         try:
-            parser_of(verb).parse_intermixed_args(words)
+            parser = parser_of(verb)
+            (parser.parse_args if verb == "launch" else parser.parse_intermixed_args)(words)
         except SystemExit:
             pytest.fail(f"{page.name}: vaescale {verb} {shlex.join(words)}\n{capsys.readouterr().err}")
 

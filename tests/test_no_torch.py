@@ -59,12 +59,13 @@ def test_verbs_that_read_recipes_and_results_import_no_torch(two_runs: Path) -> 
     lines, results = run_verbs(
         two_runs,
         ["sweep", "runs/tiny-0/recipe.yaml", "seed=0,1", "--dry-run", "--json"],
+        ["launch", "--dry-run", "--json", "--processes", "2", "runs/tiny-0/recipe.yaml"],
         ["sync", "runs/tiny-0", "--json"],
         ["sync", "runs/tiny-1", "--json"],
         ["compare-runs", "runs/tiny-0", "runs/tiny-1", *sort],
         ["compare-runs", *store, *sort],
     )
-    verbs = ("sweep", "sync", "sync", "compare-runs", "compare-runs")
+    verbs = ("sweep", "launch", "sync", "sync", "compare-runs", "compare-runs")
     assert lines == [f"{verb}: exit code 0, torch False" for verb in verbs]
     for result in results[-2:]:
         names = [run["name"] for run in result["runs"]]

@@ -353,7 +353,7 @@ def test_reading_every_recipe_imports_no_torch() -> None:
     read = (
         "import sys; from pathlib import Path; from vaescale.recipe import load_recipe\n"
         "for path in Path('recipes').glob('*/*.yaml'):\n"
-        "    if path.parent.name != 'backends' and path.name != 'base.yaml': load_recipe(path)\n"
+        "    if path.parent.name not in ('backends', 'kubernetes') and path.name != 'base.yaml': load_recipe(path)\n"
         "sys.stdout.write(str('torch' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True, cwd=ROOT)

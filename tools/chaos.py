@@ -18,13 +18,11 @@ from vaescale.system.arguments import integer, real
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RECIPE, overrides, the number of faults and the way to start training."""
     add = parser.add_argument
-    add("recipe", metavar="RECIPE", type=Path, help="a YAML file whose data sets exist")
+    add("recipe", metavar="RECIPE", type=Path, help="a YAML file or vaescale:NAME, whose data sets exist")
     add("overrides", metavar="KEY=VALUE", nargs="*", help="recipe keys to override")
     add("--faults", type=integer(0), default=10, help="number of starts to disturb; default: 10")
-    add(
-        "--backend",
-        help="accelerate config in recipes/backends/, without .yaml, such as zero2; default: one process",
-    )
+    backend = "a file of recipes/backends, such as zero2, or a path; default: one process"
+    add("--backend", metavar="NAME", help=backend)
     add("--processes", type=integer(1), help="number of processes; default: that of the backend file")
     patience = "maximum seconds of an undisturbed start; default: 3600"
     add("--patience", type=real(above=0), default=3600, help=patience)

@@ -24,7 +24,6 @@ from typing import Any
 
 from vaescale.system.arguments import integer, real
 
-CACHE = Path("~/.cache/vaescale/references")
 COLUMNS = ("count", "frechet", "kernel", "precision", "recall", "density", "coverage")
 MOST_TEMPERATURE = 10
 
@@ -54,13 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=integer(0), default=0, help="random seed of the samples; default: 0")
     trust = "allow --features FILE.pt2, which is a program and can do anything"
     add("--trust-features", action="store_true", help=trust)
-    add(
-        "--cache",
-        type=Path,
-        default=CACHE,
-        metavar="DIR",
-        help=f"folder for cached features; default: {CACHE}",
-    )
+    cache = "folder for cached features; default: ~/.cache/vaescale/references"
+    add("--cache", type=Path, metavar="DIR", help=cache)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -4,6 +4,7 @@ mixture, samples and their quality. Each step is a command that you can type you
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -23,6 +24,7 @@ def show(result: dict[str, Any]) -> None:
     from vaescale.system.console import table
 
     metrics, gmm, folder = result["metrics"], result["gmm"], result["run"]
+    programs = ".venv/bin/" if Path(".venv/bin/vaescale").is_file() else ""
     rows = [
         ("negative ELBO", f"{metrics['neg_elbo_nats']:.2f} nats per image (a density: it can be negative)"),
         ("bits per dimension", f"{metrics['bits_per_dim']:.3f}  (nats / (64 ln 2) + 8, for 8-bit images)"),
@@ -46,14 +48,14 @@ def show(result: dict[str, Any]) -> None:
         [
             (
                 "see all runs",
-                f".venv/bin/mlflow ui --backend-store-uri {result['mlflow']}  # http://127.0.0.1:5000",
+                f"{programs}mlflow ui --backend-store-uri {result['mlflow']}  # http://127.0.0.1:5000",
             ),
             (
                 "change a line",
-                ".venv/bin/vaescale train recipes/digits/optimal.yaml name=digits-wide-sigma likelihood.sigma=0.3",
+                f"{programs}vaescale train {result['recipe']} name=digits-wide-sigma likelihood.sigma=0.3",
             ),
-            ("more samples", f".venv/bin/vaescale sample {folder} --count 256"),
-            ("all verbs", ".venv/bin/vaescale --help"),
+            ("more samples", f"{programs}vaescale sample {folder} --count 256"),
+            ("all verbs", f"{programs}vaescale --help"),
         ],
     )
 

@@ -4,7 +4,7 @@ The variants are trained one after another on this machine; --write instead writ
 indexed job with one task for each variant. Run the same command again to continue a stopped sweep; trained variants are skipped.
 
   vaescale sweep recipes/digits/optimal.yaml likelihood.sigma=optimal,0.3,predicted seed=0,1
-  vaescale sweep recipes/digits/optimal.yaml optimizer.lr=1e-3,2e-3 --launch "accelerate launch --config_file recipes/backends/cpu2.yaml"
+  vaescale sweep recipes/digits/optimal.yaml optimizer.lr=1e-3,2e-3 --launch "vaescale launch --processes 2"
   vaescale sweep recipes/imagenet64/ladder.yaml objective.beta=0.5,1,2 --write slurm
 """
 
@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+SHIPPED = "one that comes with the package, such as vaescale:digits/optimal"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RECIPE, the values, and the way to start the runs."""
-    parser.add_argument(
-        "recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/digits/optimal.yaml"
-    )
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help=f"a YAML file, or {SHIPPED}")
     parser.add_argument(
         "overrides",
         metavar="KEY=A,B,C",
@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--launch",
         default="",
         metavar="COMMAND",
-        help='command that starts each run, such as "accelerate launch --multi_gpu --num_processes 8"; default: one process',
+        help='command that starts each run, such as "vaescale launch --processes 8 --backend zero2"; default: one process, or '
+        "`vaescale launch` with --write",
     )
     parser.add_argument(
         "--write",

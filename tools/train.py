@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+SHIPPED = "one that comes with the package, such as vaescale:digits/optimal"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RECIPE, overrides and options."""
-    parser.add_argument(
-        "recipe", metavar="RECIPE", type=Path, help="a YAML file, such as recipes/digits/optimal.yaml"
-    )
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help=f"a YAML file, or {SHIPPED}")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="recipe keys to override")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop"

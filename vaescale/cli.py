@@ -11,13 +11,17 @@ import importlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
+from vaescale.commands import DISTRIBUTED
 from vaescale.errors import DataError, UserError
-from vaescale.system.host import keep_freed_pages
+from vaescale.system import exit_codes
+from vaescale.system.caches import provide_caches
+from vaescale.system.host import keep_freed_pages, take_signals
 from vaescale.system.secrets import redact, redact_all
 
 VERBS = {
@@ -25,6 +29,7 @@ VERBS = {
     "make-shards": "write a data set as WebDataset shards with an index, or index tars made by others",
     "verify-shards": "check shards against their index and name each fault",
     "train": "train a recipe, or continue a run that stopped",
+    "launch": "start a recipe or a verb on all processes of this machine, a Slurm job, a Kubernetes job or mpirun",
     "sweep": "train variants of a recipe: every combination of the values given",
     "evaluate": "evaluate a run on held-out data",
     "quality": "judge samples against images: Frechet and kernel distance, precision, recall, coverage",
@@ -40,21 +45,12 @@ VERBS = {
     "chaos": "kill and damage a run on purpose, and compare it with an undisturbed one",
     "quickstart": "run the main workflow end to end on scikit-learn's handwritten digits",
 }
-DISTRIBUTED = (
-    "train",
-    "doctor",
-    "evaluate",
-    "quality",
-    "encode",
-    "fit-gmm",
-    "sample",
-    "latents",
-)  # the verbs that may run on several processes
+FIRST_SPEAKS_SECONDS = 10.0
 EPILOG = """examples:
   vaescale make-shards digits data/digits
   vaescale make-shards celeba:img_align_celeba data/celeba64 --size 64
   vaescale train recipes/digits/optimal.yaml optimizer.lr=1e-3
-  accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train recipes/digits/optimal.yaml
+  vaescale launch --processes 2 recipes/digits/optimal.yaml
   vaescale evaluate runs/digits-optimal
 
 exit codes: 0 done, 2 recipe or arguments, 3 data, 4 training stopped or disk full, 75 preempted after a save
@@ -67,7 +63,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line on stderr, on the first of several processes."""
         message = message.replace(", KEY=VALUE", "")  # argparse counts optional words among the required ones
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n" if _is_first_process() else None)
+        self.exit(2, f"{self.prog}: {_speaker(alone=False)}{message}; see `{self.prog} --help`\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,10 +100,13 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     tool.add_arguments(parser)
-    options = parser.parse_intermixed_args(arguments)  # KEY=VALUE may follow --dry-run
+    # KEY=VALUE may follow --dry-run, except where what follows belongs to another verb.
+    passes_on = getattr(tool, "PASSES_ARGUMENTS_ON", False)
+    options = (parser.parse_args if passes_on else parser.parse_intermixed_args)(arguments)
     keep_freed_pages()
+    take_signals()
     sys.excepthook = _without_credentials
-    code = _call(tool, verb, options)
+    code = exit_codes.leave(_call(tool, verb, options))
     if _processes() > 1:
         # A gloo thread that lets go of its last tensor while Python shuts down aborts the process ("terminate called
         # without an active exception": 4 of 26 short runs). So end without that shutdown.
@@ -132,16 +131,15 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
     try:
         if _processes() > 1 and verb not in DISTRIBUTED:
             raise UserError("runs on one process for now; call it without `accelerate launch`")
+        provide_caches(shown=_is_first_process())
         result = tool.run(options)
         if _is_first_process():
             _print(tool, result, title=f"vaescale {verb}", as_json=options.json)
         if hasattr(tool, "exit_code"):
             return int(tool.exit_code(result))
     except UserError as error:
-        if _is_first_process():
-            sys.stderr.write(redact(f"vaescale {verb}: {error}\n"))
-        elif isinstance(error, DataError) and not _known_to_all(error):
-            sys.stderr.write(redact(f"vaescale {verb}: rank {os.environ['RANK']}: {error}\n"))
+        speaker = _speaker(alone=isinstance(error, DataError) and not _known_to_all(error))
+        sys.stderr.write(redact(f"vaescale {verb}: {speaker}{error}\n"))
         return error.exit_code
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -186,6 +184,19 @@ def _processes() -> int:
 def _is_first_process() -> bool:
     """Whether this process is the first of the launch, which prints for all of them."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _speaker(*, alone: bool) -> str:
+    """What to write before an error: nothing on the first process, the rank on another one.
+
+    alone: whether only this process has the error. If all have it, the first one reports it, and its end makes the launcher end
+    the others: they wait for that, because the launcher would end the first one as well, before it has spoken.
+    """
+    if _is_first_process():
+        return ""
+    if not alone:
+        time.sleep(FIRST_SPEAKS_SECONDS)
+    return f"rank {os.environ['RANK']}: "
 
 
 def _known_to_all(error: DataError) -> bool:

@@ -7,6 +7,7 @@ size only if all ranks are at the same one.
 
 import os
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -29,14 +30,19 @@ def at_step(step: int) -> None:
     heartbeat.at_step(step)
 
 
+def is_joined() -> bool:
+    """Whether this process has found the others."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
     """The number of processes that take part."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if is_joined() else 1
 
 
 def rank() -> int:
     """This process's number, from 0."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if is_joined() else 0
 
 
 def ranks_on_this_node() -> int:
@@ -169,6 +175,17 @@ def known_to_all(fault: E) -> E:
     """The same, of which one rank may speak for all, because all raise it."""
     fault._known_to_all = True  # type: ignore[attr-defined]
     return fault
+
+
+def lost_rank(error: BaseException) -> str:
+    """What a collective says of a rank that has ended or is cut off; nothing for any other error."""
+    text = str(error)
+    lost = isinstance(error, (dist.DistNetworkError, dist.DistStoreError)) or (
+        isinstance(error, RuntimeError) and ("/gloo/transport/" in text or "ncclRemoteError" in text)
+    )
+    if not lost or world_size() == 1:
+        return ""
+    return re.sub(r"^\[[^\]]*\] ", "", text.split("\n")[0]).split(". ")[0]
 
 
 def gather_object(value: T) -> list[T]:

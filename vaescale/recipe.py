@@ -23,6 +23,7 @@ from vaescale.networks.config import NETWORKS, NetworkConfig
 from vaescale.objectives.config import OBJECTIVES, ElboConfig, ObjectiveConfig
 from vaescale.runs.tracking import TrackingConfig
 from vaescale.system.secrets import redact_all
+from vaescale.system.shipped import PREFIX, shipped_file
 from vaescale.training.config import OptimizerConfig, TrainingConfig
 
 # Keys that may change between two starts of a run without a change of its numbers.
@@ -120,11 +121,17 @@ class Recipe(Config):
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe, merge it over its `base:`, apply overrides, interpolate and validate.
 
-    Raises UserError with one sentence for the first fault.
+    path: a file, or `vaescale:NAME` for one that comes with the package, such as vaescale:digits/optimal. Raises UserError
+    with one sentence for the first fault.
     """
+    if str(path).startswith(PREFIX):
+        path = shipped_file(str(path))
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"recipe {path} {what}; see `ls recipes/*/*.yaml`")
+        raise UserError(
+            f"recipe {path} {what}; see `ls recipes/*/*.yaml`, or name one that comes with the package, such as "
+            "vaescale:digits/optimal"
+        )
     for override in overrides or []:
         key, equals, _ = override.partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
@@ -200,10 +207,16 @@ def _read(path: Path) -> Any:
 
 
 def _base_of(path: Path, name: Any) -> Path:
-    """The path of the recipe that `base: NAME` names, which must be a file of the same folder."""
-    base = path.parent / str(name)
-    if not isinstance(name, str) or base.name != name or not base.is_file():
-        raise UserError(f"base is {name!r} in {path}; name a file of the same folder, such as base.yaml")
+    """The path of the recipe that `base: NAME` names: a file of the same folder, or one that comes with the package."""
+    if isinstance(name, str) and name.startswith(PREFIX):
+        base = shipped_file(name)
+    else:
+        base = path.parent / str(name)
+        if not isinstance(name, str) or base.name != name or not base.is_file():
+            raise UserError(
+                f"base is {name!r} in {path}; name a file of the same folder, such as base.yaml, or one that comes with "
+                "the package, such as vaescale:digits/base"
+            )
     content = _read(base)
     if not isinstance(content, dict):
         raise UserError(f"base is {name!r} in {path}, which holds no keys; name a recipe")

@@ -1,19 +1,23 @@
 """Variants of a recipe: which there are, what they are called, and what submits them."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.conftest import Outcome
 from tests.launching import ROOT
-from vaescale.commands.sweep import Variant, split_values, variants
+from vaescale.commands.sweep import Variant, _starter, split_values, variants
 from vaescale.errors import UserError
-from vaescale.runs.cluster_jobs import cluster_files
+from vaescale.runs.cluster_jobs import TABLE, cluster_files
 
 
 def test_every_combination_once() -> None:
@@ -91,37 +95,15 @@ def test_ctrl_c_waits_for_the_training_to_save(tmp_path: Path) -> None:
         assert (tmp_path / "saved").exists()
 
 
-def submitted(folder: Path, script: str, **environment: str) -> list[list[str]]:
-    """The words that the script hands to the program in accelerate's place, for each task."""
-    (folder / "bin").mkdir()
-    (folder / "bin" / "accelerate").write_text('#!/bin/bash\nprintf "%s\\n" "$@" > words\n')
-    (folder / "bin" / "accelerate").chmod(0o755)
-    found = []
-    for number in range(2):
-        done = subprocess.run(
-            ["bash", "-c", script],
-            cwd=folder,
-            env={"PATH": f"{folder}/bin:/usr/bin:/bin", **{name: str(number) for name in environment}},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        found.append((folder / "words").read_text().splitlines())
-    return found
-
-
-WORDS = ["launch", "--num_processes", "8", "-m", "vaescale", "train", "recipes/my recipe.yaml"]
-
-
-def files_of(kind: str, name: str) -> tuple[list[Variant], dict[str, str]]:
+def files_of(
+    kind: str, name: str, launch: str = "vaescale launch --processes 1"
+) -> tuple[list[Variant], dict[str, str]]:
     """Two variants, one with a value that a shell would expand, and what submits them."""
     own = variants(["network.widths=[8,16],[4]", "objective.words=$(echo expanded)"], "x")
-    launch, recipe = "accelerate launch --num_processes 8", Path("recipes/my recipe.yaml")
     places = [f"runs/{one.name}" for one in own]
     return own, cluster_files(
         kind,
-        recipe,
+        Path("recipes/my recipe.yaml"),
         [one.overrides for one in own],
         places,
         name=name,
@@ -130,55 +112,103 @@ def files_of(kind: str, name: str) -> tuple[list[Variant], dict[str, str]]:
     )
 
 
-def test_a_slurm_array_trains_each_variant_and_runs_no_value(tmp_path: Path) -> None:
+def submitted(folder: Path, script: str, *, code: int = 0, state: str = "RUNNING", restarts: str = "") -> int:
+    """Run task 1 of a job array. srun ends with `code`, squeue prints `state`; what they are told is in files."""
+    programs = {"srun": f'printf "%s\\n" "$@" > srun; exit {code}', "squeue": f"echo {state}"}
+    programs["scontrol"] = 'echo "$@" > scontrol'
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "scontrol").unlink(missing_ok=True)
+    for name, words in programs.items():
+        (folder / "bin" / name).write_text(f"#!/bin/bash\n{words}\n")
+        (folder / "bin" / name).chmod(0o755)
+    variables = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "7", "SLURM_JOB_ID": "7"}
+    variables |= {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=folder,
+        env={"PATH": f"{folder}/bin:/usr/bin:/bin", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.returncode
+
+
+def test_a_slurm_array_trains_each_variant_and_runs_no_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vaescale: Callable[..., Outcome]
+) -> None:
     own, files = files_of("slurm", "x-sweep")
     (tmp_path / "runs" / "x-sweep").mkdir(parents=True)
     (tmp_path / "runs" / "x-sweep" / "variants.txt").write_text(files["variants.txt"])
     assert "#SBATCH --array=0-1\n" in files["sweep.sbatch"]
-    found = submitted(tmp_path, files["sweep.sbatch"], SLURM_ARRAY_TASK_ID="", SLURM_ARRAY_JOB_ID="")
-    assert found == [[*WORDS, *one.overrides] for one in own]
+    assert submitted(tmp_path, files["sweep.sbatch"]) == 0
+    option, program, *words = (tmp_path / "srun").read_text().splitlines()
+    assert (option, program) == ("--kill-on-bad-exit=1", "vaescale")
+    monkeypatch.chdir(tmp_path)
+    for number, variant in enumerate(own):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(number))
+        started = shlex.split(vaescale(words[0], "--dry-run", "--json", *words[1:]).json["command"])
+        assert started[1:] == ["-m", "vaescale", "train", "recipes/my recipe.yaml", *variant.overrides]
 
 
-def test_a_preempted_task_is_requeued_wherever_its_run_lies(tmp_path: Path) -> None:
-    own = variants(["seed=0,1"], "x")
-    place = str(tmp_path / "scratch" / "a run")
-    files = cluster_files(
-        "slurm",
-        Path("r.yaml"),
-        [one.overrides for one in own],
-        [place] * 2,
-        name="x",
-        launch="accelerate",
-        image="",
-    )
-    (tmp_path / "runs" / "x").mkdir(parents=True)
-    (tmp_path / "runs" / "x" / "variants.txt").write_text(files["variants.txt"])
-    (tmp_path / "bin").mkdir()
-    for name, words in (("accelerate", "exit 1"), ("scontrol", 'echo "$@" > requeued')):
-        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{words}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    environment = {
-        "PATH": f"{tmp_path}/bin:/usr/bin:/bin",
-        "SLURM_ARRAY_TASK_ID": "1",
-        "SLURM_ARRAY_JOB_ID": "7",
-    }
-    run = ["bash", "-c", files["sweep.sbatch"]]
-    assert subprocess.run(run, cwd=tmp_path, env=environment, check=False).returncode == 1
-    assert not (tmp_path / "requeued").exists(), "a fault is none"
-    Path(place).mkdir(parents=True)
-    (Path(place) / "stopped.json").write_text('{"exit_code": 75}')
-    assert subprocess.run(run, cwd=tmp_path, env=environment, check=False).returncode == 1
-    assert (tmp_path / "requeued").read_text() == "requeue 7_1\n"
+def test_a_saved_task_is_requeued_unless_slurm_has_ended_it(tmp_path: Path) -> None:
+    script = files_of("slurm", "x")[1]["sweep.sbatch"]
+    for code, state, restarts, requeued in (
+        (75, "RUNNING", "", True),
+        (75, "RUNNING", "99", True),
+        (75, "RUNNING", "100", False),
+        (75, "COMPLETING", "", False),
+        (1, "RUNNING", "", False),
+        (0, "RUNNING", "", False),
+    ):
+        assert submitted(tmp_path, script, code=code, state=state, restarts=restarts) == code
+        assert (tmp_path / "scontrol").exists() == requeued, (code, state, restarts)
+        assert not requeued or (tmp_path / "scontrol").read_text() == "requeue 7_1\n"
 
 
-def test_a_kubernetes_job_has_one_index_for_each_variant(tmp_path: Path) -> None:
-    own, files = files_of("kubernetes", "X_sweep")
+def test_a_kubernetes_job_has_one_index_for_each_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vaescale: Callable[..., Outcome]
+) -> None:
+    own, files = files_of("kubernetes", "X_sweep", "vaescale launch --processes 1")
     table, job = yaml.safe_load_all(files["sweep.yaml"])
     assert job["spec"]["completions"] == 2
     assert job["metadata"]["name"] == table["metadata"]["name"] == "x-sweep"
     container = job["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == "registry/vaescale:1"
     (tmp_path / "variants.txt").write_text(table["data"]["variants.txt"])
-    script = container["command"][2].replace("/sweep/variants.txt", "variants.txt")
-    found = submitted(tmp_path, script, JOB_COMPLETION_INDEX="")
-    assert found == [[*WORDS, *one.overrides] for one in own]
+    words = [str(tmp_path / "variants.txt") if word == TABLE else word for word in container["args"]]
+    for number, variant in enumerate(own):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(number))
+        started = shlex.split(vaescale(words[0], "--dry-run", "--json", *words[1:]).json["command"])
+        assert started[1:] == ["-m", "vaescale", "train", "recipes/my recipe.yaml", *variant.overrides]
+    for wrong in ("2", "-1", ""):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", wrong)
+        vaescale(*words).assert_refused(2, "JOB_COMPLETION_INDEX", "number of lines", "=2")
+    monkeypatch.delenv("JOB_COMPLETION_INDEX")
+    vaescale(*words).assert_refused(2, "number of this task")
+
+
+@pytest.mark.parametrize("name", ["X" * 80, "-_-", "täglich", "a.b_c-"])
+def test_the_names_are_ones_that_kubernetes_takes(name: str) -> None:
+    job = list(yaml.safe_load_all(files_of("kubernetes", name, "vaescale launch")[1]["sweep.yaml"]))[1]
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,55}[a-z0-9])?", job["metadata"]["name"])
+
+
+@pytest.mark.parametrize("kind", ["slurm", "kubernetes"])
+def test_a_sweep_on_a_cluster_is_started_by_launch(kind: str) -> None:
+    with pytest.raises(UserError, match="must begin with `vaescale launch`"):
+        files_of(kind, "x", "accelerate launch")
+
+
+@pytest.mark.parametrize(
+    ("launch", "words"),
+    [
+        ("", ["-m", "vaescale", "train"]),
+        ("vaescale launch --processes 2", ["-m", "vaescale", "launch", "--processes", "2"]),
+        ("accelerate launch --cpu", ["-m", "accelerate.commands.launch", "--cpu", "-m", "vaescale", "train"]),
+    ],
+)
+def test_what_starts_a_run_here(launch: str, words: list[str]) -> None:
+    assert _starter(shlex.split(launch)) == [sys.executable, *words]
+    assert _starter(["torchrun"]) == ["torchrun", "-m", "vaescale", "train"]

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from tests.launching import environment
+from tests.nameless import run_with_shared_memory
+from vaescale.data import workers as worker_processes
 from vaescale.data.batch import Batch, Request
 from vaescale.data.config import DataConfig
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.making.writing import Making, write_shards
 from vaescale.data.reader import ShardReader, open_reader
-from vaescale.data.workers import Workers
+from vaescale.data.workers import Workers, refuse_small_shared_memory
 from vaescale.errors import DataError
 
 
@@ -130,7 +132,8 @@ CODE = """
 import multiprocessing.forkserver, sys, time
 from vaescale.data.config import DataConfig
 from vaescale.data.reader import open_reader
-from vaescale.data.workers import Workers
+from vaescale.data import workers as worker_processes
+from vaescale.data.workers import Workers, refuse_small_shared_memory
 from vaescale.data.batch import Request
 import numpy as np
 place = sys.argv[1]
@@ -157,3 +160,58 @@ def test_workers_end_with_a_process_that_is_killed(digits: Path) -> None:
         while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+
+
+SMALL = """
+import sys
+import numpy as np
+from vaescale.data.batch import Request
+from vaescale.data.config import DataConfig
+from vaescale.data.reader import open_reader
+from vaescale.data.workers import Workers
+from vaescale.errors import DataError
+place = sys.argv[1]
+reader = open_reader(place, DataConfig(train=place, val=place, image_size=8, global_batch=4))
+with Workers(reader, 1) as workers:
+    try:
+        for batch in workers.fetch(Request(np.arange(count) % 1000) for count in (4, 4096)):
+            print(len(batch.images), flush=True)
+    except DataError as error:
+        print(error)
+"""
+
+
+@pytest.mark.distributed
+def test_a_full_shared_memory_is_one_sentence(digits: Path, tmp_path: Path) -> None:
+    """torch alone prints a traceback in a thread of the worker, and the training process waits for ever."""
+    done = run_with_shared_memory("128k", SMALL, tmp_path, str(digits / "train"))
+    assert (done.returncode, done.stderr) == (0, "")
+    first, sentence = done.stdout.splitlines()
+    assert first == "4"
+    assert sentence == (
+        "a reading process cannot hand over a batch of 262144 bytes in /dev/shm (No space left on device (28)); make it "
+        "larger (docker run --shm-size=1g, in Kubernetes an emptyDir with medium: Memory mounted there), or set data.workers=0"
+    )
+
+
+def test_a_small_shared_memory_is_refused_at_the_start() -> None:
+    refuse_small_shared_memory(2, 4096, ranks_here=2)
+    with pytest.raises(
+        DataError, match=r"^/dev/shm holds \d+ bytes, less than the 4503599627370496 bytes of batches"
+    ):
+        refuse_small_shared_memory(2, 1 << 50, ranks_here=1)
+
+
+def test_a_shared_memory_that_cannot_be_written_is_one_sentence(
+    reader: ShardReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        def Lock(self) -> None:  # noqa: N802
+            raise PermissionError(13, "Permission denied")
+
+    with Workers(reader, 1) as workers:
+        monkeypatch.setattr(worker_processes, "_context", Refusing)
+        with pytest.raises(
+            DataError, match=r"^reading processes cannot start, .* \(Permission denied\); mount"
+        ):
+            workers.fetch([Request(np.arange(3))])

@@ -17,8 +17,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 
 def test_the_doctor_tries_the_processes() -> None:
-    launcher = ["accelerate.commands.launch", "--config_file", "recipes/backends/fsdp2.yaml", "-m"]
-    words = ["vaescale", "doctor", "--seconds", "0.5", "--json"]
+    launcher = ["vaescale", "launch", "--processes", "2", "--backend", "fsdp2"]
+    words = ["doctor", "--seconds", "0.5", "--json"]
     done = finished([sys.executable, "-m", *launcher, *words], ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_quickstart_end_to_end_and_again(vaescale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     done = subprocess.run(
         [sys.executable, "-m", "vaescale", "quickstart", "--json"],
         cwd=tmp_path,
@@ -81,8 +80,24 @@ def test_quickstart_end_to_end_and_again(vaescale, tmp_path: Path, monkeypatch: 
     assert started == ["evaluate", "fit-gmm", "sample", "quality"]
 
 
-def test_elsewhere_it_says_where_to_go(vaescale, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("in_project", [True, False])
+def test_it_takes_the_project_s_files_or_those_that_ship(
+    vaescale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_project: bool
+) -> None:
     monkeypatch.chdir(tmp_path)
+    if in_project:
+        for name in ("digits", "backends"):
+            shutil.copytree(ROOT / "recipes" / name, tmp_path / "recipes" / name)
+
+    def start(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert all(Path(word).is_file() for word in command if word.endswith(".yaml"))
+        return subprocess.CompletedProcess(command, 2 if "train" in command else 0)
+
+    monkeypatch.setattr(subprocess, "run", start)
     outcome = vaescale("quickstart")
+    backends, recipe = ROOT / "recipes/backends", "vaescale:digits/optimal"
+    if in_project:
+        backends, recipe = Path("recipes/backends"), "recipes/digits/optimal.yaml"
+    launcher = f"accelerate launch --config_file {backends}/cpu2.yaml"
+    assert f"$ {launcher} -m vaescale train {recipe} --processes 2\n" in outcome.err
     assert outcome.code == 2
-    assert "run the quickstart in the project's folder" in outcome.err

@@ -21,6 +21,7 @@ from vaescale.commands.signature import Count, NonNegative, PositiveReal, checke
 from vaescale.errors import UserError
 from vaescale.runs.folder import read_metrics
 from vaescale.system.console import say
+from vaescale.system.shipped import BACKENDS, shipped_file
 
 KILLS = ("kill all", "kill one", "terminate")
 DAMAGES = ("flip a bit", "truncate")
@@ -54,7 +55,7 @@ def chaos(
 ) -> dict[str, Any]:
     """Train with and without faults. Returns the number of faults of each kind and the differences between the two runs.
 
-    faults: number of starts to disturb. backend: an accelerate config in recipes/backends/, without .yaml, such as zero2.
+    faults: number of starts to disturb. backend: a name in recipes/backends, such as zero2, or a YAML file of accelerate's.
     patience: maximum seconds of an undisturbed start. Raises UserError when a start hangs or fails by itself.
     """
     folder = folder or Path(tempfile.mkdtemp(prefix="vaescale-chaos-"))
@@ -110,9 +111,7 @@ def _start(setup: Setup, name: str) -> "subprocess.Popen[bytes]":
     """Start `vaescale train` in a session of its own, with its output in NAME.log."""
     launcher: list[str] = []
     if setup.backend is not None:
-        config = Path("recipes") / "backends" / f"{setup.backend}.yaml"
-        if not config.is_file():
-            raise UserError(f"--backend {setup.backend} does not exist ({config})")
+        config = shipped_file(setup.backend, BACKENDS)
         launcher = ["accelerate.commands.launch", "--config_file", str(config)]
         launcher += ["--num_processes", str(setup.processes)] if setup.processes else []
         launcher += ["-m"]

@@ -32,11 +32,12 @@ from vaescale.mixtures.gaussian import Mixture
 from vaescale.models.vae import to_unit
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
+from vaescale.system.caches import cache_home
 from vaescale.system.console import say
 from vaescale.trained import Trained, Weights, open_split, open_trained
 from vaescale.training import launch
 
-CACHE = Path("~/.cache/vaescale/references")
+CACHE = "vaescale/references"
 DECODINGS = ("mean", "ancestral")
 SHOWN = 16  # pictures of each kind
 
@@ -61,13 +62,13 @@ def quality(
     weights: Weights = "ema",
     seed: NonNegative = 0,
     trust_features: bool = False,
-    cache: Path = CACHE,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Judge a run's samples against its training images. Writes RUN/evaluation/quality-FEATURES.json and pictures.
 
     features: `pixels`, a folder of `train_features`, `inception[:FILE]` or a FILE.pt2, which is a program and needs
     `trust_features`. count: samples of each kind, by default the number of held-out images, at most 10,000. decode: `mean`,
-    `ancestral` or `offset:ALPHA`. cache: the folder that keeps the training images' features.
+    `ancestral` or `offset:ALPHA`. cache: the folder that keeps the training images' features; None for CACHE below ~/.cache.
 
     Returns a row of scores for each kind of picture, with the protocol. Raises UserError for invalid arguments,
     missing features and mixtures of another model, DataError for too few images.
@@ -80,8 +81,9 @@ def quality(
         val = comm.together(lambda: open_split(trained.recipe, "val"))
         mixtures = comm.together(lambda: _mixtures(trained))
         samples = Samples(count or min(len(val), MOST_COMPARED), decodings, temperature, seed)
+        kept = cache.expanduser() if cache else cache_home() / CACHE
         references, cached = references_of(
-            train, extractor, trained.recipe.data, device=trained.device, cache=cache.expanduser()
+            train, extractor, trained.recipe.data, device=trained.device, cache=kept
         )
         kinds = kinds_of(trained, val, mixtures, samples)
         with torch.no_grad():

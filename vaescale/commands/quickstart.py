@@ -1,6 +1,7 @@
 """Run the main job end to end on scikit-learn's handwritten digits; each step is a command that a person can type."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -12,9 +13,10 @@ from vaescale.errors import UserError
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.runs.folder import read_json
 from vaescale.system.console import say
+from vaescale.system.shipped import PREFIX, shipped_folder
 
-RECIPE = Path("recipes/digits/optimal.yaml")
-BACKEND = Path("recipes/backends/cpu2.yaml")
+RECIPE = "digits/optimal"
+BACKEND = "backends/cpu2"
 PROCESSES = 2
 
 
@@ -29,13 +31,14 @@ class Step(NamedTuple):
 def quickstart() -> dict[str, Any]:
     """Run the steps whose results do not exist. Returns the results, the paths and the seconds of each step.
 
-    Raises UserError outside the project's folder, and when a step fails.
+    In a folder with the project's recipes it uses those, elsewhere the ones that come with the package. Raises UserError
+    when a step fails.
     """
-    if not RECIPE.is_file():
-        raise UserError(f"{RECIPE} does not exist in this folder; run the quickstart in the project's folder")
-    recipe = load_recipe(RECIPE)
+    path = Path("recipes", f"{RECIPE}.yaml")
+    name = str(path) if path.is_file() else f"{PREFIX}{RECIPE}"
+    recipe = load_recipe(Path(name))
     folder = Path(recipe.run_dir)
-    steps = _steps(recipe, folder)
+    steps = _steps(name, recipe, folder)
     seconds = {}
     for number, (name, step) in enumerate(steps.items(), start=1):
         say(f"\n== {number}/{len(steps)}  {step.heading}\n   $ {step.command}")
@@ -47,6 +50,7 @@ def quickstart() -> dict[str, Any]:
         seconds[name] = round(time.perf_counter() - start, 1)
     return {
         "run": str(folder),
+        "recipe": name,
         "metrics": read_json(folder / "evaluation/val.json")["metrics"],
         "gmm": read_json(folder / "gmm/mixture.json"),
         "quality": read_json(folder / "evaluation/quality-pixels.json")["rows"],
@@ -56,8 +60,11 @@ def quickstart() -> dict[str, Any]:
     }
 
 
-def _steps(recipe: Recipe, folder: Path) -> dict[str, Step]:
-    """The steps in order, by name."""
+def _steps(name: str, recipe: Recipe, folder: Path) -> dict[str, Step]:
+    """The steps in order, by name. name: the recipe's on the command line."""
+    backend = Path("recipes", f"{BACKEND}.yaml")
+    if not backend.is_file():
+        backend = shipped_folder() / f"{BACKEND}.yaml"
     figures = folder / "figures"
     last = f"checkpoints/step-{recipe.training.steps:09d}"
     data = Path(recipe.data.train).parent
@@ -69,7 +76,7 @@ def _steps(recipe: Recipe, folder: Path) -> dict[str, Step]:
         ),
         "train": Step(
             f"Train on {PROCESSES} processes, in bf16, with the optimal sigma",
-            f"accelerate launch --config_file {BACKEND} -m vaescale train {RECIPE} --processes {PROCESSES}",
+            f"accelerate launch --config_file {shlex.quote(str(backend))} -m vaescale train {name} --processes {PROCESSES}",
             lambda: (
                 (figures / "curves.png").is_file()
                 and (folder / last / "manifest.json").is_file()
@@ -112,7 +119,7 @@ def _is_of(recipe: Recipe, path: Path) -> bool:
 
 def _call(command: str) -> None:
     """Run a command with this interpreter, its output on stderr. Raises UserError with its exit code when it fails."""
-    program, *rest = command.split()
+    program, *rest = shlex.split(command)
     module = {"vaescale": ["vaescale"], "accelerate": ["accelerate.commands.launch"]}[program]
     rest = rest[1:] if program == "accelerate" else rest
     done = subprocess.run(

@@ -45,7 +45,8 @@ def sweep(
     """Train every variant of a recipe, or write the files of a cluster job. Returns the variants, with exit codes or files.
 
     overrides: `key=a,b,c`. name: the name of the sweep and prefix of its runs' names, by default the recipe's name, with
-    `-sweep` for the sweep itself. launch: the command that starts each run, by default one process of this Python. write:
+    `-sweep` for the sweep itself. launch: the command that starts each run, by default one process of this Python, or
+    `vaescale launch` where files are written. write:
     write job files to runs/NAME instead of training. dry_run: only return the variants. Raises UserError for a fault of any
     variant, before training the first one.
     """
@@ -73,7 +74,7 @@ def sweep(
     if write:
         folders = [resolved.run_dir for resolved in recipes]
         overridden = [variant.overrides for variant in planned]
-        start = launch or "accelerate launch"
+        start = launch or "vaescale launch"
         files = cluster_files(write, recipe, overridden, folders, name=sweep_name, launch=start, image=image)
         for file_name, content in files.items():
             (folder / file_name).write_text(content)
@@ -168,7 +169,7 @@ def train_all(
     codes: list[int] = []
     for number, (variant, resolved) in enumerate(zip(variants, recipes, strict=True), start=1):
         say(f"\n== {number}/{len(variants)}  {variant.name}")
-        ended = _ended([*starter, "-m", "vaescale", "train", str(recipe), *variant.overrides])
+        ended = _ended([*starter, str(recipe), *variant.overrides])
         stopped = run_folder.read_json(Path(resolved.run_dir) / run_folder.STOPPED)
         # A launcher's own exit code is always 1.
         code = ended if ended in (0, 2, 3, 4, *STOPPED) else stopped.get("exit_code", 4)
@@ -202,9 +203,11 @@ def runs_of(folder: Path) -> list[Path]:
 
 
 def _starter(launch: Sequence[str]) -> list[str]:
-    """The command that runs a module: this Python, accelerate's launcher under it, or the given launcher."""
+    """The command that trains a recipe: in this Python, by `vaescale launch`, or under accelerate's or another launcher."""
     if not launch:
-        return [sys.executable]
+        return [sys.executable, "-m", "vaescale", "train"]
+    if list(launch[:2]) == ["vaescale", "launch"]:
+        return [sys.executable, "-m", *launch]
     if list(launch[:2]) == ["accelerate", "launch"]:
-        return [sys.executable, "-m", "accelerate.commands.launch", *launch[2:]]
-    return list(launch)
+        launch = [sys.executable, "-m", "accelerate.commands.launch", *launch[2:]]
+    return [*launch, "-m", "vaescale", "train"]

@@ -8,8 +8,9 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,15 +21,18 @@ from vaescale.commands.parts import Parts, build_parts, plan_of
 from vaescale.commands.signature import Count, checked
 from vaescale.data.loader import training_batches
 from vaescale.data.workers import Workers, end_workers, start_server
-from vaescale.errors import DataError, NotFinite, Preempted
+from vaescale.errors import DataError, NotFinite, Preempted, TrainingStopped
 from vaescale.recipe import Recipe, differences, load_recipe
 from vaescale.runs import checkpoint
 from vaescale.runs import folder as run_folder
 from vaescale.runs.checkpoint import Checkpoint, Keep
 from vaescale.runs.identity import refuse_foreign_folder, refuse_other, remember
 from vaescale.runs.tracking import Drain
+from vaescale.runs.trainer_status import TrainerStatus
+from vaescale.system import exit_codes
 from vaescale.system.console import Progress, say
 from vaescale.system.files import write_whole
+from vaescale.system.secrets import redact
 from vaescale.trained import in_order
 from vaescale.training import launch as backends
 from vaescale.training import loop
@@ -134,11 +138,12 @@ def _train(parts: Parts, saved: Checkpoint | None) -> None:
     keep = Keep(config.keep_checkpoints, config.keep_every, config.keep_best)
     with (
         Drain(parts.folder, recipe.tracking, shown=shown),
+        TrainerStatus(os.environ, config.steps, start=start, shown=shown) as status,
         Progress(f"train {recipe.name}", config.steps, start=start, shown=shown) as progress,
         Writer(checkpoints, keep) as writer,
         Watchdog(config.watchdog_seconds),
         Preemption(shown=shown) as preemption,
-        _alone_with_its_data(writer),
+        _alone_with_its_fault(parts.folder, writer),
         Workers(parts.val_reader, recipe.data.workers) as workers,
     ):
         held_out = partial(in_order, parts.val_reader, workers=workers)
@@ -153,6 +158,7 @@ def _train(parts: Parts, saved: Checkpoint | None) -> None:
             skips=parts.skips,
             writer=writer,
             progress=progress,
+            status=status,
             preemption=preemption,
             seed=recipe.seed,
             keep_best=config.keep_best,
@@ -208,7 +214,7 @@ def _train_from(start: int, parts: Parts, recorder: Recorder) -> None:
         workers=recipe.data.workers,
         flip=recipe.data.flip,
     )
-    with closing(batches):
+    with closing(batches), backends.compiling() if recipe.training.compile else nullcontext():
         loop.train(
             recorder.strategy,
             parts.guard,
@@ -252,18 +258,31 @@ def _summary(parts: Parts) -> dict[str, Any]:
 
 
 @contextmanager
-def _alone_with_its_data(writer: Writer) -> Iterator[None]:
-    """End this rank when its data fails on it alone.
+def _alone_with_its_fault(folder: Path, writer: Writer) -> Iterator[None]:
+    """End this rank when its data fails on it alone, or when another rank has ended.
 
-    The rank cannot notify the other ranks, which wait in a collective. It prints the fault, finishes the checkpoint that is
-    being written, and exits; the launcher ends the other ranks.
+    The rank cannot notify the other ranks, which wait in a collective or are gone. It prints the fault, finishes the
+    checkpoint that is being written, and exits; the launcher ends the other ranks.
     """
     try:
         yield
     except DataError as error:
         if comm.is_known_to_all(error):
             raise
-        say(f"vaescale train: rank {comm.rank()}: {error}")
-        writer.join()
-        end_workers()
-        os._exit(error.exit_code)
+        message, code = str(error), error.exit_code
+    except RuntimeError as error:
+        if not (lost := comm.lost_rank(error)):
+            raise
+        message = (
+            f"another rank has ended or is cut off ({lost}): its log says why; the same command continues from the last "
+            "checkpoint"
+        )
+        code = TrainingStopped.exit_code
+    else:
+        return
+    say(f"vaescale train: rank {comm.rank()}: {message}")
+    writer.join()
+    if comm.is_main():
+        run_folder.write_json(folder / run_folder.STOPPED, {"exit_code": code, "reason": redact(message)})
+    end_workers()
+    os._exit(exit_codes.leave(code))

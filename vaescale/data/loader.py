@@ -3,6 +3,7 @@
 The global batches are the same for any number of ranks and workers. Remote shards are fetched ahead.
 """
 
+import math
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -18,7 +19,7 @@ from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.prefetch import Ahead
 from vaescale.data.reader import ShardReader
 from vaescale.data.storage import Remote
-from vaescale.data.workers import Workers
+from vaescale.data.workers import Workers, refuse_small_shared_memory
 from vaescale.errors import DataError
 
 AHEAD_SHARE = 4  # one such part of the cache is for shards that are fetched ahead
@@ -39,6 +40,9 @@ def training_batches(
     if isinstance(reader.store, Remote):
         reader.store.closed = False  # an earlier pass, before a rollback to a checkpoint, closed it
     slots = rank_slots(plan.global_batch, rank=rank, world_size=world_size, accumulation=accumulation)
+    if workers and not reader.in_memory:
+        batch_bytes = len(slots[0]) * math.prod(reader.image_shape)
+        refuse_small_shared_memory(workers, batch_bytes, ranks_here=comm.ranks_on_this_node())
     requests = (_request(plan, step, micro_slots, flip) for step in steps for micro_slots in slots)
     batches = _fetch(reader, requests, workers)
     slot_tensors = [torch.from_numpy(micro_slots) for micro_slots in slots]

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from vaescale.errors import DataError
+from vaescale.system.caches import cache_home
 from vaescale.system.console import say
 from vaescale.system.secrets import is_redacted
 
@@ -259,8 +260,7 @@ def open_store(
         )
     if "://" not in place.removeprefix("file://"):
         return Folder(place.removeprefix("file://"))
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache).expanduser() if cache else Path(home) / "vaescale" / "shards"
+    folder = Path(cache).expanduser() if cache else cache_home() / "vaescale" / "shards"
     return Remote(place, cache=folder, cache_bytes=cache_bytes, retry_seconds=retry_seconds)
 
 

@@ -25,13 +25,19 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from vaescale.data.batch import Fetched, Request
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError
 
 PRELOADED = ["torch.utils.data", "vaescale.data.workers"]
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  # where torch and multiprocessing put what processes share
+MORE_SHARED_MEMORY = (
+    "make it larger (docker run --shm-size=1g, in Kubernetes an emptyDir with medium: Memory mounted there), or set "
+    "data.workers=0"
+)
+BATCHES_AHEAD = 2  # of each worker, torch's default
 IGNORED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -54,6 +60,7 @@ class Workers:
             worker_init_fn=functools.partial(_prepare_worker, os.getpid()) if count else None,
             multiprocessing_context=_context() if count else None,
             persistent_workers=count > 0,
+            prefetch_factor=BATCHES_AHEAD if count else None,
         )
         self._batches: Any = None
 
@@ -75,6 +82,7 @@ class Workers:
         """
         self._requests.current = requests
         if self._loader.num_workers:
+            _refuse_no_semaphores()
             start_server()
             _end_workers_at_exit()
         with _one_sentence(with_processes=bool(self.pids)), _without_main():
@@ -106,6 +114,23 @@ class Workers:
         finally:
             if last_pass:
                 self.close()
+
+
+def refuse_small_shared_memory(workers: int, batch_bytes: int, *, ranks_here: int) -> None:
+    """Raise DataError when the batches that all workers of a node read ahead do not fit in the node's shared memory.
+
+    workers: of each rank; batch_bytes: of the images of one batch.
+    """
+    needed = ranks_here * workers * BATCHES_AHEAD * batch_bytes
+    try:
+        total = os.statvfs(SHARED_MEMORY)
+    except OSError:  # another system
+        return
+    if needed > total.f_blocks * total.f_frsize:
+        raise DataError(
+            f"{SHARED_MEMORY} holds {total.f_blocks * total.f_frsize} bytes, less than the {needed} bytes of batches that "
+            f"{ranks_here * workers} reading processes hold ready; {MORE_SHARED_MEMORY}"
+        )
 
 
 def start_server() -> None:
@@ -186,6 +211,17 @@ def _end_workers_at_exit() -> None:
     atexit.register(end)
 
 
+def _refuse_no_semaphores() -> None:
+    """Raise DataError where processes cannot make the semaphores of their queues."""
+    try:
+        _context().Lock()
+    except OSError as error:
+        raise DataError(
+            f"reading processes cannot start, because semaphores cannot be made in {SHARED_MEMORY} ({error.strerror}); "
+            f"mount a folder that can be written there, or set data.workers=0"
+        ) from error
+
+
 def _context() -> BaseContext:
     return multiprocessing.get_context("forkserver")
 
@@ -216,4 +252,20 @@ def _end_with(parent: int) -> None:
 
 
 def _as_fetched(batch: Any) -> Any:
-    return batch  # `__getitems__` made tensors of it already
+    """Return a batch, whose tensors `__getitems__` made already; a worker moves them to shared memory first.
+
+    torch does the same later, in a thread whose errors nobody sees: the training process would wait for the batch for ever.
+    """
+    if get_worker_info() is not None:
+        for tensor in (batch.images, batch.labels, batch.usable):
+            try:
+                tensor.share_memory_()
+            except RuntimeError as error:
+                reason = str(error).rpartition(": ")[
+                    2
+                ]  # of "unable to allocate ... for file <...>: No space left"
+                raise DataError(
+                    f"a reading process cannot hand over a batch of {batch.images.numel()} bytes in {SHARED_MEMORY} "
+                    f"({reason}); {MORE_SHARED_MEMORY}"
+                ) from error
+    return batch

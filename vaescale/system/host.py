@@ -3,11 +3,14 @@
 import contextlib
 import ctypes
 import os
+import signal
 import sys
 
 import psutil
 
 MEGABYTE = 1e6
+# A cluster's requests to stop, which `vaescale launch` keeps from torch's launcher.
+HELD_BACK = (signal.SIGTERM, signal.SIGUSR1)
 # From malloc.h.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 
@@ -17,6 +20,11 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def take_signals() -> None:
+    """Receive a cluster's requests to stop. A rank inherits a mask without them from its launcher."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
 
 def system_metrics() -> dict[str, float]:

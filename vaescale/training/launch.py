@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from vaescale import comm
 from vaescale.errors import UserError
+from vaescale.system.meeting import Place, gloo_variables, meet, patience
+from vaescale.system.slurm import without_stale_step
+from vaescale.system.world import refuse_half_a_world, unjoined
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,6 +51,7 @@ def start(*, processes: int | None = None) -> Launch:
         raise UserError(f"--processes (={processes}) must be at least 1")
     if processes != 1:
         refuse_lost_processes(os.environ)
+    _meet_the_other_ranks()
     strategy = _requested_strategy(os.environ)
     handlers = _prepare_environment(strategy)
     for category, message in HARMLESS:
@@ -80,6 +85,23 @@ def joined() -> Iterator[None]:
     accelerator = start().accelerator
     yield
     stop(accelerator)
+
+
+def _meet_the_other_ranks() -> None:
+    """Wait for the other ranks, and name those that do not come, where no launcher on this node has done so.
+
+    torch itself would wait without a word. Raises UserError for variables that describe no world.
+    """
+    refuse_half_a_world(os.environ)
+    launcher_met = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if "WORLD_SIZE" not in os.environ or launcher_met or comm.is_joined():
+        return
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ["WORLD_SIZE"])
+    if size > 1:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        own = meet(Place("rank", rank, size, address, port), seconds=patience(os.environ))
+        if own is not None and not torch.cuda.is_available():
+            os.environ.update(gloo_variables(own, os.environ))
 
 
 def _requested_strategy(environment: "os._Environ[str]") -> str:
@@ -142,6 +164,21 @@ def refuse_to_compile(strategy: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Turn a failure of torch's compiler within the block, such as a missing C++ compiler, into a UserError."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        reason = f"{type(error.inner_exception).__name__}: {error.inner_exception}".strip().splitlines()[0]
+        raise UserError(
+            f"training.compile is true and torch cannot compile the model ({reason}); install what is missing (a C++ "
+            "compiler, and openssl for a CPU), or set training.compile=false"
+        ) from error
+
+
 def set_precision(precision: str) -> None:
     """Compute a GPU's float32 products in float32, or in TF32 if requested; torch's default uses TF32 in convolutions."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -177,11 +214,16 @@ def stop(accelerator: "Accelerator") -> None:
 
 
 def refuse_lost_processes(environment: "os._Environ[str] | dict[str, str]") -> None:
-    """Raise UserError when the launcher was asked for several processes and started only this one.
+    """Raise UserError when several processes were asked for, and this one does not know the others.
 
     The launcher's single-process path sets MASTER_ADDR if, and only if, more than one process or machine was asked for. It
     never sets WORLD_SIZE.
     """
+    if (world := unjoined(without_stale_step(environment))) is not None:
+        raise UserError(
+            f"{world.source} started {world.size or world.nodes} tasks, which do not know each other: type `vaescale launch` "
+            "in place of `vaescale` (to train on one process: --processes 1, and one task)"
+        )
     launched = "ACCELERATE_MIXED_PRECISION" in environment and "WORLD_SIZE" not in environment
     if launched and "MASTER_ADDR" in environment:
         raise UserError(

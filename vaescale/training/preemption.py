@@ -9,6 +9,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from vaescale.errors import Preempted
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -32,8 +34,10 @@ class Preemption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        ending = kind is not None and issubclass(kind, Preempted)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # srun sends another SIGTERM once the first task has ended, which must not replace this one's exit code.
+            signal.signal(number, signal.SIG_IGN if ending and number != signal.SIGINT else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if number == signal.SIGINT and self._interrupted:

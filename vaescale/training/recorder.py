@@ -17,6 +17,7 @@ from vaescale.evaluation.glimpse import glimpse
 from vaescale.evaluation.likelihood import evaluate
 from vaescale.runs import folder as run_folder
 from vaescale.runs.checkpoint import Checkpoint
+from vaescale.runs.trainer_status import TrainerStatus
 from vaescale.system.console import Progress, say
 from vaescale.system.host import system_metrics
 from vaescale.training.guard import Guard, StepReport
@@ -56,6 +57,7 @@ class Recorder:
     skips: Skips
     writer: Writer
     progress: Progress
+    status: TrainerStatus
     preemption: Preemption
     seed: int
     keep_best: str | None
@@ -88,6 +90,7 @@ class Recorder:
         # A step of NaN moves no weights, and its metrics of NaN are left out.
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         run_folder.append_metrics(self.folder, done, metrics | system_metrics())
+        self.status.update(done, metrics)
         bound = "neg_profile_elbo" if self.strategy.model.likelihood.reads_x else "neg_elbo"
         nats = metrics.get(f"train/{bound}_nats", math.nan)
         note = f"{bound} {nats:.2f} nats"
@@ -109,6 +112,7 @@ class Recorder:
             raise UserError(f"training.keep_best is {self.keep_best!r}; the metrics measured are {known}")
         if comm.is_main():
             run_folder.append_metrics(self.folder, done, self._measured[1])
+            self.status.update(done, self._measured[1])
         if comm.is_main() and rows:
             path = self.folder / "figures" / "progress" / f"step-{done:09d}.png"
             figures.picture_rows(path, [(name, row.numpy()) for name, row in rows])

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vaescale import comm
 from vaescale.errors import TrainingStopped
-from vaescale.system import heartbeat
+from vaescale.system import exit_codes, heartbeat
 from vaescale.system.console import say
 
 CHECKS = 10  # within the bound
@@ -29,6 +29,10 @@ class Heard(NamedTuple):
     pulse: heartbeat.Pulse
 
 
+def _exit(code: int) -> None:
+    os._exit(exit_codes.leave(code))
+
+
 class Watchdog:
     """A thread that watches this process's pulse: `with Watchdog(bound_seconds):`. A bound of None watches nothing.
 
@@ -36,7 +40,7 @@ class Watchdog:
     """
 
     def __init__(
-        self, bound_seconds: float | None, *, end: Callable[[int], Any] = os._exit, store: Any = None
+        self, bound_seconds: float | None, *, end: Callable[[int], Any] = _exit, store: Any = None
     ) -> None:
         self._bound, self._end, self._store = bound_seconds, end, _store() if store is None else store
         self._every = min(5.0, (bound_seconds or 0) / CHECKS)
@@ -66,7 +70,7 @@ class Watchdog:
         while not self._stop.wait(self._every):
             if time.monotonic() - heartbeat.read().since > self._bound:
                 say(f"vaescale train: rank {comm.rank()}: {self._sentence()}")
-                self._end(TrainingStopped.exit_code)
+                self._end(exit_codes.leave(TrainingStopped.exit_code))
                 return
 
     def _exchange(self) -> None:

@@ -17,13 +17,22 @@ import pytest
 from tests.mlflow_server import free_port
 
 PASSWORD = "of-a-test"  # noqa: S105
-KEYS = {"AWS_ACCESS_KEY_ID": "of-a-test", "AWS_SECRET_ACCESS_KEY": "of-a-test", "AWS_DEFAULT_REGION": "us-east-1"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "of-a-test",
+    "AWS_SECRET_ACCESS_KEY": "of-a-test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 START_SECONDS = 60
 
 
 def missing() -> list[str]:
     """What the machine lacks to run both."""
-    modules = {"psycopg": "psycopg[binary]", "boto3": "boto3", "moto": "moto[server]", "flask_cors": "moto[server]"}
+    modules = {
+        "psycopg": "psycopg[binary]",
+        "boto3": "boto3",
+        "moto": "moto[server]",
+        "flask_cors": "moto[server]",
+    }
     lacking = {package for name, package in modules.items() if importlib.util.find_spec(name) is None}
     return sorted(lacking | ({"PostgreSQL"} if programs() is None else set()))
 
@@ -33,7 +42,11 @@ def programs() -> Path | None:
     if (found := shutil.which("initdb")) is not None:
         return Path(found).resolve().parent
     folders = Path("/usr/lib/postgresql").glob("*/bin")
-    return max((one for one in folders if (one / "initdb").is_file()), key=lambda one: int(one.parent.name), default=None)
+    return max(
+        (one for one in folders if (one / "initdb").is_file()),
+        key=lambda one: int(one.parent.name),
+        default=None,
+    )
 
 
 def wait_until(is_true: Callable[[], object], *, seconds: float, what: str) -> None:
@@ -94,7 +107,15 @@ class Postgres(Process):
         password = self.folder / "password"
         password.write_text(PASSWORD)
         password.chmod(0o644)
-        words = ["--pgdata", str(self.folder / "data"), "--username", "mlflow", "--encoding", "UTF8", "--no-sync"]
+        words = [
+            "--pgdata",
+            str(self.folder / "data"),
+            "--username",
+            "mlflow",
+            "--encoding",
+            "UTF8",
+            "--no-sync",
+        ]
         words += ["--auth", "scram-sha-256", "--pwfile", str(password)]
         subprocess.run(
             [str(self._programs / "initdb"), *words],
@@ -110,7 +131,11 @@ class Postgres(Process):
         words += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
         log = self.folder / "log"
         self._start([str(self._programs / "postgres"), *words], log, {}, **self._user)
-        wait_until(lambda: self.query("SELECT 1"), seconds=START_SECONDS, what=f"PostgreSQL did not start, see {log},")
+        wait_until(
+            lambda: self.query("SELECT 1"),
+            seconds=START_SECONDS,
+            what=f"PostgreSQL did not start, see {log},",
+        )
 
     def query(self, words: str) -> list[tuple[object, ...]]:
         """The rows of a query."""

@@ -47,7 +47,9 @@ def test_the_development_target_has_what_compiles() -> None:
 def test_requirements_are_those_of_setup() -> None:
     def printed(*words: str) -> set[str]:
         command = [sys.executable, "docker/requirements.py", "setup.py", *words]
-        return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+        return set(
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        )
 
     required = [re.sub(r"\s", "", name) for name in importlib.metadata.requires("vaescale") or ()]
     own = {name for name in required if "extra==" not in name}

@@ -24,7 +24,9 @@ pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=f"needs {', '.join(missing())}"),
 ]
 STEPS = 1200
-LONGEST_STEP_SECONDS = 10.0  # pictures and checkpoints take some; a request to a dead server would take 20 or more
+LONGEST_STEP_SECONDS = (
+    10.0  # pictures and checkpoints take some; a request to a dead server would take 20 or more
+)
 
 
 class Services(NamedTuple):
@@ -37,7 +39,9 @@ class Services(NamedTuple):
     def curve(self, run: Path, name: str) -> list[tuple[int, float]]:
         """What MLflow's database has of a metric; empty before the run is there."""
         run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
-        return [(row.step, row.value) for row in MlflowClient(self.server.uri).get_metric_history(run_id, name)]
+        return [
+            (row.step, row.value) for row in MlflowClient(self.server.uri).get_metric_history(run_id, name)
+        ]
 
 
 @pytest.fixture
@@ -71,7 +75,12 @@ def test_a_run_loses_nothing_when_database_and_storage_go_away(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     project, run = make_project(tmp_path, digits), tmp_path / "runs" / "tracked"
-    words = [f"run_dir={run}", f"training.steps={STEPS}", "training.log_every=1", "training.evaluate_every=300"]
+    words = [
+        f"run_dir={run}",
+        f"training.steps={STEPS}",
+        "training.log_every=1",
+        "training.evaluate_every=300",
+    ]
     words += [f"tracking.mlflow={services.server.uri}", "tracking.experiment=services"]
     with (tmp_path / "train.log").open("w") as log:
         training = subprocess.Popen(command(*words), cwd=project, env=environment(), stdout=log, stderr=log)

@@ -1,11 +1,12 @@
 # make quickstart   set up, then the main job end to end on handwritten digits
 # make test         set up, then every test
 # make check        format, lint, types, the layer test and the fast tests
+# make docker-check  build the CPU image and run it: needs root, buildah, podman, runc and mmdebstrap
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test check lint format setup clean
+.PHONY: quickstart test check lint format docker-check setup clean
 
 quickstart: setup
 	@$(BIN)/vaescale quickstart
@@ -24,6 +25,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docker-check:
+	docker/check.sh
 
 setup: .venv/installed
 

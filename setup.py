@@ -44,6 +44,8 @@ EXTRAS = {
         "types-PyYAML>=6.0",
         "types-psutil>=7.0",
     ],
+    # For `mlflow server --backend-store-uri postgresql+psycopg://... --artifacts-destination s3://...`.
+    "mlflow-server": ["boto3>=1.40", "mlflow>=3.5", "psycopg[binary]>=3.2"],
 }
 
 setup(

@@ -19,21 +19,33 @@ def free_port() -> int:
 
 
 class Server:
-    """`mlflow server` on this machine, on one store over all its lives."""
+    """`mlflow server` on this machine, on one store over all its lives.
 
-    def __init__(self, folder: Path) -> None:
+    store: a database in place of a file in the folder; words: further options; environment: further variables.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        store: str | None = None,
+        words: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.port, self._folder = free_port(), folder
         self.uri = f"http://127.0.0.1:{self.port}"
+        self._words = ["--backend-store-uri", store or f"sqlite:///{folder}/mlflow.db", *words]
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         words = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        store = ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *words, *store],
+            [sys.executable, "-m", "mlflow", "server", *words, *self._words],
             cwd=self._folder,
+            env=self._environment,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=(self._folder / "mlflow.log").open("ab"),
             start_new_session=True,
         )
         for _ in range(600):

@@ -3,6 +3,7 @@
 Runs where Debian's slurmctld, slurmd, slurm-client and munge are installed, and only as root, in about six minutes on two cores.
 """
 
+import os
 import json
 import shutil
 import tempfile
@@ -19,6 +20,10 @@ from tests.slurm_cluster import Cluster, missing
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.distributed,
+    pytest.mark.skipif(
+        "VAESCALE_SLURM_TESTS" not in os.environ,
+        reason="starts daemons of Slurm for minutes: set VAESCALE_SLURM_TESTS=1",
+    ),
     pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
 STEPS = 60

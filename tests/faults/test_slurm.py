@@ -3,8 +3,8 @@
 Runs where Debian's slurmctld, slurmd, slurm-client and munge are installed, and only as root, in about six minutes on two cores.
 """
 
-import os
 import json
+import os
 import shutil
 import tempfile
 import time

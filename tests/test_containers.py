@@ -44,12 +44,16 @@ def test_the_development_target_has_what_compiles() -> None:
     assert re.findall(r"^USER (.*)$", STAGES["gpu-dev"], re.M)[-1] == "10001:0"
 
 
-def test_requirements_are_those_of_setup() -> None:
+def test_requirements_are_those_of_setup(tmp_path: Path) -> None:
+    # Where they are read, the image's build has these files and nothing else of the repository.
+    (sources,) = re.findall(r"^COPY (.*) \./$", STAGES["build"], re.M)
+    for source in sources.split():
+        shutil.copy(ROOT / source, tmp_path)
+
     def printed(*words: str) -> set[str]:
-        command = [sys.executable, "docker/requirements.py", "setup.py", *words]
-        return set(
-            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-        )
+        command = [sys.executable, "requirements.py", "setup.py", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
 
     required = [re.sub(r"\s", "", name) for name in importlib.metadata.requires("vaescale") or ()]
     own = {name for name in required if "extra==" not in name}

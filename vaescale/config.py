@@ -42,6 +42,12 @@ class Sizes(NamedTuple):
     micro_batch: int
 
 
+def import_named(name: str) -> Any:
+    """Import what a full name such as `vaescale.networks.conv.ConvNetwork` names."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
 class Config(BaseModel):
     """A recipe section. Refuses unknown keys, NaN, Inf, and what YAML makes a truth value or a number by surprise."""
 
@@ -52,10 +58,9 @@ class Config(BaseModel):
 
     def implement(self, *arguments: Any, **keywords: Any) -> Any:
         """An instance of the implementation, built from this section and what else its contract asks for."""
-        if not isinstance(self.implementation, str):
-            return self.implementation(self, *arguments, **keywords)
-        module, _, name = self.implementation.rpartition(".")
-        return getattr(importlib.import_module(module), name)(self, *arguments, **keywords)
+        is_name = isinstance(self.implementation, str)
+        implementation = import_named(self.implementation) if is_name else self.implementation
+        return implementation(self, *arguments, **keywords)
 
     def offers(self) -> frozenset[Property]:
         """The properties that other sections may need."""

@@ -68,6 +68,29 @@ def test_a_node_of_several_meets_the_others() -> None:
     assert (start.place.number, start.place.total, start.place.named(2)) == (1, 3, "node 2 (c)")
 
 
+def test_srun_gets_the_options_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    world = World("Slurm job 7", nodes=2, srun=True)
+    start = plan(world._replace(address="first", port=2345), CALL, processes=2, backend="zero2", wait=20)
+    assert start.command[0] == "srun"
+    options = [
+        "--processes",
+        "2",
+        "--backend",
+        "zero2",
+        "--address",
+        "first",
+        "--port",
+        "2345",
+        "--wait",
+        "20",
+    ]
+    assert start.command[start.command.index("launch") :] == ["launch", *options, *CALL]
+    plain = plan(world, CALL).command
+    assert plain[plain.index("launch") :] == ["launch", "--wait", "300", *CALL]
+
+
 def test_gpus_are_counted_and_more_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "num_gpus", lambda: 4)
     start = plan(World("this machine"), CALL)

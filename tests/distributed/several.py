@@ -20,7 +20,7 @@ import torch
 
 from tests.ranks import PRELOADED, forked
 
-# DeepSpeed imports its last two when it starts, which takes 5 s: transformers, and an optimizer that compiles as it is imported.
+# accelerate and DeepSpeed import the last two at the start of each rank: transformers, and an optimizer that compiles.
 TRAINING = (
     *(
         "torch._dynamo",

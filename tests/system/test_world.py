@@ -3,14 +3,8 @@
 import pytest
 
 from vaescale.errors import UserError
-from vaescale.system.world import (
-    MOST_HOSTS,
-    host_names,
-    read_world,
-    refuse_half_a_world,
-    tasks_per_node,
-    unjoined,
-)
+from vaescale.system.slurm import MOST_HOSTS, host_names, tasks_per_node
+from vaescale.system.world import read_world, refuse_half_a_world, unjoined
 
 RANK = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 MASTER = {"MASTER_ADDR": "first", "MASTER_PORT": "29500"}

@@ -32,7 +32,7 @@ from vaescale.system.host import HELD_BACK, cores
 from vaescale.system.meeting import PATIENCE_SECONDS, WAIT, Place, gloo_variables, meet
 from vaescale.system.shipped import BACKENDS, shipped_file
 from vaescale.system.slurm import without_stale_step
-from vaescale.system.world import World, read_world, refuse_incomplete, without_launchers
+from vaescale.system.world import DEFAULT_PORT, World, read_world, refuse_incomplete, without_launchers
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 VAESCALE = (sys.executable, "-m", "vaescale")
@@ -111,7 +111,9 @@ def plan(
 ) -> Start:
     """Decide what starts on this node, or instead of this task. Raises UserError for options that contradict the world."""
     if world.srun:
-        options = {"--processes": processes, "--backend": backend, "--wait": f"{wait:g}"}
+        port = None if world.port == DEFAULT_PORT else world.port
+        options = {"--processes": processes, "--backend": backend, "--address": world.address, "--port": port}
+        options |= {"--wait": f"{wait:g}"}
         given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
         return Start(
             [*_srun(os.environ), *VAESCALE, "launch", *given, *call], _srun_variables(os.environ), True

@@ -1,4 +1,4 @@
-"""What only the process itself shows of its place in a Slurm job."""
+"""Slurm: its short forms of lists, and what only the process itself shows of its place in a job."""
 
 import contextlib
 import re
@@ -6,7 +6,39 @@ from collections.abc import Mapping
 
 import psutil
 
+from vaescale.errors import UserError
+
+MOST_HOSTS = 100_000
 SHELLS = ("batch", "interactive")
+
+
+def host_names(text: str) -> tuple[str, ...]:
+    """The host names of a Slurm node list such as `n[1-2,7],login`, in order. Raises UserError for another form."""
+    if not re.fullmatch(r"(?:[^\[\]]|\[[^\[\]]*\])*", text):
+        raise UserError(f"the node list {text!r} has no form that Slurm writes, such as n[1-2,7]")
+    hosts: list[str] = []
+    for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
+        expanded = [""]
+        for literal, ranges in re.findall(r"([^\[]+)|\[([^\]]*)\]", item):
+            choices = [literal] if literal else [n for one in ranges.split(",") for n in _range(one, text)]
+            if len(expanded) * len(choices) > MOST_HOSTS:
+                raise UserError(f"the node list {text!r} has more than {MOST_HOSTS} hosts")
+            expanded = [prefix + choice for prefix in expanded for choice in choices]
+        hosts += expanded
+    return tuple(hosts)
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Slurm's short form `2(x3),1` as one number for each node. Raises UserError for another form."""
+    numbers: list[int] = []
+    for item in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item)
+        if match is None or int(match[2] or 1) > MOST_HOSTS:
+            raise UserError(
+                f"the number of tasks per node {text!r} has no form that Slurm writes, such as 2(x3),1"
+            )
+        numbers += [int(match[1])] * int(match[2] or 1)
+    return numbers
 
 
 def without_stale_step(environment: Mapping[str, str]) -> Mapping[str, str]:
@@ -28,3 +60,14 @@ def _own_step() -> str:
                 if found := re.match(r"slurmstepd: \[[^\]]*\.(\w+)\]", " ".join(parent.cmdline())):
                     return found[1]
     return ""
+
+
+def _range(text: str, whole: str) -> list[str]:
+    """`07-10` of a node list as `07`, `08`, `09`, `10`."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if match is None:
+        raise UserError(f"the node list {whole!r} has no form that Slurm writes, such as n[1-2,7]")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last - first >= MOST_HOSTS:
+        raise UserError(f"the node list {whole!r} has more than {MOST_HOSTS} hosts")
+    return [str(number).zfill(len(match[1])) for number in range(first, last + 1)]

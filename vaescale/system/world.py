@@ -4,18 +4,17 @@ Each cluster names the same few facts differently: how many nodes there are, whi
 and whether this process is one of the ranks already or has to start the ranks of its node.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from vaescale.errors import UserError
+from vaescale.system.slurm import host_names, tasks_per_node
 
 DEFAULT_PORT = 29500  # torch's
 LEAST_PORT, NUM_PORTS = (
     20000,
     10000,
 )  # of jobs that may share a node; below the ports that Linux gives to clients
-MOST_HOSTS = 100_000
 TORCH_VARIABLES = frozenset(
     (
         *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
@@ -151,35 +150,6 @@ def refuse_half_a_world(environment: Mapping[str, str]) -> None:
         )
     if "RANK" in environment and not 0 <= _number(environment, "RANK") < size:
         raise UserError(f"RANK (={environment['RANK']}) must be below WORLD_SIZE (={size})")
-
-
-def host_names(text: str) -> tuple[str, ...]:
-    """The host names of a Slurm node list such as `n[1-2,7],login`, in order. Raises UserError for another form."""
-    if not re.fullmatch(r"(?:[^\[\]]|\[[^\[\]]*\])*", text):
-        raise UserError(f"the node list {text!r} has no form that Slurm writes, such as n[1-2,7]")
-    hosts: list[str] = []
-    for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        expanded = [""]
-        for literal, ranges in re.findall(r"([^\[]+)|\[([^\]]*)\]", item):
-            choices = [literal] if literal else [n for one in ranges.split(",") for n in _range(one, text)]
-            if len(expanded) * len(choices) > MOST_HOSTS:
-                raise UserError(f"the node list {text!r} has more than {MOST_HOSTS} hosts")
-            expanded = [prefix + choice for prefix in expanded for choice in choices]
-        hosts += expanded
-    return tuple(hosts)
-
-
-def tasks_per_node(text: str) -> list[int]:
-    """Slurm's short form `2(x3),1` as one number for each node. Raises UserError for another form."""
-    numbers: list[int] = []
-    for item in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item)
-        if match is None or int(match[2] or 1) > MOST_HOSTS:
-            raise UserError(
-                f"the number of tasks per node {text!r} has no form that Slurm writes, such as 2(x3),1"
-            )
-        numbers += [int(match[1])] * int(match[2] or 1)
-    return numbers
 
 
 def _joined(environment: Mapping[str, str]) -> World | None:
@@ -381,17 +351,6 @@ def _fixed_number(text: str) -> int:
             f"PET_NNODES (={text!r}) must be one whole number: a run keeps its number of nodes until it is started again"
         )
     return int(least)
-
-
-def _range(text: str, whole: str) -> list[str]:
-    """`07-10` of a node list as `07`, `08`, `09`, `10`."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    if match is None:
-        raise UserError(f"the node list {whole!r} has no form that Slurm writes, such as n[1-2,7]")
-    first, last = int(match[1]), int(match[2] or match[1])
-    if last - first >= MOST_HOSTS:
-        raise UserError(f"the node list {whole!r} has more than {MOST_HOSTS} hosts")
-    return [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
 
 
 def _number(environment: Mapping[str, str], name: str, default: int | None = None, *, least: int = 0) -> int:

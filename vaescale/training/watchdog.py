@@ -70,7 +70,7 @@ class Watchdog:
         while not self._stop.wait(self._every):
             if time.monotonic() - heartbeat.read().since > self._bound:
                 say(f"vaescale train: rank {comm.rank()}: {self._sentence()}")
-                self._end(exit_codes.leave(TrainingStopped.exit_code))
+                self._end(TrainingStopped.exit_code)
                 return
 
     def _exchange(self) -> None:

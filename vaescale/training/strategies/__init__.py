@@ -3,8 +3,7 @@
 To add one, write a file with a subclass of `Strategy`, and add a line to STRATEGIES and a recipes/backends/NAME.yaml.
 """
 
-import importlib
-
+from vaescale.config import import_named
 from vaescale.training.strategies.base import Strategy
 
 # By name, because torch's FSDP alone takes 0.6 s to import.
@@ -19,6 +18,5 @@ __all__ = ["STRATEGIES", "Strategy", "strategy_class"]
 
 def strategy_class(key: str) -> type[Strategy]:
     """Import the class of a key of STRATEGIES."""
-    module, _, name = STRATEGIES[key].rpartition(".")
-    strategy: type[Strategy] = getattr(importlib.import_module(module), name)
+    strategy: type[Strategy] = import_named(STRATEGIES[key])
     return strategy

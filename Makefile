@@ -4,7 +4,9 @@
 # make docker-check  build the CPU image and run it: needs root, buildah, podman, runc and mmdebstrap
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+# Python compiles what is imported; all that pip installs would take a minute.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: quickstart test check lint format docker-check setup clean
 
@@ -38,6 +40,7 @@ setup: .venv/installed
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) torch setuptools wheel
 	@$(PIP) --no-build-isolation --editable '.[deepspeed,dev]'
+	@$(BIN)/python -c 'import accelerate, deepspeed, matplotlib.pyplot, mlflow, torch._dynamo, transformers, vaescale' > /dev/null 2>&1
 	@touch $@
 
 clean:

@@ -10,6 +10,8 @@ import pytest
 
 from vaescale import cli
 from vaescale.cli import VERBS
+from vaescale.errors import Preempted
+from vaescale.system import exit_codes
 
 HEAVY = ("torch", "accelerate", "mlflow", "deepspeed", "sklearn", "matplotlib", "numpy", "pydantic", "rich")
 
@@ -87,6 +89,27 @@ def test_of_several_processes_the_first_tells_of_an_error(
     other = vaescale(*words)
     assert (other.code, waits) == (2, [cli.FIRST_SPEAKS_SECONDS])
     assert other.err == first.err.replace("vaescale sample: ", "vaescale sample: rank 1: ")
+
+
+@pytest.mark.parametrize(("launched", "waits"), [(True, []), (False, [cli.FIRST_SPEAKS_SECONDS])])
+def test_after_a_preemption_no_rank_waits_for_another_under_our_launcher(
+    monkeypatch, tmp_path: Path, launched: bool, waits: list[float]
+) -> None:
+    """A cluster's grace period is short, and `vaescale launch` lets each rank end by itself. torch's launcher does not."""
+    from vaescale.tools import train
+
+    def stop(_: object) -> None:
+        raise Preempted("asked to stop after step 3")
+
+    waited: list[float] = []
+    monkeypatch.setattr(train, "run", stop)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    if launched:
+        monkeypatch.setenv(exit_codes.FOLDER, str(tmp_path))
+    assert cli._call(train, "train", argparse.Namespace(json=False)) == 75
+    assert waited == waits
 
 
 def test_a_full_disk_is_one_sentence(vaescale, monkeypatch) -> None:

@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line on stderr, on the first of several processes."""
         message = message.replace(", KEY=VALUE", "")  # argparse counts optional words among the required ones
-        self.exit(2, f"{self.prog}: {_speaker(alone=False)}{message}; see `{self.prog} --help`\n")
+        self.exit(2, f"{self.prog}: {_speaker(waits=True)}{message}; see `{self.prog} --help`\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,7 +138,8 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         if hasattr(tool, "exit_code"):
             return int(tool.exit_code(result))
     except UserError as error:
-        speaker = _speaker(alone=isinstance(error, DataError) and not _known_to_all(error))
+        alone = isinstance(error, DataError) and not _known_to_all(error)
+        speaker = _speaker(waits=not alone and not exit_codes.lets_others_end(error.exit_code))
         sys.stderr.write(redact(f"vaescale {verb}: {speaker}{error}\n"))
         return error.exit_code
     except OSError as error:
@@ -186,15 +187,15 @@ def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _speaker(*, alone: bool) -> str:
+def _speaker(*, waits: bool) -> str:
     """What to write before an error: nothing on the first process, the rank on another one.
 
-    alone: whether only this process has the error. If all have it, the first one reports it, and its end makes the launcher end
-    the others: they wait for that, because the launcher would end the first one as well, before it has spoken.
+    waits: for the first one, if all have the error. It reports it, and its end makes the launcher end the others; if one of these
+    ended before, the launcher would end the first one as well, before it has spoken.
     """
     if _is_first_process():
         return ""
-    if not alone:
+    if waits:
         time.sleep(FIRST_SPEAKS_SECONDS)
     return f"rank {os.environ['RANK']}: "
 

@@ -23,6 +23,11 @@ def leave(code: int) -> int:
     return 0 if code == PREEMPTED else code
 
 
+def lets_others_end(code: int) -> bool:
+    """Whether the launcher lets the other ranks end by themselves after one that ended with `code`."""
+    return code == PREEMPTED and bool(os.environ.get(FOLDER))
+
+
 def collect(folder: Path) -> int | None:
     """The smallest exit code that a rank left: a failure rather than a preemption. None if all ended with 0 or were killed."""
     codes = []

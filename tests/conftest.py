@@ -14,7 +14,8 @@ import yaml
 
 from vaescale.data.making.items import Item
 from vaescale.data.making.sources import open_source
-from vaescale.data.making.writing import Making, write_shards
+from vaescale.data.making.storing import Making
+from vaescale.data.making.writing import write_shards
 from vaescale.models.vae import Terms
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -122,7 +122,8 @@ def test_a_lost_shard_is_encoded_again(recipe: Recipe) -> None:
 def test_a_shard_without_a_usable_image_is_left_out(
     recipe: Recipe, recipe_content, tmp_path, make_items
 ) -> None:
-    from vaescale.data.making.writing import Making, write_shards
+    from vaescale.data.making.storing import Making
+    from vaescale.data.making.writing import write_shards
 
     place = tmp_path / "broken"
     write_shards(make_items(5), place, Making(shard_samples=4))

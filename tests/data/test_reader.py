@@ -16,8 +16,10 @@ from vaescale.data.batch import Batch, Request
 from vaescale.data.config import DataConfig
 from vaescale.data.index import INDEX, parse_entries, parse_index
 from vaescale.data.loader import evaluation_batches, training_batches
+from vaescale.data.making.indexing import index_shards
 from vaescale.data.making.items import Item
-from vaescale.data.making.writing import Making, index_shards, write_shards
+from vaescale.data.making.storing import Making
+from vaescale.data.making.writing import write_shards
 from vaescale.data.pictures import encode, fit
 from vaescale.data.plan import Plan
 from vaescale.data.reader import ShardReader, open_reader

@@ -109,7 +109,8 @@ def test_links_are_followed_and_no_image_is_lost_in_silence(tmp_path: Path, caps
 
 def listed_as_written(word: str, folder: Path) -> dict[str, tuple[int, int]]:
     """Key to class and value of what arrives in the shards."""
-    from vaescale.data.making.writing import Making, write_shards
+    from vaescale.data.making.storing import Making
+    from vaescale.data.making.writing import write_shards
     from vaescale.data.tars import samples
 
     write_shards(open_source(word, holdout=0).splits["train"]().items, folder, Making(encoding="keep"))

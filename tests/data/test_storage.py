@@ -18,7 +18,9 @@ import pytest
 
 from vaescale.data.config import DataConfig
 from vaescale.data.loader import refuse_small_cache, training_batches
-from vaescale.data.making.writing import Making, index_shards, write_shards
+from vaescale.data.making.indexing import index_shards
+from vaescale.data.making.storing import Making
+from vaescale.data.making.writing import write_shards
 from vaescale.data.plan import Plan
 from vaescale.data.prefetch import Ahead
 from vaescale.data.reader import open_reader

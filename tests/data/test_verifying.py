@@ -10,8 +10,9 @@ import pytest
 
 from vaescale.data.index import INDEX, parse_entries, parse_index
 from vaescale.data.making.items import Item
+from vaescale.data.making.storing import Making
 from vaescale.data.making.verifying import verify_shards
-from vaescale.data.making.writing import Making, write_shards
+from vaescale.data.making.writing import write_shards
 from vaescale.errors import DataError
 
 TAR = "shard-000001.tar"
@@ -80,7 +81,7 @@ def test_an_image_that_does_not_decode_is_found_by_looking_deep(tmp_path: Path, 
     """It was damaged before it was indexed, so that its hashes agree."""
     from webdataset import TarWriter
 
-    from vaescale.data.making.writing import index_shards
+    from vaescale.data.making.indexing import index_shards
 
     buffer = io.BytesIO()
     np.save(buffer, make_items(1)[0].content)

@@ -18,7 +18,8 @@ from vaescale.data import workers as worker_processes
 from vaescale.data.batch import Batch, Request
 from vaescale.data.config import DataConfig
 from vaescale.data.loader import evaluation_batches
-from vaescale.data.making.writing import Making, write_shards
+from vaescale.data.making.storing import Making
+from vaescale.data.making.writing import write_shards
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.data.workers import Workers, refuse_small_shared_memory
 from vaescale.errors import DataError

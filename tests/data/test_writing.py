@@ -15,9 +15,11 @@ from filelock import FileLock
 from PIL import Image
 
 from vaescale.data.index import INDEX, ShardIndex, parse_entries, parse_index
+from vaescale.data.making.indexing import index_shards
 from vaescale.data.making.items import Item, Place
+from vaescale.data.making.storing import Making
 from vaescale.data.making.verifying import verify_shards
-from vaescale.data.making.writing import NOTES, Making, damaged_shards, index_shards, write_shards
+from vaescale.data.making.writing import NOTES, damaged_shards, write_shards
 from vaescale.errors import DataError, UserError
 
 

@@ -12,7 +12,8 @@ import torch
 from tests.distributed.several import Command, several
 from tests.launching import ROOT
 from vaescale.data.making.items import Item
-from vaescale.data.making.writing import Making, write_shards
+from vaescale.data.making.storing import Making
+from vaescale.data.making.writing import write_shards
 from vaescale.evaluation.classifier import Classifier, Shape, save
 from vaescale.trained import open_split, open_trained
 

@@ -28,7 +28,8 @@ from PIL import Image
 from vaescale.data.config import DataConfig
 from vaescale.data.loader import training_batches
 from vaescale.data.making.items import Item
-from vaescale.data.making.writing import Making, write_shards
+from vaescale.data.making.storing import Making
+from vaescale.data.making.writing import write_shards
 from vaescale.data.pictures import Encoding, decode, encode, fit
 from vaescale.data.plan import Plan
 from vaescale.data.reader import open_reader

@@ -9,10 +9,12 @@ from vaescale.commands.signature import Jobs, checked
 from vaescale.config import parse_bytes
 from vaescale.data.config import Crop, Filter
 from vaescale.data.index import INDEX, ShardIndex, describe, parse_index
-from vaescale.data.making import writing
+from vaescale.data.making import indexing, writing
+from vaescale.data.making.indexing import Written
 from vaescale.data.making.sources import open_source
 from vaescale.data.making.sources.base import Source
-from vaescale.data.making.writing import Making, Written, damaged_shards, differing
+from vaescale.data.making.storing import Making
+from vaescale.data.making.writing import damaged_shards, differing
 from vaescale.data.pictures import Encoding
 from vaescale.data.storage import Folder
 from vaescale.errors import UserError
@@ -81,7 +83,7 @@ def index_shards(folder: Path, *, skip_broken: bool = False, jobs: Jobs | None =
     if not folder.is_dir():
         raise UserError(f"--index-only {folder} is not a folder; give the folder of the tars")
     with Progress(f"index {folder}", len(list(folder.glob("*.tar")))) as progress:
-        written = writing.index_shards(
+        written = indexing.index_shards(
             folder,
             skip_broken=skip_broken,
             jobs=jobs or cores(),

@@ -16,8 +16,10 @@ from vaescale.aggregate.sampling import Decoding, from_latents, image_of, parse_
 from vaescale.commands.chosen_latents import interpolate as draw_lines
 from vaescale.commands.chosen_latents import map_latents, refine_samples
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, Temperature, checked
+from vaescale.data.making.indexing import Made
 from vaescale.data.making.items import Item
-from vaescale.data.making.writing import Made, Making, write_index, write_part
+from vaescale.data.making.storing import Making
+from vaescale.data.making.writing import write_index, write_part
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.gaussian import Mixture

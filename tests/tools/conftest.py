@@ -5,6 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from vaescale.aggregate import scatter
+
+
+@pytest.fixture(autouse=True)
+def few_points_in_the_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A t-SNE of all the digits takes seconds, each time that latents are drawn."""
+    monkeypatch.setattr(scatter, "MOST", 120)
+
 
 @pytest.fixture
 def run(trained_run: Path, tmp_path: Path) -> Path:

@@ -32,7 +32,8 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
     idle |= set() if any(_loss_differs(row) for row in rows) else {"loss_nats"}
     names = {name.partition("/")[2] for row in rows for name in row}
     drawn = [panel for panel in panels if panel[1] in names - idle] or [*panels]
-    figure, axes = subplots(1, len(drawn), (3.1 * len(drawn), 2.9), frame=True)
+    size = (3.1 * len(drawn), 2.9)
+    figure, axes = subplots(1, len(drawn), size, frame=True, margins=(0.52, 0.12, 0.42, 0.28))
     for axis, (label, name) in zip(axes.flat, drawn, strict=True):
         _training_curve(axis, rows, name)
         axis.set_title(label, fontsize=9)

@@ -40,7 +40,7 @@ def subplots(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=dpi, layout="constrained" if margins is None else "none")
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained" if margins is None else None)
     FigureCanvasAgg(figure)
     places = {} if margins is None else _places(rows, columns, size, margins)
     axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=places)

@@ -14,7 +14,7 @@ DEPENDENCIES = [
     "filelock>=3.15",
     "fsspec[http]>=2025.3",
     "matplotlib>=3.10.8",
-    "mlflow>=3.5",
+    "mlflow>=3.10",  # earlier ones do not import with SQLAlchemy 2.1
     "numpy>=2.0",
     "omegaconf>=2.3",
     "pillow>=11.0",
@@ -36,7 +36,7 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.18", "ninja>=1.11", "transformers>=5.0"],
     "dev": [
         "hypothesis>=6.100",
-        "mypy>=1.15",
+        "mypy>=2.4",
         "pre-commit>=4.0",
         "pytest>=8.3",
         "pytest-xdist>=3.8",
@@ -45,7 +45,7 @@ EXTRAS = {
         "types-psutil>=7.0",
     ],
     # For `mlflow server --backend-store-uri postgresql+psycopg://... --artifacts-destination s3://...`.
-    "mlflow-server": ["boto3>=1.40", "mlflow>=3.5", "psycopg[binary]>=3.2"],
+    "mlflow-server": ["boto3>=1.40", "mlflow>=3.10", "psycopg[binary]>=3.2"],
 }
 
 setup(

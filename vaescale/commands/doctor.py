@@ -32,7 +32,14 @@ def doctor(*, seconds: float = 2.0) -> dict[str, Any]:
     if not 0 < seconds <= MOST_SECONDS:
         raise UserError(f"seconds (={seconds!r}) must be above 0 and at most {MOST_SECONDS}")
     versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
-    gpus, bf16 = _gpus() if versions["torch"] else ([], False)
+    gpus, bf16 = [], False
+    if versions["torch"]:
+        import torch
+
+        gpus, bf16 = _gpus()
+        versions["torch"] = (
+            torch.__version__
+        )  # the package's own version does not tell the build, such as +cu130
     missing = [f"{name}: pip install -c constraints.txt {name}" for name in NEEDED if versions[name] is None]
     missing += [f"{name} (for {use}): optional" for name, use in OPTIONAL.items() if versions[name] is None]
     missing += [

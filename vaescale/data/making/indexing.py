@@ -248,12 +248,13 @@ def make_index(
                 rows = [row for row in rows if row[4] != sample.key]
                 continue
             try:
-                shapes.add(check(sample.content)[1:])
+                header = check(sample.content)
             except PictureFault as error:
                 faults[sample.key] = TarFault(
                     str(error), member=sample.key, offset=sample.offset, key=sample.key, reason=error.reason
                 )
                 continue
+            shapes.add(header[1:])
             rows.append((sample.offset, len(sample.content), sample.crc32, sample.label, sample.key))
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -305,12 +306,20 @@ def complete(
     shards = [result.shard for result in results if result.shard is not None]
     skipped = [message for result in results for message in result.skipped]
     if not shards:
-        raise DataError(
-            f"no image to write to {folder}; check the source" + (f" ({skipped[0]})" if skipped else "")
-        )
+        raise DataError(f"no image to write to {folder}; {_why_none(skipped)}")
     shapes = {tuple(shape) for result in results for shape in result.shapes}
     image = next(iter(shapes)) if len(shapes) == 1 else None
     made = {**made, "skipped": len(skipped)}
     index = ShardIndex(str(folder), ShardTable.of(shards), image, class_names, made, tars)  # type: ignore[arg-type]
     write_whole(folder / INDEX, index_content(index))
     return Written(index, skipped)
+
+
+def _why_none(skipped: list[str]) -> str:
+    """Why no image is left, from the sentences `NAME: REASON` of all that were left out."""
+    if not skipped:
+        return "the source is empty; check its path"
+    reason, count = Counter(message.partition(": ")[2] for message in skipped).most_common(1)[0]
+    return (
+        f"{count} of {len(skipped)} images cannot be used for the same reason: {reason}; convert them first"
+    )

@@ -226,6 +226,24 @@ def test_a_link_costs_one_sample(tmp_path: Path, kind: tuple[bytes, str]) -> Non
     assert is_sound(tmp_path)
 
 
+def test_a_dot_in_one_name_is_one_unusable_sample(tmp_path: Path) -> None:
+    pack(tmp_path / "a.tar", [*samples(2, png=picture), ("img.3.png", picture())])
+    message = (
+        r"'img' has 0 images .* among 3.png, not one; names are split at the first dot, .*; mend it, or leave"
+    )
+    with pytest.raises(DataError, match=message):
+        index_shards(tmp_path)
+    assert index_shards(tmp_path, skip_broken=True).shards.num_samples == 2
+
+
+def test_two_of_the_chosen_members_in_each_sample(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"none of 3 .*has 2 images .*; name one member of each sample with --image-member"
+    ):
+        index_shards(pack(tmp_path / "a.tar", TWO), image_member="input.png,target.png")
+    assert index_shards(tmp_path, image_member="target.png").shards.num_samples == 3
+
+
 def test_members_apart_and_the_remedy(tmp_path: Path) -> None:
     files = samples(3, png=picture, cls=b"%d".__mod__)
     apart = sorted(files, key=lambda file: file[0].rpartition(".")[2])

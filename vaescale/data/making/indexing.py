@@ -35,7 +35,7 @@ REMEDIES = {
     "twice": "give each sample of a tar a key of its own",
     "link": "store the files themselves (tar --dereference --hard-dereference)",
     "class": "leave the classes out with --class-member none",
-    "image": "name the member that is the image with --image-member",
+    "image": "name one member of each sample with --image-member",
     "depth": "convert them to 8 bits per channel",
     "shape": "save them as uint8 [H, W, 1 or 3]",
     "format": "unpack the tars, and write shards of their files with `vaescale make-shards folder:DIR OUT`",
@@ -155,7 +155,9 @@ def _index_all(
             break
         if unusable and images and not skip_broken:
             more = f", and {len(unusable) - 1} more" if len(unusable) > 1 else ""
-            remedy = REMEDIES.get(unusable[0].reason, "mend it")
+            remedy = (
+                "mend it" if unusable[0].reason == "image" else REMEDIES.get(unusable[0].reason, "mend it")
+            )
             raise DataError(
                 f"{unusable[0].message}{more}; {remedy}, or leave such samples out with --skip-broken"
             )
@@ -318,7 +320,7 @@ def complete(
 def _why_none(skipped: list[str]) -> str:
     """Why no image is left, from the sentences `NAME: REASON` of all that were left out."""
     if not skipped:
-        return "the source is empty; check its path"
+        return "the source gives none; check its path, or use --holdout 0 where it holds few images"
     reason, count = Counter(message.partition(": ")[2] for message in skipped).most_common(1)[0]
     return (
         f"{count} of {len(skipped)} images cannot be used for the same reason: {reason}; convert them first"

@@ -1,5 +1,6 @@
 """The columns of a hub data set: which one is the image, which one the class, and the numbers of the classes."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -33,8 +34,12 @@ class Columns(NamedTuple):
     def label_of(self, row: dict[str, Any]) -> Any:
         """The value of the class of a row, None where it has none."""
         column, _, field = self.label.partition(".")
-        value = row[column]
-        return (value or {}).get(field) if field else value
+        value = (row[column] or {}).get(field) if field else row[column]
+        if isinstance(value, float) and (
+            math.isnan(value) or value.is_integer()
+        ):  # whole numbers with gaps, from pandas
+            return None if math.isnan(value) else int(value)
+        return value
 
 
 class Numbering(NamedTuple):
@@ -93,8 +98,6 @@ def number_classes(
         for value in values():
             if value in ABSENT:
                 continue
-            if isinstance(value, float) and value.is_integer():
-                value = int(value)
             if not isinstance(value, int | str):
                 raise DataError(
                     f"{source}: column {columns.label} holds {type(value).__name__}, not numbers or words; choose another "
@@ -171,7 +174,7 @@ def _fits(feature: Any) -> bool:
     dtype = getattr(feature, "dtype", "")
     return isinstance(feature, datasets.ClassLabel) or (
         isinstance(feature, datasets.Value)
-        and (dtype in ("string", "large_string", "bool") or dtype.startswith(("int", "uint")))
+        and (dtype in ("string", "large_string", "bool") or dtype.startswith(("int", "uint", "float")))
     )
 
 

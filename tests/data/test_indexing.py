@@ -155,7 +155,7 @@ CLASSES = {
     "json numbers": (samples(3, png=picture, json=fields(label=[2, 0.0, "1"], cls=9)), None, [2, 0, 1], "0 1 2", "classes in json:cls are left out (3 samples)"),
     "json words": (samples(3, png=picture, json=fields(**{"class": ["b", None, "a"]})), None, [1, -1, 0], "a b", "1 of 3 images have no class"),
     "a field": (samples(3, png=picture, json=fields(kind=[1, 0, 1])), "json:kind", [1, 0, 1], "0 1", "the numbers in json:kind of 3 samples"),
-    "another member": (samples(3, label=word, png=picture), "label", [2, 0, 1], "ant cat dog", "3 words in label"),
+    "another member": (samples(3, label=word, png=picture), ".Label", [2, 0, 1], "ant cat dog", "3 words in label"),
     "left out": (samples(3, cls=word, png=picture), "none", [-1, -1, -1], "", "members left out: cls (3)"),
     "captions": (samples(3, png=picture, txt=word), None, [-1, -1, -1], "", "members left out: txt (3, captions)"),
     "img2dataset": (samples(3, png=picture, json=fields(status="success", caption="a", key="0"), txt=word), None, [-1, -1, -1], "", "json (3, without label, cls or class)"),

@@ -82,6 +82,8 @@ def labels_of(class_member: str | None) -> tuple[str, ...]:
     """The places in which to look for a class. Raises UserError for a member that holds more than a class."""
     if class_member is None:
         return LABELS
+    kind, colon, field = class_member.partition(":")
+    class_member = kind.lower().removeprefix(".") + colon + field
     if class_member == "json":
         raise UserError("--class-member json is a whole object; name its field, such as json:label")
     return () if class_member in ("none", "folder") else (class_member,)

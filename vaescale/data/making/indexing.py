@@ -3,8 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from vaescale.data.index import (
     parse_entries,
 )
 from vaescale.data.making.foreign import MOST_CLASSES, choose, labels_of, noted, survey
-from vaescale.data.making.pool import pool_of
+from vaescale.data.making.pool import in_order, pool_of
 from vaescale.data.making.tar_sets import FOREIGN, TarSet, find_tars
 from vaescale.data.pictures import Header, PictureFault, decode, read_header
 from vaescale.data.tars import IMAGE_EXTENSIONS, USUAL, Roles, TarFault, samples
@@ -101,11 +100,16 @@ def index_tars(
     labels = labels_of(class_member)
     paths = [path for one in sets.values() for path in one.paths]
     place = os.path.commonpath([one.folder for one in sets.values()])
-    with pool_of(jobs if len(paths) > 1 else 1) as submit:
-        surveys = [future.result() for future in [submit(survey, path, labels) for path in paths]]
-        for path, one in zip(paths, surveys, strict=True):
+    jobs = jobs if len(paths) > 1 else 1
+    surveys = []
+    with pool_of(jobs) as submit:
+        for path, one in zip(
+            paths, in_order(submit, jobs, survey, ((path, labels) for path in paths)), strict=True
+        ):
             if not one.samples:
                 raise DataError(f"{path} holds no images ({', '.join(IMAGE_EXTENSIONS)}); remove it")
+            surveys.append(one)
+            progress(0)  # of the second reading, which takes longer
         roles, sentences = choose(
             surveys,
             [path.stem for path in paths],
@@ -117,7 +121,8 @@ def index_tars(
         )
         for sentence in sentences:
             say(f"{place}: {sentence}")
-        made = _index_all(submit, sets, place, roles, skip_broken, progress)
+        calls = ((path, one.target, roles) for one in sets.values() for path in one.paths)
+        made = _gather(in_order(submit, jobs, _index_one, calls), sets, place, skip_broken, progress)
     return {split: _complete_set(split, one, made[split], roles) for split, one in sets.items()}
 
 
@@ -128,25 +133,19 @@ def _complete_set(split: str, tars: TarSet, made: list[Made], roles: Roles) -> W
     return complete(tars.target, made, names, origin, tars=elsewhere)
 
 
-def _index_all(
-    submit: Callable[..., Future[Any]],
+def _gather(
+    results: Iterator[Indexed],
     sets: dict[str, TarSet],
     place: str,
-    roles: Roles,
     skip_broken: bool,
     progress: Callable[[int], None],
 ) -> dict[str, list[Made]]:
-    """Index all tars of each folder. Raises DataError as soon as it is known whether leaving samples out would help."""
-    pending = [
-        (name, submit(_index_one, path, one.target, roles))
-        for name, one in sets.items()
-        for path in one.paths
-    ]
+    """The indexed tars of each set. Raises DataError as soon as it is known whether leaving samples out would help."""
+    names = (name for name, one in sets.items() for _ in one.paths)
     made: dict[str, list[Made]] = {name: [] for name in sets}
     unusable: list[Unusable] = []
     doubtful, images = Counter[str](), 0
-    for number, (name, future) in enumerate(pending, start=1):
-        one = future.result()
+    for number, (name, one) in enumerate(zip(names, results, strict=True), start=1):
         made[name].append(one.made)
         unusable += one.unusable
         doubtful += one.doubtful

@@ -49,8 +49,8 @@ def make_shards(
 
     A complete split is kept; missing or damaged shards are written again. size, crop, resample, channels: None takes the
     default of the source. encoding: None is npy with a size or channels, else `keep`. shard_bytes: a number or a size such
-    as 100MB. column: image=NAME,label=NAME of an hf: data set. jobs: number of processes, by default the number of cores. Raises UserError for arguments that
-    contradict each other or the shards in OUT.
+    as 100MB. column: image=NAME,label=NAME of an hf: data set. jobs: number of processes, by default the number of
+    cores. Raises UserError for arguments that contradict each other or the shards in OUT.
     """
     if size is None and (crop or resample):
         raise UserError("--crop and --resample need a size; add --size PIXELS")

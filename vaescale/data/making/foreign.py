@@ -101,7 +101,8 @@ def choose(
 ) -> tuple[Roles, list[str]]:
     """The roles of the members, and sentences that say what was taken and what was left out.
 
-    surveys, stems: of each tar, its content and its name. alone: other folders are not indexed with it. Raises UserError and DataError where no choice is sure.
+    surveys, stems: of each tar, its content and its name. alone: other folders are not indexed with it. Raises UserError
+    and DataError where no choice is sure.
     """
     whole = together(surveys)
     images, sentences = _choose_images(whole, place, image_member, skip_broken=skip_broken)
@@ -110,8 +111,8 @@ def choose(
     if alone and words is not None:
         said = [
             *said,
-            "where other splits have folders of their own, index all with --index-only on the folder above them: "
-            "the numbers are then the same",
+            "where the splits have folders train, val and test, index the folder above them, so that the numbers are the "
+            "same in each",
         ]
     return roles, [*sentences, *said, *_left_out(whole, roles)]
 

@@ -45,7 +45,8 @@ def open_source(
     """The source that `KIND:PATH` names.
 
     holdout: the fraction of train that becomes `val` where a source has no `val`; the image's key decides which images.
-    config, column: the configuration and the columns of a hub data set, the latter as image=NAME,label=NAME. Raises UserError and DataError.
+    config, column: the configuration and the columns of a hub data set, the latter as image=NAME,label=NAME. Raises
+    UserError and DataError.
     """
     name, colon, rest = argument.partition(":")
     kind = SOURCES.get(name)

@@ -20,7 +20,7 @@ examples:
   vaescale make-shards digits data/digits --shard-samples 500
   vaescale make-shards celeba:~/celeba data/celeba64 --size 64
   vaescale make-shards imagenet:/data/ILSVRC data/imagenet32 --size 32 --shard-bytes 100MB
-  vaescale make-shards --index-only /data/cc12m        index existing tars without writing shards
+  vaescale make-shards --index-only /data/cc12m        index existing tars without writing shards; --index-dir for a read-only folder
 """
 
 import argparse
@@ -41,7 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out", metavar="OUT", nargs="?", type=Path, help="folder for the folders of the splits"
     )
-    parser.add_argument("--index-only", metavar="DIR", type=Path, help="index the existing tars in DIR")
+    tars = parser.add_argument_group("tars made by others").add_argument
+    tars("--index-only", metavar="DIR", type=Path, help="index the tars in DIR, or in DIR/train and so on")
+    tars("--index-dir", metavar="DIR", type=Path, help="folder of the index; default: beside the tars")
+    tars(
+        "--image-member",
+        metavar="EXT",
+        help="extension of the images, such as input.jpg; default: usual ones",
+    )
+    member = "place of the classes: cls, EXT, json:FIELD, folder or none; default: by the tars' content"
+    tars("--class-member", metavar="NAME", help=member)
     add = parser.add_argument_group("images").add_argument
     add("--size", type=integer(1, 16384), metavar="PIXELS", help="height and width; default: unchanged")
     crop = "crop before resizing: square, whole, or the side of the central square; default: by source"
@@ -61,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fraction = "fraction of the images for val if the source has no val split; default: 0.05"
     shards.add_argument("--holdout", type=real(least=0, most=0.9), default=0.05, metavar="F", help=fraction)
     shards.add_argument("--config", metavar="NAME", help="configuration of an hf: data set")
+    columns = "columns of an hf: data set, as image=NAME,label=NAME; default: the first that fit"
+    shards.add_argument("--column", metavar="NAMES", help=columns)
     add_jobs(shards, workers="processes")
 
 
@@ -71,10 +82,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     options = dict(vars(arguments))
     folder, source, out = (options.pop(name) for name in ("index_only", "source", "out"))
     options.pop("json")
+    members = {name: options.pop(name) for name in ("index_dir", "image_member", "class_member")}
     if folder is not None and source is not None:
         raise UserError("--index-only DIR writes no shards; leave SOURCE and OUT out")
     if folder is not None:
-        return index_shards(folder, skip_broken=arguments.skip_broken, jobs=arguments.jobs)
+        return index_shards(folder, **members, skip_broken=arguments.skip_broken, jobs=arguments.jobs)
+    if unused := [f"--{name.replace('_', '-')}" for name, value in members.items() if value is not None]:
+        raise UserError(f"{unused[0]} is for tars that are indexed in place; add --index-only DIR")
     if out is None:
         raise UserError("SOURCE and OUT are needed, such as `vaescale make-shards digits data/digits`")
     return make_shards(source, out, **options)

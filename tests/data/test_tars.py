@@ -115,10 +115,19 @@ def _with_member(kind: bytes, name: str = "b.png", target: str = "/etc/passwd") 
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
-def test_links_and_devices_are_refused(kind: bytes) -> None:
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_devices_are_refused(kind: bytes) -> None:
     with pytest.raises(TarFault, match="not a plain file"):
         found_in(_with_member(kind))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_link_is_one_unusable_sample_and_never_followed(kind: bytes) -> None:
+    (fault,) = found_in(_with_member(kind))
+    assert isinstance(fault, TarFault)
+    assert (fault.reason, fault.key) == ("link", "b")
+    with pytest.raises(TarFault, match="not a plain file"):
+        list(members(io.BytesIO(_with_member(kind))))
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "a/../../b.png", "a\nb.png"])

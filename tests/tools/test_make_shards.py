@@ -176,6 +176,15 @@ def test_tars_of_others(vaescale, tmp_path: Path) -> None:
 REFUSED = {
     "no out": (["digits"], "SOURCE and OUT are needed"),
     "nothing": ([], "SOURCE and OUT are needed"),
+    "index elsewhere": (
+        ["digits", "x", "--index-dir", "y"],
+        "--index-dir is for tars that are indexed in place",
+    ),
+    "member": (
+        ["digits", "x", "--image-member", "jpg"],
+        "--image-member is for tars that are indexed in place",
+    ),
+    "column": (["digits", "x", "--column", "label=x"], "--column names columns of an hf: data set"),
     "both": (["digits", "x", "--index-only", "."], "leave SOURCE and OUT out"),
     "size": (["digits", "x", "--size", "0"], "argument --size: 0 must be from 1 to 16384"),
     "crop alone": (["digits", "x", "--crop", "square"], "add --size PIXELS"),

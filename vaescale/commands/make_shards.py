@@ -14,6 +14,7 @@ from vaescale.data.making.indexing import Written
 from vaescale.data.making.sources import open_source
 from vaescale.data.making.sources.base import Source
 from vaescale.data.making.storing import Making
+from vaescale.data.making.tar_sets import find_tars
 from vaescale.data.making.writing import damaged_shards, differing
 from vaescale.data.pictures import Encoding
 from vaescale.data.storage import Folder
@@ -41,21 +42,22 @@ def make_shards(
     shard_bytes: int | str | None = None,
     holdout: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)] = 0.05,
     config: str | None = None,
+    column: str | None = None,
     jobs: Jobs | None = None,
 ) -> dict[str, Any]:
     """Write each split of a source to OUT/SPLIT. Returns the description of each split, by name.
 
     A complete split is kept; missing or damaged shards are written again. size, crop, resample, channels: None takes the
     default of the source. encoding: None is npy with a size or channels, else `keep`. shard_bytes: a number or a size such
-    as 100MB. jobs: number of processes, by default the number of cores. Raises UserError for arguments that
-    contradict each other or the shards in OUT.
+    as 100MB. column: image=NAME,label=NAME of an hf: data set. jobs: number of processes, by default the number of
+    cores. Raises UserError for arguments that contradict each other or the shards in OUT.
     """
     if size is None and (crop or resample):
         raise UserError("--crop and --resample need a size; add --size PIXELS")
     if encoding == "keep" and (size or channels):
         raise UserError("--encoding keep stores files as they are; leave --size and --channels out")
     side, most_bytes = _parse_crop(crop), _parse_shard_bytes(shard_bytes)
-    data_set = open_source(source, holdout=holdout, config=config)
+    data_set = open_source(source, holdout=holdout, config=config, column=column)
     changed = size is not None or channels is not None
     making = Making(
         size=size,
@@ -71,26 +73,45 @@ def make_shards(
     result = {}
     for split in data_set.splits:
         origin: dict[str, Any] = {"source": source, "split": split}
-        origin |= {} if config is None else {"config": config}
+        origin |= {
+            name: value for name, value in (("config", config), ("column", column)) if value is not None
+        }
         origin |= {"holdout": holdout} if data_set.held_out and split in ("train", "val") else {}
         result[split] = _write_split(data_set, split, out / split, making, origin, jobs=jobs or cores())
     return result
 
 
 @checked
-def index_shards(folder: Path, *, skip_broken: bool = False, jobs: Jobs | None = None) -> dict[str, Any]:
-    """Write only an index of the tars in a folder. Returns {"index": their description}. Raises UserError for no folder."""
+def index_shards(
+    folder: Path,
+    *,
+    index_dir: Path | None = None,
+    image_member: str | None = None,
+    class_member: str | None = None,
+    skip_broken: bool = False,
+    jobs: Jobs | None = None,
+) -> dict[str, Any]:
+    """Write only an index of the tars in a folder, or one for each split.
+
+    index_dir: the folder of the index, by default the one of the tars. image_member: extensions of the images, such as
+    input.jpg, separated by commas; class_member: cls, another extension, json:FIELD, folder or none. None lets the
+    tars decide. Returns {"index": their description}, or one for each split. Raises UserError for no folder.
+    """
     if not folder.is_dir():
         raise UserError(f"--index-only {folder} is not a folder; give the folder of the tars")
-    with Progress(f"index {folder}", len(list(folder.glob("*.tar")))) as progress:
-        written = indexing.index_shards(
-            folder,
+    sets = find_tars(folder, index_dir)
+    with Progress(f"index {folder}", sum(len(one.paths) for one in sets.values())) as progress:
+        written = indexing.index_tars(
+            sets,
+            image_member=image_member,
+            class_member=class_member,
             skip_broken=skip_broken,
             jobs=jobs or cores(),
             progress=lambda done: progress.update(done, "shards"),
         )
-    _report_skipped(written)
-    return {"index": _describe(written.shards)}
+    for one in written.values():
+        _report_skipped(one)
+    return {split: _describe(one.shards) for split, one in written.items()}
 
 
 def _parse_crop(crop: str | int | None) -> Crop | None:

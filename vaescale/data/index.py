@@ -3,7 +3,7 @@
     DIR/NAME.tar          plain WebDataset: members KEY.jpg (or png, webp, npy) and KEY.cls
     DIR/NAME.index.npy    an entry per sample: its image's position, crc32, class and key
     DIR/index.json        a row per shard: bytes, sha256, samples, bytes and sha256 of its .index.npy, name; the
-                          images' shape, the classes' names, how it was made
+                          images' shape, the classes' names, how it was made; the folder of the tars where it is another one
 
 The index is written last, so a folder without one is unfinished. All functions are pure: bytes in, checked values out. An
 index may come from anywhere, so nothing in it is trusted. Whenever an image is read, its bytes are checked against the
@@ -74,7 +74,8 @@ class ShardTable(Sequence[Shard]):
 class ShardIndex(NamedTuple):
     """The content of index.json of the data set at `place`, a folder or a URL.
 
-    image: height, width, channels when all images agree, otherwise None. made: how the shards were made.
+    image: height, width, channels when all images agree, otherwise None. made: how the shards were made. tars: the absolute
+    path of the folder that holds the tars, empty where they are at `place`.
     """
 
     place: str
@@ -82,6 +83,7 @@ class ShardIndex(NamedTuple):
     image: tuple[int, int, int] | None
     class_names: tuple[str, ...]
     made: dict[str, Any]
+    tars: str = ""
 
     @property
     def num_samples(self) -> int:
@@ -122,6 +124,7 @@ class _IndexFile(_Checked):
     image: _ImageShape | None
     class_names: tuple[str, ...]
     made: dict[str, Any]
+    tars: str | None = None
     shards: list[_Row] = Field(min_length=1)
 
 
@@ -140,9 +143,14 @@ def parse_index(content: bytes, place: str) -> ShardIndex:
             raise DataError(f"{place}/{INDEX} names shard {name!r}, which is not a plain .tar name")
     if len(set(names)) != len(names):
         raise DataError(f"{place}/{INDEX} names a shard twice; write the index again")
+    tars = parsed.tars or ""
+    if tars and (not tars.startswith("/") or ".." in tars.split("/") or not tars.isprintable()):
+        raise DataError(
+            f"{place}/{INDEX} names tars in {tars!r}, which is not the absolute path of a folder; index them again"
+        )
     shape = parsed.image
     image = None if shape is None else (shape.height, shape.width, int(shape.channels))
-    return ShardIndex(place, ShardTable(parsed.shards), image, parsed.class_names, parsed.made)
+    return ShardIndex(place, ShardTable(parsed.shards), image, parsed.class_names, parsed.made, tars)
 
 
 def _parse_row(row: str) -> Shard:
@@ -157,6 +165,7 @@ def index_content(index: ShardIndex) -> bytes:
         "image": index.image and dict(zip(("height", "width", "channels"), index.image, strict=True)),
         "class_names": index.class_names,
         "made": index.made,
+        **({"tars": index.tars} if index.tars else {}),
     }
     lines = ",\n".join(map(json.dumps, index.shards.rows))
     return f'{json.dumps(head)[:-1]}, "shards": [\n{lines}\n]}}\n'.encode()
@@ -212,6 +221,7 @@ def describe(index: ShardIndex) -> dict[str, Any]:
         "classes": len(index.class_names),
         "data_hash": index.data_hash,
         "made": index.made,
+        **({"tars": index.tars} if index.tars else {}),
     }
 
 

@@ -29,7 +29,7 @@ from vaescale.data.index import (
     parse_entries,
     parse_index,
 )
-from vaescale.data.tars import LATENT_EXTENSIONS, TarFault, samples
+from vaescale.data.tars import LATENT_EXTENSIONS, Roles, TarFault, samples
 from vaescale.errors import DataError
 from vaescale.system.files import remove_abandoned, replacing, sync, write_whole
 
@@ -137,7 +137,7 @@ def write_latents(
                 tar.write({"__key__": key, **classes, extension: header + values.tobytes()})
         rows = []
         with temporary.open("rb") as whole:
-            for sample in samples(whole, LATENT_EXTENSIONS):  # read back strictly, as any tar is
+            for sample in samples(whole, Roles(LATENT_EXTENSIONS)):  # read back strictly, as any tar is
                 if isinstance(sample, TarFault):
                     raise DataError(f"the latents of {sample.member!r} cannot be written: {sample}")
                 rows.append((sample.offset, len(sample.content), sample.crc32, sample.label, sample.key))

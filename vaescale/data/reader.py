@@ -28,7 +28,7 @@ from vaescale.data.batch import Fault, Fetched, Request
 from vaescale.data.config import Crop, DataConfig, Filter
 from vaescale.data.index import INDEX, LATENTS, Entries, ShardIndex, parse_entries, parse_index
 from vaescale.data.pictures import Picture, PictureFault, decode, fit, to_channels
-from vaescale.data.storage import Folder, Remote, open_store
+from vaescale.data.storage import Folder, Remote, open_store, with_tars
 from vaescale.errors import DataError
 from vaescale.system.host import cores
 
@@ -355,6 +355,7 @@ def open_reader(place: str, config: DataConfig) -> ShardReader:
         retry_seconds=config.retry_seconds,
     )
     index = parse_index(store.read_index(INDEX), place)
+    store = with_tars(store, index.tars)
     _refuse_misfit(index, config)
     for shard in index.shards[comm.rank() :: comm.world_size()]:
         store.check(shard.name, shard.bytes)

@@ -33,11 +33,12 @@ STRANGE_ARRIVALS = 3  # fetches with a wrong hash, after which the file counts a
 
 
 class Folder:
-    """A data set in a local folder."""
+    """A data set in a local folder. tars: another folder that holds its tars, as for an index of a read-only one."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, tars: str = "") -> None:
         self.place = place
         self._path = Path(place).expanduser()
+        self._tars = Path(tars) if tars else self._path
 
     def read_index(self, name: str) -> bytes:
         """Read the index's bytes. Raises DataError with a remedy when there is no index."""
@@ -63,10 +64,15 @@ class Folder:
 
     def check(self, name: str, size: int) -> None:
         """Raise DataError when a file is missing or has another size."""
-        path = self._path / name
+        path = self.local(name, size, "")
         try:
             actual = path.stat().st_size
         except OSError:
+            if not self._tars.is_dir():
+                raise DataError(
+                    f"{self._tars}, which the index {self.place} names as the folder of its tars, is not there; mount it, or index "
+                    f"the tars again with `vaescale make-shards --index-only DIR --index-dir {self.place}`"
+                ) from None
             raise DataError(f"shard {path} is missing; write the shards again or copy it back") from None
         if actual != size:
             raise DataError(
@@ -75,7 +81,7 @@ class Folder:
 
     def local(self, name: str, size: int, sha256: str) -> Path:  # noqa: ARG002  # as Remote.local
         """The path of a file, which is not checked here."""
-        return self._path / name
+        return (self._tars if name.endswith(".tar") else self._path) / name
 
 
 class Remote:
@@ -262,6 +268,17 @@ def open_store(
         return Folder(place.removeprefix("file://"))
     folder = Path(cache).expanduser() if cache else cache_home() / "vaescale" / "shards"
     return Remote(place, cache=folder, cache_bytes=cache_bytes, retry_seconds=retry_seconds)
+
+
+def with_tars(store: Folder | Remote, tars: str) -> Folder | Remote:
+    """The store whose tars are in the folder `tars`, which an index names. Raises DataError for an index behind a URL."""
+    if not tars:
+        return store
+    if isinstance(store, Remote):
+        raise DataError(
+            f"the index at {store.place} names tars in a folder ({tars}); only an index in a folder of this machine may do so"
+        )
+    return Folder(store.place, tars)
 
 
 class _StrangeArrivalError(Exception):

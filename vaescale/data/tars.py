@@ -3,35 +3,59 @@
 Python's tarfile, like webdataset on top of it, ends quietly at a damaged header and at a cut between two members.
 """
 
+import json
 import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
-from typing import IO, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, NamedTuple
 
 BLOCK = 512
 LATENT_EXTENSIONS = ("moments.npy", "draws.npy")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
+MOST_CLASS_BYTES = 1 << 20  # of a member that holds a class
+MOST_CLASS_LETTERS = 200
+NUMBER = re.compile(r"-1|[0-9]{1,9}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 # As webdataset splits names: the extension begins at the first dot of the last part.
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
 class TarFault(ValueError):
-    """The fault of a tar: the message is the reason, member and offset its position. key: of an unusable sample."""
+    """The fault of a tar: the message says why, member and offset where. key: of an unusable sample.
 
-    def __init__(self, message: str, *, member: str, offset: int, key: str = "") -> None:
+    reason: of an unusable sample: image, twice, order, link or class.
+    """
+
+    def __init__(self, message: str, *, member: str, offset: int, key: str = "", reason: str = "") -> None:
         super().__init__(message)
-        self.member, self.offset, self.key = member, offset, key
+        self.member, self.offset, self.key, self.reason = member, offset, key, reason
 
 
 class Member(NamedTuple):
-    """A file in a tar: name, where its content begins, its bytes."""
+    """A file in a tar: name, where its content begins, its bytes. is_link: a link, which has no content and is not followed."""
 
     name: str
     offset: int
     bytes: int
+    is_link: bool = False
+
+
+class Roles(NamedTuple):
+    """Which members of a sample are its image and its class.
+
+    images: extensions, of which each sample has one. label: `cls` or another extension; `json:FIELD`; `folder`, the one part of
+    a key before its last slash, or `folder:ABOVE` for keys that begin with ABOVE; `none`. words: the number of each
+    class where classes are words, None where they are numbers.
+    """
+
+    images: tuple[str, ...] = IMAGE_EXTENSIONS
+    label: str = "cls"
+    words: Mapping[str, int] | None = None
+
+
+USUAL = Roles()
 
 
 class Sample(NamedTuple):
@@ -44,10 +68,12 @@ class Sample(NamedTuple):
     label: int
 
 
-def members(file: IO[bytes], *, start: int = 0, stop: int | None = None) -> Iterator[Member]:
+def members(
+    file: IO[bytes], *, start: int = 0, stop: int | None = None, with_links: bool = False
+) -> Iterator[Member]:
     """Yield the regular files of the tar from byte `start` to `stop`, by default of the whole file.
 
-    Raises TarFault at the first fault.
+    with_links: yield links too, which are a fault otherwise. Raises TarFault at the first fault.
     """
     file.seek(start)
     first = file.read(BLOCK)
@@ -70,8 +96,9 @@ def members(file: IO[bytes], *, start: int = 0, stop: int | None = None) -> Iter
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
             if info.isdir():
                 continue
-            _refuse_unsafe(info)
-            yield Member(info.name, info.offset_data, info.size)
+            is_link = with_links and (info.issym() or info.islnk())
+            _refuse_unsafe(info, is_link=is_link)
+            yield Member(info.name, info.offset_data, 0 if is_link else info.size, is_link)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         if isinstance(error, TarFault):
             raise
@@ -82,27 +109,66 @@ def members(file: IO[bytes], *, start: int = 0, stop: int | None = None) -> Iter
     _check_end(file, tar.offset, last, stop)
 
 
-def samples(file: IO[bytes], extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Iterator[Sample | TarFault]:
+def samples(file: IO[bytes], roles: Roles = USUAL) -> Iterator[Sample | TarFault]:
     """Yield the samples of a WebDataset tar in order, as webdataset groups them: consecutive members with one key.
 
-    extensions: of the member that holds a sample's content. A sample that cannot be used is yielded as a fault; the fault of a
-    repeated key makes the earlier sample void too. Raises TarFault when the tar itself is not sound. Only that member and the
-    class are read; `.pkl` and similar members are never opened.
+    A sample that cannot be used is yielded as a fault; the fault of a repeated key makes the earlier sample void too. Raises
+    TarFault when the tar itself is not sound. Only the image and the class are read; `.pkl` and similar members are
+    never opened, and links are never followed.
     """
+    seen: dict[str, tuple[str, ...]] = {}
+    for key, group in groups(file):
+        yield _sample(file, key, group, seen, roles)
+
+
+def groups(file: IO[bytes]) -> Iterator[tuple[str, list[tuple[str, Member]]]]:
+    """Yield the key of each sample, and its members by extension, unread. Raises TarFault."""
     group: list[tuple[str, Member]] = []
     group_key = ""
-    seen: set[str] = set()
-    for member in members(file):
+    for member in members(file, with_links=True):
         key, extension = split_name(member.name)
         if key is None or _is_metadata(member.name):
             continue
         if group and key != group_key:
-            yield _sample(file, group_key, group, seen, extensions)
+            yield group_key, group
             group = []
         group_key = key
         group.append((extension, member))
     if group:
-        yield _sample(file, group_key, group, seen, extensions)
+        yield group_key, group
+
+
+def class_of(file: IO[bytes], key: str, group: list[tuple[str, Member]], label: str) -> str | None:
+    """The class of a sample as text, None where it has none. label: as in Roles. Raises ValueError with a phrase."""
+    kind, _, inner = label.partition(":")
+    if kind == "folder":
+        return key.removeprefix(inner).rpartition("/")[0] or None
+    member = next((member for extension, member in group if extension == kind), None)
+    if member is None:
+        return None
+    if member.is_link:
+        raise ValueError("is a link, which is not followed")
+    if member.bytes > MOST_CLASS_BYTES:
+        raise ValueError(f"has {member.bytes} bytes")
+    content = _read(file, member)
+    text = _field(content, inner) if inner else content.decode(errors="replace").strip()
+    if text is not None and (len(text) > MOST_CLASS_LETTERS or not text.isprintable()):
+        raise ValueError(f"{text[:20]!r} is no name of a class")
+    return text
+
+
+def _field(content: bytes, name: str) -> str | None:
+    """A number or a word in a JSON object, as text; None where it is absent or null."""
+    try:
+        fields: Any = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError("is no JSON") from None
+    value = fields.get(name) if isinstance(fields, dict) else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is not None and not isinstance(value, int | str):
+        raise ValueError(f"is no number or word ({type(value).__name__})")
+    return None if value is None else str(value).strip()
 
 
 def split_name(name: str) -> tuple[str | None, str]:
@@ -112,30 +178,48 @@ def split_name(name: str) -> tuple[str | None, str]:
 
 
 def _sample(
-    file: IO[bytes], key: str, group: list[tuple[str, Member]], seen: set[str], wanted: tuple[str, ...]
+    file: IO[bytes],
+    key: str,
+    group: list[tuple[str, Member]],
+    seen: dict[str, tuple[str, ...]],
+    roles: Roles,
 ) -> Sample | TarFault:
     first = group[0][1]
 
-    def fault(message: str) -> TarFault:
-        return TarFault(message, member=first.name, offset=first.offset, key=key)
+    def fault(reason: str, message: str) -> TarFault:
+        return TarFault(
+            f"key {key!r} {message}", member=first.name, offset=first.offset, key=key, reason=reason
+        )
 
-    extensions = [extension for extension, _ in group]
-    if key in seen or len(set(extensions)) != len(extensions):
-        return fault(f"key {key!r} occurs twice in it")
-    seen.add(key)
-    images = [member for extension, member in group if extension in wanted]
+    extensions = tuple(extension for extension, _ in group)
+    before = seen.setdefault(key, extensions)
+    if before is not extensions and not set(before) & set(extensions):
+        return fault("order", "occurs again after another key, so that its members do not follow each other")
+    if before is not extensions or len(set(extensions)) != len(extensions):
+        return fault("twice", "occurs twice in it")
+    images = [member for extension, member in group if extension in roles.images]
     if len(images) != 1:
-        known = ", ".join(wanted)
-        return fault(f"key {key!r} has {len(images)} images ({known}) among {', '.join(extensions)}, not one")
+        known, dots = ", ".join(roles.images), ""
+        if not images and any("." in extension for extension in extensions):
+            dots = "; names are split at the first dot, as webdataset does"
+        return fault(
+            "image", f"has {len(images)} images ({known}) among {', '.join(extensions)}, not one{dots}"
+        )
+    if images[0].is_link:
+        return fault("link", f"is a link ({images[0].name}), which is not followed")
+    try:
+        text = class_of(file, key, group, roles.label)
+    except ValueError as error:
+        return fault("class", f"has no usable class ({roles.label}): it {error}")
     label = -1
-    for extension, member in group:
-        if extension == "cls":
-            text = _read(file, member).strip()
-            if not re.fullmatch(rb"-1|[0-9]{1,9}", text):
-                return fault(
-                    f"key {key!r} has class {text[:20].decode(errors='replace')!r}, not a number from 0, or -1"
-                )
-            label = int(text)
+    if text is not None and roles.words is not None:
+        if text not in roles.words:
+            return fault("class", f"has class {text[:20]!r}, not one of the {len(roles.words)} classes")
+        label = roles.words[text]
+    elif text is not None:
+        if not NUMBER.fullmatch(text):
+            return fault("class", f"has class {text[:20]!r}, not a number from 0, or -1")
+        label = int(text)
     content = _read(file, images[0])
     return Sample(key, images[0].offset, content, zlib.crc32(content), label)
 
@@ -151,9 +235,9 @@ def _is_metadata(name: str) -> bool:
     return last.startswith("._") or (last.startswith("__") and last.endswith("__"))
 
 
-def _refuse_unsafe(info: tarfile.TarInfo) -> None:
+def _refuse_unsafe(info: tarfile.TarInfo, *, is_link: bool) -> None:
     where = {"member": info.name, "offset": info.offset}
-    if not info.isreg() or info.issparse():
+    if not is_link and (not info.isreg() or info.issparse()):
         raise TarFault(f"member {info.name!r} is not a plain file (a link, a device or sparse)", **where)  # type: ignore[arg-type]
     if info.name.startswith("/") or ".." in info.name.split("/") or _CONTROL.search(info.name):
         raise TarFault(f"member {info.name!r} has an unsafe name", **where)  # type: ignore[arg-type]

@@ -2,13 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vaescale.data.index import (
     INDEX,
@@ -19,16 +18,28 @@ from vaescale.data.index import (
     index_content,
     make_entries,
     parse_entries,
-    parse_index,
 )
-from vaescale.data.making.pool import pool_of
-from vaescale.data.pictures import PictureFault, read_header
-from vaescale.data.tars import IMAGE_EXTENSIONS, TarFault, samples
-from vaescale.errors import DataError, UserError
+from vaescale.data.making.foreign import MOST_CLASSES, choose, labels_of, noted, survey
+from vaescale.data.making.pool import in_order, pool_of
+from vaescale.data.making.tar_sets import FOREIGN, TarSet, find_tars
+from vaescale.data.pictures import Header, PictureFault, decode, read_header
+from vaescale.data.tars import IMAGE_EXTENSIONS, USUAL, Roles, TarFault, samples
+from vaescale.errors import DataError
+from vaescale.system.console import say
 from vaescale.system.files import write_whole
 
-MOST_CLASSES = 100_000
-FOREIGN = "tars made by others"
+MOST_TRIED = 10_000  # samples, after which a set without a usable one is given up
+REMEDIES = {
+    "order": "write the tars sorted by name (tar --sort=name)",
+    "twice": "give each sample of a tar a key of its own",
+    "link": "store the files themselves (tar --dereference --hard-dereference)",
+    "class": "leave the classes out with --class-member none",
+    "image": "name one member of each sample with --image-member",
+    "depth": "convert them to 8 bits per channel",
+    "shape": "save them as uint8 [H, W, 1 or 3]",
+    "format": "unpack the tars, and write shards of their files with `vaescale make-shards folder:DIR OUT`",
+    "transparency": "put them on a background and save them without transparency",
+}
 
 
 class Made(NamedTuple):
@@ -37,6 +48,21 @@ class Made(NamedTuple):
     shard: Shard | None
     shapes: list[list[int]]
     skipped: list[str]
+
+
+class Unusable(NamedTuple):
+    """A sample of a tar that cannot be used: the reason, one of those of TarFault and PictureFault, and a sentence."""
+
+    reason: str
+    message: str
+
+
+class Indexed(NamedTuple):
+    """A tar of others, indexed. doubtful: the number of indexed images that reading will leave out, by reason."""
+
+    made: Made
+    unusable: list[Unusable]
+    doubtful: Counter[str]
 
 
 class Written(NamedTuple):
@@ -50,107 +76,251 @@ def quietly(done: int) -> None:
     """Report no progress."""
 
 
-def index_shards(
-    folder: Path,
+def index_shards(folder: Path, *, index_dir: Path | None = None, **options: Any) -> Written:
+    """Write the index of the tars of one split: `index_tars` for a folder. index_dir: its folder, if it is another one."""
+    (written,) = index_tars(find_tars(folder, index_dir), **options).values()
+    return written
+
+
+def index_tars(
+    sets: dict[str, TarSet],
     *,
+    image_member: str | None = None,
+    class_member: str | None = None,
     skip_broken: bool = False,
     jobs: int = 1,
     progress: Callable[[int], None] = quietly,
-) -> Written:
-    """Write the index of the tars in `folder`, made by others, beside them.
+) -> dict[str, Written]:
+    """Write the index of each set of tars made by others, with the same numbers for the same classes.
 
-    progress: called with the number of shards done. Raises DataError for a tar that is not sound and for a sample that
-    cannot be used; with skip_broken such samples are left out.
+    image_member: extensions of the images, separated by commas; class_member: a place of the classes, as in `tars.Roles`; by
+    default what the samples have decides. progress: called with the number of shards done. Raises DataError for a tar that is
+    not sound and for a sample that cannot be used; with skip_broken such samples are left out.
     """
-    with suppress(DataError, OSError):
-        before = parse_index((folder / INDEX).read_bytes(), str(folder)).made.get("source")
-        if before != FOREIGN:
-            remedy = f"delete {folder / INDEX} to index it again, without the classes' names"
-            raise UserError(f"{folder} has an index already (of {before}); {remedy}")
-    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
-    if not paths:
-        near = [
-            path.name
-            for path in [*folder.glob("*.tar.*"), *folder.glob("*.tgz")]
-            if not path.name.endswith(".npy")
-        ]
-        inner = sorted({str(path.parent) for path in folder.glob("*/*.tar")})
-        why = f"; unpack {near[0]} first" if near else f"; did you mean {inner[0]}?" if inner else ""
-        raise DataError(f"{folder} holds no .tar files{why or '; give the folder of the shards'}")
-    results = []
-    with pool_of(jobs if len(paths) > 1 else 1) as submit:
-        pending = [submit(_index_one, path, skip_broken) for path in paths]
-        for number, future in enumerate(pending, start=1):
-            results.append(future.result())
-            progress(number)
-    labels = [int(_labels(folder, result.shard).max()) for result in results if result.shard is not None]
-    names = tuple(map(str, range(1 + min(MOST_CLASSES, max(labels, default=-1)))))
-    return complete(folder, results, names, {"source": FOREIGN})
+    labels = labels_of(class_member)
+    paths = [path for one in sets.values() for path in one.paths]
+    place = os.path.commonpath([one.folder for one in sets.values()])
+    jobs = jobs if len(paths) > 1 else 1
+    surveys = []
+    with pool_of(jobs) as submit:
+        for path, one in zip(
+            paths, in_order(submit, jobs, survey, ((path, labels) for path in paths)), strict=True
+        ):
+            if not one.samples:
+                raise DataError(f"{path} holds no images ({', '.join(IMAGE_EXTENSIONS)}); remove it")
+            surveys.append(one)
+            progress(0)  # of the second reading, which takes longer
+        roles, sentences = choose(
+            surveys,
+            [path.stem for path in paths],
+            place=place,
+            image_member=image_member,
+            class_member=class_member,
+            skip_broken=skip_broken,
+            alone=len(sets) == 1,
+        )
+        for sentence in sentences:
+            say(f"{place}: {sentence}")
+        calls = ((path, one.target, roles) for one in sets.values() for path in one.paths)
+        made = _gather(in_order(submit, jobs, _index_one, calls), sets, place, skip_broken, progress)
+    return {split: _complete_set(split, one, made[split], roles) for split, one in sets.items()}
 
 
-def _labels(folder: Path, shard: Shard) -> NDArray[np.int32]:
-    return parse_entries((folder / shard.entries_name).read_bytes(), shard, str(folder))["label"]
+def _complete_set(split: str, tars: TarSet, made: list[Made], roles: Roles) -> Written:
+    names = _report_classes(tars, made, roles)
+    origin = {"source": FOREIGN, **noted(roles), **({"split": split} if tars.by_name else {})}
+    elsewhere = "" if tars.target == tars.folder else os.path.abspath(tars.folder)
+    return complete(tars.target, made, names, origin, tars=elsewhere)
 
 
-def make_index(folder: Path, path: Path, name: str) -> tuple[Shard | None, list[list[int]], list[TarFault]]:
+def _gather(
+    results: Iterator[Indexed],
+    sets: dict[str, TarSet],
+    place: str,
+    skip_broken: bool,
+    progress: Callable[[int], None],
+) -> dict[str, list[Made]]:
+    """The indexed tars of each set. Raises DataError as soon as it is known whether leaving samples out would help."""
+    names = (name for name, one in sets.items() for _ in one.paths)
+    made: dict[str, list[Made]] = {name: [] for name in sets}
+    unusable: list[Unusable] = []
+    doubtful, images = Counter[str](), 0
+    for number, (name, one) in enumerate(zip(names, results, strict=True), start=1):
+        made[name].append(one.made)
+        unusable += one.unusable
+        doubtful += one.doubtful
+        images += one.made.shard.samples if one.made.shard is not None else 0
+        if not images and len(unusable) >= MOST_TRIED:
+            break
+        if unusable and images and not skip_broken:
+            more = f", and {len(unusable) - 1} more" if len(unusable) > 1 else ""
+            remedy = (
+                "mend it" if unusable[0].reason == "image" else REMEDIES.get(unusable[0].reason, "mend it")
+            )
+            raise DataError(
+                f"{unusable[0].message}{more}; {remedy}, or leave such samples out with --skip-broken"
+            )
+        progress(number)
+    if not images:
+        raise DataError(f"{place}: {_nothing(unusable)}")
+    if doubtful:
+        reason, count = doubtful.most_common(1)[0]
+        remedy = REMEDIES.get(reason, "`vaescale verify-shards DIR --deep` names them")
+        if doubtful.total() == images:
+            raise DataError(f"{place}: none of {images} images can be used: {reason} ({count}); {remedy}")
+        say(
+            f"{place}: {doubtful.total()} of {images} images cannot be used: {reason} ({count}); training leaves them "
+            f"out, and stops where they are more than data.max_skipped; {remedy}"
+        )
+    return made
+
+
+def _nothing(unusable: list[Unusable]) -> str:
+    """The sentence for a set of which no sample can be used."""
+    reason, count = Counter(fault.reason for fault in unusable).most_common(1)[0]
+    example = next(fault.message for fault in unusable if fault.reason == reason)
+    return (
+        f"none of {len(unusable)} samples can be used, {count} for the same reason: {example}; "
+        f"{REMEDIES.get(reason, 'copy the tars again')}"
+    )
+
+
+def _report_classes(tars: TarSet, made: list[Made], roles: Roles) -> tuple[str, ...]:
+    """The names of the classes; says which classes have no image, and how many images have no class."""
+    shards = [result.shard for result in made if result.shard is not None]
+    folder, target = tars.folder, tars.target
+    counts = Counter[int]()
+    for shard in shards:
+        entries = parse_entries((target / shard.entries_name).read_bytes(), shard, str(target))
+        counts.update(
+            dict(
+                zip(
+                    *(values.tolist() for values in np.unique(entries["label"], return_counts=True)),
+                    strict=True,
+                )
+            )
+        )
+    most = max(counts, default=-1)
+    names = tuple(roles.words or map(str, range(1 + min(MOST_CLASSES, most))))
+    if most >= 0 and counts[-1]:
+        say(f"{folder}: {counts[-1]} of {counts.total()} images have no class")
+    if most >= len(names):
+        say(f"{folder}: class numbers reach {most}; only the first {len(names)} have names in the index")
+    if absent := [number for number in range(len(names)) if number not in counts]:
+        missing = (
+            _ranges(absent) if roles.words is None else ", ".join(names[number] for number in absent[:10])
+        )
+        say(f"{folder}: {len(absent)} of {len(names)} classes have no image: {missing}")
+    return names
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Sorted numbers as `0-4, 7`; the first ten of such ranges."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+    return ", ".join(words[:10]) + (f" and {len(words) - 10} more ranges" if len(words) > 10 else "")
+
+
+def make_index(
+    folder: Path,
+    path: Path,
+    name: str,
+    roles: Roles = USUAL,
+    check: Callable[[bytes], Header] = read_header,
+) -> tuple[Shard | None, list[list[int]], list[TarFault]]:
     """Read a tar strictly and write the entries of shard `name`. Returns its row, its images' shapes, its unusable samples.
 
-    Raises TarFault when the tar itself is not sound.
+    check: reads an image's header, and raises PictureFault for one that cannot be used. Raises TarFault when the tar
+    itself is not sound.
     """
     rows: list[tuple[int, int, int, int, str]] = []
     shapes: set[tuple[int, ...]] = set()
-    faults: list[TarFault] = []
+    faults: dict[str, TarFault] = {}
     with path.open("rb") as file:
-        for sample in samples(file):
+        for sample in samples(file, roles):
             if isinstance(sample, TarFault):
-                faults.append(sample)
+                faults[sample.key] = sample
                 # Samples that share a key are both left out.
                 rows = [row for row in rows if row[4] != sample.key]
                 continue
             try:
-                shapes.add(read_header(sample.content)[1:])
+                header = check(sample.content)
             except PictureFault as error:
-                faults.append(TarFault(str(error), member=sample.key, offset=sample.offset))
+                faults[sample.key] = TarFault(
+                    str(error), member=sample.key, offset=sample.offset, key=sample.key, reason=error.reason
+                )
                 continue
+            shapes.add(header[1:])
             rows.append((sample.offset, len(sample.content), sample.crc32, sample.label, sample.key))
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not rows:
-        return None, [], faults
+        return None, [], list(faults.values())
     content = entries_content(make_entries(rows))
     shard = Shard(name, size, sha256, len(rows), len(content), hashlib.sha256(content).hexdigest())
     write_whole(folder / shard.entries_name, content)
-    return shard, sorted(map(list, shapes)), faults
+    return shard, sorted(map(list, shapes)), list(faults.values())
 
 
-def _index_one(path: Path, skip_broken: bool) -> Made:
+def _index_one(path: Path, target: Path, roles: Roles) -> Indexed:
+    doubtful = Counter[str]()
+
+    def check(content: bytes) -> Header:
+        header = read_header(content)
+        if _may_be_transparent(content, header.format):
+            try:
+                decode(content)
+            except PictureFault as error:  # reading leaves it out and counts it
+                doubtful[error.reason] += 1
+        return header
+
     try:
-        shard, shapes, faults = make_index(path.parent, path, path.name)
+        shard, shapes, faults = make_index(target, path, path.name, roles, check)
     except TarFault as error:
         raise DataError(f"{path}: {error}") from error
-    if shard is None and not faults:
-        raise DataError(f"{path} holds no images ({', '.join(IMAGE_EXTENSIONS)}); remove it")
-    messages = [f"{path} member {fault.member!r} at byte {fault.offset}: {fault}" for fault in faults]
-    if messages and not skip_broken:
-        more = f", and {len(messages) - 1} more" if len(messages) > 1 else ""
-        raise DataError(f"{messages[0]}{more}; mend it, or leave such samples out with --skip-broken")
-    return Made(shard, shapes, messages)
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: {error.strerror}; repeat the command") from error
+    unusable = [
+        Unusable(fault.reason, f"{path} member {fault.member!r} at byte {fault.offset}: {fault}")
+        for fault in faults
+    ]
+    return Indexed(Made(shard, shapes, [fault.message for fault in unusable]), unusable, doubtful)
+
+
+def _may_be_transparent(content: bytes, kind: str) -> bool:
+    """Whether an image has an alpha channel or frames, which its values decide about."""
+    if kind == "png":
+        return content[25] in (4, 6) or any(name in content[:4096] for name in (b"tRNS", b"acTL"))
+    return kind == "webp" and content[12:16] in (b"VP8X", b"VP8L")
 
 
 def complete(
-    folder: Path, results: list[Made], class_names: tuple[str, ...], made: dict[str, Any]
+    folder: Path, results: list[Made], class_names: tuple[str, ...], made: dict[str, Any], *, tars: str = ""
 ) -> Written:
-    """Write index.json over shards. made: their origin. Raises DataError when no image is left."""
+    """Write index.json over shards. made: their origin; tars: their folder. Raises DataError when no image is left."""
     shards = [result.shard for result in results if result.shard is not None]
     skipped = [message for result in results for message in result.skipped]
     if not shards:
-        raise DataError(
-            f"no image to write to {folder}; check the source" + (f" ({skipped[0]})" if skipped else "")
-        )
+        raise DataError(f"no image to write to {folder}; {_why_none(skipped)}")
     shapes = {tuple(shape) for result in results for shape in result.shapes}
     image = next(iter(shapes)) if len(shapes) == 1 else None
     made = {**made, "skipped": len(skipped)}
-    index = ShardIndex(str(folder), ShardTable.of(shards), image, class_names, made)  # type: ignore[arg-type]
+    index = ShardIndex(str(folder), ShardTable.of(shards), image, class_names, made, tars)  # type: ignore[arg-type]
     write_whole(folder / INDEX, index_content(index))
     return Written(index, skipped)
+
+
+def _why_none(skipped: list[str]) -> str:
+    """Why no image is left, from the sentences `NAME: REASON` of all that were left out."""
+    if not skipped:
+        return "the source gives none; check its path, or use --holdout 0 where it holds few images"
+    reason, count = Counter(message.partition(": ")[2] for message in skipped).most_common(1)[0]
+    return (
+        f"{count} of {len(skipped)} images cannot be used for the same reason: {reason}; convert them first"
+    )

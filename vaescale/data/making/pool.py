@@ -2,7 +2,8 @@
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -33,6 +34,22 @@ def pool_of(jobs: int) -> Iterator[Callable[..., Future[Any]]]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def in_order(
+    submit: Callable[..., Future[Any]],
+    jobs: int,
+    function: Callable[..., Any],
+    calls: Iterable[tuple[Any, ...]],
+) -> Iterator[Any]:
+    """Yield the results of `function` for the arguments of each call, with a few calls under way in each process."""
+    pending: deque[Future[Any]] = deque()
+    for arguments in calls:
+        pending.append(submit(function, *arguments))
+        if jobs <= 1 or len(pending) > 2 * jobs:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _leave_interrupts() -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vaescale.data.index import INDEX, LATENTS, Entries, Shard, parse_entries, parse_index
+from vaescale.data.making.foreign import kept_roles
+from vaescale.data.making.tar_sets import split_of
 from vaescale.data.pictures import PictureFault, decode
 from vaescale.data.storage import Folder
-from vaescale.data.tars import IMAGE_EXTENSIONS, LATENT_EXTENSIONS, Sample, TarFault, samples
+from vaescale.data.tars import LATENT_EXTENSIONS, Roles, Sample, TarFault, samples
 from vaescale.errors import DataError
 
 
@@ -42,64 +44,68 @@ def verify_shards(
         )
     index = parse_index(Folder(place).read_index(INDEX), place)
     folder = Path(place).expanduser()
+    tars = Path(index.tars) if index.tars else folder
     latents = index.made.get("kind") == LATENTS
-    extensions, deep = (LATENT_EXTENSIONS, False) if latents else (IMAGE_EXTENSIONS, deep)
+    roles = Roles(LATENT_EXTENSIONS) if latents else kept_roles(index.made, index.class_names)
+    deep = deep and not latents
     faults = []
     with ThreadPoolExecutor(jobs) as pool:  # hashing and decoding release the interpreter's lock
-        results = pool.map(
-            lambda shard: _verify(folder, shard, deep=deep, extensions=extensions), index.shards
-        )
+        results = pool.map(lambda shard: _verify(folder, tars, shard, deep=deep, roles=roles), index.shards)
         for number, shard_faults in enumerate(results, start=1):
             faults += shard_faults
             if progress is not None:
                 progress(number, len(index.shards))
+    made_split = (
+        index.made.get("split") if index.tars else None
+    )  # other splits' tars may be in the same folder
     named = {shard.name for shard in index.shards}
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in named:
+    for path in sorted(tars.glob("*.tar")):
+        other = made_split is not None and split_of(path.name) != made_split
+        if path.name not in named and not other:
             faults.append(ShardFault(path.name, "", -1, f"it is not in {INDEX}, so training does not see it"))
     return index.num_samples, faults
 
 
-def _verify(folder: Path, shard: Shard, *, deep: bool, extensions: tuple[str, ...]) -> list[ShardFault]:
-    path = folder / shard.name
+def _verify(folder: Path, tars: Path, shard: Shard, *, deep: bool, roles: Roles) -> list[ShardFault]:
+    path = tars / shard.name
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             if size != shard.bytes:
                 return [
                     ShardFault(shard.name, "", -1, f"{size} bytes, the index says {shard.bytes}"),
-                    *_structure(path, extensions),
+                    *_structure(path, roles),
                 ]
     except OSError as error:
         return [ShardFault(shard.name, "", -1, f"it cannot be read: {error.strerror}")]
-    return _compare(folder, shard, deep=deep, extensions=extensions)
+    return _compare(folder, path, shard, deep=deep, roles=roles)
 
 
-def _structure(path: Path, extensions: tuple[str, ...]) -> list[ShardFault]:
+def _structure(path: Path, roles: Roles) -> list[ShardFault]:
     """The faults of a tar itself and of its samples."""
     faults = []
     try:
         with path.open("rb") as file:
             faults = [
-                _at(path.name, sample) for sample in samples(file, extensions) if isinstance(sample, TarFault)
+                _at(path.name, sample) for sample in samples(file, roles) if isinstance(sample, TarFault)
             ]
     except TarFault as error:
         faults.append(_at(path.name, error))
     return faults
 
 
-def _compare(folder: Path, shard: Shard, *, deep: bool, extensions: tuple[str, ...]) -> list[ShardFault]:
+def _compare(folder: Path, path: Path, shard: Shard, *, deep: bool, roles: Roles) -> list[ShardFault]:
     """Compare every sample of a tar with its entry."""
-    path, faults = folder / shard.name, list[ShardFault]()
+    faults = list[ShardFault]()
     with path.open("rb") as file:
         untouched = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     entries = _load_entries(folder, shard)
     if isinstance(entries, ShardFault):
-        return [entries, *_structure(path, extensions)]
+        return [entries, *_structure(path, roles)]
     known = {bytes(entry["key"]): entry for entry in entries}
     try:
         with path.open("rb") as file:
-            for sample in samples(file, extensions):
+            for sample in samples(file, roles):
                 entry = known.pop(sample.key.encode(), None) if isinstance(sample, Sample) else None
                 if entry is None and untouched:
                     continue  # the index of this very tar leaves it out: --skip-broken

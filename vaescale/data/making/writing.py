@@ -30,6 +30,7 @@ from vaescale.system.files import write_whole
 
 IN_PROCESS = 2000  # below this many images, starting processes takes longer than the work
 PROBED = 64
+TRIED = 100  # images, after which it is likely that none can be used
 MAKING, NOTES = ".making.json", ".made.json"
 MOST_HELD_BYTES = 1 << 30
 
@@ -199,9 +200,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
             except PictureFault as error:
                 message = f"{_name(item)}: {error}"
                 if not making.skip_broken:
-                    raise DataError(
-                        f"{message}; mend it, or leave such images out with --skip-broken"
-                    ) from error
+                    raise DataError(f"{message}; {_remedy(items, path.parent, making)}") from error
                 skipped.append(message)
                 continue
             label = {"cls": str(item.label).encode()} if item.label >= 0 else {}
@@ -220,6 +219,19 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
         path.unlink()
     write_whole(note, json.dumps({"origin": origin, "made": made}).encode())
     return made
+
+
+def _remedy(items: list[Item], folder: Path, making: Making) -> str:
+    """What to do about an image that cannot be used: to leave such images out helps only where others can be used."""
+    helps = "mend it, or leave such images out with --skip-broken"
+    if any(folder.glob("shard-*.tar")):
+        return helps
+    tried = items[:TRIED]
+    for item in tried:
+        with suppress(PictureFault):
+            prepare(item, making)
+            return helps
+    return f"none of the first {len(tried)} images of its shard can be used; convert them first"
 
 
 def _sha256(path: Path) -> str:

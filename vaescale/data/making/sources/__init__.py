@@ -39,11 +39,14 @@ SOURCES: dict[str, Kind] = {
 }
 
 
-def open_source(argument: str, *, holdout: float = 0.05, config: str | None = None) -> Source:
+def open_source(
+    argument: str, *, holdout: float = 0.05, config: str | None = None, column: str | None = None
+) -> Source:
     """The source that `KIND:PATH` names.
 
     holdout: the fraction of train that becomes `val` where a source has no `val`; the image's key decides which images.
-    config: the configuration of a hub data set. Raises UserError and DataError.
+    config, column: the configuration and the columns of a hub data set, the latter as image=NAME,label=NAME. Raises
+    UserError and DataError.
     """
     name, colon, rest = argument.partition(":")
     kind = SOURCES.get(name)
@@ -52,18 +55,20 @@ def open_source(argument: str, *, holdout: float = 0.05, config: str | None = No
         near = f"did you mean folder:{argument}? " if Path(argument).is_dir() else ""
         raise UserError(f"source {argument!r} is unknown; {near}known sources: {forms}")
     try:
-        source = kind.open(**_arguments(kind, rest, config))
+        source = kind.open(**_arguments(kind, rest, config=config, column=column))
     except (TarFault, RuntimeError) as error:  # a broken ImageNet tar; a `~user` that does not exist
         raise DataError(f"{rest}: {error}") from error
     return with_val(source, holdout)
 
 
-def _arguments(kind: Kind, rest: str, config: str | None) -> dict[str, Any]:
+def _arguments(kind: Kind, rest: str, *, config: str | None, column: str | None) -> dict[str, Any]:
     """The arguments of a kind's function. Raises DataError for a path that does not exist."""
+    if column is not None and kind.takes != "name":
+        raise UserError("--column names columns of an hf: data set; leave it out for other sources")
     if kind.takes == "nothing":
         return {}
     if kind.takes == "name":
-        return {"name": rest, "config": config}
+        return {"name": rest, "config": config, "column": column}
     path = Path(rest).expanduser()
     if not path.exists():
         where = "" if path.is_absolute() else f" in {Path.cwd()}"

@@ -32,7 +32,8 @@ def doctor(*, seconds: float = 2.0) -> dict[str, Any]:
     if not 0 < seconds <= MOST_SECONDS:
         raise UserError(f"seconds (={seconds!r}) must be above 0 and at most {MOST_SECONDS}")
     versions = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
-    gpus, bf16 = [], False
+    gpus: list[str] = []
+    bf16 = False
     if versions["torch"]:
         import torch
 

@@ -6,7 +6,7 @@ again to continue after a stop: it keeps complete shards and writes those that a
 sources:
   digits            scikit-learn's 1,797 scanned handwritten digits, 8x8 (needs no download)
   idx:PATH          the MNIST family: a folder with train-images-idx3-ubyte[.gz] and so on
-  folder:PATH       an image tree; sub-folders are classes; train/, val/, test/ on top are splits
+  folder:PATH       an image tree; sub-folders are classes; train/, val/, test/ and the like on top are splits
   celeba:PATH       img_align_celeba, with list_eval_partition.txt if present; crop 148 (140 is usual, too)
   imagenet:PATH     ILSVRC train/ and val/ of wnid folders or tars; with --size the whole image is averaged down (box),
                     as in the down-sampled ImageNet; --crop square --resample bicubic resizes the short side and takes
@@ -60,35 +60,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     encoding = "format of the stored images; default: npy with --size, else keep"
     add("--encoding", choices=(*get_args(Encoding), "keep"), help=encoding)
     quality = "quality of jpg images, 1 to 100; default: 95"
-    add("--quality", type=integer(1, 100), default=95, metavar="Q", help=quality)
-    add("--skip-broken", action="store_true", help="skip images that cannot be read, instead of stopping")
+    add("--quality", type=integer(1, 100), metavar="Q", help=quality)
+    skip = "skip images that cannot be read, instead of stopping"
+    add("--skip-broken", action="store_true", default=None, help=skip)
     shards = parser.add_argument_group("shards")
     size, most = shards.add_mutually_exclusive_group().add_argument, 10**9
     samples = "number of images in a shard; default: 1000"
-    size("--shard-samples", type=integer(1, most), default=1000, metavar="N", help=samples)
+    size("--shard-samples", type=integer(1, most), metavar="N", help=samples)
     size("--shard-bytes", metavar="SIZE", help="approximate size of a shard, such as 100MB")
-    fraction = "fraction of the images for val if the source has no val split; default: 0.05"
-    shards.add_argument("--holdout", type=real(least=0, most=0.9), default=0.05, metavar="F", help=fraction)
-    shards.add_argument("--config", metavar="NAME", help="configuration of an hf: data set")
-    columns = "columns of an hf: data set, as image=NAME,label=NAME; default: the first that fit"
-    shards.add_argument("--column", metavar="NAMES", help=columns)
     add_jobs(shards, workers="processes")
+    add = parser.add_argument_group("splits and classes").add_argument
+    fraction = (
+        "fraction of train for val if there is no val; default: 0.05 if train is the only split, else 0"
+    )
+    add("--holdout", type=real(least=0, most=0.9), metavar="F", help=fraction)
+    add("--limit", type=integer(1, most), metavar="N", help="only the first N images of each split")
+    add(
+        "--splits",
+        metavar="DIRS",
+        help="folders of a folder:'s splits, as train=DIR,val=DIR; default: by name",
+    )
+    only = "take all sub-folders of a folder: as classes, whatever their names"
+    add("--classes-only", action="store_true", default=None, help=only)
+    add("--config", metavar="NAME", help="configuration of an hf: data set")
+    columns = "columns of an hf: data set, as image=NAME,label=NAME; default: the first that fit"
+    add("--column", metavar="NAMES", help=columns)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the shards, or the index alone. Returns a description of each split."""
     from vaescale.commands.make_shards import index_shards, make_shards
 
-    options = dict(vars(arguments))
-    folder, source, out = (options.pop(name) for name in ("index_only", "source", "out"))
+    options = {name: value for name, value in vars(arguments).items() if value is not None}
     options.pop("json")
-    members = {name: options.pop(name) for name in ("index_dir", "image_member", "class_member")}
+    folder, source, out = (options.pop(name, None) for name in ("index_only", "source", "out"))
     if folder is not None and source is not None:
         raise UserError("--index-only DIR writes no shards; leave SOURCE and OUT out")
+    of_tars = {"index_dir", "image_member", "class_member"}
+    unused = options.keys() - (of_tars | {"skip_broken", "jobs"}) if folder else options.keys() & of_tars
+    if unused:
+        where = (
+            "shards that are written; leave it out of --index-only" if folder else "--index-only DIR; add it"
+        )
+        raise UserError(f"--{min(unused).replace('_', '-')} is for {where}")
     if folder is not None:
-        return index_shards(folder, **members, skip_broken=arguments.skip_broken, jobs=arguments.jobs)
-    if unused := [f"--{name.replace('_', '-')}" for name, value in members.items() if value is not None]:
-        raise UserError(f"{unused[0]} is for tars that are indexed in place; add --index-only DIR")
+        return index_shards(folder, **options)
     if out is None:
         raise UserError("SOURCE and OUT are needed, such as `vaescale make-shards digits data/digits`")
     return make_shards(source, out, **options)

@@ -142,7 +142,7 @@ def test_what_lies_beside_the_splits_is_refused(tmp_path: Path) -> None:
         open_source(f"folder:{tmp_path}")
     (tmp_path / "extra").rename(tmp_path / "val")
     (tmp_path / "valid").mkdir()
-    with pytest.raises(DataError, match="beside it, val"):
+    with pytest.raises(DataError, match=r"val and valid, .* --splits val=val, or .* --classes-only"):
         open_source(f"folder:{tmp_path}")
 
 
@@ -257,7 +257,10 @@ def test_idx(tmp_path: Path, suffix: str) -> None:
     _idx(tmp_path / f"train-images-idx3-ubyte{suffix}", images)
     _idx(tmp_path / f"train-labels-idx1-ubyte{suffix}", np.arange(7, dtype=np.uint8) % 3)
     _idx(tmp_path / f"t10k-images-idx3-ubyte{suffix}", images[:2])
-    assert list(open_source(f"idx:{tmp_path}").splits) == ["train", "test", "val"]
+    assert list(open_source(f"idx:{tmp_path}", holdout=0.1).splits) == ["train", "test", "val"]
+    assert list(open_source(f"idx:{tmp_path}").splits) == ["train", "test"], (
+        "where there is a test, no train is cut"
+    )
     source = open_source(f"idx:{tmp_path}", holdout=0)
     train, test = source.splits["train"](), source.splits["test"]()
     assert [item.label for item in train.items] == [0, 1, 2, 0, 1, 2, 0]

@@ -178,13 +178,13 @@ REFUSED = {
     "nothing": ([], "SOURCE and OUT are needed"),
     "index elsewhere": (
         ["digits", "x", "--index-dir", "y"],
-        "--index-dir is for tars that are indexed in place",
+        "--index-dir is for --index-only DIR",
     ),
     "member": (
         ["digits", "x", "--image-member", "jpg"],
-        "--image-member is for tars that are indexed in place",
+        "--image-member is for --index-only DIR",
     ),
-    "column": (["digits", "x", "--column", "label=x"], "--column names columns of an hf: data set"),
+    "column": (["digits", "x", "--column", "label=x"], "--column is for hf: sources"),
     "both": (["digits", "x", "--index-only", "."], "leave SOURCE and OUT out"),
     "size": (["digits", "x", "--size", "0"], "argument --size: 0 must be from 1 to 16384"),
     "crop alone": (["digits", "x", "--crop", "square"], "add --size PIXELS"),

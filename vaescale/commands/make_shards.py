@@ -1,5 +1,6 @@
 """Write a data set as WebDataset shards with an index, one folder for each split, or index existing tars."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,7 +41,10 @@ def make_shards(
     skip_broken: bool = False,
     shard_samples: Annotated[int, Field(ge=1, le=10**9)] = 1000,
     shard_bytes: int | str | None = None,
-    holdout: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)] = 0.05,
+    holdout: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)] | None = None,
+    limit: Annotated[int, Field(ge=1)] | None = None,
+    splits: str | None = None,
+    classes_only: bool = False,
     config: str | None = None,
     column: str | None = None,
     jobs: Jobs | None = None,
@@ -49,15 +53,21 @@ def make_shards(
 
     A complete split is kept; missing or damaged shards are written again. size, crop, resample, channels: None takes the
     default of the source. encoding: None is npy with a size or channels, else `keep`. shard_bytes: a number or a size such
-    as 100MB. column: image=NAME,label=NAME of an hf: data set. jobs: number of processes, by default the number of
-    cores. Raises UserError for arguments that contradict each other or the shards in OUT.
+    as 100MB. holdout: fraction of train that becomes val where there is none; None is 5% where train is the only split.
+    limit: number of images of each split, the first ones. splits: folders of the splits of a folder:, as train=DIR,val=DIR;
+    classes_only: all its sub-folders are classes. column: image=NAME,label=NAME of an hf: data set. jobs: number of
+    processes, by default the number of cores. Raises UserError for arguments that contradict each other or the shards
+    in OUT.
     """
     if size is None and (crop or resample):
         raise UserError("--crop and --resample need a size; add --size PIXELS")
     if encoding == "keep" and (size or channels):
         raise UserError("--encoding keep stores files as they are; leave --size and --channels out")
     side, most_bytes = _parse_crop(crop), _parse_shard_bytes(shard_bytes)
-    data_set = open_source(source, holdout=holdout, config=config, column=column)
+    data_set = open_source(
+        source, holdout=holdout, config=config, column=column, splits=splits, classes_only=classes_only
+    )
+    _report_held_out(data_set)
     changed = size is not None or channels is not None
     making = Making(
         size=size,
@@ -73,11 +83,13 @@ def make_shards(
     result = {}
     for split in data_set.splits:
         origin: dict[str, Any] = {"source": source, "split": split}
-        origin |= {
-            name: value for name, value in (("config", config), ("column", column)) if value is not None
-        }
-        origin |= {"holdout": holdout} if data_set.held_out and split in ("train", "val") else {}
-        result[split] = _write_split(data_set, split, out / split, making, origin, jobs=jobs or cores())
+        given = {"config": config, "column": column, "limit": limit, "splits": splits}
+        origin |= {name: value for name, value in given.items() if value is not None}
+        origin |= {"classes_only": True} if classes_only else {}
+        origin |= {"holdout": data_set.held_out} if data_set.held_out and split in ("train", "val") else {}
+        result[split] = _write_split(
+            data_set, split, out / split, making, origin, limit=limit, jobs=jobs or cores()
+        )
     return result
 
 
@@ -134,8 +146,23 @@ def _parse_shard_bytes(size: str | int | None) -> int | None:
     return number
 
 
+def _report_held_out(source: Source) -> None:
+    """Say what is held out of train, or that nothing is where one might expect it."""
+    if source.held_out:
+        say(f"val: {source.held_out:.2g} of the images of train, chosen by their names (--holdout)")
+    elif "val" not in source.splits and {"train", "test"} <= source.splits.keys():
+        say("no val: nothing is held out of train where there is a test; --holdout 0.05 holds 5% out")
+
+
 def _write_split(
-    source: Source, split: str, folder: Path, making: Making, origin: dict[str, Any], *, jobs: int
+    source: Source,
+    split: str,
+    folder: Path,
+    making: Making,
+    origin: dict[str, Any],
+    *,
+    limit: int | None,
+    jobs: int,
 ) -> dict[str, Any]:
     """Write one split, or its missing or damaged shards. origin: the description of the source for the index."""
     if (folder / INDEX).is_file():
@@ -149,9 +176,10 @@ def _write_split(
             f"{folder}: {', '.join(damaged[:3])} missing or damaged; writing {len(damaged)} of {len(index.shards)} shards again"
         )
     listed = source.splits[split]()
-    with Progress(f"write {folder}", listed.number or 0) as progress:
+    number = min(listed.number or limit or 0, limit or listed.number or 0)
+    with Progress(f"write {folder}", number) as progress:
         written = writing.write_shards(
-            listed.items,
+            islice(listed.items, limit),
             folder,
             making,
             class_names=listed.class_names,

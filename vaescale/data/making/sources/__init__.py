@@ -19,10 +19,11 @@ from vaescale.errors import DataError, UserError
 
 
 class Kind(NamedTuple):
-    """A kind of source. takes: what follows `KIND:` on the command line, the argument of `open`."""
+    """A kind of source. takes: what follows `KIND:` on the command line, the argument of `open`. options: its other ones."""
 
     open: Callable[..., Source]
     takes: Literal["nothing", "path", "name"] = "path"
+    options: tuple[str, ...] = ()
 
     def form(self, name: str) -> str:
         """The form of the argument, as a user types it."""
@@ -32,21 +33,28 @@ class Kind(NamedTuple):
 SOURCES: dict[str, Kind] = {
     "digits": Kind(digits, "nothing"),
     "idx": Kind(idx),
-    "folder": Kind(folder),
+    "folder": Kind(folder, options=("splits", "classes_only")),
     "celeba": Kind(celeba),
     "imagenet": Kind(imagenet),
-    "hf": Kind(hugging_face, "name"),
+    "hf": Kind(hugging_face, "name", options=("config", "column")),
 }
 
 
 def open_source(
-    argument: str, *, holdout: float = 0.05, config: str | None = None, column: str | None = None
+    argument: str,
+    *,
+    holdout: float | None = None,
+    config: str | None = None,
+    column: str | None = None,
+    splits: str | None = None,
+    classes_only: bool = False,
 ) -> Source:
     """The source that `KIND:PATH` names.
 
     holdout: the fraction of train that becomes `val` where a source has no `val`; the image's key decides which images.
-    config, column: the configuration and the columns of a hub data set, the latter as image=NAME,label=NAME. Raises
-    UserError and DataError.
+    None: 5% where train is the only split, otherwise nothing. config, column: the configuration and the columns of a hub
+    data set, the latter as image=NAME,label=NAME. splits: folders of a folder's splits, as train=DIR,val=DIR;
+    classes_only: all its sub-folders are classes. Raises UserError and DataError.
     """
     name, colon, rest = argument.partition(":")
     kind = SOURCES.get(name)
@@ -55,22 +63,25 @@ def open_source(
         near = f"did you mean folder:{argument}? " if Path(argument).is_dir() else ""
         raise UserError(f"source {argument!r} is unknown; {near}known sources: {forms}")
     try:
-        source = kind.open(**_arguments(kind, rest, config=config, column=column))
+        options = {"column": column, "config": config, "splits": splits, "classes_only": classes_only or None}
+        source = kind.open(**_arguments(kind, rest, options))
     except (TarFault, RuntimeError) as error:  # a broken ImageNet tar; a `~user` that does not exist
         raise DataError(f"{rest}: {error}") from error
     return with_val(source, holdout)
 
 
-def _arguments(kind: Kind, rest: str, *, config: str | None, column: str | None) -> dict[str, Any]:
+def _arguments(kind: Kind, rest: str, options: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a kind's function. Raises DataError for a path that does not exist."""
-    if column is not None and kind.takes != "name":
-        raise UserError("--column names columns of an hf: data set; leave it out for other sources")
+    given = {name: value for name, value in options.items() if value is not None}
+    if unused := sorted(given.keys() - set(kind.options)):
+        kinds = " and ".join(f"{name}:" for name, known in SOURCES.items() if unused[0] in known.options)
+        raise UserError(f"--{unused[0].replace('_', '-')} is for {kinds} sources; leave it out")
     if kind.takes == "nothing":
         return {}
     if kind.takes == "name":
-        return {"name": rest, "config": config, "column": column}
+        return {"name": rest, **given}
     path = Path(rest).expanduser()
     if not path.exists():
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise DataError(f"{path} does not exist{where}; give the folder that holds the images")
-    return {"path": path}
+    return {"path": path, **given}

@@ -11,11 +11,21 @@ from typing import Literal, NamedTuple
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item
 
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# As data sets name their splits, in any case.
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+HELD_OUT = 0.05  # of train, where it is the only split
 
 
 class Split(NamedTuple):
-    """A split of a source. number: of its images, None where it is known only after reading."""
+    """A split of a source. number: of its images, None where it is known only after reading.
+
+    All splits of a source have the same `class_names`: a class has one number in all of them, whether a split has images of it
+    or not.
+    """
 
     items: Iterable[Item]
     number: int | None
@@ -25,7 +35,7 @@ class Split(NamedTuple):
 class Source(NamedTuple):
     """A source's splits, each listed when it is called, and how its images are usually cut to size.
 
-    A source without a split `val` has one cut from `train` (`held_out`), unless it is `complete`.
+    held_out: the fraction of `train` that became `val`, 0 if none did. complete: nothing is held out.
     """
 
     splits: Mapping[str, Callable[[], Split]]
@@ -33,16 +43,23 @@ class Source(NamedTuple):
     resample: Filter = "bicubic"
     channels: Literal[1, 3] | None = None
     complete: bool = False
-    held_out: bool = False
+    held_out: float = 0
 
 
-def with_val(source: Source, holdout: float) -> Source:
-    """The source with a split `val`, cut from `train` where it has none of its own."""
-    if "val" in source.splits or "train" not in source.splits or source.complete or not holdout:
+def with_val(source: Source, holdout: float | None) -> Source:
+    """The source with a split `val`, cut from `train` where it has none of its own.
+
+    holdout: the fraction of train; None: HELD_OUT where train is the only split, otherwise nothing.
+    """
+    if "val" in source.splits or "train" not in source.splits or source.complete:
+        return source
+    if holdout is None:
+        holdout = HELD_OUT if len(source.splits) == 1 else 0
+    if not holdout:
         return source
     whole = source.splits["train"]
     parts = {name: partial(_held_out, whole, holdout, name == "val") for name in ("train", "val")}
-    return source._replace(splits={**source.splits, **parts}, held_out=True)
+    return source._replace(splits={**source.splits, **parts}, held_out=holdout)
 
 
 def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
@@ -53,9 +70,14 @@ def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
         return split._replace(
             items=(item for item in split.items if (_hash(item) < below) == held), number=None
         )
-    below = max(below, min(map(_hash, split.items)) + 1)
+    below = max(below, min(map(_hash, split.items), default=0) + 1)
     items = [item for item in split.items if (_hash(item) < below) == held]
     return split._replace(items=items, number=len(items))
+
+
+def split_of(name: str) -> str | None:
+    """The split (train, val or test) that a usual name stands for, in any case; None for other names."""
+    return SPLIT_NAMES.get(name.lower())
 
 
 def _hash(item: Item) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from vaescale.data.making.sources.base import Source
 from vaescale.data.making.sources.files import image_files, listed_split
 from vaescale.errors import DataError
+from vaescale.system.console import say
 
 PARTITION = ("train", "val", "test")  # as CelebA numbers them
 
@@ -14,33 +15,52 @@ PARTITION = ("train", "val", "test")  # as CelebA numbers them
 def celeba(path: Path) -> Source:
     """Aligned and cropped CelebA, 178x218: the centre 148x148 is kept, as VAE papers do. Liu et al. 2015.
 
-    list_eval_partition.txt (or Kaggle's .csv) beside the images gives train, val and test.
+    path: the folder of the images, or one above it, such as the official one with Img, Eval and Anno.
+    list_eval_partition.txt (or Kaggle's .csv) beside the images, or in a folder above or its Eval, gives train, val and test.
     """
-    folders = [path, path / "img_align_celeba", path / "img_align_celeba" / "img_align_celeba"]
-    images = next((each for each in reversed(folders) if each.is_dir() and image_files(each)), None)
-    if images is None:
-        raise DataError(
-            f"{path} holds no images and no img_align_celeba with images; give the folder of the images"
-        )
+    images = _images(path)
     files = {file.name: file for file in image_files(images)}
-    partition = next(
-        (
-            file
-            for each in (images, *images.parents[:2])
-            for name in ("list_eval_partition.txt", "list_eval_partition.csv")
-            if (file := each / name).is_file()
-        ),
-        None,
-    )
+    partition = _partition(images)
     if partition is None:
+        say(f"no list_eval_partition.txt near {images}: all its images are one split")
         return Source({"train": partial(listed_split, list(files.values()))}, crop=148, channels=3)
     rows = re.findall(r"^([^\s,]+\.\w+)[\s,]+([012])\s*$", partition.read_text(), re.MULTILINE)
     missing = [name for name, _ in rows if name not in files]
     if missing or not rows:
         what = f"{len(missing)} images that are missing, such as {missing[0]}" if rows else "no image"
         raise DataError(f"{partition} names {what}; complete {images} or move the file away")
+    if left_out := sorted(files.keys() - {name for name, _ in rows}):
+        say(
+            f"{len(left_out)} of {len(files)} images in {images} are left out: {partition} does not name them"
+        )
     listed = {
         split: [files[name] for name, number in rows if int(number) == n] for n, split in enumerate(PARTITION)
     }
     splits = {split: partial(listed_split, paths) for split, paths in listed.items() if paths}
     return Source(splits, crop=148, channels=3)
+
+
+def _images(path: Path) -> Path:
+    """The folder of the images: the given one, or img_align_celeba within it, once or twice, perhaps in Img or in one more."""
+    inner = [Path(), Path("Img"), *(Path(each.name) for each in sorted(path.glob("*")) if each.is_dir())]
+    for outer in inner:
+        for below in ("img_align_celeba/img_align_celeba", "img_align_celeba", "Img/img_align_celeba"):
+            if (found := path / outer / below).is_dir() and image_files(found):
+                return found
+    if path.is_dir() and image_files(path):
+        return path
+    if packed := sorted([*path.glob("*.zip"), *path.glob("*/img_align_celeba*.zip"), *path.glob("*/*.7z*")]):
+        raise DataError(f"{path} holds no images; unpack {packed[0]} first")
+    raise DataError(
+        f"{path} holds no images and no img_align_celeba with images; give the folder of the images"
+    )
+
+
+def _partition(images: Path) -> Path | None:
+    """The official partition: beside the images, or in one of the three folders above them, or in their Eval or Anno."""
+    for folder in (images, *images.parents[:3]):
+        for inner in ("", "Eval", "Anno"):
+            for name in ("list_eval_partition.txt", "list_eval_partition.csv"):
+                if (file := folder / inner / name).is_file():
+                    return file
+    return None

@@ -25,24 +25,46 @@ def listed_split(files: list[Path]) -> Split:
     return Split(keyed((file.stem, Place(file), -1) for file in files), len(files))
 
 
-def tree_split(path: Path) -> Split:
-    """A split of all image files below `path`, in a fixed random order; the first sub-folder is the class."""
+def walk(path: Path) -> list[Path]:
+    """All image files below `path`, sorted. Says what else there is. Raises DataError where there is none."""
     files, others = _walk(path)
     if not files:
-        raise DataError(f"{path} holds no {', '.join(EXTENSIONS)} files; check the path")
+        raise DataError(f"{path} holds no {', '.join(EXTENSIONS)} files; {_instead(path, others)}")
     if others:
         kinds = ", ".join(
             f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(5)
         )
         say(f"not images in {path}, left out: {kinds}")
-    inner_paths = [file.relative_to(path) for file in files]
-    names = tuple(sorted({inner.parts[0] for inner in inner_paths if len(inner.parts) > 1}))
-    labels = {name: number for number, name in enumerate(names)}
-    items = keyed(
-        (str(inner.with_suffix("")), Place(file), labels[inner.parts[0]] if len(inner.parts) > 1 else -1)
-        for file, inner in zip(files, inner_paths, strict=True)
-    )
-    return Split(shuffled(items), len(items), names)
+    return files
+
+
+def is_junk(name: str) -> bool:
+    """Whether a folder is one that file managers, servers or notebooks leave, such as @eaDir or __MACOSX."""
+    return name.startswith((".", "@", "$")) or name in ("__MACOSX", "#recycle", "lost+found")
+
+
+def holds_images(path: Path, *, below: bool = True) -> bool:
+    """Whether there is an image file in a folder; below: or in one of its sub-folders."""
+    for _, folders, names in os.walk(path, followlinks=False):
+        if any(Path(name).suffix.lower() in EXTENSIONS and name[0] != "." for name in names):
+            return True
+        if not below:
+            return False
+        folders[:] = [name for name in folders if not is_junk(name)]
+    return False
+
+
+def _instead(path: Path, others: Counter[str]) -> str:
+    """What may be meant by a folder without images."""
+    if found := next(iter(sorted(path.rglob("*idx3-ubyte*"))), None):
+        return f"did you mean idx:{found.parent}?"
+    if packed := sorted(
+        {suffix for suffix in others if suffix in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z")}
+    ):
+        return f"unpack its {', '.join(packed)} files first"
+    if others:
+        return f"it holds {', '.join(f'{count} {suffix}' for suffix, count in others.most_common(3))}"
+    return "check the path"
 
 
 def _walk(path: Path) -> tuple[list[Path], Counter[str]]:
@@ -56,7 +78,9 @@ def _walk(path: Path) -> tuple[list[Path], Counter[str]]:
     above = {str(path): {os.path.realpath(path)}}
     for parent, folders, names in os.walk(path, followlinks=True, onerror=fail):
         inner = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
-        folders[:] = [name for name, real in inner.items() if name[0] != "." and real not in above[parent]]
+        for name in filter(is_junk, inner):
+            others[f"folders {name}"] += 1
+        folders[:] = [name for name, real in inner.items() if not is_junk(name) and real not in above[parent]]
         above |= {os.path.join(parent, name): above[parent] | {inner[name]} for name in folders}
         for name in names:
             suffix = Path(name).suffix.lower()

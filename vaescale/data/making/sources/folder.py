@@ -1,29 +1,103 @@
 """`folder:PATH`: a tree of images; the first sub-folder is the class."""
 
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable
+from functools import cache, partial
+from pathlib import Path, PurePath
 
-from vaescale.data.making.sources.base import SPLIT_NAMES, Source
-from vaescale.data.making.sources.files import EXTENSIONS, tree_split
-from vaescale.errors import DataError
+from vaescale.data.making.items import Place
+from vaescale.data.making.sources.base import SPLIT_NAMES, Source, Split, split_of
+from vaescale.data.making.sources.files import holds_images, is_junk, walk
+from vaescale.data.making.sources.tree import annotated, tree_split, with_classes
+from vaescale.errors import DataError, UserError
+from vaescale.system.console import say
 
 
-def folder(path: Path) -> Source:
-    """Every JPEG, PNG and WebP below `path`, in a fixed random order; sub-folders train, val and test are splits."""
+def folder(path: Path, *, splits: str | None = None, classes_only: bool = False) -> Source:
+    """Every image file below `path`, in a fixed random order.
+
+    Sub-folders with the usual names are splits, whatever their case. splits: the folders of the splits, as
+    `train=DIR,val=DIR` below `path`. classes_only: all sub-folders are classes. A class has one number in all splits.
+    Raises UserError and DataError where it is not clear what is a split.
+    """
     if not path.is_dir():
         raise DataError(f"{path} is not a folder; give the folder that holds the images")
-    inside = sorted(path.iterdir())
-    splits = {SPLIT_NAMES[p.name]: p for p in inside if p.is_dir() and p.name in SPLIT_NAMES}
-    if "train" not in splits:
-        return Source({"train": partial(tree_split, path)})
-    if strange := [
-        p.name
-        for p in inside
-        if p not in splits.values()
-        and not p.name.startswith(".")
-        and (p.is_dir() or p.suffix.lower() in EXTENSIONS)
-    ]:
+    if splits is not None and classes_only:
+        raise UserError("--splits and --classes-only contradict each other; leave one out")
+    path = path if splits is not None else _descended(path)
+    homes = _given(path, splits) if splits is not None else {} if classes_only else _recognized(path)
+    return tree_source(homes or {"train": path})
+
+
+def tree_source(homes: dict[str, Path]) -> Source:
+    """The source of a folder for each split, with one numbering of their classes."""
+
+    @cache
+    def listed() -> dict[str, Split]:
+        files: dict[str, Iterable[tuple[PurePath, Place]]] = {
+            split: [(file.relative_to(home), Place(file)) for file in walk(home)]
+            for split, home in homes.items()
+        }
+        classes = {split: annotated(home) for split, home in homes.items()}
+        rows, names = with_classes(files, classes)
+        return {split: tree_split(split, found, names) for split, found in rows.items()}
+
+    def one(split: str) -> Split:
+        return listed()[split]
+
+    return Source({split: partial(one, split) for split in homes})
+
+
+def _folders(path: Path) -> list[Path]:
+    return [each for each in sorted(path.iterdir()) if each.is_dir() and not is_junk(each.name)]
+
+
+def _descended(path: Path) -> Path:
+    """The folder below `path` that holds splits or classes: what is unpacked often lies in one more folder."""
+    inside = _folders(path)
+    while len(inside) == 1 and not holds_images(path, below=False) and not split_of(inside[0].name):
+        below = _folders(inside[0])
+        if not below or (len(below) == 1 and holds_images(inside[0], below=False)):
+            break
+        path, inside = inside[0], below
+        say(f"the images are read from {path}")
+    return path
+
+
+def _given(path: Path, splits: str) -> dict[str, Path]:
+    """The folders that --splits names."""
+    homes = {}
+    for part in splits.split(","):
+        split, _, name = part.partition("=")
+        if split not in SPLIT_NAMES.values() or not name:
+            raise UserError(f"--splits (={splits}) must be like train=DIR,val=DIR,test=DIR")
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise UserError(f"--splits (={splits}): {name} must be a folder below {path}")
+        if not (path / name).is_dir():
+            raise DataError(f"--splits (={splits}): {path / name} is not a folder")
+        homes[split] = path / name
+    return homes
+
+
+def _recognized(path: Path) -> dict[str, Path]:
+    """The folders whose names are those of splits. Raises DataError where two are one split, or classes lie beside them."""
+    homes: dict[str, Path] = {}
+    inside = _folders(path)
+    for each in inside:
+        if (split := split_of(each.name)) is None:
+            continue
+        if split in homes:
+            one, other = homes[split].name, each.name
+            raise DataError(
+                f"{path} holds {one} and {other}, which both name the split {split}; choose one with --splits "
+                f"{split}={one}, or take all sub-folders as classes with --classes-only"
+            )
+        homes[split] = each
+    strange = [each.name for each in inside if split_of(each.name) is None and holds_images(each)]
+    strange += [path.name + "/*"] if holds_images(path, below=False) else []
+    if homes and strange:
+        named = ",".join(f"{split}={home.name}" for split, home in homes.items())
         raise DataError(
-            f"{path} holds train and, beside it, {', '.join(strange[:3])}; leave only train, val and test there"
+            f"{path} holds {', '.join(home.name for home in homes.values())} and, beside it, {', '.join(strange[:3])}; "
+            f"name the folders of the splits with --splits {named}, or take all sub-folders as classes with --classes-only"
         )
-    return Source({name: partial(tree_split, inner) for name, inner in splits.items()})
+    return homes

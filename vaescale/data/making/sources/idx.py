@@ -3,7 +3,7 @@
 import gzip
 import struct
 import zlib
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, cast
 
@@ -13,21 +13,37 @@ from numpy.typing import NDArray
 from vaescale.data.making.items import Item
 from vaescale.data.making.sources.base import Source, Split
 from vaescale.errors import DataError
+from vaescale.system.console import say
 
 MOST_IDX_BYTES = 1 << 34
 
 
 def idx(path: Path) -> Source:
-    """MNIST, Fashion-MNIST, KMNIST, EMNIST: train and test. LeCun's idx format."""
-    splits = {}
+    """MNIST, Fashion-MNIST, KMNIST, EMNIST: train and test. LeCun's idx format.
+
+    The values that occur as labels in any split are the classes, in order: EMNIST's letters 1 to 26 become classes 0 to 25, and
+    keep their names.
+    """
+    files: dict[str, tuple[Path, Path | None]] = {}
     for name, prefix in (("train", "train"), ("test", "t10k"), ("test", "test")):
         images = _one_file(path, f"{prefix}*images*idx3*")
-        labels = _one_file(path, f"{prefix}*labels*idx1*")
-        if images is not None and name not in splits:
-            splits[name] = partial(_idx_split, images, labels)
-    if not splits:
-        raise DataError(f"{path} holds no idx files such as train-images-idx3-ubyte.gz; give their folder")
-    return Source(splits)
+        if images is not None and name not in files:
+            files[name] = images, _one_file(path, f"{prefix}*labels*idx1*")
+    if not files:
+        below = sorted({str(file.parent) for file in path.rglob("*idx3*")}) if path.is_dir() else []
+        remedy = f"did you mean idx:{below[0]}?" if below else "give their folder"
+        raise DataError(f"{path} holds no idx files such as train-images-idx3-ubyte.gz; {remedy}")
+
+    @cache
+    def labels() -> dict[str, NDArray[np.uint8]]:
+        return {name: _read_idx(file, dimensions=1) for name, (_, file) in files.items() if file is not None}
+
+    def split(name: str) -> Split:
+        found = labels()
+        values = np.unique(np.concatenate(list(found.values()))) if found else np.empty(0, np.uint8)
+        return _idx_split(name, *files[name], found.get(name), values)
+
+    return Source({name: partial(split, name) for name in files})
 
 
 def _one_file(path: Path, pattern: str) -> Path | None:
@@ -38,18 +54,31 @@ def _one_file(path: Path, pattern: str) -> Path | None:
     return files[0] if files else None
 
 
-def _idx_split(images: Path, labels: Path | None) -> Split:
-    values = _read_idx(images, dimensions=3)[..., None]
-    classes = np.full(len(values), -1) if labels is None else _read_idx(labels, dimensions=1)
-    if len(classes) != len(values):
+def _idx_split(
+    name: str,
+    images: Path,
+    labels: Path | None,
+    given: NDArray[np.uint8] | None,
+    values: NDArray[np.uint8],
+) -> Split:
+    """A split. given: its labels; values: those that are the classes, in order."""
+    pixels = _read_idx(images, dimensions=3)[..., None]
+    classes = np.full(len(pixels), -1) if given is None else np.searchsorted(values, given)
+    if len(classes) != len(pixels):
         raise DataError(
-            f"{images} holds {len(values)} images, {labels} {len(classes)} labels; fetch them again"
+            f"{images} holds {len(pixels)} images, {labels} {len(classes)} labels; fetch them again"
+        )
+    if given is None:
+        say(f"{name} has no classes: there are no labels beside {images}")
+    elif len(absent := np.setdiff1d(values, given)):
+        say(
+            f"{name} has no image of {len(absent)} of {len(values)} classes ({', '.join(map(str, absent[:5]))})"
         )
     items = [
         Item(f"{number:06d}", image, int(label))
-        for number, (image, label) in enumerate(zip(values, classes, strict=True))
+        for number, (image, label) in enumerate(zip(pixels, classes, strict=True))
     ]
-    return Split(items, len(items), tuple(map(str, range(int(classes.max()) + 1))))
+    return Split(items, len(items), tuple(map(str, values.tolist())))
 
 
 def _read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from vaescale.data.making.items import Place
 from vaescale.data.making.sources.base import Source, Split
-from vaescale.data.making.sources.files import image_files, keyed, shuffled, tree_split
+from vaescale.data.making.sources.files import image_files, keyed, shuffled, walk
+from vaescale.data.making.sources.tree import annotated, tree_split, with_classes
 from vaescale.data.tars import TarFault, members
 from vaescale.errors import DataError
 
@@ -16,9 +17,10 @@ def imagenet(path: Path) -> Source:
     """ILSVRC: train and val of wnid folders, of one tar a wnid, or ILSVRC2012_img_train.tar. Russakovsky et al. 2015.
 
     The whole image is averaged down to SIZE, as in the down-sampled ImageNet (Chrabaszcz, Loshchilov & Hutter 2017);
-    with crop `square` and a smoother filter it is the usual short side + centre crop. A flat val has no classes.
+    with crop `square` and a smoother filter it is the usual short side + centre crop. Also Tiny ImageNet, whose images lie in
+    WNID/images. A flat val or test has no classes, unless a file such as val_annotations.txt tells them.
     """
-    homes = {name: path / name for name in ("train", "val") if (path / name).is_dir()}
+    homes = {name: path / name for name in ("train", "val", "test") if (path / name).is_dir()}
     homes = homes if "train" in homes else {"train": path, **homes}
     listed = {name: _wnids(home) for name, home in homes.items()}
     if not listed.get("train"):
@@ -31,7 +33,9 @@ def imagenet(path: Path) -> Source:
         if strange := sorted(set(listed[name]) - set(wnids)):
             raise DataError(f"{home} has class {strange[0]}, which train has not; check the folders")
         splits[name] = (
-            partial(_wnid_split, listed[name], wnids) if listed[name] else partial(tree_split, home)
+            partial(_wnid_split, name, listed[name], wnids)
+            if listed[name]
+            else partial(_flat_split, name, home, wnids)
         )
     return Source(splits, crop="whole", resample="box", channels=3)
 
@@ -51,13 +55,27 @@ def _wnids(home: Path) -> dict[str, Path | tuple[Path, int, int]]:
     }
 
 
-def _wnid_split(homes: Mapping[str, Path | tuple[Path, int, int]], wnids: tuple[str, ...]) -> Split:
+def _flat_split(split: str, home: Path, wnids: tuple[str, ...]) -> Split:
+    """A split whose folder has no wnids; the classes may be in a file beside the images."""
+    files = {split: [(file.relative_to(home), Place(file)) for file in walk(home)]}
+    rows, names = with_classes(files, {split: annotated(home)})
+    if strange := sorted(set(names) - set(wnids)):
+        raise DataError(f"{home} has class {strange[0]}, which train has not; check the folders")
+    return tree_split(split, rows[split], wnids)
+
+
+def _wnid_split(
+    split: str, homes: Mapping[str, Path | tuple[Path, int, int]], wnids: tuple[str, ...]
+) -> Split:
     labels = {wnid: number for number, wnid in enumerate(wnids)}
 
     def listed() -> Iterator[tuple[str, Place, int]]:
         for wnid, home in sorted(homes.items()):
             if isinstance(home, Path) and home.is_dir():
-                yield from ((f"{wnid}/{file.stem}", Place(file), labels[wnid]) for file in image_files(home))
+                files = image_files(home) or (
+                    image_files(home / "images") if (home / "images").is_dir() else []
+                )
+                yield from ((f"{wnid}/{file.stem}", Place(file), labels[wnid]) for file in files)
                 continue
             tar, start, stop = home if isinstance(home, tuple) else (home, 0, None)
             with tar.open("rb") as file:
@@ -69,4 +87,6 @@ def _wnid_split(homes: Mapping[str, Path | tuple[Path, int, int]], wnids: tuple[
                     raise DataError(f"{tar} ({wnid}): {error}; fetch it again") from error
 
     items = keyed(listed())
+    if not items:
+        raise DataError(f"{split}: its {len(homes)} wnid folders hold no images; check them")
     return Split(shuffled(items), len(items), wnids)

@@ -1,0 +1,72 @@
+"""Classes and splits of image files from their paths alone.
+
+A file is a `Listed`: its path below the folder of its split, and where to read it.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from vaescale.data.making.items import Place
+from vaescale.data.making.sources.base import Split
+from vaescale.data.making.sources.files import keyed, shuffled
+from vaescale.system.console import say
+
+NAMED = 5  # classes that a sentence names
+
+
+class Listed(NamedTuple):
+    """An image file. inner: its path below the folder of its split. class_name: empty without a class."""
+
+    inner: PurePath
+    place: Place
+    class_name: str
+
+
+def annotated(path: Path) -> dict[str, str]:
+    """Class names by file name from `*_annotations.txt` (a file and a class in each line), as in Tiny ImageNet's val."""
+    classes: dict[str, str] = {}
+    for file in sorted(path.glob("*_annotations.txt")):
+        rows = (line.split("\t") for line in file.read_text(errors="replace").splitlines())
+        classes |= {row[0]: row[1].strip() for row in rows if len(row) > 1}
+    return classes
+
+
+def with_classes(
+    files: Mapping[str, Iterable[tuple[PurePath, Place]]], classes: Mapping[str, Mapping[str, str]]
+) -> tuple[dict[str, list[Listed]], tuple[str, ...]]:
+    """The files of each split with their classes, and the names of all classes in order.
+
+    files: (path below the split's folder, place) by split. classes: class names by file name, by split, where a file tells
+    them; elsewhere the first folder is the class, unless a split has only one, which no other split knows as a class.
+    """
+    listed, several = {}, set[str]()
+    for split, pairs in files.items():
+        known = classes.get(split, {})
+        listed[split] = [
+            Listed(
+                inner,
+                place,
+                known.get(inner.name, "") if known else inner.parts[0] if len(inner.parts) > 1 else "",
+            )
+            for inner, place in pairs
+        ]
+        names = {one.class_name for one in listed[split]}
+        several |= names - {""} if len(names) > 1 or known else set()
+    for split, rows in listed.items():
+        if lone := {one.class_name for one in rows} - {""} - several:
+            say(f"{split}: all images are in one folder, {lone.pop()}, which is no class")
+            listed[split] = [one._replace(class_name="") for one in rows]
+    return listed, tuple(sorted(several))
+
+
+def tree_split(split: str, rows: list[Listed], names: tuple[str, ...]) -> Split:
+    """A split of these files in a fixed random order, its classes numbered by `names`. Says which classes have no image."""
+    labels = {name: number for number, name in enumerate(names)}
+    present = {one.class_name for one in rows}
+    if absent := [name for name in names if name not in present]:
+        more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+        what = "no classes" if absent == [*names] else f"no image of {len(absent)} of {len(names)} classes"
+        say(f"{split} has {what} ({', '.join(absent[:NAMED])}{more})")
+    items = keyed((str(one.inner.with_suffix("")), one.place, labels.get(one.class_name, -1)) for one in rows)
+    return Split(shuffled(items), len(items), names)

@@ -97,7 +97,7 @@ def test_a_broken_file_is_named_or_left_out(vaescale, tmp_path: Path) -> None:
     pictures(tmp_path / "photos", 6)
     (tmp_path / "photos" / "cat" / "000.jpg").write_bytes(b"<html>404</html>")
     words = ("make-shards", f"folder:{tmp_path}/photos", tmp_path / "out", "--holdout", 0)
-    vaescale(*words).assert_refused(3, "cat/000.jpg: it begins with", "--skip-broken")
+    vaescale(*words).assert_refused(3, "cat/000.jpg: it is an HTML page", "--skip-broken")
     outcome = vaescale(*words, "--skip-broken", "--json")
     assert outcome.json["train"]["samples"] == 5
     assert outcome.json["train"]["skipped"] == 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from vaescale.data.index import (
     parse_index,
 )
 from vaescale.data.making.pool import pool_of
+from vaescale.data.making.remarks import kept_remarks, noteworthy
 from vaescale.data.pictures import PictureFault, read_header
 from vaescale.data.tars import IMAGE_EXTENSIONS, TarFault, samples
 from vaescale.errors import DataError, UserError
@@ -32,18 +34,20 @@ FOREIGN = "tars made by others"
 
 
 class Made(NamedTuple):
-    """A written shard: its row, its images' shapes, and a sentence for each image that was left out."""
+    """A written shard: its row, its images' shapes, a sentence for each image that was left out, and counts (`remarks.py`)."""
 
     shard: Shard | None
     shapes: list[list[int]]
     skipped: list[str]
+    remarks: dict[str, int] = {}  # noqa: RUF012  # never changed
 
 
 class Written(NamedTuple):
-    """The index of written shards, and a sentence for each image that was left out."""
+    """The index of written shards, a sentence for each image that was left out, and counts of remarkable ones (`remarks.py`)."""
 
     shards: ShardIndex
     skipped: list[str]
+    remarks: dict[str, int] = {}  # noqa: RUF012  # never changed
 
 
 def quietly(done: int) -> None:
@@ -92,14 +96,19 @@ def _labels(folder: Path, shard: Shard) -> NDArray[np.int32]:
     return parse_entries((folder / shard.entries_name).read_bytes(), shard, str(folder))["label"]
 
 
-def make_index(folder: Path, path: Path, name: str) -> tuple[Shard | None, list[list[int]], list[TarFault]]:
-    """Read a tar strictly and write the entries of shard `name`. Returns its row, its images' shapes, its unusable samples.
+def make_index(
+    folder: Path, path: Path, name: str
+) -> tuple[Shard | None, list[list[int]], list[TarFault], Counter[str]]:
+    """Read a tar strictly and write the entries of shard `name`.
+
+    Returns its row, its images' shapes, its unusable samples, and counts of what is remarkable in the headers of its images.
 
     Raises TarFault when the tar itself is not sound.
     """
     rows: list[tuple[int, int, int, int, str]] = []
     shapes: set[tuple[int, ...]] = set()
     faults: list[TarFault] = []
+    remarks = Counter[str]()
     with path.open("rb") as file:
         for sample in samples(file):
             if isinstance(sample, TarFault):
@@ -108,25 +117,27 @@ def make_index(folder: Path, path: Path, name: str) -> tuple[Shard | None, list[
                 rows = [row for row in rows if row[4] != sample.key]
                 continue
             try:
-                shapes.add(read_header(sample.content)[1:])
+                header = read_header(sample.content)
             except PictureFault as error:
                 faults.append(TarFault(str(error), member=sample.key, offset=sample.offset))
                 continue
+            shapes.add(header.shape)
+            remarks.update(kept_remarks(sample.content, header))
             rows.append((sample.offset, len(sample.content), sample.crc32, sample.label, sample.key))
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not rows:
-        return None, [], faults
+        return None, [], faults, remarks
     content = entries_content(make_entries(rows))
     shard = Shard(name, size, sha256, len(rows), len(content), hashlib.sha256(content).hexdigest())
     write_whole(folder / shard.entries_name, content)
-    return shard, sorted(map(list, shapes)), faults
+    return shard, sorted(map(list, shapes)), faults, remarks
 
 
 def _index_one(path: Path, skip_broken: bool) -> Made:
     try:
-        shard, shapes, faults = make_index(path.parent, path, path.name)
+        shard, shapes, faults, remarks = make_index(path.parent, path, path.name)
     except TarFault as error:
         raise DataError(f"{path}: {error}") from error
     if shard is None and not faults:
@@ -135,7 +146,7 @@ def _index_one(path: Path, skip_broken: bool) -> Made:
     if messages and not skip_broken:
         more = f", and {len(messages) - 1} more" if len(messages) > 1 else ""
         raise DataError(f"{messages[0]}{more}; mend it, or leave such samples out with --skip-broken")
-    return Made(shard, shapes, messages)
+    return Made(shard, shapes, messages, dict(remarks))
 
 
 def complete(
@@ -150,7 +161,11 @@ def complete(
         )
     shapes = {tuple(shape) for result in results for shape in result.shapes}
     image = next(iter(shapes)) if len(shapes) == 1 else None
-    made = {**made, "skipped": len(skipped)}
+    remarks = Counter[str]()
+    for result in results:
+        remarks.update(result.remarks)
+    told = noteworthy(remarks)
+    made = {**made, "skipped": len(skipped), **({"pictures": told} if told else {})}
     index = ShardIndex(str(folder), ShardTable.of(shards), image, class_names, made)  # type: ignore[arg-type]
     write_whole(folder / INDEX, index_content(index))
-    return Written(index, skipped)
+    return Written(index, skipped, dict(remarks))

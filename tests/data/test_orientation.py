@@ -35,7 +35,11 @@ def exif(orientation: int) -> Image.Exif:
 
 def saved(name: str, orientation: int = 1, image: np.ndarray = IMAGE) -> bytes:
     buffer = io.BytesIO()
-    options = {} if orientation == 1 else {"exif": exif(orientation)}
+    options = (
+        {}
+        if orientation == 1
+        else {"exif": exif(orientation) if name == "TIFF" else exif(orientation).tobytes()}
+    )
     Image.fromarray(image).save(buffer, name, **options, **FORMATS.get(name, {}))
     return buffer.getvalue()
 

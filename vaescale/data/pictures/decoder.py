@@ -152,19 +152,14 @@ def _decode_foreign(content: bytes, *, convert: bool, colour: Colour | None) -> 
 def _foreign_orientation(picture: Image.Image) -> tuple[int, int]:
     """The orientation that is not yet applied to an image's values when it is loaded, and the one that its file states."""
     if picture.format == "TIFF":  # Pillow turns it
-        return UPRIGHT, _orientation(picture.getexif().get(ORIENTATION))
-    if picture.format == "HEIF":  # libheif turns it
-        return UPRIGHT, _orientation(picture.info.get("original_orientation"))
-    if picture.format == "JXL" and not getattr(
-        picture, "jpeg", False
-    ):  # libjxl turns it; its EXIF has no effect
+        value = picture.getexif().get(ORIENTATION)
+        return UPRIGHT, value if isinstance(value, int) and 1 <= value <= 8 else UPRIGHT
+    # HEIC and JPEG XL have rotations of their own, which libheif and libjxl apply; there EXIF has no effect, except in a JPEG
+    # XL from which the bytes of a JPEG are restored.
+    if picture.format == "HEIF" or (picture.format == "JXL" and not getattr(picture, "jpeg", False)):
         return UPRIGHT, UPRIGHT
     stated = exif_orientation(picture.info.get("exif") or b"")
     return stated, stated
-
-
-def _orientation(value: object) -> int:
-    return value if isinstance(value, int) and 1 <= value <= 8 else UPRIGHT
 
 
 def _values(picture: Image.Image, *, convert: bool, colour: Colour | None) -> Source:

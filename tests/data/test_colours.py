@@ -122,6 +122,33 @@ def test_srgb_and_broken_profiles_change_nothing() -> None:
     assert np.array_equal(source.image, decode(saved(cmyk, "JPEG")))
 
 
+def cmyk_profile() -> bytes:
+    """A profile by which CMYK is grey: L* = 100 (1 - K) (1 - (C + M + Y) / 3), as a table of its 16 corners."""
+    corners = np.stack(np.meshgrid(*[[0, 1]] * 4, indexing="ij"), -1).reshape(16, 4)
+    lightness = 255 * (1 - corners[:, 3]) * (1 - corners[:, :3].mean(1))
+    table = np.stack([lightness, np.full(16, 128), np.full(16, 128)], 1).round().astype(np.uint8)
+    identity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    lut = b"mft1\0\0\0\0\4\3\2\0" + identity + bytes(range(256)) * 4 + table.tobytes() + bytes(range(256)) * 3
+    content = bytearray(profile(b"CMYK", "press", 1.0))
+    body = len(content)
+    content += lut
+    content[132 + 36 : 132 + 48] = struct.pack(">4sII", b"A2B0", body, len(lut))  # in place of the grey curve
+    content[:4], content[12:16], content[20:24] = struct.pack(">I", len(content)), b"prtr", b"Lab "
+    return bytes(content)
+
+
+def test_cmyk_is_converted_by_its_profile() -> None:
+    values = np.array([(0, 0, 0, 0), (255, 0, 0, 0), (255, 255, 255, 0), (0, 0, 0, 255)], np.uint8)
+    planes = values.repeat(64, 0).reshape(16, 16, 4).transpose(2, 0, 1)
+    picture = Image.merge("CMYK", [Image.fromarray(np.ascontiguousarray(plane)) for plane in planes])
+    for name, options in (("TIFF", {}), ("JPEG", {"quality": 100, "subsampling": 0})):
+        source = decode_source(saved(picture, name, icc_profile=cmyk_profile(), **options), convert=True)
+        assert source.profile == "other"
+        rows = source.image[2::4, 8].astype(int)
+        assert np.abs(rows - rows[:, :1]).max() <= 2, "neutral"
+        assert np.abs(rows[:, 0] - [255, 162, 0, 0]).max() <= 3, "L* of 100, 66.7, 0 and 0"
+
+
 def rgba(alpha: int = 128) -> np.ndarray:
     return np.dstack([FLAT, np.full((16, 16), alpha, np.uint8)])
 

@@ -66,6 +66,8 @@ def test_all_orientations_are_those_of_pillow(name: str) -> None:
 
 
 def test_avif_is_turned_too() -> None:
+    if "AVIF" not in Image.registered_extensions().values():
+        pytest.skip("Pillow has no AVIF here")
     content = saved("AVIF", 6)
     assert decode_source(content, convert=True).image.shape == (32, 24, 3)
     assert np.abs(decode_source(content, convert=True).image.astype(int) - expected(content)).max() < 3

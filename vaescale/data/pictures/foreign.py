@@ -69,7 +69,7 @@ def open_foreign(content: bytes) -> Image.Image:
     Raises PictureFault for other files, with the package that reads them if there is one.
     """
     name = _other_format(content)
-    if name == "an AVIF image" and not features.check("avif"):
+    if name == "an AVIF image" and not ("avif" in features.modules and features.check("avif")):
         raise PictureFault("format", "it is an AVIF image; `pip install 'pillow>=11.3'` reads it")
     if name in ("a HEIC image", "a JPEG XL image"):
         return _open_with_package(content, name.split(maxsplit=1)[1].removesuffix(" image"))

@@ -63,7 +63,9 @@ def is_grey(image: Picture) -> bool:
     """Whether all channels are equal."""
     if image.shape[2] == 1:
         return True
-    red, green, blue = image[image.shape[0] // 2, image.shape[1] // 2].tolist()  # most images have colour there
+    red, green, blue = image[
+        image.shape[0] // 2, image.shape[1] // 2
+    ].tolist()  # most images have colour there
     return red == green == blue and bool((image == image[:, :, :1]).all())
 
 

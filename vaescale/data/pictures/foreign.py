@@ -79,7 +79,7 @@ def open_foreign(content: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise PictureFault("pixels", f"it has too many pixels ({error})") from error
     except UnidentifiedImageError as error:
-        if content.startswith(_READ):
+        if content.startswith(_READ) or formats == ("AVIF",):
             raise PictureFault("damaged", "its header cannot be read") from error
         raise PictureFault("format", what_it_is(content)) from error
 

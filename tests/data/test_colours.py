@@ -60,7 +60,7 @@ def profile(space: bytes, name: str, gamma: float, primaries: tuple[tuple[float,
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 # Adobe RGB (1998), annex C, adapted to D50.
 WIDE = profile(b"RGB ", "wide", 2.2, ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)))  # fmt: skip
-# sRGB's primaries at D50, and its own curve nearly: without the name, and too far off with gamma 1.8.
+# sRGB's primaries at D50.
 NEARLY = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
 LINEAR = profile(b"GRAY", "linear", 1.0)
 BROKEN = b"not a profile" * 20
@@ -68,6 +68,9 @@ BROKEN = b"not a profile" * 20
 
 def test_kinds_of_profiles() -> None:
     assert profile_kind(SRGB, "RGB") == profile_kind(SRGB, "L") == "srgb"
+    name = "sRGB".encode("utf-16-be")
+    assert name in SRGB
+    assert profile_kind(SRGB.replace(name, "some".encode("utf-16-be")), "RGB") == "srgb", "by its values"
     assert profile_kind(profile(b"RGB ", "sRGB by name", 2.2, NEARLY), "RGB") == "srgb"
     assert profile_kind(profile(b"RGB ", "plain", 1.8, NEARLY), "RGB") == "other"
     assert profile_kind(WIDE, "RGB") == "other"

@@ -16,7 +16,7 @@ from vaescale.data.making.items import Item
 from vaescale.data.making.storing import Making
 from vaescale.data.making.verifying import verify_shards
 from vaescale.data.making.writing import write_shards
-from vaescale.data.pictures import decode, decode_source, read_header
+from vaescale.data.pictures import PictureFault, decode, decode_source, read_header
 from vaescale.data.pictures.metadata import exif_orientation, jpeg_orientation, turn
 from vaescale.data.reader import open_reader
 
@@ -117,7 +117,7 @@ def test_malformed_exif_counts_as_none(name: str) -> None:
     segment = b"\xff\xe1" + struct.pack(">H", len(data) + 8) + b"Exif\0\0" + data
     for start in (2, 20):  # at once, and after the JFIF segment
         content = upright[:start] + segment + upright[start:]
-        assert jpeg_orientation(content) == (1 if data.startswith(b"Exif") else orientation) or start
+        assert jpeg_orientation(content) == (1 if data.startswith(b"Exif") else orientation)
         assert decode(content).shape == read_header(content).shape
 
 
@@ -130,9 +130,10 @@ def test_no_changed_byte_of_metadata_ends_in_a_crash() -> None:
             changed = bytearray(content)
             changed[place] ^= 1 << int(random.integers(8))
             try:
-                assert decode(bytes(changed)).shape == read_header(bytes(changed)).shape
-            except ValueError as error:  # the length of a chunk
-                assert name != "JPEG" or "decode" in str(error) or "header" in str(error)  # noqa: PT017
+                image = decode(bytes(changed))
+            except PictureFault:  # the length of a segment, or of a chunk
+                continue
+            assert image.shape == read_header(bytes(changed)).shape
 
 
 def test_endless_segments_are_not_followed() -> None:

@@ -37,6 +37,8 @@ EXTRAS = {
     "dev": [
         "hypothesis>=6.100",
         "mypy>=2.4",
+        "pillow-heif>=1.1",
+        "pillow-jxl-plugin>=1.3.4",
         "pre-commit>=4.0",
         "pytest>=8.3",
         "pytest-xdist>=3.8",
@@ -46,6 +48,8 @@ EXTRAS = {
     ],
     # For `mlflow server --backend-store-uri postgresql+psycopg://... --artifacts-destination s3://...`.
     "mlflow-server": ["boto3>=1.40", "mlflow>=3.10", "psycopg[binary]>=3.2"],
+    # To read HEIC and JPEG XL.
+    "pictures": ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3.4"],
 }
 
 setup(

@@ -61,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--encoding", choices=(*get_args(Encoding), "keep"), help=encoding)
     quality = "quality of jpg images, 1 to 100; default: 95"
     add("--quality", type=integer(1, 100), metavar="Q", help=quality)
+    colour = "put transparent images on this colour: a name such as white, or #rrggbb; default: refuse them"
+    add("--flatten", metavar="COLOUR", help=colour)
     skip = "skip images that cannot be read, instead of stopping"
     add("--skip-broken", action="store_true", default=None, help=skip)
     shards = parser.add_argument_group("shards")

@@ -257,7 +257,7 @@ def test_members_apart_and_the_remedy(tmp_path: Path) -> None:
 
 
 NONE_LEFT = {
-    "transparent": ("png", lambda _: picture(5, mode="RGBA"), "transparency (3); put them on a background", picture(5)),
+    "transparent": ("png", lambda _: picture(5, mode="RGBA"), "transparency (3); unpack", picture(5)),
     "int16": ("npy", lambda _: array(np.int16), "save them as uint8 [H, W, 1 or 3]", array()),
     "gif": ("jpg", lambda _: picture(5, "GIF"), "make-shards folder:DIR OUT", None),
     "links": ("png", lambda _: (tarfile.SYMTYPE, "/etc/hostname"), "store the files themselves", picture()),

@@ -97,7 +97,7 @@ def test_a_broken_file_is_named_or_left_out(vaescale, tmp_path: Path) -> None:
     pictures(tmp_path / "photos", 6)
     (tmp_path / "photos" / "cat" / "000.jpg").write_bytes(b"<html>404</html>")
     words = ("make-shards", f"folder:{tmp_path}/photos", tmp_path / "out", "--holdout", 0)
-    vaescale(*words).assert_refused(3, "cat/000.jpg: it begins with", "--skip-broken")
+    vaescale(*words).assert_refused(3, "cat/000.jpg: it is an HTML page", "--skip-broken")
     outcome = vaescale(*words, "--skip-broken", "--json")
     assert outcome.json["train"]["samples"] == 5
     assert outcome.json["train"]["skipped"] == 1
@@ -221,3 +221,19 @@ def test_the_index_says_how_it_was_made(vaescale, tmp_path: Path) -> None:
     assert made["source"] == "digits"
     assert (made["split"], made["size"], made["crop"], made["resample"]) == ("val", 4, "square", "bicubic")
     assert (made["encoding"], made["channels"]) == ("webp", 3)
+
+
+def test_transparent_images_need_a_colour(vaescale, tmp_path: Path) -> None:
+    """The remedy of the fault is tried as it is printed."""
+    (tmp_path / "clear").mkdir()
+    for number in range(3):
+        Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear" / f"{number}.png")
+    words = ("make-shards", f"folder:{tmp_path}/clear", tmp_path / "out", "--size", 4, "--holdout", 0)
+    vaescale(*words).assert_refused(3, "transparent; write the shards with --flatten white")
+    outcome = vaescale(*words, "--flatten", "white")
+    assert outcome.code == 0, outcome.err
+    assert "3 of 3 images are transparent and were put on the colour of --flatten" in outcome.err
+    assert {int(value) for image in read(tmp_path / "out" / "train", 4).values() for value in image.flat} == {
+        255
+    }
+    vaescale(*words[:2], tmp_path / "no", "--flatten", "nocolour").assert_refused(2, "--flatten (=nocolour)")

@@ -12,12 +12,13 @@ from vaescale.data.config import Crop, Filter
 from vaescale.data.index import INDEX, ShardIndex, describe, parse_index
 from vaescale.data.making import indexing, writing
 from vaescale.data.making.indexing import Written
+from vaescale.data.making.remarks import sentences
 from vaescale.data.making.sources import open_source
 from vaescale.data.making.sources.base import Source
 from vaescale.data.making.storing import Making
 from vaescale.data.making.tar_sets import find_tars
 from vaescale.data.making.writing import damaged_shards, differing
-from vaescale.data.pictures import Encoding
+from vaescale.data.pictures import Encoding, parse_colour
 from vaescale.data.storage import Folder
 from vaescale.errors import UserError
 from vaescale.system.console import Progress, say
@@ -38,6 +39,7 @@ def make_shards(
     channels: Literal[1, 3] | None = None,
     encoding: Literal[Encoding, "keep"] | None = None,
     quality: Annotated[int, Field(ge=1, le=100)] = 95,
+    flatten: str | None = None,
     skip_broken: bool = False,
     shard_samples: Annotated[int, Field(ge=1, le=10**9)] = 1000,
     shard_bytes: int | str | None = None,
@@ -52,12 +54,12 @@ def make_shards(
     """Write each split of a source to OUT/SPLIT. Returns the description of each split, by name.
 
     A complete split is kept; missing or damaged shards are written again. size, crop, resample, channels: None takes the
-    default of the source. encoding: None is npy with a size or channels, else `keep`. shard_bytes: a number or a size such
-    as 100MB. holdout: fraction of train that becomes val where there is none; None is 5% where train is the only split.
-    limit: number of images of each split, the first ones. splits: folders of the splits of a folder:, as train=DIR,val=DIR;
-    classes_only: all its sub-folders are classes. column: image=NAME,label=NAME of an hf: data set. jobs: number of
-    processes, by default the number of cores. Raises UserError for arguments that contradict each other or the shards
-    in OUT.
+    default of the source. encoding: None is npy with a size or channels, else `keep`. flatten: the colour that transparent
+    images are put on, a name or #rrggbb. shard_bytes: a number or a size such as 100MB. holdout: fraction of train that
+    becomes val where there is none; None is 5% where train is the only split. limit: number of images of each split, the
+    first ones. splits: folders of the splits of a folder:, as train=DIR,val=DIR; classes_only: all its sub-folders are
+    classes. column: image=NAME,label=NAME of an hf: data set. jobs: number of processes, by default the number of cores.
+    Raises UserError for arguments that contradict each other or the shards in OUT.
     """
     if size is None and (crop or resample):
         raise UserError("--crop and --resample need a size; add --size PIXELS")
@@ -79,6 +81,7 @@ def make_shards(
         shard_samples=shard_samples,
         shard_bytes=most_bytes,
         skip_broken=skip_broken,
+        flatten=_parse_colour(flatten),
     )
     result = {}
     for split in data_set.splits:
@@ -123,6 +126,8 @@ def index_shards(
         )
     for one in written.values():
         _report_skipped(one)
+        for message in sentences(one.remarks, rewritable=False):
+            say(f"{one.shards.tars or one.shards.place}: {message}")
     return {split: _describe(one.shards) for split, one in written.items()}
 
 
@@ -134,6 +139,15 @@ def _parse_crop(crop: str | int | None) -> Crop | None:
     if not str(crop).isdecimal() or int(crop) < 1:
         raise UserError(f"--crop (={crop}) must be square, whole or a number of pixels of at least 1")
     return int(crop)
+
+
+def _parse_colour(colour: str | None) -> str | None:
+    try:
+        return None if colour is None else "#{:02x}{:02x}{:02x}".format(*parse_colour(colour))
+    except ValueError:
+        raise UserError(
+            f"--flatten (={colour}) must be the name of a colour, such as white, or #rrggbb"
+        ) from None
 
 
 def _parse_shard_bytes(size: str | int | None) -> int | None:
@@ -188,6 +202,9 @@ def _write_split(
             made=origin,
         )
     _report_skipped(written)
+    advise = making.channels is None and making.encoding != "webp"  # WebP stores grey as RGB
+    for message in sentences(written.remarks, advise=advise):
+        say(f"{folder}: {message}")
     return _describe(written.shards)
 
 
@@ -203,7 +220,7 @@ def _report_skipped(written: Written) -> None:
 
 
 def _refuse_other_origin(index: ShardIndex, origin: dict[str, Any]) -> None:
-    before = {name: value for name, value in index.made.items() if name != "skipped"}
+    before = {name: value for name, value in index.made.items() if name not in ("skipped", "pictures")}
     if difference := differing(before, origin):
         raise UserError(
             f"{index.place} holds shards that were made otherwise ({difference}); delete it or choose another OUT"

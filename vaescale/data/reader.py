@@ -30,6 +30,7 @@ from vaescale.data.index import INDEX, LATENTS, Entries, ShardIndex, parse_entri
 from vaescale.data.pictures import Picture, PictureFault, decode, fit, to_channels
 from vaescale.data.storage import Folder, Remote, open_store, with_tars
 from vaescale.errors import DataError
+from vaescale.system.console import say
 from vaescale.system.host import cores
 
 OPEN_SHARDS = 128
@@ -408,5 +409,7 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     if channels > config.channels:
         raise DataError(
             f"{index.place} holds {channels} channels, data.channels is {config.channels}; set data.channels={channels}, or "
-            f"write the shards with --channels {config.channels}"
+            f"write the shards again to another folder with --channels {config.channels}"
         )
+    if channels < config.channels and comm.rank() == 0:
+        say(f"{index.place} holds grey images; data.channels={config.channels} repeats their one channel")

@@ -21,6 +21,7 @@ from vaescale.data.index import (
 )
 from vaescale.data.making.foreign import MOST_CLASSES, choose, labels_of, noted, survey
 from vaescale.data.making.pool import in_order, pool_of
+from vaescale.data.making.remarks import kept_remarks, noteworthy
 from vaescale.data.making.tar_sets import FOREIGN, TarSet, find_tars
 from vaescale.data.pictures import Header, PictureFault, decode, read_header
 from vaescale.data.tars import IMAGE_EXTENSIONS, USUAL, Roles, TarFault, samples
@@ -38,16 +39,17 @@ REMEDIES = {
     "depth": "convert them to 8 bits per channel",
     "shape": "save them as uint8 [H, W, 1 or 3]",
     "format": "unpack the tars, and write shards of their files with `vaescale make-shards folder:DIR OUT`",
-    "transparency": "put them on a background and save them without transparency",
+    "transparency": "unpack the tars, and write shards of their files with `vaescale make-shards folder:DIR OUT --flatten white`",
 }
 
 
 class Made(NamedTuple):
-    """A written shard: its row, its images' shapes, and a sentence for each image that was left out."""
+    """A written shard: its row, its images' shapes, a sentence for each image that was left out, and counts (`remarks.py`)."""
 
     shard: Shard | None
     shapes: list[list[int]]
     skipped: list[str]
+    remarks: dict[str, int] = {}  # noqa: RUF012  # never changed
 
 
 class Unusable(NamedTuple):
@@ -66,10 +68,11 @@ class Indexed(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The index of written shards, and a sentence for each image that was left out."""
+    """The index of written shards, a sentence for each image that was left out, and counts of remarkable ones (`remarks.py`)."""
 
     shards: ShardIndex
     skipped: list[str]
+    remarks: dict[str, int] = {}  # noqa: RUF012  # never changed
 
 
 def quietly(done: int) -> None:
@@ -232,8 +235,9 @@ def make_index(
     name: str,
     roles: Roles = USUAL,
     check: Callable[[bytes], Header] = read_header,
-) -> tuple[Shard | None, list[list[int]], list[TarFault]]:
-    """Read a tar strictly and write the entries of shard `name`. Returns its row, its images' shapes, its unusable samples.
+) -> tuple[Shard | None, list[list[int]], list[TarFault], Counter[str]]:
+    """Read a tar strictly and write the entries of shard `name`. Returns its row, its images' shapes, its unusable samples,
+    and counts of what is remarkable in the headers of its images.
 
     check: reads an image's header, and raises PictureFault for one that cannot be used. Raises TarFault when the tar
     itself is not sound.
@@ -241,6 +245,7 @@ def make_index(
     rows: list[tuple[int, int, int, int, str]] = []
     shapes: set[tuple[int, ...]] = set()
     faults: dict[str, TarFault] = {}
+    remarks = Counter[str]()
     with path.open("rb") as file:
         for sample in samples(file, roles):
             if isinstance(sample, TarFault):
@@ -255,17 +260,18 @@ def make_index(
                     str(error), member=sample.key, offset=sample.offset, key=sample.key, reason=error.reason
                 )
                 continue
-            shapes.add(header[1:])
+            shapes.add(header.shape)
+            remarks.update(kept_remarks(sample.content, header))
             rows.append((sample.offset, len(sample.content), sample.crc32, sample.label, sample.key))
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not rows:
-        return None, [], list(faults.values())
+        return None, [], list(faults.values()), remarks
     content = entries_content(make_entries(rows))
     shard = Shard(name, size, sha256, len(rows), len(content), hashlib.sha256(content).hexdigest())
     write_whole(folder / shard.entries_name, content)
-    return shard, sorted(map(list, shapes)), list(faults.values())
+    return shard, sorted(map(list, shapes)), list(faults.values()), remarks
 
 
 def _index_one(path: Path, target: Path, roles: Roles) -> Indexed:
@@ -281,7 +287,7 @@ def _index_one(path: Path, target: Path, roles: Roles) -> Indexed:
         return header
 
     try:
-        shard, shapes, faults = make_index(target, path, path.name, roles, check)
+        shard, shapes, faults, remarks = make_index(target, path, path.name, roles, check)
     except TarFault as error:
         raise DataError(f"{path}: {error}") from error
     except OSError as error:
@@ -290,7 +296,9 @@ def _index_one(path: Path, target: Path, roles: Roles) -> Indexed:
         Unusable(fault.reason, f"{path} member {fault.member!r} at byte {fault.offset}: {fault}")
         for fault in faults
     ]
-    return Indexed(Made(shard, shapes, [fault.message for fault in unusable]), unusable, doubtful)
+    return Indexed(
+        Made(shard, shapes, [fault.message for fault in unusable], dict(remarks)), unusable, doubtful
+    )
 
 
 def _may_be_transparent(content: bytes, kind: str) -> bool:
@@ -310,10 +318,14 @@ def complete(
         raise DataError(f"no image to write to {folder}; {_why_none(skipped)}")
     shapes = {tuple(shape) for result in results for shape in result.shapes}
     image = next(iter(shapes)) if len(shapes) == 1 else None
-    made = {**made, "skipped": len(skipped)}
+    remarks = Counter[str]()
+    for result in results:
+        remarks.update(result.remarks)
+    told = noteworthy(remarks)
+    made = {**made, "skipped": len(skipped), **({"pictures": told} if told else {})}
     index = ShardIndex(str(folder), ShardTable.of(shards), image, class_names, made, tars)  # type: ignore[arg-type]
     write_whole(folder / INDEX, index_content(index))
-    return Written(index, skipped)
+    return Written(index, skipped, dict(remarks))
 
 
 def _why_none(skipped: list[str]) -> str:

@@ -6,17 +6,21 @@ import numpy as np
 
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item, open_item
+from vaescale.data.making.remarks import kept_remarks, written_remarks
 from vaescale.data.pictures import (
+    Colour,
     Encoding,
-    Picture,
-    decode,
-    decode_foreign,
+    Source,
+    decode_source,
     encode,
     fit,
     is_known,
+    parse_colour,
     read_header,
     to_channels,
 )
+
+_ADDED = {"flatten": None}  # settings and their defaults, without which older shards were written
 
 
 class Making(NamedTuple):
@@ -24,7 +28,8 @@ class Making(NamedTuple):
 
     size: pixels, None for the images' own. channels: 1, 3, or None for the images' own. encoding `keep` stores the
     files as they are. shard_samples: images per shard, unless
-    shard_bytes gives its approximate size. skip_broken: leave out images that cannot be used.
+    shard_bytes gives its approximate size. skip_broken: leave out images that cannot be used. flatten: the colour (#rrggbb)
+    that transparent images are put on; None refuses them.
     """
 
     size: int | None = None
@@ -36,6 +41,17 @@ class Making(NamedTuple):
     shard_samples: int = 1000
     shard_bytes: int | None = None
     skip_broken: bool = False
+    flatten: str | None = None
+
+    def __repr__(self) -> str:
+        """The settings as hashes in shards' notes contain them: those that were added later only where they are used."""
+        used = {name: value for name, value in self._asdict().items() if _ADDED.get(name, ...) != value}
+        return f"Making({', '.join(f'{name}={value!r}' for name, value in used.items())})"
+
+    @property
+    def colour(self) -> Colour | None:
+        """Red, green and blue of `flatten`."""
+        return None if self.flatten is None else parse_colour(self.flatten)
 
     def words(self) -> dict[str, Any]:
         """The settings that have an effect, for the index."""
@@ -48,23 +64,35 @@ class Making(NamedTuple):
         return {name: value for name, value in used.items() if name not in unused}
 
 
-def prepare(item: Item, making: Making) -> tuple[str, bytes]:
-    """The extension and the bytes of an item's image. Raises PictureFault."""
+class Prepared(NamedTuple):
+    """An image as it is stored: extension, bytes, and what is remarkable about it (`remarks.py`)."""
+
+    extension: str
+    content: bytes
+    remarks: list[str]
+
+
+def prepare(item: Item, making: Making) -> Prepared:
+    """Read an item's image, cut it to size and encode it. Raises PictureFault."""
     content = open_item(item)
-    foreign = isinstance(content, bytes) and not is_known(content)
-    image: Picture = (
-        content
-        if isinstance(content, np.ndarray)
-        else decode_foreign(content)
-        if foreign
-        else decode(content)
-    )
+    if isinstance(content, np.ndarray):
+        source = Source(content)
+    elif making.encoding == "keep" and is_known(content):
+        source = decode_source(content, convert=False, colour=making.colour)
+        if not source.flattened:
+            header = read_header(content)
+            return Prepared(header.format, content, kept_remarks(content, header, source))
+        source = decode_source(content, convert=True, colour=making.colour)
+    else:
+        source = decode_source(content, convert=True, colour=making.colour)
+    image = source.image
     if making.encoding == "keep":
-        if isinstance(content, np.ndarray):
-            return "npy", encode(image, "npy")
-        return ("png", encode(image, "png")) if foreign else (read_header(content).format, content)
+        encoding: Encoding = "npy" if isinstance(content, np.ndarray) else "png"
+        return Prepared(encoding, encode(image, encoding), written_remarks(source, encoding=encoding))
     if making.size is not None:
         image = fit(image, size=making.size, crop=making.crop, resample=making.resample)
     if making.channels is not None:
         image = to_channels(image, making.channels, grey_from_colour=True)
-    return making.encoding, encode(image, making.encoding, quality=making.quality)
+    encoded = encode(image, making.encoding, quality=making.quality)
+    remarks = written_remarks(source._replace(image=image), encoding=making.encoding)
+    return Prepared(making.encoding, encoded, remarks)

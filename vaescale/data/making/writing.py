@@ -8,6 +8,7 @@ last. The notes are then kept in one file (`.made.json`), so that a shard that i
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -190,23 +191,25 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
 
     temporary = path.with_name(f".{path.name}.tmp")
     skipped = []
+    remarks = Counter[str]()
     with (
         temporary.open("wb") as file,
         TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar,
     ):
         for item in items:
             try:
-                extension, content = prepare(item, making)
+                extension, content, of_image = prepare(item, making)
             except PictureFault as error:
                 message = f"{_name(item)}: {error}"
                 if not making.skip_broken:
                     raise DataError(f"{message}; {_remedy(items, path.parent, making)}") from error
                 skipped.append(message)
                 continue
+            remarks.update(of_image)
             label = {"cls": str(item.label).encode()} if item.label >= 0 else {}
             tar.write({"__key__": item.key, **label, extension: content})
     try:
-        shard, shapes, faults = make_index(path.parent, temporary, path.name)
+        shard, shapes, faults, _ = make_index(path.parent, temporary, path.name)
     except TarFault as error:
         raise DataError(f"{temporary} was not written soundly: {error}") from error
     if faults:
@@ -214,7 +217,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
     with temporary.open("rb") as whole:
         os.fsync(whole.fileno())
     temporary.replace(path)
-    made = Made(shard, shapes, skipped)
+    made = Made(shard, shapes, skipped, dict(remarks))
     if shard is None:
         path.unlink()
     write_whole(note, json.dumps({"origin": origin, "made": made}).encode())

@@ -12,7 +12,11 @@ from vaescale.data.making.sources.base import Split
 from vaescale.errors import DataError
 from vaescale.system.console import say
 
-EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".npy"),
+    *(".avif", ".heic", ".heif", ".jxl"),  # read where Pillow or a package of its own reads them
+)
+ARRAYS = ".npy"  # images only where there are no others: beside images, they are masks or features of them
 
 
 def image_files(path: Path) -> list[Path]:
@@ -88,7 +92,10 @@ def _walk(path: Path) -> tuple[list[Path], Counter[str]]:
                 files.append(Path(parent, name))
             else:
                 others[suffix] += 1
-    return sorted(files), others
+    if images := [file for file in files if file.suffix.lower() != ARRAYS]:
+        others[ARRAYS] += len(files) - len(images)
+        files = images
+    return sorted(files), +others
 
 
 def keyed(items: Iterable[tuple[str, Place, int]]) -> list[Item]:

@@ -1,0 +1,30 @@
+"""Image files, which are not trusted: decoding of bytes to uint8 [H, W, C], colours, resizing, and encoding."""
+
+from vaescale.data.pictures.colour import Colour, Picture, is_grey, parse_colour, to_channels
+from vaescale.data.pictures.decoder import Source, decode, decode_source, has_other_profile
+from vaescale.data.pictures.encoder import Encoding, encode
+from vaescale.data.pictures.faults import REASONS, PictureFault
+from vaescale.data.pictures.geometry import FILTERS, fit
+from vaescale.data.pictures.header import MAX_PIXELS, Header, is_known, read_header
+
+__all__ = [
+    "FILTERS",
+    "MAX_PIXELS",
+    "REASONS",
+    "Colour",
+    "Encoding",
+    "Header",
+    "Picture",
+    "PictureFault",
+    "Source",
+    "decode",
+    "decode_source",
+    "encode",
+    "fit",
+    "has_other_profile",
+    "is_grey",
+    "is_known",
+    "parse_colour",
+    "read_header",
+    "to_channels",
+]

@@ -24,6 +24,8 @@ def folder(path: Path, *, splits: str | None = None, classes_only: bool = False)
     if splits is not None and classes_only:
         raise UserError("--splits and --classes-only contradict each other; leave one out")
     path = path if splits is not None else _descended(path)
+    if junk := [each.name for each in sorted(path.iterdir()) if is_junk(each.name) and holds_images(each)]:
+        say(f"not data in {path}, left out: {', '.join(junk)}")
     homes = _given(path, splits) if splits is not None else {} if classes_only else _recognized(path)
     return tree_source(homes or {"train": path})
 
@@ -82,22 +84,22 @@ def _recognized(path: Path) -> dict[str, Path]:
     """The folders whose names are those of splits. Raises DataError where two are one split, or classes lie beside them."""
     homes: dict[str, Path] = {}
     inside = _folders(path)
-    for each in inside:
-        if (split := split_of(each.name)) is None:
-            continue
-        if split in homes:
-            one, other = homes[split].name, each.name
-            raise DataError(
-                f"{path} holds {one} and {other}, which both name the split {split}; choose one with --splits "
-                f"{split}={one}, or take all sub-folders as classes with --classes-only"
-            )
-        homes[split] = each
+    named = [(each, split) for each in inside if (split := split_of(each.name)) is not None]
+    for each, split in named:
+        homes.setdefault(split, each)
+    remedy = ",".join(f"{split}={home.name}" for split, home in homes.items())
+    remedy += "" if "train" in homes else ",train=DIR"
+    remedy = f"with --splits {remedy}, or take all sub-folders as classes with --classes-only"
+    for each, split in named:
+        if homes[split] != each:
+            both = f"{homes[split].name} and {each.name}"
+            raise DataError(f"{path} holds {both}, which both name the split {split}; choose one {remedy}")
     strange = [each.name for each in inside if split_of(each.name) is None and holds_images(each)]
     strange += [path.name + "/*"] if holds_images(path, below=False) else []
     if homes and strange:
-        named = ",".join(f"{split}={home.name}" for split, home in homes.items())
+        known = ", ".join(home.name for home in homes.values())
+        beside = ", ".join(strange[:3])
         raise DataError(
-            f"{path} holds {', '.join(home.name for home in homes.values())} and, beside it, {', '.join(strange[:3])}; "
-            f"name the folders of the splits with --splits {named}, or take all sub-folders as classes with --classes-only"
+            f"{path} holds {known} and, beside it, {beside}; name the folders of the splits {remedy}"
         )
     return homes

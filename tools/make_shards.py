@@ -19,7 +19,6 @@ With --size they are stored as npy, the fastest to read; webp is lossless and ha
 examples:
   vaescale make-shards digits data/digits --shard-samples 500
   vaescale make-shards celeba:~/celeba data/celeba64 --size 64
-  vaescale make-shards imagenet:/data/ILSVRC data/imagenet32 --size 32 --shard-bytes 100MB
   vaescale make-shards --index-only /data/cc12m        index existing tars without writing shards; --index-dir for a read-only folder
 """
 
@@ -32,61 +31,54 @@ from vaescale.data.config import Filter
 from vaescale.data.pictures import Encoding
 from vaescale.errors import UserError
 from vaescale.system.arguments import add_jobs, integer, real
+from vaescale.system.console import table
+
+MOST = 10**9
+OF_TARS = {"index_dir", "image_member", "class_member"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add SOURCE and OUT, and the options of images and shards."""
+    """Add SOURCE and OUT, and the options of images, splits, shards and tars."""
     source = "data set to write: digits, KIND:PATH or hf:NAME[:SPLIT], see the sources above"
     parser.add_argument("source", metavar="SOURCE", nargs="?", help=source)
     parser.add_argument(
         "out", metavar="OUT", nargs="?", type=Path, help="folder for the folders of the splits"
     )
-    tars = parser.add_argument_group("tars made by others").add_argument
-    tars("--index-only", metavar="DIR", type=Path, help="index the tars in DIR, or in DIR/train and so on")
-    tars("--index-dir", metavar="DIR", type=Path, help="folder of the index; default: beside the tars")
-    tars(
-        "--image-member",
-        metavar="EXT",
-        help="extension of the images, such as input.jpg; default: usual ones",
-    )
-    member = "place of the classes: cls, EXT, json:FIELD, folder or none; default: by the tars' content"
-    tars("--class-member", metavar="NAME", help=member)
+    parser.add_argument("--dry-run", **_flag("write nothing; show counts by class, size and fault"))
     add = parser.add_argument_group("images").add_argument
     add("--size", type=integer(1, 16384), metavar="PIXELS", help="height and width; default: unchanged")
-    crop = "crop before resizing: square, whole, or the side of the central square; default: by source"
-    add("--crop", metavar="C", help=crop)
+    add("--crop", metavar="C", help="square, whole, or the side of the central square; default: by source")
     add("--resample", choices=get_args(Filter), help="filter for resizing; default: by source")
     add("--channels", type=int, choices=(1, 3), help="1 for grey, 3 for RGB; default: by source")
-    encoding = "format of the stored images; default: npy with --size, else keep"
-    add("--encoding", choices=(*get_args(Encoding), "keep"), help=encoding)
-    quality = "quality of jpg images, 1 to 100; default: 95"
-    add("--quality", type=integer(1, 100), metavar="Q", help=quality)
-    colour = "put transparent images on this colour: a name such as white, or #rrggbb; default: refuse them"
-    add("--flatten", metavar="COLOUR", help=colour)
-    skip = "skip images that cannot be read, instead of stopping"
-    add("--skip-broken", action="store_true", default=None, help=skip)
+    stored = (*get_args(Encoding), "keep")
+    add("--encoding", choices=stored, help="format of the stored images; default: npy with --size, else keep")
+    add("--quality", type=integer(1, 100), metavar="Q", help="quality of jpg images; default: 95")
+    add("--flatten", metavar="COLOUR", help="put transparent images on a colour: white, #rrggbb and so on")
+    add("--skip-broken", **_flag("skip images that cannot be read, instead of stopping"))
+    add = parser.add_argument_group("splits and classes").add_argument
+    fraction = "fraction of train for val if there is no val; default: 0.05 if train is alone, else 0"
+    add("--holdout", type=real(least=0, most=0.9), metavar="F", help=fraction)
+    add("--limit", type=integer(1, MOST), metavar="N", help="only the first N images of each split")
+    add("--splits", metavar="DIRS", help="folders of a folder:'s splits, train=DIR,val=DIR; default: by name")
+    add("--classes-only", **_flag("take all sub-folders of a folder: as classes, whatever their names"))
+    add("--config", metavar="NAME", help="configuration of an hf: data set")
+    add(
+        "--column", metavar="NAMES", help="columns of hf:, image=NAME,label=NAME; default: the first that fit"
+    )
     shards = parser.add_argument_group("shards")
-    size, most = shards.add_mutually_exclusive_group().add_argument, 10**9
-    samples = "number of images in a shard; default: 1000"
-    size("--shard-samples", type=integer(1, most), metavar="N", help=samples)
+    size = shards.add_mutually_exclusive_group().add_argument
+    size("--shard-samples", type=integer(1, MOST), metavar="N", help="images in a shard; default: 1000")
     size("--shard-bytes", metavar="SIZE", help="approximate size of a shard, such as 100MB")
     add_jobs(shards, workers="processes")
-    add = parser.add_argument_group("splits and classes").add_argument
-    fraction = (
-        "fraction of train for val if there is no val; default: 0.05 if train is the only split, else 0"
-    )
-    add("--holdout", type=real(least=0, most=0.9), metavar="F", help=fraction)
-    add("--limit", type=integer(1, most), metavar="N", help="only the first N images of each split")
-    add(
-        "--splits",
-        metavar="DIRS",
-        help="folders of a folder:'s splits, as train=DIR,val=DIR; default: by name",
-    )
-    only = "take all sub-folders of a folder: as classes, whatever their names"
-    add("--classes-only", action="store_true", default=None, help=only)
-    add("--config", metavar="NAME", help="configuration of an hf: data set")
-    columns = "columns of an hf: data set, as image=NAME,label=NAME; default: the first that fit"
-    add("--column", metavar="NAMES", help=columns)
+    add = parser.add_argument_group("tars made by others").add_argument
+    add("--index-only", metavar="DIR", type=Path, help="index the tars in DIR, or in DIR/train and so on")
+    add("--index-dir", metavar="DIR", type=Path, help="folder of the index; default: beside the tars")
+    add("--image-member", metavar="EXT", help="extension of the images; default: usual ones")
+    add("--class-member", metavar="NAME", help="cls, EXT, json:FIELD, folder or none; default: by content")
+
+
+def _flag(words: str) -> dict[str, Any]:
+    return {"action": "store_true", "default": None, "help": words}
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -98,8 +90,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     folder, source, out = (options.pop(name, None) for name in ("index_only", "source", "out"))
     if folder is not None and source is not None:
         raise UserError("--index-only DIR writes no shards; leave SOURCE and OUT out")
-    of_tars = {"index_dir", "image_member", "class_member"}
-    unused = options.keys() - (of_tars | {"skip_broken", "jobs"}) if folder else options.keys() & of_tars
+    unused = options.keys() - (OF_TARS | {"skip_broken", "jobs"}) if folder else options.keys() & OF_TARS
     if unused:
         where = (
             "shards that are written; leave it out of --index-only" if folder else "--index-only DIR; add it"
@@ -113,8 +104,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print one line for each split."""
-    for split in result.values():
+    """Print one line for each split, or a table of what a dry run found."""
+    for name, split in result.items():
+        if "rows" in split:
+            table(f"{name}: {split['images']} images", [*split["rows"].items()])
+            continue
         skipped = f", {split['skipped']} images skipped" if split["skipped"] else ""
         sys.stdout.write(
             f"{split['folder']}: {split['samples']} images {split['image']} in {split['shards']} shards, "

@@ -216,3 +216,31 @@ def test_labels_of_idx_files_are_numbered_in_order_over_both_splits(
     assert list(splits["train"].values()) == [0, 1, 2, 2]
     assert list(splits["test"].values()) == [0, 2]
     assert "test has no image of 1 of 3 classes (2)" in capsys.readouterr().err
+
+
+def test_a_dry_run_writes_nothing_and_counts_all(vaescale, tmp_path: Path) -> None:
+    fill(tmp_path / "in", "train/ant", "train/bee", "test/ant")
+    picture(tmp_path / "in" / "train" / "ant" / "large.png", size=(9, 5))
+    (tmp_path / "in" / "train" / "bee" / "empty.png").write_bytes(b"")
+    outcome = vaescale("make-shards", f"folder:{tmp_path}/in", tmp_path / "out", "--dry-run", "--json")
+    assert outcome.code == 0, outcome.err
+    assert not (tmp_path / "out").exists()
+    train = outcome.json["train"]
+    assert (train["images"], train["classes"], train["without_class"]) == (7, {"ant": 4, "bee": 3}, 0)
+    assert train["shapes"] == {"4x4x3 png": 6, "5x9x3 png": 1}
+    (fault,) = train["passed_over"].values()
+    assert fault["images"] == 1
+    assert "empty.png" in fault["first"]
+    assert outcome.json["test"]["classes"] == {"ant": 3, "bee": 0}
+    shown = vaescale("make-shards", f"folder:{tmp_path}/in", tmp_path / "out", "--dry-run", "--limit", 2).out
+    assert "train: 2 images" in shown
+
+
+def test_what_a_crop_leaves_out_is_said_and_whole_keeps_it(vaescale, tmp_path: Path) -> None:
+    for number in range(4):
+        picture(tmp_path / "in" / f"{number}.png", size=(96, 48) if number else (50, 49))
+    words = ("make-shards", f"folder:{tmp_path}/in", tmp_path / "out", "--holdout", 0, "--size", 48)
+    said = vaescale(*words).err
+    assert "3 of 4 images are cut to their centred square, which leaves out 50% of their pixels" in said
+    words = (*words[:2], tmp_path / "whole", *words[3:], "--crop", "whole")
+    assert "centred square" not in vaescale(*words).err

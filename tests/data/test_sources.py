@@ -142,7 +142,9 @@ def test_what_lies_beside_the_splits_is_refused(tmp_path: Path) -> None:
         open_source(f"folder:{tmp_path}")
     (tmp_path / "extra").rename(tmp_path / "val")
     (tmp_path / "valid").mkdir()
-    with pytest.raises(DataError, match=r"val and valid, .* --splits train=train,val=val, or .* --classes-only"):
+    with pytest.raises(
+        DataError, match=r"val and valid, .* --splits train=train,val=val, or .* --classes-only"
+    ):
         open_source(f"folder:{tmp_path}")
 
 

@@ -16,6 +16,7 @@ from vaescale.data.making.remarks import sentences
 from vaescale.data.making.sources import open_source
 from vaescale.data.making.sources.base import Source
 from vaescale.data.making.storing import Making
+from vaescale.data.making.survey import survey
 from vaescale.data.making.tar_sets import find_tars
 from vaescale.data.making.writing import damaged_shards, differing
 from vaescale.data.pictures import Encoding, parse_colour
@@ -45,6 +46,7 @@ def make_shards(
     shard_bytes: int | str | None = None,
     holdout: Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)] | None = None,
     limit: Annotated[int, Field(ge=1)] | None = None,
+    dry_run: bool = False,
     splits: str | None = None,
     classes_only: bool = False,
     config: str | None = None,
@@ -57,7 +59,7 @@ def make_shards(
     default of the source. encoding: None is npy with a size or channels, else `keep`. flatten: the colour that transparent
     images are put on, a name or #rrggbb. shard_bytes: a number or a size such as 100MB. holdout: fraction of train that
     becomes val where there is none; None is 5% where train is the only split. limit: number of images of each split, the
-    first ones. splits: folders of the splits of a folder:, as train=DIR,val=DIR; classes_only: all its sub-folders are
+    first ones. dry_run: write nothing and return what `survey` finds in each split. splits: folders of the splits of a folder:, as train=DIR,val=DIR; classes_only: all its sub-folders are
     classes. column: image=NAME,label=NAME of an hf: data set. jobs: number of processes, by default the number of cores.
     Raises UserError for arguments that contradict each other or the shards in OUT.
     """
@@ -83,7 +85,9 @@ def make_shards(
         skip_broken=skip_broken,
         flatten=_parse_colour(flatten),
     )
-    result = {}
+    result: dict[str, Any] = {}
+    if dry_run:
+        return {split: _survey(data_set, split, making, limit) for split in data_set.splits}
     for split in data_set.splits:
         origin: dict[str, Any] = {"source": source, "split": split}
         given = {"config": config, "column": column, "limit": limit, "splits": splits}
@@ -158,6 +162,12 @@ def _parse_shard_bytes(size: str | int | None) -> int | None:
     if number is not None and not 1 <= number <= MOST_SHARD_BYTES:
         raise UserError(f"--shard-bytes (={size}) must be from 1 to {MOST_SHARD_BYTES}")
     return number
+
+
+def _survey(source: Source, split: str, making: Making, limit: int | None) -> dict[str, Any]:
+    listed = source.splits[split]()
+    with Progress(f"look at {split}", listed.number or 0) as progress:
+        return survey(listed, making, limit=limit, progress=lambda done: progress.update(done, "images"))
 
 
 def _report_held_out(source: Source) -> None:

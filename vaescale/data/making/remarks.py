@@ -15,6 +15,7 @@ _SENTENCES = {
     "profile broken": "have a broken ICC profile, which is ignored",
     "flattened": "are transparent and were put on the colour of --flatten",
 }
+_CUT, LEAST_CUT = "cut by percent: ", 5
 _CONVERT = "; write them again to another folder with --encoding png to convert them"
 _ALIKE = "write them again to another folder with --channels 3 (grey is repeated) or --channels 1"
 _AS_GREY = "write them again to another folder with --channels 1 to store them as grey"
@@ -30,6 +31,12 @@ def written_remarks(source: Source, *, encoding: str) -> list[str]:
     return [*remarks, GREY if one_channel else EQUAL if is_grey(source.image) else COLOUR]
 
 
+def cut_remarks(height: int, width: int) -> list[str]:
+    """What to count of an image of which the largest centred square is kept: the percentage of its pixels that stays out."""
+    percent = round(100 * (1 - min(height, width) / max(height, width)))
+    return [f"{_CUT}{percent}"] * (percent >= LEAST_CUT)
+
+
 def kept_remarks(content: bytes, header: Header, source: Source | None = None) -> list[str]:
     """What to count of an image whose file stays as it is. source: the decoded image, None where only the header is read."""
     remarks = ["turned when read"] * (header.orientation > 1)
@@ -41,7 +48,8 @@ def kept_remarks(content: bytes, header: Header, source: Source | None = None) -
 def noteworthy(counts: Mapping[str, int]) -> dict[str, int]:
     """The counts for the index; none where every image is alike and nothing was done to it."""
     several = sum(counts.get(name, 0) > 0 for name in (GREY, COLOUR))
-    return dict(counts) if several > 1 or any(name in counts for name in _SENTENCES) else {}
+    told = any(name in _SENTENCES or name.startswith(_CUT) for name in counts)
+    return dict(counts) if several > 1 or told else {}
 
 
 def sentences(counts: Mapping[str, int], *, advise: bool = True, rewritable: bool = True) -> list[str]:
@@ -55,6 +63,13 @@ def sentences(counts: Mapping[str, int], *, advise: bool = True, rewritable: boo
     said = [
         f"{counts[name]} of {images} images {text}" for name, text in _SENTENCES.items() if name in counts
     ]
+    cut = {int(name.removeprefix(_CUT)): number for name, number in counts.items() if name.startswith(_CUT)}
+    if cut:
+        share = sum(percent * number for percent, number in cut.items()) / sum(cut.values())
+        said.append(
+            f"{sum(cut.values())} of {images} images are cut to their centred square, which leaves out {share:.0f}% of their "
+            "pixels; --crop whole keeps all and changes their shape"
+        )
     said = [text + _CONVERT if rewritable and text.endswith(_IGNORES) else text for text in said]
     if advise and grey and colour + equal:
         greys = f", {equal} of which are grey by value" if equal else ""

@@ -6,7 +6,7 @@ import numpy as np
 
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item, open_item
-from vaescale.data.making.remarks import kept_remarks, written_remarks
+from vaescale.data.making.remarks import cut_remarks, kept_remarks, written_remarks
 from vaescale.data.pictures import (
     Colour,
     Encoding,
@@ -95,4 +95,6 @@ def prepare(item: Item, making: Making) -> Prepared:
         image = to_channels(image, making.channels, grey_from_colour=True)
     encoded = encode(image, making.encoding, quality=making.quality)
     remarks = written_remarks(source._replace(image=image), encoding=making.encoding)
+    if making.size is not None and making.crop == "square":
+        remarks += cut_remarks(*source.image.shape[:2])
     return Prepared(making.encoding, encoded, remarks)

@@ -1,0 +1,72 @@
+"""What writing a split would give: counts by class, shape and fault, from headers, without writing anything."""
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from vaescale.data.making.indexing import quietly
+from vaescale.data.making.items import Item, open_item
+from vaescale.data.making.sources.base import Split
+from vaescale.data.making.storing import Making
+from vaescale.data.pictures import PictureFault, decode_source, is_known, read_header
+
+MOST_SHAPES = 20
+
+
+def survey(
+    split: Split, making: Making, *, limit: int | None = None, progress: Callable[[int], None] = quietly
+) -> dict[str, Any]:
+    """The number of `images` of a split that can be used and, with words for a table (`rows`), how many there are by class, by shape and by fault.
+
+    `classes` by name, in their order; `without_class`; `shapes` as HEIGHTxWIDTHxCHANNELS FORMAT, the most frequent first;
+    `passed_over` by reason: the count, and the sentence of the first. Files that shards hold are judged by their
+    headers, others are decoded. progress: called with the number of images done.
+    """
+    classes, shapes, faults = Counter[int](), Counter[str](), dict[str, list[Any]]()
+    for number, item in enumerate(islice(split.items, limit), start=1):
+        try:
+            shape = _shape(item, making)
+        except PictureFault as error:
+            name = item.content.path if hasattr(item.content, "path") else f"image {item.key}"
+            faults.setdefault(error.reason, [0, f"{name}: {error}"])[0] += 1
+        else:
+            shapes[shape] += 1
+            classes[item.label] += 1
+        progress(number)
+    found = {
+        "images": shapes.total(),
+        "classes": {name: classes[label] for label, name in enumerate(split.class_names)},
+        "without_class": classes[-1],
+        "shapes": dict(shapes.most_common(MOST_SHAPES)),
+        "more_shapes": max(0, len(shapes) - MOST_SHAPES),
+        "passed_over": {
+            reason: {"images": count, "first": first} for reason, (count, first) in faults.items()
+        },
+    }
+    return {**found, "rows": _rows(found)}
+
+
+def _rows(found: dict[str, Any]) -> dict[str, str]:
+    """What was found, in words for a table."""
+    classes = found["classes"] | ({"without class": found["without_class"]} if found["without_class"] else {})
+    more = f" and {found['more_shapes']} more" if found["more_shapes"] else ""
+    rows = {
+        "classes": ", ".join(f"{name} {count}" for name, count in classes.items()),
+        "shapes": ", ".join(f"{shape} ({count})" for shape, count in found["shapes"].items()) + more,
+    }
+    faults = found["passed_over"].items()
+    return rows | {f"cannot be used: {why}": f"{one['images']}, first: {one['first']}" for why, one in faults}
+
+
+def _shape(item: Item, making: Making) -> str:
+    content = open_item(item)
+    if isinstance(content, np.ndarray):
+        return f"{'x'.join(map(str, content.shape))} array"
+    if is_known(content):
+        header = read_header(content)
+        return f"{header.height}x{header.width}x{header.channels} {header.format}"
+    image = decode_source(content, convert=False, colour=making.colour).image
+    return f"{'x'.join(map(str, image.shape))} other"

@@ -199,18 +199,31 @@ def test_idx_files_further_below_are_named(tmp_path: Path) -> None:
             open_source(f"{kind}:{tmp_path}").splits["train"]()
 
 
+def write_idx(path: Path, values: np.ndarray) -> None:
+    head = bytes((0, 0, 8, values.ndim)) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+    path.write_bytes(head + values.astype(np.uint8).tobytes())
+
+
+def test_emnist_is_turned_upright(tmp_path: Path) -> None:
+    stored = np.zeros((2, 4, 4))
+    stored[:, 0, 3] = 9
+    for name, row, column in (("emnist-letters-train", 3, 0), ("train", 0, 3)):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_idx(folder / f"{name}-images-idx3-ubyte", stored)
+        (item, _) = open_source(f"idx:{folder}", holdout=0).splits["train"]().items
+        assert item.content[row, column, 0] == 9, name
+        assert item.content.flags.c_contiguous, "or it would be written as no image that shards hold"
+        assert item.content.sum() == 9
+
+
 def test_labels_of_idx_files_are_numbered_in_order_over_both_splits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """EMNIST's letters are 1 to 26; a small test set may lack the last one."""
-
-    def write(name: str, values: np.ndarray) -> None:
-        head = bytes((0, 0, 8, values.ndim)) + b"".join(size.to_bytes(4, "big") for size in values.shape)
-        (tmp_path / name).write_bytes(head + values.astype(np.uint8).tobytes())
-
     for prefix, labels in (("train", [1, 2, 3, 3]), ("t10k", [1, 3])):
-        write(f"{prefix}-images-idx3-ubyte", np.zeros((len(labels), 4, 4)))
-        write(f"{prefix}-labels-idx1-ubyte", np.array(labels))
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", np.zeros((len(labels), 4, 4)))
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", np.array(labels))
     splits = listed(f"idx:{tmp_path}")
     assert names(f"idx:{tmp_path}") == ("1", "2", "3")
     assert list(splits["train"].values()) == [0, 1, 2, 2]

@@ -22,7 +22,7 @@ def idx(path: Path) -> Source:
     """MNIST, Fashion-MNIST, KMNIST, EMNIST: train and test. LeCun's idx format.
 
     The values that occur as labels in any split are the classes, in order: EMNIST's letters 1 to 26 become classes 0 to 25, and
-    keep their names.
+    keep their names. EMNIST's images, which its files hold transposed, are turned upright.
     """
     files: dict[str, tuple[Path, Path | None]] = {}
     for name, prefix in (("train", "train"), ("test", "t10k"), ("test", "test")):
@@ -63,6 +63,9 @@ def _idx_split(
 ) -> Split:
     """A split. given: its labels; values: those that are the classes, in order."""
     pixels = _read_idx(images, dimensions=3)[..., None]
+    if images.name.startswith("emnist-"):  # stored by columns: Cohen et al. 2017
+        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 1, 3))
+        say(f"{name}: EMNIST's files hold their images transposed; they are turned upright")
     classes = np.full(len(pixels), -1) if given is None else np.searchsorted(values, given)
     if len(classes) != len(pixels):
         raise DataError(

@@ -86,6 +86,17 @@ def test_an_ambiguous_folder_names_the_ways_out_which_work(tmp_path: Path) -> No
     }
 
 
+def test_a_split_within_another_one_is_not_in_it(tmp_path: Path) -> None:
+    fill(tmp_path, "bus", "car", "test")
+    splits = listed(f"folder:{tmp_path}", splits="test=test,train=.")
+    assert sorted(splits["train"]) == [
+        f"{name}/{name}{number}" for name in ("bus", "car") for number in range(3)
+    ]
+    assert names(f"folder:{tmp_path}", splits="test=test,train=.") == ("bus", "car")
+    with pytest.raises(UserError, match="names ./test twice"):
+        open_source(f"folder:{tmp_path}", splits="test=test,train=./test")
+
+
 @pytest.mark.parametrize(
     ("splits", "words"),
     [
@@ -146,7 +157,7 @@ def tiny(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["folder", "imagenet"])
-def test_tiny_imagenet(tiny: Path, kind: str) -> None:
+def test_tiny_imagenet(tiny: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     splits = listed(f"{kind}:{tiny}")
     assert names(f"{kind}:{tiny}") == ("n01443537", "n01629819")
     assert sorted(splits["train"].values()) == [0] * 4 + [1] * 4
@@ -154,6 +165,10 @@ def test_tiny_imagenet(tiny: Path, kind: str) -> None:
         f"val_{number}": number % 2 for number in range(4)
     }
     assert list(splits["test"].values()) == [-1] * 4
+    rows = (tiny / "val" / "val_annotations.txt").read_text().splitlines(keepends=True)
+    (tiny / "val" / "val_annotations.txt").write_text("".join(rows[1:]))
+    assert sorted(listed(f"{kind}:{tiny}")["val"].values()) == [-1, 0, 1, 1]
+    assert "1 of 4 images of val have no class" in capsys.readouterr().err
     (tiny / "val" / "val_annotations.txt").unlink()
     assert set(listed(f"{kind}:{tiny}")["val"].values()) == {-1}
 
@@ -253,7 +268,9 @@ def test_what_a_crop_leaves_out_is_said_and_whole_keeps_it(vaescale, tmp_path: P
     for number in range(4):
         picture(tmp_path / "in" / f"{number}.png", size=(96, 48) if number else (50, 49))
     words = ("make-shards", f"folder:{tmp_path}/in", tmp_path / "out", "--holdout", 0, "--size", 48)
+    looked = vaescale(*words, "--dry-run").out
     said = vaescale(*words).err
+    assert "leaves out 50% of their pixels" in looked
     assert "3 of 4 images are cut to their centred square, which leaves out 50% of their pixels" in said
     words = (*words[:2], tmp_path / "whole", *words[3:], "--crop", "whole")
     assert "centred square" not in vaescale(*words).err

@@ -1,5 +1,6 @@
 """Write a data set as WebDataset shards with an index, one folder for each split, or index existing tars."""
 
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -71,7 +72,6 @@ def make_shards(
     data_set = open_source(
         source, holdout=holdout, config=config, column=column, splits=splits, classes_only=classes_only
     )
-    _report_held_out(data_set)
     changed = size is not None or channels is not None
     making = Making(
         size=size,
@@ -87,7 +87,9 @@ def make_shards(
     )
     result: dict[str, Any] = {}
     if dry_run:
-        return {split: _survey(data_set, split, making, limit) for split in data_set.splits}
+        result = {split: _survey(data_set, split, making, limit) for split in data_set.splits}
+        _report_held_out(data_set, {split: found["images"] for split, found in result.items()})
+        return result
     for split in data_set.splits:
         origin: dict[str, Any] = {"source": source, "split": split}
         given = {"config": config, "column": column, "limit": limit, "splits": splits}
@@ -97,6 +99,7 @@ def make_shards(
         result[split] = _write_split(
             data_set, split, out / split, making, origin, limit=limit, jobs=jobs or cores()
         )
+    _report_held_out(data_set, {split: found["samples"] for split, found in result.items()})
     return result
 
 
@@ -170,10 +173,11 @@ def _survey(source: Source, split: str, making: Making, limit: int | None) -> di
         return survey(listed, making, limit=limit, progress=lambda done: progress.update(done, "images"))
 
 
-def _report_held_out(source: Source) -> None:
-    """Say what is held out of train, or that nothing is where one might expect it."""
+def _report_held_out(source: Source, numbers: Mapping[str, int]) -> None:
+    """Say what is held out of train, or that nothing is where one might expect it. numbers: of images, by split."""
     if source.held_out:
-        say(f"val: {source.held_out:.2g} of the images of train, chosen by their names (--holdout)")
+        whole = numbers["train"] + numbers["val"]
+        say(f"val: {numbers['val']} of the {whole} images of train, chosen by their names (--holdout)")
     elif "val" not in source.splits and {"train", "test"} <= source.splits.keys():
         say("no val: nothing is held out of train where there is a test; --holdout 0.05 holds 5% out")
 

@@ -37,6 +37,18 @@ def cut_remarks(height: int, width: int) -> list[str]:
     return [f"{_CUT}{percent}"] * (percent >= LEAST_CUT)
 
 
+def cut_sentences(counts: Mapping[str, int], images: int) -> list[str]:
+    """What to say of the pixels that a square crop leaves out: nothing, or one sentence."""
+    cut = {int(name.removeprefix(_CUT)): number for name, number in counts.items() if name.startswith(_CUT)}
+    if not cut:
+        return []
+    share = sum(percent * number for percent, number in cut.items()) / sum(cut.values())
+    return [
+        f"{sum(cut.values())} of {images} images are cut to their centred square, which leaves out {share:.0f}% of their "
+        "pixels; --crop whole keeps all and changes their shape"
+    ]
+
+
 def kept_remarks(content: bytes, header: Header, source: Source | None = None) -> list[str]:
     """What to count of an image whose file stays as it is. source: the decoded image, None where only the header is read."""
     remarks = ["turned when read"] * (header.orientation > 1)
@@ -63,13 +75,7 @@ def sentences(counts: Mapping[str, int], *, advise: bool = True, rewritable: boo
     said = [
         f"{counts[name]} of {images} images {text}" for name, text in _SENTENCES.items() if name in counts
     ]
-    cut = {int(name.removeprefix(_CUT)): number for name, number in counts.items() if name.startswith(_CUT)}
-    if cut:
-        share = sum(percent * number for percent, number in cut.items()) / sum(cut.values())
-        said.append(
-            f"{sum(cut.values())} of {images} images are cut to their centred square, which leaves out {share:.0f}% of their "
-            "pixels; --crop whole keeps all and changes their shape"
-        )
+    said += cut_sentences(counts, images)
     said = [text + _CONVERT if rewritable and text.endswith(_IGNORES) else text for text in said]
     if advise and grey and colour + equal:
         greys = f", {equal} of which are grey by value" if equal else ""

@@ -9,6 +9,7 @@ import numpy as np
 
 from vaescale.data.making.indexing import quietly
 from vaescale.data.making.items import Item, open_item
+from vaescale.data.making.remarks import cut_remarks, cut_sentences
 from vaescale.data.making.sources.base import Split
 from vaescale.data.making.storing import Making
 from vaescale.data.pictures import PictureFault, decode_source, is_known, read_header
@@ -25,6 +26,7 @@ def survey(
     `passed_over` by reason: the count, and the sentence of the first. Files that shards hold are judged by their
     headers, others are decoded. progress: called with the number of images done.
     """
+    cuts = Counter[str]()
     classes, shapes, faults = Counter[int](), Counter[str](), dict[str, list[Any]]()
     for number, item in enumerate(islice(split.items, limit), start=1):
         try:
@@ -33,7 +35,9 @@ def survey(
             name = item.content.path if hasattr(item.content, "path") else f"image {item.key}"
             faults.setdefault(error.reason, [0, f"{name}: {error}"])[0] += 1
         else:
-            shapes[shape] += 1
+            shapes["x".join(map(str, shape[:3])) + " " + shape[3]] += 1
+            if making.size is not None and making.crop == "square":
+                cuts.update(cut_remarks(*shape[:2]))
             classes[item.label] += 1
         progress(number)
     found = {
@@ -46,27 +50,28 @@ def survey(
             reason: {"images": count, "first": first} for reason, (count, first) in faults.items()
         },
     }
-    return {**found, "rows": _rows(found)}
+    return {**found, "rows": _rows(found, cut_sentences(cuts, shapes.total()))}
 
 
-def _rows(found: dict[str, Any]) -> dict[str, str]:
-    """What was found, in words for a table."""
+def _rows(found: dict[str, Any], cut: list[str]) -> dict[str, str]:
+    """What was found, in words for a table. cut: a sentence on the crop, or nothing."""
     classes = found["classes"] | ({"without class": found["without_class"]} if found["without_class"] else {})
     more = f" and {found['more_shapes']} more" if found["more_shapes"] else ""
     rows = {
         "classes": ", ".join(f"{name} {count}" for name, count in classes.items()),
         "shapes": ", ".join(f"{shape} ({count})" for shape, count in found["shapes"].items()) + more,
     }
+    rows |= {"crop": cut[0]} if cut else {}
     faults = found["passed_over"].items()
     return rows | {f"cannot be used: {why}": f"{one['images']}, first: {one['first']}" for why, one in faults}
 
 
-def _shape(item: Item, making: Making) -> str:
+def _shape(item: Item, making: Making) -> tuple[int, int, int, str]:
+    """Height, width, channels and format."""
     content = open_item(item)
     if isinstance(content, np.ndarray):
-        return f"{'x'.join(map(str, content.shape))} array"
+        return *content.shape, "array"
     if is_known(content):
         header = read_header(content)
-        return f"{header.height}x{header.width}x{header.channels} {header.format}"
-    image = decode_source(content, convert=False, colour=making.colour).image
-    return f"{'x'.join(map(str, image.shape))} other"
+        return header.height, header.width, header.channels, header.format
+    return *decode_source(content, convert=False, colour=making.colour).image.shape, "other"

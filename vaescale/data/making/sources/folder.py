@@ -1,6 +1,6 @@
 """`folder:PATH`: a tree of images; the first sub-folder is the class."""
 
-from collections.abc import Iterable
+import os
 from functools import cache, partial
 from pathlib import Path, PurePath
 
@@ -24,21 +24,32 @@ def folder(path: Path, *, splits: str | None = None, classes_only: bool = False)
     if splits is not None and classes_only:
         raise UserError("--splits and --classes-only contradict each other; leave one out")
     path = path if splits is not None else _descended(path)
-    if junk := [each.name for each in sorted(path.iterdir()) if is_junk(each.name) and holds_images(each)]:
-        say(f"not data in {path}, left out: {', '.join(junk)}")
     homes = _given(path, splits) if splits is not None else {} if classes_only else _recognized(path)
+    if homes and (
+        junk := [each.name for each in sorted(path.iterdir()) if is_junk(each.name) and holds_images(each)]
+    ):
+        say(f"not data in {path}, left out: {', '.join(junk)}")
     return tree_source(homes or {"train": path})
 
 
 def tree_source(homes: dict[str, Path]) -> Source:
-    """The source of a folder for each split, with one numbering of their classes."""
+    """The source of a folder for each split, with one numbering of their classes.
+
+    What lies in the folder of a split within another one belongs to that split alone.
+    """
+
+    def files_of(split: str) -> list[tuple[PurePath, Place]]:
+        home = homes[split]
+        inner = [each for each in homes.values() if each != home and each.is_relative_to(home)]
+        return [
+            (file.relative_to(home), Place(file))
+            for file in walk(home)
+            if not any(file.is_relative_to(other) for other in inner)
+        ]
 
     @cache
     def listed() -> dict[str, Split]:
-        files: dict[str, Iterable[tuple[PurePath, Place]]] = {
-            split: [(file.relative_to(home), Place(file)) for file in walk(home)]
-            for split, home in homes.items()
-        }
+        files = {split: files_of(split) for split in homes}
         classes = {split: annotated(home) for split, home in homes.items()}
         rows, names = with_classes(files, classes)
         return {split: tree_split(split, found, names) for split, found in rows.items()}
@@ -67,7 +78,7 @@ def _descended(path: Path) -> Path:
 
 def _given(path: Path, splits: str) -> dict[str, Path]:
     """The folders that --splits names."""
-    homes = {}
+    homes: dict[str, Path] = {}
     for part in splits.split(","):
         split, _, name = part.partition("=")
         if split not in SPLIT_NAMES.values() or not name:
@@ -76,7 +87,9 @@ def _given(path: Path, splits: str) -> dict[str, Path]:
             raise UserError(f"--splits (={splits}): {name} must be a folder below {path}")
         if not (path / name).is_dir():
             raise DataError(f"--splits (={splits}): {path / name} is not a folder")
-        homes[split] = path / name
+        if (home := Path(os.path.normpath(path / name))) in homes.values():
+            raise UserError(f"--splits (={splits}) names {name} twice; an image belongs to one split")
+        homes[split] = home
     return homes
 
 

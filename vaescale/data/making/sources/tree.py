@@ -68,5 +68,8 @@ def tree_split(split: str, rows: list[Listed], names: tuple[str, ...]) -> Split:
         more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
         what = "no classes" if absent == [*names] else f"no image of {len(absent)} of {len(names)} classes"
         say(f"{split} has {what} ({', '.join(absent[:NAMED])}{more})")
+    without = sum(not one.class_name for one in rows)
+    if names and 0 < without < len(rows):
+        say(f"{without} of {len(rows)} images of {split} have no class")
     items = keyed((str(one.inner.with_suffix("")), one.place, labels.get(one.class_name, -1)) for one in rows)
     return Split(shuffled(items), len(items), names)

@@ -93,7 +93,7 @@ def test_a_split_within_another_one_is_not_in_it(tmp_path: Path) -> None:
         f"{name}/{name}{number}" for name in ("bus", "car") for number in range(3)
     ]
     assert names(f"folder:{tmp_path}", splits="test=test,train=.") == ("bus", "car")
-    with pytest.raises(UserError, match="names ./test twice"):
+    with pytest.raises(UserError, match=r"names \./test twice"):
         open_source(f"folder:{tmp_path}", splits="test=test,train=./test")
 
 

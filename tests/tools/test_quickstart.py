@@ -28,6 +28,7 @@ def test_quickstart_end_to_end_and_again(vaescale, tmp_path: Path, monkeypatch: 
     assert done.returncode == 0, done.stderr
     result, words = json.loads(done.stdout), done.stderr
     assert words.count("== ") == 6
+    assert result["recipe"] == "vaescale:digits/optimal"
     run = tmp_path / result["run"]
     assert json.loads((run / "run.json").read_text())["world_size"] == 2
     metrics = result["metrics"]

@@ -40,14 +40,14 @@ def quickstart() -> dict[str, Any]:
     folder = Path(recipe.run_dir)
     steps = _steps(name, recipe, folder)
     seconds = {}
-    for number, (name, step) in enumerate(steps.items(), start=1):
+    for number, (verb, step) in enumerate(steps.items(), start=1):
         say(f"\n== {number}/{len(steps)}  {step.heading}\n   $ {step.command}")
         start = time.perf_counter()
         if step.exists():
             say("   skipped: the results exist")
         else:
             _call(step.command)
-        seconds[name] = round(time.perf_counter() - start, 1)
+        seconds[verb] = round(time.perf_counter() - start, 1)
     return {
         "run": str(folder),
         "recipe": name,

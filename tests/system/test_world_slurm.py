@@ -152,3 +152,13 @@ def test_a_shell_starts_the_tasks_of_its_job(kind: str, words: str, monkeypatch:
     assert start.variables == (
         {"SRUN_CPUS_PER_TASK": environment["SLURM_CPUS_PER_TASK"]} if "-c4" in kind or "step" in kind else {}
     )
+
+
+def test_the_older_name_of_the_number_of_nodes_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = ENVIRONMENTS["sbatch -N2"]
+    environment = {name: value for name, value in kept.items() if name != "SLURM_JOB_NUM_NODES"}
+    assert environment["SLURM_NNODES"] == "2"
+    world = read_world(environment)
+    assert world == read_world(kept)
+    monkeypatch.setattr(launch.os, "environ", environment)
+    assert "--ntasks=2" in launch.plan(world, ["train", "r.yaml"]).command

@@ -268,7 +268,7 @@ def _srun(environment: Mapping[str, str]) -> list[str]:
     """`srun` for a job of several tasks or nodes: the job's own tasks, or one on each node."""
     command = ["srun", "--kill-on-bad-exit=1"]
     if environment.get("SLURM_NTASKS") is None:
-        nodes = environment.get("SLURM_JOB_NUM_NODES", "1")
+        nodes = environment.get("SLURM_JOB_NUM_NODES") or environment.get("SLURM_NNODES", "1")
         command += [f"--ntasks={nodes}", "--ntasks-per-node=1"]
     return command
 

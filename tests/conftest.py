@@ -22,16 +22,23 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 ROOT = Path(__file__).parents[1]
 
 
-# These take longest: they begin first, so that two workers end together.
+# These take longest: they begin first, so that two workers end together. Those that start many processes alternate with others.
 LONGEST = (
     "distributed/test_any_number_of_devices.py",
     "tools/test_decoders.py",
-    "faults/test_processes.py",
     "tools/test_judging_verbs.py",
+    "networks/test_every_network.py",
+    "faults/test_processes.py",
+    "tools/test_verbs.py",
+    "networks/test_linear.py",
+    "commands/test_train.py",
     "tools/test_quickstart.py",
+    "data/test_storage.py",
+    "distributed/test_pods.py",
     "tools/test_bench.py",
     "faults/test_mlflow_server.py",
-    "networks/test_linear.py",
+    "distributed/test_one_curve.py",
+    "distributed/test_launches.py",
 )
 
 

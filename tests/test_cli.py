@@ -1,6 +1,7 @@
 """The front door: help, versions, usage errors, and nothing heavy imported for them."""
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -89,6 +90,27 @@ def test_of_several_processes_the_first_tells_of_an_error(
     other = vaescale(*words)
     assert (other.code, waits) == (2, [cli.FIRST_SPEAKS_SECONDS])
     assert other.err == first.err.replace("vaescale sample: ", "vaescale sample: rank 1: ")
+
+
+@pytest.mark.parametrize(("verb", "code"), [("launch", 0), ("export", 2)])
+def test_launch_joins_the_ranks_of_another_launcher(monkeypatch, capfd, verb: str, code: int) -> None:
+    """`torchrun -m vaescale launch RECIPE`: each of its processes is a rank. Other verbs for one process are refused."""
+    from vaescale.tools import export, launch
+
+    variables = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**variables, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}.items():
+        monkeypatch.setenv(name, value)
+    tool = {"launch": launch, "export": export}[verb]
+    parser = argparse.ArgumentParser()
+    tool.add_arguments(parser)
+    words = {"launch": ["--dry-run", "recipe.yaml"], "export": ["runs/x", "out"]}[verb]
+    assert cli._call(tool, verb, argparse.Namespace(**vars(parser.parse_args(words)), json=True)) == code
+    captured = capfd.readouterr()
+    if verb == "launch":
+        assert json.loads(captured.out)["understood"].endswith("rank 0 of 2 on node 0 of 1")
+        assert json.loads(captured.out)["command"].endswith("-m vaescale train recipe.yaml")
+    else:
+        assert "runs on one process" in captured.err
 
 
 @pytest.mark.parametrize(("launched", "waits"), [(True, []), (False, [cli.FIRST_SPEAKS_SECONDS])])

@@ -19,7 +19,8 @@ With --size they are stored as npy, the fastest to read; webp is lossless and ha
 examples:
   vaescale make-shards digits data/digits --shard-samples 500
   vaescale make-shards celeba:~/celeba data/celeba64 --size 64
-  vaescale make-shards --index-only /data/cc12m        index existing tars without writing shards; --index-dir for a read-only folder
+  vaescale make-shards imagenet:/data/ILSVRC data/imagenet32 --size 32 --shard-bytes 100MB
+  vaescale make-shards --index-only /data/cc12m        index existing tars without writing shards
 """
 
 import argparse
@@ -44,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out", metavar="OUT", nargs="?", type=Path, help="folder for the folders of the splits"
     )
-    parser.add_argument("--dry-run", **_flag("write nothing; show counts by class, size and fault"))
+    parser.add_argument(
+        "--dry-run", **_flag("write nothing; count images by class, shape and fault of their headers")
+    )
     add = parser.add_argument_group("images").add_argument
     add("--size", type=integer(1, 16384), metavar="PIXELS", help="height and width; default: unchanged")
     add("--crop", metavar="C", help="square, whole, or the side of the central square; default: by source")
@@ -67,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shards = parser.add_argument_group("shards")
     size = shards.add_mutually_exclusive_group().add_argument
-    size("--shard-samples", type=integer(1, MOST), metavar="N", help="images in a shard; default: 1000")
+    size(
+        "--shard-samples",
+        type=integer(1, MOST),
+        metavar="N",
+        help="number of images in a shard; default: 1000",
+    )
     size("--shard-bytes", metavar="SIZE", help="approximate size of a shard, such as 100MB")
     add_jobs(shards, workers="processes")
     add = parser.add_argument_group("tars made by others").add_argument

@@ -67,7 +67,7 @@ def labels_of(argument: str, **options: Any) -> dict[str, list[int]]:
 
 
 COLUMNS = {
-    "numbers": (INTEGER, [0, 2, None], [1, 0], {"train": [0, 2, -1], "test": [1, 0]}, ("0", "1", "2"), "1 of 3 classes are not in train: 1"),
+    "numbers": (INTEGER, [0, 2, None], [1, 0], {"train": [0, 2, -1], "test": [1, 0]}, ("0", "1", "2"), "train has no image of 1 of 3 classes (1)"),
     "numbers from one": (INTEGER, [1, 3, -1], [2, 1], {"train": [0, 2, -1], "test": [1, 0]}, ("1", "2", "3"), "3 classes of label, in sorted order: 1, 2, 3"),
     "numbers with gaps": (datasets.Value("float64"), [1.0, float("nan"), 0.0], [1.0, None], {"train": [1, -1, 0], "test": [1, -1]}, ("0", "1"), "1 of 3 images have no class (label)"),
     "words": (TEXT, ["dog", "ant", ""], ["bee", "ant"], {"train": [2, 0, -1], "test": [1, 0]}, ("ant", "bee", "dog"), "1 of 3 images have no class (label)"),

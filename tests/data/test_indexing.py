@@ -17,7 +17,7 @@ from vaescale.data.index import INDEX, ShardIndex, index_content, parse_entries,
 from vaescale.data.making.indexing import index_shards, index_tars
 from vaescale.data.making.items import Item
 from vaescale.data.making.storing import Making
-from vaescale.data.making.tar_sets import find_tars, split_of
+from vaescale.data.making.tar_sets import find_tars, split_of_tar
 from vaescale.data.making.verifying import verify_shards
 from vaescale.data.making.writing import write_shards
 from vaescale.data.reader import open_reader
@@ -346,7 +346,7 @@ def test_an_index_on_a_server_names_no_folder_here(tmp_path: Path) -> None:
 
 
 def test_tars_of_several_splits_in_one_folder(tmp_path: Path) -> None:
-    assert [split_of(name) for name in ("x-Train-000.tar", "x_val.tar", "photos.tar", "train-val-1.tar")] == ["train", "val", "", ""]  # fmt: skip
+    assert [split_of_tar(name) for name in ("x-Train-000.tar", "x_val.tar", "photos.tar", "train-val-1.tar")] == ["train", "val", "", ""]  # fmt: skip
     tars = tmp_path / "tars"
     for number, split in enumerate(("train", "train", "val")):
         pack(tars / f"set-{split}-{number}.tar", samples(2, cls=word, png=picture))

@@ -198,6 +198,7 @@ REFUSED = {
         "'lots': give a number of bytes or a size such as 100MB",
     ),
     "quality": (["digits", "x", "--quality", "101"], "argument --quality: 101 must be from 1 to 100"),
+    "quality of npy": (["digits", "x", "--quality", "90"], "--quality (=90) is for --encoding jpg"),
     "two sizes": (["digits", "x", "--shard-bytes", "1MB", "--shard-samples", "5"], "not allowed with"),
     "jobs": (["digits", "x", "--jobs", "0"], "argument --jobs: 0 must be from 1 to 1024"),
     "holdout": (

@@ -116,7 +116,7 @@ def plan(
         options |= {"--wait": f"{wait:g}"}
         given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
         return Start(
-            [*_srun(os.environ), *VAESCALE, "launch", *given, *call], _srun_variables(os.environ), True
+            [*_srun(world, os.environ), *VAESCALE, "launch", *given, *call], _srun_variables(os.environ), True
         )
     if world.rank is not None:
         if processes not in (None, world.local_size):
@@ -264,12 +264,11 @@ def _rank_variables(world: World) -> dict[str, str]:
     }
 
 
-def _srun(environment: Mapping[str, str]) -> list[str]:
+def _srun(world: World, environment: Mapping[str, str]) -> list[str]:
     """`srun` for a job of several tasks or nodes: the job's own tasks, or one on each node."""
     command = ["srun", "--kill-on-bad-exit=1"]
     if environment.get("SLURM_NTASKS") is None:
-        nodes = environment.get("SLURM_JOB_NUM_NODES") or environment.get("SLURM_NNODES", "1")
-        command += [f"--ntasks={nodes}", "--ntasks-per-node=1"]
+        command += [f"--ntasks={world.nodes}", "--ntasks-per-node=1"]
     return command
 
 

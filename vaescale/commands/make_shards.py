@@ -15,7 +15,7 @@ from vaescale.data.making import indexing, writing
 from vaescale.data.making.indexing import Written
 from vaescale.data.making.remarks import sentences
 from vaescale.data.making.sources import open_source
-from vaescale.data.making.sources.base import Source
+from vaescale.data.making.sources.base import Source, Split
 from vaescale.data.making.storing import Making
 from vaescale.data.making.survey import survey
 from vaescale.data.making.tar_sets import find_tars
@@ -28,6 +28,7 @@ from vaescale.system.host import cores
 
 REPORTED = 10  # skipped images that are printed by name
 MOST_SHARD_BYTES = 10**13
+DEFAULT_QUALITY = 95
 
 
 @checked
@@ -40,7 +41,7 @@ def make_shards(
     resample: Filter | None = None,
     channels: Literal[1, 3] | None = None,
     encoding: Literal[Encoding, "keep"] | None = None,
-    quality: Annotated[int, Field(ge=1, le=100)] = 95,
+    quality: Annotated[int, Field(ge=1, le=100)] | None = None,
     flatten: str | None = None,
     skip_broken: bool = False,
     shard_samples: Annotated[int, Field(ge=1, le=10**9)] = 1000,
@@ -59,15 +60,18 @@ def make_shards(
     A complete split is kept; missing or damaged shards are written again. size, crop, resample, channels: None takes the
     default of the source. encoding: None is npy with a size or channels, else `keep`. flatten: the colour that transparent
     images are put on, a name or #rrggbb. shard_bytes: a number or a size such as 100MB. holdout: fraction of train that
-    becomes val where there is none; None is 5% where train is the only split. limit: number of images of each split, the
-    first ones. dry_run: write nothing and return what `survey` finds in each split. splits: folders of the splits of a folder:, as train=DIR,val=DIR; classes_only: all its sub-folders are
-    classes. column: image=NAME,label=NAME of an hf: data set. jobs: number of processes, by default the number of cores.
-    Raises UserError for arguments that contradict each other or the shards in OUT.
+    becomes val if the source has no val; by default 5% if train is its only split, else 0. limit: number of images of each split, the
+    first ones. dry_run: write nothing, and return counts of each split by class, shape and fault. splits: folders of the
+    splits of a folder:, as train=DIR,val=DIR; classes_only: all its sub-folders are classes. column: image=NAME,label=NAME
+    of an hf: data set. quality: of jpg, by default 95. jobs: number of processes, by default the number of cores. Raises
+    UserError for arguments that contradict each other or the shards in OUT.
     """
     if size is None and (crop or resample):
         raise UserError("--crop and --resample need a size; add --size PIXELS")
     if encoding == "keep" and (size or channels):
         raise UserError("--encoding keep stores files as they are; leave --size and --channels out")
+    if quality is not None and encoding != "jpg":
+        raise UserError(f"--quality (={quality}) is for --encoding jpg; add that or leave it out")
     side, most_bytes = _parse_crop(crop), _parse_shard_bytes(shard_bytes)
     data_set = open_source(
         source, holdout=holdout, config=config, column=column, splits=splits, classes_only=classes_only
@@ -79,7 +83,7 @@ def make_shards(
         resample=resample or data_set.resample,
         channels=channels or (data_set.channels if size else None),
         encoding=encoding or ("npy" if changed else "keep"),
-        quality=quality,
+        quality=quality or DEFAULT_QUALITY,
         shard_samples=shard_samples,
         shard_bytes=most_bytes,
         skip_broken=skip_broken,
@@ -88,7 +92,7 @@ def make_shards(
     result: dict[str, Any] = {}
     if dry_run:
         result = {split: _survey(data_set, split, making, limit) for split in data_set.splits}
-        _report_held_out(data_set, {split: found["images"] for split, found in result.items()})
+        _report_held_out(data_set, {split: found["images"] for split, found in result.items()}, limit)
         return result
     for split in data_set.splits:
         origin: dict[str, Any] = {"source": source, "split": split}
@@ -99,7 +103,7 @@ def make_shards(
         result[split] = _write_split(
             data_set, split, out / split, making, origin, limit=limit, jobs=jobs or cores()
         )
-    _report_held_out(data_set, {split: found["samples"] for split, found in result.items()})
+    _report_held_out(data_set, {split: found["samples"] for split, found in result.items()}, limit)
     return result
 
 
@@ -169,15 +173,25 @@ def _parse_shard_bytes(size: str | int | None) -> int | None:
 
 def _survey(source: Source, split: str, making: Making, limit: int | None) -> dict[str, Any]:
     listed = source.splits[split]()
-    with Progress(f"look at {split}", listed.number or 0) as progress:
+    with Progress(f"look at {split}", _number(listed, limit)) as progress:
         return survey(listed, making, limit=limit, progress=lambda done: progress.update(done, "images"))
 
 
-def _report_held_out(source: Source, numbers: Mapping[str, int]) -> None:
-    """Say what is held out of train, or that nothing is where one might expect it. numbers: of images, by split."""
+def _number(listed: Split, limit: int | None) -> int:
+    """The number of images that are taken of a split, 0 if it is not known."""
+    return min(filter(None, (listed.number, limit)), default=0)
+
+
+def _report_held_out(source: Source, numbers: Mapping[str, int], limit: int | None) -> None:
+    """Say how many images were held out of train, or that none were where one might expect it. numbers: of images, by split."""
     if source.held_out:
-        whole = numbers["train"] + numbers["val"]
-        say(f"val: {numbers['val']} of the {whole} images of train, chosen by their names (--holdout)")
+        # The first images of both splits do not tell their sizes.
+        share = (
+            f"{numbers['val']} of the {numbers['train'] + numbers['val']}"
+            if limit is None
+            else f"{source.held_out:.2g} of the"
+        )
+        say(f"val: {share} images of train, chosen by their names (--holdout)")
     elif "val" not in source.splits and {"train", "test"} <= source.splits.keys():
         say("no val: nothing is held out of train where there is a test; --holdout 0.05 holds 5% out")
 
@@ -204,8 +218,7 @@ def _write_split(
             f"{folder}: {', '.join(damaged[:3])} missing or damaged; writing {len(damaged)} of {len(index.shards)} shards again"
         )
     listed = source.splits[split]()
-    number = min(listed.number or limit or 0, limit or listed.number or 0)
-    with Progress(f"write {folder}", number) as progress:
+    with Progress(f"write {folder}", _number(listed, limit)) as progress:
         written = writing.write_shards(
             islice(listed.items, limit),
             folder,

@@ -109,7 +109,7 @@ def _draw_rows(
     dpi: int,
     title: str,
 ) -> None:
-    """Draw all rows as one picture on one axis: an axis for each image takes 100 times as long.
+    """Draw all rows as one picture on one axis: 4 rows of 12 images took 0.66 s with an axis for each image, and 0.18 s so.
 
     gap: white pixels between images. size: in inches. letters: size of the names, in points.
     """

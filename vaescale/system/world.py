@@ -301,7 +301,8 @@ def _slurm_batch(environment: Mapping[str, str]) -> World | None:
         return None
     if _number(environment, "SLURM_STEP_ID", SLURM_SHELLS) < SLURM_SHELLS:
         return None
-    nodes = _number(environment, "SLURM_JOB_NUM_NODES", _number(environment, "SLURM_NNODES", 1), least=1)
+    older = _number(environment, "SLURM_NNODES", 1, least=1)
+    nodes = _number(environment, "SLURM_JOB_NUM_NODES", older, least=1)
     several = nodes > 1 or _number(environment, "SLURM_NTASKS", 1) > 1
     # salloc may leave its shell on the login node, where no slurmd tells the node's name.
     elsewhere = "SLURMD_NODENAME" not in environment

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaescale.data.making.sources.base import SPLIT_NAMES
+from vaescale.data.making.sources.base import split_of
 from vaescale.data.making.sources.files import EXTENSIONS
 from vaescale.data.tars import IMAGE_EXTENSIONS, NUMBER, USUAL, Roles, TarFault, class_of, groups
 from vaescale.errors import DataError, UserError
@@ -268,7 +268,7 @@ def _guess_folders(
     why = ""
     if any(not name or "/" in name for name in names):
         why = "not every name has exactly one folder"
-    elif all(name.lower() in SPLIT_NAMES for name in names):
+    elif all(map(split_of, names)):
         why = "they have the names of splits"
     elif 2 * len(names) > whole.samples:
         why = f"there are {len(names)} for {whole.samples} samples"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from vaescale.data.pictures import Header, Source, has_other_profile, is_grey
+from vaescale.data.pictures import Decoded, Header, has_other_profile, is_grey
 
 GREY, COLOUR, EQUAL = "grey", "colour", "equal channels"  # each image has one of these
 _IGNORES = ", which reading ignores"
@@ -22,7 +22,7 @@ _AS_GREY = "write them again to another folder with --channels 1 to store them a
 _TRAIN = "train with data.channels=3 and a data.crop"
 
 
-def written_remarks(source: Source, *, encoding: str) -> list[str]:
+def written_remarks(source: Decoded, *, encoding: str) -> list[str]:
     """What to count of an image that is encoded anew. encoding: webp has no grey images."""
     kinds = {"other": ["profile converted"], "broken": ["profile broken"]}
     remarks = kinds.get(source.profile or "", [])
@@ -49,7 +49,7 @@ def cut_sentences(counts: Mapping[str, int], images: int) -> list[str]:
     ]
 
 
-def kept_remarks(content: bytes, header: Header, source: Source | None = None) -> list[str]:
+def kept_remarks(content: bytes, header: Header, source: Decoded | None = None) -> list[str]:
     """What to count of an image whose file stays as it is. source: the decoded image, None where only the header is read."""
     remarks = ["turned when read"] * (header.orientation > 1)
     remarks += ["profile ignored"] * has_other_profile(content, header)

@@ -9,8 +9,8 @@ from vaescale.data.making.items import Item, open_item
 from vaescale.data.making.remarks import cut_remarks, kept_remarks, written_remarks
 from vaescale.data.pictures import (
     Colour,
+    Decoded,
     Encoding,
-    Source,
     decode_source,
     encode,
     fit,
@@ -76,7 +76,7 @@ def prepare(item: Item, making: Making) -> Prepared:
     """Read an item's image, cut it to size and encode it. Raises PictureFault."""
     content = open_item(item)
     if isinstance(content, np.ndarray):
-        source = Source(content)
+        source = Decoded(content)
     elif making.encoding == "keep" and is_known(content):
         source = decode_source(content, convert=False, colour=making.colour)
         if not source.flattened:

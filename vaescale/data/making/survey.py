@@ -20,11 +20,13 @@ MOST_SHAPES = 20
 def survey(
     split: Split, making: Making, *, limit: int | None = None, progress: Callable[[int], None] = quietly
 ) -> dict[str, Any]:
-    """The number of `images` of a split that can be used and, with words for a table (`rows`), how many there are by class, by shape and by fault.
+    """Count the images of a split by class, shape and fault.
 
-    `classes` by name, in their order; `without_class`; `shapes` as HEIGHTxWIDTHxCHANNELS FORMAT, the most frequent first;
-    `passed_over` by reason: the count, and the sentence of the first. Files that shards hold are judged by their
-    headers, others are decoded. progress: called with the number of images done.
+    Returns `images`, the number of those that can be used; `classes`, their numbers by name, and `without_class`;
+    `shapes`, their numbers by HEIGHTxWIDTHxCHANNELS FORMAT, the most frequent first; `passed_over`, for each reason the
+    number of images and the sentence of the first; `rows`, all of this in words for a table. Of JPEG, PNG, WebP and npy
+    files only the headers are read, so damage and transparency are not found; other files are decoded. progress: called
+    with the number of images done.
     """
     cuts = Counter[str]()
     classes, shapes, faults = Counter[int](), Counter[str](), dict[str, list[Any]]()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vaescale.data.index import INDEX, parse_index
-from vaescale.data.making.sources.base import SPLIT_NAMES
+from vaescale.data.making.sources.base import split_of
 from vaescale.errors import DataError, UserError
 from vaescale.system.console import say
 
@@ -34,7 +34,7 @@ def find_tars(folder: Path, index_dir: Path | None = None) -> dict[str, TarSet]:
     paths = _tars(folder)
     if not paths:
         inner = {
-            split: path for path in sorted(folder.iterdir()) if (split := _split(path.name)) and _tars(path)
+            split: path for path in sorted(folder.iterdir()) if (split := split_of(path.name)) and _tars(path)
         }
         if not inner:
             raise DataError(_without_tars(folder))
@@ -50,14 +50,10 @@ def find_tars(folder: Path, index_dir: Path | None = None) -> dict[str, TarSet]:
     return sets
 
 
-def split_of(name: str) -> str:
-    """The split that a tar's name tells, such as train for imagenet-train-0001.tar; empty where none or several."""
-    splits = {_split(part) for part in re.split(r"[-_. ]", name)} - {""}
-    return splits.pop() if len(splits) == 1 else ""
-
-
-def _split(word: str) -> str:
-    return SPLIT_NAMES.get(word.lower(), "")
+def split_of_tar(name: str) -> str:
+    """The split in a tar's name, such as train in imagenet-train-0001.tar; empty if the name has none or several."""
+    splits = {split_of(part) for part in re.split(r"[-_. ]", name)} - {None}
+    return splits.pop() or "" if len(splits) == 1 else ""
 
 
 def _tars(folder: Path) -> list[Path]:
@@ -68,7 +64,7 @@ def _by_name(folder: Path, paths: list[Path], index_dir: Path | None) -> dict[st
     """One set, or one for each split where the names of the tars tell several."""
     splits: dict[str, list[Path]] = {}
     for path in paths:
-        splits.setdefault(split_of(path.name), []).append(path)
+        splits.setdefault(split_of_tar(path.name), []).append(path)
     if len(splits.keys() - {""}) < 2:
         return {ALONE: TarSet(folder, paths, index_dir or folder)}
     counts = ", ".join(f"{len(inner)} {split or 'of no split'}" for split, inner in splits.items())

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from vaescale.data.index import INDEX, LATENTS, Entries, Shard, parse_entries, parse_index
 from vaescale.data.making.foreign import kept_roles
-from vaescale.data.making.tar_sets import split_of
+from vaescale.data.making.tar_sets import split_of_tar
 from vaescale.data.pictures import PictureFault, decode
 from vaescale.data.storage import Folder
 from vaescale.data.tars import LATENT_EXTENSIONS, Roles, Sample, TarFault, samples
@@ -60,7 +60,7 @@ def verify_shards(
     )  # other splits' tars may be in the same folder
     named = {shard.name for shard in index.shards}
     for path in sorted(tars.glob("*.tar")):
-        other = made_split is not None and split_of(path.name) != made_split
+        other = made_split is not None and split_of_tar(path.name) != made_split
         if path.name not in named and not other:
             faults.append(ShardFault(path.name, "", -1, f"it is not in {INDEX}, so training does not see it"))
     return index.num_samples, faults

@@ -298,7 +298,7 @@ def _samples_per_shard(probe: list[Item], making: Making) -> int:
     sizes = []
     for item in probe:
         try:
-            sizes.append(len(prepare(item, making)[1]))
+            sizes.append(len(prepare(item, making).content))
         except PictureFault:
             continue  # it is counted or refused when it is written
     content = sum(sizes) / max(1, len(sizes))

@@ -1,7 +1,7 @@
 """Image files, which are not trusted: decoding of bytes to uint8 [H, W, C], colours, resizing, and encoding."""
 
 from vaescale.data.pictures.colour import Colour, Picture, is_grey, parse_colour, to_channels
-from vaescale.data.pictures.decoder import Source, decode, decode_source, has_other_profile
+from vaescale.data.pictures.decoder import Decoded, decode, decode_source, has_other_profile
 from vaescale.data.pictures.encoder import Encoding, encode
 from vaescale.data.pictures.faults import REASONS, PictureFault
 from vaescale.data.pictures.geometry import FILTERS, fit
@@ -12,11 +12,11 @@ __all__ = [
     "MAX_PIXELS",
     "REASONS",
     "Colour",
+    "Decoded",
     "Encoding",
     "Header",
     "Picture",
     "PictureFault",
-    "Source",
     "decode",
     "decode_source",
     "encode",

@@ -29,8 +29,8 @@ _DEPTHS = {"I": "32-bit integers", "F": "floating-point numbers"}
 _FLATTEN = "it is transparent; write the shards with --flatten white, or another colour"
 
 
-class Source(NamedTuple):
-    """A decoded image of a source [H, W, C], and what was done to it.
+class Decoded(NamedTuple):
+    """A decoded image [H, W, C], and what was done to it.
 
     profile: the kind of its ICC profile, None where it has none. turned: by its orientation. flattened: it was transparent.
     """
@@ -69,7 +69,7 @@ def decode(content: bytes) -> Picture:
         raise PictureFault("damaged", f"it does not decode ({error})") from error
 
 
-def decode_source(content: bytes, *, convert: bool, colour: Colour | None = None) -> Source:
+def decode_source(content: bytes, *, convert: bool, colour: Colour | None = None) -> Decoded:
     """Decode an image of a source, also one in a format that shards do not hold, such as BMP, TIFF, GIF, PPM and AVIF.
 
     convert: to sRGB from the file's ICC profile. colour: what transparent images are put on; None refuses them.
@@ -80,11 +80,11 @@ def decode_source(content: bytes, *, convert: bool, colour: Colour | None = None
             return _decode_foreign(content, convert=convert, colour=colour)
         header = read_header(content)
         if header.format == "npy":
-            return Source(_decode_npy(content))
+            return Decoded(_decode_npy(content))
         convert = convert and header.has_profile
         if header.format == "jpg":
             image = _decode_jpeg(content)
-            source = _convert_jpeg(content, image) if convert else Source(image)
+            source = _convert_jpeg(content, image) if convert else Decoded(image)
         else:
             with _open(content, header) as picture:
                 source = _values(picture, convert=convert, colour=colour)
@@ -130,16 +130,16 @@ def _decode_jpeg(content: bytes) -> Picture:
     return image
 
 
-def _convert_jpeg(content: bytes, image: Picture) -> Source:
+def _convert_jpeg(content: bytes, image: Picture) -> Decoded:
     """Convert a JPEG from its profile to sRGB. image: its values, as they are without a profile."""
     with Image.open(io.BytesIO(content), formats=("JPEG",)) as picture:
         profile, is_cmyk = picture.info.get("icc_profile"), picture.mode == "CMYK"
         values = picture if is_cmyk else Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])
         converted, kind = to_srgb(values, profile)
-    return Source(_channels_last(converted) if kind == "other" else image, profile=kind)
+    return Decoded(_channels_last(converted) if kind == "other" else image, profile=kind)
 
 
-def _decode_foreign(content: bytes, *, convert: bool, colour: Colour | None) -> Source:
+def _decode_foreign(content: bytes, *, convert: bool, colour: Colour | None) -> Decoded:
     if is_jxl(content):  # whose package decodes it at once
         refuse_size(*jxl_size(content))
     with open_foreign(content) as picture:
@@ -162,7 +162,7 @@ def _foreign_orientation(picture: Image.Image) -> tuple[int, int]:
     return stated, stated
 
 
-def _values(picture: Image.Image, *, convert: bool, colour: Colour | None) -> Source:
+def _values(picture: Image.Image, *, convert: bool, colour: Colour | None) -> Decoded:
     """The values of an open image. convert: to sRGB from its profile. colour: for transparent images."""
     refuse_size(picture.height, picture.width)
     _refuse_several(picture)
@@ -176,7 +176,7 @@ def _values(picture: Image.Image, *, convert: bool, colour: Colour | None) -> So
     image = _channels_last(base.convert("RGB") if base.mode == "CMYK" else base)
     if alpha is not None and colour is not None:
         image = flatten(image, alpha, colour)
-    return Source(image, profile=kind, flattened=alpha is not None)
+    return Decoded(image, profile=kind, flattened=alpha is not None)
 
 
 def _split_alpha(picture: Image.Image) -> tuple[Image.Image, Picture | None]:

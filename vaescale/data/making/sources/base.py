@@ -4,12 +4,13 @@ A listed image is small (a path, a range of a tar, bytes or an array); the proce
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item
+from vaescale.system.console import say
 
 # As data sets name their splits, in any case.
 SPLIT_NAMES = {
@@ -18,6 +19,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 HELD_OUT = 0.05  # of train, where it is the only split
+NAMED = 5  # classes that a sentence names
 
 
 class Split(NamedTuple):
@@ -78,6 +80,18 @@ def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
 def split_of(name: str) -> str | None:
     """The split (train, val or test) that a usual name stands for, in any case; None for other names."""
     return SPLIT_NAMES.get(name.lower())
+
+
+def report_absent(split: str, class_names: Sequence[str], present: Container[str]) -> None:
+    """Say which classes have no image in a split. present: the names of those that have."""
+    if absent := [name for name in class_names if name not in present]:
+        more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+        what = (
+            "classes"
+            if len(absent) == len(class_names)
+            else f"image of {len(absent)} of {len(class_names)} classes"
+        )
+        say(f"{split} has no {what} ({', '.join(absent[:NAMED])}{more})")
 
 
 def _hash(item: Item) -> int:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from vaescale.data.making.sources.base import Source
-from vaescale.data.making.sources.files import image_files, listed_split
+from vaescale.data.making.sources.files import holds_images, image_files, listed_split
 from vaescale.errors import DataError
 from vaescale.system.console import say
 
@@ -15,8 +15,9 @@ PARTITION = ("train", "val", "test")  # as CelebA numbers them
 def celeba(path: Path) -> Source:
     """Aligned and cropped CelebA, 178x218: the centre 148x148 is kept, as VAE papers do. Liu et al. 2015.
 
-    path: the folder of the images, or one above it, such as the official one with Img, Eval and Anno.
-    list_eval_partition.txt (or Kaggle's .csv) beside the images, or in a folder above or its Eval, gives train, val and test.
+    path: the folder of the images, or one above it, such as the published one with Img, Eval and Anno.
+    list_eval_partition.txt (or Kaggle's .csv) gives train, val and test; it is looked for beside the images, in the three
+    folders above them, and in an Eval or Anno there.
     """
     images = _images(path)
     files = {file.name: file for file in image_files(images)}
@@ -41,13 +42,12 @@ def celeba(path: Path) -> Source:
 
 
 def _images(path: Path) -> Path:
-    """The folder of the images: the given one, or img_align_celeba within it, once or twice, perhaps in Img or in one more."""
-    inner = [Path(), Path("Img"), *(Path(each.name) for each in sorted(path.glob("*")) if each.is_dir())]
-    for outer in inner:
-        for below in ("img_align_celeba/img_align_celeba", "img_align_celeba", "Img/img_align_celeba"):
-            if (found := path / outer / below).is_dir() and image_files(found):
-                return found
-    if path.is_dir() and image_files(path):
+    """The folder of the images: img_align_celeba, once or twice, in `path`, its Img or one folder more; else `path` itself."""
+    for outer in (path, *sorted(each for each in path.glob("*") if each.is_dir())):
+        for inner in ("img_align_celeba/img_align_celeba", "img_align_celeba", "Img/img_align_celeba"):
+            if holds_images(outer / inner, below=False):
+                return outer / inner
+    if holds_images(path, below=False):
         return path
     if packed := sorted([*path.glob("*.zip"), *path.glob("*/img_align_celeba*.zip"), *path.glob("*/*.7z*")]):
         raise DataError(f"{path} holds no images; unpack {packed[0]} first")

@@ -30,7 +30,7 @@ def listed_split(files: list[Path]) -> Split:
 
 
 def walk(path: Path) -> list[Path]:
-    """All image files below `path`, sorted. Says what else there is. Raises DataError where there is none."""
+    """All image files below `path`, sorted. Counts the other files on stderr. Raises DataError if there is no image."""
     files, others = _walk(path)
     if not files:
         raise DataError(f"{path} holds no {', '.join(EXTENSIONS)} files; {_instead(path, others)}")
@@ -59,7 +59,7 @@ def holds_images(path: Path, *, below: bool = True) -> bool:
 
 
 def _instead(path: Path, others: Counter[str]) -> str:
-    """What may be meant by a folder without images."""
+    """A remedy for a folder without images, from what it holds instead."""
     if found := next(iter(sorted(path.rglob("*idx3-ubyte*"))), None):
         return f"did you mean idx:{found.parent}?"
     if packed := sorted(

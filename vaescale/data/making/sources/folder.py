@@ -23,19 +23,22 @@ def folder(path: Path, *, splits: str | None = None, classes_only: bool = False)
         raise DataError(f"{path} is not a folder; give the folder that holds the images")
     if splits is not None and classes_only:
         raise UserError("--splits and --classes-only contradict each other; leave one out")
-    path = path if splits is not None else _descended(path)
-    homes = _given(path, splits) if splits is not None else {} if classes_only else _recognized(path)
-    if homes and (
-        junk := [each.name for each in sorted(path.iterdir()) if is_junk(each.name) and holds_images(each)]
-    ):
+    if splits is not None:
+        homes = _given(path, splits)
+    else:
+        path = _descended(path)
+        homes = {} if classes_only else _recognized(path)
+    if not homes:
+        return tree_source({"train": path})
+    if junk := [each.name for each in sorted(path.iterdir()) if is_junk(each.name) and holds_images(each)]:
         say(f"not data in {path}, left out: {', '.join(junk)}")
-    return tree_source(homes or {"train": path})
+    return tree_source(homes)
 
 
 def tree_source(homes: dict[str, Path]) -> Source:
     """The source of a folder for each split, with one numbering of their classes.
 
-    What lies in the folder of a split within another one belongs to that split alone.
+    If the folder of one split is inside the folder of another, its files belong to the inner split only.
     """
 
     def files_of(split: str) -> list[tuple[PurePath, Place]]:
@@ -65,7 +68,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _descended(path: Path) -> Path:
-    """The folder below `path` that holds splits or classes: what is unpacked often lies in one more folder."""
+    """The folder that holds the splits or classes: `path`, or one below it, since archives often unpack into an extra folder."""
     inside = _folders(path)
     while len(inside) == 1 and not holds_images(path, below=False) and not split_of(inside[0].name):
         below = _folders(inside[0])
@@ -94,7 +97,7 @@ def _given(path: Path, splits: str) -> dict[str, Path]:
 
 
 def _recognized(path: Path) -> dict[str, Path]:
-    """The folders whose names are those of splits. Raises DataError where two are one split, or classes lie beside them."""
+    """The folders with the usual names of splits. Raises DataError if two name one split, or if other images are beside them."""
     homes: dict[str, Path] = {}
     inside = _folders(path)
     named = [(each, split) for each in inside if (split := split_of(each.name)) is not None]
@@ -108,7 +111,7 @@ def _recognized(path: Path) -> dict[str, Path]:
             both = f"{homes[split].name} and {each.name}"
             raise DataError(f"{path} holds {both}, which both name the split {split}; choose one {remedy}")
     strange = [each.name for each in inside if split_of(each.name) is None and holds_images(each)]
-    strange += [path.name + "/*"] if holds_images(path, below=False) else []
+    strange += ["images in no folder"] if holds_images(path, below=False) else []
     if homes and strange:
         known = ", ".join(home.name for home in homes.values())
         beside = ", ".join(strange[:3])

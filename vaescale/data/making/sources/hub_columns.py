@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from vaescale.data.making.sources.base import report_absent
 from vaescale.errors import DataError, UserError
 from vaescale.system.console import say
 
@@ -118,10 +119,8 @@ def number_classes(
             f"{source}: {len(names)} classes of {columns.label}, in sorted order: {', '.join(names[:NAMED])}{more}"
         )
     for split, there in seen.items():
-        if there and (missing := [str(value) for value in order if value not in there]):
-            say(
-                f"{source}: {len(missing)} of {len(order)} classes are not in {split}: {', '.join(missing[:NAMED])}"
-            )
+        if there:
+            report_absent(f"{source}: {split}", names, {*map(str, there)})
     return Numbering(names, {value: number for number, value in enumerate(order)})
 
 

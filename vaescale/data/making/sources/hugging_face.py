@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vaescale.data.making.items import Item
-from vaescale.data.making.sources.base import SPLIT_NAMES, Source, Split
+from vaescale.data.making.sources.base import Source, Split, split_of
 from vaescale.data.making.sources.hub_columns import Columns, Numbering, choose_columns, number_classes
 from vaescale.errors import DataError
 from vaescale.system.console import say
@@ -53,7 +53,7 @@ def hugging_face(name: str, *, config: str | None = None, column: str | None = N
 
     splits: dict[str, Callable[[], Split]] = {}
     for split, data in streams.items():
-        usual = SPLIT_NAMES.get(split, split)
+        usual = split_of(split) or split
         splits[split if usual in splits else usual] = partial(_hub_split, name, data, chosen)
     return Source(splits, complete=bool(wanted))  # a split that is named is the only one
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaescale.data.making.items import Item
-from vaescale.data.making.sources.base import Source, Split
+from vaescale.data.making.sources.base import Source, Split, report_absent
 from vaescale.errors import DataError
 from vaescale.system.console import say
 
@@ -73,10 +73,8 @@ def _idx_split(
         )
     if given is None:
         say(f"{name} has no classes: there are no labels beside {images}")
-    elif len(absent := np.setdiff1d(values, given)):
-        say(
-            f"{name} has no image of {len(absent)} of {len(values)} classes ({', '.join(map(str, absent[:5]))})"
-        )
+    else:
+        report_absent(name, [*map(str, values)], {*map(str, np.unique(given))})
     items = [
         Item(f"{number:06d}", image, int(label))
         for number, (image, label) in enumerate(zip(pixels, classes, strict=True))

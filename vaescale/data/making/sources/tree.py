@@ -8,11 +8,9 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from vaescale.data.making.items import Place
-from vaescale.data.making.sources.base import Split
+from vaescale.data.making.sources.base import Split, report_absent
 from vaescale.data.making.sources.files import keyed, shuffled
 from vaescale.system.console import say
-
-NAMED = 5  # classes that a sentence names
 
 
 class Listed(NamedTuple):
@@ -37,8 +35,9 @@ def with_classes(
 ) -> tuple[dict[str, list[Listed]], tuple[str, ...]]:
     """The files of each split with their classes, and the names of all classes in order.
 
-    files: (path below the split's folder, place) by split. classes: class names by file name, by split, where a file tells
-    them; elsewhere the first folder is the class, unless a split has only one, which no other split knows as a class.
+    files: (path below the split's folder, place) by split. classes: class names by file name, by split, for splits whose
+    classes are in a file. In other splits the first folder is the class. If all images of a split are in one folder, that
+    folder is a class only if another split has it beside other classes.
     """
     listed, several = {}, set[str]()
     for split, pairs in files.items():
@@ -63,11 +62,7 @@ def with_classes(
 def tree_split(split: str, rows: list[Listed], names: tuple[str, ...]) -> Split:
     """A split of these files in a fixed random order, its classes numbered by `names`. Says which classes have no image."""
     labels = {name: number for number, name in enumerate(names)}
-    present = {one.class_name for one in rows}
-    if absent := [name for name in names if name not in present]:
-        more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
-        what = "no classes" if absent == [*names] else f"no image of {len(absent)} of {len(names)} classes"
-        say(f"{split} has {what} ({', '.join(absent[:NAMED])}{more})")
+    report_absent(split, names, {one.class_name for one in rows})
     without = sum(not one.class_name for one in rows)
     if names and 0 < without < len(rows):
         say(f"{without} of {len(rows)} images of {split} have no class")

@@ -1,0 +1,278 @@
+"""Time, memory and kernels of whole training steps on a GPU, for `gpu.py`: vaescale's step beside a plain loop of the same network."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from vaescale import noise
+from vaescale.data.batch import Batch
+from vaescale.models.vae import VAE
+from vaescale.recipe import Recipe, load_recipe
+from vaescale.trained import build_model
+from vaescale.training import launch as backends
+from vaescale.training.guard import Guard
+from vaescale.training.memory import estimate
+from vaescale.training.optimizer import build_optimizer
+from vaescale.training.step import AUTOCAST, train_step
+from vaescale.training.strategies import strategy_class
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+RESNET_F8 = """
+name: resnet-f8
+seed: 0
+data: {train: none, val: none, image_size: 256, channels: 3, global_batch: 16}
+network: {kind: resnet, latent_dim: 4, width: 128, multipliers: [1, 2, 4, 4]}
+likelihood: {kind: gaussian, sigma: optimal}
+optimizer: {lr: 1e-4, clip_norm: 1000000}
+training: {steps: 1000, precision: bf16}
+"""
+WARM_UP, STEPS, ROUNDS = 4, 4, 5
+
+
+class Case(NamedTuple):
+    """A network and the number of images in a step. recipe: a file below recipes/, or the text of one."""
+
+    recipe: str
+    images: int
+    options: tuple[str, ...] = ()
+
+
+CASES = {
+    "celeba64 conv": Case("celeba64/conv.yaml", 512),
+    "resnet f8 at 256": Case(RESNET_F8, 16),
+    "cifar10 ladder": Case("cifar10/ladder.yaml", 32),
+    "imagenet64 ladder": Case("imagenet64/ladder.yaml", 16),
+}
+PLAIN = "plain eager loop"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    PLAIN: (),
+    "recipe": (),
+    "channels_last": ("training.channels_last=true",),
+    "compile": ("training.compile=true",),
+    "channels_last, compile": ("training.channels_last=true", "training.compile=true"),
+}
+
+
+class Measured(NamedTuple):
+    """One variant of a case. seconds: of a step, the median over rounds; busy: share of it in which kernels run."""
+
+    seconds: float
+    spread: float
+    images: int
+    flops: float
+    launches: int
+    busy: float
+    peak_bytes: int
+    estimated_bytes: int
+    start_seconds: float
+    top: list[tuple[str, int, float]]
+
+
+def measure(case: Case, variants: list[str], folder: Path, device: torch.device) -> Iterator[tuple[str, Measured]]:
+    """Measure each variant by itself: the card's memory may hold one model only."""
+    flops = 0.0
+    for name in variants:
+        recipe = _recipe(case, VARIANTS[name], folder)
+        flops = flops or _flops(recipe, case.images, device)
+        build = _plain if name == PLAIN else _ours
+        with _fresh(device):
+            yield name, _measured(recipe, case.images, build, flops, device)
+
+
+def _recipe(case: Case, options: tuple[str, ...], folder: Path) -> Recipe:
+    path = RECIPES / case.recipe
+    if "\n" in case.recipe:
+        path = folder / "recipe.yaml"
+        path.write_text(case.recipe)
+    sizes = (f"data.global_batch={case.images}",)
+    return load_recipe(path, [*case.options, *options, *sizes])
+
+
+def _measured(
+    recipe: Recipe,
+    images: int,
+    build: Callable[[Recipe, int, torch.device], tuple[VAE, Callable[[int], object]]],
+    flops: float,
+    device: torch.device,
+) -> Measured:
+    begin = time.perf_counter()
+    model, step = build(recipe, images, device)
+    step(0)
+    _wait(device)
+    start_seconds = time.perf_counter() - begin
+    for number in range(1, WARM_UP):
+        step(number)
+    _wait(device)
+    times = []
+    for round_ in range(ROUNDS):
+        begin = time.perf_counter()
+        for number in range(STEPS):
+            step(WARM_UP + round_ * STEPS + number)
+        _wait(device)
+        times.append((time.perf_counter() - begin) / STEPS)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    seconds = statistics.median(times)
+    launches, in_kernels, top = _kernels(step, device)
+    expected = estimate(model, images=images, ema=True, precision=recipe.training.precision)["total"]
+    return Measured(
+        seconds=seconds,
+        spread=(max(times) - min(times)) / seconds,
+        images=images,
+        flops=flops,
+        launches=launches,
+        busy=in_kernels / seconds,
+        peak_bytes=peak,
+        estimated_bytes=expected,
+        start_seconds=start_seconds,
+        top=top,
+    )
+
+
+def _batch(model: VAE, images: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (images, *model.image_shape), dtype=torch.uint8, generator=generator)
+    batch = Batch(pixels, torch.zeros(images), torch.arange(images), torch.ones(images, dtype=torch.bool))
+    if torch.cuda.is_available():
+        batch = batch._replace(
+            images=batch.images.pin_memory(), slots=batch.slots.pin_memory(), mask=batch.mask.pin_memory()
+        )
+    return batch
+
+
+def _ours(recipe: Recipe, images: int, device: torch.device) -> tuple[VAE, Callable[[int], object]]:
+    """vaescale's step, as `vaescale train` builds it."""
+    from accelerate import Accelerator
+
+    config = recipe.training
+    model = build_model(recipe).to(device).train()
+    backends.set_precision(config.precision)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.compile:
+        model.compile()
+    guard = Guard(
+        skip_factor=recipe.optimizer.skip_factor,
+        clip_norm=recipe.optimizer.clip_norm,
+        max_non_finite=config.max_non_finite,
+        scaled=config.precision == "fp16",
+        device=device,
+    )
+    strategy = strategy_class("ddp")(
+        Accelerator(cpu=device.type == "cpu"),
+        model,
+        partial(build_optimizer, config=recipe.optimizer),
+        ema_decay=config.ema_decay,
+    )
+    objective, batch = recipe.objective.implement(model), _batch(model, images)
+
+    def step(number: int) -> object:
+        judge = partial(guard.judge, step=number)
+        result = train_step(
+            strategy,
+            [batch],
+            objective=objective,
+            judge=judge,
+            scale=guard.scale,
+            precision=config.precision,
+            seed=0,
+            step=number,
+        )
+        guard.reports(wait=False)
+        return result
+
+    return model, step
+
+
+def _plain(recipe: Recipe, images: int, device: torch.device) -> tuple[VAE, Callable[[int], object]]:
+    """What a script of one's own does: torch's random numbers, autocast, clipping, AdamW as it comes, averaged weights."""
+    model = build_model(recipe).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.optimizer.lr)
+    averages = [parameter.detach().clone() for parameter in model.parameters()]
+    batch, clip = _batch(model, images), recipe.optimizer.clip_norm or float("inf")
+
+    def draw(stream: noise.Stream, purpose: int, shape: tuple[int, ...]) -> Tensor:  # noqa: ARG001
+        return torch.randn(len(stream.slots), *shape, device=device)
+
+    def step(number: int) -> object:
+        x, slots, mask = (t.to(device, non_blocking=True) for t in (batch.images, batch.slots, batch.mask))
+        with mock.patch.object(noise, "normal", draw):
+            terms = model(
+                x, noise.Stream(0, number, slots), mask, 0, False, AUTOCAST[recipe.training.precision]
+            )
+        loss = (terms.kl.sum(1) - terms.log_px).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch._foreach_lerp_(averages, [parameter.detach() for parameter in model.parameters()], 0.001)
+        model.likelihood.end_step()
+        return loss
+
+    return model, step
+
+
+def _flops(recipe: Recipe, images: int, device: torch.device) -> float:
+    """Floating-point operations of convolutions and products in a forward and a backward pass, two for a multiply-add."""
+    with _fresh(device):
+        model = build_model(recipe).to(device).train()
+        few = min(images, 2)
+        batch = _batch(model, few)
+        x, slots, mask = (tensor.to(device) for tensor in (batch.images, batch.slots, batch.mask))
+        with FlopCounterMode(display=False) as counter:
+            terms = model(x, noise.Stream(0, 0, slots), mask, 0, False, torch.bfloat16)
+            (terms.kl.sum(1) - terms.log_px).mean().backward()
+        return counter.get_total_flops() / few * images
+
+
+def _kernels(step: Callable[[int], object], device: torch.device) -> tuple[int, float, list[tuple[str, int, float]]]:
+    """Kernels of a step: their number, their seconds together, and those that take longest (name, number, seconds)."""
+    if device.type != "cuda":
+        return 0, 0.0, []
+    steps = 2
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
+        for number in range(steps):
+            step(1000 + number)
+        _wait(device)
+    rows = [
+        (event.key, event.count / steps, event.self_device_time_total / 1e6 / steps)
+        for event in profiler.key_averages()
+        if event.device_type == torch.autograd.DeviceType.CUDA and event.self_device_time_total > 0
+    ]
+    rows.sort(key=lambda row: -row[2])
+    top = [(name[:110], round(count), seconds) for name, count, seconds in rows[:25]]
+    return round(sum(row[1] for row in rows)), sum(row[2] for row in rows), top
+
+
+@contextmanager
+def _fresh(device: torch.device) -> Iterator[None]:
+    """Begin and end with an empty card."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        yield
+    finally:
+        gc.collect()
+        torch.compiler.reset()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def as_json(measured: Measured) -> dict[str, Any]:
+    """The numbers of a variant for a file."""
+    return measured._asdict()

@@ -1,9 +1,13 @@
 """Philox against its authors' known answers; normals and uniforms against their distributions; independence of history."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 
 from vaescale import noise
 
@@ -27,10 +31,85 @@ def stream(count: int, *, seed: int = 3, step: int = 5, first: int = 0) -> noise
     return noise.Stream(seed, step, torch.arange(first, first + count))
 
 
+def plain_words(stream: noise.Stream, purpose: int, size: int) -> Tensor:
+    """The words of one purpose in the plain arithmetic of `philox`, int64 [4, B, blocks]: the oracle of all faster ways."""
+    blocks = -(-size // 4)
+    slots = stream.slots.view(-1, 1).expand(-1, blocks)
+    block = torch.arange(blocks).expand_as(slots)
+    step, tag = (torch.full_like(block, value) for value in (stream.step & 0xFFFFFFFF, purpose))
+    key = (stream.seed & 0xFFFFFFFF, stream.seed >> 32 & 0xFFFFFFFF)
+    return torch.stack(noise.philox((block, slots & 0xFFFFFFFF, step, tag), key))
+
+
+def plain_normal(stream: noise.Stream, purpose: int, size: int) -> Tensor:
+    uniform = (plain_words(stream, purpose, size).float() + 0.5) * 2.0**-32
+    radius = torch.sqrt(-2.0 * torch.log(uniform[0::2]))
+    angle = (2.0 * math.pi) * uniform[1::2]
+    pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
+    return pairs.permute(1, 2, 0).flatten(1)[:, :size]
+
+
+def plain_uniform(stream: noise.Stream, purpose: int, size: int) -> Tensor:
+    words = plain_words(stream, purpose, size).permute(1, 2, 0).flatten(1)[:, :size]
+    return (words >> 8).float() * 2.0**-24
+
+
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN)
 def test_philox_gives_the_known_answers(counter, key, answer) -> None:
     words = noise.philox(tuple(torch.tensor([word]) for word in counter), key)
     assert tuple(int(word) for word in words) == answer
+
+
+@pytest.mark.parametrize(("counter", "key", "answer"), KNOWN)
+def test_philox_in_place_and_in_numpy_give_them_too(counter, key, answer) -> None:
+    words = torch.tensor(counter).view(4, 1, 1)
+    assert noise._philox_in_place(words, key).flatten().tolist() == list(answer)
+    in_numpy = noise.philox(tuple(np.array([word]) for word in counter), key)
+    assert [word.item() for word in in_numpy] == list(answer)
+
+
+@pytest.mark.parametrize("few", [0, 1 << 15], ids=["torch", "numpy"])
+def test_each_way_gives_the_bits_of_the_oracle(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "FEW_BLOCKS", few)
+    streams = (
+        stream(5),
+        stream(3, seed=(1 << 40) + 7, step=2**31 + 3, first=2**40),
+        stream(128, first=2**32 - 64),
+    )
+    for here, size in itertools.product(streams, (1, 3, 4, 18, 4096)):
+        assert torch.equal(noise.normal(here, noise.PRIOR, (size,)), plain_normal(here, noise.PRIOR, size))
+        assert torch.equal(noise.uniform(here, noise.FLIP, (size,)), plain_uniform(here, noise.FLIP, size))
+
+
+@pytest.mark.parametrize("few", [0, 1 << 15], ids=["torch", "numpy"])
+@pytest.mark.parametrize(("most", "draws"), [(1 << 19, 1), (1000, 5), (1, 7)])
+def test_purposes_drawn_together_have_the_bits_of_each_alone(
+    few: int, most: int, draws: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noise, "FEW_BLOCKS", few)
+    monkeypatch.setattr(noise, "MOST_BLOCKS", most)
+    words, counted = noise._words, []
+    monkeypatch.setattr(noise, "_words", lambda *given: counted.append(given[1]) or words(*given))
+    numbers = {noise.POSTERIOR + number: size for number, size in enumerate((16, 7, 1024, 64, 3, 2048, 5))}
+    here = stream(9, first=77)
+    drawn = noise.normals(here, numbers)
+    first = next(drawn)
+    assert len(counted) == 1, "later purposes are drawn when they are needed"
+    for (purpose, size), rows in zip(numbers.items(), (first, *drawn), strict=True):
+        assert torch.equal(rows, plain_normal(here, purpose, size))
+    assert len(counted) == draws
+    assert all(len(part) == 1 or 9 * sum(count for _, count in part) <= most for part in counted)
+
+
+def test_compiled_noise_is_one_graph_with_the_same_values() -> None:
+    def both(step: int, slots: Tensor) -> list[Tensor]:
+        here = noise.Stream(3, step, slots)
+        return [noise.uniform(here, noise.FLIP, (3,)), *noise.normals(here, {1: 5, 2: 16})]
+
+    compiled = torch.compile(both, fullgraph=True, backend="eager")
+    for step in (1, 2**31 + 5):
+        for got, expected in zip(compiled(step, torch.arange(7)), both(step, torch.arange(7)), strict=True):
+            assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (4,), (16,), (2, 5, 7)])

@@ -1,15 +1,23 @@
-"""Randomness that depends on position, never on history: Philox 4x32-10 in plain tensor arithmetic.
+"""Randomness that depends on position, never on history: Philox 4x32-10 in plain array arithmetic.
 
 The value of slot i at step s is a function of (seed, purpose, s, i) alone, so it is the same on every rank, at
 every world size and after every resume. Integer arithmetic makes the bits equal on CPU and GPU; the normals then
 differ by the devices' log and cos only. Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as
 1, 2, 3". (torch's own stateless generator, torch.func._random, has no CPU kernel in 2.13.)
+
+`_words` chooses how the bits are computed; each way returns the bits of `philox`.
+
+Legend: B slots, N numbers for each, T blocks of four numbers, of all purposes that are drawn together.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Streams that must never share a counter. A hierarchical model adds its group's number.
@@ -22,9 +30,16 @@ DEQUANTIZE = 5 << 16
 BINARIZE = 6 << 16
 MATCHED_PRIOR = 7 << 16
 
+# Blocks [B T] that are drawn together at most, 48 bytes each; a purpose that needs more is drawn alone.
+MOST_BLOCKS = 1 << 19
+# On a CPU, torch has one thread for so few elements too, and a call of numpy costs a third of torch's.
+FEW_BLOCKS = 1 << 15
+_ROUNDS = 10
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
+Array = TypeVar("Array", Tensor, NDArray[np.int64])
+Blocks = tuple[tuple[int, int], ...]
 
 
 class Stream(NamedTuple):
@@ -37,25 +52,37 @@ class Stream(NamedTuple):
 
 def normal(stream: Stream, purpose: int, shape: tuple[int, ...]) -> Tensor:
     """Standard normals [B, *shape], float32, one independent row a slot (Box & Muller 1958)."""
-    bits = _bits(stream, purpose, math.prod(shape))
-    uniform = (bits.float() + 0.5) * 2.0**-32  # in (0, 1], so the logarithm is finite
-    radius = torch.sqrt(-2.0 * torch.log(uniform[0::2]))
-    angle = (2.0 * math.pi) * uniform[1::2]
-    pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])  # [4, B, blocks]
-    return _rows(pairs, shape)
+    (rows,) = normals(stream, {purpose: math.prod(shape)})
+    return rows.reshape(-1, *shape)
+
+
+def normals(stream: Stream, numbers: Mapping[int, int]) -> Iterator[Tensor]:
+    """The values of `normal` for several purposes, in their order, as [B, N] each. numbers: N by purpose.
+
+    Purposes are drawn together when the first of them is taken, as many as fit into MOST_BLOCKS. The tensors of one draw share
+    memory.
+    """
+    for together in _together(numbers, most=MOST_BLOCKS // max(1, len(stream.slots))):
+        rows = _box_muller(_words(stream, together))
+        parts = (
+            torch.split(rows, [4 * count for _, count in together], dim=1) if len(together) > 1 else (rows,)
+        )
+        for (purpose, _), part in zip(together, parts, strict=True):
+            yield part if part.shape[1] == numbers[purpose] else part[:, : numbers[purpose]]
 
 
 def uniform(stream: Stream, purpose: int, shape: tuple[int, ...]) -> Tensor:
     """Uniforms in [0, 1) [B, *shape], float32, one independent row a slot."""
-    bits = _bits(stream, purpose, math.prod(shape))
-    return _rows((bits >> 8).float() * 2.0**-24, shape)
+    size = math.prod(shape)
+    words = _words(stream, ((purpose, _blocks(size)),)) >> 8
+    rows = words.permute(1, 2, 0).flatten(1).float().mul_(2.0**-24)
+    return (rows if rows.shape[1] == size else rows[:, :size]).reshape(-1, *shape)
 
 
-def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox 4x32-10: four int64 tensors that hold uint32 values, and two uint32, to four more."""
+def philox(counter: tuple[Array, ...], key: tuple[int, int]) -> tuple[Array, ...]:
+    """Philox 4x32-10: four int64 arrays that hold uint32 values, and two uint32, to four more. The counters broadcast."""
     c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
+    for k0, k1 in _round_keys(key):
         # The product wraps around in int64; an arithmetic shift and a mask still give its upper half.
         low, high = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
@@ -64,22 +91,104 @@ def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, .
             ((low >> 32) & _MASK) ^ c3 ^ k1,
             low & _MASK,
         )
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
 
 
-def _bits(stream: Stream, purpose: int, numbers: int) -> Tensor:
-    """Uint32 values in int64 [4, B, ceil(numbers / 4)]."""
-    blocks = -(-numbers // 4)
-    slots = stream.slots.view(-1, 1).expand(-1, blocks)
-    block = torch.arange(blocks, device=slots.device).expand_as(slots)
-    step = torch.full_like(block, stream.step & _MASK)
-    tag = torch.full_like(block, purpose)
-    key = (stream.seed & _MASK, stream.seed >> 32 & _MASK)
-    return torch.stack(philox((block, slots & _MASK, step, tag), key))
+def _round_keys(key: tuple[int, int]) -> list[tuple[int, int]]:
+    (k0, k1), (w0, w1) = key, _WEYL
+    return [((k0 + number * w0) & _MASK, (k1 + number * w1) & _MASK) for number in range(_ROUNDS)]
 
 
-def _rows(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """[4, B, blocks] to [B, *shape], without the surplus of the last block."""
-    rows = values.permute(1, 2, 0).flatten(1)
-    return rows[:, : math.prod(shape)].reshape(-1, *shape)
+def _blocks(numbers: int) -> int:
+    return -(-numbers // 4)
+
+
+def _together(numbers: Mapping[int, int], *, most: int) -> Iterator[Blocks]:
+    """Divide (purpose, T) into consecutive draws of at most `most` blocks, or of one purpose."""
+    draw: list[tuple[int, int]] = []
+    for purpose, size in numbers.items():
+        if draw and sum(count for _, count in draw) + _blocks(size) > most:
+            yield tuple(draw)
+            draw = []
+        draw.append((purpose, _blocks(size)))
+    if draw:
+        yield tuple(draw)
+
+
+def _words(stream: Stream, blocks: Blocks) -> Tensor:
+    """Uint32 values in int64 [4, B, T], for the blocks (purpose, count).
+
+    A kernel for a GPU belongs here, or in place of this function and `_box_muller`.
+    """
+    slots, key = stream.slots, (stream.seed & _MASK, stream.seed >> 32 & _MASK)
+    step = stream.step & _MASK
+    if torch.compiler.is_compiling():  # fuses plain arithmetic
+        block = torch.cat([torch.arange(count, device=slots.device) for _, count in blocks])
+        tag = torch.cat([torch.full((count,), purpose, device=slots.device) for purpose, count in blocks])
+        return _stacked(*philox((block, slots[:, None] & _MASK, torch.full_like(block, step), tag), key))
+    if slots.device.type == "cpu" and len(slots) * sum(count for _, count in blocks) <= FEW_BLOCKS:
+        numbers, tags = _counters(blocks)
+        words = philox((numbers, slots.numpy()[:, None] & _MASK, np.full_like(numbers, step), tags), key)
+        return torch.from_numpy(np.stack(np.broadcast_arrays(*words)))
+    block, tag = _counters_on(slots.device, blocks)
+    return _philox_in_place(_stacked(block, slots[:, None], torch.full_like(block, step), tag), key)
+
+
+def _stacked(*counter: Tensor) -> Tensor:
+    return torch.stack(torch.broadcast_tensors(*counter))  # type: ignore[no-untyped-call]
+
+
+class _Row(NamedTuple):
+    """One of four counters, int64 [B, T], and the 32-bit halves of its values, which share its memory."""
+
+    whole: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def _philox_in_place(words: Tensor, key: tuple[int, int]) -> Tensor:
+    """`philox` of the counters [4, B, T], which become its result: fewer operations and less memory.
+
+    c0 and c2 stay below 2^32, and the halves of 64-bit products are read and written as they lie in memory, little endian:
+    shifts and masks are not needed until the end.
+    """
+    (c0, c1, c2, c3), spare = _rows_of(words), _rows_of(torch.empty_like(words[:2]))
+    own = before = c1, c3
+    for number, (k0, k1) in enumerate(_round_keys(key)):
+        now = own if number % 2 else (spare[0], spare[1])
+        torch.mul(c2.whole, _MULTIPLIERS[1], out=now[0].whole)
+        torch.mul(c0.whole, _MULTIPLIERS[0], out=now[1].whole)
+        for counter, product, low, k in ((c0, now[0], before[0].low, k0), (c2, now[1], before[1].low, k1)):
+            torch.bitwise_xor(product.high, low, out=counter.low).bitwise_xor_(k - (k >> 31 << 32))
+        before = now
+    words[1::2].bitwise_and_(_MASK)
+    return words
+
+
+def _rows_of(words: Tensor) -> tuple[_Row, ...]:
+    low, high = words.unsqueeze(-1).view(torch.int32).unbind(-1)
+    return tuple(map(_Row, words.unbind(), low.unbind(), high.unbind()))
+
+
+@lru_cache(maxsize=64)
+def _counters(blocks: Blocks) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The number of each block within its purpose, and its purpose, int64 [T]."""
+    counts = [count for _, count in blocks]
+    return np.concatenate([np.arange(count) for count in counts]), np.repeat(
+        [tag for tag, _ in blocks], counts
+    )
+
+
+@lru_cache(maxsize=64)
+def _counters_on(device: torch.device, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """`_counters` on a device."""
+    block, tag = (torch.from_numpy(column.copy()).to(device) for column in _counters(blocks))
+    return block, tag
+
+
+def _box_muller(words: Tensor) -> Tensor:
+    """Standard normals [B, 4 T] from words [4, B, T]; those of a block follow each other."""
+    uniform = words.float().add_(0.5).mul_(2.0**-32)  # in (0, 1], so the logarithm is finite
+    radius, angle = uniform[0::2].log_().mul_(-2.0).sqrt_(), uniform[1::2].mul_(2.0 * math.pi)
+    pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
+    return pairs.permute(1, 2, 0).flatten(1)

@@ -7,7 +7,8 @@ Legend: a group's z, mu and sigma are [B K, Z, R, R].
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -75,9 +76,9 @@ class LadderVAE(VAE):
             seen = {size: encoded.repeat_interleave(draws, 0) for size, encoded in seen.items()}
         rows = len(x) * draws
         maps, terms = self.network.start(rows), []
-        for number, group in enumerate(self._groups):
+        for group, epsilon in zip(self._groups, self._epsilons(stream, draws), strict=False):
             feature_map = self.network.enter(group.block, maps, like=seen[group.block.resolution])
-            arguments = (group, number, feature_map, seen[group.block.resolution], stream, draws)
+            arguments = (group, feature_map, seen[group.block.resolution], epsilon)
             if self.network.checkpointing:
                 done = recomputed(self._infer_group, *arguments)
             else:
@@ -194,14 +195,13 @@ class LadderVAE(VAE):
         return feature_map, _prior(raw_prior)
 
     def _infer_group(
-        self, group: Group, number: int, feature_map: Tensor, seen: Tensor, stream: noise.Stream, draws: int
+        self, group: Group, feature_map: Tensor, seen: Tensor, epsilon: Callable[[], Tensor]
     ) -> GroupTerms:
         raw_prior, onwards = group.prior(feature_map)
         prior = _prior(raw_prior)
         q = self._posterior(group, feature_map, seen, prior)
         with torch.autocast(feature_map.device.type, enabled=False):
-            shape = (draws, *q.mu.shape[1:])
-            z = q.sample(noise.normal(stream, noise.POSTERIOR + number, shape).flatten(0, 1).to(q.mu))
+            z = q.sample(epsilon().reshape(q.mu.shape).to(q.mu))
             cost = kl(q, prior)
             unit = ((q.mu - prior.mu) * torch.exp(-prior.log_sigma)).detach()
             log_ratio = prior.log_density(z) - q.log_density(z)
@@ -212,6 +212,17 @@ class LadderVAE(VAE):
             unit_square=unit.square().mean((2, 3)),
             log_ratio=log_ratio.sum((1, 2, 3)),
         )
+
+    def _epsilons(self, stream: noise.Stream, draws: int) -> Iterator[Callable[[], Tensor]]:
+        """For each group, a function that returns its noise [B, K Z R R].
+
+        Groups are drawn together, or each anew at every call where intermediate values are recomputed and not kept.
+        """
+        numbers = {noise.POSTERIOR + number: draws * size for number, size in enumerate(self.group_sizes)}
+        if self.network.checkpointing:
+            yield from (partial(noise.normal, stream, purpose, (size,)) for purpose, size in numbers.items())
+        else:
+            yield from (lambda rows=rows: rows for rows in noise.normals(stream, numbers))
 
     def _posterior(self, group: Group, feature_map: Tensor, seen: Tensor, prior: Gaussian) -> Gaussian:
         raw = wide(group.posterior(feature_map, seen))

@@ -36,7 +36,7 @@ OPERATIONAL = {
     },
     "training": {
         *("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best"),
-        *("resume", "max_rollbacks", "watchdog_seconds", "compare_replicas_every"),
+        *("resume", "max_rollbacks", "watchdog_seconds", "compare_replicas_every", "cuda_graphs"),
     },
     "tracking": True,
 }

@@ -1,7 +1,7 @@
 """vaescale on one GPU: the tests that need one, then speed and memory, in one command of at most eight minutes.
 
-    make gpu                                       or, on a node without this folder's .venv:
-    python tools/bench/gpu.py --out FOLDER         --only WORDS measures only what has these words in its name
+    make gpu
+    python -m tools.bench.gpu --out FOLDER         on a node without this folder's .venv
 
 Prints one table last, and writes gpu.json and the slowest kernels beside. Trains on random images; needs no data.
 """
@@ -18,10 +18,8 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import gpu_training as training
-
-DATASHEET_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, per second
+from tools.bench import gpu_training as training
+from vaescale.training.utilization import peak_rate
 
 
 def main() -> None:
@@ -32,7 +30,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder for the files; default: gpu")
     parser.add_argument("--only", default="", metavar="WORDS", help="measure only cases with these words")
     parser.add_argument(
-        "--variants", nargs="+", default=list(training.VARIANTS), choices=list(training.VARIANTS), help="variants to measure"
+        "--variants",
+        nargs="+",
+        default=list(training.VARIANTS),
+        choices=list(training.VARIANTS),
+        help="variants to measure",
     )
     parser.add_argument("--no-tests", action="store_true", help="measure only")
     parser.add_argument("--seconds", type=float, default=420, help="begin no case after this time")
@@ -84,7 +86,7 @@ def row(name: str, variant: str, measured: training.Measured, results: dict[str,
 def machine(device: torch.device) -> dict[str, Any]:
     """The card, the versions, and its measured rates of copies and of bf16 products."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    sheet = next((rate for part, rate in DATASHEET_BF16.items() if part in name), 0.0)
+    sheet = peak_rate(device, "bf16")
     size = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds = _seconds(lambda: a @ b, device)

@@ -12,8 +12,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from vaescale import noise
 from vaescale.data.batch import Batch
@@ -21,11 +21,13 @@ from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.trained import build_model
 from vaescale.training import launch as backends
+from vaescale.training.cuda_graphs import capture
 from vaescale.training.guard import Guard
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.step import AUTOCAST, train_step
 from vaescale.training.strategies import strategy_class
+from vaescale.training.utilization import flops_of_an_image
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 RESNET_F8 = """
@@ -57,9 +59,9 @@ CASES = {
 PLAIN = "plain eager loop"
 VARIANTS: dict[str, tuple[str, ...]] = {
     PLAIN: (),
+    "without graphs": ("training.cuda_graphs=false",),
     "recipe": (),
     "channels_last": ("training.channels_last=true",),
-    "compile": ("training.compile=true",),
     "channels_last, compile": ("training.channels_last=true", "training.compile=true"),
 }
 
@@ -79,12 +81,16 @@ class Measured(NamedTuple):
     top: list[tuple[str, int, float]]
 
 
-def measure(case: Case, variants: list[str], folder: Path, device: torch.device) -> Iterator[tuple[str, Measured]]:
+def measure(
+    case: Case, variants: list[str], folder: Path, device: torch.device
+) -> Iterator[tuple[str, Measured]]:
     """Measure each variant by itself: the card's memory may hold one model only."""
     flops = 0.0
     for name in variants:
         recipe = _recipe(case, VARIANTS[name], folder)
-        flops = flops or _flops(recipe, case.images, device)
+        if not flops:
+            with _fresh(device):
+                flops = case.images * flops_of_an_image(build_model(recipe).to(device))
         build = _plain if name == PLAIN else _ours
         with _fresh(device):
             yield name, _measured(recipe, case.images, build, flops, device)
@@ -175,6 +181,13 @@ def _ours(recipe: Recipe, images: int, device: torch.device) -> tuple[VAE, Calla
         ema_decay=config.ema_decay,
     )
     objective, batch = recipe.objective.implement(model), _batch(model, images)
+    if config.cuda_graphs and device.type == "cuda":
+        options = (
+            objective.importance_samples,
+            objective.doubly_reparameterized,
+            AUTOCAST[config.precision],
+        )
+        capture(strategy, images=images, seed=0, options=options, accumulation=1)
 
     def step(number: int) -> object:
         judge = partial(guard.judge, step=number)
@@ -211,7 +224,7 @@ def _plain(recipe: Recipe, images: int, device: torch.device) -> tuple[VAE, Call
                 x, noise.Stream(0, number, slots), mask, 0, False, AUTOCAST[recipe.training.precision]
             )
         loss = (terms.kl.sum(1) - terms.log_px).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -222,20 +235,9 @@ def _plain(recipe: Recipe, images: int, device: torch.device) -> tuple[VAE, Call
     return model, step
 
 
-def _flops(recipe: Recipe, images: int, device: torch.device) -> float:
-    """Floating-point operations of convolutions and products in a forward and a backward pass, two for a multiply-add."""
-    with _fresh(device):
-        model = build_model(recipe).to(device).train()
-        few = min(images, 2)
-        batch = _batch(model, few)
-        x, slots, mask = (tensor.to(device) for tensor in (batch.images, batch.slots, batch.mask))
-        with FlopCounterMode(display=False) as counter:
-            terms = model(x, noise.Stream(0, 0, slots), mask, 0, False, torch.bfloat16)
-            (terms.kl.sum(1) - terms.log_px).mean().backward()
-        return counter.get_total_flops() / few * images
-
-
-def _kernels(step: Callable[[int], object], device: torch.device) -> tuple[int, float, list[tuple[str, int, float]]]:
+def _kernels(
+    step: Callable[[int], object], device: torch.device
+) -> tuple[int, float, list[tuple[str, int, float]]]:
     """Kernels of a step: their number, their seconds together, and those that take longest (name, number, seconds)."""
     if device.type != "cuda":
         return 0, 0.0, []
@@ -247,7 +249,7 @@ def _kernels(step: Callable[[int], object], device: torch.device) -> tuple[int, 
     rows = [
         (event.key, event.count / steps, event.self_device_time_total / 1e6 / steps)
         for event in profiler.key_averages()
-        if event.device_type == torch.autograd.DeviceType.CUDA and event.self_device_time_total > 0
+        if event.device_type == DeviceType.CUDA and event.self_device_time_total > 0
     ]
     rows.sort(key=lambda row: -row[2])
     top = [(name[:110], round(count), seconds) for name, count, seconds in rows[:25]]

@@ -34,11 +34,12 @@ from vaescale.system.console import Progress, say
 from vaescale.system.files import write_whole
 from vaescale.system.secrets import redact
 from vaescale.trained import in_order
+from vaescale.training import cuda_graphs, loop, utilization
 from vaescale.training import launch as backends
-from vaescale.training import loop
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.preemption import Preemption
 from vaescale.training.recorder import Images, Recorder, restore
+from vaescale.training.step import AUTOCAST
 from vaescale.training.strategies import strategy_class
 from vaescale.training.strategies.base import Strategy
 from vaescale.training.summary import sum_up
@@ -132,6 +133,12 @@ def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Checkpoint
 def _train(parts: Parts, saved: Checkpoint | None) -> None:
     """Train to the last step, from a checkpoint or from the recipe's weights."""
     recipe, config, shown = parts.recipe, parts.recipe.training, comm.is_main()
+    full_speed = utilization.full_speed(
+        parts.model,
+        precision=config.precision,
+        importance_samples=parts.objective.importance_samples,
+        processes=parts.launch.accelerator.num_processes,
+    )
     strategy = _lay_out(parts)
     lr_factor = restore(saved, strategy, parts.guard) if saved else 1.0
     start, checkpoints = saved.step if saved else 0, parts.folder / "checkpoints"
@@ -163,6 +170,7 @@ def _train(parts: Parts, saved: Checkpoint | None) -> None:
             seed=recipe.seed,
             keep_best=config.keep_best,
             lr_factor=lr_factor,
+            full_speed=full_speed,
         )
         _train_with_rollbacks(parts, recorder, start)
         recorder.wait_for_the_disk()
@@ -182,8 +190,32 @@ def _lay_out(parts: Parts) -> Strategy:
     build: Callable[[torch.nn.Module], torch.optim.Optimizer] = partial(
         build_optimizer, config=parts.recipe.optimizer
     )
-    strategy = strategy_class(parts.launch.strategy)
-    return strategy(parts.launch.accelerator, model, build, ema_decay=config.ema_decay)
+    strategy = strategy_class(parts.launch.strategy)(
+        parts.launch.accelerator, model, build, ema_decay=config.ema_decay
+    )
+    if config.cuda_graphs and strategy.device.type == "cuda":
+        _capture(strategy, parts)
+    return strategy
+
+
+def _capture(strategy: Strategy, parts: Parts) -> None:
+    """Replay a step's passes as CUDA graphs, if that is possible, and say so or why not."""
+    recipe, objective = parts.recipe, parts.objective
+    options = (
+        objective.importance_samples,
+        objective.doubly_reparameterized,
+        AUTOCAST[recipe.training.precision],
+    )
+    why = cuda_graphs.capture(
+        strategy,
+        images=recipe.data.global_batch,
+        seed=recipe.seed,
+        options=options,
+        accumulation=recipe.training.accumulation,
+    )
+    say(
+        f"each step's passes are {'replayed as CUDA graphs' if why is None else f'not replayed as CUDA graphs: {why}'}"
+    )
 
 
 def _train_with_rollbacks(parts: Parts, recorder: Recorder, start: int) -> None:
@@ -226,6 +258,7 @@ def _train_from(start: int, parts: Parts, recorder: Recorder) -> None:
             seed=recipe.seed,
             start=start,
             lr_factor=recorder.lr_factor,
+            full_speed=recorder.full_speed,
         )
 
 

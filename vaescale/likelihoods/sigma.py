@@ -70,6 +70,11 @@ class SigmaState(nn.Module):
         self._pending: list[Callable[[], Tensor]] = []
 
     @property
+    def collects(self) -> bool:
+        """Whether a forward pass in training collects sums."""
+        return self.config.sigma in OPTIMAL or self.config.handover is not None
+
+    @property
     def predicts(self) -> bool:
         """Whether sigma is predicted, so that the decoder returns one more value for each mean."""
         return self.config.sigma == "predicted"
@@ -80,7 +85,7 @@ class SigmaState(nn.Module):
         if config.sigma == "optimal_per_image":
             self._collect(powered, mask)
             return self._log_optimal(self._taken(powered).flatten(1).mean(1).view(-1, 1, 1, 1))
-        batch = self._collect(powered, mask) if config.sigma in OPTIMAL or config.handover else None
+        batch = self._collect(powered, mask) if self.collects else None
         if batch is None:
             return self.evaluation_log_sigma(raw).to(powered)
         log_optimal = self._log_optimal(_ratio(batch)).view(1, *self.group_shape).to(powered)
@@ -100,15 +105,23 @@ class SigmaState(nn.Module):
 
     def end_step(self) -> None:
         """Add the sums of all micro-batches of this optimizer step to the running averages."""
-        pending, self._pending = self._pending, []
-        if not pending:
+        if not (pending := self.take_sums()):
             return
-        collected = torch.stack([wait() for wait in pending]).sum(0)
+        collected = torch.stack(pending).sum(0)
         finite = torch.isfinite(collected).all()
         averaged = self.running.lerp(collected, 1 / self.config.horizon_steps)
         self.running.copy_(torch.where(finite, averaged, self.running))
         if self.config.handover:
             self._advance_stage(self.config.handover, torch.where(finite, collected, 0.0))
+
+    def take_sums(self) -> list[Tensor]:
+        """Remove and return (number, sums) of each micro-batch of this step, float64 [1 + groups] each."""
+        pending, self._pending = self._pending, []
+        return [wait() for wait in pending]
+
+    def put_sums(self, sums: list[Tensor]) -> None:
+        """Add what `take_sums` returned."""
+        self._pending += [lambda each=each: each for each in sums]  # type: ignore[misc]
 
     @property
     def sigma(self) -> Tensor | None:

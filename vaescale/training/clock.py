@@ -15,7 +15,9 @@ T = TypeVar("T")
 class Clock:
     """Throughput of the steps since the last call of `metrics`."""
 
-    def __init__(self) -> None:
+    def __init__(self, full_speed: float | None = None) -> None:
+        """full_speed: images a second at the full rate of all devices, for the utilization; None where it is unknown."""
+        self._full_speed = full_speed
         self.restart()
 
     def restart(self) -> None:
@@ -38,11 +40,16 @@ class Clock:
             yield batch
 
     def metrics(self, global_batch: int) -> dict[str, float]:
-        """Throughput over all processes, seconds per step, fraction spent waiting for data, this process's peak memory."""
+        """Throughput over all processes, seconds per step, fraction spent waiting for data, this process's peak memory, and the
+        model FLOPs utilization where the devices' rate is known.
+        """
         seconds, steps, waited = time.perf_counter() - self._start, max(1, self._steps), self._waited
         self.restart()
+        speed = global_batch * steps / seconds
+        share = {"perf/model_flops_utilization": speed / self._full_speed} if self._full_speed else {}
         return {
-            "perf/images_per_second": global_batch * steps / seconds,
+            **share,
+            "perf/images_per_second": speed,
             "perf/step_seconds": seconds / steps,
             "perf/data_wait_fraction": waited / seconds,
             "perf/memory_bytes": float(peak_memory_bytes()),

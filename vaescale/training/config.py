@@ -65,6 +65,11 @@ class TrainingConfig(Config):
         default=False,
         description="compile the model with torch.compile, which takes minutes at the start; for ddp, zero1 and zero2",
     )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="on one GPU, capture a step's passes once and replay them: the same values, much faster where the host "
+        "cannot launch kernels as fast as the GPU runs them; keeps the memory of a step",
+    )
     ema_decay: float = Field(
         default=0.999,
         ge=0,

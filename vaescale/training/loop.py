@@ -69,13 +69,14 @@ def train(
     seed: int,
     start: int,
     lr_factor: float = 1.0,
+    full_speed: float | None = None,
 ) -> None:
-    """Train from step `start` to config.steps.
+    """Train from step `start` to config.steps. full_speed: see Clock.
 
     Raises NotFinite when loss or gradient stay NaN or Inf, and Preempted after a checkpoint when a rank was asked to stop.
     """
     strategy.wrapped.train()
-    clock = Clock()
+    clock = Clock(full_speed)
     run_step = partial(train_step, strategy, objective=objective, precision=config.precision, seed=seed)
     for step, micro_batches in enumerate(clock.waiting_for(batches), start=start):
         comm.at_step(step)

@@ -72,7 +72,7 @@ def _saved_bytes(model: VAE, *, images: int, precision: Precision, importance_sa
     batch = torch.zeros(images, *model.image_shape, dtype=torch.uint8, device=device)
     stream = noise.Stream(0, 0, torch.zeros(images, dtype=torch.int64, device=device))
     mask = torch.ones(images, dtype=torch.bool, device=device)
-    with _unchanged(model):
+    with unchanged(model):
         model.train()
         with _Storages() as storages:
             terms = model(batch, stream, mask, importance_samples, False, AUTOCAST[precision])
@@ -82,7 +82,7 @@ def _saved_bytes(model: VAE, *, images: int, precision: Precision, importance_sa
 
 
 @contextmanager
-def _unchanged(model: VAE) -> Iterator[None]:
+def unchanged(model: VAE) -> Iterator[None]:
     """Restore buffers, training flags and the lists in which modules collect a step's sums. Does not copy the parameters."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     lists = [

@@ -46,7 +46,7 @@ class Recorder:
     """The watcher of the training loop. All ranks call it at the same steps; the main process writes.
 
     tags: what identifies the run, saved with each checkpoint; lr_factor: the factor of the learning rate, which each rollback
-    to a checkpoint lowers.
+    to a checkpoint lowers; full_speed: images a second at the full rate of the GPUs, None where it is unknown.
     """
 
     folder: Path
@@ -62,6 +62,7 @@ class Recorder:
     seed: int
     keep_best: str | None
     lr_factor: float = 1.0
+    full_speed: float | None = None
     _measured: tuple[int, dict[str, float]] = field(init=False, default=(0, {}))
     _num_named: int = field(init=False, default=0)
     _non_finite: run_folder.NonFiniteSteps = field(init=False)

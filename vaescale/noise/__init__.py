@@ -20,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaescale.noise import gpu
+
 # Streams that must never share a counter. A hierarchical model adds its group's number.
 POSTERIOR = 0 << 16
 PRIOR = 1 << 16
@@ -43,11 +45,15 @@ Blocks = tuple[tuple[int, int], ...]
 
 
 class Stream(NamedTuple):
-    """Where noise is wanted: seed, step, and the slots of the global batch, int64 [B] on the device to draw on."""
+    """Where noise is wanted: seed, step, and the slots of the global batch, int64 [B] on the device to draw on.
+
+    step_on_gpu: int64 [], used there in place of `step`, so that a CUDA graph reads it at each replay.
+    """
 
     seed: int
     step: int
     slots: Tensor
+    step_on_gpu: Tensor | None = None
 
 
 def normal(stream: Stream, purpose: int, shape: tuple[int, ...]) -> Tensor:
@@ -63,7 +69,10 @@ def normals(stream: Stream, numbers: Mapping[int, int]) -> Iterator[Tensor]:
     memory.
     """
     for together in _together(numbers, most=MOST_BLOCKS // max(1, len(stream.slots))):
-        rows = _box_muller(_words(stream, together))
+        on_gpu = gpu.can_draw_on(stream.slots.device)
+        rows = (
+            _drawn_on_gpu(stream, together, normal=True) if on_gpu else _box_muller(_words(stream, together))
+        )
         parts = (
             torch.split(rows, [4 * count for _, count in together], dim=1) if len(together) > 1 else (rows,)
         )
@@ -74,8 +83,11 @@ def normals(stream: Stream, numbers: Mapping[int, int]) -> Iterator[Tensor]:
 def uniform(stream: Stream, purpose: int, shape: tuple[int, ...]) -> Tensor:
     """Uniforms in [0, 1) [B, *shape], float32, one independent row a slot."""
     size = math.prod(shape)
-    words = _words(stream, ((purpose, _blocks(size)),)) >> 8
-    rows = words.permute(1, 2, 0).flatten(1).float().mul_(2.0**-24)
+    blocks: Blocks = ((purpose, _blocks(size)),)
+    if gpu.can_draw_on(stream.slots.device):
+        rows = _drawn_on_gpu(stream, blocks, normal=False)
+    else:
+        rows = (_words(stream, blocks) >> 8).permute(1, 2, 0).flatten(1).float().mul_(2.0**-24)
     return (rows if rows.shape[1] == size else rows[:, :size]).reshape(-1, *shape)
 
 
@@ -115,12 +127,23 @@ def _together(numbers: Mapping[int, int], *, most: int) -> Iterator[Blocks]:
         yield tuple(draw)
 
 
-def _words(stream: Stream, blocks: Blocks) -> Tensor:
-    """Uint32 values in int64 [4, B, T], for the blocks (purpose, count).
+def _drawn_on_gpu(stream: Stream, blocks: Blocks, *, normal: bool) -> Tensor:
+    """The numbers of the blocks, float32 [B, 4 T], from the kernel."""
+    slots, step = stream.slots, stream.step_on_gpu
+    if step is None:
+        step = torch.full((), stream.step, dtype=torch.int64, device=slots.device)
+    purposes, counts = map(list, zip(*blocks, strict=True))
+    drawn: Tensor = gpu.draw(slots, step, purposes, counts, list(_key(stream)), normal)
+    return drawn
 
-    A kernel for a GPU belongs here, or in place of this function and `_box_muller`.
-    """
-    slots, key = stream.slots, (stream.seed & _MASK, stream.seed >> 32 & _MASK)
+
+def _key(stream: Stream) -> tuple[int, int]:
+    return stream.seed & _MASK, stream.seed >> 32 & _MASK
+
+
+def _words(stream: Stream, blocks: Blocks) -> Tensor:
+    """Uint32 values in int64 [4, B, T], for the blocks (purpose, count)."""
+    slots, key = stream.slots, _key(stream)
     step = stream.step & _MASK
     if torch.compiler.is_compiling():  # fuses plain arithmetic
         block = torch.cat([torch.arange(count, device=slots.device) for _, count in blocks])

@@ -1,0 +1,54 @@
+"""Model FLOPs utilization: the floating-point operations that the model needs, as a share of what the GPU could do meanwhile.
+
+Convolutions and matrix products of the forward and the backward pass, two operations for a multiply-add; recomputed passes
+count once. Chowdhery et al. 2022, "PaLM", appendix B.
+"""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vaescale import noise
+from vaescale.models.vae import VAE
+from vaescale.training.config import Precision
+from vaescale.training.memory import unchanged
+
+# Dense operations a second by the vendor's data sheets, for bf16 and fp16, tf32, and fp32.
+RATES = {
+    "A100": (312e12, 156e12, 19.5e12),
+    "H100 PCIe": (756e12, 378e12, 51e12),
+    "H100": (989e12, 494e12, 67e12),
+    "H200": (989e12, 494e12, 67e12),
+}
+
+
+def full_speed(model: VAE, *, precision: Precision, importance_samples: int, processes: int) -> float | None:
+    """Images a second of a training step at the full rate of `processes` such GPUs; None where the rate is unknown."""
+    rate = peak_rate(next(model.parameters()).device, precision)
+    if rate is None:
+        return None
+    return processes * rate / flops_of_an_image(model, importance_samples=importance_samples)
+
+
+def peak_rate(device: torch.device, precision: Precision) -> float | None:
+    """The device's operations a second in a precision; None for a CPU, or a GPU that RATES does not name."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    rates = next((rates for part, rates in RATES.items() if part in name), None)
+    return None if rates is None else rates[{"tf32": 1, "fp32": 2}.get(precision, 0)]
+
+
+def flops_of_an_image(model: VAE, *, importance_samples: int = 0) -> float:
+    """The operations of a training step for one image, counted in a pass of two. Leaves the model as it was."""
+    device, images = next(model.parameters()).device, 2
+    pixels = torch.zeros(images, *model.image_shape, dtype=torch.uint8, device=device)
+    stream = noise.Stream(0, 0, torch.arange(images, device=device))
+    mask = torch.ones(images, dtype=torch.bool, device=device)
+    with unchanged(model):
+        model.train()
+        with FlopCounterMode(display=False) as counter:
+            terms = model(pixels, stream, mask, importance_samples)
+            loss = terms.kl.sum() - terms.log_px.sum() - terms.log_weights.sum()
+            weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            torch.autograd.grad(loss, weights, allow_unused=True)
+    return float(counter.get_total_flops()) / images

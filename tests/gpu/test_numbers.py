@@ -218,8 +218,8 @@ def test_a_network_has_the_loss_and_gradient_of_float64(name: str, device: torch
         assert relative_error(buffers[key], value, floor=1e-6) < GRADIENT, key
 
 
-# Autocast on the CPU against float64, over all cases: losses 1.2e-4 and 1.1e-4, gradients 6.9e-2 and 9.5e-3.
-LOW = {"bf16": (torch.bfloat16, 2e-3, 0.2), "fp16": (torch.float16, 1e-3, 3e-2)}
+# Autocast on the CPU against float64, over all cases: losses 1.2e-4 and 1.1e-4, gradients 6.9e-2 and 2.9e-2.
+LOW = {"bf16": (torch.bfloat16, 2e-3, 0.2), "fp16": (torch.float16, 2e-3, 0.1)}
 
 
 @pytest.mark.parametrize("precision", LOW)

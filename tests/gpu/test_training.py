@@ -35,10 +35,11 @@ from vaescale.training.optimizer import build_optimizer
 from vaescale.training.recorder import Recorder
 
 pytestmark = NEEDS_GPU
-# What a run of 60 steps may differ by from the CPU's in fp32, where the training loss falls from about 60 to -20 nats: nats of
-# each step, the relative sigma of each step, nats and relative sigma of the two evaluations.
-FP32 = (0.05, 1e-3, 0.05, 1e-3)
-CURVES = {"fp32": FP32, "tf32": (1.0, 0.02, 0.5, 0.01), "bf16": (3.0, 0.05, 1.5, 0.03)}
+# What a run of 60 steps may differ by from the CPU's in fp32, where the training loss falls from 39 to -18 nats: nats of each
+# step, the relative sigma of each step, nats and relative sigma of the two evaluations. On the CPU, channels_last differs by 2e-6
+# nats, bf16 by 1.6e-2; TF32 has three bits more than bf16.
+FP32 = (1e-3, 1e-5, 5e-4, 1e-5)
+CURVES = {"fp32": FP32, "tf32": (0.1, 1e-3, 0.05, 1e-3), "bf16": (0.3, 3e-3, 0.1, 2e-3)}
 # The first scale of a float16 loss overflows in this recipe and skips steps of the warm-up: the curve is behind, and catches up.
 SKIPPED, BEHIND_NATS = 12, 3.0
 
@@ -62,7 +63,12 @@ def test_a_curve_is_the_cpu_s(precision: str, trained) -> None:
     assert losses[60] < losses[1] - 20, "it learns"
     run = trained("gpu", f"training.precision={precision}")
     assert_close_runs(run, reference, CURVES[precision])
-    if precision != "bf16":  # the first step has no history of rounding
+    if precision == "bf16":
+        assert (
+            max(abs(value - losses[step]) for step, value in column(run, "train/neg_elbo_nats").items())
+            > 2e-3
+        )
+    else:  # the first step has no history of rounding
         assert losses[1] == pytest.approx(
             column(run, "train/neg_elbo_nats")[1], rel=1e-5 if precision == "fp32" else 3e-3
         )

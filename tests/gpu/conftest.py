@@ -140,7 +140,7 @@ def relative_error(value: Tensor, reference: Tensor, *, floor: float = 0.0) -> f
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Ignore warnings of torch's compiler and exporter about themselves."""
+    """Ignore warnings of torch's compiler, exporter and debug modes about themselves."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

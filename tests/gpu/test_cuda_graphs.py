@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.gpu.conftest import NEEDS_GPU, column, deterministic, verb
+from tests.gpu.conftest import NEEDS_GPU, column, deterministic, quiet, verb
 from vaescale.models.vae import VAE
 
 pytestmark = NEEDS_GPU
@@ -82,7 +82,8 @@ def test_a_run_continues_with_graphs_or_without(words, tmp_path: Path) -> None:
 def test_it_says_why_passes_are_not_replayed(
     options: tuple[str, ...], why: str, words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert verb("gpu", *words(tmp_path / "run", *WORDS, *options, steps=2)) == 0
+    with quiet():
+        assert verb("gpu", *words(tmp_path / "run", *WORDS, *options, steps=2)) == 0
     assert f"each step's passes are not replayed as CUDA graphs: {why}" in capsys.readouterr().err
 
 
@@ -99,5 +100,5 @@ def test_a_model_that_waits_for_the_gpu_trains_without_graphs(
     assert verb("gpu", *words(tmp_path / "run", *WORDS, steps=10)) == 0
     said = capsys.readouterr().err
     assert "each step's passes are not replayed as CUDA graphs: " in said
-    assert "capturing" in said
+    assert "CUDA error: operation" in said
     assert len(column(tmp_path / "run", "train/loss_nats")) == 10

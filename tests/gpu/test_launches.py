@@ -55,7 +55,11 @@ def started(
                     cwd=folder,
                     env=kept
                     | variables
-                    | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NCCL_DEBUG": "VERSION"},
+                    | {
+                        "OMP_NUM_THREADS": "1",
+                        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+                        "NCCL_DEBUG": "VERSION",
+                    },
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     text=True,

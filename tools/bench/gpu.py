@@ -7,6 +7,7 @@ Prints one table last, and writes gpu.json and the slowest kernels beside. Train
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -118,7 +119,9 @@ def _seconds(function: Any, device: torch.device, times: int = 10) -> float:
 
 def run_tests(folder: Path) -> list[str]:
     """Run the tests marked gpu, whose output goes to a file too."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "tests"]
+    spread = ["-n", "4"] if importlib.util.find_spec("xdist") else []
+    plugins = ["-p", "no:benchmark", "-p", "no:cacheprovider"]  # the first warns beside xdist
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", *spread, *plugins, "tests"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     (folder / "tests.log").write_text(done.stdout + done.stderr)
     say("\n".join((done.stdout + done.stderr).splitlines()[-40:]))

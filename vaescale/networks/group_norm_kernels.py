@@ -21,10 +21,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE_ELEMENTS = 4096  # 16 for each of 256 threads: two loads of 16 bytes in bf16
+TILE_ELEMENTS = 2048  # 8 for each of 256 threads: one load of 16 bytes in bf16
 MOST_TILES = 16
 FEWEST_CHUNKS = 64  # so that a small batch of small maps occupies the device
-MERGED_CHUNKS = 32
+MERGED_ELEMENTS = 2048
 WARPS = 8
 
 
@@ -47,6 +47,19 @@ def plan(places: int, channels: int) -> Plan:
     return Plan(block, rows, tiles, triton.cdiv(places, rows * tiles))
 
 
+def merging(chunks: int, channels: int, groups: int) -> dict[str, int]:
+    """Sizes for the kernels that sum over the chunks of an image: in one pass where these are few."""
+    block = triton.next_power_of_2(channels // groups)
+    together = min(triton.next_power_of_2(chunks), max(1, MERGED_ELEMENTS // block))
+    return {
+        "C": channels,
+        "G": groups,
+        "BLOCK": block,
+        "CHUNKS": together,
+        "PARTS": triton.cdiv(chunks, together),
+    }
+
+
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,12 +80,8 @@ def forward(
             places,
             chunks,
             eps,
-            C=channels,
-            G=groups,
-            BLOCK=triton.next_power_of_2(channels // groups),
             CHUNK=rows * tiles,
-            CHUNKS=MERGED_CHUNKS,
-            PARTS=triton.cdiv(chunks, MERGED_CHUNKS),
+            **merging(chunks, channels, groups),
         )
         _normalize[(images * chunks,)](
             x, y, mean, rstd, weight, bias, places, chunks, G=groups, SILU=silu, **tiling
@@ -109,11 +118,7 @@ def backward(
             means,
             places,
             chunks,
-            C=channels,
-            G=groups,
-            BLOCK=triton.next_power_of_2(channels // groups),
-            CHUNKS=MERGED_CHUNKS,
-            PARTS=triton.cdiv(chunks, MERGED_CHUNKS),
+            **merging(chunks, channels, groups),
         )
         _input_gradient[(images * chunks,)](
             dy, x, dx, mean, rstd, weight, bias, means, places, chunks, **tiling

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vaescale.networks.base import FlatNetwork
 from vaescale.networks.config import ConvConfig, Norm
-from vaescale.networks.layers import ACTIVATIONS, conv, deconv, norm, refuse_indivisible, spectral
+from vaescale.networks.layers import ACTIVATIONS, conv, deconv, norm, normed, refuse_indivisible, spectral
 from vaescale.networks.presets import PRESETS, Preset
 
 WIDTHS = (32, 64)
@@ -84,15 +84,15 @@ def _encoder_maps(plan: Preset, channels: int, kind: Norm) -> Iterator[nn.Sequen
     for number, (width, kernel, stride) in enumerate(plan.encoder):
         layer: nn.Module = conv(channels, width, kernel, stride=stride)
         layer = spectral(layer) if plan.spectral else layer
-        normed = norm(kind if number or plan.first_norm else "none", width)
-        yield nn.Sequential(layer, normed, ACTIVATIONS[plan.activation]())
+        first = kind if number or plan.first_norm else "none"
+        yield nn.Sequential(layer, *normed(first, width, plan.activation))
         channels = width
 
 
 def _decoder_maps(plan: Preset, channels: int, kind: Norm) -> Iterator[nn.Sequential]:
     for width, kernel, stride in plan.decoder:
         layer = deconv(channels, width, kernel, stride=stride)
-        yield nn.Sequential(layer, norm(kind, width), ACTIVATIONS[plan.decoder_activation]())
+        yield nn.Sequential(layer, *normed(kind, width, plan.decoder_activation))
         channels = width
 
 
@@ -109,5 +109,4 @@ def _hidden(
         layer: nn.Module = nn.Linear(size, following)
         yield spectral(layer) if spectral_norm else layer
         if number < len(sizes):
-            yield norm(kind, following)
-            yield ACTIVATIONS[activation]()
+            yield from normed(kind, following, activation)

@@ -11,11 +11,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, gelu, interpolate, pad
+from torch.nn.functional import avg_pool2d, gelu, pad
 
 from vaescale.errors import UserError
 from vaescale.networks.config import LadderConfig
-from vaescale.networks.layers import conv, recomputed
+from vaescale.networks.layers import conv, nearest, recomputed
 from vaescale.networks.stages import Block, parse_decoder, parse_encoder, suggested
 
 Maps = dict[int, Tensor]
@@ -102,7 +102,7 @@ class LadderNetwork(nn.Module):
         )
         if block.mixes is not None:
             smaller = _to_width(maps[block.mixes], width)
-            feature_map = feature_map + interpolate(smaller, scale_factor=size // block.mixes, mode="nearest")
+            feature_map = feature_map + nearest(smaller, size // block.mixes)
         return feature_map.contiguous(memory_format=torch.channels_last)
 
     def finish(self, maps: Maps) -> Tensor:
@@ -154,7 +154,9 @@ class Group(nn.Module):
     def prior(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
         """Raw parameters of p(z|above) [B, 2 Z, R, R], and the updated map."""
         raw = self.prior_body(feature_map)
-        return raw[:, : 2 * self.latent_dim], feature_map + raw[:, 2 * self.latent_dim :]
+        # Not two slices: their gradients would be two maps of zeros in another memory order, filled and summed.
+        parameters, change = raw.split([2 * self.latent_dim, feature_map.shape[1]], dim=1)
+        return parameters, feature_map + change
 
     def with_latents(self, feature_map: Tensor, z: Tensor) -> Tensor:
         """The map after z is added and the map is refined."""

@@ -8,12 +8,14 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate, scaled_dot_product_attention
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 from vaescale import comm
 from vaescale.errors import UserError
 from vaescale.networks.config import Norm
+from vaescale.networks.group_norm import GroupNorm
 
 T = TypeVar("T")
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -21,6 +23,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
 }
+WIDEST_FUSED_HEAD = 256
+MOST_EXPLICIT_PLACES = 4096
 
 
 def conv(channels: int, width: int, kernel: int, *, stride: int = 1, padding: int | None = None) -> nn.Conv2d:
@@ -41,8 +45,46 @@ def norm(kind: Norm, width: int, *, groups: int = 8) -> nn.Module:
     statistics of the global batch.
     """
     if kind == "group":
-        return nn.GroupNorm(math.gcd(width, groups), width, eps=1e-5)
+        return GroupNorm(math.gcd(width, groups), width)
     return GlobalBatchNorm(width) if kind == "batch" else nn.Identity()
+
+
+def normed(kind: Norm, width: int, activation: str, *, groups: int = 8) -> tuple[nn.Module, nn.Module]:
+    """Two layers, a normalization and its activation. GroupNorm computes SiLU itself; the second layer is then the identity, so
+    that the layers of an nn.Sequential keep their numbers in checkpoints.
+    """
+    if kind == "group" and activation == "silu":
+        return GroupNorm(math.gcd(width, groups), width, with_silu=True), nn.Identity()
+    return norm(kind, width, groups=groups), ACTIVATIONS[activation]()
+
+
+def nearest(x: Tensor, factor: int) -> Tensor:
+    """Map [B, C, R, R] to [B, C, factor R, factor R] in the dtype of x: each value fills factor^2 places."""
+    if not x.is_cuda:
+        return interpolate(x, scale_factor=factor, mode="nearest")
+    # CUDA's autocast list would make a float32 map of it, to be cast back by the next convolution.
+    with torch.autocast("cuda", enabled=False):
+        return interpolate(x, scale_factor=factor, mode="nearest")
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(W)) V over N places, with one head. [B, N, W] each. Vaswani et al. 2017, eq. 1.
+
+    On CUDA, wide heads over few places use plain matrix products: the fused kernels for heads wider than 256 are several times
+    slower. This keeps B N^2 weights for the gradient, in float32 and in the dtype of the value.
+    """
+    width, places = query.shape[-1], query.shape[-2]
+    wide_head = width > WIDEST_FUSED_HEAD and places <= MOST_EXPLICIT_PLACES
+    if query.is_cuda and wide_head and query.dtype != torch.float64:
+        return _explicit_attention(query, key, value)
+    return scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
+
+
+def _explicit_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    with torch.autocast(query.device.type, enabled=False):
+        # In float32, as in the fused kernels: bf16 would round large logits by whole units.
+        logits = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(1, 2)
+        return torch.softmax(logits, dim=2).to(value.dtype) @ value
 
 
 def spectral(layer: nn.Module) -> nn.Module:

@@ -9,12 +9,12 @@ Legend: x [B, C, S, S], f = 2^(len(multipliers) - 1), z [B, Z, S / f, S / f].
 
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
+from torch.nn.functional import pad
 
 from vaescale.errors import UserError
 from vaescale.networks.base import FlatNetwork
 from vaescale.networks.config import ResnetConfig
-from vaescale.networks.layers import conv, norm, refuse_indivisible
+from vaescale.networks.layers import attend, conv, nearest, norm, normed, refuse_indivisible
 
 NORM_GROUPS = 32
 
@@ -83,14 +83,16 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm("group", channels, groups=NORM_GROUPS), conv(channels, width, 3)
-        self.norm2, self.conv2 = norm("group", width, groups=NORM_GROUPS), conv(width, width, 3)
+        self.norm1, _ = normed("group", channels, "silu", groups=NORM_GROUPS)
+        self.conv1 = conv(channels, width, 3)
+        self.norm2, _ = normed("group", width, "silu", groups=NORM_GROUPS)
+        self.conv2 = conv(width, width, 3)
         self.shortcut = conv(channels, width, 1) if channels != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, channels, R, R] to [B, width, R, R]."""
-        inner = self.conv1(silu(self.norm1(x)))
-        inner = self.conv2(silu(self.norm2(inner)))
+        inner = self.conv1(self.norm1(x))
+        inner = self.conv2(self.norm2(inner))
         total: Tensor = self.shortcut(x) + inner
         return total
 
@@ -106,12 +108,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply attention to [B, W, R, R]."""
-        normed, side = self.norm(x), x.shape[-1]
+        inner, side = self.norm(x), x.shape[-1]
         query, key, value = (
-            rearrange(layer(normed), "b w i j -> b 1 (i j) w") for layer in (self.query, self.key, self.value)
+            rearrange(layer(inner), "b w i j -> b (i j) w") for layer in (self.query, self.key, self.value)
         )
-        mixed = scaled_dot_product_attention(query, key, value)
-        total: Tensor = x + self.out(rearrange(mixed, "b 1 (i j) w -> b w i j", i=side))
+        mixed = attend(query, key, value)
+        total: Tensor = x + self.out(rearrange(mixed, "b (i j) w -> b w i j", i=side))
         return total
 
 
@@ -137,7 +139,7 @@ class Double(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, W, R, R] to [B, W, 2 R, 2 R]."""
-        doubled: Tensor = self.conv(interpolate(x, scale_factor=2, mode="nearest"))
+        doubled: Tensor = self.conv(nearest(x, 2))
         return doubled
 
 
@@ -156,4 +158,4 @@ def _middle(width: int, attention: bool) -> list[nn.Module]:
 
 
 def _end(width: int, out: int) -> list[nn.Module]:
-    return [norm("group", width, groups=NORM_GROUPS), nn.SiLU(), conv(width, out, 3)]
+    return [*normed("group", width, "silu", groups=NORM_GROUPS), conv(width, out, 3)]

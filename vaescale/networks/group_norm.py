@@ -1,0 +1,161 @@
+"""GroupNorm with an optional SiLU, as one operation on CUDA. Wu & He 2018; SiLU: Elfwing et al. 2018.
+
+On CUDA, maps in channels_last order use Triton kernels (`group_norm_kernels.py`), and the output has the dtype and the order of the
+input. torch's group_norm returns another order (PyTorch issue 111824) and computes in float32 under autocast, so that each
+convolution after it copies its input twice. Everywhere else this is torch's group_norm followed by torch's silu.
+
+To compare the two on a GPU: set `GroupNorm.fused = False`, or VAESCALE_FUSED_GROUP_NORM=0 in the environment.
+"""
+
+import importlib.util
+import os
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from vaescale.system import console
+
+SWITCH = "VAESCALE_FUSED_GROUP_NORM"
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+WIDEST = 1024
+MOST_ELEMENTS = 2**31  # of one image; offsets inside an image are 32-bit
+_usable: list[bool] = []  # the answer of `kernels_run`, once it is known
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's GroupNorm, with SiLU after it where `with_silu`. Parameters have the names, shapes and initial values of torch's."""
+
+    fused: ClassVar[bool] = True
+    """Whether to use the Triton kernels where they apply."""
+
+    def __init__(self, groups: int, width: int, *, with_silu: bool = False, eps: float = 1e-5) -> None:
+        super().__init__(groups, width, eps=eps)
+        self.with_silu = with_silu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x [B, C] or [B, C, H, W] over groups of channels and all places."""
+        if x.is_cuda and GroupNorm.fused and self._fits(x) and kernels_run():
+            y: Tensor = group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, self.with_silu)[
+                0
+            ]
+            return y
+        normed = super().forward(x)
+        return silu(normed) if self.with_silu else normed
+
+    def extra_repr(self) -> str:
+        """torch's, and whether SiLU follows."""
+        return f"{super().extra_repr()}, with_silu={self.with_silu}"
+
+    def _fits(self, x: Tensor) -> bool:
+        return (
+            x.dim() == 4
+            and x.dtype in DTYPES
+            and self.num_channels <= WIDEST
+            and 0 < x.numel() < MOST_ELEMENTS * len(x)
+            and x.is_contiguous(memory_format=torch.channels_last)
+        )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def kernels_run() -> bool:
+    """Whether Triton can start kernels: it needs a C compiler and Python's headers when it runs. A reason against is said once."""
+    if not _usable:
+        _usable.append(os.environ.get(SWITCH, "1") != "0" and _triton_starts())
+    return _usable[0]
+
+
+def _triton_starts() -> bool:
+    if importlib.util.find_spec("triton") is None:
+        console.say("GroupNorm uses torch's slower kernels: triton is not installed (pip install triton)")
+        return False
+    try:
+        from triton.runtime import driver  # type: ignore[import-not-found]
+
+        driver.active.get_current_target()
+        _ = driver.active.utils
+    except Exception as error:  # a compiler's failure, a missing header or a missing driver
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        console.say(f"GroupNorm uses torch's slower kernels: Triton cannot start kernels here ({reason})")
+        return False
+    return True
+
+
+@torch.library.custom_op("vaescale::group_norm_silu", mutates_args=())
+def group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, with_silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """GroupNorm and SiLU of x [B, C, H, W], dense as [B, H, W, C]. Statistics are float32; no second derivative.
+
+    Returns y like x, and for the gradient the groups' means and 1 / sqrt(variance + eps), both [B, groups].
+    """
+    from vaescale.networks import group_norm_kernels
+
+    x = x.contiguous(memory_format=torch.channels_last)
+    return group_norm_kernels.forward(x, weight, bias, groups, eps, with_silu)
+
+
+@torch.library.custom_op("vaescale::group_norm_silu_backward", mutates_args=())
+def group_norm_silu_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, with_silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `group_norm_silu`: dx like x, dweight and dbias [C] in float32."""
+    from vaescale.networks import group_norm_kernels
+
+    x = x.contiguous(memory_format=torch.channels_last)
+    dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    return group_norm_kernels.backward(dy, x, weight, bias, mean, rstd, with_silu)
+
+
+@group_norm_silu.register_fake
+def _shapes(
+    x: Tensor,
+    weight: Tensor,  # noqa: ARG001
+    bias: Tensor,  # noqa: ARG001
+    groups: int,
+    eps: float,  # noqa: ARG001
+    with_silu: bool,  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistic = x.new_empty(x.shape[0], groups, dtype=torch.float32)
+    return torch.empty_like(x, memory_format=torch.channels_last), statistic, torch.empty_like(statistic)
+
+
+@group_norm_silu_backward.register_fake
+def _gradient_shapes(
+    dy: Tensor,  # noqa: ARG001
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,  # noqa: ARG001
+    rstd: Tensor,  # noqa: ARG001
+    with_silu: bool,  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor]:
+    dweight, dbias = (torch.empty_like(vector, dtype=torch.float32) for vector in (weight, bias))
+    return torch.empty_like(x, memory_format=torch.channels_last), dweight, dbias
+
+
+def _keep(
+    ctx: torch.autograd.function.FunctionCtx,
+    inputs: tuple[Tensor, Tensor, Tensor, int, float, bool],
+    output: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    x, weight, bias, _, _, with_silu = inputs
+    # Without zeros for the gradients of mean and rstd, which nothing reads.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, bias, *output[1:])
+    ctx.with_silu = with_silu  # type: ignore[attr-defined]
+
+
+def _gradient(
+    context: torch.autograd.function.FunctionCtx, dy: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+    if dy is None:
+        return None, None, None, None, None, None
+    x, weight, bias, mean, rstd = context.saved_tensors  # type: ignore[attr-defined]
+    with_silu: bool = context.with_silu  # type: ignore[attr-defined]
+    dx, dweight, dbias = group_norm_silu_backward(dy, x, weight, bias, mean, rstd, with_silu)
+    return dx, dweight.to(weight.dtype), dbias.to(bias.dtype), None, None, None
+
+
+group_norm_silu.register_autograd(_gradient, setup_context=_keep)

@@ -118,7 +118,7 @@ def count(recipe: Recipe, *, images: int = 2, logged: bool = False) -> Counts:
     )
     run_step(judge=partial(guard.judge, step=0), scale=guard.scale, step=0)
     with Counting() as counting:
-        result = run_step(judge=partial(guard.judge, step=1), scale=guard.scale, step=1)
+        result = run_step(judge=partial(guard.judge, step=1), scale=guard.scale, step=1, logged=logged)
         if logged:
             step_metrics(result, strategy.model)
     counts: Counts = counting.counts

@@ -103,8 +103,9 @@ class SigmaState(nn.Module):
         pending, self._pending = self._pending, []
         if not pending:
             return
-        collected = torch.stack([wait() for wait in pending]).sum(0)
-        finite = torch.isfinite(collected).all()
+        sums = [wait() for wait in pending]
+        collected = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+        finite = (collected - collected == 0).all()  # no NaN and no Inf
         averaged = self.running.lerp(collected, 1 / self.config.horizon_steps)
         self.running.copy_(torch.where(finite, averaged, self.running))
         if self.config.handover:

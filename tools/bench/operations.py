@@ -47,6 +47,10 @@ SOURCES = (
     ("objectives", "", "objective"),
     ("training/step.py", "step_metrics", "metrics"),
     ("training/guard.py", "", "guard"),
+    ("training/outliers.py", "", "guard"),
+    ("training/loss_scale.py", "", "guard"),
+    ("training/later.py", "", "guard"),
+    ("training/half_weights.py", "", "copies of weights"),
     ("training", "", "step"),
 )
 

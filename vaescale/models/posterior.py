@@ -42,7 +42,7 @@ def kl(q: Gaussian, p: Gaussian | None = None) -> Tensor:
 def draw(q: Gaussian, p: Gaussian | None, epsilon: Tensor) -> tuple[Tensor, Tensor]:
     """The draw `q.sample(epsilon)`, and `kl(q, p)` summed over the places of a map, [B, Z], in one node of the graph.
 
-    The values are those of the two functions; the gradients differ by rounding. It keeps four maps for the backward pass.
+    Values and gradients are those of the two functions, with half of the operations and fewer maps kept for the backward pass.
     """
     if torch.compiler.is_compiling():  # fuses the plain form
         cost = kl(q, p)
@@ -75,28 +75,29 @@ class _Draw(torch.autograd.Function):
         log_sigma_p: Tensor | None,
         epsilon: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        moved = torch.exp(log_sigma).mul_(epsilon)
+        sigma = torch.exp(log_sigma)
         if mu_p is None or log_sigma_p is None:
-            inverse, deviation, log_ratio = None, mu, log_sigma
+            inverse, difference, deviation, log_ratio = None, None, mu, log_sigma
         else:
-            inverse = torch.neg(log_sigma_p).exp_()
-            deviation, log_ratio = (mu - mu_p).mul_(inverse), log_sigma - log_sigma_p
+            inverse, difference = torch.neg(log_sigma_p).exp_(), mu - mu_p
+            deviation, log_ratio = difference * inverse, log_sigma - log_sigma_p
         square = (2 * log_ratio).exp_()
         cost = deviation.square().add_(square).sub_(1).mul_(0.5).sub_(log_ratio)
-        ctx.save_for_backward(moved, inverse, deviation, square)
-        return mu + moved, cost.sum(tuple(range(2, cost.ndim))) if cost.ndim > 2 else cost
+        ctx.save_for_backward(sigma, epsilon, inverse, difference, deviation, square)
+        return (sigma * epsilon).add_(mu), cost.sum(tuple(range(2, cost.ndim))) if cost.ndim > 2 else cost
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_z: Tensor, of_cost: Tensor) -> tuple[Tensor | None, ...]:
-        moved, inverse, deviation, square = ctx.saved_tensors
-        of_cost = of_cost.view(*of_cost.shape, *(1 for _ in moved.shape[2:])) if moved.ndim > 2 else of_cost
-        of_ratio = (square - 1).mul_(of_cost)
-        of_log_sigma = torch.addcmul(of_ratio, of_z, moved)
-        if inverse is None:
-            return torch.addcmul(of_z, of_cost, deviation), of_log_sigma, None, None, None
+        # In the order of autograd's sums and products for `kl` and `sample`, so that the bits are the same.
+        sigma, epsilon, inverse, difference, deviation, square = ctx.saved_tensors
+        of_cost = of_cost.view(*of_cost.shape, *(1 for _ in sigma.shape[2:])) if sigma.ndim > 2 else of_cost
+        of_ratio = (square * of_cost).sub_(of_cost)
+        of_log_sigma = (of_z * epsilon).mul_(sigma).add_(of_ratio)
         of_deviation = deviation * of_cost
-        of_log_sigma_p = torch.addcmul(of_ratio, of_deviation, deviation).neg_()
+        if inverse is None:
+            return of_deviation.add_(of_z), of_log_sigma, None, None, None
+        of_log_sigma_p = (of_deviation * difference).mul_(inverse).add_(of_ratio).neg_()
         of_mu = of_deviation.mul_(inverse)
         return of_z + of_mu, of_log_sigma, -of_mu, of_log_sigma_p, None
 

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from vaescale.config import OneOf
 from vaescale.models.config import POSTERIORS, Decreasing, FixedConfig, IsotropicConfig, RelativeConfig
-from vaescale.models.posterior import Fixed, Gaussian, Isotropic, Relative, bounded, kl
+from vaescale.models.posterior import Fixed, Gaussian, Isotropic, Relative, bounded, draw, kl
 
 
 def raw(channels: int, *places: int) -> torch.Tensor:
@@ -84,3 +85,40 @@ def test_strange_sigmas_are_refused(refused) -> None:
 def test_the_default_kind_is_diagonal() -> None:
     assert OneOf(POSTERIORS, default="diagonal").validate({}).kind == "diagonal"
     assert set(POSTERIORS) == {"diagonal", "isotropic", "fixed", "relative"}
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4, 4)], ids=["vector", "map"])
+@pytest.mark.parametrize("has_prior", [False, True])
+def test_a_draw_and_its_kl_are_those_of_the_plain_functions(shape: tuple[int, ...], has_prior: bool) -> None:
+    """The values bit for bit, the gradients up to the order of their sums."""
+    torch.manual_seed(0)
+    raw, epsilon, weight = torch.randn(4, *shape), torch.randn(shape), torch.randn(shape)
+    results = []
+    for at_once in (False, True):
+        leaves = raw.clone().requires_grad_()
+        q = Gaussian(leaves[0], bounded(leaves[1]))
+        p = Gaussian(leaves[2], bounded(leaves[3])) if has_prior else None
+        if at_once:
+            z, cost = draw(q, p, epsilon)
+        else:
+            z, cost = q.sample(epsilon), kl(q, p).flatten(2).sum(2) if len(shape) > 2 else kl(q, p)
+        loss = (z * weight).sin().sum() + 0.3 * cost.square().sum()
+        loss.backward()
+        results.append((z, cost, leaves.grad))
+    (*values, gradient), (*others, other) = results
+    for value, expected in zip(others, values, strict=True):
+        assert torch.equal(value, expected)
+    torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-6)
+    assert other[:2].abs().min() > 0
+
+
+def test_gradients_of_a_draw_are_finite_differences() -> None:
+    torch.manual_seed(0)
+    mu, log_sigma, mu_p, log_sigma_p, epsilon = torch.randn(5, 2, 3, 2, 2, dtype=torch.float64)
+    inputs = tuple(tensor.requires_grad_() for tensor in (mu, log_sigma, mu_p, log_sigma_p))
+
+    def both(mu: Tensor, log_sigma: Tensor, *prior: Tensor) -> tuple[Tensor, Tensor]:
+        return draw(Gaussian(mu, bounded(log_sigma)), Gaussian(*prior) if prior else None, epsilon)
+
+    assert torch.autograd.gradcheck(both, inputs)
+    assert torch.autograd.gradcheck(both, inputs[:2])

@@ -47,6 +47,10 @@ SOURCES = (
     ("objectives", "", "objective"),
     ("training/step.py", "step_metrics", "metrics"),
     ("training/guard.py", "", "guard"),
+    ("training/outliers.py", "", "guard"),
+    ("training/loss_scale.py", "", "guard"),
+    ("training/later.py", "", "guard"),
+    ("training/half_weights.py", "", "copies of weights"),
     ("training", "", "step"),
 )
 
@@ -118,7 +122,7 @@ def count(recipe: Recipe, *, images: int = 2, logged: bool = False) -> Counts:
     )
     run_step(judge=partial(guard.judge, step=0), scale=guard.scale, step=0)
     with Counting() as counting:
-        result = run_step(judge=partial(guard.judge, step=1), scale=guard.scale, step=1)
+        result = run_step(judge=partial(guard.judge, step=1), scale=guard.scale, step=1, logged=logged)
         if logged:
             step_metrics(result, strategy.model)
     counts: Counts = counting.counts

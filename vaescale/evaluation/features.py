@@ -7,6 +7,7 @@ FILE.pt2            a module that `torch.export.save` wrote: [B, C, H, W] in [0,
 """
 
 import hashlib
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -137,6 +138,24 @@ def no_code_from_pickles() -> Iterator[None]:
         os.environ |= {WEIGHTS_ONLY: before} if before is not None else {}
 
 
+@contextmanager
+def _faults_of_export() -> Iterator[list[BaseException]]:
+    """Collect the exceptions that torch.export logs with a traceback before it raises another one."""
+    faults: list[BaseException] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1]:
+            faults.append(record.exc_info[1])
+        return not record.exc_info
+
+    logger = logging.getLogger("torch.export")
+    logger.addFilter(keep)
+    try:
+        yield faults
+    finally:
+        logger.removeFilter(keep)
+
+
 def _refuse_misfit(
     features: Callable[[Tensor], Tensor], path: Path, image_shape: tuple[int, int, int], device: torch.device
 ) -> None:
@@ -167,14 +186,18 @@ def _exported(
         raise UserError(
             f"{path} is a program and could do anything; if you trust its author, give --trust-features"
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module: nn.Module = torch.export.load(str(path)).module().to(device)
-    except Exception as error:  # a damaged file may raise anything
-        raise UserError(
-            f"{path} cannot be loaded ({type(error).__name__}: {error}); export it again"
-        ) from error
+    with _faults_of_export() as faults:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                module: nn.Module = torch.export.load(str(path)).module().to(device)
+        except Exception as error:  # a damaged file may raise anything
+            fault = faults[-1] if faults else error
+            remedy = "on a CPU, or use it on a machine with a GPU" if "CUDA" in str(fault) else "again"
+            reason = " ".join(str(fault).split())
+            raise UserError(
+                f"{path} cannot be loaded ({type(fault).__name__}: {reason}); export it {remedy}"
+            ) from error
 
     def features(images: Tensor) -> Tensor:
         output: Tensor = module(images.float())

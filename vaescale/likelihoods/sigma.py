@@ -107,8 +107,8 @@ class SigmaState(nn.Module):
         """Add the sums of all micro-batches of this optimizer step to the running averages."""
         if not (pending := self.take_sums()):
             return
-        collected = torch.stack(pending).sum(0)
-        finite = torch.isfinite(collected).all()
+        collected = pending[0] if len(pending) == 1 else torch.stack(pending).sum(0)
+        finite = (collected - collected == 0).all()  # no NaN and no Inf
         averaged = self.running.lerp(collected, 1 / self.config.horizon_steps)
         self.running.copy_(torch.where(finite, averaged, self.running))
         if self.config.handover:

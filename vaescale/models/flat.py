@@ -10,8 +10,8 @@ from vaescale import noise
 from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.likelihoods.sigma import wide
 from vaescale.models.config import PosteriorConfig
-from vaescale.models.posterior import Gaussian, Posterior, kl
-from vaescale.models.vae import VAE, Inferred
+from vaescale.models.posterior import Gaussian, Posterior, draw, kl
+from vaescale.models.vae import VAE, Inferred, unit_moments
 from vaescale.networks.config import NetworkConfig
 
 
@@ -39,28 +39,38 @@ class FlatVAE(VAE):
         self.latent_dim = math.prod(self.latent_shape)
         self.group_sizes, self.group_places = (self.latent_dim,), (math.prod(self.latent_shape[1:]),)
 
-    def infer(self, x: Tensor, stream: noise.Stream, draws: int, detached: bool) -> Inferred:
+    def infer(
+        self,
+        x: Tensor,
+        stream: noise.Stream,
+        draws: int,
+        detached: bool,
+        *,
+        weighted: bool = True,
+        measured: bool = True,
+    ) -> Inferred:
         """Draw z = mu + sigma epsilon. The KL is in closed form and the same for every draw."""
         q = self.posterior(x)
-        epsilon = noise.normal(stream, noise.POSTERIOR, (draws, *self.latent_shape)).to(q.mu)
-        repeated = Gaussian(*(repeat(tensor, "b ... -> (b k) ...", k=draws) for tensor in q))
-        z = repeated.sample(epsilon.flatten(0, 1))
+        (epsilon,) = noise.normals(stream, {noise.POSTERIOR: draws * self.latent_dim})
+        with torch.autocast(x.device.type, enabled=False):
+            if draws == 1:
+                repeated = q
+                z, latent_kl = draw(q, None, epsilon.reshape(q.mu.shape).to(q.mu))
+            else:
+                repeated = Gaussian(*(repeat(tensor, "b ... -> (b k) ...", k=draws) for tensor in q))
+                z = repeated.sample(epsilon.reshape(repeated.mu.shape).to(q.mu))
+                latent_kl = kl(q).flatten(2).sum(2) if q.mu.ndim > 2 else kl(q)  # [B, L]
         params = self.network.decode(z)
         with torch.autocast(x.device.type, enabled=False):
-            by_latent = kl(q).flatten(2).sum(2) if q.mu.ndim > 2 else kl(q)  # [B, L]
-            places = q.mu.detach().flatten(2) if q.mu.ndim > 2 else q.mu.detach()[..., None]
-            density_of_q = Gaussian(*(tensor.detach() for tensor in repeated)) if detached else repeated
-            standard = Gaussian(torch.zeros_like(z), torch.zeros_like(z))
-            log_ratio = (standard.log_density(z) - density_of_q.log_density(z)).flatten(1).sum(1)
+            nothing = latent_kl.new_zeros(len(x), 0)
             return Inferred(
                 params=params,
-                kl=by_latent.sum(1, keepdim=True),
-                latent_kl=by_latent,
-                unit_mean=places.mean(2),
-                unit_square=places.square().mean(2),
+                kl=latent_kl.sum(1, keepdim=True),
+                latent_kl=latent_kl,
+                unit=unit_moments(q.mu) if measured else (nothing, nothing),
                 mu=q.mu.flatten(1),
                 log_sigma=q.log_sigma.flatten(1),
-                log_ratio=rearrange(log_ratio, "(b k) -> b k", k=draws),
+                log_ratio=_log_ratio(repeated, z, draws=draws, detached=detached) if weighted else nothing,
                 draws=z,
             )
 
@@ -98,3 +108,11 @@ class FlatVAE(VAE):
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """The raw parameters from draws of N(0, temperature^2)."""
         return self.decode(temperature * noise.normal(stream, noise.PRIOR, (self.latent_dim,)))
+
+
+def _log_ratio(q: Gaussian, z: Tensor, *, draws: int, detached: bool) -> Tensor:
+    """log p(z) - log q(z|x) of draws [B K, ...], [B, K]. detached: holds q's parameters constant."""
+    q = Gaussian(*(tensor.detach() for tensor in q)) if detached else q
+    standard = Gaussian(torch.zeros_like(z), torch.zeros_like(z))
+    log_ratio = (standard.log_density(z) - q.log_density(z)).flatten(1).sum(1)
+    return rearrange(log_ratio, "(b k) -> b k", k=draws)

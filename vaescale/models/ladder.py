@@ -7,7 +7,7 @@ Legend: a group's z, mu and sigma are [B K, Z, R, R].
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -19,21 +19,20 @@ from vaescale import noise
 from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.likelihoods.sigma import wide
 from vaescale.models.config import PosteriorConfig
-from vaescale.models.posterior import Gaussian, Posterior, bounded, kl
-from vaescale.models.vae import VAE, Inferred
+from vaescale.models.posterior import Gaussian, Posterior, bounded, draw
+from vaescale.models.vae import VAE, Inferred, unit_moments
 from vaescale.networks.config import NetworkConfig
 from vaescale.networks.ladder import Group, LadderNetwork
 from vaescale.networks.layers import recomputed
 
 
 class GroupTerms(NamedTuple):
-    """Terms of one group: the updated map, and terms as in models.vae.Terms, [B K, Z] by channel; the last is [B K]."""
+    """Terms of one group: the updated map, and terms as in models.vae.Inferred, [B K, Z] by channel; the last is [B K]."""
 
     feature_map: Tensor
     latent_kl: Tensor
-    unit_mean: Tensor
-    unit_square: Tensor
-    log_ratio: Tensor
+    unit: tuple[Tensor, Tensor] | None
+    log_ratio: Tensor | None
 
 
 class LadderVAE(VAE):
@@ -68,7 +67,16 @@ class LadderVAE(VAE):
     def _groups(self) -> list[Group]:
         return cast("list[Group]", list(self.network.groups))
 
-    def infer(self, x: Tensor, stream: noise.Stream, draws: int, detached: bool) -> Inferred:
+    def infer(
+        self,
+        x: Tensor,
+        stream: noise.Stream,
+        draws: int,
+        detached: bool,
+        *,
+        weighted: bool = True,
+        measured: bool = True,
+    ) -> Inferred:
         """Draw z top-down through the groups; each KL is in closed form, given the draws above it."""
         assert not detached, "refused in the recipe"
         seen = self.network.bottom_up(x)
@@ -78,7 +86,7 @@ class LadderVAE(VAE):
         maps, terms = self.network.start(rows), []
         for group, epsilon in zip(self._groups, self._epsilons(stream, draws), strict=False):
             feature_map = self.network.enter(group.block, maps, like=seen[group.block.resolution])
-            arguments = (group, feature_map, seen[group.block.resolution], epsilon)
+            arguments = (group, feature_map, seen[group.block.resolution], epsilon, weighted, measured)
             if self.network.checkpointing:
                 done = recomputed(self._infer_group, *arguments)
             else:
@@ -87,22 +95,22 @@ class LadderVAE(VAE):
             terms.append(done)
         params = self.network.finish(maps)
 
-        def mean_over_draws(parts: list[Tensor]) -> Tensor:
-            return rearrange(torch.cat(parts, dim=1), "(b k) l -> b k l", k=draws).mean(1)
+        def mean_over_draws(parts: Iterable[Tensor]) -> Tensor:
+            whole = torch.cat(list(parts), dim=1)
+            return whole if draws == 1 else rearrange(whole, "(b k) l -> b k l", k=draws).mean(1)
 
-        latent_kl = mean_over_draws([term.latent_kl for term in terms])
-        empty = latent_kl.new_zeros(len(x), 0)
+        latent_kl = mean_over_draws(term.latent_kl for term in terms)
+        nothing = latent_kl.new_zeros(len(x), 0)
+        units = list(zip(*(term.unit for term in terms if term.unit is not None), strict=True))
+        ratios = [term.log_ratio for term in terms if term.log_ratio is not None]
         return Inferred(
             params=params,
             kl=rearrange(latent_kl, "b (g z) -> b g z", g=len(terms)).sum(2),
             latent_kl=latent_kl,
-            unit_mean=mean_over_draws([term.unit_mean for term in terms]),
-            unit_square=mean_over_draws([term.unit_square for term in terms]),
-            mu=empty,
-            log_sigma=empty,
-            log_ratio=rearrange(
-                torch.stack([term.log_ratio for term in terms]).sum(0), "(b k) -> b k", k=draws
-            ),
+            unit=(mean_over_draws(units[0]), mean_over_draws(units[1])) if measured else (nothing, nothing),
+            mu=nothing,
+            log_sigma=nothing,
+            log_ratio=rearrange(torch.stack(ratios).sum(0), "(b k) -> b k", k=draws) if weighted else nothing,
             draws=None,
         )
 
@@ -125,14 +133,14 @@ class LadderVAE(VAE):
         seen = {size: maps[size].repeat_interleave(draws, 0) for size in needed}
         draws_of_groups: list[Tensor] = []
 
-        def draw(group: Group, number: int, feature_map: Tensor, prior: Gaussian) -> Tensor:
+        def from_posterior(group: Group, number: int, feature_map: Tensor, prior: Gaussian) -> Tensor:
             q = self._posterior(group, feature_map, seen[group.block.resolution], prior)
             epsilon = noise.normal(stream, noise.POSTERIOR + number, (draws, *q.mu.shape[1:]))
             z = q.sample(epsilon.flatten(0, 1).to(q.mu))
             draws_of_groups.append(z.flatten(1))
             return z
 
-        self._top_down(len(x) * draws, draw, like=x, groups=groups)
+        self._top_down(len(x) * draws, from_posterior, like=x, groups=groups)
         return torch.cat(draws_of_groups, dim=1).view(len(x), draws, -1)
 
     def joint_means(self, x: Tensor, groups: int) -> Tensor:
@@ -167,13 +175,13 @@ class LadderVAE(VAE):
     def _drawn(
         self, rows: int, stream: noise.Stream, temperature: float, *, given: list[Tensor]
     ) -> dict[int, Tensor]:
-        def draw(group: Group, number: int, feature_map: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
+        def from_prior(group: Group, number: int, feature_map: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
             if number < len(given):
                 return given[number].to(prior.mu)
             shape = tuple(prior.mu.shape[1:])
             return prior.sample(temperature * noise.normal(stream, noise.PRIOR + number, shape).to(prior.mu))
 
-        return self._top_down(rows, draw, like=next(self.parameters()))
+        return self._top_down(rows, from_prior, like=next(self.parameters()))
 
     def _along_means(self, x: Tensor, groups: int | None) -> tuple[dict[int, Tensor], list[Tensor]]:
         """The maps after the first groups, or all, with latents at the posterior means; and these means, [B, Z] flat."""
@@ -195,23 +203,22 @@ class LadderVAE(VAE):
         return feature_map, _prior(raw_prior)
 
     def _infer_group(
-        self, group: Group, feature_map: Tensor, seen: Tensor, epsilon: Callable[[], Tensor]
+        self,
+        group: Group,
+        feature_map: Tensor,
+        seen: Tensor,
+        epsilon: Callable[[], Tensor],
+        weighted: bool,
+        measured: bool,
     ) -> GroupTerms:
         raw_prior, onwards = group.prior(feature_map)
         prior = _prior(raw_prior)
         q = self._posterior(group, feature_map, seen, prior)
         with torch.autocast(feature_map.device.type, enabled=False):
-            z = q.sample(epsilon().reshape(q.mu.shape).to(q.mu))
-            cost = kl(q, prior)
-            unit = ((q.mu - prior.mu) * torch.exp(-prior.log_sigma)).detach()
-            log_ratio = prior.log_density(z) - q.log_density(z)
-        return GroupTerms(
-            feature_map=group.with_latents(onwards, z),
-            latent_kl=cost.sum((2, 3)),
-            unit_mean=unit.mean((2, 3)),
-            unit_square=unit.square().mean((2, 3)),
-            log_ratio=log_ratio.sum((1, 2, 3)),
-        )
+            z, latent_kl = draw(q, prior, epsilon().reshape(q.mu.shape).to(q.mu))
+            log_ratio = (prior.log_density(z) - q.log_density(z)).sum((1, 2, 3)) if weighted else None
+            unit = unit_moments((q.mu - prior.mu) * torch.exp(-prior.log_sigma)) if measured else None
+        return GroupTerms(group.with_latents(onwards, z), latent_kl, unit, log_ratio)
 
     def _epsilons(self, stream: noise.Stream, draws: int) -> Iterator[Callable[[], Tensor]]:
         """For each group, a function that returns its noise [B, K Z R R].

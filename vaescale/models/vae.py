@@ -30,7 +30,8 @@ class Terms(NamedTuple):
     mean, as deviation from the prior's in its standard deviations, and the square of that, averaged over the places of a map.
     mu, log_sigma and z [B, Z] of a single latent vector, z its first draw; [B, 0] in a ladder.
     log_weights [B, K] = log p(x, z) - log q(z|x); [B, 0] without importance samples. spectral [B]: the network's sum of
-    singular values, the same for each example; 0 unless the model was built with it.
+    singular values, the same for each example; [B, 0] unless the model was built with it. squared_error, variance, unit_mean and
+    unit_square, which only metrics read, are [B, 0] unless they were wanted.
     """
 
     log_px: Tensor
@@ -49,14 +50,14 @@ class Terms(NamedTuple):
 
 class Inferred(NamedTuple):
     """The result of drawing z from q(z|x). params [B K, ...]: the likelihood's raw parameters; log_ratio [B, K] =
-    log p(z) - log q(z|x); draws [B K, ...]: z itself, or None in a ladder. The other fields are those of Terms.
+    log p(z) - log q(z|x), [B, 0] if it was not wanted; draws [B K, ...]: z itself, or None in a ladder; unit: unit_mean and
+    unit_square of Terms. The other fields are those of Terms.
     """
 
     params: Tensor
     kl: Tensor
     latent_kl: Tensor
-    unit_mean: Tensor
-    unit_square: Tensor
+    unit: tuple[Tensor, Tensor]
     mu: Tensor
     log_sigma: Tensor
     log_ratio: Tensor
@@ -111,16 +112,18 @@ class VAE(nn.Module):
         importance_samples: int = 0,
         doubly_reparameterized: bool = False,
         autocast: torch.dtype | None = None,
+        measured: bool = True,
     ) -> Terms:
         """Compute the Terms of images uint8 [B, C, H, W], one slot of the stream each; mask bool [B] is false for padding.
 
         importance_samples: number K of draws of z with log weights; 0 is one draw without weights. doubly_reparameterized: log
         weights whose gradient for the encoder passes through z only, weighted once more (see `objectives/iwae.py`). autocast:
         precision of the networks, None for that of the weights. It begins here because DeepSpeed ends an outer autocast.
+        measured: whether to compute the terms that only metrics read.
         """
         x = self.target(images, stream)
         with nullcontext() if autocast is None else torch.autocast(x.device.type, autocast):
-            return self.terms(x, stream, mask, importance_samples, doubly_reparameterized)
+            return self.terms(x, stream, mask, importance_samples, doubly_reparameterized, measured=measured)
 
     def terms(
         self,
@@ -129,36 +132,40 @@ class VAE(nn.Module):
         mask: Tensor,
         importance_samples: int = 0,
         doubly_reparameterized: bool = False,
+        *,
+        measured: bool = True,
     ) -> Terms:
         """Compute the Terms of x from `target`; the arguments are those of `forward`."""
-        draws = max(1, importance_samples)
-        inferred = self.infer(x, stream, draws, doubly_reparameterized)
+        draws, weighted = max(1, importance_samples), importance_samples > 0
+        inferred = self.infer(x, stream, draws, doubly_reparameterized, weighted=weighted, measured=measured)
         # Autocast ends here: log-probabilities are never computed in half precision.
         with torch.autocast(x.device.type, enabled=False):
             xs, masks = (tensor.repeat_interleave(draws, 0) if draws > 1 else tensor for tensor in (x, mask))
             log_px = self.likelihood.log_prob(xs, inferred.params, masks)
-            log_px = rearrange(log_px, "(b k) -> b k", k=draws)
-            squared_error, variance = self._moments(xs, inferred.params.detach())
-            log_weights = log_px + inferred.log_ratio if importance_samples else log_px.new_zeros(len(x), 0)
+            nothing = log_px.new_zeros(len(x), 0)
+            log_weights = (
+                rearrange(log_px, "(b k) -> b k", k=draws) + inferred.log_ratio if weighted else nothing
+            )
             if doubly_reparameterized and inferred.draws is not None and inferred.draws.requires_grad:
                 share = torch.softmax(log_weights.detach(), dim=1).view(
                     -1, *(1 for _ in inferred.draws.shape[1:])
                 )
                 inferred.draws.register_hook(lambda gradient: gradient * share.to(gradient))  # type: ignore[no-untyped-call]
-            empty = log_px.new_zeros(len(x), 0)
+            moments = self._moments(xs, inferred.params.detach()) if measured else (nothing, nothing)
+            first = inferred.draws if draws == 1 or inferred.draws is None else inferred.draws[::draws]
             return Terms(
-                log_px=log_px.mean(1),
+                log_px=_over_draws(log_px, draws),
                 kl=inferred.kl,
                 latent_kl=inferred.latent_kl,
-                squared_error=reduce(squared_error, "(b k) -> b", "mean", k=draws),
-                variance=reduce(variance, "(b k) -> b", "mean", k=draws),
-                unit_mean=inferred.unit_mean,
-                unit_square=inferred.unit_square,
+                squared_error=_over_draws(moments[0], draws),
+                variance=_over_draws(moments[1], draws),
+                unit_mean=inferred.unit[0],
+                unit_square=inferred.unit[1],
                 mu=inferred.mu,
                 log_sigma=inferred.log_sigma,
-                z=empty if inferred.draws is None else inferred.draws[::draws].flatten(1),
+                z=nothing if first is None else first.flatten(1),
                 log_weights=log_weights,
-                spectral=(self.spectral() if self.spectral else log_px.new_zeros(())).expand(len(x)),
+                spectral=self.spectral().expand(len(x)) if self.spectral else nothing,
             )
 
     def target(self, images: Tensor, stream: noise.Stream) -> Tensor:
@@ -169,8 +176,19 @@ class VAE(nn.Module):
         x = images.to(dtype) / 255 if dtype == torch.float64 else to_unit(images)
         return self.likelihood.target(x, stream)
 
-    def infer(self, x: Tensor, stream: noise.Stream, draws: int, detached: bool) -> Inferred:
-        """Draw z from q(z|x). detached: log_ratio holds q's own parameters constant."""
+    def infer(
+        self,
+        x: Tensor,
+        stream: noise.Stream,
+        draws: int,
+        detached: bool,
+        *,
+        weighted: bool = True,
+        measured: bool = True,
+    ) -> Inferred:
+        """Draw z from q(z|x). detached: log_ratio holds q's own parameters constant. weighted: whether log_ratio is wanted;
+        measured: whether unit_mean and unit_square are.
+        """
         raise NotImplementedError
 
     def posterior(self, x: Tensor) -> Gaussian:
@@ -222,3 +240,15 @@ class VAE(nn.Module):
 def to_unit(images: Tensor) -> Tensor:
     """Scale uint8 to float32 in [0, 1], on the images' device."""
     return images.float() / 255
+
+
+def unit_moments(unit: Tensor) -> tuple[Tensor, Tensor]:
+    """unit_mean and unit_square [B, L] of Terms, from a mean in the prior's standard deviations, [B, Z] or [B, Z, H, W]."""
+    unit = unit.detach()
+    places = tuple(range(2, unit.ndim))
+    return (unit.mean(places), unit.square().mean(places)) if places else (unit, unit.square())
+
+
+def _over_draws(values: Tensor, draws: int) -> Tensor:
+    """The mean over the draws of each image: [B K] to [B]."""
+    return values if draws == 1 else reduce(values, "(b k) -> b", "mean", k=draws)

@@ -14,18 +14,19 @@ from torch import Tensor
 from vaescale import comm
 from vaescale.errors import NotFinite
 from vaescale.training.later import Later
-from vaescale.training.loss_scale import FIRST_SCALE, LossScale
-from vaescale.training.outliers import UsualNorm
+from vaescale.training.loss_scale import FIRST_SCALE, GROWTH_STEPS, LARGEST_SCALE, LossScale
+from vaescale.training.outliers import HORIZON_STEPS, UsualNorm
 from vaescale.training.strategies.base import Verdict
 
+REPORTED = 5  # the sums of a step over the ranks, and the number of NaN in a row
 DOUBTFUL = 2  # steps of NaN in a row, after which the weights themselves may be the cause
 
 
 class GuardState(NamedTuple):
     """The guard's statistics of the steps so far: float64 [] each, on the device.
 
-    last_non_finite: the last step whose loss or gradient was NaN or Inf, -1 before any. Checkpoints hold the seven numbers as
-    one tensor in this order.
+    last_non_finite: the last step whose loss or gradient was NaN or Inf, -1 before any. The guard and checkpoints hold the seven
+    numbers as one tensor in this order.
     """
 
     usual: UsualNorm
@@ -35,15 +36,8 @@ class GuardState(NamedTuple):
     scale: LossScale
 
     @classmethod
-    def first(cls, *, scaled: bool, device: torch.device) -> "GuardState":
-        """The state before the first step."""
-        scale = FIRST_SCALE if scaled else 1.0
-        numbers = torch.tensor([0, 0, 0, 0, -1, scale, 0], dtype=torch.float64, device=device)
-        return cls.from_tensor(numbers)
-
-    @classmethod
     def from_tensor(cls, numbers: Tensor) -> "GuardState":
-        """Rebuild the state from the tensor of `to_tensor`, float64 [7]."""
+        """The state in the tensor of `to_tensor`, float64 [7]; the fields share its memory."""
         log_norm, weight, skipped, in_a_row, last, scale, finite_steps = numbers.unbind()
         return cls(UsualNorm(log_norm, weight), skipped, in_a_row, last, LossScale(scale, finite_steps))
 
@@ -51,6 +45,47 @@ class GuardState(NamedTuple):
         """All numbers in the order of the fields, float64 [7]."""
         faults = (self.skipped, self.non_finite_in_a_row, self.last_non_finite)
         return torch.stack([*self.usual, *faults, *self.scale])
+
+
+class Rules(NamedTuple):
+    """How a step changes the numbers of GuardState, float64 [7] each, so that a few operations on vectors update all of them.
+
+    A finite step adds `finite_adds`, then moves each number by its rate towards its target, the first one's target times what
+    was learned; a step of NaN or Inf multiplies the numbers by `kept`, then adds `fault_adds` and the step times `fault_step`.
+    A float16 overflow multiplies by `overflow_kept` and adds `overflow_adds`; many finite steps multiply by `grown`.
+    """
+
+    finite_adds: Tensor
+    rates: Tensor
+    targets: Tensor
+    learned: Tensor
+    exceeded: Tensor
+    kept: Tensor
+    fault_adds: Tensor
+    fault_step: Tensor
+    overflow_kept: Tensor
+    overflow_adds: Tensor
+    grown: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Rules":
+        """The rules on a device."""
+        rate = 1 / HORIZON_STEPS
+        rows = [
+            # log norm, its weight, skipped, non-finite in a row, the last one, loss scale, finite steps
+            [0, 0, 0, 0, 0, 0, 1],
+            [rate, rate, 0, 1, 0, 0, 0],
+            [0, 1, 0, 0, 0, 0, 0],
+            [1, 0, 0, 0, 0, 0, 0],
+            [0, 0, 1, 0, 0, 0, 0],
+            [1, 1, 1, 1, 0, 1, 0],
+            [0, 0, 1, 1, 0, 0, 0],
+            [0, 0, 0, 0, 1, 0, 0],
+            [1, 1, 1, 1, 1, 0.5, 0],
+            [0, 0, 1, 0, 0, 0, 0],
+            [1, 1, 1, 1, 1, 2, 0],
+        ]
+        return cls(*torch.tensor(rows, dtype=torch.float64, device=device).unbind())
 
 
 class StepReport(NamedTuple):
@@ -81,11 +116,20 @@ class Guard:
         """Create a guard. scaled: whether the loss is multiplied by `scale` before the backward pass, as float16 needs."""
         self._factor, self._clip_norm, self._scaled = skip_factor, clip_norm, scaled
         self._max_non_finite = max_non_finite
-        self.state = GuardState.first(scaled=scaled, device=device)
+        self._rules = Rules.on(device)
+        first = [0, 0, 0, 0, -1, FIRST_SCALE if scaled else 1.0, 0]
+        self._numbers = torch.tensor(first, dtype=torch.float64, device=device)
         self._no, self._yes = (
             torch.full((1,), value, dtype=torch.float64, device=device) for value in (0, 1)
         )
-        self._later = Later(len(StepReport._fields) - 1, device)
+        self._one = self._yes[0]
+        self._asked_alone = torch.cat([self._no, self._no, self._no, self._yes])
+        self._later = Later(REPORTED, device)
+
+    @property
+    def state(self) -> GuardState:
+        """The statistics of the steps so far."""
+        return GuardState.from_tensor(self._numbers)
 
     def load(self, saved: Tensor) -> None:
         """Continue from the tensor of a checkpoint, float64 [7].
@@ -98,7 +142,7 @@ class Guard:
         if not self._scaled or not scaled_before:
             value = torch.full_like(state.scale.value, FIRST_SCALE if self._scaled else 1.0)
             state = state._replace(scale=LossScale(value, state.scale.finite_steps))
-        self.state = state
+        self._numbers = state.to_tensor()
         self._later.clear()
 
     @property
@@ -115,33 +159,48 @@ class Guard:
 
         loss []: this rank's loss; grad_norm []: the norm of the global gradient of the scaled loss, before clipping.
         """
-        state = self.state
-        divided_by = state.scale.value / comm.world_size() if self._scaled else state.scale.value
-        norm = grad_norm.detach().double() / divided_by
-        log_norm = torch.where(norm.isfinite(), norm.clamp_min(1e-300).log(), 0.0)
-        faults = torch.stack([(~loss.detach().isfinite()).double(), (~norm.isfinite()).double(), log_norm])
-        sums = comm.all_reduce_sum(torch.cat([faults, self._yes if asked_to_stop else self._no]))
-        loss_is_finite, norm_is_finite, log_norm = sums[0] == 0, sums[1] == 0, sums[2] / comm.world_size()
-        finite = loss_is_finite & norm_is_finite
-        explained = state.scale.explains(loss_is_finite=loss_is_finite, norm_is_finite=norm_is_finite)
-        overflows = explained & self._scaled
-        skip = ~finite | state.usual.is_exceeded(log_norm, factor=self._factor)
-        non_finite = ~finite & ~overflows
-        in_a_row = torch.where(
-            finite, 0.0, torch.where(overflows, state.non_finite_in_a_row, state.non_finite_in_a_row + 1)
-        )
-        self.state = GuardState(
-            usual=state.usual.followed_by(log_norm, finite=finite, factor=self._factor),
-            skipped=state.skipped + skip.double(),
-            non_finite_in_a_row=in_a_row,
-            last_non_finite=torch.where(non_finite, float(step), state.last_non_finite),
-            scale=state.scale.followed_by(finite=finite, overflows=overflows, grows=self._scaled),
-        )
-        self._later.put(step, torch.stack([non_finite.double(), in_a_row, sums[3]]))
-        clipped = (norm / self._clip_norm).clamp_min(1) if self._clip_norm else torch.ones_like(norm)
-        # Where no weights move, the gradient is divided by one: NaN would stay NaN, but Inf / Inf would be another fault.
-        divisor = torch.where(finite, clipped * divided_by, 1.0)
+        both = torch.stack([loss.detach(), grad_norm.detach()]).double()
+        norm, divided_by = both[1], None
+        if self._scaled:
+            divided_by = self.state.scale.value / comm.world_size()
+            norm = norm / divided_by
+        faults = (both - both) != 0  # NaN and Inf
+        asked = self._yes if asked_to_stop else self._no
+        sums = comm.all_reduce_sum(torch.cat([faults, norm.clamp_min(1e-300).log().view(1), asked]))
+        finite = (sums[:2] == 0).all()
+        skip, sums = self._update(sums, finite, step)
+        self._later.put(step, torch.cat([sums, self._numbers[3:4]]))
+        divisor = self._one
+        if self._clip_norm or divided_by is not None:
+            clipped = (norm / self._clip_norm).clamp_min(1) if self._clip_norm else torch.ones_like(norm)
+            clipped = clipped if divided_by is None else clipped * divided_by
+            # Where no weights move, the gradient is divided by one: NaN would stay NaN, but Inf / Inf would be another fault.
+            divisor = torch.where(finite, clipped, self._one)
         return Verdict(norm.float(), divisor.float(), skip.float())
+
+    def _update(self, sums: Tensor, finite: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Add a step to the numbers. Returns whether it is skipped, bool [], and the sums without an overflow's faults."""
+        rules, numbers, state = self._rules, self._numbers, self.state
+        log_norm = sums[2] / comm.world_size() if comm.world_size() > 1 else sums[2]
+        skip = ~finite
+        learned = log_norm
+        after = numbers + rules.finite_adds
+        if self._factor:
+            exceeded = state.usual.is_exceeded(log_norm, factor=self._factor)
+            after = torch.addcmul(after, rules.exceeded, exceeded.double())
+            skip, learned = skip | exceeded, state.usual.learned(log_norm, factor=self._factor)
+        after = torch.lerp(after, torch.addcmul(rules.targets, rules.learned, learned), rules.rates)
+        faulty = torch.addcmul(rules.fault_adds, numbers, rules.kept).add_(rules.fault_step, alpha=step)
+        if self._scaled:
+            overflows = state.scale.explains(loss_is_finite=sums[0] == 0, norm_is_finite=sums[1] == 0)
+            overflowed = torch.addcmul(rules.overflow_adds, numbers, rules.overflow_kept)
+            faulty = torch.where(overflows, overflowed, faulty)
+            after = torch.where(after[6] >= GROWTH_STEPS, after * rules.grown, after)
+            sums = torch.where(overflows, sums * self._asked_alone, sums)
+        self._numbers = torch.where(finite, after, faulty)
+        if self._scaled:
+            self._numbers[5].clamp_(1, LARGEST_SCALE)
+        return skip, sums
 
     def reports(self, *, wait: bool) -> list[StepReport]:
         """Reports of the judged steps that were not reported yet, oldest first; without `wait`, all but the last one.
@@ -181,6 +240,6 @@ class Guard:
 
     def _take(self, *, newest: bool) -> list[StepReport]:
         return [
-            StepReport(step, non_finite > 0, int(in_a_row), asked > 0)
-            for step, (non_finite, in_a_row, asked) in self._later.take(newest=newest)
+            StepReport(step, loss + norm > 0, int(in_a_row), asked > 0)
+            for step, (loss, norm, _, asked, in_a_row) in self._later.take(newest=newest)
         ]

@@ -83,8 +83,10 @@ def train(
         lr = lr_factor * learning_rate(step, optimizer_config, total_steps=config.steps)
         set_learning_rate(strategy.optimizer, lr)
         judge = partial(guard.judge, step=step, asked_to_stop=watch.asked_to_stop())
-        result = run_step(micro_batches, judge=judge, scale=guard.scale, step=step)
         done, due = step + 1, Due.after(step + 1, config)
+        # A compiled model has one graph for all steps.
+        logged = due.log or config.compile
+        result = run_step(micro_batches, judge=judge, scale=guard.scale, step=step, logged=logged)
         reports = guard.reports(wait=due.log or due.evaluate or due.checkpoint)
         watch.judged(reports)
         guard.refuse(reports, last_step=config.steps - 1)

@@ -5,7 +5,6 @@ The constants are those of torch.amp.GradScaler (Micikevicius et al. 2018, secti
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 FIRST_SCALE, LARGEST_SCALE, GROWTH_STEPS = 2.0**16, 2.0**24, 2000
@@ -20,11 +19,3 @@ class LossScale(NamedTuple):
     def explains(self, *, loss_is_finite: Tensor, norm_is_finite: Tensor) -> Tensor:
         """Whether a gradient overflowed because of the scale, bool []: the loss is finite, and the scale can still fall."""
         return loss_is_finite & ~norm_is_finite & (self.value > 1)
-
-    def followed_by(self, *, finite: Tensor, overflows: Tensor, grows: bool) -> "LossScale":
-        """The scale after one more step. grows: false for a loss that is not scaled."""
-        doubled = finite & (self.finite_steps + 1 >= GROWTH_STEPS) & grows
-        value = torch.where(overflows, self.value / 2, torch.where(doubled, 2 * self.value, self.value))
-        return LossScale(
-            value.clamp(1, LARGEST_SCALE), torch.where(finite & ~doubled, self.finite_steps + 1, 0.0)
-        )

@@ -62,7 +62,9 @@ def estimate(
     }
     # DDP's buckets hold the gradients; ZeRO-3 keeps those of its partition.
     stay = accumulation > 1 or layout == "zero3" or (layout == "ddp" and processes > 1)
-    shared = 0 if stay else min(gradients, activations)
+    # The half-precision copies of the weights stay, too (see `half_weights.py`).
+    copies = whole // 2 if layout == "ddp" and AUTOCAST[precision] is not None else 0
+    shared = 0 if stay else min(gradients, max(0, activations - copies))
     return {**estimates, "total": sum(estimates.values()) - shared}
 
 

@@ -35,16 +35,13 @@ class UsualNorm(NamedTuple):
         """Whether enough steps have been seen to judge by, bool []."""
         return self.weight > 1 - (1 - 1 / HORIZON_STEPS) ** TRUSTED_AFTER_STEPS
 
-    def is_exceeded(self, log_norm: Tensor, *, factor: float | None) -> Tensor:
-        """Whether a norm is more than `factor` times the usual one, bool []. factor: None for no bound."""
-        return self.is_trusted & (log_norm > self.mean + math.log(factor or math.inf))
+    def is_exceeded(self, log_norm: Tensor, *, factor: float) -> Tensor:
+        """Whether a norm is more than `factor` times the usual one, bool []."""
+        return self.is_trusted & (log_norm > self.mean + math.log(factor))
 
-    def followed_by(self, log_norm: Tensor, *, finite: Tensor, factor: float | None) -> "UsualNorm":
-        """The running mean after one more step; a step that is not finite leaves it unchanged."""
-        mean, reach = self.mean, math.log(factor or math.inf)
-        # Neither a leap nor a gradient of zero moves the bound by more than one step's share of the reach.
-        learned = torch.where(self.is_trusted, log_norm.clamp(mean - reach, mean + reach), log_norm)
-        rate = torch.where(finite, 1 / HORIZON_STEPS, 0.0)
-        return UsualNorm(
-            self.log_norm + rate * (learned - self.log_norm), self.weight + rate * (1 - self.weight)
-        )
+    def learned(self, log_norm: Tensor, *, factor: float) -> Tensor:
+        """The log norm that the running mean moves to: neither a leap nor a gradient of zero moves the bound by more than one
+        step's share of the reach.
+        """
+        mean, reach = self.mean, math.log(factor)
+        return torch.where(self.is_trusted, log_norm.clamp(mean - reach, mean + reach), log_norm)

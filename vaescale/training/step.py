@@ -22,11 +22,11 @@ AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.fl
 class StepSums(NamedTuple):
     """This rank's sums of a step, on the device.
 
-    sums: float64, see `column_sums`; pieces: the loss and its pieces, float64 [] each, multiplied by the number of their
-    images; grad_norm []: the norm of the global gradient, before clipping.
+    sums: float64, see `column_sums`, and pieces: the loss and its pieces, float64 [] each, multiplied by the number of their
+    images; None and empty for a step that is not logged. grad_norm []: the norm of the global gradient, before clipping.
     """
 
-    sums: Tensor
+    sums: Tensor | None
     pieces: dict[str, Tensor]
     grad_norm: Tensor
     global_batch: int
@@ -42,14 +42,17 @@ def train_step(
     precision: Precision,
     seed: int,
     step: int,
+    logged: bool = True,
 ) -> StepSums:
     """Forward and backward over the micro-batches, one gradient exchange, one optimizer step.
 
     precision: of the forward pass (see `AUTOCAST`); weights and loss are always float32. judge: maps the rank's loss [] and the
-    gradient's norm [] to the verdict. scale []: factor of the loss in the backward pass.
+    gradient's norm [] to the verdict. scale []: factor of the loss in the backward pass. logged: whether `step_metrics` will read
+    the result; what only it reads is not computed otherwise.
     """
     device = strategy.device
     sums: list[Tensor] = []
+    losses: list[Tensor] = []
     pieces: list[dict[str, Tensor]] = []
     for number, batch in enumerate(micro_batches, start=1):
         images, slots, mask = (
@@ -65,23 +68,27 @@ def train_step(
                 objective.importance_samples,
                 objective.doubly_reparameterized,
                 AUTOCAST[precision],
+                logged,
             )
             loss, named = objective(terms, stream)
-            share = loss / len(micro_batches)
+            share = loss / len(micro_batches) if len(micro_batches) > 1 else loss
             heartbeat.beat("the backward pass and the exchange of gradients")
             strategy.backward(share if scale is None else share * scale)
-        sums.append(column_sums(terms, mask))
-        named = {"loss_nats": loss, **named}
-        pieces.append({name: value.detach().double() * len(slots) for name, value in named.items()})
-    total = {name: torch.stack([values[name] for values in pieces]).sum() for name in pieces[0]}
-    verdict = strategy.step(step, partial(judge, total["loss_nats"]))
+        losses.append(loss.detach())
+        if logged:
+            sums.append(column_sums(terms, mask))
+            named = {"loss_nats": loss, **named}
+            pieces.append({name: value.detach().double() * len(slots) for name, value in named.items()})
+    verdict = strategy.step(step, partial(judge, _sum(losses)))
     strategy.model.likelihood.end_step()
     global_batch = sum(len(batch.slots) for batch in micro_batches) * comm.world_size()
-    return StepSums(torch.stack(sums).sum(0), total, verdict.grad_norm, global_batch)
+    total = {name: _sum([values[name] for values in pieces]) for name in pieces[0]} if logged else {}
+    return StepSums(_sum(sums) if logged else None, total, verdict.grad_norm, global_batch)
 
 
 def step_metrics(result: StepSums, model: VAE) -> dict[str, float]:
-    """Means of a step over the global batch. Nats are per image; mse and bits are per value."""
+    """Means of a logged step over the global batch. Nats are per image; mse and bits are per value."""
+    assert result.sums is not None
     columns = len(result.sums)
     sums = comm.all_reduce_sum(torch.cat([result.sums, torch.stack(list(result.pieces.values()))]))
     metrics = model_metrics(model, sums[: columns - 1] / sums[columns - 1])
@@ -89,3 +96,7 @@ def step_metrics(result: StepSums, model: VAE) -> dict[str, float]:
     metrics |= {name: value / result.global_batch for name, value in pieces}
     metrics["grad_norm"] = float(result.grad_norm)
     return {f"train/{name}": value for name, value in metrics.items()}
+
+
+def _sum(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).sum(0)

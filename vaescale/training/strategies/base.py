@@ -18,6 +18,7 @@ from vaescale import comm
 from vaescale.errors import TrainingStopped
 from vaescale.models.vae import VAE, Terms
 from vaescale.system import heartbeat
+from vaescale.training.half_weights import HalfWeights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -157,6 +158,8 @@ class Strategy:
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Wrap the model for the forward pass, and build the optimizer of the tensors that this rank holds."""
         optimizer = build_optimizer(self.model)
+        if self.model._compiled_call_impl is None:  # a compiled graph fuses the conversions
+            HalfWeights(self.model, self.model.network, optimizer)
         wrapped: nn.Module = self.accelerator.prepare_model(self.model)
         return wrapped, optimizer
 

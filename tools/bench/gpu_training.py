@@ -3,7 +3,7 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -200,6 +200,7 @@ def _ours(recipe: Recipe, images: int, device: torch.device) -> tuple[VAE, Calla
             precision=config.precision,
             seed=0,
             step=number,
+            logged=False,
         )
         guard.reports(wait=False)
         return result
@@ -214,14 +215,14 @@ def _plain(recipe: Recipe, images: int, device: torch.device) -> tuple[VAE, Call
     averages = [parameter.detach().clone() for parameter in model.parameters()]
     batch, clip = _batch(model, images), recipe.optimizer.clip_norm or float("inf")
 
-    def draw(stream: noise.Stream, purpose: int, shape: tuple[int, ...]) -> Tensor:  # noqa: ARG001
-        return torch.randn(len(stream.slots), *shape, device=device)
+    def draw(stream: noise.Stream, numbers: Mapping[int, int]) -> Iterator[Tensor]:
+        return (torch.randn(len(stream.slots), count, device=device) for count in numbers.values())
 
     def step(number: int) -> object:
         x, slots, mask = (t.to(device, non_blocking=True) for t in (batch.images, batch.slots, batch.mask))
-        with mock.patch.object(noise, "normal", draw):
+        with mock.patch.object(noise, "normals", draw):
             terms = model(
-                x, noise.Stream(0, number, slots), mask, 0, False, AUTOCAST[recipe.training.precision]
+                x, noise.Stream(0, number, slots), mask, 0, False, AUTOCAST[recipe.training.precision], False
             )
         loss = (terms.kl.sum(1) - terms.log_px).mean()
         loss.backward()

@@ -47,8 +47,8 @@ class GraphedForward(nn.Module):
     def __init__(self, model: VAE, *, images: int, seed: int, options: tuple[Any, ...]) -> None:
         """Capture the passes, in a few seconds and with a step's memory, which is kept.
 
-        images: in a micro-batch. options: of the model's forward, after the mask. Nothing may allocate on the GPU in another
-        thread meanwhile. Restores everything in the model that a pass changes.
+        images: in a micro-batch. options: importance_samples, doubly_reparameterized and autocast of the model's forward. Nothing
+        may allocate on the GPU in another thread meanwhile. Restores everything in the model that a pass changes.
         """
         super().__init__()
         self.model, self._seed, self._options = model, seed, options
@@ -68,8 +68,15 @@ class GraphedForward(nn.Module):
         self._replay = cast("Callable[..., tuple[Tensor, ...]]", replay)
 
     def forward(self, images: Tensor, stream: noise.Stream, mask: Tensor, *options: Any) -> Terms:
-        """The Terms of the model's forward, whose arguments these are. The next call in training overwrites them."""
-        known = images.shape == self._shape and stream.seed == self._seed and options == self._options
+        """The Terms of the model's forward, whose arguments these are. The next call in training overwrites them.
+
+        A replay computes the terms that only metrics read, wanted or not.
+        """
+        known = (
+            images.shape == self._shape
+            and stream.seed == self._seed
+            and options[: len(self._options)] == self._options
+        )
         if not (known and self.model.training and torch.is_grad_enabled()):
             terms: Terms = self.model(images, stream, mask, *options)
             return terms

@@ -247,7 +247,7 @@ def test_exported_features_of_either_device(origin: str, pair, tmp_path: Path, d
         return quality_on(place, pair[place], features=str(file), trust_features=True, cache=cache)
 
     if origin == "gpu" and ON_GPU:  # torch cannot load it without a GPU
-        with pytest.raises(UserError, match="CUDA.*; export it on a CPU, or use it on a machine with a GPU"):
+        with pytest.raises(UserError, match=r"CUDA.*; export it on a CPU, or use it on a machine with a GPU"):
             scores("cpu")
         assert scores("gpu")
     else:

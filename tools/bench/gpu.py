@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from tools.bench import gpu_others as others
 from tools.bench import gpu_training as training
 from vaescale.training.utilization import peak_rate
 
@@ -33,9 +34,8 @@ def main() -> None:
     parser.add_argument(
         "--variants",
         nargs="+",
-        default=list(training.VARIANTS),
         choices=list(training.VARIANTS),
-        help="variants to measure",
+        help="variants to measure; default: those of each case. `compile` takes minutes",
     )
     parser.add_argument("--no-tests", action="store_true", help="measure only")
     parser.add_argument("--seconds", type=float, default=420, help="begin no case after this time")
@@ -51,8 +51,9 @@ def main() -> None:
         for name, case in training.CASES.items():
             if arguments.only not in name or time.monotonic() - begin > arguments.seconds:
                 continue
+            variants = arguments.variants or list(case.variants)
             try:
-                for variant, measured in training.measure(case, arguments.variants, Path(folder), device):
+                for variant, measured in training.measure(case, variants, Path(folder), device):
                     results.setdefault(name, {})[variant] = training.as_json(measured)
                     lines.append(row(name, variant, measured, results))
                     say(lines[-1])
@@ -60,6 +61,7 @@ def main() -> None:
             except Exception:
                 failed.append(name)
                 say(traceback.format_exc())
+    lines += [] if arguments.only else measure_others(results, device)
     (arguments.out / "gpu.json").write_text(json.dumps(results, indent=1))
     say("\n".join([HEAD, *lines]))
     if failed:
@@ -82,6 +84,25 @@ def row(name: str, variant: str, measured: training.Measured, results: dict[str,
         f"{rate / machine['datasheet_flops']:7.1%}{rate / machine['measured_flops']:9.1%}{measured.launches:9d}"
         f"{measured.busy:7.0%}{measured.peak_bytes / 2**30:7.2f}{measured.estimated_bytes / 2**30:9.2f}{measured.start_seconds:9.1f}"
     )
+
+
+def measure_others(results: dict[str, Any], device: torch.device) -> list[str]:
+    """Measure what is not training: lines of the table."""
+    few = {} if device.type == "cuda" else {"latents": 20_000}
+    fitted = results["mixture"] = others.mixture(device, **few)
+    found = results["features"] = others.features(device, **({} if not few else {"images": 1000}))
+    peer = results["diffusers"] = others.autoencoder_kl(device) if not few else None
+    lines = [
+        f"mixture of 64 components, 1,000,000 x 64 latents, full: {fitted['iterations']:.0f} iterations in {fitted['seconds']:.2f} s, "
+        f"{fitted['nats_before']:.3f} to {fitted['nats_after']:.3f} nats",
+        f"features of 64x64x3 images: {found['images_per_second']:.0f} images/s; moments and Frechet distance of "
+        f"{found['features']:.0f} features: {found['distance_seconds']:.2f} s",
+    ]
+    if peer:
+        lines.append(
+            f"diffusers' AutoencoderKL, f8 at 256, 16 images, plain bf16 loop: {1e3 * peer:.1f} ms a step"
+        )
+    return lines
 
 
 def machine(device: torch.device) -> dict[str, Any]:

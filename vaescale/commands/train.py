@@ -182,7 +182,7 @@ def _lay_out(parts: Parts) -> Strategy:
     backends.set_precision(config.precision)
     needed = checkpoint.num_bytes(parts.checkpoint_shapes)
     comm.on_main(lambda: checkpoint.refuse_too_little_room(parts.folder, needed))
-    if config.channels_last:
+    if backends.takes_channels_last(config, parts.launch.accelerator.device):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.compile:
         backends.refuse_to_compile(parts.launch.strategy)

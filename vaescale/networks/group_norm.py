@@ -71,7 +71,7 @@ def _triton_starts() -> bool:
         console.say("GroupNorm uses torch's slower kernels: triton is not installed (pip install triton)")
         return False
     try:
-        from triton.runtime import driver  # type: ignore[import-not-found]
+        from triton.runtime import driver
 
         driver.active.get_current_target()
         _ = driver.active.utils

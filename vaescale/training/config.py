@@ -59,7 +59,8 @@ class TrainingConfig(Config):
         description="micro-batches per optimizer step; each has its own optimal sigma in the loss",
     )
     channels_last: bool = Field(
-        default=False, description="store weights and maps as [B, H, W, C]; faster for bf16 convolutions"
+        default=False,
+        description="store weights and maps as [B, H, W, C]; faster for bf16 convolutions; on a GPU, bf16 and fp16 always do",
     )
     compile: bool = Field(
         default=False,

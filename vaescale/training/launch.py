@@ -20,6 +20,7 @@ from vaescale.errors import UserError
 from vaescale.system.meeting import Place, gloo_variables, meet, patience
 from vaescale.system.slurm import without_stale_step
 from vaescale.system.world import refuse_half_a_world, unjoined
+from vaescale.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -177,6 +178,14 @@ def compiling() -> Iterator[None]:
             f"training.compile is true and torch cannot compile the model ({reason}); install what is missing (a C++ "
             "compiler, and openssl for a CPU), or set training.compile=false"
         ) from error
+
+
+def takes_channels_last(config: TrainingConfig, device: torch.device) -> bool:
+    """Whether weights and maps are stored as [B, H, W, C]: as the recipe says, and always on a GPU in half precision.
+
+    There cuDNN's convolutions are of this order, and others are converted before and after each of them.
+    """
+    return config.channels_last or (device.type == "cuda" and config.precision in ("bf16", "fp16"))
 
 
 def set_precision(precision: str) -> None:

@@ -79,6 +79,8 @@ def test_explicit_attention_is_torch_s(device: str, dtype: torch.dtype) -> None:
             assert float((one.double() - other).norm()) < 1e-2 * float(other.norm())
 
 
+# torch's own tracer makes an instance of the autograd function.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("device", DEVICES)
 def test_explicit_attention_is_traced_whole(device: str) -> None:
     torch.manual_seed(0)

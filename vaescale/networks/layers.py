@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, scaled_dot_product_attention
+from torch.nn.functional import interpolate
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
@@ -23,8 +23,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(0.2),
 }
-WIDEST_FUSED_HEAD = 256
-MOST_EXPLICIT_PLACES = 4096
 
 
 def conv(channels: int, width: int, kernel: int, *, stride: int = 1, padding: int | None = None) -> nn.Conv2d:
@@ -65,26 +63,6 @@ def nearest(x: Tensor, factor: int) -> Tensor:
     # CUDA's autocast list would make a float32 map of it, to be cast back by the next convolution.
     with torch.autocast("cuda", enabled=False):
         return interpolate(x, scale_factor=factor, mode="nearest")
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(W)) V over N places, with one head. [B, N, W] each. Vaswani et al. 2017, eq. 1.
-
-    On CUDA, wide heads over few places use plain matrix products: the fused kernels for heads wider than 256 are several times
-    slower. This keeps B N^2 weights for the gradient, in float32 and in the dtype of the value.
-    """
-    width, places = query.shape[-1], query.shape[-2]
-    wide_head = width > WIDEST_FUSED_HEAD and places <= MOST_EXPLICIT_PLACES
-    if query.is_cuda and wide_head and query.dtype != torch.float64:
-        return _explicit_attention(query, key, value)
-    return scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
-
-
-def _explicit_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    with torch.autocast(query.device.type, enabled=False):
-        # In float32, as in the fused kernels: bf16 would round large logits by whole units.
-        logits = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(1, 2)
-        return torch.softmax(logits, dim=2).to(value.dtype) @ value
 
 
 def spectral(layer: nn.Module) -> nn.Module:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vaescale.errors import UserError
+from vaescale.networks.attention import attend
 from vaescale.networks.base import FlatNetwork
 from vaescale.networks.config import ResnetConfig
-from vaescale.networks.layers import attend, conv, nearest, norm, normed, refuse_indivisible
+from vaescale.networks.layers import conv, nearest, norm, normed, refuse_indivisible
 
 NORM_GROUPS = 32
 

@@ -154,7 +154,9 @@ class Group(nn.Module):
     def prior(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
         """Raw parameters of p(z|above) [B, 2 Z, R, R], and the updated map."""
         raw = self.prior_body(feature_map)
-        return raw[:, : 2 * self.latent_dim], feature_map + raw[:, 2 * self.latent_dim :]
+        # Split, because the backward pass of two slices fills and adds two maps of zeros.
+        parameters, update = raw.split([2 * self.latent_dim, feature_map.shape[1]], dim=1)
+        return parameters, feature_map + update
 
     def with_latents(self, feature_map: Tensor, z: Tensor) -> Tensor:
         """The map after z is added and the map is refined."""

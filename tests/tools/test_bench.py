@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
     ("words", "lines"),
     [
         (["plan.py"], ["imagenet: 1,281,167 samples", "1e9: 1,000,000,000 samples", "resume at any step"]),
+        (["operations.py", "recipes/digits/optimal.yaml"], ["digits-optimal", "noise", "all"]),
         (["reader.py", "--count", "130", "--rounds", "1"], ["bare loop", "webdataset, pillow", "npy"]),
     ],
 )

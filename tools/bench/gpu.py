@@ -140,7 +140,7 @@ def _seconds(function: Any, device: torch.device, times: int = 10) -> float:
 
 def run_tests(folder: Path) -> list[str]:
     """Run the tests marked gpu, whose output goes to a file too."""
-    spread = ["-n", "4"] if importlib.util.find_spec("xdist") else []
+    spread = ["-n", "4", "--dist", "loadfile"] if importlib.util.find_spec("xdist") else []
     plugins = ["-p", "no:benchmark", "-p", "no:cacheprovider"]  # the first warns beside xdist
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", *spread, *plugins, "tests"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

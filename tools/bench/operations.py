@@ -40,7 +40,7 @@ SOURCES = (
     ("likelihoods", "end_step", "end_step"),
     ("models/vae.py", "_moments", "errors and variances"),
     ("evaluation/likelihood.py", "column_sums", "column sums"),
-    ("noise.py", "", "noise"),
+    ("noise/__init__.py", "", "noise"),
     ("networks", "", "network"),
     ("likelihoods", "", "likelihood"),
     ("models", "", "latents and KL"),

@@ -5,7 +5,6 @@ them all at once. The kernels, their order and the values are those of a step wi
 objective, the guard, the optimizer, the averages) runs as without graphs.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -58,9 +57,7 @@ class GraphedForward(nn.Module):
         mask = torch.ones(images, dtype=torch.bool, device=device)
         step = torch.zeros((), dtype=torch.int64, device=device)
         self._shape = pixels.shape
-        with unchanged(model), warnings.catch_warnings():
-            # The passes before the capture run on another stream.
-            warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
+        with unchanged(model):
             passes = _Passes(model, seed, options).train()
             replay = torch.cuda.make_graphed_callables(
                 passes, (pixels, slots, mask, step), allow_unused_input=True

@@ -28,8 +28,8 @@ from vaescale import noise
 from vaescale.recipe import load_recipe
 from vaescale.runs.folder import read_metrics
 from vaescale.trained import build_model
+from vaescale.training import guard, loop
 from vaescale.training import launch as backends
-from vaescale.training import loop, loss_scale
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.recorder import Recorder
@@ -116,7 +116,7 @@ def test_a_loss_scale_rises_and_falls(
     words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained
 ) -> None:
     """Doubled every other step, it reaches the overflow of float16 soon; each overflow skips a step and halves it."""
-    monkeypatch.setattr(loss_scale, "GROWTH_STEPS", 2)
+    monkeypatch.setattr(guard, "GROWTH_STEPS", 2)
     assert verb("gpu", *words(tmp_path / "run", "training.precision=fp16")) == 0
     scales, skipped = (column(tmp_path / "run", f"train/{name}") for name in ("loss_scale", "skipped_steps"))
     steps = range(2, 61)

@@ -218,6 +218,7 @@ class TestOnAGpu:
             again = gradients(layer, x, dy, list(layer.parameters()))
             assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's imports, in torch 2.11
     def test_compiled(self) -> None:
         layer = gpu_layer()
         x, dy, *_ = maps((2, 64, 8, 9, 7, 3.0), torch.bfloat16, "cuda")

@@ -120,11 +120,17 @@ class GlobalBatchNorm(nn.Module):
         return mean.to(rows.dtype), variance.to(rows.dtype)
 
 
+observers: list[Callable[[Callable[..., object], tuple[object, ...]], None]] = []
+"""Called with each function that is recomputed, and its arguments, before its forward pass."""
+
+
 def recomputed(function: Callable[..., T], *arguments: object) -> T:
     """Call `function` and recompute its intermediate values in the backward pass, instead of keeping them. Chen et al. 2016.
 
     The function must not use torch's random generators; `vaescale.noise` depends only on position and may be drawn again.
     """
+    for observe in observers:
+        observe(function, arguments)
     result: T = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
     return result
 

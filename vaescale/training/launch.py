@@ -30,7 +30,8 @@ HARMLESS = (
     # A kernel with one input channel has two equivalent stride patterns, which DDP takes for different ones.
     (UserWarning, "Grad strides do not match bucket view strides"),
     (UserWarning, "FSDP2-wrapped module .* returned a view"),  # nothing changes a term in place
-    (UserWarning, "The AccumulateGrad node's stream"),  # passes before a CUDA graph's capture run on another stream
+    # Passes before the capture of a CUDA graph run on another stream.
+    (UserWarning, "The AccumulateGrad node's stream"),
     (FutureWarning, "`torch.distributed.* is deprecated"),  # DeepSpeed calls old names
 )
 

@@ -1,6 +1,6 @@
 """An estimate of the memory that a training step needs, made before training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from vaescale import noise
 from vaescale.models.vae import VAE
+from vaescale.networks import layers
 from vaescale.training.config import Precision
 from vaescale.training.step import AUTOCAST
 
@@ -33,8 +34,8 @@ def estimate(
     """Bytes per process: weights, gradients, Adam's two moments, averaged weights, and activations; `total` at the peak.
 
     layout: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`. images: per process and micro-batch. Activations are the tensors
-    alive between the forward and the backward pass, measured with one and two images and extrapolated linearly; the estimate
-    excludes temporary kernel workspace. Where gradients are freed after each step, they fill the memory that the
+    alive between the forward and the backward pass, and those of one recomputed block, measured with one and two images and
+    extrapolated linearly; the estimate excludes temporary kernel workspace. Where gradients are freed after each step, they fill the memory that the
     backward pass frees, so that only the larger of gradients and activations counts.
     """
     one, two = (
@@ -69,18 +70,38 @@ def estimate(
 
 
 def _saved_bytes(model: VAE, *, images: int, precision: Precision, importance_samples: int) -> int:
-    """Bytes alive after a forward pass besides the parameters: what autograd and checkpointed blocks keep."""
+    """Bytes alive after a forward pass besides the parameters: what autograd and checkpointed blocks keep, and what the largest of
+    these blocks keeps while the backward pass computes it again.
+    """
     device = next(model.parameters()).device
     batch = torch.zeros(images, *model.image_shape, dtype=torch.uint8, device=device)
     stream = noise.Stream(0, 0, torch.zeros(images, dtype=torch.int64, device=device))
     mask = torch.ones(images, dtype=torch.bool, device=device)
     with unchanged(model):
         model.train()
-        with _Storages() as storages:
+        with _recomputed_bytes() as blocks, _Storages() as storages:
             terms = model(batch, stream, mask, importance_samples, False, AUTOCAST[precision])
         alive: int = storages.alive_bytes()
         del terms
-    return alive
+    return alive + max(blocks, default=0)
+
+
+@contextmanager
+def _recomputed_bytes() -> Iterator[list[int]]:
+    """Collect the bytes that each recomputed function keeps for its backward pass."""
+    sizes: list[int] = []
+
+    def measure(function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        with _Storages() as storages:
+            result = function(*arguments)
+        sizes.append(storages.alive_bytes())
+        del result
+
+    layers.observers.append(measure)
+    try:
+        yield sizes
+    finally:
+        layers.observers.remove(measure)
 
 
 @contextmanager

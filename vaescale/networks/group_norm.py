@@ -4,24 +4,20 @@ On CUDA, maps in channels_last order use Triton kernels (`group_norm_kernels.py`
 input. torch's group_norm returns another order (PyTorch issue 111824) and computes in float32 under autocast, so that each
 convolution after it copies its input twice. Everywhere else this is torch's group_norm followed by torch's silu.
 
-To compare the two on a GPU: set `GroupNorm.fused = False`, or VAESCALE_FUSED_GROUP_NORM=0 in the environment.
+To compare the two on a GPU: set `GroupNorm.fused = False`, or VAESCALE_TRITON=0 in the environment (see `kernels.py`).
 """
 
-import importlib.util
-import os
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from vaescale.system import console
+from vaescale.kernels import kernels_run
 
-SWITCH = "VAESCALE_FUSED_GROUP_NORM"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST = 1024
 MOST_ELEMENTS = 2**31  # of one image; offsets inside an image are 32-bit
-_usable: list[bool] = []  # the answer of `kernels_run`, once it is known
 
 
 class GroupNorm(nn.GroupNorm):
@@ -56,30 +52,6 @@ class GroupNorm(nn.GroupNorm):
             and 0 < x.numel() < MOST_ELEMENTS * len(x)
             and x.is_contiguous(memory_format=torch.channels_last)
         )
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def kernels_run() -> bool:
-    """Whether Triton can start kernels: it needs a C compiler and Python's headers when it runs. A reason against is said once."""
-    if not _usable:
-        _usable.append(os.environ.get(SWITCH, "1") != "0" and _triton_starts())
-    return _usable[0]
-
-
-def _triton_starts() -> bool:
-    if importlib.util.find_spec("triton") is None:
-        console.say("GroupNorm uses torch's slower kernels: triton is not installed (pip install triton)")
-        return False
-    try:
-        from triton.runtime import driver
-
-        driver.active.get_current_target()
-        _ = driver.active.utils
-    except Exception as error:  # a compiler's failure, a missing header or a missing driver
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        console.say(f"GroupNorm uses torch's slower kernels: Triton cannot start kernels here ({reason})")
-        return False
-    return True
 
 
 @torch.library.custom_op("vaescale::group_norm_silu", mutates_args=())

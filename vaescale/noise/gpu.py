@@ -4,19 +4,20 @@ The logarithm, sine and cosine of the normals are the device's own. An operator 
 it as it is: inductor narrows the plain 64-bit arithmetic to 32 bits and then refuses Philox's constants (torch 2.11).
 """
 
-import importlib.util
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vaescale.kernels import kernels_run
+
 WIDTH = 256  # blocks of four numbers that one program computes
 
 
 def can_draw_on(device: torch.device) -> bool:
-    """Whether the kernel runs on this device: a GPU, with Triton installed."""
-    return device.type == "cuda" and _has_triton()
+    """Whether the kernel runs on this device."""
+    return device.type == "cuda" and kernels_run()
 
 
 @torch.library.custom_op("vaescale::draw", mutates_args=())
@@ -40,11 +41,6 @@ def _like_draw(slots: Tensor, step: Tensor, purposes: list[int], counts: list[in
 
 
 draw.register_fake(_like_draw)
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 @lru_cache(maxsize=4096)  # all of a ladder's groups: nothing may be copied while a CUDA graph is captured

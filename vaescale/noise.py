@@ -56,16 +56,24 @@ def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, .
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The product wraps around in int64; an arithmetic shift and a mask still give its upper half.
-        low, high = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((high >> 32) & _MASK) ^ c1 ^ k0,
-            high & _MASK,
-            ((low >> 32) & _MASK) ^ c3 ^ k1,
-            low & _MASK,
+        (high, low), (other_high, other_low) = (
+            _product(c, m) for c, m in zip((c2, c0), reversed(_MULTIPLIERS), strict=True)
         )
+        c0, c1, c2, c3 = high ^ c1 ^ k0, low, other_high ^ c3 ^ k1, other_low
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
+
+
+def _product(factor: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """The upper and the lower 32 bits of the product of two uint32 values."""
+    if not torch.compiler.is_compiling():
+        # The product wraps around in int64; an arithmetic shift and a mask still give its upper half.
+        product = factor * multiplier
+        return (product >> 32) & _MASK, product & _MASK
+    # Overflow is undefined in the C++ that torch.compile writes for a CPU: the mask above is removed as superfluous, and some
+    # steps have other numbers. In halves nothing overflows; fused, their operations cost next to nothing.
+    upper, lower = (factor >> 16) * multiplier, (factor & 0xFFFF) * multiplier
+    return (upper + (lower >> 16)) >> 16, (((upper & 0xFFFF) << 16) + lower) & _MASK
 
 
 def _bits(stream: Stream, purpose: int, numbers: int) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.gpu.conftest import NEEDS_GPU, ON_GPU, relative_error
+from tests.gpu.conftest import NEEDS_GPU, ON_GPU, quiet, relative_error
 from tests.likelihoods import test_contract as contract
 from tests.networks import test_every_network as networks
 from vaescale import noise
@@ -39,6 +39,23 @@ def test_philox_has_the_same_bits(device: torch.device) -> None:
                 # A float32 angle below 2 pi has an error of 2.4e-7, times a radius of at most 6.7.
                 normal = noise.normal(there, purpose, shape).cpu()
                 torch.testing.assert_close(normal, noise.normal(here, purpose, shape), rtol=1e-6, atol=4e-6)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4, 8, 8)])
+def test_compiled_noise_is_the_same(shape: tuple[int, ...], device: torch.device) -> None:
+    """Inductor fuses the rounds of a draw, with the step as a variable from its third value on."""
+    with quiet():
+        torch._dynamo.reset()
+        uniform, normal = (torch.compile(function) for function in (noise.uniform, noise.normal))
+        for step in (0, 1, 2, 3, 4, 8, 2**31 + 5):
+            slots = torch.arange(32 * step, 32 * step + 32)
+            here, there = (noise.Stream(7, step, place) for place in (slots, slots.to(device)))
+            drawn = uniform(there, noise.POSTERIOR + 1, shape).cpu()
+            assert torch.equal(drawn, noise.uniform(here, noise.POSTERIOR + 1, shape)), step
+            expected = noise.normal(here, noise.POSTERIOR + 1, shape)
+            torch.testing.assert_close(
+                normal(there, noise.POSTERIOR + 1, shape).cpu(), expected, rtol=1e-6, atol=4e-6
+            )
 
 
 @pytest.mark.parametrize("name", contract.CASES)

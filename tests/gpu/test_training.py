@@ -159,25 +159,17 @@ def interrupt() -> None:
 
 
 @pytest.mark.parametrize(("first", "then"), [("cpu", "gpu"), ("gpu", "cpu")])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_run_moves_between_cpu_and_gpu(
-    first: str, then: str, precision: str, words, trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: str, then: str, words, trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped at step 40 on one device and continued from the checkpoint of step 30 on the other, it has the CPU's curve."""
-    if precision == "fp16" and first == "gpu":
-        pytest.skip("the loss scale's way from the GPU to the CPU is that of the other direction")
-    own = words(tmp_path / "run", f"training.precision={precision}")
     with monkeypatch.context() as patch:
         stop_at(40, patch, interrupt)
-        assert verb(first, *own) == 130
-    assert verb(then, *own) == 0
-    if precision == "fp16":
-        assert_close_in_float16(tmp_path / "run", trained("cpu"))
-    else:
-        assert_close_runs(tmp_path / "run", trained("cpu"), FP32)
+        assert verb(first, *words(tmp_path / "run")) == 130
+    assert verb(then, *words(tmp_path / "run")) == 0
+    assert_close_runs(tmp_path / "run", trained("cpu"), FP32)
     optimizer = load_file(tmp_path / "run" / "checkpoints" / "step-000000060" / "optimizer.safetensors")
-    done = 60 - column(tmp_path / "run", "train/skipped_steps")[60]
-    assert {float(value) for key, value in optimizer.items() if key.endswith("/step")} == {done}
+    assert {float(value) for key, value in optimizer.items() if key.endswith("/step")} == {60.0}
 
 
 @pytest.mark.parametrize("how", ["interrupted", "preempted"])

@@ -95,15 +95,23 @@ def philox(counter: tuple[Array, ...], key: tuple[int, int]) -> tuple[Array, ...
     """Philox 4x32-10: four int64 arrays that hold uint32 values, and two uint32, to four more. The counters broadcast."""
     c0, c1, c2, c3 = counter
     for k0, k1 in _round_keys(key):
-        # The product wraps around in int64; an arithmetic shift and a mask still give its upper half.
-        low, high = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((high >> 32) & _MASK) ^ c1 ^ k0,
-            high & _MASK,
-            ((low >> 32) & _MASK) ^ c3 ^ k1,
-            low & _MASK,
+        (high, low), (other_high, other_low) = (
+            _product(c, m) for c, m in zip((c2, c0), reversed(_MULTIPLIERS), strict=True)
         )
+        c0, c1, c2, c3 = high ^ c1 ^ k0, low, other_high ^ c3 ^ k1, other_low
     return c0, c1, c2, c3
+
+
+def _product(factor: Array, multiplier: int) -> tuple[Array, Array]:
+    """The upper and the lower 32 bits of the product of two uint32 values."""
+    if not torch.compiler.is_compiling():
+        # The product wraps around in int64; an arithmetic shift and a mask still give its upper half.
+        product = factor * multiplier
+        return (product >> 32) & _MASK, product & _MASK
+    # Overflow is undefined in the C++ that torch.compile writes for a CPU: the mask above is removed as superfluous, and some
+    # steps have other numbers. In halves nothing overflows; fused, their operations cost next to nothing.
+    upper, lower = (factor >> 16) * multiplier, (factor & 0xFFFF) * multiplier
+    return (upper + (lower >> 16)) >> 16, (((upper & 0xFFFF) << 16) + lower) & _MASK
 
 
 def _round_keys(key: tuple[int, int]) -> list[tuple[int, int]]:

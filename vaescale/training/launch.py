@@ -7,6 +7,7 @@ the second case (gloo on CPU) and checks for both.
 
 import contextlib
 import importlib.util
+import inspect
 import os
 import sys
 import warnings
@@ -149,9 +150,11 @@ def _prepare_environment(strategy: str) -> list[Any]:
     from accelerate import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     # Buffers are equal on all ranks by construction, so they need not be sent with each forward. accelerate knows only
-    # the old name of this option, for which torch 2.13 warns.
+    # torch 2.11's name of this option, for which torch 2.13 warns.
+    accepted = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
     data_parallel = DistributedDataParallelKwargs()
-    data_parallel.to_kwargs = lambda: {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
+    data_parallel.to_kwargs = lambda: {option: False, "gradient_as_bucket_view": True}
     several = "WORLD_SIZE" in os.environ
     return [data_parallel, *([InitProcessGroupKwargs(backend="gloo")] if on_cpu and several else [])]
 

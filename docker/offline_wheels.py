@@ -54,8 +54,8 @@ class Wheel(NamedTuple):
     requires: tuple[str, ...]
 
 
-# From requirements such as {"numpy": "numpy==2.4.6"} to their wheels, by name.
-Fetch = Callable[[dict[str, str]], dict[str, Wheel]]
+# From requirements such as {"numpy": ("numpy==2.4.6", "numpy>=2")}, the preferred one first, to their wheels, by name.
+Fetch = Callable[[dict[str, tuple[str, ...]]], dict[str, Wheel]]
 
 
 def environment_of(python: str) -> dict[str, str]:
@@ -113,7 +113,7 @@ def missing(
             one for one in wave if one.marker is None or one.marker.evaluate({**environment, "extra": ""})
         ]
         together: dict[str, SpecifierSet] = {}
-        specifiers: dict[str, str] = {}
+        lines: dict[str, tuple[str, ...]] = {}
         fresh: list[tuple[str, str]] = []
         for requirement in needed:
             name = canonicalize_name(requirement.name)
@@ -124,10 +124,10 @@ def missing(
             allowed = together[name] = together.get(name, SpecifierSet()) & requirement.specifier
             version = have.get(name) if there else pins.get(name)
             fits = version is not None and _suits(version, allowed)
-            specifiers[name] = f"{name}=={version}" if fits else f"{name}{allowed}"
+            lines[name] = (*((f"{name}=={version}",) if fits else ()), f"{name}{allowed}")
         fresh = [pair for pair in dict.fromkeys(fresh) if pair not in seen]
         seen.update(fresh)
-        unread = {name: specifiers[name] for name, _ in fresh if name not in taken}
+        unread = {name: lines[name] for name, _ in fresh if name not in taken}
         wheels = taken | (fetch(unread) if unread else {})
         taken |= {name: wheels[name] for name, extra in fresh if not extra}
         for requirement in needed:
@@ -167,13 +167,12 @@ class Downloads:
         compiled = cpython_tags(release, platforms=PLATFORMS)
         self._tags = {*compiled, *compatible_tags(release, f"cp{release[0]}{release[1]}", PLATFORMS)}
 
-    def __call__(self, requirements: dict[str, str]) -> dict[str, Wheel]:
+    def __call__(self, requirements: dict[str, tuple[str, ...]]) -> dict[str, Wheel]:
         """Download or build one wheel for each requirement. Raises SystemExit where there is none."""
-        lines = list(requirements.values())
-        if not self._download(lines):  # one of them has no wheel of that version, or none at all
-            for name, line in requirements.items():
-                if not self._download([line]) and not self._download([name]):
-                    self._build(line)
+        if not self._download([lines[0] for lines in requirements.values()]):  # all at once
+            for lines in requirements.values():
+                if not any(self._download([line]) for line in lines):
+                    self._build(lines[0])
         return {name: self._read(name) for name in requirements}
 
     def _download(self, lines: list[str]) -> bool:

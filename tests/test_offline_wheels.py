@@ -30,9 +30,9 @@ def wheels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def missing(wheels: ModuleType, *wanted: str, have: str = "", pins: str = "a==1.0 d==1.0") -> dict[str, str]:
     """The versions that the walk takes from INDEX, on Python 3.12."""
 
-    def fetch(requirements: dict[str, str]) -> dict[str, object]:
+    def fetch(requirements: dict[str, tuple[str, ...]]) -> dict[str, object]:
         fetched = {}
-        for name, line in requirements.items():
+        for name, (line, *_) in requirements.items():
             versions = [Version(version) for known, version in INDEX if known == name]
             chosen = max(v for v in versions if wheels.Requirement(line).specifier.contains(v))
             fetched[name] = wheels.Wheel(chosen, INDEX[name, str(chosen)])
@@ -95,6 +95,26 @@ def test_lists_of_packages_are_read(wheels: ModuleType) -> None:
     pins = wheels.versions_in((ROOT / "constraints.txt").read_text().splitlines())
     assert len(pins) > 100
     assert None not in pins.values()
+
+
+def test_a_pin_without_a_wheel_gives_way_to_another_version_and_then_to_a_build(
+    wheels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloads = wheels.Downloads(tmp_path, "3.12")
+    tried: list[list[str]] = []
+    there = {"a==1.0", "b>=2"}
+
+    def download(lines: list[str]) -> bool:
+        tried.append(lines)
+        return there.issuperset(lines)
+
+    monkeypatch.setattr(downloads, "_download", download)
+    monkeypatch.setattr(downloads, "_build", lambda line: tried.append(["build", line]))
+    monkeypatch.setattr(downloads, "_read", str)
+    wanted = {"a": ("a==1.0", "a"), "b": ("b==2.0", "b>=2"), "c": ("c==3.0", "c>=3")}
+    assert downloads(wanted) == {"a": "a", "b": "b", "c": "c"}
+    singles = ["a==1.0", "b==2.0", "b>=2", "c==3.0", "c>=3"]
+    assert tried == [["a==1.0", "b==2.0", "c==3.0"], *([line] for line in singles), ["build", "c==3.0"]]
 
 
 def test_a_wheel_that_only_runs_here_is_refused(wheels: ModuleType, tmp_path: Path) -> None:

@@ -149,14 +149,22 @@ def _prepare_environment(strategy: str) -> list[Any]:
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     from accelerate import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    # Buffers are equal on all ranks by construction, so they need not be sent with each forward. accelerate knows only
-    # torch 2.11's name of this option, for which torch 2.13 warns.
-    accepted = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
-    option = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
+    # accelerate knows only the older name of an option.
     data_parallel = DistributedDataParallelKwargs()
-    data_parallel.to_kwargs = lambda: {option: False, "gradient_as_bucket_view": True}
+    data_parallel.to_kwargs = data_parallel_options
     several = "WORLD_SIZE" in os.environ
     return [data_parallel, *([InitProcessGroupKwargs(backend="gloo")] if on_cpu and several else [])]
+
+
+def data_parallel_options() -> dict[str, bool]:
+    """The options of torch's DistributedDataParallel, with the names that this version of torch has for them.
+
+    Buffers are equal on all ranks by construction, so they need not be sent with each forward. `broadcast_buffers` is the only
+    name of that option in torch 2.11, and torch 2.13 warns of it.
+    """
+    accepted = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
+    return {option: False, "gradient_as_bucket_view": True}
 
 
 def refuse_to_compile(strategy: str) -> None:

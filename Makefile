@@ -1,6 +1,7 @@
 # make quickstart   set up, then the main job end to end on handwritten digits
 # make test         set up, then every test
 # make check        format, lint, types, the layer test and the fast tests
+# make offline-wheels PYTHON=3.12 HAVE=freeze.txt   collect the wheels that a machine without a network lacks in wheels/
 # make docker-check  build the CPU image and run it: needs root, buildah, podman, runc and mmdebstrap
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --con
 # pip compiles nothing (all packages take a minute); Python does, when it first imports a module.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: quickstart test check lint format docker-check setup clean
+.PHONY: quickstart test check lint format docker-check offline-wheels setup clean
 
 quickstart: setup
 	@$(BIN)/vaescale quickstart
@@ -30,6 +31,13 @@ format: setup
 
 docker-check:
 	docker/check.sh
+
+# PYTHON is the version of the other machine's Python here, and HAVE the file with what `pip list --format=freeze` prints there.
+# EXTRAS=deepspeed adds an extra of setup.py, and WITHOUT="mlflow datasets" leaves packages out.
+OUT ?= wheels
+offline-wheels:
+	@$(or $(wildcard $(BIN)/python),python3) docker/offline_wheels.py $(OUT) --python $(PYTHON) $(if $(HAVE),--have $(HAVE)) \
+		$(if $(EXTRAS),--extras $(EXTRAS)) $(if $(WITHOUT),--without $(WITHOUT))
 
 setup: .venv/installed
 

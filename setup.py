@@ -27,7 +27,7 @@ DEPENDENCIES = [
     "scipy>=1.13",
     "simplejpeg>=1.8",
     "threadpoolctl>=3.1",
-    "torch>=2.13",
+    "torch>=2.11",
     "torchmetrics>=1.8",
     "webdataset>=1.0.2",
 ]

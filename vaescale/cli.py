@@ -22,6 +22,7 @@ from vaescale.errors import DataError, UserError
 from vaescale.system import exit_codes
 from vaescale.system.caches import provide_caches
 from vaescale.system.host import keep_freed_pages, take_signals
+from vaescale.system.packages import missing_package
 from vaescale.system.secrets import redact, redact_all
 
 VERBS = {
@@ -149,6 +150,13 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         place = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(redact(f"vaescale {verb}: {place}{error.strerror or error}{remedy}\n"))
         return 4 if full else 2
+    except ModuleNotFoundError as error:
+        package = missing_package(error)
+        if package is None:
+            raise
+        speaker = _speaker(waits=True)
+        sys.stderr.write(f"vaescale {verb}: {speaker}{package} is not installed; pip install {package}\n")
+        return 2
     except KeyboardInterrupt as stopped:
         remedies = {
             "train": "; the same command continues from the last checkpoint, if there is one",

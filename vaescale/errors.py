@@ -7,6 +7,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class MissingPackage(UserError):
+    """An optional package that is not installed. The message says how to install it."""
+
+
 class DataError(UserError):
     """Data that is missing, damaged or unfit for the recipe."""
 

@@ -1,5 +1,6 @@
 """What every layout shares, in one process: the average, the state by name, the comparison of replicas."""
 
+import inspect
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vaescale.errors import TrainingStopped
 from vaescale.recipe import Recipe
 from vaescale.trained import build_model
 from vaescale.training.config import OptimizerConfig
+from vaescale.training.launch import data_parallel_options
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.strategies import Strategy
 from vaescale.training.strategies.base import Verdict, fingerprint
@@ -161,6 +163,20 @@ def compare(rank: int, ranks: int) -> Tensor:
     with pytest.raises(TrainingStopped, match="rank 1's weights differ from rank 0's in b and 0 more"):
         Strategy.compare_replicas(replicas)
     return torch.ones(())
+
+
+class OfTorch211:
+    """The names of DistributedDataParallel's options in torch 2.11."""
+
+    def __init__(self, module: object, *, broadcast_buffers=True, gradient_as_bucket_view=False) -> None: ...
+
+
+def test_buffers_are_not_sent_whatever_torch_calls_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = data_parallel_options()
+    assert options.keys() <= inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters.keys()
+    assert sorted(options.values()) == [False, True]
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", OfTorch211)
+    assert data_parallel_options() == {"broadcast_buffers": False, "gradient_as_bucket_view": True}
 
 
 @pytest.mark.distributed

@@ -11,15 +11,11 @@ from typing import Any
 import vaescale
 from vaescale.errors import UserError
 from vaescale.system.host import cores
+from vaescale.system.packages import OPTIONAL, OTHERS, TRAINING
 
 MOST_SECONDS = 600
 EXCHANGED = 1 << 22  # float32 numbers: 16 MiB
-NEEDED = (
-    *("torch", "accelerate", "webdataset", "datasets", "mlflow", "einops", "numpy", "scikit-learn"),
-    *("matplotlib", "pydantic", "omegaconf", "pyyaml", "safetensors", "pillow", "simplejpeg", "fsspec"),
-    *("filelock", "rich"),
-)
-OPTIONAL = {"deepspeed": "DeepSpeed ZeRO", "transformers": "accelerate's DeepSpeed path"}
+NEEDED = (*TRAINING, *OTHERS)
 PROGRAMS = {"g++": "DeepSpeed's operators", "git": "the git revision of runs"}
 
 

@@ -1,6 +1,7 @@
 """Access to MLflow stores: reading runs, and writing parent runs and models. `tracking.py` sends a run."""
 
 import contextlib
+import importlib.util
 import os
 import tempfile
 import warnings
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from vaescale.config import flat
-from vaescale.errors import UserError
+from vaescale.errors import MissingPackage, UserError
 from vaescale.system.console import say
 from vaescale.system.secrets import redact
 
@@ -162,11 +163,21 @@ def be_patient() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
+def is_installed() -> bool:
+    """Whether MLflow can be imported. Does not import it, which takes seconds."""
+    return importlib.util.find_spec("mlflow") is not None
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence within the block what MLflow logs of its migrations, on loggers that its import sets up."""
+    """Silence within the block what MLflow logs of its migrations, on loggers that its import sets up.
+
+    Raises MissingPackage where MLflow is not installed.
+    """
     import logging
 
+    if not is_installed():
+        raise MissingPackage("MLflow is not installed; pip install mlflow")
     import mlflow  # noqa: F401
 
     names = ("alembic", "alembic.runtime.migration", "mlflow", "mlflow.store.db.utils")

@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 from pydantic import Field, field_validator
 
 from vaescale.config import Config, flat
-from vaescale.errors import Preempted, UserError
+from vaescale.errors import MissingPackage, Preempted, UserError
 from vaescale.runs import folder as run_folder
-from vaescale.runs.mlflow import SQLITE, absolute_uri, be_patient, experiment_id, quiet
+from vaescale.runs.mlflow import SQLITE, absolute_uri, be_patient, experiment_id, is_installed, quiet
 from vaescale.system.console import say
 from vaescale.system.files import LockHeldError, exclusive
 from vaescale.system.secrets import is_redacted, redact
@@ -97,6 +97,11 @@ class Drain:
 
     def __enter__(self) -> "Drain":
         if self._active:
+            if not is_installed():
+                say(
+                    f"MLflow is not installed, and tracking.mlflow is {self._config.mlflow}: the rows stay in {self._folder}. To "
+                    f"send them: pip install mlflow, then `vaescale sync {self._folder}`; tracking.mlflow=null for no store"
+                )
             self._thread.start()
         return self
 
@@ -109,7 +114,8 @@ class Drain:
         self._thread.join(self._patience)
         if self._thread.is_alive():
             _unanswered[self._folder.absolute()] = self._thread
-        if self._thread.is_alive() or self._fault is not None:
+        said = isinstance(self._fault, MissingPackage)  # by __enter__
+        if self._thread.is_alive() or (self._fault is not None and not said):
             reason = self._fault or f"no answer in {self._patience:.0f} s"
             _say_behind(self._folder, self._config, reason)
 
@@ -143,8 +149,10 @@ def sync(
     be_patient()
     waiting = f"waiting for another process that sends {folder} to MLflow"
     try:
-        with exclusive(folder / LOCK, wait_seconds=wait_seconds, waiting=waiting), quiet():
-            return _send(folder, config, status)
+        with exclusive(folder / LOCK, wait_seconds=wait_seconds, waiting=waiting):
+            _record_status(folder, status)
+            with quiet():
+                return _send(folder, config, status)
     except LockHeldError as error:
         raise OtherSender(
             f"another process sends {folder} to MLflow ({error.holder}); when it has ended: `vaescale sync {folder}`"
@@ -156,9 +164,6 @@ def _send(folder: Path, config: TrackingConfig, status: str | None) -> dict[str,
     from mlflow import MlflowClient
 
     state = run_folder.read_json(folder / STATE)
-    if status is not None and status != state.get("status"):  # recorded before the store may fail
-        state |= {"status": status, "status_sent": False}
-        _record(folder, state)
     public = redact(config.mlflow or "")
     # A relative SQLite path is remembered as an absolute one; one with credentials is known to this process alone.
     uri = config.mlflow if public != config.mlflow else state.get("tracking_uri", "")
@@ -181,6 +186,13 @@ def _send(folder: Path, config: TrackingConfig, status: str | None) -> dict[str,
         state["status_sent"] = True
         _record(folder, state)
     return state | {"metrics_sent": metrics_sent, "artifacts_sent": artifacts_sent}
+
+
+def _record_status(folder: Path, status: str | None) -> None:
+    """Record a new status of the run, before MLflow may be missing or the store may fail."""
+    state = run_folder.read_json(folder / STATE)
+    if status is not None and status != state.get("status"):
+        _record(folder, state | {"status": status, "status_sent": False})
 
 
 def _record(folder: Path, state: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ the second case (gloo on CPU) and checks for both.
 
 import contextlib
 import importlib.util
+import inspect
 import os
 import sys
 import warnings
@@ -151,12 +152,22 @@ def _prepare_environment(strategy: str) -> list[Any]:
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     from accelerate import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    # Buffers are equal on all ranks by construction, so they need not be sent with each forward. accelerate knows only
-    # the old name of this option, for which torch 2.13 warns.
+    # accelerate knows only the older name of an option.
     data_parallel = DistributedDataParallelKwargs()
-    data_parallel.to_kwargs = lambda: {"forward_sync_buffers": False, "gradient_as_bucket_view": True}
+    data_parallel.to_kwargs = data_parallel_options
     several = "WORLD_SIZE" in os.environ
     return [data_parallel, *([InitProcessGroupKwargs(backend="gloo")] if on_cpu and several else [])]
+
+
+def data_parallel_options() -> dict[str, bool]:
+    """The options of torch's DistributedDataParallel, with the names that this version of torch has for them.
+
+    Buffers are equal on all ranks by construction, so they need not be sent with each forward. `broadcast_buffers` is the only
+    name of that option in torch 2.11, and torch 2.13 warns of it.
+    """
+    accepted = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
+    return {option: False, "gradient_as_bucket_view": True}
 
 
 def refuse_to_compile(strategy: str) -> None:

@@ -2,14 +2,16 @@
 # make test         set up, then every test
 # make check        format, lint, types, the layer test and the fast tests
 # make offline-wheels PYTHON=3.12 HAVE=freeze.txt   collect the wheels that a machine without a network lacks in wheels/
+# make gpu          the tests that need a GPU, then speed and memory on it (PYTHON_OF_GPU=python3 without a .venv)
 # make docker-check  build the CPU image and run it: needs root, buildah, podman, runc and mmdebstrap
 PYTHON ?= python3
 BIN := .venv/bin
+PYTHON_OF_GPU ?= $(BIN)/python
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 # pip compiles nothing (all packages take a minute); Python does, when it first imports a module.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: quickstart test check lint format docker-check offline-wheels setup clean
+.PHONY: quickstart test check lint format gpu docker-check offline-wheels setup clean
 
 quickstart: setup
 	@$(BIN)/vaescale quickstart
@@ -28,6 +30,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+gpu:
+	$(PYTHON_OF_GPU) -m tools.bench.gpu --out gpu
 
 docker-check:
 	docker/check.sh

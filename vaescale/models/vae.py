@@ -151,14 +151,17 @@ class VAE(nn.Module):
                     -1, *(1 for _ in inferred.draws.shape[1:])
                 )
                 inferred.draws.register_hook(lambda gradient: gradient * share.to(gradient))  # type: ignore[no-untyped-call]
-            moments = self._moments(xs, inferred.params.detach()) if measured else (nothing, nothing)
+            moments = (nothing, nothing)
+            if measured:
+                error, variance = self._moments(xs, inferred.params.detach())
+                moments = (_over_draws(error, draws), _over_draws(variance, draws))
             first = inferred.draws if draws == 1 or inferred.draws is None else inferred.draws[::draws]
             return Terms(
                 log_px=_over_draws(log_px, draws),
                 kl=inferred.kl,
                 latent_kl=inferred.latent_kl,
-                squared_error=_over_draws(moments[0], draws),
-                variance=_over_draws(moments[1], draws),
+                squared_error=moments[0],
+                variance=moments[1],
                 unit_mean=inferred.unit[0],
                 unit_square=inferred.unit[1],
                 mu=inferred.mu,

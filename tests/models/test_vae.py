@@ -73,6 +73,19 @@ def test_terms_are_the_elbo_s(model: VAE, images: torch.Tensor) -> None:
     torch.testing.assert_close(terms.kl, expected_kl)
 
 
+@pytest.mark.parametrize("draws", [0, 3])
+def test_terms_that_only_metrics_read_may_be_left_out(draws: int, model: VAE, images: torch.Tensor) -> None:
+    arguments = (images, stream(torch.arange(len(images))), everything(len(images)), draws, False, None)
+    whole, few = (model(*arguments, measured) for measured in (True, False))
+    left_out = {"squared_error", "variance", "unit_mean", "unit_square"}
+    for name in whole._fields:
+        if name in left_out:
+            assert getattr(few, name).shape == (len(images), 0)
+            assert getattr(whole, name).shape[0] == len(images)
+        else:
+            assert torch.equal(getattr(few, name), getattr(whole, name)), name
+
+
 def test_the_elbo_is_below_the_evidence(model: VAE, images: torch.Tensor) -> None:
     """log p(x) from 200,000 prior draws, against the mean of many one-sample ELBOs."""
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Verbs that only read recipes and results start without importing torch, which takes seconds."""
+"""Verbs that only read recipes and results start without importing torch, and others without its compiler: each takes a second."""
 
 import json
 import subprocess
@@ -33,6 +33,14 @@ def run_verbs(folder: Path, *verbs: list[str]) -> tuple[list[str], list[dict[str
     )
     lines = [line.removeprefix("VERB ") for line in done.stderr.splitlines() if line.startswith("VERB ")]
     return lines, [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_no_verb_but_training_imports_torch_s_compiler() -> None:
+    """Torch's optimizers import it, so that training cannot do without."""
+    verbs = ("evaluate", "sample", "fit_gmm", "latents", "encode", "quality", "export", "train")
+    code = f"import sys\nfrom vaescale.commands import {', '.join(verbs)}\nassert 'torch' in sys.modules\n"
+    code += "assert 'torch._dynamo' not in sys.modules, 'imported with the verbs'\n"
+    subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Philox against its authors' known answers; normals and uniforms against their distributions; independence of history."""
 
+import importlib.util
 import itertools
 import math
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from vaescale import noise
+from vaescale import kernels, noise
 
 # Random123, kat_vectors, philox4x32 10: counter, key, answer.
 KNOWN = [
@@ -144,6 +146,28 @@ def test_compiled_philox_never_leaves_int64(counter, key, answer, monkeypatch: p
     """Overflow is undefined in C++: compiled by torch.compile for a CPU, it gave other numbers."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert noise.philox(tuple(Int64(word) for word in counter), key) == answer
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs triton and TRITON_INTERPRET=1",
+)
+def test_the_kernel_has_the_bits_of_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise.gpu, "can_draw_on", lambda _device: True)
+    for here in (stream(3, seed=2**63 + 5, step=2**31 + 3, first=2**40), stream(8, first=2**32 - 4)):
+        for size in (1, 18, 4096):
+            assert torch.equal(
+                noise.uniform(here, noise.FLIP, (size,)), plain_uniform(here, noise.FLIP, size)
+            )
+        sizes = {noise.PRIOR + 1: 5, 2: 16, 3: 1030}
+        for (purpose, size), rows in zip(sizes.items(), noise.normals(here, sizes), strict=True):
+            torch.testing.assert_close(rows, plain_normal(here, purpose, size), rtol=1e-6, atol=4e-6)
+
+
+def test_the_answer_about_kernels_is_read_by_a_compiled_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_usable", [True])
+    compiled = torch.compile(lambda x: x + kernels.kernels_run(), fullgraph=True, backend="eager")
+    assert compiled(torch.ones(1)) == 2
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (4,), (16,), (2, 5, 7)])

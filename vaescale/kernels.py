@@ -3,8 +3,6 @@
 import importlib.util
 import os
 
-import torch
-
 from vaescale.system import console
 
 SWITCH = "VAESCALE_TRITON"
@@ -13,9 +11,11 @@ SWITCH = "VAESCALE_TRITON"
 _usable: list[bool] = []  # the answer, once it is known
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def kernels_run() -> bool:
-    """Whether Triton can start kernels: it needs a C compiler and Python's headers when it runs. A reason against is said once."""
+    """Whether Triton can start kernels: it needs a C compiler and Python's headers when it runs. A reason against is said once.
+
+    Call it before torch.compile reads the answer. (torch.compiler.assume_constant_result would import the compiler at every start.)
+    """
     if not _usable:
         fault = "" if os.environ.get(SWITCH, "1") != "0" else f"{SWITCH} is 0"
         fault = fault or _why_not()

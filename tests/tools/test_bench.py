@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vaescale.data.latent_shards import write_latent_index, write_latents
 
@@ -72,6 +73,22 @@ def test_the_decoders_bench_runs(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "1 process," in printed
     assert "gaussian, predicted" in printed
+
+
+def test_the_step_of_the_gpu_s_bench_runs(tmp_path: Path) -> None:
+    """Its cases on a CPU, where nothing is captured and no kernels are counted."""
+    from accelerate.state import AcceleratorState
+
+    from tools.bench import gpu_training as bench
+
+    AcceleratorState._reset_state(True)
+    case = bench.Case("digits/ladder.yaml", 4)
+    rows = dict(bench.measure(case, [bench.PLAIN, "recipe"], tmp_path, torch.device("cpu")))
+    assert list(rows) == [bench.PLAIN, "recipe"]
+    for measured in rows.values():
+        assert measured.images == 4
+        assert measured.seconds > 0
+        assert measured.flops == rows["recipe"].flops > 1e6
 
 
 @pytest.fixture

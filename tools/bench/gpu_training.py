@@ -16,17 +16,14 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from vaescale import noise
+from vaescale.commands.parts import build_guard, lay_out
 from vaescale.data.batch import Batch
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.trained import build_model
 from vaescale.training import launch as backends
-from vaescale.training.cuda_graphs import capture
-from vaescale.training.guard import Guard
 from vaescale.training.memory import estimate
-from vaescale.training.optimizer import build_optimizer
 from vaescale.training.step import AUTOCAST, train_step
-from vaescale.training.strategies import strategy_class
 from vaescale.training.utilization import flops_of_an_image
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -157,36 +154,12 @@ def _batch(model: VAE, images: int) -> Batch:
 
 def _ours(recipe: Recipe, images: int, device: torch.device) -> tuple[VAE, Callable[[int], object]]:
     """vaescale's step, as `vaescale train` builds it."""
-    from accelerate import Accelerator
-
-    config = recipe.training
-    model = build_model(recipe).to(device).train()
-    backends.set_precision(config.precision)
-    if backends.takes_channels_last(config, device):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.compile:
-        model.compile()
-    guard = Guard(
-        skip_factor=recipe.optimizer.skip_factor,
-        clip_norm=recipe.optimizer.clip_norm,
-        max_non_finite=config.max_non_finite,
-        scaled=config.precision == "fp16",
-        device=device,
-    )
-    strategy = strategy_class("ddp")(
-        Accelerator(cpu=device.type == "cpu"),
-        model,
-        partial(build_optimizer, config=recipe.optimizer),
-        ema_decay=config.ema_decay,
-    )
-    objective, batch = recipe.objective.implement(model), _batch(model, images)
-    if config.cuda_graphs and device.type == "cuda":
-        options = (
-            objective.importance_samples,
-            objective.doubly_reparameterized,
-            AUTOCAST[config.precision],
-        )
-        capture(strategy, images=images, seed=0, options=options, accumulation=1)
+    launch = backends.start(processes=1)
+    model = build_model(recipe).to(device)
+    guard, objective = build_guard(recipe, device), recipe.objective.implement(model)
+    strategy = lay_out(recipe, launch, model, objective)
+    strategy.wrapped.train()
+    batch = _batch(model, images)
 
     def step(number: int) -> object:
         judge = partial(guard.judge, step=number)
@@ -196,8 +169,8 @@ def _ours(recipe: Recipe, images: int, device: torch.device) -> tuple[VAE, Calla
             objective=objective,
             judge=judge,
             scale=guard.scale,
-            precision=config.precision,
-            seed=0,
+            precision=recipe.training.precision,
+            seed=recipe.seed,
             step=number,
             logged=False,
         )

@@ -20,14 +20,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vaescale
+from vaescale.commands.parts import build_guard, lay_out
 from vaescale.data.batch import Batch
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.trained import build_model
 from vaescale.training import launch as backends
-from vaescale.training.guard import Guard
-from vaescale.training.optimizer import build_optimizer
 from vaescale.training.step import step_metrics, train_step
-from vaescale.training.strategies.base import Strategy
 
 PACKAGE = str(Path(vaescale.__file__).parent)
 RECIPES = ("cifar10/ladder", "mnist/ladder", "cifar10/conv", "digits/optimal")
@@ -95,19 +93,9 @@ def count(recipe: Recipe, *, images: int = 2, logged: bool = False) -> Counts:
     """The counts of the second step of a recipe's training on one process. logged: whether it writes a row of metrics."""
     launch = backends.start(processes=1)
     model = build_model(recipe).to(launch.accelerator.device)
-    if recipe.training.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    build = partial(build_optimizer, config=recipe.optimizer)
-    strategy = Strategy(launch.accelerator, model, build, ema_decay=recipe.training.ema_decay)
+    guard, objective = build_guard(recipe, launch.accelerator.device), recipe.objective.implement(model)
+    strategy = lay_out(recipe, launch, model, objective)
     strategy.wrapped.train()
-    guard = Guard(
-        max_non_finite=recipe.training.max_non_finite,
-        device=strategy.device,
-        skip_factor=recipe.optimizer.skip_factor,
-        clip_norm=recipe.optimizer.clip_norm,
-        scaled=recipe.training.precision == "fp16",
-    )
-    objective = recipe.objective.implement(model)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, *model.image_shape), dtype=torch.uint8, generator=generator)
     batch = Batch(

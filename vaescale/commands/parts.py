@@ -1,23 +1,33 @@
 """Build the parts of a training run from a recipe and a launch: model, data, objective and guard."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from vaescale import comm
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
+from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
 from vaescale.objectives.base import Objective
 from vaescale.recipe import Recipe
 from vaescale.runs import checkpoint
 from vaescale.runs.identity import identity_tags
+from vaescale.system.console import say
 from vaescale.trained import build_model
+from vaescale.training import cuda_graphs
 from vaescale.training import launch as backends
 from vaescale.training.guard import Guard
 from vaescale.training.memory import estimate
+from vaescale.training.optimizer import build_optimizer
 from vaescale.training.skips import Skips
+from vaescale.training.step import AUTOCAST
+from vaescale.training.strategies import strategy_class
+from vaescale.training.strategies.base import Strategy
 
 
 @dataclass(frozen=True)
@@ -72,13 +82,7 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     train_reader, val_reader = open_reader(data.train, data), open_reader(data.val, data)
     plan = Plan(train_reader.index.shards.samples, data.global_batch, recipe.seed, data.shuffle_block)
     refuse_small_cache(train_reader, plan, data)
-    guard = Guard(
-        skip_factor=recipe.optimizer.skip_factor,
-        clip_norm=recipe.optimizer.clip_norm,
-        max_non_finite=config.max_non_finite,
-        scaled=config.precision == "fp16",
-        device=device,
-    )
+    guard = build_guard(recipe, device)
     return Parts(
         recipe=recipe,
         launch=launch,
@@ -95,6 +99,50 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
             "guard": {"state": ("F64", [len(guard.state.to_tensor())])},
         },
     )
+
+
+def build_guard(recipe: Recipe, device: torch.device) -> Guard:
+    """The guard that a recipe asks for."""
+    return Guard(
+        skip_factor=recipe.optimizer.skip_factor,
+        clip_norm=recipe.optimizer.clip_norm,
+        max_non_finite=recipe.training.max_non_finite,
+        scaled=recipe.training.precision == "fp16",
+        device=device,
+    )
+
+
+def lay_out(recipe: Recipe, launch: backends.Launch, model: VAE, objective: Objective) -> Strategy:
+    """Divide the model and its optimizer over the processes, in the precision of the recipe, compiled or captured as it says."""
+    config, device = recipe.training, launch.accelerator.device
+    backends.set_precision(config.precision)
+    if device.type == "cuda":
+        kernels_run()  # what is compiled or captured reads the answer
+    if backends.takes_channels_last(config, device):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.compile:
+        backends.refuse_to_compile(launch.strategy)
+        model.compile()
+    build = partial(build_optimizer, config=recipe.optimizer)
+    strategy = strategy_class(launch.strategy)(launch.accelerator, model, build, ema_decay=config.ema_decay)
+    if config.cuda_graphs and device.type == "cuda":
+        _capture(strategy, recipe, objective)
+    return strategy
+
+
+def _capture(strategy: Strategy, recipe: Recipe, objective: Objective) -> None:
+    """Replay a step's passes as CUDA graphs, if that is possible. Says so, or why not."""
+    autocast = AUTOCAST[recipe.training.precision]
+    why = cuda_graphs.capture(
+        strategy,
+        images=recipe.data.global_batch,
+        seed=recipe.seed,
+        options=(objective.importance_samples, objective.doubly_reparameterized, autocast),
+        accumulation=recipe.training.accumulation,
+    )
+    how = "replayed as CUDA graphs" if why is None else f"not replayed as CUDA graphs: {why}"
+    if comm.is_main():
+        say(f"each step's passes are {how}")
 
 
 def plan_of(parts: Parts) -> dict[str, Any]:

@@ -7,17 +7,16 @@ a checkpoint with a lower learning rate when loss or gradient stay NaN or Inf.
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import InstanceOf
 
 from vaescale import comm
-from vaescale.commands.parts import Parts, build_parts, plan_of
+from vaescale.commands.parts import Parts, build_parts, lay_out, plan_of
 from vaescale.commands.signature import Count, checked
 from vaescale.data.loader import training_batches
 from vaescale.data.workers import Workers, end_workers, start_server
@@ -34,14 +33,10 @@ from vaescale.system.console import Progress, say
 from vaescale.system.files import write_whole
 from vaescale.system.secrets import redact
 from vaescale.trained import in_order
-from vaescale.training import cuda_graphs, loop, utilization
 from vaescale.training import launch as backends
-from vaescale.training.optimizer import build_optimizer
+from vaescale.training import loop, utilization
 from vaescale.training.preemption import Preemption
 from vaescale.training.recorder import Images, Recorder, restore
-from vaescale.training.step import AUTOCAST
-from vaescale.training.strategies import strategy_class
-from vaescale.training.strategies.base import Strategy
 from vaescale.training.summary import sum_up
 from vaescale.training.watchdog import Watchdog
 from vaescale.training.writer import Writer
@@ -139,7 +134,9 @@ def _train(parts: Parts, saved: Checkpoint | None) -> None:
         importance_samples=parts.objective.importance_samples,
         processes=parts.launch.accelerator.num_processes,
     )
-    strategy = _lay_out(parts)
+    needed = checkpoint.num_bytes(parts.checkpoint_shapes)
+    comm.on_main(lambda: checkpoint.refuse_too_little_room(parts.folder, needed))
+    strategy = lay_out(recipe, parts.launch, parts.model, parts.objective)
     lr_factor = restore(saved, strategy, parts.guard) if saved else 1.0
     start, checkpoints = saved.step if saved else 0, parts.folder / "checkpoints"
     keep = Keep(config.keep_checkpoints, config.keep_every, config.keep_best)
@@ -174,48 +171,6 @@ def _train(parts: Parts, saved: Checkpoint | None) -> None:
         )
         _train_with_rollbacks(parts, recorder, start)
         recorder.wait_for_the_disk()
-
-
-def _lay_out(parts: Parts) -> Strategy:
-    """Divide the model and its optimizer over the processes, in the precision of the recipe."""
-    config, model = parts.recipe.training, parts.model
-    backends.set_precision(config.precision)
-    needed = checkpoint.num_bytes(parts.checkpoint_shapes)
-    comm.on_main(lambda: checkpoint.refuse_too_little_room(parts.folder, needed))
-    if backends.takes_channels_last(config, parts.launch.accelerator.device):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.compile:
-        backends.refuse_to_compile(parts.launch.strategy)
-        model.compile()
-    build: Callable[[torch.nn.Module], torch.optim.Optimizer] = partial(
-        build_optimizer, config=parts.recipe.optimizer
-    )
-    strategy = strategy_class(parts.launch.strategy)(
-        parts.launch.accelerator, model, build, ema_decay=config.ema_decay
-    )
-    if config.cuda_graphs and strategy.device.type == "cuda":
-        _capture(strategy, parts)
-    return strategy
-
-
-def _capture(strategy: Strategy, parts: Parts) -> None:
-    """Replay a step's passes as CUDA graphs, if that is possible, and say so or why not."""
-    recipe, objective = parts.recipe, parts.objective
-    options = (
-        objective.importance_samples,
-        objective.doubly_reparameterized,
-        AUTOCAST[recipe.training.precision],
-    )
-    why = cuda_graphs.capture(
-        strategy,
-        images=recipe.data.global_batch,
-        seed=recipe.seed,
-        options=options,
-        accumulation=recipe.training.accumulation,
-    )
-    say(
-        f"each step's passes are {'replayed as CUDA graphs' if why is None else f'not replayed as CUDA graphs: {why}'}"
-    )
 
 
 def _train_with_rollbacks(parts: Parts, recorder: Recorder, start: int) -> None:

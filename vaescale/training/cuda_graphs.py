@@ -94,7 +94,7 @@ class _Passes(nn.Module):
 
     def forward(self, images: Tensor, slots: Tensor, mask: Tensor, step: Tensor) -> tuple[Tensor, ...]:
         terms = self.model(images, noise.Stream(self._seed, 0, slots, step), mask, *self._options)
-        return *terms, *(torch.stack(state.take_sums()).sum(0) for state in _states(self.model))
+        return *terms, *(total for state in _states(self.model) for total in state.take_sums())
 
 
 def _states(model: VAE) -> list[SigmaState]:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from vaescale.commands import DISTRIBUTED
 from vaescale.errors import DataError, UserError
-from vaescale.system import exit_codes
+from vaescale.system import collector, exit_codes
 from vaescale.system.caches import provide_caches
 from vaescale.system.host import keep_freed_pages, take_signals
 from vaescale.system.packages import missing_package
@@ -107,7 +107,11 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     keep_freed_pages()
     take_signals()
     sys.excepthook = _without_credentials
-    code = exit_codes.leave(_call(tool, verb, options))
+    collector.pause_until_start()  # until the verb has imported what it needs
+    try:
+        code = exit_codes.leave(_call(tool, verb, options))
+    finally:
+        collector.start()
     if _processes() > 1:
         # A gloo thread that lets go of its last tensor while Python shuts down aborts the process ("terminate called
         # without an active exception": 4 of 26 short runs). So end without that shutdown.

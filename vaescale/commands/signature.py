@@ -8,6 +8,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar, cast
 from pydantic import ConfigDict, Field, ValidationError, validate_call
 
 from vaescale.errors import UserError
+from vaescale.system import collector
 from vaescale.system.arguments import MOST_JOBS
 
 Parameters = ParamSpec("Parameters")
@@ -63,6 +64,7 @@ def checked(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
             arguments = cast(Callable[..., dict[str, Any]], validated)(**given)
         except ValidationError as error:
             raise UserError(_sentence(error.errors()[0])) from None
+        collector.start()
         return unchecked(**arguments)
 
     return call

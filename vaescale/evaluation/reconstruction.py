@@ -57,10 +57,11 @@ def psnr(x: Tensor, means: Tensor) -> Tensor:
 
 def ssim(x: Tensor, means: Tensor) -> Tensor | None:
     """Structural similarity (Wang et al. 2004), float64 [B]. None for images smaller than its window."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     if min(x.shape[2:]) < LEAST_SSIM_SIZE:
         return None
+    # torchmetrics imports transformers and matplotlib, where they are installed: two seconds that small images do not need.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     values = structural_similarity_index_measure(means, x.float(), data_range=1.0, reduction="none")
     assert isinstance(values, Tensor)
     return values.double()

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from vaescale.config import flat
 from vaescale.errors import MissingPackage, UserError
+from vaescale.system import collector
 from vaescale.system.console import say
 from vaescale.system.secrets import redact
 
@@ -178,7 +179,8 @@ def quiet() -> Iterator[None]:
 
     if not is_installed():
         raise MissingPackage("MLflow is not installed; pip install mlflow")
-    import mlflow  # noqa: F401
+    with collector.paused():
+        import mlflow  # noqa: F401
 
     names = ("alembic", "alembic.runtime.migration", "mlflow", "mlflow.store.db.utils")
     levels = [logging.getLogger(name).level for name in names]

@@ -63,17 +63,22 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_some_are_kept_for_ever(tmp_path: Path) -> None:
-    losses = {10: 3.0, 20: 1.0, 25: 2.0, 30: 4.0, 35: 5.0}
-    for step, loss in losses.items():
-        weights = {"model": {"w": torch.zeros(1)}, "optimizer": {}}
-        keep = Keep(last=1, every=10, best="val/loss")
-        write(tmp_path, step, weights, {"metrics": {"val/loss": loss}}, keep=keep)
-    kept = sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir())
-    assert kept == [10, 20, 30, 35]
-    write(tmp_path, 37, weights, {"metrics": {"val/loss": math.nan}}, keep=Keep(last=2, best="val/loss"))
-    best = Keep(last=1, best="val/loss")
-    write(tmp_path, 40, weights, {"metrics": {}}, keep=best)
-    assert sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir()) == [20, 40]
+    losses: dict[int, float] = {}
+
+    def save_all(keep: Keep, *steps: int) -> list[int]:
+        for step in steps:
+            weights = {"model": {"w": torch.zeros(1)}, "optimizer": {}}
+            write(tmp_path, step, weights, {}, keep=keep._replace(measured=losses))
+        return sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir())
+
+    losses |= {10: 3.0, 20: 1.0, 25: 2.0, 30: 4.0, 35: 5.0}
+    assert save_all(Keep(last=1, every=10), 10, 20, 25, 30, 35) == [10, 20, 30, 35]
+    losses |= {37: math.nan}
+    assert save_all(Keep(last=2), 37) == [20, 35, 37]
+    assert save_all(Keep(last=1), 40) == [20, 40]
+    losses |= {40: 0.5}
+    checkpoint.delete_surplus(tmp_path, 40, Keep(last=1, measured=losses))
+    assert save_all(Keep(last=1), 50) == [40, 50]
 
 
 def test_writing_goes_on_beside_and_its_faults_come_back(tmp_path: Path, monkeypatch) -> None:
@@ -87,11 +92,11 @@ def test_writing_goes_on_beside_and_its_faults_come_back(tmp_path: Path, monkeyp
         written.append(arguments[1])
 
     monkeypatch.setattr(checkpoint, "write", slow)
-    with Writer(tmp_path, Keep(2)) as writer:
-        writer.save(1, weights, {})
+    with Writer(tmp_path) as writer:
+        writer.save(1, weights, {}, keep=Keep(2))
         assert written == []
         may_go_on.set()
-        writer.save(2, weights, {})
+        writer.save(2, weights, {}, keep=Keep(2))
         assert written[0] == 1
         writer.wait()
         assert written == [1, 2]
@@ -100,15 +105,15 @@ def test_writing_goes_on_beside_and_its_faults_come_back(tmp_path: Path, monkeyp
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(checkpoint, "write", full)
-        writer.save(3, weights, {})
+        writer.save(3, weights, {}, keep=Keep(2))
         with pytest.raises(OSError, match="No space"):
-            writer.save(4, weights, {})
+            writer.save(4, weights, {}, keep=Keep(2))
 
         def odd(*_: object, **__: object) -> None:
             raise MemoryError("no more")
 
         monkeypatch.setattr(checkpoint, "write", odd)
-        writer.save(3, weights, {})
+        writer.save(3, weights, {}, keep=Keep(2))
         with pytest.raises(MemoryError, match="no more"):
             writer.wait()
     assert newest(tmp_path).step == 2
@@ -118,10 +123,10 @@ def test_too_little_room_is_known_before_anything_is_written(tmp_path: Path, mon
     weights = {"model": {"w": torch.ones(3)}, "optimizer": {}}
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 30, 1 << 30, 100))
     with (
-        Writer(tmp_path / "new", Keep(2)) as writer,
+        Writer(tmp_path / "new") as writer,
         pytest.raises(OSError, match=r"a checkpoint takes 0.1 MiB and 0.0 are free"),
     ):
-        writer.save(1, weights, {})
+        writer.save(1, weights, {}, keep=Keep(2))
     assert not (tmp_path / "new").exists()
 
 

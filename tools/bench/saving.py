@@ -77,13 +77,13 @@ def main() -> None:
 
     times: dict[str, list[float]] = {name: [] for name in ("steps alone", "saving beside", "waiting for it")}
     pauses, written = [], []
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, Writer(Path(folder), Keep(1)) as writer:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, Writer(Path(folder)) as writer:
         steps()
         for _ in range(arguments.rounds):
             times["steps alone"].append(steps())
             for name in ("saving beside", "waiting for it"):
                 start = time.perf_counter()
-                writer.save(number, strategy.state(), {})
+                writer.save(number, strategy.state(), {}, keep=Keep(1))
                 pauses.append(time.perf_counter() - start)
                 if name == "waiting for it":
                     writer.wait()

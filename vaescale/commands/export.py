@@ -82,7 +82,7 @@ def write_run(trained: Trained, folder: Path) -> None:
         "exported_weights_hash": trained.weights_hash,
     }
     tensors = {"model": {name: value.cpu() for name, value in trained.model.state_dict().items()}}
-    keep = checkpoint.Keep(1, None, None)
+    keep = checkpoint.Keep(1)
     checkpoint.write(folder / "checkpoints", trained.step, tensors, state, keep=keep, exported=True)
     _copy_mixture(trained, folder / "gmm")
 

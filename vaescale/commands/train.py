@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import InstanceOf
 
@@ -36,7 +36,7 @@ from vaescale.trained import in_order
 from vaescale.training import launch as backends
 from vaescale.training import loop, utilization
 from vaescale.training.preemption import Preemption
-from vaescale.training.recorder import Images, Recorder, restore
+from vaescale.training.recorder import Images, Recorder, refuse_unknown_metric, restore
 from vaescale.training.summary import sum_up
 from vaescale.training.watchdog import Watchdog
 from vaescale.training.writer import Writer
@@ -62,15 +62,16 @@ def train(
         start_server()  # it imports torch while this process does
     with backends.launched(launch, processes=processes) as started, ExitStack() as stack:
         parts = build_parts(recipe, started)
-        saved = comm.on_main(lambda: _claim(parts, stack, allow_changes=allow_changes))
+        start = comm.on_main(lambda: _claim(parts, stack, allow_changes=allow_changes))
         steps = recipe.training.steps
-        if saved is None or saved.step < steps:
-            _train(parts, saved)
-        elif comm.is_main():
-            say(
-                f"{parts.folder} is trained to step {steps} already; raise training.steps with --allow-changes, or choose another name or run_dir"
-            )
-        summary = comm.on_main(lambda: _summary(parts))
+        if start.is_at_the_end:
+            if comm.is_main():
+                say(
+                    f"{parts.folder} is trained to step {steps} already; raise training.steps with --allow-changes, or choose another name or run_dir"
+                )
+        else:
+            _train(parts, start, stack)
+        summary = comm.on_main(lambda: _summary(parts, is_other=start.is_at_the_end and bool(start.changes)))
     return {"run_dir": str(parts.folder), "step": steps, **summary}
 
 
@@ -87,11 +88,26 @@ def describe(
         return {"recipe": recipe.public(), "plan": plan_of(parts)}
 
 
-def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Checkpoint | None:
-    """Claim the run folder until the stack is closed, and prepare its files. Only the main process calls it.
+class Start(NamedTuple):
+    """The start of training in a claimed folder: the newest checkpoint that verifies, or None, and the changes that were accepted.
 
-    Returns the newest checkpoint that verifies, or None in a new folder. Raises UserError and DataError for the folder of
-    another run.
+    is_at_the_end: nothing is left to do but the summary.
+    """
+
+    saved: Checkpoint | None
+    changes: list[str]
+    is_at_the_end: bool
+
+    @property
+    def step(self) -> int:
+        """The step from which training continues."""
+        return self.saved.step if self.saved else 0
+
+
+def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Start:
+    """Claim the run folder until the stack is closed, and check that training can go on there. Only the main process calls it.
+
+    Changes nothing but the folder's lock. Raises UserError and DataError for the folder of another run.
     """
     folder, recipe, changes = parts.folder, parts.recipe, list[str]()
 
@@ -103,29 +119,41 @@ def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Checkpoint
             recipe_changes=lambda: differences(
                 load_recipe(folder / run_folder.RECIPE).identity(), recipe.identity()
             ),
+            shapes=parts.checkpoint_shapes,
             may_resume=recipe.training.resume != "never",
             allow_changes=allow_changes,
         )
 
     stack.enter_context(run_folder.claimed(folder, may_go_on))
-    stack.enter_context(run_folder.explained(folder))
-    write_whole(folder / run_folder.RECIPE, recipe.to_yaml().encode())
-    run_folder.mend_metrics(folder)
     saved = checkpoint.newest(folder / "checkpoints")
     if saved is not None:
         refuse_other(saved, parts.tags, allow_changes=allow_changes)
         checkpoint.refuse_unfit(saved, parts.checkpoint_shapes)
-    step = saved.step if saved else 0
-    remember(folder, parts.tags, changes, step=step)
-    if changes:  # rows of later steps were made with the earlier recipe
+    rows = run_folder.read_metrics(folder)
+    at_the_end = saved is not None and saved.step >= recipe.training.steps
+    # The start that saved the last step may have been ended before it measured the held-out images.
+    measured = any(row["step"] >= recipe.training.steps and "val/mse" in row for row in rows) or not rows
+    start = Start(saved, changes, is_at_the_end=at_the_end and measured)
+    if not start.is_at_the_end:
+        refuse_unknown_metric(parts.model, recipe.training.keep_best)
+        checkpoint.refuse_too_little_room(folder, checkpoint.num_bytes(parts.checkpoint_shapes))
+    return start
+
+
+def _begin(parts: Parts, stack: ExitStack, start: Start) -> None:
+    """Prepare the files of a claimed folder, once nothing can be refused any more. Only the main process calls it."""
+    folder, recipe, saved = parts.folder, parts.recipe, start.saved
+    stack.enter_context(run_folder.explained(folder))
+    write_whole(folder / run_folder.RECIPE, recipe.to_yaml().encode())
+    run_folder.mend_metrics(folder)
+    remember(folder, parts.tags, start.changes, step=start.step)
+    if start.changes:  # rows of later steps were made with the earlier recipe
         factor = float(saved.state().get("lr_factor", 1.0)) if saved else 1.0
-        run_folder.append_metrics(folder, step, {run_folder.ROLLBACK: factor})
-    if step < recipe.training.steps:
-        run_folder.forget_summary(folder, "train", "val")  # the checkpoint of the last step was lost
-    return saved
+        run_folder.append_metrics(folder, start.step, {run_folder.ROLLBACK: factor})
+    run_folder.forget_summary(folder, "train", "val")  # the checkpoint of the last step may have been lost
 
 
-def _train(parts: Parts, saved: Checkpoint | None) -> None:
+def _train(parts: Parts, start: Start, stack: ExitStack) -> None:
     """Train to the last step, from a checkpoint or from the recipe's weights."""
     recipe, config, shown = parts.recipe, parts.recipe.training, comm.is_main()
     full_speed = utilization.full_speed(
@@ -134,17 +162,14 @@ def _train(parts: Parts, saved: Checkpoint | None) -> None:
         importance_samples=parts.objective.importance_samples,
         processes=parts.launch.accelerator.num_processes,
     )
-    needed = checkpoint.num_bytes(parts.checkpoint_shapes)
-    comm.on_main(lambda: checkpoint.refuse_too_little_room(parts.folder, needed))
     strategy = lay_out(recipe, parts.launch, parts.model, parts.objective)
-    lr_factor = restore(saved, strategy, parts.guard) if saved else 1.0
-    start, checkpoints = saved.step if saved else 0, parts.folder / "checkpoints"
-    keep = Keep(config.keep_checkpoints, config.keep_every, config.keep_best)
+    lr_factor = restore(start.saved, strategy, parts.guard) if start.saved else 1.0
+    comm.on_main(lambda: _begin(parts, stack, start))
     with (
         Drain(parts.folder, recipe.tracking, shown=shown),
-        TrainerStatus(os.environ, config.steps, start=start, shown=shown) as status,
-        Progress(f"train {recipe.name}", config.steps, start=start, shown=shown) as progress,
-        Writer(checkpoints, keep) as writer,
+        TrainerStatus(os.environ, config.steps, start=start.step, shown=shown) as status,
+        Progress(f"train {recipe.name}", config.steps, start=start.step, shown=shown) as progress,
+        Writer(parts.folder / "checkpoints") as writer,
         Watchdog(config.watchdog_seconds),
         Preemption(shown=shown) as preemption,
         _alone_with_its_fault(parts.folder, writer),
@@ -165,11 +190,12 @@ def _train(parts: Parts, saved: Checkpoint | None) -> None:
             status=status,
             preemption=preemption,
             seed=recipe.seed,
+            keep=Keep(config.keep_checkpoints, config.keep_every),
             keep_best=config.keep_best,
             lr_factor=lr_factor,
             full_speed=full_speed,
         )
-        _train_with_rollbacks(parts, recorder, start)
+        _train_with_rollbacks(parts, recorder, start.step)
         recorder.wait_for_the_disk()
 
 
@@ -226,22 +252,25 @@ def _roll_back(error: NotFinite, recorder: Recorder, *, left: int) -> int:
     if saved is None or left <= 0:
         raise error
     restore(saved, recorder.strategy, recorder.guard)
-    recorder.lr_factor *= ROLLBACK_FACTOR  # not the checkpoint's factor: it may be the same checkpoint again
+    # Not the checkpoint's factor: it may be the same checkpoint again.
+    recorder.roll_back(saved.step, recorder.lr_factor * ROLLBACK_FACTOR)
     if comm.is_main():
-        run_folder.append_metrics(recorder.folder, saved.step, {run_folder.ROLLBACK: recorder.lr_factor})
         say(f"{error}; going back to step {saved.step} with {recorder.lr_factor} of the learning rate")
     return saved.step
 
 
-def _summary(parts: Parts) -> dict[str, Any]:
+def _summary(parts: Parts, *, is_other: bool) -> dict[str, Any]:
+    """The content of summary.json, which is written if it is not there. is_other: whether the folder's run has another recipe."""
     recipe = parts.recipe
-    sum_up(
-        parts.folder,
-        name=recipe.name,
-        steps=recipe.training.steps,
-        group_places=parts.model.group_places,
-        tracking=recipe.tracking,
-    )
+    if not is_other:
+        sum_up(
+            parts.folder,
+            name=recipe.name,
+            steps=recipe.training.steps,
+            group_places=parts.model.group_places,
+            tracking=recipe.tracking,
+        )
+        (parts.folder / run_folder.STOPPED).unlink(missing_ok=True)
     return run_folder.read_json(parts.folder / run_folder.SUMMARY)
 
 

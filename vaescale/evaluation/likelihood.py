@@ -107,6 +107,12 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
     return metrics | {name: float(value) for name, value in likelihood.progress.items()}
 
 
+def metric_names(model: VAE) -> list[str]:
+    """The names of the metrics of `model_metrics`, without measuring."""
+    columns = PER_IMAGE + len(model.group_sizes) + 3 * model.num_latents
+    return list(model_metrics(model, torch.zeros(columns, dtype=torch.float64)))
+
+
 def protocol(likelihood: Likelihood) -> dict[str, str]:
     """The meaning of the metrics of `evaluate` for this likelihood, by name."""
     formula = "neg_elbo_nats / (D ln 2)"

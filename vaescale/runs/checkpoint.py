@@ -5,7 +5,7 @@
         ema.safetensors         the averaged weights, if there are any
         optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/step for each parameter NAME
         guard.safetensors       the usual gradient norm, and how many steps were skipped
-        state.json              step, recipe hash, plan hash, world size, what was measured at this step
+        state.json              step, recipe hash, plan hash, world size
         manifest.json           bytes and sha256 of each file above
 
 An exported run has no optimizer.safetensors; its manifest says `exported`.
@@ -25,6 +25,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -58,13 +59,13 @@ Shapes = dict[str, tuple[str, list[int]]]
 class Keep(NamedTuple):
     """The rule by which checkpoints are kept.
 
-    last: how many of the newest; every: those whose step is a multiple of it; best: a metric, of which the smallest value is
-    kept.
+    last: how many of the newest; every: those whose step is a multiple of it; measured: values by step, of which the checkpoint
+    with the smallest is kept.
     """
 
     last: int
     every: int | None = None
-    best: str | None = None
+    measured: Mapping[int, float] = MappingProxyType({})
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -155,8 +156,27 @@ def write(
     temporary.rename(final)
     sync(folder)
     sync(folder.parent)
-    _delete_surplus(folder, final, keep)
+    delete_surplus(folder, step, keep)
     return Checkpoint(final, step)
+
+
+def delete_surplus(folder: Path, step: int, keep: Keep) -> None:
+    """Delete checkpoints that `keep` does not name, and all of steps after the newest `step`: damaged, or from before a rollback."""
+    finished = sorted(_finished(folder))
+    upto = [path for path in finished if _step(path) <= step and not path.suffix]
+    kept = set(upto[-keep.last :])
+    if keep.every:
+        kept |= {path for path in upto if _step(path) % keep.every == 0}
+    values = [
+        (value, path) for path in upto if math.isfinite(value := keep.measured.get(_step(path), math.nan))
+    ]
+    if values:
+        kept.add(min(values)[1])
+    for path in (set(finished) - kept) | set(folder.glob("step-*.tmp-*")):
+        try:
+            shutil.rmtree(path)
+        except OSError as error:  # another process may be reading it on a network disk; the new one is safe
+            say(f"{path} could not be deleted ({error}); the next checkpoint tries again")
 
 
 def refuse_too_little_room(folder: Path, needed: int) -> None:
@@ -326,32 +346,5 @@ def _finished(folder: Path) -> list[Path]:
     return [path for path in paths if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
 
 
-def _delete_surplus(folder: Path, written: Path, keep: Keep) -> None:
-    """Delete checkpoints that `keep` does not name, and all later than `written`: damaged, or from before a rollback."""
-    finished = sorted(_finished(folder))
-    upto = [path for path in finished if path.name <= written.name and not path.suffix]
-    kept = set(upto[-keep.last :])
-    if keep.every:
-        kept |= {path for path in upto if _step(path) % keep.every == 0}
-    if keep.best and (
-        measured := [(value, path) for path in upto if (value := _metric(path, keep.best)) is not None]
-    ):
-        kept.add(min(measured)[1])
-    for path in (set(finished) - kept) | set(folder.glob("step-*.tmp-*")):
-        try:
-            shutil.rmtree(path)
-        except OSError as error:  # another process may be reading it on a network disk; the new one is safe
-            say(f"{path} could not be deleted ({error}); the next checkpoint tries again")
-
-
 def _step(path: Path) -> int:
     return int(path.name[len("step-") :][:9])
-
-
-def _metric(path: Path, name: str) -> float | None:
-    """A metric measured at a checkpoint's step; None where it is absent or the file cannot be read."""
-    try:
-        value = _state(path)["metrics"][name]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return value if isinstance(value, float) and math.isfinite(value) else None

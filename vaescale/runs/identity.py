@@ -10,7 +10,7 @@ import torch
 import vaescale
 from vaescale.errors import DataError, UserError
 from vaescale.runs import folder as run_folder
-from vaescale.runs.checkpoint import Checkpoint, is_exported
+from vaescale.runs.checkpoint import Checkpoint, Shapes, is_exported, newest, refuse_unfit
 from vaescale.system.console import say
 from vaescale.system.secrets import redact
 
@@ -40,13 +40,15 @@ def refuse_foreign_folder(
     *,
     data: Mapping[str, str],
     recipe_changes: Callable[[], list[str]],
+    shapes: Mapping[str, Shapes],
     may_resume: bool,
     allow_changes: bool,
 ) -> list[str]:
     """Raise UserError or DataError when the folder holds another run, or something else.
 
     data: the folder or URL of the data set behind the tags `data_hash` and `val_data_hash`. recipe_changes: returns the
-    differences from the folder's recipe, called only if it has one. may_resume: whether the recipe allows a run to continue.
+    differences from the folder's recipe, called only if it has one. shapes: those of the recipe's model, by file of a
+    checkpoint: a run whose checkpoint has others cannot go on with the changes. may_resume: whether the recipe allows a run to continue.
     allow_changes: accept changes of recipe and data. Returns the accepted changes as phrases.
     """
     if not (folder / run_folder.RECIPE).is_file():
@@ -64,6 +66,11 @@ def refuse_foreign_folder(
             f"run_dir {folder} holds a run and training.resume is never; choose another name or run_dir"
         )
     changes = recipe_changes()
+    if changes and _has_other_shapes(folder, shapes):
+        raise UserError(
+            f"run_dir {folder} holds a run of another recipe, whose weights do not fit ({'; '.join(changes)}); choose another name "
+            "or run_dir"
+        )
     if changes and not allow_changes:
         raise UserError(f"run_dir {folder} holds a run of another recipe ({'; '.join(changes)}); {REMEDY}")
     before = run_folder.read_json(folder / run_folder.TAGS)
@@ -74,6 +81,18 @@ def refuse_foreign_folder(
                 raise DataError(f"run_dir {folder} was made with other data ({change}); {REMEDY}")
             changes.append(change)
     return changes
+
+
+def _has_other_shapes(folder: Path, shapes: Mapping[str, Shapes]) -> bool:
+    """Whether the newest checkpoint of a folder has tensors of other names, types or shapes."""
+    saved = newest(folder / "checkpoints")
+    if saved is None:
+        return False
+    try:
+        refuse_unfit(saved, shapes)
+    except UserError:
+        return True
+    return False
 
 
 def refuse_other(saved: Checkpoint, tags: Mapping[str, Any], *, allow_changes: bool) -> None:

@@ -27,11 +27,14 @@ class Watcher(Protocol):
     def log(self, done: int, metrics: dict[str, float]) -> None:
         """Write a row of metrics."""
 
-    def evaluate(self, done: int) -> None:
-        """Measure the held-out images."""
-
     def checkpoint(self, done: int) -> None:
         """Save the weights and the training state."""
+
+    def evaluate(self, done: int) -> bool:
+        """Measure the held-out images. Returns false if a rank was asked to stop before all were measured."""
+
+    def was_evaluated(self, done: int) -> bool:
+        """Whether an earlier start has measured the held-out images at this step."""
 
     def asked_to_stop(self) -> bool:
         """Whether this process was asked to stop, for example by a cluster that wants its node back."""
@@ -75,6 +78,10 @@ def train(
 
     Raises NotFinite when loss or gradient stay NaN or Inf, and Preempted after a checkpoint when a rank was asked to stop.
     """
+    if start and Due.after(start, config).evaluate and not watch.was_evaluated(start):
+        _evaluate(
+            watch, start, is_saved=True
+        )  # the last start saved this step and was ended before it was measured
     strategy.wrapped.train()
     clock = Clock(full_speed)
     run_step = partial(train_step, strategy, objective=objective, precision=config.precision, seed=seed)
@@ -97,14 +104,25 @@ def train(
             metrics = step_metrics(result, strategy.model) | guard.metrics() | _schedules(objective, step, lr)
             watch.log(done, metrics | clock.metrics(result.global_batch))
         # The state after steps of NaN is neither measured nor saved over a sound checkpoint.
-        if due.evaluate and guard.is_well:
-            watch.evaluate(done)
         if (due.checkpoint or stop) and guard.is_well:
             watch.checkpoint(done)
         if stop:
             raise _preempted(done, saved=guard.is_well)
+        if (
+            due.evaluate and guard.is_well
+        ):  # after the checkpoint: it may take minutes, in which much can happen
+            _evaluate(watch, done, is_saved=due.checkpoint)
         if due.evaluate or due.checkpoint:
             clock.restart()
+
+
+def _evaluate(watch: Watcher, done: int, *, is_saved: bool) -> None:
+    """Measure the held-out images. Raises Preempted, after a checkpoint, when a rank was asked to stop meanwhile."""
+    if watch.evaluate(done):
+        return
+    if not is_saved:
+        watch.checkpoint(done)
+    raise _preempted(done, saved=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

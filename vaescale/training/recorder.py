@@ -1,12 +1,14 @@
 """The recorder of a run: rows of metrics, evaluations with a picture, checkpoints, and the images of steps of NaN."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from vaescale import comm, figures
 from vaescale.data.batch import Batch, Request
@@ -14,9 +16,10 @@ from vaescale.data.plan import Plan
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
 from vaescale.evaluation.glimpse import glimpse
-from vaescale.evaluation.likelihood import evaluate
+from vaescale.evaluation.likelihood import evaluate, metric_names
+from vaescale.models.vae import VAE
 from vaescale.runs import folder as run_folder
-from vaescale.runs.checkpoint import Checkpoint
+from vaescale.runs.checkpoint import Checkpoint, Keep
 from vaescale.runs.trainer_status import TrainerStatus
 from vaescale.system.console import Progress, say
 from vaescale.system.host import system_metrics
@@ -37,7 +40,7 @@ class Images(NamedTuple):
     train: ShardReader
     val: ShardReader
     plan: Plan
-    held_out: Callable[[], Iterable[Batch]]
+    held_out: Callable[[], Generator[Batch]]
     max_skipped: float
 
 
@@ -45,7 +48,8 @@ class Images(NamedTuple):
 class Recorder:
     """The watcher of the training loop. All ranks call it at the same steps; the main process writes.
 
-    tags: what identifies the run, saved with each checkpoint; lr_factor: the factor of the learning rate, which each rollback
+    tags: what identifies the run, saved with each checkpoint; keep: the rule by which checkpoints are kept, beside the one with the
+    smallest value of the metric keep_best; lr_factor: the factor of the learning rate, which each rollback
     to a checkpoint lowers; full_speed: images a second at the full rate of the GPUs, None where it is unknown.
     """
 
@@ -60,15 +64,19 @@ class Recorder:
     status: TrainerStatus
     preemption: Preemption
     seed: int
+    keep: Keep
     keep_best: str | None
     lr_factor: float = 1.0
     full_speed: float | None = None
-    _measured: tuple[int, dict[str, float]] = field(init=False, default=(0, {}))
+    _evaluated: dict[int, float] = field(init=False, default_factory=dict)
     _num_named: int = field(init=False, default=0)
     _non_finite: run_folder.NonFiniteSteps = field(init=False)
 
     def __post_init__(self) -> None:
         self._non_finite = run_folder.NonFiniteSteps(self.folder)
+        if comm.is_main():
+            for row in run_folder.read_metrics(self.folder):
+                self._note_evaluation(int(row["step"]), row)
 
     def judged(self, reports: Iterable[StepReport]) -> None:
         """Record the images of each step whose loss or gradient was NaN or Inf."""
@@ -98,43 +106,91 @@ class Recorder:
         note += f"  sigma {metrics['train/sigma']:.4f}" if "train/sigma" in metrics else ""
         self.progress.update(done, f"{note}  {metrics['perf/images_per_second']:.0f} images/s")
 
-    def evaluate(self, done: int) -> None:
-        """Measure the held-out images with the averaged weights, as `vaescale evaluate` does, and draw a few of them."""
-        images, model = self.images, self.strategy.model
-        with self.strategy.averaged(), precision_of_evaluation():
-            metrics = evaluate(model, images.held_out(), seed=self.seed, max_skipped=images.max_skipped)
-            numbers = np.arange(min(GLIMPSED, len(images.val)))
-            first = images.val.__getitems__(Request(numbers, refill=False))
-            usable = first.images[first.usable]
-            rows = glimpse(model, usable, seed=self.seed) if len(usable) else []
-        self._measured = (done, {f"val/{name}": value for name, value in metrics.items()})
-        if self.keep_best and self.keep_best not in self._measured[1]:
-            known = ", ".join(sorted(self._measured[1]))
-            raise UserError(f"training.keep_best is {self.keep_best!r}; the metrics measured are {known}")
-        if comm.is_main():
-            run_folder.append_metrics(self.folder, done, self._measured[1])
-            self.status.update(done, self._measured[1])
-        if comm.is_main() and rows:
-            path = self.folder / "figures" / "progress" / f"step-{done:09d}.png"
-            figures.picture_rows(path, [(name, row.numpy()) for name, row in rows])
-
     def checkpoint(self, done: int) -> None:
         """Start to write a checkpoint."""
         self.wait_for_the_disk()  # otherwise memory would hold two copies
         tensors = self.strategy.state() | {"guard": {"state": self.guard.state.to_tensor().cpu()}}
-        measured = self._measured[1] if self._measured[0] == done else {}
-        state = self.tags | {"lr_factor": self.lr_factor, "metrics": measured}
-        comm.on_main(lambda: self.writer.save(done, tensors, state))
+        state = self.tags | {"lr_factor": self.lr_factor}
+        comm.on_main(lambda: self.writer.save(done, tensors, state, keep=self._keep()))
+
+    def evaluate(self, done: int) -> bool:
+        """Measure the held-out images with the averaged weights, as `vaescale evaluate` does, and draw a few of them.
+
+        Returns false, and records nothing, if a rank was asked to stop before all were measured.
+        """
+        images, model = self.images, self.strategy.model
+        batches = _UntilAsked(images.held_out(), self.asked_to_stop)
+        with self.strategy.averaged(), precision_of_evaluation():
+            metrics = evaluate(model, batches, seed=self.seed, max_skipped=images.max_skipped)
+            numbers = np.arange(0 if batches.was_asked else min(GLIMPSED, len(images.val)))
+            first = images.val.__getitems__(Request(numbers, refill=False))
+            usable = first.images[first.usable]
+            rows = glimpse(model, usable, seed=self.seed) if len(usable) else []
+        if batches.was_asked:
+            return False
+        measured = {f"val/{name}": value for name, value in metrics.items()}
+        if comm.is_main():
+            run_folder.append_metrics(self.folder, done, measured)
+            self.status.update(done, measured)
+        if comm.is_main() and rows:
+            path = self.folder / "figures" / "progress" / f"step-{done:09d}.png"
+            figures.picture_rows(path, [(name, row.numpy()) for name, row in rows])
+        self._note_evaluation(done, measured)
+        if self.keep_best:
+            self.wait_for_the_disk()
+            comm.on_main(lambda: self.writer.delete_surplus(done, self._keep()))
+        return True
+
+    def was_evaluated(self, done: int) -> bool:
+        """Whether metrics.jsonl has a row of held-out images at this step."""
+        return comm.on_main(lambda: done in self._evaluated)
 
     def asked_to_stop(self) -> bool:
         """Whether this process got a signal, or cannot write its checkpoints."""
         return self.preemption.asked() or self.writer.has_failed
+
+    def roll_back(self, step: int, lr_factor: float) -> None:
+        """Record that training goes on from an earlier step, with another factor of the learning rate."""
+        self.lr_factor = lr_factor
+        self._evaluated = {done: value for done, value in self._evaluated.items() if done <= step}
+        if comm.is_main():
+            run_folder.append_metrics(self.folder, step, {run_folder.ROLLBACK: lr_factor})
+
+    def _note_evaluation(self, done: int, row: Mapping[str, float]) -> None:
+        if any(name.startswith("val/") for name in row):
+            self._evaluated[done] = row.get(self.keep_best or "", math.nan)
+
+    def _keep(self) -> Keep:
+        return self.keep._replace(measured=dict(self._evaluated))
 
     def wait_for_the_disk(self) -> None:
         """Wait until the last checkpoint is written, with a heartbeat of every rank each second."""
         while comm.on_main(self.writer.is_busy):
             pass
         comm.on_main(self.writer.wait)
+
+
+def refuse_unknown_metric(model: VAE, keep_best: str | None) -> None:
+    """Raise UserError where training.keep_best is no metric of the model's evaluations."""
+    known = sorted(f"val/{name}" for name in metric_names(model))
+    if keep_best and keep_best not in known:
+        raise UserError(f"training.keep_best is {keep_best!r}; the metrics measured are {', '.join(known)}")
+
+
+class _UntilAsked:
+    """Batches until a rank is asked to stop, the first one in any case. All ranks iterate over equally many."""
+
+    def __init__(self, batches: Generator[Batch], asked: Callable[[], bool]) -> None:
+        self._batches, self._asked = batches, asked
+        self.was_asked = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        with closing(self._batches):
+            for batch in self._batches:
+                yield batch
+                self.was_asked = bool(comm.all_reduce_sum(torch.tensor([float(self._asked())])))
+                if self.was_asked:
+                    return
 
 
 def restore(saved: Checkpoint, strategy: Strategy, guard: Guard) -> float:

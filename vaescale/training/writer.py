@@ -13,22 +13,26 @@ from vaescale.system import heartbeat
 
 
 class Writer:
-    """A thread that writes checkpoints: `with Writer(folder, keep) as writer: writer.save(...)` on the main process.
+    """A thread that writes checkpoints: `with Writer(folder) as writer: writer.save(..., keep=keep)` on the main process.
 
     One checkpoint is written at a time; the end of the block waits for the last one. The next call raises an error of the disk.
     """
 
-    def __init__(self, folder: Path, keep: Keep) -> None:
-        self._folder, self._keep = folder, keep
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
 
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    def save(
+        self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: Keep
+    ) -> None:
         """Start to write tensors that no longer change. Raises OSError without room, or where the last checkpoint failed."""
         self.wait()
         needed = checkpoint.num_bytes({file: checkpoint.shapes_of(group) for file, group in tensors.items()})
         checkpoint.refuse_too_little_room(self._folder, needed)
-        self._thread = threading.Thread(target=self._write, args=(step, tensors, state), name="checkpoint")
+        self._thread = threading.Thread(
+            target=self._write, args=(step, tensors, state, keep), name="checkpoint"
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -56,9 +60,16 @@ class Writer:
         """Whether the last checkpoint could not be written."""
         return self._fault is not None
 
-    def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    def delete_surplus(self, step: int, keep: Keep) -> None:
+        """Delete the checkpoints that `keep` does not name, when the last one, of this step, is on the disk."""
+        self.wait()
+        checkpoint.delete_surplus(self._folder, step, keep)
+
+    def _write(
+        self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: Keep
+    ) -> None:
         try:
-            checkpoint.write(self._folder, step, tensors, state, keep=self._keep)
+            checkpoint.write(self._folder, step, tensors, state, keep=keep)
         except BaseException as error:  # of any kind: training must not count this checkpoint as saved
             self._fault = error
 

@@ -79,15 +79,21 @@ def test_1e_3_in_the_file_is_a_number(tmp_path, recipe_file, recipe_content) -> 
 def test_a_name_of_digits_stays_as_it_is_typed(tmp_path, recipe_file, recipe_content) -> None:
     """YAML 1.1 reads 20261127_142530 as one number and 012 as 10: two runs would share a folder."""
     del recipe_content["run_dir"]
-    for name in ("20261127_142530", "012", "1_0", "1e3"):
+    file = tmp_path / "number.yaml"
+    for name in ("20261127_142530", "012", "1_0", "1e3", "12e4567", "yes", "2026-11-27"):
+        file.write_text(yaml.safe_dump(recipe_content).replace("name: tiny", f"name: {name}"))
+        assert load_recipe(file).run_dir == f"runs/{name}"
         recipe = load(recipe_file, recipe_content, f"name={name}", f"tracking.experiment={name}")
         assert (recipe.name, recipe.run_dir, recipe.tracking.experiment) == (name, f"runs/{name}", name)
     assert load(recipe_file, recipe_content, "name=012", "name=7", "seed=5", "seed=6").seed == 6
-    for number, text in ((2**53 + 1, str(2**53 + 1)), (1000, "1_000"), (16, "0x10")):
+    for number, text in ((2**53 + 1, str(2**53 + 1)), (1000, "1_000")):
         assert load(recipe_file, recipe_content, f"seed={text}").seed == number
-    (tmp_path / "number.yaml").write_text(yaml.safe_dump(recipe_content).replace("tiny", "20261127_142530"))
-    with pytest.raises(UserError, match=r"name \(=20261127142530\) is a number, .*; put it in quotes"):
-        load_recipe(tmp_path / "number.yaml")
+    file.write_text(yaml.safe_dump(recipe_content).replace("steps: 12", "steps: 1:30"))
+    with pytest.raises(UserError, match=r"training.steps: 1:30 in .*number.yaml is 90 in YAML 1.1; write"):
+        load_recipe(file)
+    file.write_text("name: &a a\ndata: &b {train: *a, val: [*b]}\n")  # an alias within its own value
+    with pytest.raises(UserError):
+        load_recipe(file)
     saved = load(recipe_file, recipe_content, "name=012").to_yaml()
     (tmp_path / "saved.yaml").write_text(saved)
     assert load_recipe(tmp_path / "saved.yaml").name == "012"
@@ -205,6 +211,9 @@ REFUSED = {
     "data.kind=foo": "unknown key data.kind (='foo'); known here: train, val",
     "seed=012": "override seed=012 is 10 in YAML 1.1; write the number as 10",
     "seed=1:30": "override seed=1:30 is 90 in YAML 1.1",
+    "seed=0x10": "override seed=0x10 is 16 in YAML 1.1; write the number as 16",
+    "objective={kind: elbo, beta: {schedule: linear, steps: 012}}": "is 10 in YAML 1.1",
+    "optimizer.clip_norm=None": "unable to parse string as a number; YAML's word for none is null",
     "network.kind=[a]": "network.kind is \"['a']\"; known here: conv",
     "data.cache=no": "data.cache (=False) is a truth value",
     "data.xyzzy=1": "unknown key data.xyzzy (=1); known here: train, val, image_size",

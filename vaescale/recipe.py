@@ -2,8 +2,8 @@
 
 import difflib
 import hashlib
+import io
 import json
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +24,7 @@ from vaescale.objectives.config import OBJECTIVES, ElboConfig, ObjectiveConfig
 from vaescale.runs.tracking import TrackingConfig
 from vaescale.system.secrets import redact_all
 from vaescale.system.shipped import PREFIX, shipped_file
+from vaescale.system.yaml_scalars import AmbiguousNumberError, as_meant
 from vaescale.training.config import OptimizerConfig, TrainingConfig
 
 # Keys that may change between two starts of a run without a change of its numbers.
@@ -46,6 +47,7 @@ SECTION_EXAMPLES = {
     "Annealing": "a schedule, {schedule: linear, steps: 1000}",
     "Decreasing": "a series, {first: 1.0, last: 0.05}",
 }
+NONE_WORDS = ("none", "nil", "undefined")
 REMEDIES = {
     "string_pattern_mismatch": "use letters, digits, '.', '_' and '-', and begin with a letter or digit"
 }
@@ -160,36 +162,23 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def _typed(overrides: list[str]) -> Any:
-    """Overrides as nested values: text where a key holds text, numbers where YAML 1.1 and Python agree.
-
-    YAML 1.1 reads 012 as 10, 1:30 as 90 and 20261127_142530 as 20261127142530. Raises UserError for such a number.
-    """
-    typed = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
-    for key, text in dict(override.split("=", 1) for override in overrides).items():  # the last one counts
-        *parents, last = key.split(".")
-        section: Any = typed
-        for parent in parents:
-            section = section.get(parent) if isinstance(section, dict) else None
-        # A later override may have replaced the section.
-        value = section.get(last) if isinstance(section, dict) else None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            continue
-        if _holds_text(key.split(".")):
-            section[last] = text
-        elif not _is_written_as(text, value):
-            raise UserError(f"override {key}={text} is {value} in YAML 1.1; write the number as {value}")
-    return typed
+    """Overrides as nested values: text where a key holds text, and decimal numbers. Raises UserError for another number."""
+    meant = []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        try:
+            quoted = as_meant(text, _holds_text, above=key.split("."))
+        except AmbiguousNumberError as error:
+            raise UserError(f"override {override} {_in_yaml(error)}") from error
+        meant.append(f"{key}={quoted.strip()}")
+    return OmegaConf.to_container(OmegaConf.from_dotlist(meant))
 
 
-def _is_written_as(text: str, value: float) -> bool:
-    """Whether Python reads a text as this number, too."""
-    try:
-        return (int(text, 0) if isinstance(value, int) else float(text)) == value
-    except ValueError:
-        return False
+def _in_yaml(error: AmbiguousNumberError) -> str:
+    return f"is {error.value} in YAML 1.1; write the number as {error.value}"
 
 
-def _holds_text(key: list[str]) -> bool:
+def _holds_text(key: Sequence[str]) -> bool:
     """Whether a recipe key holds text, in any kind of its section."""
     sections: list[type[BaseModel]] = [Recipe]
     for part in key[:-1]:
@@ -201,7 +190,10 @@ def _holds_text(key: list[str]) -> bool:
 def _read(path: Path) -> Any:
     """Read a YAML file as plain values, with interpolations left unresolved."""
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))
+        text = as_meant(path.read_text(encoding="utf-8"), _holds_text)
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except AmbiguousNumberError as error:
+        raise UserError(f"{error.key}: {error.text} in {path} {_in_yaml(error)}") from error
     except FAULTS as error:
         raise UserError(f"{path} does not load: {' '.join(str(error).split())}") from error
 
@@ -320,7 +312,12 @@ def _remedy(faults: Sequence[Any], fault: Any, path: list[Any], content: Any, ro
         return f"it is a list, such as [{value}]"
     if kind.startswith("float_") and (section := _section_instead(faults, fault)):
         return f"give a number or {section}"
-    return str(REMEDIES.get(kind, fault["msg"][0].lower() + fault["msg"][1:]))
+    remedy = str(REMEDIES.get(kind, fault["msg"][0].lower() + fault["msg"][1:]))
+    return (
+        f"{remedy}; YAML's word for none is null"
+        if isinstance(value, str) and value.lower() in NONE_WORDS
+        else remedy
+    )
 
 
 def _nearest(word: str, known: list[str], parents: list[Any]) -> str:

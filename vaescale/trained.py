@@ -1,7 +1,7 @@
 """Trained runs: the recipe, model, readers and seeds of a run folder; and the model of a recipe."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -108,7 +108,7 @@ def images_at_once(image_shape: tuple[int, int, int]) -> int:
     return min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(image_shape)))
 
 
-def in_order(reader: ShardReader, *, workers: int | Workers = 0) -> Iterator[Batch]:
+def in_order(reader: ShardReader, *, workers: int | Workers = 0) -> Generator[Batch]:
     """This rank's share of all images in order. Images that cannot be used are reported and masked."""
     reported: set[int] = set()
     rank, world_size = comm.rank(), comm.world_size()

@@ -47,16 +47,18 @@ def _quote(
     if id(node) in seen:  # an alias
         return False
     seen.add(id(node))
+    below: list[tuple[yaml.Node, list[str]]] = []
     if isinstance(node, yaml.MappingNode):
         below = [(value, [*key, str(name.value)]) for name, value in node.value]
-        return any([_quote(value, path, holds_text, seen) for value, path in below])
-    if isinstance(node, yaml.SequenceNode):
-        return any([_quote(value, key, holds_text, seen) for value in node.value])
-    if node.style is not None or node.value in NULLS:
-        return False
-    if key and holds_text(key):
-        node.tag, node.style = TEXT, "'"
-        return True
-    if NUMBER.fullmatch(node.value) and not DECIMAL.fullmatch(node.value) and node.tag != TEXT:
-        raise AmbiguousNumberError(".".join(key), node.value)
-    return False
+    elif isinstance(node, yaml.SequenceNode):
+        below = [(value, key) for value in node.value]
+    elif isinstance(node, yaml.ScalarNode) and node.style is None and node.value not in NULLS:
+        if key and holds_text(key):
+            node.tag, node.style = TEXT, "'"
+            return True
+        if NUMBER.fullmatch(node.value) and not DECIMAL.fullmatch(node.value) and node.tag != TEXT:
+            raise AmbiguousNumberError(".".join(key), node.value)
+    changed = False
+    for value, path in below:
+        changed |= _quote(value, path, holds_text, seen)
+    return changed

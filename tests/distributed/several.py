@@ -36,8 +36,10 @@ OFFLOADED = dict.fromkeys(
 )
 LAYOUTS = {
     "ddp": {},
-    **{f"zero{stage}": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)} for stage in (1, 2, 3)},
+    **{f"zero{stage}": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)} for stage in (2, 3)},
     "zero3_offload": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"} | OFFLOADED,
+    # A user's DeepSpeed file in place of accelerate's variables.
+    "zero1": ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(Path(__file__).with_name("zero1.json"))},
     "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
 }
 
@@ -119,7 +121,10 @@ def run(command: Command, out: Path) -> int:
             exit_now(code)
         raise SystemExit(code)
 
-    for name in {name for variables in LAYOUTS.values() for name in variables}:
+    for name in {
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE",
+        *(name for variables in LAYOUTS.values() for name in variables),
+    }:
         os.environ.pop(name, None)
     os.environ.update(LAYOUTS[command.layout])
     AcceleratorState._reset_state(reset_partial_state=True)

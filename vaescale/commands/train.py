@@ -35,6 +35,7 @@ from vaescale.system.secrets import redact
 from vaescale.trained import in_order
 from vaescale.training import launch as backends
 from vaescale.training import loop, utilization
+from vaescale.training.launcher_settings import refuse_ignored
 from vaescale.training.preemption import Preemption
 from vaescale.training.recorder import Images, Recorder, refuse_unknown_metric, restore
 from vaescale.training.summary import sum_up
@@ -58,6 +59,7 @@ def train(
     allow_changes: continue a run whose recipe or data have changed. Returns run_dir, step, and the sections of summary.json.
     Raises UserError.
     """
+    refuse_ignored(os.environ, recipe.training, recipe.optimizer)
     if recipe.data.workers and recipe.data.cache != "memory":
         start_server()  # it imports torch while this process does
     with backends.launched(launch, processes=processes) as started, ExitStack() as stack:
@@ -83,6 +85,7 @@ def describe(
     processes: Count | None = None,
 ) -> dict[str, Any]:
     """The resolved recipe, and the plan: data, steps, parameters and memory. Writes nothing. The arguments are those of `train`."""
+    refuse_ignored(os.environ, recipe.training, recipe.optimizer)
     with backends.launched(launch, processes=processes) as started:
         parts = build_parts(recipe, started)
         return {"recipe": recipe.public(), "plan": plan_of(parts)}

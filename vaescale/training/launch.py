@@ -22,6 +22,7 @@ from vaescale.system.meeting import Place, gloo_variables, meet, patience
 from vaescale.system.slurm import without_stale_step
 from vaescale.system.world import refuse_half_a_world, unjoined
 from vaescale.training.config import TrainingConfig
+from vaescale.training.launcher_settings import CONFIG_FILE, take_config_file
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,6 +57,7 @@ def start(*, processes: int | None = None) -> Launch:
     if processes != 1:
         refuse_lost_processes(os.environ)
     _meet_the_other_ranks()
+    zero_options = take_config_file(os.environ)
     strategy = _requested_strategy(os.environ)
     handlers = _prepare_environment(strategy)
     for category, message in HARMLESS:
@@ -65,6 +67,8 @@ def start(*, processes: int | None = None) -> Launch:
     # DeepSpeed prints to stdout, which is reserved for a verb's result.
     with contextlib.redirect_stdout(sys.stderr):
         accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)
+    if strategy == "zero":
+        accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"].update(zero_options)
     expected = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
     if accelerator.num_processes != expected:
         raise UserError(
@@ -84,7 +88,7 @@ def joined() -> Iterator[None]:
     if "WORLD_SIZE" not in os.environ:
         yield
         return
-    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", CONFIG_FILE):
         os.environ.pop(name, None)
     accelerator = start().accelerator
     yield
@@ -150,6 +154,8 @@ def _prepare_environment(strategy: str) -> list[Any]:
     # The environment could contradict the recipe in both.
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "1"
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    for name in ("ACCELERATE_GRADIENT_CLIPPING", "ACCELERATE_DYNAMO_BACKEND"):
+        os.environ.pop(name, None)
     from accelerate import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     # accelerate knows only the older name of an option.

@@ -213,6 +213,7 @@ REFUSED = {
     "seed=1:30": "override seed=1:30 is 90 in YAML 1.1",
     "seed=0x10": "override seed=0x10 is 16 in YAML 1.1; write the number as 16",
     "objective={kind: elbo, beta: {schedule: linear, steps: 012}}": "is 10 in YAML 1.1",
+    "optimizer.schedule_start=12": "optimizer.schedule_start (=12) must be below training.steps (=12)",
     "optimizer.clip_norm=None": "unable to parse string as a number; YAML's word for none is null",
     "network.kind=[a]": "network.kind is \"['a']\"; known here: conv",
     "data.cache=no": "data.cache (=False) is a truth value",
@@ -334,6 +335,7 @@ def test_the_hash_is_that_of_the_numbers(recipe_file, recipe_content) -> None:
         "data.cache=none",
         "training.log_every=7",
         "tracking.experiment=x",
+        "optimizer.schedule_start=0",
     ):
         assert load(recipe_file, recipe_content, same).hash == recipe.hash, same
     for other in (
@@ -342,6 +344,7 @@ def test_the_hash_is_that_of_the_numbers(recipe_file, recipe_content) -> None:
         "training.steps=13",
         "likelihood.sigma=1",
         "data.global_batch=32",
+        "optimizer.schedule_start=3",
     ):
         assert load(recipe_file, recipe_content, other).hash != recipe.hash, other
 

@@ -42,6 +42,9 @@ OPERATIONAL = {
     "tracking": True,
 }
 
+# Keys that recipes did not have before, as section, key and default: a recipe without them has the hash that it had.
+ADDED = (("optimizer", "schedule_start", 0),)
+
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)
 SECTION_EXAMPLES = {
     "Annealing": "a schedule, {schedule: linear, steps: 1000}",
@@ -103,6 +106,9 @@ class Recipe(Config):
     def identity(self) -> dict[str, Any]:
         """The settings that decide the run's numbers: everything but paths, names and how often something is written."""
         content: dict[str, Any] = self.model_dump(mode="json", exclude=OPERATIONAL)  # type: ignore[arg-type]
+        for section, key, default in ADDED:
+            if content[section][key] == default:
+                del content[section][key]
         return content
 
     @property

@@ -12,7 +12,7 @@ from vaescale.training.clock import Clock
 from vaescale.training.config import OptimizerConfig
 from vaescale.training.launch import refuse_lost_processes, start
 from vaescale.training.memory import estimate
-from vaescale.training.optimizer import build_optimizer, learning_rate
+from vaescale.training.optimizer import build_optimizer, change_of_rate, learning_rate
 
 
 @pytest.fixture
@@ -58,6 +58,19 @@ def test_the_learning_rate_follows_the_schedule() -> None:
     config = OptimizerConfig(lr=0.5, warmup_steps=2)
     assert [learning_rate(step, config, total_steps=10) for step in (0, 1, 2, 9)] == [0.25, 0.5, 0.5, 0.0]
     assert learning_rate(9, OptimizerConfig(lr=0.5, schedule="constant"), total_steps=10) == 0.5
+    anew = OptimizerConfig(lr=0.5, warmup_steps=2, schedule_start=10)
+    assert [learning_rate(step, anew, total_steps=20) for step in (10, 11, 12, 19)] == [0.25, 0.5, 0.5, 0.0]
+
+
+def test_a_rate_that_rises_where_a_run_goes_on_is_said() -> None:
+    cosine, flat = OptimizerConfig(lr=0.5), OptimizerConfig(lr=0.5, schedule="constant")
+    said = change_of_rate((cosine, 20), (cosine, 40), step=20)
+    assert said is not None
+    assert "rises from 0 to 0.24" in said
+    assert "optimizer.schedule_start=20" in said
+    assert change_of_rate((cosine, 20), (cosine, 20), step=10) is None
+    assert change_of_rate((cosine, 20), (flat.model_copy(update={"lr": 0.2}), 40), step=10) is None
+    assert change_of_rate((flat, 20), (flat, 40), step=20) is None
 
 
 def test_the_clock_counts_batches_and_passes_them_on() -> None:

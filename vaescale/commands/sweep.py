@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -169,8 +170,11 @@ def train_all(
     codes: list[int] = []
     for number, (variant, resolved) in enumerate(zip(variants, recipes, strict=True), start=1):
         say(f"\n== {number}/{len(variants)}  {variant.name}")
+        started = time.time()
         ended = _ended([*starter, str(recipe), *variant.overrides])
         stopped = run_folder.read_json(Path(resolved.run_dir) / run_folder.STOPPED)
+        if stopped.get("time", 0) < started:  # from an earlier start
+            stopped = {}
         # A launcher's own exit code is always 1.
         code = ended if ended in (0, 2, 3, 4, *STOPPED) else stopped.get("exit_code", 4)
         codes.append(int(code))

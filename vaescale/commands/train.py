@@ -31,11 +31,11 @@ from vaescale.runs.trainer_status import TrainerStatus
 from vaescale.system import exit_codes
 from vaescale.system.console import Progress, say
 from vaescale.system.files import write_whole
-from vaescale.system.secrets import redact
 from vaescale.trained import in_order
 from vaescale.training import launch as backends
 from vaescale.training import loop, utilization
 from vaescale.training.launcher_settings import refuse_ignored
+from vaescale.training.optimizer import change_of_rate
 from vaescale.training.preemption import Preemption
 from vaescale.training.recorder import Images, Recorder, refuse_unknown_metric, restore
 from vaescale.training.summary import sum_up
@@ -69,7 +69,7 @@ def train(
         if start.is_at_the_end:
             if comm.is_main():
                 say(
-                    f"{parts.folder} is trained to step {steps} already; raise training.steps with --allow-changes, or choose another name or run_dir"
+                    f"{parts.folder} is trained to step {steps} already; raise training.steps with --allow-changes (and set optimizer.schedule_start={steps} for a schedule of its own), or choose another name or run_dir"
                 )
         else:
             _train(parts, start, stack)
@@ -147,6 +147,11 @@ def _begin(parts: Parts, stack: ExitStack, start: Start) -> None:
     """Prepare the files of a claimed folder, once nothing can be refused any more. Only the main process calls it."""
     folder, recipe, saved = parts.folder, parts.recipe, start.saved
     stack.enter_context(run_folder.explained(folder))
+    if start.changes and saved:
+        before = load_recipe(folder / run_folder.RECIPE)
+        old, new = ((one.optimizer, one.training.steps) for one in (before, recipe))
+        if sentence := change_of_rate(old, new, step=saved.step):
+            say(sentence)
     write_whole(folder / run_folder.RECIPE, recipe.to_yaml().encode())
     run_folder.mend_metrics(folder)
     remember(folder, parts.tags, start.changes, step=start.step)
@@ -303,6 +308,6 @@ def _alone_with_its_fault(folder: Path, writer: Writer) -> Iterator[None]:
     say(f"vaescale train: rank {comm.rank()}: {message}")
     writer.join()
     if comm.is_main():
-        run_folder.write_json(folder / run_folder.STOPPED, {"exit_code": code, "reason": redact(message)})
+        run_folder.write_stopped(folder, code, message)
     end_workers()
     os._exit(exit_codes.leave(code))

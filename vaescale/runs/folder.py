@@ -159,10 +159,14 @@ def explained(folder: Path) -> Iterator[None]:
             if isinstance(error, KeyboardInterrupt)
             else 1
         )
-        write_json(
-            path, {"exit_code": code, "reason": redact(f"{type(error).__name__}: {error}".removesuffix(": "))}
-        )
+        write_stopped(folder, code, f"{type(error).__name__}: {error}".removesuffix(": "))
         raise
+
+
+def write_stopped(folder: Path, exit_code: int, reason: str) -> None:
+    """Write stopped.json: the exit code and the reason of an early end, and its time in seconds since 1970."""
+    content = {"exit_code": exit_code, "reason": redact(reason), "time": round(time.time(), 3)}
+    write_json(folder / STOPPED, content)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vaescale.config import Config
+from vaescale.config import Config, Sizes
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -27,6 +27,11 @@ class OptimizerConfig(Config):
     warmup_steps: int = Field(
         default=0, ge=0, description="steps over which the learning rate rises linearly from 0"
     )
+    schedule_start: int = Field(
+        default=0,
+        ge=0,
+        description="step at which warm-up and cosine begin: to go on with a finished run, its number of steps",
+    )
     final_fraction: float = Field(
         default=0.0, ge=0, le=1, description="learning rate at the cosine's last step, as a fraction of lr"
     )
@@ -42,6 +47,13 @@ class OptimizerConfig(Config):
         description="skip steps whose gradient norm is this many times the usual one (see training/guard.py); for "
         "deep ladders; null: skip none",
     )
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Refuse a schedule that begins after the last step."""
+        if self.schedule_start >= sizes.steps:
+            raise ValueError(
+                f"optimizer.schedule_start (={self.schedule_start}) must be below training.steps (={sizes.steps})"
+            )
 
 
 class TrainingConfig(Config):

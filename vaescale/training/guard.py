@@ -218,9 +218,11 @@ class Guard:
             is_last = report.step == last_step
             if report.in_a_row >= (min(DOUBTFUL, self._max_non_finite) if is_last else self._max_non_finite):
                 why = "the last one" if is_last else f"training.max_non_finite is {self._max_non_finite}"
+                remedy = "lower optimizer.lr, set optimizer.clip_norm, or use training.precision=fp32"
+                if self._scaled and float(self.state.scale.value) <= 1:
+                    remedy = "the gradient overflows float16 even at the least loss scale, 1: use training.precision=bf16"
                 raise NotFinite(
-                    f"loss or gradient has been NaN or Inf for {report.in_a_row} steps at step {report.step + 1} ({why}); "
-                    f"lower optimizer.lr, set optimizer.clip_norm, or use training.precision=fp32"
+                    f"loss or gradient has been NaN or Inf for {report.in_a_row} steps at step {report.step + 1} ({why}); {remedy}"
                 )
 
     def metrics(self) -> dict[str, float]:

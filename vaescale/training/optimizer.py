@@ -8,6 +8,7 @@ from torch import nn
 from vaescale.schedules import SCHEDULES
 from vaescale.training.config import OptimizerConfig
 
+MOST_RISE = 1.1  # of the learning rate between two steps without a word
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -30,8 +31,28 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def learning_rate(step: int, config: OptimizerConfig, *, total_steps: int) -> float:
-    """The learning rate of an optimizer step, counted from 0."""
-    schedule = SCHEDULES[config.schedule]
-    return config.lr * schedule(
-        step, total_steps=total_steps, warmup_steps=config.warmup_steps, final_fraction=config.final_fraction
+    """The learning rate of an optimizer step, counted from 0. Before `schedule_start` it is that of the schedule's first step."""
+    start = config.schedule_start
+    return config.lr * SCHEDULES[config.schedule](
+        max(0, step - start),
+        total_steps=max(1, total_steps - start),
+        warmup_steps=config.warmup_steps,
+        final_fraction=config.final_fraction,
+    )
+
+
+def change_of_rate(
+    old: tuple[OptimizerConfig, int], new: tuple[OptimizerConfig, int], *, step: int
+) -> str | None:
+    """A sentence if the learning rate rises at a step at which a run goes on with another recipe, else None.
+
+    old, new: the optimizer's section and the number of steps of the recipe before and after.
+    """
+    before = learning_rate(min(step, old[1] - 1), old[0], total_steps=old[1])
+    after = learning_rate(step, new[0], total_steps=new[1])
+    if after <= MOST_RISE * before:
+        return None
+    return (
+        f"the learning rate rises from {before:.3g} to {after:.3g} at step {step}; optimizer.schedule_start={step} begins warm-up "
+        "and cosine anew, optimizer.schedule=constant keeps optimizer.lr"
     )

@@ -22,6 +22,7 @@ from vaescale.system.meeting import Place, gloo_variables, meet, patience
 from vaescale.system.slurm import without_stale_step
 from vaescale.system.world import refuse_half_a_world, unjoined
 from vaescale.training.config import TrainingConfig
+from vaescale.training.extensions import build_extensions
 from vaescale.training.launcher_settings import CONFIG_FILE, take_config_file
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def start(*, processes: int | None = None) -> Launch:
         warnings.filterwarnings("ignore", message=message, category=category)
     from accelerate import Accelerator
 
+    if strategy == "zero" and not torch.cuda.is_available():
+        build_extensions()
     # DeepSpeed prints to stdout, which is reserved for a verb's result.
     with contextlib.redirect_stdout(sys.stderr):
         accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)

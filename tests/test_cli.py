@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -132,6 +133,24 @@ def test_after_a_preemption_no_rank_waits_for_another_under_our_launcher(
         monkeypatch.setenv(exit_codes.FOLDER, str(tmp_path))
     assert cli._call(train, "train", argparse.Namespace(json=False)) == 75
     assert waited == waits
+
+
+def test_a_launcher_s_restarts_do_not_repeat_a_refusal(vaescale, tmp_path, monkeypatch) -> None:
+    """torchrun --max_restarts 2 starts the ranks three times, whatever their exit code."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    said = []
+    for attempt in ("0", "1", "2"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        outcome = vaescale("train", tmp_path / "nowhere.yaml")
+        assert outcome.code == 2
+        said.append(outcome.err)
+    assert "nowhere.yaml does not exist" in said[0]
+    assert said[1:] == ["", ""]
+    (note,) = tmp_path.iterdir()
+    note.rename(tmp_path / f"vaescale-refused-{os.getuid()}-0-1")  # of a launcher that has ended
+    assert "does not exist" in vaescale("train", tmp_path / "nowhere.yaml").err
+    assert list(tmp_path.iterdir()) == [note]
 
 
 def test_a_full_disk_is_one_sentence(vaescale, monkeypatch) -> None:

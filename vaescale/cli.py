@@ -104,6 +104,8 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     # KEY=VALUE may follow --dry-run, except where what follows belongs to another verb.
     passes_on = getattr(tool, "PASSES_ARGUMENTS_ON", False)
     options = (parser.parse_args if passes_on else parser.parse_intermixed_args)(arguments)
+    if (refused := exit_codes.refused_before()) is not None:
+        return refused  # the launcher's restart of a start whose sentence was said
     keep_freed_pages()
     take_signals()
     sys.excepthook = _without_credentials
@@ -147,6 +149,7 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         alone = isinstance(error, DataError) and not _known_to_all(error)
         speaker = _speaker(waits=not alone and not exit_codes.lets_others_end(error.exit_code))
         sys.stderr.write(redact(f"vaescale {verb}: {speaker}{error}\n"))
+        exit_codes.remember_refusal(error.exit_code)
         return error.exit_code
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)

@@ -1,0 +1,452 @@
+"""Images in array files: every layout, container and range of values gives the same images, or one sentence."""
+
+import struct
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from vaescale.data.making.items import Item
+from vaescale.data.making.sources import array_images, open_source, stored
+from vaescale.errors import DataError, UserError
+
+# Images of noise: no two are alike, nor is one when it is turned or its channels are exchanged.
+RGB = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
+GREY = RGB[..., :1]
+LABELS = np.arange(12) % 4
+
+
+def items_of(word: str, **options: Any) -> dict[str, list[Item]]:
+    """The items of each split; the outline says the same of them, without images."""
+    result = {}
+    for name, split in open_source(word, holdout=0, **options).splits.items():
+        listed = split()
+        items = list(listed.items)
+        assert listed.outline is not None
+        outline = list(listed.outline())
+        assert listed.number == len(items)
+        assert [(one.key, one.label, one.content.shape) for one in items] == [
+            (one.key, one.label, one.content.shape) for one in outline
+        ]
+        assert all(one.content.dtype == np.uint8 and one.content.flags.c_contiguous for one in items)
+        result[name] = items
+    return result
+
+
+def assert_holds(items: list[Item], images: np.ndarray, labels: Any = -1) -> None:
+    assert np.array_equal(np.stack([one.content for one in items]), images)
+    assert np.array_equal([one.label for one in items], np.broadcast_to(labels, len(images)))
+
+
+LAYOUTS = {
+    "NHWC": (RGB, RGB),
+    "NCHW": (RGB.transpose(0, 3, 1, 2), RGB),
+    "HWCN": (RGB.transpose(1, 2, 3, 0), RGB),
+    "NHW1": (GREY, GREY),
+    "N1HW": (GREY.transpose(0, 3, 1, 2), GREY),
+    "NHW": (GREY[..., 0], GREY),
+}
+
+
+@pytest.fixture(params=["npy", "npz", "compressed npz", "fortran npy", "fortran npz", "mat", "h5", "mat 7.3"])
+def save(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """Write arrays by key to one file, or to .npy files of a folder. Returns the path for arrays:."""
+
+    def written(**values: np.ndarray) -> Path:
+        kind = request.param
+        order = np.asfortranarray if "fortran" in kind else np.ascontiguousarray
+        values = {key: order(value) for key, value in values.items()}
+        suffix = {"compressed npz": "npz", "fortran npz": "npz", "mat 7.3": "mat"}.get(kind, kind)
+        path = tmp_path / f"set.{suffix}"
+        if kind.endswith("npy"):
+            path.mkdir()
+            for key, value in values.items():
+                np.save(path / f"{key}.npy", value)
+        elif kind.endswith("npz"):
+            (np.savez_compressed if kind[0] == "c" else np.savez)(path, **values)
+        elif kind == "mat":
+            savemat(path, values, do_compression=True)
+        else:
+            h5py = pytest.importorskip("h5py")
+            with h5py.File(path, "w", userblock_size=512 if kind[0] == "m" else None) as file:
+                for key, value in values.items():
+                    value = np.atleast_2d(value) if kind[0] == "m" else value
+                    file[key] = value.T if kind[0] == "m" else value
+        return path
+
+    return written
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_read_from_every_container(
+    layout: str, save: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 200)  # several blocks, of which the last is shorter
+    values, images = LAYOUTS[layout]
+    path = save(images=values, labels=LABELS)
+    assert_holds(items_of(f"arrays:{path}")["train"], images, LABELS)
+
+
+def test_keys_tell_splits_images_and_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, keys in enumerate(
+        [
+            ("train_images", "train_labels", "test_images", "test_labels"),
+            ("x_train", "y_train", "x_test", "y_test"),
+            ("trainX", "trainY", "testX", "testY"),
+        ]
+    ):
+        values = (RGB[:8], LABELS[:8, None], RGB[8:], LABELS[8:, None])
+        path = tmp_path / f"set{number}.npz"
+        np.savez(path, **dict(zip(keys, values, strict=True)))
+        splits = items_of(f"arrays:{path}")
+        assert list(splits) == ["train", "test"]
+        assert_holds(splits["train"], RGB[:8], LABELS[:8])
+        assert_holds(splits["test"], RGB[8:], LABELS[8:])
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_file_and_folder_names_tell_splits_and_parts(tmp_path: Path) -> None:
+    for name, part in {"a_train_0": slice(0, 4), "a_train_1": slice(4, 8), "a_valid": slice(8, 12)}.items():
+        np.savez(tmp_path / f"{name}.npz", images=RGB[part], labels=LABELS[part])
+    (tmp_path / "Test").mkdir()
+    np.savez(tmp_path / "Test" / "a.npz", images=RGB[:3])
+    splits = items_of(f"arrays:{tmp_path}")
+    assert list(splits) == ["train", "val", "test"]
+    assert_holds(splits["train"], RGB[:8], LABELS[:8])
+    assert_holds(splits["val"], RGB[8:], LABELS[8:])
+    assert_holds(splits["test"], RGB[:3])
+
+
+def test_svhn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """[H, W, C, N], and the label 10 is the digit 0. Netzer et al. 2011."""
+    labels = np.array([[10], [1], [9], [10], [2], [3], [4], [5], [6], [7], [8], [1]], np.uint8)
+    for number, name in enumerate(("train", "test", "extra")):
+        savemat(
+            tmp_path / f"{name}_32x32.mat", {"X": np.roll(RGB, number, 0).transpose(1, 2, 3, 0), "y": labels}
+        )
+    splits = items_of(f"arrays:{tmp_path}")
+    assert list(splits) == ["train", "test", "extra"]
+    for number, items in enumerate(splits.values()):
+        assert_holds(items, np.roll(RGB, number, 0), labels.ravel() % 10)
+    assert "label 10 of SVHN is the digit 0" in capsys.readouterr().err
+
+
+def test_dsprites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 and 1 become 0 and 255; latents are named, and one of them can be the class. Matthey et al. 2017."""
+    binary = (RGB[..., 0] > 127).astype(np.uint8)
+    classes = np.stack([np.zeros(12, int), LABELS, np.arange(12)], axis=1)
+    path = tmp_path / "dsprites.npz"
+    np.savez_compressed(
+        path,
+        metadata=np.array({"a": 1}, object),
+        imgs=binary,
+        latents_classes=classes,
+        latents_values=classes / 7,
+    )
+    assert_holds(items_of(f"arrays:{path}")["train"], binary[..., None] * 255)
+    said = capsys.readouterr().err
+    for words in (
+        "latents_classes int64 [12, 3]",
+        "metadata (Python objects, which are not unpickled)",
+        "0 and 1",
+    ):
+        assert words in said
+    chosen = items_of(f"arrays:{path}", column="label=latents_classes.1")
+    assert_holds(chosen["train"], binary[..., None] * 255, LABELS)
+    with pytest.raises(UserError, match="the columns 0 to 2"):
+        items_of(f"arrays:{path}", column="label=latents_classes.3")
+
+
+@pytest.mark.parametrize(
+    ("values", "images"),
+    [
+        (RGB / np.float32(255), RGB),
+        (RGB / 255.0, RGB),
+        ((RGB / 255.0).astype(np.float16), RGB),
+        (RGB.astype(np.float32), RGB),
+        (RGB / np.float32(127.5) - 1, RGB),
+        (RGB > 100, (RGB > 100) * np.uint8(255)),
+        ((RGB > 100).astype(np.float32), (RGB > 100) * np.uint8(255)),
+        (RGB.astype(">f4"), RGB),
+    ],
+)
+def test_values_that_tell_their_range_become_bytes(
+    values: np.ndarray, images: np.ndarray, tmp_path: Path
+) -> None:
+    values, images = (np.concatenate([np.zeros_like(each[:1]), each]) for each in (values, images))
+    if values.min() < 0:
+        values, images = values[1:], images[1:]
+    np.save(tmp_path / "x.npy", values)
+    assert_holds(items_of(f"arrays:{tmp_path}/x.npy")["train"], images)
+
+
+def choose_range(path: Path, low: float, high: float, sentence: str) -> None:
+    """Do what the sentence says."""
+    command = sentence[sentence.index("numpy.save(") :].removesuffix("'")
+    names = {"numpy": np, "images": np.load(path), "LOW": low, "HIGH": high}
+    exec(command.replace("'images.npy'", repr(str(path))), names)  # noqa: S102  # it is the remedy
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        (RGB.astype(np.uint16) * 257, 0, 65535),
+        (RGB.astype(np.int64), 0, 255),
+        (RGB.astype(np.float32) / 100 - 0.7, -0.7, 1.85),
+        (np.where(RGB[3, 0, 0, 0] == RGB, np.float32("nan"), RGB), 0, 255),
+    ],
+)
+def test_values_that_do_not_tell_their_range_are_refused_with_a_remedy(
+    values: np.ndarray, low: float, high: float, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, values)
+    with pytest.raises(DataError, match=f"{values.dtype}.*LOW and HIGH") as refused:
+        items_of(f"arrays:{path}")
+    if not np.isnan(values).any():
+        choose_range(path, low, high, str(refused.value))
+        assert_holds(items_of(f"arrays:{path}")["train"], RGB)
+
+
+def test_values_that_contradict_the_first_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(array_images, "PROBED_IMAGES", 1)
+    binary = (RGB > 127).astype(np.uint8)
+    binary[9, 2, 2, 2] = 7
+    np.save(tmp_path / "x.npy", binary)
+    with pytest.raises(DataError, match=r"x\.npy: image 9 holds values from 0 to 7, those before it 0 and 1"):
+        items_of(f"arrays:{tmp_path}/x.npy")
+
+
+@pytest.mark.parametrize(
+    ("values", "axes", "order"),
+    [
+        (RGB[:, :3].transpose(1, 3, 2, 0), "HCWN", (3, 0, 2, 1)),
+        (RGB[:3, :, :3], "NHWC", (0, 1, 2, 3)),
+        (RGB[:6, :, :, 0].transpose(1, 2, 0), "HWN", (2, 0, 1)),
+        (RGB[:, :, :, 0].transpose(0, 2, 1), "NWH", (0, 2, 1)),
+    ],
+)
+def test_column_chooses_the_layout(
+    values: np.ndarray, axes: str, order: tuple[int, ...], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", values)
+    items = items_of(f"arrays:{tmp_path}/x.npy", column=f"image=x:{axes}")["train"]
+    images = values.transpose(order)
+    assert_holds(items, images if images.ndim == 4 else images[..., None])
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1, 3), (28, 28, 50), (1, 3, 28, 3), (32, 3, 3, 40), (28, 28, 3)])
+def test_a_shape_that_allows_several_layouts_is_refused_with_a_way_out(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.arange(np.prod(shape)).reshape(shape).astype(np.uint8))
+    with pytest.raises(DataError, match=r"may be \w+ or \w+; choose with --column image=KEY:\w+$") as refused:
+        items_of(f"arrays:{path}")
+    items_of(f"arrays:{path}", column=str(refused.value).rpartition("--column ")[2].replace("KEY", "x"))
+    with pytest.raises(UserError, match="must name the axes"):
+        items_of(f"arrays:{path}", column="image=x:NHQ")
+
+
+def test_the_number_of_labels_tells_the_axis_of_the_images(tmp_path: Path) -> None:
+    values = RGB[..., 0].transpose(1, 2, 0)
+    np.savez(tmp_path / "x.npz", x=values, y=LABELS)
+    assert_holds(items_of(f"arrays:{tmp_path}/x.npz")["train"], GREY, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (RGB.reshape(12, 90), r"has the shape \[12, 90\]; .*reshape it"),
+        (np.zeros((5, 8, 8, 4), np.uint8), r"has the shape \[5, 8, 8, 4\]; images must be"),
+        (np.zeros((5, 8, 8, 8, 3), np.uint8), r"has the shape \[5, 8, 8, 8, 3\]"),
+        (np.zeros((5, 0, 8), np.uint8), "0x8 pixels"),
+        (np.zeros((5, 8, 8), np.complex64), "complex64"),
+        (np.array([[["a"]]]), r"<U1 \[1, 1, 1\]"),
+    ],
+)
+def test_arrays_that_are_no_images_are_named(values: np.ndarray, sentence: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=values)
+    with pytest.raises(DataError, match=sentence):
+        items_of(f"arrays:{tmp_path}/a.npz")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "sentence"),
+    [
+        (np.eye(4)[LABELS], LABELS, "column with the 1"),
+        (np.eye(4, dtype=np.uint8)[LABELS] | 1, -1, "several values for each image; --column label=KEY.0"),
+        (LABELS / 3.0, -1, "no whole numbers"),
+        (LABELS.astype(np.float32), LABELS, ""),
+        (LABELS[None] + 5, LABELS, "in sorted order: 5, 6, 7, 8"),
+        (
+            np.array(["d", "b", "c", "a"])[LABELS],
+            3 - np.array([0, 2, 1, 3])[LABELS],
+            "in sorted order: a, b, c, d",
+        ),
+        (np.where(LABELS == 3, -1, LABELS), np.where(LABELS == 3, -1, LABELS), ""),
+        (RGB, -1, "one number or word for each image"),
+    ],
+)
+def test_labels_are_classes_or_said(
+    labels: np.ndarray, classes: Any, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "a.npz", images=RGB, labels=labels)
+    assert_holds(items_of(f"arrays:{tmp_path}/a.npz")["train"], RGB, classes)
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_key_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, arr_0=RGB, arr_1=RGB[::-1], train_kind=LABELS, other=np.zeros(3))
+    with pytest.raises(
+        DataError, match=r"2 arrays may be the images of train.*choose with --column image=arr_0"
+    ):
+        items_of(f"arrays:{path}")
+    assert_holds(items_of(f"arrays:{path}", column="image=arr_1,label=kind")["train"], RGB[::-1], LABELS)
+    assert "arrays taken: image=arr_1,label=train_kind; left out: arr_0 uint8" in capsys.readouterr().err
+    assert_holds(items_of(f"arrays:{path}", column="image=arr_0,label=")["train"], RGB)
+    for column in ("image=arr_2", "label=arr_2"):
+        with pytest.raises(UserError, match="no such array; it holds arr_0 uint8"):
+            items_of(f"arrays:{path}", column=f"image=arr_0,{column}" if column[0] == "l" else column)
+
+
+def test_another_number_of_labels_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=RGB, labels=LABELS[:9])
+    with pytest.raises(DataError, match=r"9 labels for 12 images; .*--column label="):
+        items_of(f"arrays:{tmp_path}/a.npz")
+    assert_holds(items_of(f"arrays:{tmp_path}/a.npz", column="label=")["train"], RGB)
+
+
+def test_several_sets_in_a_folder_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "faces.npz", images=RGB)
+    np.savez(tmp_path / "cars.npz", images=RGB)
+    with pytest.raises(DataError, match=r"2 arrays may be the images of train: .*give one of the files"):
+        items_of(f"arrays:{tmp_path}")
+    (tmp_path / "cars.npz").unlink()
+    np.savez(tmp_path / "faces28.npz", images=RGB)
+    np.savez(tmp_path / "faces64.npz", images=RGB[:, :4])
+    (tmp_path / "faces.npz").unlink()
+    with pytest.raises(DataError, match="different shapes or types; give one of the files"):
+        items_of(f"arrays:{tmp_path}")
+    assert_holds(items_of(f"arrays:{tmp_path}/faces28.npz")["train"], RGB)
+
+
+def test_one_image_in_each_npy_file_is_for_folder(tmp_path: Path) -> None:
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", RGB[number])
+    with pytest.raises(DataError, match=rf"one image each; did you mean folder:{tmp_path}\?"):
+        items_of(f"arrays:{tmp_path}")
+    assert len(list(open_source(f"folder:{tmp_path}", holdout=0).splits["train"]().items)) == 3
+
+
+def npy_header(shape: str, descr: str = "|u1") -> bytes:
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header + b"\n"
+
+
+def test_files_that_claim_more_than_they_hold_are_refused(tmp_path: Path) -> None:
+    claims = npy_header("(10000000, 1000, 1000)")
+    (tmp_path / "a.npy").write_bytes(claims + b"abc")
+    with pytest.raises(
+        DataError, match=r"a\.npy holds 3 bytes, its header names uint8 \[10000000, 1000, 1000\]"
+    ):
+        items_of(f"arrays:{tmp_path}/a.npy")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("images.npy", claims + b"abc")
+    with pytest.raises(DataError, match=r"b\.npz \(images\) holds 3 bytes"):
+        items_of(f"arrays:{tmp_path}/b.npz")
+    for shape in ("(-1, 8, 8)", "10", "(1e3, 8)", "(8, 8"):
+        (tmp_path / "c.npy").write_bytes(npy_header(shape))
+        with pytest.raises(DataError, match=r"c\.npy"):
+            items_of(f"arrays:{tmp_path}/c.npy")
+
+
+def test_a_zip_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    header = npy_header("(1000000, 1000, 1000)")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", header + b"abc")
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 24 : entry + 28] = struct.pack("<I", 2**32 - 2)  # the size of what it expands to
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"claims that \d+ bytes expand to 4294967294; fetch it again"):
+        items_of(f"arrays:{path}")
+
+
+def test_an_hdf5_file_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("images", (10**9, 64, 64, 3), "u1", chunks=(10, 64, 64, 3))
+    with pytest.raises(DataError, match="claims 12288000000000 bytes, of which 0 are stored"):
+        items_of(f"arrays:{tmp_path}/a.h5")
+
+
+def test_elements_in_other_files_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    h5py = pytest.importorskip("h5py")
+    (tmp_path / "secret").write_bytes(RGB.tobytes())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = RGB
+        file.create_dataset("x", (12, 6, 5, 3), "u1", external=[(str(tmp_path / "secret"), 0, RGB.nbytes)])
+        file["link"] = h5py.ExternalLink(str(tmp_path / "b.h5"), "images")
+    assert_holds(items_of(f"arrays:{tmp_path}/a.h5")["train"], RGB)
+    assert "left out: x (elements in other files)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.mat", "a.h5", "v73.mat"])
+def test_damaged_files_are_one_sentence(name: str, tmp_path: Path) -> None:
+    path, suffix = tmp_path / name, Path(name).suffix
+    if suffix == ".npy":
+        np.save(path, RGB)
+    elif suffix == ".npz":
+        np.savez_compressed(path, images=RGB, labels=LABELS)
+    elif name == "a.mat":
+        savemat(path, {"images": RGB.transpose(1, 2, 3, 0), "labels": LABELS}, do_compression=True)
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path, "w", userblock_size=512 if suffix == ".mat" else None) as file:
+            file.create_dataset(
+                "images", data=RGB.T if suffix == ".mat" else RGB, chunks=True, compression="gzip"
+            )
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for trial in range(60):
+        changed = bytearray(content)
+        if trial < 20:
+            changed = changed[: trial * len(content) // 20]
+        else:
+            for place in rng.integers(0, min(len(content), 4000), 3):
+                changed[place] = rng.integers(0, 256)
+        path.unlink()
+        path.write_bytes(changed)
+        message = ""
+        try:
+            items_of(f"arrays:{path}")
+        except (DataError, UserError) as error:
+            message = str(error)
+        refused += bool(message)
+        assert not message or (path.name in message and "\n" not in message)
+    assert refused > 20
+
+
+def test_a_file_of_objects_is_not_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{1: 2}], object))
+    with pytest.raises(DataError, match=r"no array of images.*Python objects, which are not unpickled"):
+        items_of(f"arrays:{tmp_path}/a.npy")
+
+
+def test_without_h5py_the_package_is_named(
+    vaescale: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    vaescale("make-shards", f"arrays:{tmp_path}/a.h5", tmp_path / "out").assert_refused(2, "pip install h5py")

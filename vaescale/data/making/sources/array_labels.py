@@ -1,0 +1,93 @@
+"""The classes of the images of an array, from an array of labels."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from vaescale.data.making.sources.stored import Array, Stored
+from vaescale.errors import DataError, UserError
+from vaescale.system.console import say
+
+MOST_LABEL_BYTES = 1 << 30
+Labels = list[int | str | None]
+_SVHN = re.compile(r"(train|test|extra)_32x32")
+
+
+def number_of_labels(stored: Stored) -> int:
+    """How many images an array of labels is for, by its shape: [N], [N, 1], [1, N] or [N, K]."""
+    shape = stored.shape
+    return shape[1] if len(shape) == 2 and shape[0] == 1 else shape[0] if shape else 0
+
+
+def read_labels(stored: Stored, number: int, column: str) -> Labels | None:
+    """The label of each of `number` images: whole numbers or words. column: of an array [N, K], or empty.
+
+    None, with a sentence, for an array that holds no single label for each image; [N, K] with one 1 in each row counts as K
+    classes. SVHN's label 10 becomes its digit, 0. Raises DataError for another number of labels, UserError for `column`.
+    """
+    if (
+        stored.dtype.kind not in "biufSU"
+        or len(stored.shape) not in (1, 2)
+        or stored.nbytes > MOST_LABEL_BYTES
+    ):
+        _report_left_out(stored, "one number or word for each image is read")
+        return None
+    if number_of_labels(stored) != number:
+        raise DataError(
+            f"{stored.name} holds {number_of_labels(stored)} labels for {number} images; choose another array with "
+            "--column label=KEY, or none with --column label="
+        )
+    values = stored.whole()
+    if values.ndim == 2:
+        if 1 in values.shape:
+            values = values.ravel()
+        elif column:
+            values = _column(values, stored, column)
+        elif values.dtype.kind in "biuf" and _is_one_hot(values):
+            say(f"{stored.name}: the column with the 1 is the class of each image")
+            values = values.argmax(axis=1)
+        else:
+            remedy = f"--column label=KEY.0 takes the first of its {values.shape[1]} columns"
+            _report_left_out(stored, f"it holds several values for each image; {remedy}")
+            return None
+    if values.dtype.kind == "f" and not np.all((values == np.rint(values)) | np.isnan(values)):
+        _report_left_out(stored, "its values are no whole numbers")
+        return None
+    if (
+        _SVHN.fullmatch(stored.path.stem)
+        and values.dtype.kind in "iu"
+        and {*values.tolist()} <= {*range(1, 11)}
+    ):
+        say(f"{stored.path}: the label 10 of SVHN is the digit 0")
+        values = values % 10
+    return [_label(value) for value in values.tolist()]
+
+
+def _report_left_out(stored: Stored, why: str) -> None:
+    say(f"{stored.name} ({stored.described()}) gives no classes: {why}")
+
+
+def _column(values: Array, stored: Stored, column: str) -> Array:
+    if not column.isdecimal() or int(column) >= values.shape[1]:
+        raise UserError(
+            f"--column label=KEY.{column}: {stored.name} has the columns 0 to {values.shape[1] - 1}; choose one of them"
+        )
+    return values[:, int(column)]
+
+
+def _is_one_hot(values: Array) -> bool:
+    return bool(((values == 0) | (values == 1)).all() and (values.sum(axis=1) == 1).all())
+
+
+def _label(value: Any) -> int | str | None:
+    """A label as number or word; None for NaN."""
+    if isinstance(value, float):
+        return None if value != value else int(value)
+    return (
+        value.decode(errors="replace")
+        if isinstance(value, bytes)
+        else value
+        if isinstance(value, str)
+        else int(value)
+    )

@@ -3,6 +3,7 @@
 To add a source: a module with a function that returns a `Source`, and a line in SOURCES.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,7 @@ def open_source(
     kind = SOURCES.get(name)
     if kind is None or (kind.takes != "nothing") != bool(colon and rest):
         forms = ", ".join(known.form(name) for name, known in SOURCES.items())
-        suggestion = suggest(Path(argument).expanduser())
+        suggestion = suggest(_expanded(argument))
         near = f"did you mean {suggestion}? " if suggestion else ""
         raise UserError(f"source {argument!r} is unknown; {near}known sources: {forms}")
     try:
@@ -81,7 +82,7 @@ def open_source(
     except DataError as error:
         raise _with_suggestion(error, name, rest) from error
     except (TarFault, RuntimeError) as error:  # a broken ImageNet tar; a `~user` that does not exist
-        raise DataError(f"{rest}: {error}") from error
+        raise _with_suggestion(DataError(f"{rest}: {error}"), name, rest) from error
     if kind.takes == "path":
         source = source._replace(
             splits={each: partial(_listed, split, name, rest) for each, split in source.splits.items()}
@@ -99,17 +100,23 @@ def _listed(split: Callable[[], Split], kind: str, rest: str) -> Split:
 
 def _with_suggestion(error: DataError, kind: str, rest: str) -> DataError:
     """The error; where the path holds the files of another kind only, that kind is the remedy."""
-    suggestion = suggest(Path(rest).expanduser(), wrong=kind) if SOURCES[kind].takes == "path" else None
+    suggestion = suggest(_expanded(rest), wrong=kind) if SOURCES[kind].takes == "path" else None
     if suggestion is None or "did you mean" in str(error):
         return error
     return DataError(f"{str(error).partition('; ')[0]}; did you mean {suggestion}?")
+
+
+def _expanded(text: str) -> Path:
+    """The path of a text, with `~` where there is such a user."""
+    return Path(os.path.expanduser(text))
 
 
 def _arguments(kind: Kind, rest: str, options: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a kind's function. Raises DataError for a path that does not exist."""
     given = {name: value for name, value in options.items() if value is not None}
     if unused := sorted(given.keys() - set(kind.options)):
-        kinds = " and ".join(f"{name}:" for name, known in SOURCES.items() if unused[0] in known.options)
+        *others, last = [f"{name}:" for name, known in SOURCES.items() if unused[0] in known.options]
+        kinds = f"{', '.join(others)} and {last}" if others else last
         raise UserError(f"--{unused[0].replace('_', '-')} is for {kinds} sources; leave it out")
     if kind.takes == "nothing":
         return {}

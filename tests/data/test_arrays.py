@@ -12,6 +12,8 @@ from scipy.io import savemat
 
 from vaescale.data.making.items import Item
 from vaescale.data.making.sources import array_images, open_source, stored
+from vaescale.data.pictures import decode
+from vaescale.data.tars import samples
 from vaescale.errors import DataError, UserError
 
 # Images of noise: no two are alike, nor is one when it is turned or its channels are exchanged.
@@ -450,3 +452,65 @@ def test_without_h5py_the_package_is_named(
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     monkeypatch.setitem(sys.modules, "h5py", None)
     vaescale("make-shards", f"arrays:{tmp_path}/a.h5", tmp_path / "out").assert_refused(2, "pip install h5py")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "h5"])
+def test_a_limit_reads_the_first_images_and_a_dry_run_none(
+    suffix: str, vaescale: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"train.{suffix}"
+    if suffix == "npy":
+        np.save(path, RGB)
+    elif suffix == "npz":
+        np.savez_compressed(path, images=RGB)
+    else:
+        with pytest.importorskip("h5py").File(path, "w") as file:
+            file["images"] = RGB
+    blocks: list[int] = []
+    monkeypatch.setattr(stored, "BLOCK_BYTES", RGB[0].nbytes)
+    monkeypatch.setattr(array_images, "PROBED_IMAGES", 2)
+    for kind in stored.Stored.__subclasses__():
+        monkeypatch.setattr(kind, "_slices", counting(kind._slices, blocks))
+    words = ("make-shards", f"arrays:{path}", tmp_path / "out", "--holdout", 0, "--json")
+    dry = vaescale(*words, "--dry-run")
+    assert dry.json["train"]["shapes"] == {"6x5x3 array": 12}
+    assert len(blocks) <= 2, "only what tells the range of the values"
+    blocks.clear()
+    assert vaescale(*words, "--limit", 3).json["train"]["samples"] == 3
+    assert len(blocks) <= 5
+    assert vaescale(*words[:2], tmp_path / "all", *words[3:]).json["train"]["samples"] == 12
+
+
+def counting(slices: Any, blocks: list[int]) -> Any:
+    def counted(self: Any, axis: int, rows: int) -> Any:
+        for block in slices(self, axis, rows):
+            blocks.append(1)
+            yield block
+
+    return counted
+
+
+def test_what_is_written_is_read_back(vaescale: Any, tmp_path: Path) -> None:
+    """By the command line, from MATLAB's [H, W, C, N] to what training reads; some images of train become val."""
+    savemat(tmp_path / "train_32x32.mat", {"X": RGB.transpose(1, 2, 3, 0), "y": LABELS[:, None] + 1})
+    outcome = vaescale("make-shards", f"arrays:{tmp_path}", tmp_path / "out", "--holdout", 0.3, "--json")
+    assert outcome.code == 0, outcome.err
+    assert {name: split["image"] for name, split in outcome.json.items()} == dict.fromkeys(
+        ("train", "val"), "6x5x3"
+    )
+    images, labels = {}, {}
+    for name in outcome.json:
+        with (tmp_path / "out" / name / "shard-000000.tar").open("rb") as file:
+            for sample in samples(file):
+                images[int(sample.key)], labels[int(sample.key)] = decode(sample.content), sample.label
+    assert 0 < outcome.json["val"]["samples"] < 12
+    assert np.array_equal([images[number] for number in range(12)], RGB)
+    assert [labels[number] for number in range(12)] == LABELS.tolist()
+
+
+def test_of_very_few_images_one_is_held_out(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", RGB[:3])
+    splits = {name: split() for name, split in open_source(f"arrays:{tmp_path}/x.npy").splits.items()}
+    assert {name: split.number for name, split in splits.items()} == {"train": 2, "val": 1}
+    keys = [{item.key for item in split.items} for split in splits.values()]
+    assert keys[0] | keys[1] == {"000000", "000001", "000002"}

@@ -44,11 +44,13 @@ def test_it_reads_what_pickle_reads(protocol: int, tmp_path: Path) -> None:
         "labels": [1, 255, 256, 70000, -5, 2**40],
         "mixed": [b"bytes", "text \u00e9", 1.5, None, True, (1, 2), (1, 2, 3, 4), {"a": []}],
         "empty": b"",
+        "scalars": [np.int64(7), np.float32(0.5)],
         "twice": BATCH,
     }
     path = tmp_path / "batch"
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     found = read_plain(path)
+    content["scalars"] = [7, 0.5]
     assert found.keys() == content.keys()
     for key, value in content.items():
         assert alike(plain(found[key]), value), key

@@ -49,7 +49,8 @@ _OTHERS = {
 # What numpy and Python's own bytes are written with. Old and new names of modules are the same.
 _RECONSTRUCT, _NDARRAY, _DTYPE = "numpy.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype"
 _FROM_BUFFER, _ENCODE, _NO_BYTES = "numpy.numeric._frombuffer", "_codecs.encode", "builtins.bytes"
-_KNOWN = (_RECONSTRUCT, _NDARRAY, _DTYPE, _FROM_BUFFER, _ENCODE, _NO_BYTES)
+_SCALAR = "numpy.multiarray.scalar"
+_KNOWN = (_RECONSTRUCT, _NDARRAY, _DTYPE, _FROM_BUFFER, _ENCODE, _NO_BYTES, _SCALAR)
 _RENAMED = (("numpy.core.", "numpy."), ("numpy._core.", "numpy."), ("__builtin__.", "builtins."))
 
 
@@ -287,6 +288,9 @@ class _Machine:
                 return _Type(_text(code))
             case _Name(name=known), (str() as text, "latin1" | "latin-1") if known == _ENCODE:
                 return text.encode("latin-1")
+            case _Name(name=known), (_Type(code=code), bytes() as content) if known == _SCALAR:
+                (number,) = np.frombuffer(content, code)
+                return number.item()
             case _Name(name=known), () if known == _NO_BYTES:
                 return b""
             case _Name(name=known), (content, _Type() as dtype, tuple() as shape, "C" | "F" as order) if (

@@ -8,21 +8,17 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from vaescale.data.making.sources.stored import Array, Raw, Stored, cut, reading
+from vaescale.data.making.sources.matlab import read_matlab
+from vaescale.data.making.sources.stored import MOST_RATIO, Array, Raw, Stored, Zipped, reading
 from vaescale.errors import DataError
 
 SUFFIXES = (".npy", ".npz", ".mat", ".h5", ".hdf5")
-MOST_RATIO = 1100  # zlib expands a byte to at most 1,032
 _HDF5, _HDF5_BLOCKS = b"\x89HDF\r\n\x1a\n", (0, 512, 1024, 2048)
-_MATLAB_TYPES = {"double": "f8", "single": "f4", "logical": "u1"} | {
-    f"{sign}int{bits}": f"{sign or 'i'}{bits // 8}" for sign in ("", "u") for bits in (8, 16, 32, 64)
-}
 
 
 class Contents(NamedTuple):
@@ -41,7 +37,7 @@ def open_arrays(path: Path) -> Contents:
         if suffix == ".npz":
             return _npz(path)
         if suffix == ".mat":
-            return _mat(path)
+            return _h5(path, matlab=True) if _is_hdf5(path) else Contents(*read_matlab(path))
         if suffix in SUFFIXES:
             return _h5(path, matlab=False)
     raise DataError(f"{path} is no {', '.join(SUFFIXES)} file; give one, or a folder of them")
@@ -77,9 +73,7 @@ def _npz(path: Path) -> Contents:
             if header.left_out:
                 contents.left_out[key] = header.left_out
                 continue
-            array = Raw(
-                path, name, header.shape, header.dtype, offset, header.fortran, member=member.filename
-            )
+            array = Zipped(path, name, header.shape, header.dtype, offset, header.fortran, member.filename)
             _refuse_other_size(array, member.file_size - offset)
             contents.arrays[key] = array
     return contents
@@ -114,50 +108,6 @@ def _refuse_other_size(array: Stored, size: int) -> None:
         raise DataError(
             f"{array.name} holds {size} bytes, its header names {array.described()}, {array.nbytes} bytes; fetch it again"
         )
-
-
-@dataclass(frozen=True)
-class _Matlab(Stored):
-    """A variable of a .mat file up to version 7.2."""
-
-    key: str
-
-    def _slices(self, axis: int, rows: int) -> Iterator[Array]:
-        self._refuse_large()
-        yield from cut(_load_matlab(self.path, self.key), axis, rows)
-
-
-@lru_cache(maxsize=1)
-def _load_matlab(path: Path, key: str) -> Array:
-    """A variable. The last one is kept, since labels, the range of values and the images are read one after the other."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        values: Array = loadmat(path, variable_names=[key])[key]
-    except MatReadError as error:
-        raise ValueError(str(error)) from error
-    return values
-
-
-def _mat(path: Path) -> Contents:
-    from scipy.io import whosmat
-    from scipy.io.matlab import MatReadError
-
-    if _is_hdf5(path):  # version 7.3
-        return _h5(path, matlab=True)
-    try:
-        variables = whosmat(path)
-    except MatReadError as error:
-        raise ValueError(str(error)) from error
-    contents = Contents({}, {})
-    for key, shape, kind in variables:
-        if kind in _MATLAB_TYPES:
-            dtype = np.dtype(_MATLAB_TYPES[kind])
-            contents.arrays[key] = _Matlab(path, f"{path} ({key})", tuple(map(int, shape)), dtype, key)
-        else:
-            contents.left_out[key] = f"a MATLAB {kind}"
-    return contents
 
 
 def _is_hdf5(path: Path) -> bool:

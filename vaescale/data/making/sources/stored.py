@@ -1,11 +1,12 @@
 """Arrays in files, read in blocks of rows: what a file holds may be larger than memory."""
 
 import math
+import struct
 import tokenize
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from vaescale.errors import DataError
 
 BLOCK_BYTES = 1 << 24
+PACKED_BYTES = 1 << 16
 MOST_WHOLE_BYTES = 1 << 32  # of an array that its file only gives whole
+MOST_RATIO = 1100  # zlib expands a byte to at most 1,032
 Array = NDArray[Any]
 
 
@@ -75,48 +78,111 @@ class InMemory(Stored):
 
 @dataclass(frozen=True)
 class Raw(Stored):
-    """An array whose elements follow each other in a file, or in a member of a zip archive, from `offset` on."""
+    """An array whose elements follow each other in a file from `offset` on. fortran: the last axis is the slowest."""
 
     offset: int
     fortran: bool = False
-    member: str | None = None
+
+    @property
+    def slowest(self) -> int:
+        """The axis whose slices are contiguous in the file."""
+        return len(self.shape) - 1 if self.fortran else 0
 
     def _slices(self, axis: int, rows: int) -> Iterator[Array]:
-        slowest = len(self.shape) - 1 if self.fortran else 0
-        if axis == slowest:
-            yield from self._streamed(axis, rows)
-        elif self.member is None:
-            order = "F" if self.fortran else "C"
-            mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, cast(Any, order))
-            yield from cut(mapped, axis, rows)
+        if axis == self.slowest:
+            yield from self._streamed(rows)
         else:
-            self._refuse_large()
-            yield from cut(np.concatenate([*self._streamed(slowest, rows)], axis=slowest), axis, rows)
+            yield from cut(self._mapped(), axis, rows)
 
-    def _streamed(self, axis: int, rows: int) -> Iterator[Array]:
-        """Slices along the axis whose slices are contiguous in the file."""
+    def _streamed(self, rows: int) -> Iterator[Array]:
+        """Slices along the slowest axis."""
+        axis = self.slowest
         number = self.shape[axis]
         row_bytes = self.nbytes // max(1, number)
-        with self._open() as file:
+        with self._open() as read:
             for start in range(0, number, rows):
                 shape = [*self.shape]
                 shape[axis] = min(rows, number - start)
-                content = file.read(shape[axis] * row_bytes)
+                content = read(shape[axis] * row_bytes)
                 if len(content) != shape[axis] * row_bytes:
                     raise EOFError("it is cut")
                 values = np.frombuffer(content, self.dtype)
                 yield values.reshape(shape[::-1]).transpose() if self.fortran else values.reshape(shape)
+            read(1)  # the end of a compressed part, which has its checksum
+
+    def _mapped(self) -> Array:
+        """The whole array, in memory that the system fills from the file."""
+        order = cast(Any, "F" if self.fortran else "C")
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
 
     @contextmanager
-    def _open(self) -> Iterator[IO[bytes]]:
-        if self.member is None:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                yield file
-            return
+    def _open(self) -> Iterator[Callable[[int], bytes]]:
+        """A function that reads the next bytes of the elements."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            yield file.read
+
+
+@dataclass(frozen=True)
+class Packed(Raw):
+    """An array in a compressed part of a file: `offset` is behind the beginning of what it expands to."""
+
+    def _mapped(self) -> Array:
+        self._refuse_large()
+        (whole,) = self._streamed(max(1, self.shape[self.slowest]))
+        return whole
+
+
+@dataclass(frozen=True)
+class Zipped(Packed):
+    """An array in a member of a zip archive."""
+
+    member: str = ""
+
+    @contextmanager
+    def _open(self) -> Iterator[Callable[[int], bytes]]:
         with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member:
             member.read(self.offset)
-            yield member
+            yield member.read
+
+
+@dataclass(frozen=True)
+class Deflated(Packed):
+    """An array in a zlib stream of `length` bytes from `start` on."""
+
+    start: int = 0
+    length: int = 0
+
+    @contextmanager
+    def _open(self) -> Iterator[Callable[[int], bytes]]:
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            stream = Inflating(file, self.length)
+            stream.read(self.offset)
+            yield stream.read
+
+
+class Inflating:
+    """Read what `size` bytes of a file, a zlib stream, expand to, as far as it is asked for."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._left = file, size
+        self._zlib = zlib.decompressobj()
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, fewer at the end."""
+        pieces: list[bytes] = []
+        while size and not self._zlib.eof:
+            packed = self._zlib.unconsumed_tail
+            if not packed:
+                packed = self._file.read(min(self._left, PACKED_BYTES))
+                self._left -= len(packed)
+            piece = self._zlib.decompress(packed, size)
+            if not piece and not packed:
+                break
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
 
 
 def cut(values: Array, axis: int, rows: int) -> Iterator[Array]:
@@ -139,7 +205,7 @@ def reading(name: object) -> Iterator[None]:
         ) from error
     except (
         *(OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, TypeError, KeyError, IndexError),
-        *(RuntimeError, NotImplementedError, OverflowError, AttributeError),
+        *(RuntimeError, NotImplementedError, OverflowError, AttributeError, struct.error),
         *(SyntaxError, tokenize.TokenError),  # numpy reads headers as Python's literals
     ) as error:
         message = " ".join(str(error).split())[:200] or type(error).__name__

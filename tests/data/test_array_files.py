@@ -164,6 +164,16 @@ def test_an_hdf5_file_that_claims_too_much_is_refused(tmp_path: Path) -> None:
         items_of(f"arrays:{tmp_path}/a.h5")
 
 
+def test_chunks_of_hdf5_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    h5py = pytest.importorskip("h5py")
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 3 * RGB[0].nbytes)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("images", data=RGB, chunks=(5, 3, 5, 3))
+    array = open_arrays(tmp_path / "a.h5").arrays["images"]
+    assert [len(block) for block in array.blocks()] == [5, 5, 2]
+    assert np.array_equal(array.whole(), RGB)
+
+
 def test_elements_in_other_files_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     h5py = pytest.importorskip("h5py")
     (tmp_path / "secret").write_bytes(RGB.tobytes())

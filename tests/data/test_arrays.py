@@ -198,11 +198,33 @@ def test_a_shape_that_allows_several_layouts_is_refused_with_a_way_out(
 ) -> None:
     path = tmp_path / "x.npy"
     np.save(path, np.arange(np.prod(shape)).reshape(shape).astype(np.uint8))
-    with pytest.raises(DataError, match=r"may be \w+ or \w+; choose with --column image=KEY:\w+$") as refused:
+    with pytest.raises(DataError, match=r"may be \w+ or \w+; choose with --column image=x:\w+$") as refused:
         items_of(f"arrays:{path}")
-    items_of(f"arrays:{path}", column=str(refused.value).rpartition("--column ")[2].replace("KEY", "x"))
+    items_of(f"arrays:{path}", column=str(refused.value).rpartition("--column ")[2])
     with pytest.raises(UserError, match="must name the axes"):
         items_of(f"arrays:{path}", column="image=x:NHQ")
+
+
+def test_rows_of_pixels_are_reshaped_as_the_message_says(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, RGB.transpose(0, 3, 1, 2).reshape(12, -1))
+    with pytest.raises(DataError, match=r"reshape it with numpy\.save") as refused:
+        items_of(f"arrays:{path}")
+    command = str(refused.value).partition("reshape it with ")[2].replace("'images.npy'", repr(str(path)))
+    names = {"numpy": np, "images": np.load(path), "CHANNELS": 3, "HEIGHT": 6, "WIDTH": 5}
+    exec(command, names)  # noqa: S102  # it is the remedy
+    assert_holds(items_of(f"arrays:{path}")["train"], RGB)
+
+
+def test_the_layout_can_be_chosen_for_a_file_that_is_named_for_its_split(tmp_path: Path) -> None:
+    many = np.tile(GREY, (10, 1, 1, 1))
+    for name, part in {"train": many[:60], "test": many[60:]}.items():
+        np.save(tmp_path / f"{name}.npy", part[..., 0].transpose(1, 2, 0))
+    with pytest.raises(DataError, match=r"--column image=:NHW$"):
+        items_of(f"arrays:{tmp_path}")
+    splits = items_of(f"arrays:{tmp_path}", column="image=:HWN")
+    assert_holds(splits["train"], many[:60])
+    assert_holds(splits["test"], many[60:])
 
 
 def test_the_number_of_labels_tells_the_axis_of_the_images(tmp_path: Path) -> None:
@@ -232,8 +254,10 @@ def test_arrays_that_are_no_images_are_named(values: np.ndarray, sentence: str, 
     ("labels", "classes", "sentence"),
     [
         (np.eye(4)[LABELS], LABELS, "column with the 1"),
-        (np.eye(4, dtype=np.uint8)[LABELS] | 1, -1, "several values for each image; --column label=KEY.0"),
+        (np.eye(4, dtype=np.uint8)[LABELS] | 1, -1, "several values for each image; --column label=labels.0"),
         (LABELS / 3.0, -1, "no whole numbers"),
+        (np.where(LABELS == 0, np.inf, LABELS), -1, "no whole numbers"),
+        (np.where(LABELS == 3, np.nan, LABELS), np.where(LABELS == 3, -1, LABELS), ""),
         (LABELS.astype(np.float32), LABELS, ""),
         (LABELS[None] + 5, LABELS, "in sorted order: 5, 6, 7, 8"),
         (

@@ -17,6 +17,7 @@ from vaescale.data.making.sources.matlab import read_matlab
 from vaescale.data.making.sources.stored import MOST_RATIO, Array, Raw, Stored, Zipped, reading
 from vaescale.errors import DataError
 
+MOST_CHUNK_BYTES = 1 << 28
 SUFFIXES = (".npy", ".npz", ".mat", ".h5", ".hdf5")
 _HDF5, _HDF5_BLOCKS = b"\x89HDF\r\n\x1a\n", (0, 512, 1024, 2048)
 
@@ -130,9 +131,19 @@ class _Hdf5(Stored):
         stored_axis = len(self.shape) - 1 - axis if self.matlab else axis
         with h5py.File(self.path, "r") as file:
             data = file[self.key]
+            rows = _whole_chunks(data, stored_axis, rows)
             for start in range(0, self.shape[axis], rows):
                 block = data[(slice(None),) * stored_axis + (slice(start, start + rows),)]
                 yield block.transpose() if self.matlab else block
+
+
+def _whole_chunks(data: Any, axis: int, rows: int) -> int:
+    """About so many rows that no chunk of a data set is expanded for two blocks, where memory allows it."""
+    if data.chunks is None:
+        return rows
+    chunk = data.chunks[axis]
+    row_bytes = math.prod(data.shape) // max(1, data.shape[axis]) * data.dtype.itemsize
+    return max(chunk, rows // chunk * chunk) if chunk * row_bytes <= MOST_CHUNK_BYTES else rows
 
 
 def _h5(path: Path, *, matlab: bool) -> Contents:

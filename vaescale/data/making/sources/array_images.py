@@ -76,11 +76,11 @@ def array_split(parts: Sequence[Part], class_names: tuple[str, ...], scale: "Sca
 
 
 def as_images(
-    stored: Stored, *, axes: str | None = None, labels: int | None = None, matlab: bool = False
+    stored: Stored, key: str, *, axes: str | None = None, labels: int | None = None, matlab: bool = False
 ) -> Images:
     """The images in an array. axes: their layout, such as NHWC; None: the one that the shape tells.
 
-    labels: how many labels belong to the images. matlab: the array has MATLAB's habit of [H, W, N]. Raises DataError for an
+    key: what --column calls the array. labels: how many labels belong to the images. matlab: the array has MATLAB's habit of [H, W, N]. Raises DataError for an
     array that holds no images, or whose shape allows several layouts, and UserError for axes that do not fit.
     """
     if stored.dtype.kind not in "buif" or (stored.dtype.kind == "f" and stored.dtype.itemsize > 8):
@@ -88,10 +88,10 @@ def as_images(
     if stored.dtype.kind in "iu" and stored.dtype != np.uint8:
         raise DataError(f"{stored.name} is {stored.described()}, not 8-bit; {_RANGE}")
     if axes is None:
-        axes = _layout(stored, labels, matlab=matlab)
+        axes = _layout(stored, key, labels, matlab=matlab)
     elif "".join(sorted(axes)) not in ("HNW", "CHNW") or len(axes) != len(stored.shape):
         raise UserError(
-            f"--column image=KEY:{axes} must name the axes of {stored.name}, {list(stored.shape)}, such as "
+            f"--column image={key}:{axes} must name the axes of {stored.name}, {list(stored.shape)}, such as "
             f"{LAYOUTS.get(len(stored.shape), ('NHWC',))[0]}"
         )
     sizes = {"C": 1, **dict(zip(axes, stored.shape, strict=True))}
@@ -136,14 +136,15 @@ def _possible(shape: tuple[int, ...]) -> list[str]:
     return [each for each in layouts if "C" not in each or shape[each.index("C")] in CHANNELS]
 
 
-def _layout(stored: Stored, labels: int | None, *, matlab: bool) -> str:
+def _layout(stored: Stored, key: str, labels: int | None, *, matlab: bool) -> str:
     """The layout that an array's shape tells. Raises DataError if it tells none or several."""
     shape = stored.shape
     possible = _possible(shape)
     if not possible:
-        how = f"numpy.save('images.npy', images.reshape({shape[0] if shape else 1}, HEIGHT, WIDTH))"
-        remedy = f"reshape it, such as {how}" if len(shape) == 2 else "save the part of it that is images"
-        raise DataError(f"{stored.name} has the shape {list(shape)}; {_SHAPES}: {remedy} with numpy.save")
+        remedy = "save the part of it that is images with numpy.save"
+        if len(shape) == 2:
+            remedy = "reshape it with numpy.save('images.npy', images.reshape(-1, CHANNELS, HEIGHT, WIDTH))"
+        raise DataError(f"{stored.name} has the shape {list(shape)}; {_SHAPES}: {remedy}")
     if labels is not None and len(fitting := [each for each in possible if shape[each.index("N")] == labels]):
         possible = fitting
     elif len(shape) == 3:
@@ -151,7 +152,7 @@ def _layout(stored: Stored, labels: int | None, *, matlab: bool) -> str:
     if len(possible) > 1:
         raise DataError(
             f"{stored.name} has the shape {list(shape)}, which may be {' or '.join(possible)}; choose with --column "
-            f"image=KEY:{possible[0]}"
+            f"image={key}:{possible[0]}"
         )
     return possible[0]
 

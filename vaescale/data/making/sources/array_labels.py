@@ -20,10 +20,10 @@ def number_of_labels(stored: Stored) -> int:
     return shape[1] if len(shape) == 2 and shape[0] == 1 else shape[0] if shape else 0
 
 
-def read_labels(stored: Stored, number: int, column: str) -> Labels | None:
+def read_labels(stored: Stored, key: str, number: int, *, column: str = "") -> Labels | None:
     """The label of each of `number` images: whole numbers or words. column: of an array [N, K], or empty.
 
-    None, with a sentence, for an array that holds no single label for each image; [N, K] with one 1 in each row counts as K
+    key: what --column calls the array. None, with a sentence, for an array that holds no single label for each image; [N, K] with one 1 in each row counts as K
     classes. SVHN's label 10 becomes its digit, 0. Raises DataError for another number of labels, UserError for `column`.
     """
     if (
@@ -39,19 +39,18 @@ def read_labels(stored: Stored, number: int, column: str) -> Labels | None:
             "--column label=KEY, or none with --column label="
         )
     values = stored.whole()
-    if values.ndim == 2:
-        if 1 in values.shape:
-            values = values.ravel()
-        elif column:
-            values = _column(values, stored, column)
-        elif values.dtype.kind in "biuf" and _is_one_hot(values):
-            say(f"{stored.name}: the column with the 1 is the class of each image")
-            values = values.argmax(axis=1)
-        else:
-            remedy = f"--column label=KEY.0 takes the first of its {values.shape[1]} columns"
-            _report_left_out(stored, f"it holds several values for each image; {remedy}")
-            return None
-    if values.dtype.kind == "f" and not np.all((values == np.rint(values)) | np.isnan(values)):
+    if 1 in values.shape[1:] or (values.ndim == 2 and len(values) == 1):
+        values = values.ravel()
+    if column:
+        values = _column(values.reshape(number, -1), stored.name, f"{key}.{column}")
+    elif values.ndim == 2 and values.dtype.kind in "biuf" and _is_one_hot(values):
+        say(f"{stored.name}: the column with the 1 is the class of each image")
+        values = values.argmax(axis=1)
+    elif values.ndim == 2:
+        remedy = f"--column label={key}.0 takes the first of its {values.shape[1]} columns"
+        _report_left_out(stored, f"it holds several values for each image; {remedy}")
+        return None
+    if values.dtype.kind == "f" and not _are_whole(values):
         _report_left_out(stored, "its values are no whole numbers")
         return None
     if (
@@ -68,12 +67,18 @@ def _report_left_out(stored: Stored, why: str) -> None:
     say(f"{stored.name} ({stored.described()}) gives no classes: {why}")
 
 
-def _column(values: Array, stored: Stored, column: str) -> Array:
+def _column(values: Array, name: str, wanted: str) -> Array:
+    key, _, column = wanted.rpartition(".")
     if not column.isdecimal() or int(column) >= values.shape[1]:
+        last = values.shape[1] - 1
         raise UserError(
-            f"--column label=KEY.{column}: {stored.name} has the columns 0 to {values.shape[1] - 1}; choose one of them"
+            f"--column label={wanted}: {name} has the columns 0 to {last}; choose one, such as label={key}.{last}"
         )
     return values[:, int(column)]
+
+
+def _are_whole(values: Array) -> bool:
+    return bool((np.isnan(values) | (np.isfinite(values) & (values == np.rint(values)))).all())
 
 
 def _is_one_hot(values: Array) -> bool:

@@ -66,7 +66,11 @@ def arrays(path: Path, *, column: str | None = None) -> Source:
 def _wanted(column: str | None, inventory: Inventory) -> Wanted:
     """`image=KEY[:AXES],label=KEY[.COLUMN]`. A key may contain a dot itself."""
     given = parse_columns(column)
-    key, colon, axes = given.get("image", "").partition(":")
+    key, colon, axes = (
+        given.get("image", "").rpartition(":")
+        if ":" in given.get("image", "")
+        else (given.get("image", ""), "", "")
+    )
     label, number = given.get("label"), ""
     if label and label not in {name for one in inventory.arrays for name in (one.key, one.bare)}:
         label, _, number = label.rpartition(".") if "." in label else (label, "", "")
@@ -77,7 +81,9 @@ def _images(named: list[Named], labels: list[Named] | None, axes: str | None) ->
     """The images of a split, in arrays that agree in the images' shape and element type."""
     numbers = [number_of_labels(one.stored) for one in labels] if labels else [None] * len(named)
     images = [
-        as_images(one.stored, axes=axes, labels=number, matlab=one.stored.path.suffix.lower() == ".mat")
+        as_images(
+            one.stored, one.bare, axes=axes, labels=number, matlab=one.stored.path.suffix.lower() == ".mat"
+        )
         for one, number in zip(named, numbers, strict=True)
     ]
     for each in images:
@@ -114,7 +120,7 @@ def _numbered(
     values: dict[str, list[Any]] = {}
     for split, named in labels.items():
         rows = [
-            read_labels(one.stored, each.number, column)
+            read_labels(one.stored, one.bare, each.number, column=column)
             for one, each in zip(named, images[split], strict=True)
         ]
         if all(row is not None for row in rows):

@@ -50,6 +50,13 @@ def archive_in_folder(path: Path) -> Path:
     return one_file(path).parent
 
 
+def npy_files(path: Path) -> Path:
+    path.mkdir()
+    np.save(path / "train_images.npy", RGB)
+    np.save(path / "train_labels.npy", LABELS)
+    return path
+
+
 def batches(path: Path) -> Path:
     imagenet(path, "5", batches=2)
     return path
@@ -66,8 +73,14 @@ HELD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "CIFAR-100": (binary_100, "cifar:{}"),
     "an .npz file": (one_file, "arrays:{}"),
     "a folder of arrays": (archive_in_folder, "arrays:{}"),
+    ".npy files": (npy_files, "arrays:{}"),
 }
-READ_BY = {"photographs": {"folder"}, "CelebA": {"folder", "celeba"}, "ILSVRC": {"folder", "imagenet"}}
+READ_BY = {
+    ".npy files": {"folder", "celeba"},  # as files of one image, which they are not
+    "photographs": {"folder"},
+    "CelebA": {"folder", "celeba"},
+    "ILSVRC": {"folder", "imagenet"},
+}
 
 
 def read(word: str) -> int:

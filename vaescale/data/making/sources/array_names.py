@@ -81,9 +81,7 @@ def list_arrays(path: Path) -> Inventory:
             split = SPLIT_WORDS[splits[0].lower()] if splits else "train"
             named.append(Named(stored, key, bare, split))
     inventory = Inventory(path, named, left_out)
-    if len(named) > 1 and all(
-        one.stored.path.suffix == ".npy" and _is_one_image(one.stored) for one in named
-    ):
+    if len(named) > 1 and all(one.stored.path.suffix == ".npy" and is_one_image(one.stored) for one in named):
         raise DataError(
             f"the {len(named)} .npy files of {path} hold one image each; did you mean folder:{path}?"
         )
@@ -189,6 +187,7 @@ def _words(name: str) -> list[str]:
     return re.findall(r"[a-z]+|\d+", separated)
 
 
-def _is_one_image(stored: Stored) -> bool:
+def is_one_image(stored: Stored) -> bool:
+    """Whether an array has the shape of one image: [H, W], [H, W, 1] or [H, W, 3]."""
     shape = stored.shape
     return stored.dtype == "u1" and (len(shape) == 2 or (len(shape) == 3 and shape[2] in CHANNELS))

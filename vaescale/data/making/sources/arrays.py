@@ -66,11 +66,8 @@ def arrays(path: Path, *, column: str | None = None) -> Source:
 def _wanted(column: str | None, inventory: Inventory) -> Wanted:
     """`image=KEY[:AXES],label=KEY[.COLUMN]`. A key may contain a dot itself."""
     given = parse_columns(column)
-    key, colon, axes = (
-        given.get("image", "").rpartition(":")
-        if ":" in given.get("image", "")
-        else (given.get("image", ""), "", "")
-    )
+    image = given.get("image", "")
+    key, colon, axes = image.rpartition(":") if ":" in image else (image, "", "")
     label, number = given.get("label"), ""
     if label and label not in {name for one in inventory.arrays for name in (one.key, one.bare)}:
         label, _, number = label.rpartition(".") if "." in label else (label, "", "")

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vaescale.data.making.sources.array_files import SUFFIXES
+from vaescale.data.making.sources.array_files import SUFFIXES, open_arrays
+from vaescale.data.making.sources.array_names import is_one_image
 from vaescale.data.making.sources.cifar import find_cifar
 from vaescale.data.making.sources.files import holds_images
 from vaescale.data.making.sources.imagenet_batches import find_batches
+from vaescale.errors import DataError
 
 IMAGENET_TAR, WNID = "ILSVRC2012_img_train.tar", "n" + "[0-9]" * 8
 
@@ -16,13 +18,12 @@ def suggest(path: Path, *, wrong: str = "") -> str | None:
 
     Where the files of the tried kind are there, nothing else is suggested.
     """
-    homes: dict[str, Path | None] = {}
-    for kind, find in _FINDERS.items():
-        if path.exists():
-            homes[kind] = find(path)
-    if homes.get(wrong) is not None:
+    if not path.exists():
         return None
-    return next((f"{kind}:{home}" for kind, home in homes.items() if home is not None), None)
+    if wrong and (_has_arrays(path) if wrong == "arrays" else _FINDERS[wrong](path) is not None):
+        return None
+    homes = ((kind, find(path)) for kind, find in _FINDERS.items())
+    return next((f"{kind}:{home}" for kind, home in homes if home is not None), None)
 
 
 def _first(files: Iterable[Path]) -> Path | None:
@@ -60,13 +61,28 @@ def _celeba(path: Path) -> Path | None:
 
 
 def _arrays(path: Path) -> Path | None:
+    """The file or the folder of arrays. A folder of .npy files with one image each is none."""
     if path.is_file():
         return path if path.suffix.lower() in SUFFIXES else None
-    suffixes = [suffix for suffix in SUFFIXES if suffix != ".npy"]
     for folder in (path, *sorted(path.glob("*/"))):
-        if any(file.suffix.lower() in suffixes for file in folder.iterdir()):
+        files = [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES]
+        if any(file.suffix.lower() != ".npy" for file in files) or (files and _is_stack(min(files))):
             return folder
     return None
+
+
+def _has_arrays(path: Path) -> bool:
+    return (path.is_file() and path.suffix.lower() in SUFFIXES) or any(
+        file.suffix.lower() in SUFFIXES for file in path.glob("*")
+    )
+
+
+def _is_stack(file: Path) -> bool:
+    """Whether a .npy file holds more than one image."""
+    try:
+        return not any(map(is_one_image, open_arrays(file).arrays.values()))
+    except DataError:
+        return False
 
 
 def _folder(path: Path) -> Path | None:

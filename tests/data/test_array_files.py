@@ -222,6 +222,14 @@ def test_damaged_files_are_one_sentence(name: str, tmp_path: Path) -> None:
     assert refused > 20
 
 
+def test_a_file_that_may_not_be_read_is_not_called_damaged() -> None:
+    with (
+        pytest.raises(DataError, match=r"a\.npz cannot be read: Permission denied; change"),
+        stored.reading("a.npz"),
+    ):
+        raise PermissionError(13, "Permission denied", "a.npz")
+
+
 def test_a_file_of_objects_is_not_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{1: 2}], object))
     with pytest.raises(DataError, match=r"no array of images.*Python objects, which are not unpickled"):

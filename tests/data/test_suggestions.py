@@ -76,7 +76,7 @@ HELD: dict[str, tuple[Callable[[Path], Path], str]] = {
     ".npy files": (npy_files, "arrays:{}"),
 }
 READ_BY = {
-    ".npy files": {"folder", "celeba"},  # as files of one image, which they are not
+    ".npy files": {"celeba"},  # as files of one image, which they are not
     "photographs": {"folder"},
     "CelebA": {"folder", "celeba"},
     "ILSVRC": {"folder", "imagenet"},

@@ -129,7 +129,7 @@ class _Hdf5(Stored):
         import h5py
 
         stored_axis = len(self.shape) - 1 - axis if self.matlab else axis
-        with h5py.File(self.path, "r") as file:
+        with h5py.File(self.path, "r", locking=False) as file:
             data = file[self.key]
             rows = _whole_chunks(data, stored_axis, rows)
             for start in range(0, self.shape[axis], rows):
@@ -170,6 +170,6 @@ def _h5(path: Path, *, matlab: bool) -> Contents:
             shape = shape[::-1] if matlab else shape
             contents.arrays[key] = _Hdf5(path, name, shape, dtype, key, matlab)
 
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         file.visititems(visit)
     return contents

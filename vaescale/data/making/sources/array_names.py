@@ -191,3 +191,11 @@ def is_one_image(stored: Stored) -> bool:
     """Whether an array has the shape of one image: [H, W], [H, W, 1] or [H, W, 3]."""
     shape = stored.shape
     return stored.dtype == "u1" and (len(shape) == 2 or (len(shape) == 3 and shape[2] in CHANNELS))
+
+
+def holds_several(file: Path) -> bool:
+    """Whether a .npy file holds more than one image, or something else."""
+    try:
+        return not any(map(is_one_image, open_arrays(file).arrays.values()))
+    except DataError:
+        return False

@@ -20,8 +20,10 @@ BATCHES = 5  # of CIFAR-10's train
 
 
 class _Form(NamedTuple):
-    """A published form. batches: pattern of the files of train; test: the file of test. labels: keys of labels, in the order
-    of the binary version, by the file (binary) or key (Python) of their names; the first one is used unless chosen.
+    """A published form. batches: pattern of the files of train. test: the file of test. meta: the file of the classes' names.
+
+    labels: the kinds of labels, in the order of the binary version, each with the file (binary) or the key of `meta` (Python)
+    that names its classes. default: the kind that is taken unless another one is chosen.
     """
 
     batches: str
@@ -66,11 +68,7 @@ def cifar(path: Path, *, column: str | None = None) -> Source:
         say(
             f"cifar:{home}: the classes are the {label}; left out: {others} (choose with --column label={others})"
         )
-    files = {
-        "train": sorted(home.glob(form.batches)),
-        "test": [each for each in [home / form.test] if each.is_file()],
-    }
-
+    files = {"train": sorted(home.glob(form.batches)), "test": sorted(home.glob(form.test))}
     if form.labels.keys() == {"labels"} and len(files["train"]) != BATCHES:
         say(f"cifar:{home}: train has {len(files['train'])} of {BATCHES} batches")
 

@@ -15,14 +15,17 @@ from vaescale.system.console import say
 CLASSES = 1000
 BATCHES = 10  # of train
 _BATCH = re.compile(r"(train|val)_data(?:_batch_(\d+))?(\.npz)?")
+_WNID = re.compile(r"n\d{8}")  # a folder of ILSVRC's own images, of which there are many
 _NAMES = "map_clsloc.txt"
 
 
 def find_batches(path: Path) -> dict[str, list[Path]]:
     """The batches of train and val in order, in `path` or in the folders below it."""
-    folders = [path, *sorted(each for each in path.iterdir() if each.is_dir())] if path.is_dir() else []
+    if not path.is_dir():
+        return {}
+    inside = [each for each in sorted(path.iterdir()) if each.is_dir() and not _WNID.fullmatch(each.name)]
     found: dict[str, list[tuple[int, Path]]] = {}
-    for folder in folders:
+    for folder in (path, *inside):
         for file in [*folder.glob("train_data*"), *folder.glob("val_data*")]:
             if (match := _BATCH.fullmatch(file.name)) and file.is_file():
                 found.setdefault(match[1], []).append((int(match[2] or 0), file))

@@ -199,6 +199,8 @@ def reading(name: object) -> Iterator[None]:
         yield
     except (DataError, ModuleNotFoundError):
         raise
+    except PermissionError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}; change its permissions") from error
     except MemoryError as error:
         raise DataError(
             f"{name} needs more memory than there is; save it in parts with numpy.save"

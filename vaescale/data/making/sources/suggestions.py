@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from vaescale.data.making.sources.array_files import SUFFIXES, open_arrays
-from vaescale.data.making.sources.array_names import is_one_image
+from vaescale.data.making.sources.array_files import SUFFIXES
+from vaescale.data.making.sources.array_names import holds_several
 from vaescale.data.making.sources.cifar import find_cifar
 from vaescale.data.making.sources.files import holds_images
 from vaescale.data.making.sources.imagenet_batches import find_batches
-from vaescale.errors import DataError
 
 IMAGENET_TAR, WNID = "ILSVRC2012_img_train.tar", "n" + "[0-9]" * 8
 
@@ -20,10 +19,16 @@ def suggest(path: Path, *, wrong: str = "") -> str | None:
     """
     if not path.exists():
         return None
-    if wrong and (_has_arrays(path) if wrong == "arrays" else _FINDERS[wrong](path) is not None):
+    if wrong and (
+        _has_arrays(path) if wrong == "arrays" else _FINDERS.get(wrong, _nothing)(path) is not None
+    ):
         return None
     homes = ((kind, find(path)) for kind, find in _FINDERS.items())
     return next((f"{kind}:{home}" for kind, home in homes if home is not None), None)
+
+
+def _nothing(path: Path) -> None:  # noqa: ARG001  # of a kind whose files are not known here
+    return None
 
 
 def _first(files: Iterable[Path]) -> Path | None:
@@ -66,7 +71,7 @@ def _arrays(path: Path) -> Path | None:
         return path if path.suffix.lower() in SUFFIXES else None
     for folder in (path, *sorted(path.glob("*/"))):
         files = [file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES]
-        if any(file.suffix.lower() != ".npy" for file in files) or (files and _is_stack(min(files))):
+        if any(file.suffix.lower() != ".npy" for file in files) or (files and holds_several(min(files))):
             return folder
     return None
 
@@ -75,14 +80,6 @@ def _has_arrays(path: Path) -> bool:
     return (path.is_file() and path.suffix.lower() in SUFFIXES) or any(
         file.suffix.lower() in SUFFIXES for file in path.glob("*")
     )
-
-
-def _is_stack(file: Path) -> bool:
-    """Whether a .npy file holds more than one image."""
-    try:
-        return not any(map(is_one_image, open_arrays(file).arrays.values()))
-    except DataError:
-        return False
 
 
 def _folder(path: Path) -> Path | None:

@@ -8,7 +8,7 @@ import pytest
 from scipy.io import savemat
 
 from vaescale.data.making.items import Item
-from vaescale.data.making.sources import array_images, open_source, stored
+from vaescale.data.making.sources import array_images, array_names, open_source, stored
 from vaescale.data.pictures import decode
 from vaescale.data.tars import samples
 from vaescale.errors import DataError, UserError
@@ -63,7 +63,7 @@ def test_file_and_folder_names_tell_splits_and_parts(tmp_path: Path) -> None:
     for name, part in {"a_train_0": slice(0, 4), "a_train_1": slice(4, 8), "a_valid": slice(8, 12)}.items():
         np.savez(tmp_path / f"{name}.npz", images=RGB[part], labels=LABELS[part])
     (tmp_path / "Test").mkdir()
-    np.savez(tmp_path / "Test" / "a.npz", images=RGB[:3])
+    np.savez(tmp_path / "Test" / "of_eval.npz", images=RGB[:3])
     splits = items_of(f"arrays:{tmp_path}")
     assert list(splits) == ["train", "val", "test"]
     assert_holds(splits["train"], RGB[:8], LABELS[:8])
@@ -313,12 +313,27 @@ def test_several_sets_in_a_folder_are_refused(tmp_path: Path) -> None:
     assert_holds(items_of(f"arrays:{tmp_path}/faces28.npz")["train"], RGB)
 
 
+def test_very_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(array_names, "MOST_FILES", 2)
+    for number in range(3):
+        np.savez(tmp_path / f"{number}.npz", images=RGB)
+    with pytest.raises(DataError, match="holds 3 files of arrays; give a folder of at most 2"):
+        items_of(f"arrays:{tmp_path}")
+
+
 def test_one_image_in_each_npy_file_is_for_folder(tmp_path: Path) -> None:
     for number in range(3):
         np.save(tmp_path / f"{number}.npy", RGB[number])
     with pytest.raises(DataError, match=rf"one image each; did you mean folder:{tmp_path}\?"):
         items_of(f"arrays:{tmp_path}")
     assert len(list(open_source(f"folder:{tmp_path}", holdout=0).splits["train"]().items)) == 3
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", RGB[:, :, :, number])
+    with pytest.raises(DataError, match=rf"0\.npy holds several images; did you mean arrays:{tmp_path}\?"):
+        open_source(f"folder:{tmp_path}", holdout=0).splits["train"]()
+    assert_holds(
+        items_of(f"arrays:{tmp_path}")["train"], np.concatenate([RGB[..., n : n + 1] for n in range(3)])
+    )
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "h5"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vaescale.data.making.sources.array_files import SUFFIXES, open_arrays
-from vaescale.data.making.sources.array_images import CHANNELS, may_be_images
+from vaescale.data.making.sources.array_images import CHANNELS, MOST_ELONGATED, may_be_images
 from vaescale.data.making.sources.base import SPLIT_NAMES, split_of
 from vaescale.data.making.sources.hub_columns import LABELS
 from vaescale.data.making.sources.stored import Stored
@@ -22,6 +22,7 @@ SPLIT_WORDS = {**SPLIT_NAMES, "extra": "extra"}  # SVHN's third part
 ORDER = ("train", "val", "test")
 MOST_FILES = 1000
 MOST_NAMED = 12
+MOST_CHANNELS = 4  # of one image
 
 
 class Named(NamedTuple):
@@ -74,14 +75,15 @@ def list_arrays(path: Path) -> Inventory:
         left_out |= contents.left_out
         for key, stored in contents.arrays.items():
             words = _words(key)
-            inside = file.parent != path and file != path
-            splits = [word for word in (*words, *_words(file.stem)) if word in SPLIT_WORDS]
-            splits += [file.parent.name] if inside else []
+            folder = [file.parent.name.lower()] if file.parent != path and file != path else []
+            splits = [word for word in (*words, *folder, *_words(file.stem)) if word in SPLIT_WORDS]
             bare = "_".join(word for word in words if word not in SPLIT_WORDS)
-            split = SPLIT_WORDS[splits[0].lower()] if splits else "train"
+            split = SPLIT_WORDS[splits[0]] if splits else "train"
             named.append(Named(stored, key, bare, split))
     inventory = Inventory(path, named, left_out)
-    if len(named) > 1 and all(one.stored.path.suffix == ".npy" and is_one_image(one.stored) for one in named):
+    if len(named) > 1 and all(
+        one.stored.path.suffix == ".npy" and _is_one_image(one.stored) for one in named
+    ):
         raise DataError(
             f"the {len(named)} .npy files of {path} hold one image each; did you mean folder:{path}?"
         )
@@ -102,9 +104,9 @@ def array_files(path: Path) -> list[Path]:
     if not files:
         raise DataError(f"{path} holds no {', '.join(SUFFIXES)} file; give a file or the folder of the files")
     if len(files) > MOST_FILES:
-        raise DataError(
-            f"{path} holds {len(files)} files, perhaps one for each image; did you mean folder:{path}?"
-        )
+        one_each = all(file.suffix.lower() == ".npy" for file in files)
+        remedy = f"did you mean folder:{path}?" if one_each else f"give a folder of at most {MOST_FILES}"
+        raise DataError(f"{path} holds {len(files)} files of arrays; {remedy}")
     return files
 
 
@@ -187,15 +189,18 @@ def _words(name: str) -> list[str]:
     return re.findall(r"[a-z]+|\d+", separated)
 
 
-def is_one_image(stored: Stored) -> bool:
-    """Whether an array has the shape of one image: [H, W], [H, W, 1] or [H, W, 3]."""
+def _is_one_image(stored: Stored) -> bool:
+    """Whether an array is like one image: bytes [H, W], [H, W, 1] or [H, W, 3], and not rows of pixels of many images."""
     shape = stored.shape
-    return stored.dtype == "u1" and (len(shape) == 2 or (len(shape) == 3 and shape[2] in CHANNELS))
+    if stored.dtype != "u1" or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in CHANNELS)):
+        return False
+    return max(shape[:2]) <= MOST_ELONGATED * min(shape[:2])
 
 
 def holds_several(file: Path) -> bool:
-    """Whether a .npy file holds more than one image, or something else."""
+    """Whether a .npy file has the shape of several images."""
     try:
-        return not any(map(is_one_image, open_arrays(file).arrays.values()))
+        shapes = [stored.shape for stored in open_arrays(file).arrays.values()]
     except DataError:
         return False
+    return any(len(shape) == 4 or (len(shape) == 3 and shape[2] > MOST_CHANNELS) for shape in shapes)

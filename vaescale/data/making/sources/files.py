@@ -36,7 +36,7 @@ def walk(path: Path) -> list[Path]:
     if not files:
         raise DataError(f"{path} holds no {', '.join(EXTENSIONS)} files; {_instead(path, others)}")
     if all(file.suffix.lower() == ARRAYS for file in files) and holds_several(files[0]):
-        raise DataError(f"{files[0]} does not hold one image; did you mean arrays:{files[0].parent}?")
+        raise DataError(f"{files[0]} holds several images; did you mean arrays:{files[0].parent}?")
     if others:
         kinds = ", ".join(
             f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(5)

@@ -66,13 +66,6 @@ def read_plain(path: Path) -> dict[str, Any]:
         return {_text(key): _stored(path, _text(key), value) for key, value in content.items()}
 
 
-def is_pickle(path: Path) -> bool:
-    """Whether a file begins as pickles of protocols 2 to 5 do."""
-    with path.open("rb") as file:
-        head = file.read(2)
-    return len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= 5
-
-
 class _Span(NamedTuple):
     """A string of bytes that stays in the file."""
 

@@ -18,7 +18,7 @@ from vaescale.data.making.sources.folder import folder
 from vaescale.data.making.sources.hugging_face import hugging_face
 from vaescale.data.making.sources.idx import idx
 from vaescale.data.making.sources.imagenet import imagenet
-from vaescale.data.making.sources.suggestions import suggest
+from vaescale.data.making.sources.suggestions import refuse_stacks, suggest
 from vaescale.data.tars import TarFault
 from vaescale.errors import DataError, UserError
 
@@ -65,8 +65,8 @@ def open_source(
     """The source that `KIND:PATH` names.
 
     holdout: the fraction of train that becomes `val` where a source has no `val`; the image's key decides which images.
-    None: 5% where train is the only split, otherwise nothing. config, column: the configuration and the columns of a hub
-    data set, the latter as image=NAME,label=NAME. splits: folders of a folder's splits, as train=DIR,val=DIR;
+    None: 5% where train is the only split, otherwise nothing. config: the configuration of a hub data set. column: its columns, or
+    the keys of arrays, as image=NAME,label=NAME. splits: folders of a folder's splits, as train=DIR,val=DIR;
     classes_only: all its sub-folders are classes. Raises UserError and DataError.
     """
     name, colon, rest = argument.partition(":")
@@ -93,9 +93,12 @@ def open_source(
 def _listed(split: Callable[[], Split], kind: str, rest: str) -> Split:
     """The split. Raises DataError with the kind that reads the path, where it is another one."""
     try:
-        return split()
+        listed = split()
+        if kind == "folder":
+            refuse_stacks(listed)
     except DataError as error:
         raise _with_suggestion(error, kind, rest) from error
+    return listed
 
 
 def _with_suggestion(error: DataError, kind: str, rest: str) -> DataError:

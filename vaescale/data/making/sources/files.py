@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from vaescale.data.making.items import Item, Place
-from vaescale.data.making.sources.array_names import holds_several
 from vaescale.data.making.sources.base import Split
 from vaescale.errors import DataError
 from vaescale.system.console import say
@@ -35,8 +34,6 @@ def walk(path: Path) -> list[Path]:
     files, others = _walk(path)
     if not files:
         raise DataError(f"{path} holds no {', '.join(EXTENSIONS)} files; {_instead(path, others)}")
-    if all(file.suffix.lower() == ARRAYS for file in files) and holds_several(files[0]):
-        raise DataError(f"{files[0]} holds several images; did you mean arrays:{files[0].parent}?")
     if others:
         kinds = ", ".join(
             f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(5)

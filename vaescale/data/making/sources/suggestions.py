@@ -3,12 +3,16 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from vaescale.data.making.items import Place
 from vaescale.data.making.sources.array_files import SUFFIXES
 from vaescale.data.making.sources.array_names import holds_several
+from vaescale.data.making.sources.base import Split
 from vaescale.data.making.sources.cifar import find_cifar
 from vaescale.data.making.sources.files import holds_images
 from vaescale.data.making.sources.imagenet_batches import find_batches
+from vaescale.errors import DataError
 
+LOOKED_AT = 10
 IMAGENET_TAR, WNID = "ILSVRC2012_img_train.tar", "n" + "[0-9]" * 8
 
 
@@ -25,6 +29,15 @@ def suggest(path: Path, *, wrong: str = "") -> str | None:
         return None
     homes = ((kind, find(path)) for kind, find in _FINDERS.items())
     return next((f"{kind}:{home}" for kind, home in homes if home is not None), None)
+
+
+def refuse_stacks(split: Split) -> None:
+    """Raise DataError for a folder of .npy files of which some of the first ones hold several images each."""
+    first = split.items[:LOOKED_AT] if isinstance(split.items, list) else []
+    places = [item.content for item in first if isinstance(item.content, Place)]
+    for place in places:
+        if place.path.suffix.lower() == ".npy" and holds_several(place.path):
+            raise DataError(f"{place.path} holds several images; did you mean arrays:{place.path.parent}?")
 
 
 def _nothing(path: Path) -> None:  # noqa: ARG001  # of a kind whose files are not known here

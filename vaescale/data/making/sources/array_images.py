@@ -72,7 +72,7 @@ def array_split(parts: Sequence[Part], class_names: tuple[str, ...], scale: "Sca
                 yield Item(f"{number:06d}", blank, int(label))
                 number += 1
 
-    return Split(items(), sum(part.images.number for part in parts), class_names, outline)
+    return Split(items(), sum(part.images.number for part in parts), class_names, outline=outline)
 
 
 def as_images(

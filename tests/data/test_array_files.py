@@ -222,6 +222,19 @@ def test_damaged_files_are_one_sentence(name: str, tmp_path: Path) -> None:
     assert refused > 20
 
 
+def test_an_array_that_is_only_read_whole_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "MOST_WHOLE_BYTES", RGB.nbytes - 1)
+    np.savez_compressed(tmp_path / "a.npz", images=RGB.transpose(1, 2, 3, 0))
+    with pytest.raises(
+        DataError, match=r"takes 1080 bytes.*save it with numpy\.save, the images along the first axis"
+    ):
+        items_of(f"arrays:{tmp_path}/a.npz")
+    np.save(tmp_path / "a.npy", RGB)
+    assert_holds(items_of(f"arrays:{tmp_path}/a.npy")["train"], RGB)
+    with pytest.raises(DataError, match=r"a\.npz needs more memory than there is"), stored.reading("a.npz"):
+        raise MemoryError
+
+
 def test_a_file_that_may_not_be_read_is_not_called_damaged() -> None:
     with (
         pytest.raises(DataError, match=r"a\.npz cannot be read: Permission denied; change"),

@@ -299,6 +299,21 @@ def test_another_number_of_labels_is_refused(tmp_path: Path) -> None:
     assert_holds(items_of(f"arrays:{tmp_path}/a.npz", column="label=")["train"], RGB)
 
 
+def test_labels_for_some_files_only_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a0.npz", images=RGB[:6], labels=LABELS[:6], extra_data=RGB)
+    np.savez(tmp_path / "a1.npz", images=RGB[6:])
+    with pytest.raises(
+        DataError, match=r"1 arrays of labels for 2 arrays of images; leave them out with --column label=$"
+    ):
+        items_of(f"arrays:{tmp_path}")
+    splits = items_of(f"arrays:{tmp_path}", column="label=")
+    assert list(splits) == ["train"]
+    assert_holds(splits["train"], RGB)
+    said = capsys.readouterr().err
+    assert "the images are in 2 files, a0.npz to a1.npz" in said
+    assert "left out: labels int64 [6], extra_data uint8" in said
+
+
 def test_several_sets_in_a_folder_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "faces.npz", images=RGB)
     np.savez(tmp_path / "cars.npz", images=RGB)

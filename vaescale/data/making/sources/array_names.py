@@ -73,11 +73,15 @@ def list_arrays(path: Path) -> Inventory:
     for file in array_files(path):
         contents = open_arrays(file)
         left_out |= contents.left_out
+        folder = [file.parent.name.lower()] if file.parent != path and file != path else []
         for key, stored in contents.arrays.items():
             words = _words(key)
-            folder = [file.parent.name.lower()] if file.parent != path and file != path else []
-            splits = [word for word in (*words, *folder, *_words(file.stem)) if word in SPLIT_WORDS]
-            bare = "_".join(word for word in words if word not in SPLIT_WORDS)
+            of_key = (
+                SPLIT_WORDS if file.suffix.lower() == ".npy" else SPLIT_NAMES
+            )  # other keys may say `extra_data`
+            splits = [word for word in words if word in of_key]
+            splits += [word for word in (*folder, *_words(file.stem)) if word in SPLIT_WORDS]
+            bare = "_".join(word for word in words if word not in of_key)
             split = SPLIT_WORDS[splits[0]] if splits else "train"
             named.append(Named(stored, key, bare, split))
     inventory = Inventory(path, named, left_out)
@@ -160,7 +164,7 @@ def label_arrays(
     for name, parts in splits.items():
         if len(parts) != len(images[name]):
             where = f"{len(parts)} arrays of labels for {len(images[name])} arrays of images"
-            raise DataError(f"{name} of {inventory.path} has {where}; choose with --column label=KEY")
+            raise DataError(f"{name} of {inventory.path} has {where}; leave them out with --column label=")
     return splits
 
 

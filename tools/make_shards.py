@@ -11,7 +11,10 @@ sources:
   imagenet:PATH     ILSVRC train/ and val/ of wnid folders or tars; with --size the whole image is averaged down (box),
                     as in the down-sampled ImageNet; --crop square --resample bicubic resizes the short side and takes
                     the centre
+                    also the down-sampled ImageNet: a folder with train_data_batch_1 and so on, pickled or .npz
   hf:NAME[:SPLIT]   a data set of the Hugging Face hub, or a local folder in one of its formats
+  arrays:PATH       a .npz, .npy, .mat or .h5 file, or a folder of them: SVHN, MedMNIST, dSprites, 3D Shapes, your own
+  cifar:PATH        CIFAR-10 or CIFAR-100, the folder of the Python or the binary version
 
 Without --size images keep their size, and files are stored as they are (training can crop and resize: data.crop).
 With --size they are stored as npy, the fastest to read; webp is lossless and half as large.
@@ -65,9 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--splits", metavar="DIRS", help="folders of a folder:'s splits, train=DIR,val=DIR; default: by name")
     add("--classes-only", **_flag("take all sub-folders of a folder: as classes, whatever their names"))
     add("--config", metavar="NAME", help="configuration of an hf: data set")
-    add(
-        "--column", metavar="NAMES", help="columns of hf:, image=NAME,label=NAME; default: the first that fit"
+    columns = (
+        "columns of hf:, arrays of arrays:, labels of cifar:, as image=NAME,label=NAME; default: by name"
     )
+    add("--column", metavar="NAMES", help=columns)
     shards = parser.add_argument_group("shards")
     size = shards.add_mutually_exclusive_group().add_argument
     size(

@@ -22,6 +22,7 @@ OPTIONAL = {
     "mlflow": "tracking.mlflow, export",
     "datasets": "make-shards hf:NAME",
     "deepspeed": "DeepSpeed ZeRO",
+    "h5py": "make-shards arrays:FILE.h5",
     "transformers": "accelerate's DeepSpeed path",
 }
 _MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL"}

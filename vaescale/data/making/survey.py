@@ -30,7 +30,8 @@ def survey(
     """
     cuts = Counter[str]()
     classes, shapes, faults = Counter[int](), Counter[str](), dict[str, list[Any]]()
-    for number, item in enumerate(islice(split.items, limit), start=1):
+    items = split.items if split.outline is None else split.outline()
+    for number, item in enumerate(islice(items, limit), start=1):
         try:
             shape = _shape(item, making)
         except PictureFault as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from vaescale.data.making.items import Place
 from vaescale.data.making.sources.base import Source, Split
 from vaescale.data.making.sources.files import image_files, keyed, shuffled, walk
+from vaescale.data.making.sources.imagenet_batches import find_batches, imagenet_batches
 from vaescale.data.making.sources.tree import annotated, tree_split, with_classes
 from vaescale.data.tars import TarFault, members
 from vaescale.errors import DataError
@@ -18,8 +19,11 @@ def imagenet(path: Path) -> Source:
 
     The whole image is averaged down to SIZE, as in the down-sampled ImageNet (Chrabaszcz, Loshchilov & Hutter 2017);
     with crop `square` and a smoother filter it is the usual short side + centre crop. Also Tiny ImageNet, whose images lie in
-    WNID/images. A flat val or test has no classes, unless a file such as val_annotations.txt tells them.
+    WNID/images. A flat val or test has no classes, unless a file such as val_annotations.txt tells them. The down-sampled
+    ImageNet as published, train_data_batch_1 and so on, is read by `imagenet_batches.py`.
     """
+    if batches := find_batches(path):
+        return imagenet_batches(path, batches)
     homes = {name: path / name for name in ("train", "val", "test") if (path / name).is_dir()}
     homes = homes if "train" in homes else {"train": path, **homes}
     listed = {name: _wnids(home) for name, home in homes.items()}

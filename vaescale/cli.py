@@ -8,7 +8,6 @@ import argparse
 import difflib
 import errno
 import importlib
-import json
 import os
 import sys
 import time
@@ -21,6 +20,7 @@ from vaescale.commands import DISTRIBUTED
 from vaescale.errors import DataError, UserError
 from vaescale.system import collector, exit_codes
 from vaescale.system.caches import provide_caches
+from vaescale.system.files import strict_json
 from vaescale.system.host import keep_freed_pages, take_signals
 from vaescale.system.packages import missing_package
 from vaescale.system.secrets import redact, redact_all
@@ -177,7 +177,7 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
 
 def _print(tool: ModuleType, result: dict[str, Any], *, title: str, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(json.dumps(redact_all(result)) + "\n")
+        sys.stdout.write(strict_json(redact_all(result)) + "\n")
     elif hasattr(tool, "show"):
         tool.show(result)
     else:

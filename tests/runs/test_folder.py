@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -72,3 +73,10 @@ def test_training_goes_on_where_nothing_can_be_locked(
         with pytest.raises(UserError, match="wait for that job"), run_folder.locked(tmp_path):
             pass
     assert not (tmp_path / "lock").exists()
+
+
+def test_a_row_of_metrics_holds_numbers_only(tmp_path: Path) -> None:
+    run_folder.append_metrics(tmp_path, 1, {"val/mse": 0.5, "val/sigma": math.nan, "val/kl_nats": math.inf})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(line, parse_constant=pytest.fail)
+    assert {name for name in row if "/" in name} == {"val/mse"}

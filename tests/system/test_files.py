@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -200,3 +201,10 @@ def test_a_lock_file_that_cannot_be_deleted_does_not_keep_the_lock(
     with files.exclusive(path):
         pass
     assert not path.exists()
+
+
+def test_json_has_null_for_what_is_no_number() -> None:
+    content = {"a": math.nan, "b": [math.inf, 1.5, {"c": (-math.inf, None, "NaN")}], "d": 2}
+    expected = {"a": None, "b": [None, 1.5, {"c": [None, None, "NaN"]}], "d": 2}
+    assert json.loads(files.strict_json(content, indent=1)) == expected
+    assert files.strict_json({"a": 1.5}) == '{"a": 1.5}'

@@ -54,6 +54,9 @@ def test_quickstart_end_to_end_and_again(vaescale, tmp_path: Path, monkeypatch: 
         with Image.open(tmp_path / path) as image:
             assert image.width > 500
     assert (tmp_path / "runs" / "mlflow.db").is_file()
+    for path in run.rglob("*.json*"):
+        for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(line, parse_constant=pytest.fail)  # NaN and Inf are no JSON
 
     # Once more, in this process: it says which commands it would start.
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,7 @@ from vaescale.errors import DataError, TrainingStopped
 from vaescale.models.vae import VAE
 from vaescale.system import heartbeat
 from vaescale.system.console import say
-from vaescale.system.files import LockHeldError, exclusive, write_whole
+from vaescale.system.files import LockHeldError, exclusive, strict_json, write_whole
 
 
 class Note(NamedTuple):
@@ -193,7 +193,7 @@ def _write(folder: Path, source: Shard, parts: list[tuple[Batch, Tensor]], made:
     places = moments[0, 0, 0].numel() if len(moments) else 0
     note = Note(shard, skipped, len(moments) * places, *by_channel)
     content = {"origin": _origin(source, made), "note": note._asdict() | {"shard": shard}}
-    write_whole(folder / f".{source.name}.json", json.dumps(content).encode())
+    write_whole(folder / f".{source.name}.json", strict_json(content).encode())
     return note
 
 

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, silu
 
 from vaescale.data.batch import Batch
 from vaescale.errors import DataError, UserError
-from vaescale.system.files import write_whole
+from vaescale.system.files import strict_json, write_whole
 
 FORMAT = {"format": "vaescale-features", "version": 1}
 TENSORS, DETAILS = "features.safetensors", "features.json"
@@ -116,7 +116,7 @@ def save(model: Classifier, shape: Shape, folder: Path, details: dict[str, Any])
     sha256 = hashlib.sha256(content).hexdigest()
     write_whole(folder / TENSORS, content)
     content = {**FORMAT, **shape._asdict(), "sha256": sha256, **details}
-    write_whole(folder / DETAILS, (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(folder / DETAILS, (strict_json(content, indent=1) + "\n").encode())
     return sha256
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save as to_bytes
 
 from vaescale.errors import UserError
 from vaescale.mixtures.gaussian import KINDS, Mixture
-from vaescale.system.files import write_whole
+from vaescale.system.files import strict_json, write_whole
 
 FORMAT = {"format": "vaescale-gmm", "version": 1}
 TENSORS, DETAILS = "mixture.safetensors", "mixture.json"
@@ -24,7 +24,7 @@ def save(mixture: Mixture, folder: Path, details: Mapping[str, object]) -> None:
     tensors = to_bytes({name: getattr(mixture, name).contiguous() for name in names})
     write_whole(folder / TENSORS, tensors)
     content = {**FORMAT, "covariance": mixture.kind, **details}
-    write_whole(folder / DETAILS, (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(folder / DETAILS, (strict_json(content, indent=1) + "\n").encode())
 
 
 def read_details(folder: Path) -> dict[str, object]:

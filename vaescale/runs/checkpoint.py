@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from vaescale.errors import UserError
 from vaescale.system.console import say
-from vaescale.system.files import sync, write_synced
+from vaescale.system.files import strict_json, sync, write_synced
 
 MANIFEST = "manifest.json"
 REPLACED = ".replaced"
@@ -143,7 +143,7 @@ def write(
                 "bytes": path.stat().st_size,
                 "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             }
-    content = json.dumps({"step": step, **state}, indent=1).encode()
+    content = strict_json({"step": step, **state}, indent=1).encode()
     write_synced(temporary / "state.json", content)
     files["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     kind = {"exported": True} if exported else {}

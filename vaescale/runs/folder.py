@@ -1,6 +1,7 @@
 """A run folder: recipe.yaml, run.json, metrics.jsonl, summary.json, checkpoints/, figures/; `lock` during training."""
 
 import json
+import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from vaescale.system.files import (
     exclusive,
     release_lock,
     sign,
+    strict_json,
     write_whole,
 )
 from vaescale.system.secrets import redact
@@ -33,8 +35,9 @@ TAGS = "run.json"
 
 
 def append_metrics(folder: Path, step: int, metrics: Mapping[str, float]) -> None:
-    """Add one line to metrics.jsonl: step, time (seconds since 1970) and the metrics."""
-    append_line(folder / METRICS, json.dumps({"step": step, "time": round(time.time(), 3), **metrics}))
+    """Add one line to metrics.jsonl: step, time (seconds since 1970) and the metrics that are numbers, not NaN or Inf."""
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    append_line(folder / METRICS, json.dumps({"step": step, "time": round(time.time(), 3), **finite}))
 
 
 class NonFiniteSteps:
@@ -91,7 +94,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a small JSON file whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(path, (strict_json(content, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

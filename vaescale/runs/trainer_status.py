@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from vaescale.system.console import say
+from vaescale.system.files import strict_json
 
 URL, CA_FILE, TOKEN_FILE = (f"KUBEFLOW_TRAINER_SERVER_{name}" for name in ("URL", "CA_CERT", "TOKEN"))
 EVERY_SECONDS = 10.0  # between two reports; the server shares one cluster's API with all jobs
@@ -187,7 +188,7 @@ def post(address: Address, report: Mapping[str, Any]) -> None:
         connection.request(
             "POST",
             address.path,
-            body=json.dumps(report),
+            body=strict_json(report),
             headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
         )
         answer = connection.getresponse()

@@ -3,15 +3,16 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from vaescale.system.console import say
 
@@ -114,6 +115,22 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def strict_json(content: Any, *, indent: int | None = None) -> str:
+    """JSON text in which NaN and Inf, which JSON does not have, are null. RFC 8259, section 6."""
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_with_nulls(content), indent=indent, allow_nan=False)
+
+
+def _with_nulls(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {name: _with_nulls(value) for name, value in content.items()}
+    return [_with_nulls(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 @contextmanager

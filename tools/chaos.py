@@ -1,7 +1,8 @@
-"""Train a recipe twice: once undisturbed, and once while killing its processes, damaging its checkpoints and asking it to
-stop. Then compare the two runs.
+"""Train a recipe twice: once undisturbed, and once while killing, stopping and slowing its processes, damaging its checkpoints
+and asking it to stop. Then compare the two runs.
 
     vaescale chaos recipes/digits/optimal.yaml --faults 20 --backend cpu2 training.steps=300
+    vaescale chaos recipes/digits/optimal.yaml --mtbf-seconds 30 --backend cpu2 training.steps=2000
 
 The expected outcome: the same metrics at every step and the same weights, bit for bit, and no row lost. The exit code is
 4 otherwise.
@@ -20,7 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("recipe", metavar="RECIPE", type=Path, help="a YAML file or vaescale:NAME, whose data sets exist")
     add("overrides", metavar="KEY=VALUE", nargs="*", help="recipe keys to override")
-    add("--faults", type=integer(0), default=10, help="number of starts to disturb; default: 10")
+    faults = "number of starts to disturb; default: 10, or with --mtbf-seconds as many as it takes"
+    add("--faults", type=integer(0), help=faults)
+    mtbf = "disturb one training until its last step, on average after so many seconds; prints its goodput"
+    add("--mtbf-seconds", type=real(above=0), metavar="S", help=mtbf)
+    kinds = "faults to choose from: kill all, kill one, terminate, slow one, stop one, hold lock; default: all that apply"
+    add("--kinds", metavar="KINDS", type=lambda text: [kind.strip() for kind in text.split(",")], help=kinds)
     backend = "a file of recipes/backends, such as zero2, or a path; default: one process"
     add("--backend", metavar="NAME", help=backend)
     add("--processes", type=integer(1), help="number of processes; default: that of the backend file")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,24 +22,37 @@ from vaescale.commands.signature import Count, NonNegative, PositiveReal, checke
 from vaescale.errors import UserError
 from vaescale.runs.folder import read_metrics
 from vaescale.system.console import say
+from vaescale.system.faults import FAULTS, NOTICED_BY_OTHERS, Family, inject
 from vaescale.system.shipped import BACKENDS, shipped_file
 
-KILLS = ("kill all", "kill one", "terminate")
 DAMAGES = ("flip a bit", "truncate")
 EARLY = "finished before its fault"
 DAMAGE_PROBABILITY = 0.3
 STARTS_BEYOND = 3  # one of the last starts, which have no fault, must reach the last step
 ENDS_WITHIN = 300  # seconds after its fault
+WATCHDOG_SECONDS = 15  # training.watchdog_seconds of the disturbed starts
+ALWAYS = ("training.log_every=1", "tracking.mlflow=null", f"training.watchdog_seconds={WATCHDOG_SECONDS}")
+SILENT = ("kill all",)  # no process is left to say why it ended
+SENTENCE = re.compile(r"^vaescale (train|launch): |^SIGTERM: |asked to stop", re.MULTILINE)
 
 
 class Setup(NamedTuple):
-    """The recipe, the way to start it, and the folder of the two runs, `peace` and `chaos`."""
+    """The recipe, the way to start it, and the folder of the two runs, `peace` and `chaos`. kinds: the faults to choose from."""
 
     recipe: Path
     overrides: Sequence[str]
     backend: str | None
     processes: int | None
     folder: Path
+    kinds: Sequence[str]
+
+
+class Ends(NamedTuple):
+    """What the faults caused: their number by kind, the seconds from fault to end, and the kinds whose end nothing explained."""
+
+    counts: Counter[str]
+    seconds: list[float]
+    unexplained: list[str]
 
 
 @checked
@@ -46,7 +60,9 @@ def chaos(
     recipe: Path,
     overrides: Sequence[str] = (),
     *,
-    faults: NonNegative = 10,
+    faults: NonNegative | None = None,
+    mtbf_seconds: PositiveReal | None = None,
+    kinds: Sequence[str] | None = None,
     backend: str | None = None,
     processes: Count | None = None,
     patience: PositiveReal = 3600,
@@ -55,48 +71,96 @@ def chaos(
 ) -> dict[str, Any]:
     """Train with and without faults. Returns the number of faults of each kind and the differences between the two runs.
 
-    faults: number of starts to disturb. backend: a name in recipes/backends, such as zero2, or a YAML file of accelerate's.
-    patience: maximum seconds of an undisturbed start. Raises UserError when a start hangs or fails by itself.
+    faults: number of starts to disturb, each at a random time of training; default: 10. mtbf_seconds: the mean time between two
+    faults of a training that is disturbed until it reaches its last step, or `faults` faults; the result has its goodput, the share of
+    the time that steps took which count. kinds: names of `FAULTS`; default: all that apply. backend: a name in recipes/backends,
+    such as zero2, or a YAML file of accelerate's. patience: maximum seconds of an undisturbed start. Raises UserError when a
+    start hangs or fails by itself.
     """
     folder = folder or Path(tempfile.mkdtemp(prefix="vaescale-chaos-"))
     if any((folder / name).exists() for name in ("peace", "chaos")):
         raise UserError(f"--folder {folder} already holds runs; choose another folder")
-    setup = Setup(recipe, overrides, backend, processes, folder)
+    setup = Setup(recipe, overrides, backend, processes, folder, _kinds(kinds, alone=backend is None))
+    chance = random.Random(seed)  # noqa: S311
     try:
         begun = time.monotonic()
         if _start(setup, "peace").wait(patience) != 0:
             raise UserError(f"training fails without any fault; see {folder / 'peace.log'}")
-        counts = _cause_faults(setup, faults, random.Random(seed), time.monotonic() - begun)  # noqa: S311
+        seconds = time.monotonic() - begun
+        begun = time.monotonic()
+        if mtbf_seconds is None:
+            ends = _disturb_starts(setup, 10 if faults is None else faults, chance, seconds)
+        else:
+            ends = _disturb_one_training(setup, faults, chance, mtbf_seconds)
         _finish(setup, patience)
+        wall = time.monotonic() - begun
     except subprocess.TimeoutExpired as error:
         raise UserError(
             f"a start did not end within {error.timeout:.0f} s; look at its processes and its log"
         ) from error
-    return {"folder": str(folder), "faults": dict(counts), **_compare(folder)}
+    result = {"folder": str(folder), "faults": dict(ends.counts), **_compare(folder)}
+    result |= {
+        "slowest_end_seconds": round(max(ends.seconds, default=0.0), 1),
+        "unexplained": ends.unexplained,
+    }
+    if mtbf_seconds is not None:
+        result |= {
+            "goodput": round(_step_seconds(folder / "peace") / wall, 4),
+            "wall_seconds": round(wall, 1),
+        }
+    return result
 
 
-def _cause_faults(setup: Setup, faults: int, chance: random.Random, seconds: float) -> Counter[str]:
-    """Disturb `faults` starts, each at a random time within `seconds`. Returns the number of faults of each kind."""
-    counts = Counter[str]()
+def _kinds(given: Sequence[str] | None, *, alone: bool) -> list[str]:
+    """The kinds of faults to choose from. alone: whether training has one process. Raises UserError for an unknown kind."""
+    apply = [kind for kind in FAULTS if not alone or kind not in NOTICED_BY_OTHERS]
+    if unknown := sorted(set(given or ()) - FAULTS.keys()):
+        raise UserError(f"--kinds {unknown[0]!r} is unknown; known: {', '.join(FAULTS)}")
+    if useless := sorted(set(given or ()) - set(apply)):
+        raise UserError(f"--kinds {useless[0]!r} needs several processes, which notice it; give --backend")
+    return list(given or apply)
+
+
+def _disturb_starts(setup: Setup, faults: int, chance: random.Random, seconds: float) -> Ends:
+    """Disturb `faults` starts, each at a random time within `seconds`."""
+    ends = Ends(Counter(), [], [])
     for _ in range(faults):
-        kind = chance.choice(KILLS)
-        started = _start(setup, "chaos")
-        if not _disturb(started, kind, chance.uniform(0, seconds)):
-            if started.returncode:
-                raise UserError(
-                    f"a start ended with {started.returncode} by itself; see {setup.folder / 'chaos.log'}"
-                )
-            counts[EARLY] += 1
+        if not _disturb_once(setup, ends, chance, chance.uniform(0, seconds)):
+            ends.counts[EARLY] += 1
             shutil.rmtree(setup.folder / "chaos")  # the next start begins at step 0
-            continue
-        counts[kind] += 1
-        if chance.random() < DAMAGE_PROBABILITY and (damage := _damage(setup.folder / "chaos", chance)):
-            counts[damage] += 1
-    if counts[EARLY]:
+    if early := ends.counts[EARLY]:
         say(
-            f"{counts[EARLY]} of the starts ended before their fault; train longer to disturb more of them (training.steps=...)"
+            f"{early} of the starts ended before their fault; train longer to disturb more of them (training.steps=...)"
         )
-    return counts
+    return ends
+
+
+def _disturb_one_training(setup: Setup, faults: int | None, chance: random.Random, mtbf: float) -> Ends:
+    """Disturb one training until it reaches its last step, at exponential times with the mean `mtbf` seconds."""
+    ends = Ends(Counter(), [], [])
+    while faults is None or ends.counts.total() < faults:
+        if not _disturb_once(setup, ends, chance, chance.expovariate(1 / mtbf)):
+            break
+    return ends
+
+
+def _disturb_once(setup: Setup, ends: Ends, chance: random.Random, seconds: float) -> bool:
+    """Start training and disturb it after some seconds. Returns False if it ended before. Raises UserError if it failed then."""
+    kind, log = chance.choice(setup.kinds), setup.folder / "chaos.log"
+    written = log.stat().st_size if log.is_file() else 0
+    started = _start(setup, "chaos")
+    took = _disturb(started, kind, seconds)
+    if took is None:
+        if started.returncode:
+            raise UserError(f"a start ended with {started.returncode} by itself; see {log}")
+        return False
+    ends.counts[kind] += 1
+    ends.seconds.append(took)
+    if kind not in SILENT and not SENTENCE.search(log.read_bytes()[written:].decode(errors="replace")):
+        ends.unexplained.append(kind)
+    if chance.random() < DAMAGE_PROBABILITY and (damage := _damage(setup.folder / "chaos", chance)):
+        ends.counts[damage] += 1
+    return True
 
 
 def _finish(setup: Setup, patience: float) -> None:
@@ -119,48 +183,27 @@ def _start(setup: Setup, name: str) -> "subprocess.Popen[bytes]":
     setup.folder.mkdir(parents=True, exist_ok=True)
     with (setup.folder / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
-            [*command, f"run_dir={setup.folder / name}", "training.log_every=1", "tracking.mlflow=null"],
+            [*command, f"run_dir={setup.folder / name}", *ALWAYS],
+            env=os.environ | inject(setup.folder / "inject"),
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
 
 
-def _disturb(started: "subprocess.Popen[bytes]", kind: str, seconds: float) -> bool:
-    """Wait for `seconds`, then kill or terminate the process. Returns False if the process ended before."""
+def _disturb(started: "subprocess.Popen[bytes]", kind: str, seconds: float) -> float | None:
+    """Wait for `seconds`, then cause a fault. Returns the seconds from fault to end, None if the process ended before."""
     try:
         started.wait(seconds)
-        return False
+        return None
     except subprocess.TimeoutExpired:
         pass
-    family = [started.pid, *_descendants(started.pid)]
-    workers = family[1:] or family
-    if kind == "kill all":
-        for process in family:
-            _send(process, signal.SIGKILL)
-    elif kind == "kill one":
-        _send(workers[-1], signal.SIGKILL)
-    else:
-        _send(started.pid, signal.SIGTERM)
+    begun = time.monotonic()
+    FAULTS[kind](Family.of(started.pid))
     started.wait(ENDS_WITHIN)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(started.pid, signal.SIGKILL)  # processes that a killed launcher leaves behind
-    return True
-
-
-def _send(process: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, number)
-
-
-def _descendants(process: int) -> list[int]:
-    """The process ids of all descendants of a process; the most recently launched are at the end."""
-    try:
-        numbers = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    except OSError:
-        return []
-    children = [int(number) for number in numbers]
-    return [*children, *(inner for child in children for inner in _descendants(child))]
+    return time.monotonic() - begun
 
 
 def _damage(run: Path, chance: random.Random) -> str | None:
@@ -180,6 +223,11 @@ def _damage(run: Path, chance: random.Random) -> str | None:
 
 def _rows(run: Path) -> dict[int, dict[str, float]]:
     return {int(row["step"]): row for row in read_metrics(run) if "train/mse" in row}
+
+
+def _step_seconds(run: Path) -> float:
+    """The seconds that the steps of a run took, by the durations in its rows."""
+    return sum(row.get("perf/step_seconds", 0.0) for row in _rows(run).values())
 
 
 def _compare(folder: Path) -> dict[str, Any]:

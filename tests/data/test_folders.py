@@ -199,10 +199,11 @@ def test_celeba_as_it_is_published(tmp_path: Path, given: str, capsys: pytest.Ca
 
 def test_what_is_not_unpacked_is_named(tmp_path: Path) -> None:
     (tmp_path / "Img").mkdir()
-    (tmp_path / "Img" / "img_align_celeba.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"unpack .*img_align_celeba\.zip"):
+    (tmp_path / "Img" / "img_celeba.7z.001").write_bytes(b"")
+    with pytest.raises(DataError, match=r"unpack .*img_celeba\.7z\.001 first"):
         open_source(f"celeba:{tmp_path}")
-    with pytest.raises(DataError, match=r"unpack its \.zip files"):
+    (tmp_path / "Img" / "img_celeba.7z.001").rename(tmp_path / "Img" / "faces.7z")
+    with pytest.raises(DataError, match=r"unpack its \.7z files"):
         open_source(f"folder:{tmp_path}").splits["train"]()
 
 

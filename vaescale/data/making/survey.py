@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vaescale.data.making.indexing import quietly
-from vaescale.data.making.items import Item, open_item
+from vaescale.data.making.items import Item, name_of, open_item
 from vaescale.data.making.remarks import cut_remarks, cut_sentences
 from vaescale.data.making.sources.base import Split
 from vaescale.data.making.storing import Making
@@ -34,8 +34,7 @@ def survey(
         try:
             shape = _shape(item, making)
         except PictureFault as error:
-            name = item.content.path if hasattr(item.content, "path") else f"image {item.key}"
-            faults.setdefault(error.reason, [0, f"{name}: {error}"])[0] += 1
+            faults.setdefault(error.reason, [0, f"{name_of(item)}: {error}"])[0] += 1
         else:
             shapes["x".join(map(str, shape[:3])) + " " + shape[3]] += 1
             if making.size is not None and making.crop == "square":

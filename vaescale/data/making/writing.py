@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from vaescale.data.index import INDEX, Shard, ShardIndex
 from vaescale.data.making.indexing import Made, Written, complete, make_index, quietly
-from vaescale.data.making.items import Item
+from vaescale.data.making.items import Item, name_of
 from vaescale.data.making.pool import pool_of
 from vaescale.data.making.storing import Making, prepare
 from vaescale.data.pictures import PictureFault
@@ -200,7 +200,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
             try:
                 extension, content, of_image = prepare(item, making)
             except PictureFault as error:
-                message = f"{_name(item)}: {error}"
+                message = f"{name_of(item)}: {error}"
                 if not making.skip_broken:
                     raise DataError(f"{message}; {_remedy(items, path.parent, making)}") from error
                 skipped.append(message)
@@ -304,7 +304,3 @@ def _samples_per_shard(probe: list[Item], making: Making) -> int:
     content = sum(sizes) / max(1, len(sizes))
     headers = 3 * 512 + 256  # two members' headers, the class, and padding of half a block
     return max(1, int((making.shard_bytes or 0) / (content + headers)))
-
-
-def _name(item: Item) -> str:
-    return str(item.content.path) if hasattr(item.content, "path") else f"image {item.key}"

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item
+from vaescale.data.making.sources.forward import Streamed
 from vaescale.system.console import say
 
 # As data sets name their splits, in any case.
@@ -26,12 +27,13 @@ class Split(NamedTuple):
     """A split of a source. number: of its images, None where it is known only after reading.
 
     All splits of a source have the same `class_names`: a class has one number in all of them, whether a split has images of it
-    or not.
+    or not. left_out: numbers of files that are no images, by ending.
     """
 
     items: Iterable[Item]
     number: int | None
     class_names: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = {}  # noqa: RUF012  # never changed
 
 
 class Source(NamedTuple):
@@ -68,6 +70,10 @@ def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
     """The part of the items whose key's hash falls below the fraction, or the other items. At least one item is held out."""
     split = whole()
     below = fraction * 2**32
+    if isinstance(split.items, Streamed):
+        listed = split._replace(items=split.items.listed)
+        part = _held_out(lambda: listed, fraction, held)
+        return part._replace(items=Streamed(part.items, split.items.opened))  # type: ignore[arg-type]
     if not isinstance(split.items, list):  # a stream
         return split._replace(
             items=(item for item in split.items if (_hash(item) < below) == held), number=None

@@ -2,44 +2,98 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from vaescale.data.making.items import Item, Place
-from vaescale.data.making.sources.base import Split
+from vaescale.data.making.items import STREAMED, Item, Packed, Place
+from vaescale.data.making.sources.archives import (
+    QUIET_SECONDS,
+    ArchivePath,
+    TreePath,
+    is_archive,
+    open_expanded,
+    opened,
+    place_of,
+    without_ending,
+)
+from vaescale.data.making.sources.base import Split, split_of
+from vaescale.data.making.sources.forward import Streamed
 from vaescale.errors import DataError
-from vaescale.system.console import say
+from vaescale.system.console import Progress, say
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".npy"),
     *(".avif", ".heic", ".heif", ".jxl"),  # read where Pillow or a package of its own reads them
 )
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2", ".rar", ".7z")
 ARRAYS = ".npy"  # images only where there are no others: beside images, they are masks or features of them
 
 
-def image_files(path: Path) -> list[Path]:
+def scan(path: TreePath) -> tuple[list[TreePath], list[TreePath]]:
+    """The folders and the files in a folder, unsorted. Raises DataError when it cannot be read."""
+    if isinstance(path, ArchivePath):
+        children = list(path.iterdir())
+        return [each for each in children if each.is_dir()], [each for each in children if not each.is_dir()]
+    folders: list[TreePath] = []
+    files: list[TreePath] = []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                (folders if entry.is_dir() else files).append(path / entry.name)
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+    return folders, files
+
+
+def inner_folders(path: TreePath) -> list[TreePath]:
+    """The folders in a folder, sorted, without junk; also archives, where they take the place of folders.
+
+    They do where the folder holds no images itself, or where an archive alone has the name of a split.
+    """
+    every, files = scan(path)
+    folders = [each for each in every if not is_junk(each.name)]
+    packed = [file for file in files if isinstance(file, Path) and is_archive(file)]
+    if packed and holds_images(path):
+        splits = {split_of(each.name) for each in folders} | {None}
+        packed = [file for file in packed if split_of(without_ending(file.name)) not in splits]
+    return sorted([*folders, *map(opened, packed)], key=lambda each: (each.name, str(each)))
+
+
+def image_files(path: TreePath) -> list[TreePath]:
     """The image files of one folder, sorted."""
-    return sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS and file.is_file())
+    return sorted(filter(_is_image, scan(path)[1]), key=str)
 
 
-def listed_split(files: list[Path]) -> Split:
+def listed_split(files: Sequence[TreePath]) -> Split:
     """A split of these files, without classes."""
-    return Split(keyed((file.stem, Place(file), -1) for file in files), len(files))
+    return Split(readable(keyed((file.stem, place_of(file), -1) for file in files)), len(files))
 
 
-def walk(path: Path) -> list[Path]:
-    """All image files below `path`, sorted. Counts the other files on stderr. Raises DataError if there is no image."""
+def readable(items: list[Item]) -> list[Item] | Streamed:
+    """The items, or a stream of them if they are in a compressed tar, which is read in one pass. Raises DataError."""
+    packed = [item.content for item in items if isinstance(item.content, Packed)]
+    paths = sorted({each.path for each in packed if each.method == STREAMED})
+    if not paths:
+        return items
+    if len(packed) < len(items) or len(paths) > 1:
+        raise DataError(f"one split is in {paths[0]} and elsewhere; unpack this compressed tar")
+    return Streamed(items, partial(open_expanded, paths[0]))
+
+
+def walk(path: TreePath) -> tuple[list[TreePath], Counter[str]]:
+    """All image files below `path`, sorted, and what else is there, by ending, which is said. Raises DataError without an image."""
     files, others = _walk(path)
     if not files:
         raise DataError(f"{path} holds no {', '.join(EXTENSIONS)} files; {_instead(path, others)}")
     if others:
-        kinds = ", ".join(
+        named = ", ".join(
             f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(5)
         )
-        say(f"not images in {path}, left out: {kinds}")
-    return files
+        say(f"not images in {path}, left out: {named}")
+    return files, others
 
 
 def is_junk(name: str) -> bool:
@@ -47,58 +101,74 @@ def is_junk(name: str) -> bool:
     return name.startswith((".", "@", "$")) or name in ("__MACOSX", "#recycle", "lost+found")
 
 
-def holds_images(path: Path, *, below: bool = True) -> bool:
+def holds_images(path: TreePath, *, below: bool = True) -> bool:
     """Whether there is an image file in a folder; below: or in one of its sub-folders."""
-    for _, folders, names in os.walk(path, followlinks=False):
-        if any(Path(name).suffix.lower() in EXTENSIONS and name[0] != "." for name in names):
-            return True
-        if not below:
-            return False
-        folders[:] = [name for name in folders if not is_junk(name)]
-    return False
+    if not path.is_dir():
+        return False
+    folders, files = scan(path)
+    if any(map(_is_image, files)):
+        return True
+    return below and any(
+        holds_images(each) for each in folders if not is_junk(each.name) and not _is_link(each)
+    )
 
 
-def _instead(path: Path, others: Counter[str]) -> str:
+def _is_image(file: TreePath) -> bool:
+    return file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
+
+
+def _is_link(path: TreePath) -> bool:
+    return isinstance(path, Path) and path.is_symlink()
+
+
+def _instead(path: TreePath, others: Counter[str]) -> str:
     """A remedy for a folder without images, from what it holds instead."""
-    if found := next(iter(sorted(path.rglob("*idx3-ubyte*"))), None):
-        return f"did you mean idx:{found.parent}?"
-    if packed := sorted(
-        {suffix for suffix in others if suffix in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z")}
-    ):
-        return f"unpack its {', '.join(packed)} files first"
+    packed = {suffix: count for suffix, count in others.items() if suffix in PACKED}
+    named = ", ".join(f"{count} {suffix}" for suffix, count in sorted(packed.items()))
+    if isinstance(path, ArchivePath) and packed:
+        return f"unpack {path.archive.path}, whose {named} files are archives, and give the folder"
+    if isinstance(path, Path):
+        if found := next(iter(sorted(path.rglob("*idx3-ubyte*"))), None):
+            return f"did you mean idx:{found.parent}?"
+        if archives := sorted(file for file in path.rglob("*") if is_archive(file)):
+            return f"give one of its archives ({named}), such as {archives[0]}, or unpack them"
+        if packed:
+            return f"unpack its {', '.join(sorted(packed))} files first"
     if others:
         return f"it holds {', '.join(f'{count} {suffix}' for suffix, count in others.most_common(3))}"
     return "check the path"
 
 
-def _walk(path: Path) -> tuple[list[Path], Counter[str]]:
+def _walk(path: TreePath) -> tuple[list[TreePath], Counter[str]]:
     """The image files below `path`, and the number of other files by extension. Follows links, but not in circles."""
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}")
-
-    files, others = [], Counter[str]()
-    # The real folders on the way to each folder: to follow a link to one of them would never end.
-    above = {str(path): {os.path.realpath(path)}}
-    for parent, folders, names in os.walk(path, followlinks=True, onerror=fail):
-        inner = {name: os.path.realpath(os.path.join(parent, name)) for name in sorted(folders)}
-        for name in filter(is_junk, inner):
-            others[f"folders {name}"] += 1
-        folders[:] = [name for name, real in inner.items() if not is_junk(name) and real not in above[parent]]
-        above |= {os.path.join(parent, name): above[parent] | {inner[name]} for name in folders}
-        for name in names:
-            suffix = Path(name).suffix.lower()
-            if suffix in EXTENSIONS and not name.startswith("."):
-                files.append(Path(parent, name))
-            else:
-                others[suffix] += 1
+    files: list[TreePath] = []
+    others = Counter[str]()
+    # With each folder, the real folders on the way to it: to follow a link to one of them would never end.
+    pending = [(path, frozenset({_real(path)}))]
+    with Progress(f"list {path}", 0, quiet_seconds=QUIET_SECONDS) as progress:
+        while pending:
+            folder, above = pending.pop()
+            folders, inside = scan(folder)
+            for each in folders:
+                if is_junk(each.name):
+                    others[f"folders {each.name}"] += 1
+                elif (real := _real(each)) not in above:
+                    pending.append((each, above | {real}))
+            images = list(filter(_is_image, inside))
+            others.update(file.suffix.lower() for file in inside if not _is_image(file))
+            files += images
+            progress.update(len(files) + others.total(), "files")
     if images := [file for file in files if file.suffix.lower() != ARRAYS]:
         others[ARRAYS] += len(files) - len(images)
         files = images
     return sorted(files), +others
 
 
-def keyed(items: Iterable[tuple[str, Place, int]]) -> list[Item]:
+def _real(path: TreePath) -> str:
+    return os.path.realpath(path) if isinstance(path, Path) else path.inner
+
+
+def keyed(items: Iterable[tuple[str, Place | Packed, int]]) -> list[Item]:
     """Items with unique keys without dots, at which webdataset would split them."""
     result, taken = [], set()
     for name, location, label in items:

@@ -1,7 +1,9 @@
 """Zip and tar archives of folders are read as the folders that they hold, without unpacking, and refused in one sentence."""
 
 import io
+import itertools
 import os
+import pickle
 import stat
 import tarfile
 import zipfile
@@ -112,11 +114,9 @@ def test_shards_of_an_archive_have_the_bytes_of_those_of_its_folder(tmp_path: Pa
 
 def test_a_zip_is_read_by_several_processes(tmp_path: Path) -> None:
     """Their items are pickled: they hold no open file."""
-    import pickle
-
     pack(tmp_path / "a.zip", tree("ant", "bee"))
     split = open_source(f"folder:{tmp_path}/a.zip", holdout=0).splits["train"]()
-    copies = pickle.loads(pickle.dumps(list(split.items)))
+    copies = pickle.loads(pickle.dumps(list(split.items)))  # noqa: S301  # its own
     assert sorted(map(value, copies)) == list(range(6))
     assert all(isinstance(item.content, Packed) for item in copies)
 
@@ -370,7 +370,7 @@ def test_a_compressed_tar_is_read_in_one_pass_for_each_split(tmp_path: Path, mon
     labels = [item.label for item in source.splits["train"]().items]
     list(source.splits["test"]().items)
     assert len(opened) == 3
-    assert sum(a != b for a, b in zip(labels, labels[1:], strict=False)) > 15, "classes are mixed"
+    assert sum(a != b for a, b in itertools.pairwise(labels)) > 15, "classes are mixed"
 
 
 def test_a_stream_is_mixed_in_blocks_and_held_out_by_name(tmp_path: Path, monkeypatch) -> None:

@@ -200,7 +200,7 @@ def open_expanded(path: Path) -> IO[bytes]:
 
 
 @lru_cache(maxsize=8)  # several questions are asked of one archive
-def _listed(path: Path, size: int, changed: int) -> Archive:
+def _listed(path: Path, _size: int, _changed: int) -> Archive:
     try:
         if zipfile.is_zipfile(path) or path.name.lower().endswith(".zip"):
             return Archive(path, _zip_files(path))

@@ -33,7 +33,7 @@ class Split(NamedTuple):
     items: Iterable[Item]
     number: int | None
     class_names: tuple[str, ...] = ()
-    left_out: Mapping[str, int] = {}  # noqa: RUF012  # never changed
+    left_out: Mapping[str, int] = {}  # never changed
 
 
 class Source(NamedTuple):

@@ -1,8 +1,8 @@
 """`folder:PATH`: a tree of images, in a folder or an archive; the first sub-folder is the class."""
 
 import os
-from functools import cache, partial
 from collections import Counter
+from functools import cache, partial
 from pathlib import Path, PurePath
 
 from vaescale.data.making.items import Packed, Place

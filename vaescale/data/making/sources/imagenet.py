@@ -14,7 +14,6 @@ from vaescale.data.making.sources.tree import annotated, tree_split, with_classe
 from vaescale.data.tars import TarFault, members
 from vaescale.errors import DataError
 
-
 _Home = TreePath | tuple[Path, int, int]
 
 

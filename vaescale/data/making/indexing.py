@@ -19,16 +19,25 @@ from vaescale.data.index import (
     make_entries,
     parse_entries,
 )
-from vaescale.data.making.foreign import MOST_CLASSES, choose, labels_of, noted, survey
+from vaescale.data.making.foreign import (
+    MOST_CLASSES,
+    Survey,
+    choose,
+    labels_of,
+    noted,
+    survey,
+    unpacked_headers,
+)
 from vaescale.data.making.pool import in_order, pool_of
 from vaescale.data.making.remarks import kept_remarks, noteworthy
 from vaescale.data.making.tar_sets import FOREIGN, TarSet, find_tars
 from vaescale.data.pictures import Header, PictureFault, decode, read_header
-from vaescale.data.tars import IMAGE_EXTENSIONS, USUAL, Roles, TarFault, samples
+from vaescale.data.tars import IMAGE_EXTENSIONS, USUAL, Member, Roles, TarFault, groups, samples
 from vaescale.errors import DataError
 from vaescale.system.console import say
 from vaescale.system.files import write_whole
 
+MOST_HEADER_BYTES = 1 << 28  # of compressed headers that are held; those of more tars are read twice
 MOST_TRIED = 10_000  # samples, after which a set without a usable one is given up
 REMEDIES = {
     "order": "write the tars sorted by name (tar --sort=name)",
@@ -104,14 +113,15 @@ def index_tars(
     paths = [path for one in sets.values() for path in one.paths]
     place = os.path.commonpath([one.folder for one in sets.values()])
     jobs = jobs if len(paths) > 1 else 1
-    surveys = []
+    surveys, held = list[Survey](), 0
     with pool_of(jobs) as submit:
         for path, one in zip(
             paths, in_order(submit, jobs, survey, ((path, labels) for path in paths)), strict=True
         ):
             if not one.samples:
                 raise DataError(f"{path} holds no images ({', '.join(IMAGE_EXTENSIONS)}); remove it")
-            surveys.append(one)
+            held += len(one.headers)
+            surveys.append(one if held <= MOST_HEADER_BYTES else one._replace(headers=b""))
             progress(0)  # of the second reading, which takes longer
         roles, sentences = choose(
             surveys,
@@ -124,7 +134,11 @@ def index_tars(
         )
         for sentence in sentences:
             say(f"{place}: {sentence}")
-        calls = ((path, one.target, roles) for one in sets.values() for path in one.paths)
+        targets = (one.target for one in sets.values() for _ in one.paths)
+        calls = (
+            (path, target, roles, one.headers)
+            for path, target, one in zip(paths, targets, surveys, strict=True)
+        )
         made = _gather(in_order(submit, jobs, _index_one, calls), sets, place, skip_broken, progress)
     return {split: _complete_set(split, one, made[split], roles) for split, one in sets.items()}
 
@@ -235,19 +249,20 @@ def make_index(
     name: str,
     roles: Roles = USUAL,
     check: Callable[[bytes], Header] = read_header,
+    listed: list[Member] | None = None,
 ) -> tuple[Shard | None, list[list[int]], list[TarFault], Counter[str]]:
     """Read a tar strictly and write the entries of shard `name`. Returns its row, its images' shapes, its unusable samples,
     and counts of what is remarkable in the headers of its images.
 
-    check: reads an image's header, and raises PictureFault for one that cannot be used. Raises TarFault when the tar
-    itself is not sound.
+    check: reads an image's header, and raises PictureFault for one that cannot be used. listed: the tar's members, where its
+    headers are read already. Raises TarFault when the tar itself is not sound.
     """
     rows: list[tuple[int, int, int, int, str]] = []
     shapes: set[tuple[int, ...]] = set()
     faults: dict[str, TarFault] = {}
     remarks = Counter[str]()
     with path.open("rb") as file:
-        for sample in samples(file, roles):
+        for sample in samples(file, roles, None if listed is None else groups(file, listed)):
             if isinstance(sample, TarFault):
                 faults[sample.key] = sample
                 # Samples that share a key are both left out.
@@ -274,7 +289,7 @@ def make_index(
     return shard, sorted(map(list, shapes)), list(faults.values()), remarks
 
 
-def _index_one(path: Path, target: Path, roles: Roles) -> Indexed:
+def _index_one(path: Path, target: Path, roles: Roles, headers: bytes) -> Indexed:
     doubtful = Counter[str]()
 
     def check(content: bytes) -> Header:
@@ -287,7 +302,8 @@ def _index_one(path: Path, target: Path, roles: Roles) -> Indexed:
         return header
 
     try:
-        shard, shapes, faults, remarks = make_index(target, path, path.name, roles, check)
+        listed = unpacked_headers(headers) if headers else None
+        shard, shapes, faults, remarks = make_index(target, path, path.name, roles, check, listed)
     except TarFault as error:
         raise DataError(f"{path}: {error}") from error
     except OSError as error:

@@ -102,7 +102,11 @@ def test_a_broken_file_is_named_or_left_out(vaescale, tmp_path: Path) -> None:
     assert outcome.json["train"]["samples"] == 5
     assert outcome.json["train"]["skipped"] == 1
     assert "skipped" in outcome.err
-    assert "1 images skipped" in vaescale(*words, "--skip-broken").out
+    table = outcome.json["train"]["made"]["table"]
+    assert table["passed_over"]["format"]["images"] == 1
+    shown = vaescale(*words, "--skip-broken").out  # of the index that is there
+    assert "cannot be used: format" in shown
+    assert "cat/000.jpg: it is an HTML page" in shown
 
 
 def test_a_missing_shard_is_written_anew(vaescale, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from vaescale.data.making.foreign import (
 )
 from vaescale.data.making.pool import in_order, pool_of
 from vaescale.data.making.remarks import kept_remarks, noteworthy
+from vaescale.data.making.table import Counts
 from vaescale.data.making.tar_sets import FOREIGN, TarSet, find_tars
 from vaescale.data.pictures import Header, PictureFault, decode, read_header
 from vaescale.data.tars import IMAGE_EXTENSIONS, USUAL, Member, Roles, TarFault, groups, samples
@@ -53,12 +54,16 @@ REMEDIES = {
 
 
 class Made(NamedTuple):
-    """A written shard: its row, its images' shapes, a sentence for each image that was left out, and counts (`remarks.py`)."""
+    """A written shard: its row, its images' shapes, a sentence for each image that was left out, and counts (`remarks.py`).
+
+    counts: for the table (`table.py`); None in notes of earlier versions.
+    """
 
     shard: Shard | None
     shapes: list[list[int]]
     skipped: list[str]
     remarks: dict[str, int] = {}  # noqa: RUF012  # never changed
+    counts: dict[str, Any] | None = None
 
 
 class Unusable(NamedTuple):
@@ -325,9 +330,18 @@ def _may_be_transparent(content: bytes, kind: str) -> bool:
 
 
 def complete(
-    folder: Path, results: list[Made], class_names: tuple[str, ...], made: dict[str, Any], *, tars: str = ""
+    folder: Path,
+    results: list[Made],
+    class_names: tuple[str, ...],
+    made: dict[str, Any],
+    *,
+    tars: str = "",
+    left_out: Mapping[str, int] | None = None,
 ) -> Written:
-    """Write index.json over shards. made: their origin; tars: their folder. Raises DataError when no image is left."""
+    """Write index.json over shards. made: their origin; tars: their folder. Raises DataError when no image is left.
+
+    left_out: files that are no images, for the table of the index; None for an index without one.
+    """
     shards = [result.shard for result in results if result.shard is not None]
     skipped = [message for result in results for message in result.skipped]
     if not shards:
@@ -339,6 +353,11 @@ def complete(
         remarks.update(result.remarks)
     told = noteworthy(remarks)
     made = {**made, "skipped": len(skipped), **({"pictures": told} if told else {})}
+    if left_out is not None and all(result.counts is not None for result in results):
+        counts = Counts()
+        for result in results:
+            counts.add(result.counts or {})
+        made["table"] = counts.table(class_names, left_out)
     index = ShardIndex(str(folder), ShardTable.of(shards), image, class_names, made, tars)  # type: ignore[arg-type]
     write_whole(folder / INDEX, index_content(index))
     return Written(index, skipped, dict(remarks))

@@ -33,12 +33,14 @@ class Decoded(NamedTuple):
     """A decoded image [H, W, C], and what was done to it.
 
     profile: the kind of its ICC profile, None where it has none. turned: by its orientation. flattened: it was transparent.
+    format: of its file, such as jpg or tiff.
     """
 
     image: Picture
     turned: bool = False
     profile: Kind | None = None
     flattened: bool = False
+    format: str = "array"
 
 
 def decode(content: bytes) -> Picture:
@@ -80,7 +82,7 @@ def decode_source(content: bytes, *, convert: bool, colour: Colour | None = None
             return _decode_foreign(content, convert=convert, colour=colour)
         header = read_header(content)
         if header.format == "npy":
-            return Decoded(_decode_npy(content))
+            return Decoded(_decode_npy(content), format=header.format)
         convert = convert and header.has_profile
         if header.format == "jpg":
             image = _decode_jpeg(content)
@@ -93,7 +95,7 @@ def decode_source(content: bytes, *, convert: bool, colour: Colour | None = None
     except Exception as error:
         raise PictureFault("damaged", f"it does not decode ({error})") from error
     image = turn(source.image, header.orientation)
-    return source._replace(image=image, turned=header.orientation != UPRIGHT)
+    return source._replace(image=image, turned=header.orientation != UPRIGHT, format=header.format)
 
 
 def has_other_profile(content: bytes, header: Header) -> bool:
@@ -146,7 +148,8 @@ def _decode_foreign(content: bytes, *, convert: bool, colour: Colour | None) -> 
         refuse_size(picture.height, picture.width)
         remaining, stated = _foreign_orientation(picture)
         source = _values(picture, convert=convert and "icc_profile" in picture.info, colour=colour)
-    return source._replace(image=turn(source.image, remaining), turned=stated != UPRIGHT)
+        name = (picture.format or "other").lower()
+    return source._replace(image=turn(source.image, remaining), turned=stated != UPRIGHT, format=name)
 
 
 def _foreign_orientation(picture: Image.Image) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item
 from vaescale.data.making.sources.forward import Streamed
+from vaescale.data.making.table import NOTHING
 from vaescale.system.console import say
 
 # As data sets name their splits, in any case.
@@ -33,7 +34,7 @@ class Split(NamedTuple):
     items: Iterable[Item]
     number: int | None
     class_names: tuple[str, ...] = ()
-    left_out: Mapping[str, int] = {}  # never changed
+    left_out: Mapping[str, int] = NOTHING
 
 
 class Source(NamedTuple):

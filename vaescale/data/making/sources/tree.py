@@ -6,16 +6,15 @@ A file is a `Listed`: its path below the folder of its split, and where to read 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from types import MappingProxyType
 from typing import NamedTuple
 
 from vaescale.data.making.items import Packed, Place
 from vaescale.data.making.sources.archives import TreePath
 from vaescale.data.making.sources.base import Split, report_absent
 from vaescale.data.making.sources.files import keyed, readable, shuffled
+from vaescale.data.making.table import NOTHING
 from vaescale.system.console import say
 
-NOTHING: Mapping[str, int] = MappingProxyType({})
 _CHARACTER = re.compile(r"character\d\d")  # Omniglot's folders within those of alphabets: Lake et al. 2015
 
 

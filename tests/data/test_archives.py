@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import pickle
+import re
 import stat
 import tarfile
 import zipfile
@@ -16,7 +17,7 @@ from PIL import Image
 from vaescale.commands.make_shards import make_shards
 from vaescale.data.making import items as making_items
 from vaescale.data.making.items import Item, Packed, open_item
-from vaescale.data.making.sources import forward, open_source
+from vaescale.data.making.sources import archives, files, forward, open_source
 from vaescale.data.pictures import PictureFault, decode
 from vaescale.errors import DataError
 
@@ -401,3 +402,18 @@ def test_other_files_are_no_archives(tmp_path: Path) -> None:
     os.symlink("/nowhere", tmp_path / "b.zip")
     with pytest.raises(DataError, match="does not exist"):
         open_source(f"folder:{tmp_path}/b.zip")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
+def test_a_listing_that_takes_long_shows_its_number_of_files(
+    tmp_path: Path, monkeypatch, capsys, kind: str
+) -> None:
+    path = unpack(tmp_path / "a", SPLITS) if kind == "folder" else pack(tmp_path / f"a.{kind}", SPLITS)
+    listed(f"folder:{path}")
+    assert f"list {path}" not in capsys.readouterr().err, "a short one says nothing"
+    for module in (archives, files):
+        monkeypatch.setattr(module, "QUIET_SECONDS", 1e-9)
+    os.utime(path, (0, 0))  # another state of the file, which is listed anew
+    listed(f"folder:{path}")
+    inner = "/set/train" if kind == "folder" else ""
+    assert re.search(rf"list {path}{inner} \d+/\?  files", capsys.readouterr().err)

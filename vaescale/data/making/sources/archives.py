@@ -23,7 +23,7 @@ from vaescale.data.tars import TarFault, members
 from vaescale.errors import DataError
 from vaescale.system.console import Progress, say
 
-QUIET_SECONDS = 2.0  # a listing that takes longer shows its progress
+QUIET_SECONDS = 0.5  # what takes longer to list shows its progress
 MOST_TEXT_BYTES = 1 << 26
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _OPENERS: tuple[tuple[bytes, Callable[[Path], Any]], ...] = (
@@ -78,12 +78,14 @@ class ArchivePath:
     @property
     def suffix(self) -> str:
         """The ending of a file's name, with its dot."""
-        return PurePosixPath(self.name).suffix if self.inner else ""
+        name = self.name
+        dot = name.rfind(".")
+        return name[dot:] if self.inner and 0 < dot < len(name) - 1 else ""
 
     @property
     def stem(self) -> str:
         """The name without its suffix."""
-        return PurePosixPath(self.name).stem
+        return self.name.removesuffix(self.suffix)
 
     @property
     def parents(self) -> "list[TreePath]":
@@ -288,7 +290,7 @@ def _zip_list(path: Path) -> list[zipfile.ZipInfo]:
     with Progress(f"list {path}", 0, quiet_seconds=QUIET_SECONDS) as progress:
         thread.start()
         while thread.is_alive():
-            thread.join(QUIET_SECONDS)
+            thread.join(QUIET_SECONDS + 0.01)
             progress.update(len(getattr(archive, "filelist", ())), "files")
     if faults and not isinstance(faults[0], OSError):
         raise DataError(f"{path} is cut or is no zip ({faults[0]}); fetch it again") from faults[0]

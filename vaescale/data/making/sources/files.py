@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -28,24 +29,39 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".npy"),
     *(".avif", ".heic", ".heif", ".jxl"),  # read where Pillow or a package of its own reads them
 )
+SHOWN_EVERY = 1000  # files of a folder between two looks at the clock
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2", ".rar", ".7z")
 ARRAYS = ".npy"  # images only where there are no others: beside images, they are masks or features of them
 
 
-def scan(path: TreePath) -> tuple[list[TreePath], list[TreePath]]:
-    """The folders and the files in a folder, unsorted. Raises DataError when it cannot be read."""
+def scan(
+    path: TreePath, progress: Callable[[int], None] | None = None
+) -> tuple[list[TreePath], list[TreePath]]:
+    """The folders and the files in a folder, unsorted. Raises DataError when it cannot be read.
+
+    progress: called with the number of those seen, from time to time; by default it is shown where it takes long.
+    """
     if isinstance(path, ArchivePath):
         children = list(path.iterdir())
         return [each for each in children if each.is_dir()], [each for each in children if not each.is_dir()]
     folders: list[TreePath] = []
     files: list[TreePath] = []
     try:
-        with os.scandir(path) as entries:
-            for entry in entries:
+        with ExitStack() as shown, os.scandir(path) as entries:
+            for number, entry in enumerate(entries, start=1):
                 (folders if entry.is_dir() else files).append(path / entry.name)
+                if number % SHOWN_EVERY == 0:
+                    progress = progress or shown.enter_context(_listing(path))
+                    progress(number)
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     return folders, files
+
+
+@contextmanager
+def _listing(path: TreePath) -> Iterator[Callable[[int], None]]:
+    with Progress(f"list {path}", 0, quiet_seconds=QUIET_SECONDS) as progress:
+        yield lambda number: progress.update(number, "files")
 
 
 def inner_folders(path: TreePath) -> list[TreePath]:
@@ -114,7 +130,8 @@ def holds_images(path: TreePath, *, below: bool = True) -> bool:
 
 
 def _is_image(file: TreePath) -> bool:
-    return file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
+    name = file.name
+    return name[name.rfind(".") :].lower() in EXTENSIONS and not name.startswith(".")
 
 
 def _is_link(path: TreePath) -> bool:
@@ -145,19 +162,27 @@ def _walk(path: TreePath) -> tuple[list[TreePath], Counter[str]]:
     others = Counter[str]()
     # With each folder, the real folders on the way to it: to follow a link to one of them would never end.
     pending = [(path, frozenset({_real(path)}))]
-    with Progress(f"list {path}", 0, quiet_seconds=QUIET_SECONDS) as progress:
+    number = 0
+
+    def seen(more: int) -> None:
+        progress(number + more)
+
+    with _listing(path) as progress:
         while pending:
             folder, above = pending.pop()
-            folders, inside = scan(folder)
+            folders, inside = scan(folder, seen)
             for each in folders:
                 if is_junk(each.name):
                     others[f"folders {each.name}"] += 1
                 elif (real := _real(each)) not in above:
                     pending.append((each, above | {real}))
-            images = list(filter(_is_image, inside))
-            others.update(file.suffix.lower() for file in inside if not _is_image(file))
-            files += images
-            progress.update(len(files) + others.total(), "files")
+            for file in inside:
+                if _is_image(file):
+                    files.append(file)
+                else:
+                    others[file.suffix.lower()] += 1
+            number += len(inside)
+            progress(number)
     if images := [file for file in files if file.suffix.lower() != ARRAYS]:
         others[ARRAYS] += len(files) - len(images)
         files = images
@@ -172,10 +197,9 @@ def keyed(items: Iterable[tuple[str, Place | Packed, int]]) -> list[Item]:
     """Items with unique keys without dots, at which webdataset would split them."""
     result, taken = [], set()
     for name, location, label in items:
-        printable = (
-            letter if letter.isprintable() and not "\ud800" <= letter <= "\udfff" else "_" for letter in name
-        )
-        base = key = "".join(printable).replace(".", "_")
+        if not name.isprintable():  # lone surrogates, of names that are not UTF-8, are not printable
+            name = "".join(letter if letter.isprintable() else "_" for letter in name)
+        base = key = name.replace(".", "_")
         number = 1
         while key in taken:
             number += 1

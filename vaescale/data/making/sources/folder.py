@@ -29,8 +29,8 @@ def folder(path: Path, *, splits: str | None = None, classes_only: bool = False)
     if splits is not None:
         homes = _given(top, splits)
     else:
-        top = descended(top)
-        homes = {} if classes_only else _recognized(top)
+        top, inside = descended(top)
+        homes = {} if classes_only else _recognized(top, inside)
     if not homes:
         return tree_source({"train": top})
     if junk := [each.name for each in scan(top)[0] if is_junk(each.name) and holds_images(each)]:
@@ -70,8 +70,9 @@ def tree_source(homes: dict[str, TreePath]) -> Source:
     return Source({split: partial(one, split) for split in homes})
 
 
-def descended(path: TreePath) -> TreePath:
-    """The folder that holds the splits or classes: `path`, or one below it, since archives often unpack into an extra folder."""
+def descended(path: TreePath) -> tuple[TreePath, list[TreePath]]:
+    """The folder that holds the splits or classes, and the folders in it: `path`, or one below it, since archives often unpack
+    into an extra folder."""
     inside = inner_folders(path)
     while len(inside) == 1 and not holds_images(path, below=False) and not _split_of(inside[0]):
         below = inner_folders(inside[0])
@@ -79,7 +80,7 @@ def descended(path: TreePath) -> TreePath:
             break
         path, inside = inside[0], below
         say(f"the images are read from {path}")
-    return path
+    return path, inside
 
 
 def _is_inside(path: TreePath, folder: TreePath) -> bool:
@@ -97,8 +98,7 @@ def _unwrapped(home: TreePath, split: str) -> TreePath:
     """The folder of a split: in an archive of its own, often a lone folder with the same name."""
     if isinstance(home, Path) or home.inner:
         return home
-    home = descended(home)
-    inside = inner_folders(home)
+    home, inside = descended(home)
     if len(inside) == 1 and _split_of(inside[0]) == split and not holds_images(home, below=False):
         return inside[0]
     return home
@@ -125,11 +125,12 @@ def _given(path: TreePath, splits: str) -> dict[str, TreePath]:
     return homes
 
 
-def _recognized(path: TreePath) -> dict[str, TreePath]:
-    """The folders with the usual names of splits. Raises DataError if two name one split, or if other images are beside them."""
+def _recognized(path: TreePath, inside: list[TreePath]) -> dict[str, TreePath]:
+    """The folders among `inside` with the usual names of splits. Raises DataError if two name one split, or if other images are beside them."""
     homes: dict[str, TreePath] = {}
-    inside = inner_folders(path)
     named = [(each, split) for each in inside if (split := _split_of(each)) is not None]
+    if not named:
+        return {}
     for each, split in named:
         homes.setdefault(split, each)
     remedy = ",".join(f"{split}={_file_name(home)}" for split, home in homes.items())
@@ -141,7 +142,7 @@ def _recognized(path: TreePath) -> dict[str, TreePath]:
             raise DataError(f"{path} holds {both}, which both name the split {split}; choose one {remedy}")
     strange = [_file_name(each) for each in inside if _split_of(each) is None and holds_images(each)]
     strange += ["images in no folder"] if holds_images(path, below=False) else []
-    if homes and strange:
+    if strange:
         known = ", ".join(_file_name(home) for home in homes.values())
         beside = ", ".join(strange[:3])
         raise DataError(

@@ -27,7 +27,7 @@ def imagenet(path: Path) -> Source:
     """
     top: TreePath = path
     if path.is_file() and not _is_tar_of_tars(path):
-        top = descended(opened(path))
+        top, _ = descended(opened(path))
     homes = {name: top / name for name in ("train", "val", "test") if (top / name).is_dir()}
     homes = homes if "train" in homes else {"train": top, **homes}
     listed = {name: _wnids(home) for name, home in homes.items()}

@@ -292,6 +292,7 @@ def _zip_list(path: Path) -> list[zipfile.ZipInfo]:
         while thread.is_alive():
             thread.join(QUIET_SECONDS + 0.01)
             progress.update(len(getattr(archive, "filelist", ())), "files")
+        progress.update(len(getattr(archive, "filelist", ())), "files")
     if faults and not isinstance(faults[0], OSError):
         raise DataError(f"{path} is cut or is no zip ({faults[0]}); fetch it again") from faults[0]
     if faults:

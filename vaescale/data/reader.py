@@ -303,8 +303,8 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     if index.image is None:
         if config.crop is None:
             raise DataError(
-                f"{index.place} holds images of several sizes or channels; set data.crop=square, or write them again "
-                f"with `vaescale make-shards ... --size {config.image_size} --channels {config.channels}`"
+                f"{index.place} holds images of several sizes or channels; set data.crop=square, or write them to "
+                f"another folder with `vaescale make-shards ... --size {config.image_size} --channels {config.channels}`"
             )
         return
     height, width, channels = index.image

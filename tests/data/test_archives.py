@@ -152,7 +152,7 @@ def test_archives_beside_their_unpacked_folders_are_not_read_twice(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["folder", "imagenet"])
-def test_tiny_imagenet_as_it_is_published(tmp_path: Path, kind: str) -> None:
+def test_tiny_imagenet_as_it_is_published(tmp_path: Path, kind: str, capsys) -> None:
     wnids = ("n01443537", "n01629819")
     files = {f"{wnid}/images/{wnid}_{number}.JPEG": picture(number) for wnid in wnids for number in range(2)}
     files = {f"tiny-imagenet-200/train/{name}": content for name, content in files.items()}
@@ -165,6 +165,7 @@ def test_tiny_imagenet_as_it_is_published(tmp_path: Path, kind: str) -> None:
         "val_1": wnids[1],
     }
     assert sorted(label for label, _ in splits["train"].values()) == sorted(wnids * 2)
+    assert "left out" not in capsys.readouterr().err, "the file with the classes is read"
 
 
 @pytest.mark.parametrize("given", ["", "Img", "Img/img_align_celeba.zip"])

@@ -29,6 +29,7 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".npy"),
     *(".avif", ".heic", ".heif", ".jxl"),  # read where Pillow or a package of its own reads them
 )
+ANNOTATIONS = "_annotations.txt"  # the ending of files with classes, beside the images of Tiny ImageNet's val
 SHOWN_EVERY = 1000  # files of a folder between two looks at the clock
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2", ".rar", ".7z")
 ARRAYS = ".npy"  # images only where there are no others: beside images, they are masks or features of them
@@ -157,7 +158,10 @@ def _instead(path: TreePath, others: Counter[str]) -> str:
 
 
 def _walk(path: TreePath) -> tuple[list[TreePath], Counter[str]]:
-    """The image files below `path`, and the number of other files by extension. Follows links, but not in circles."""
+    """The image files below `path`, and the number of other files by extension, of those that are not read at all.
+
+    Follows links, but not in circles.
+    """
     files: list[TreePath] = []
     others = Counter[str]()
     # With each folder, the real folders on the way to it: to follow a link to one of them would never end.
@@ -179,7 +183,7 @@ def _walk(path: TreePath) -> tuple[list[TreePath], Counter[str]]:
             for file in inside:
                 if _is_image(file):
                     files.append(file)
-                else:
+                elif folder is not path or not file.name.endswith(ANNOTATIONS):
                     others[file.suffix.lower()] += 1
             number += len(inside)
             progress(number)

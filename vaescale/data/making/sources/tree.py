@@ -11,7 +11,7 @@ from typing import NamedTuple
 from vaescale.data.making.items import Packed, Place
 from vaescale.data.making.sources.archives import TreePath
 from vaescale.data.making.sources.base import Split, report_absent
-from vaescale.data.making.sources.files import keyed, readable, shuffled
+from vaescale.data.making.sources.files import ANNOTATIONS, keyed, readable, shuffled
 from vaescale.data.making.table import NOTHING
 from vaescale.system.console import say
 
@@ -29,7 +29,7 @@ class Listed(NamedTuple):
 def annotated(path: TreePath) -> dict[str, str]:
     """Class names by file name from `*_annotations.txt` (a file and a class in each line), as in Tiny ImageNet's val."""
     classes: dict[str, str] = {}
-    files: list[TreePath] = [*path.glob("*_annotations.txt")]
+    files: list[TreePath] = [*path.glob(f"*{ANNOTATIONS}")]
     for file in sorted(files, key=str):
         rows = (line.split("\t") for line in file.read_text(errors="replace").splitlines())
         classes |= {row[0]: row[1].strip() for row in rows if len(row) > 1}
@@ -56,7 +56,7 @@ def with_classes(
             for inner, place in pairs
         ]
         names = {one.class_name for one in listed[split]}
-        several |= names - {""} if len(names) > 1 or known else set()
+        several |= names - {""} if len(names) > 1 or known or depth == 2 else set()
     for split, rows in listed.items():
         if lone := {one.class_name for one in rows} - {""} - several:
             say(f"{split}: all images are in one folder, {lone.pop()}, which is no class")

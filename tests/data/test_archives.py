@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaescale.commands.make_shards import make_shards
+from vaescale.commands.make_shards import index_shards, make_shards
 from vaescale.data.making import items as making_items
 from vaescale.data.making.items import Item, Packed, open_item
 from vaescale.data.making.sources import archives, files, forward, open_source
@@ -418,3 +418,32 @@ def test_a_listing_that_takes_long_shows_its_number_of_files(
     listed(f"folder:{path}")
     inner = "/set/train" if kind == "folder" else ""
     assert re.search(rf"list {path}{inner} \d+/\?  files", capsys.readouterr().err)
+
+
+def test_a_folder_of_many_tars_is_not_listed_tar_by_tar(tmp_path: Path, monkeypatch) -> None:
+    for number in range(5):
+        pack(tmp_path / f"{number:05d}.tar", {"a.png": picture(1), "a.cls": b"0"})
+    monkeypatch.setattr(archives, "_listed", lambda *_: pytest.fail("it is listed"))
+    with pytest.raises(DataError, match=rf"5 \.tar.*--index-only {tmp_path}$"):
+        listed(f"folder:{tmp_path}")
+    assert index_shards(tmp_path)["index"]["samples"] == 5, "the remedy"
+
+
+def test_imagenet_s_two_published_tars(tmp_path: Path, capsys) -> None:
+    inner = pack(tmp_path / "n01000001.tar", {"n01000001_1.JPEG": picture(3)}).read_bytes()
+    pack(tmp_path / "in" / "ILSVRC2012_img_train.tar", {"n01000001.tar": inner})
+    pack(tmp_path / "in" / "ILSVRC2012_img_val.tar", {"ILSVRC2012_val_00000001.JPEG": picture(9)})
+    splits = listed(f"imagenet:{tmp_path}/in")
+    assert splits["train"] == {"n01000001/n01000001_1": ("n01000001", 3)}
+    assert splits["val"] == {"ILSVRC2012_val_00000001": ("", 9)}
+    assert "val has no classes (n01000001)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "tar.xz", "tar.bz2"])
+def test_a_changed_byte_of_a_compressed_tar_is_noticed(tmp_path: Path, kind: str) -> None:
+    path = pack(tmp_path / f"a.{kind}", {f"{n}.png": np.random.default_rng(n).bytes(3000) for n in range(5)})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.{kind}"):
+        open_source(f"folder:{path}")

@@ -184,7 +184,7 @@ def opened(path: Path) -> TreePath:
     """A folder, or the root of an archive. Raises DataError for another file and for an archive that is not sound."""
     if path.is_dir():
         return path
-    if not is_archive(path) and not zipfile.is_zipfile(path):
+    if not is_archive(path):
         raise DataError(
             f"{path} is no folder and no {', '.join(ENDINGS)} archive; give the folder that holds the images"
         )

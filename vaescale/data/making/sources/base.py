@@ -19,6 +19,8 @@ SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
+    "images_background": "train",
+    "images_evaluation": "test",  # Omniglot's
 }
 HELD_OUT = 0.05  # of train, where it is the only split
 NAMED = 5  # classes that a sentence names

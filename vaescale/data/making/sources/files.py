@@ -66,17 +66,17 @@ def _listing(path: TreePath) -> Iterator[Callable[[int], None]]:
 
 
 def inner_folders(path: TreePath) -> list[TreePath]:
-    """The folders in a folder, sorted, without junk; also archives, where they take the place of folders.
+    """The folders in a folder, sorted, without junk; also archives that take the place of folders.
 
-    They do where the folder holds no images itself, or where an archive alone has the name of a split.
+    These are archives with the name of a split that no folder has, and a lone archive in a folder without images.
     """
     every, files = scan(path)
     folders = [each for each in every if not is_junk(each.name)]
-    packed = [file for file in files if isinstance(file, Path) and is_archive(file)]
-    if packed and holds_images(path):
+    archives = [file for file in files if isinstance(file, Path) and is_archive(file)]
+    if len(archives) != 1 or holds_images(path):
         splits = {split_of(each.name) for each in folders} | {None}
-        packed = [file for file in packed if split_of(without_ending(file.name)) not in splits]
-    return sorted([*folders, *map(opened, packed)], key=lambda each: (each.name, str(each)))
+        archives = [file for file in archives if split_of(without_ending(file.name)) not in splits]
+    return sorted([*folders, *map(opened, archives)], key=lambda each: (each.name, str(each)))
 
 
 def image_files(path: TreePath) -> list[TreePath]:
@@ -149,7 +149,9 @@ def _instead(path: TreePath, others: Counter[str]) -> str:
         if found := next(iter(sorted(path.rglob("*idx3-ubyte*"))), None):
             return f"did you mean idx:{found.parent}?"
         if archives := sorted(file for file in path.rglob("*") if is_archive(file)):
-            return f"give one of its archives ({named}), such as {archives[0]}, or unpack them"
+            tars = any(file.suffix == ".tar" for file in archives)
+            index = f"; WebDataset tars are indexed with --index-only {archives[0].parent}" if tars else ""
+            return f"give one of its archives ({named}), such as {archives[0]}, or unpack them{index}"
         if packed:
             return f"unpack its {', '.join(sorted(packed))} files first"
     if others:

@@ -13,8 +13,6 @@ from vaescale.data.making.sources.tree import annotated, tree_split, with_classe
 from vaescale.errors import DataError, UserError
 from vaescale.system.console import say
 
-_OMNIGLOT = {"images_background": "train", "images_evaluation": "test"}  # alphabets that no model has seen
-
 
 def folder(path: Path, *, splits: str | None = None, classes_only: bool = False) -> Source:
     """Every image file below `path`, in a fixed random order.
@@ -74,7 +72,7 @@ def descended(path: TreePath) -> tuple[TreePath, list[TreePath]]:
     """The folder that holds the splits or classes, and the folders in it: `path`, or one below it, since archives often unpack
     into an extra folder."""
     inside = inner_folders(path)
-    while len(inside) == 1 and not holds_images(path, below=False) and not _split_of(inside[0]):
+    while len(inside) == 1 and not holds_images(path, below=False) and not split_of(inside[0].name):
         below = inner_folders(inside[0])
         if not below or (len(below) == 1 and holds_images(inside[0], below=False)):
             break
@@ -89,17 +87,12 @@ def _is_inside(path: TreePath, folder: TreePath) -> bool:
     return isinstance(folder, Path) and path.is_relative_to(folder)
 
 
-def _split_of(folder: TreePath) -> str | None:
-    """The split that the name of a folder or of an archive stands for."""
-    return split_of(folder.name) or _OMNIGLOT.get(folder.name)
-
-
 def _unwrapped(home: TreePath, split: str) -> TreePath:
     """The folder of a split: in an archive of its own, often a lone folder with the same name."""
     if isinstance(home, Path) or home.inner:
         return home
     home, inside = descended(home)
-    if len(inside) == 1 and _split_of(inside[0]) == split and not holds_images(home, below=False):
+    if len(inside) == 1 and split_of(inside[0].name) == split and not holds_images(home, below=False):
         return inside[0]
     return home
 
@@ -128,7 +121,7 @@ def _given(path: TreePath, splits: str) -> dict[str, TreePath]:
 def _recognized(path: TreePath, inside: list[TreePath]) -> dict[str, TreePath]:
     """The folders among `inside` with the usual names of splits. Raises DataError if two name one split, or if other images are beside them."""
     homes: dict[str, TreePath] = {}
-    named = [(each, split) for each in inside if (split := _split_of(each)) is not None]
+    named = [(each, split) for each in inside if (split := split_of(each.name)) is not None]
     if not named:
         return {}
     for each, split in named:
@@ -140,7 +133,7 @@ def _recognized(path: TreePath, inside: list[TreePath]) -> dict[str, TreePath]:
         if homes[split] != each:
             both = f"{_file_name(homes[split])} and {_file_name(each)}"
             raise DataError(f"{path} holds {both}, which both name the split {split}; choose one {remedy}")
-    strange = [_file_name(each) for each in inside if _split_of(each) is None and holds_images(each)]
+    strange = [_file_name(each) for each in inside if split_of(each.name) is None and holds_images(each)]
     strange += ["images in no folder"] if holds_images(path, below=False) else []
     if strange:
         known = ", ".join(_file_name(home) for home in homes.values())

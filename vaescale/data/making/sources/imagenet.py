@@ -14,11 +14,12 @@ from vaescale.data.making.sources.tree import annotated, tree_split, with_classe
 from vaescale.data.tars import TarFault, members
 from vaescale.errors import DataError
 
+TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"  # of one tar a wnid; of images
 _Home = TreePath | tuple[Path, int, int]
 
 
 def imagenet(path: Path) -> Source:
-    """ILSVRC: train and val of wnid folders, of one tar a wnid, or ILSVRC2012_img_train.tar. Russakovsky et al. 2015.
+    """ILSVRC: train and val of wnid folders, of one tar a wnid, or the published tars. Russakovsky et al. 2015.
 
     The whole image is averaged down to SIZE, as in the down-sampled ImageNet (Chrabaszcz, Loshchilov & Hutter 2017);
     with crop `square` and a smoother filter it is the usual short side + centre crop. Also Tiny ImageNet, whose images lie in
@@ -30,6 +31,8 @@ def imagenet(path: Path) -> Source:
         top, _ = descended(opened(path))
     homes = {name: top / name for name in ("train", "val", "test") if (top / name).is_dir()}
     homes = homes if "train" in homes else {"train": top, **homes}
+    if "val" not in homes and (path / VAL_TAR).is_file():
+        homes["val"] = opened(path / VAL_TAR)
     listed = {name: _wnids(home) for name, home in homes.items()}
     if not listed.get("train"):
         raise DataError(
@@ -61,8 +64,8 @@ def _wnids(home: TreePath) -> dict[str, _Home]:
     pattern = re.compile(r"n\d{8}(\.tar)?")
     if isinstance(home, ArchivePath):
         return {each.name: each for each in scan(home)[0] if pattern.fullmatch(each.name)}
-    if home.is_file() or (home / "ILSVRC2012_img_train.tar").is_file():
-        outer = home if home.is_file() else home / "ILSVRC2012_img_train.tar"
+    if home.is_file() or (home / TRAIN_TAR).is_file():
+        outer = home if home.is_file() else home / TRAIN_TAR
         with outer.open("rb") as file:
             return {
                 Path(member.name).stem: (outer, member.offset, member.offset + member.bytes)

@@ -17,7 +17,8 @@ from PIL import Image
 from vaescale.commands.make_shards import index_shards, make_shards
 from vaescale.data.making import items as making_items
 from vaescale.data.making.items import Item, Packed, open_item
-from vaescale.data.making.sources import archives, files, forward, open_source
+from vaescale.data.making.sources import archives, forward, open_source
+from vaescale.data.making.sources import files as files_module
 from vaescale.data.pictures import PictureFault, decode
 from vaescale.errors import DataError
 
@@ -375,13 +376,16 @@ def test_a_compressed_tar_is_read_in_one_pass_for_each_split(tmp_path: Path, mon
     assert sum(a != b for a, b in itertools.pairwise(labels)) > 15, "classes are mixed"
 
 
-def test_a_stream_is_mixed_in_blocks_and_held_out_by_name(tmp_path: Path, monkeypatch) -> None:
+def test_a_stream_is_mixed_in_blocks_and_held_out_by_name(tmp_path: Path, monkeypatch, capsys) -> None:
     files = tree("ant", "bee", each=30)
     path = pack(tmp_path / "a.tar.gz", files)
     one, unpacked = listed(f"folder:{path}", holdout=0.2), unpack(tmp_path / "f", files)
     assert one == listed(f"folder:{unpacked}", holdout=0.2)
-    monkeypatch.setattr(forward, "MIXED_BYTES", 500)
+    assert "MiB" not in capsys.readouterr().err
+    for module in (forward, files_module):
+        monkeypatch.setattr(module, "MIXED_BYTES", 500)
     assert listed(f"folder:{path}", holdout=0.2) == one
+    assert "images are mixed only within blocks" in capsys.readouterr().err
     assert len(make_shards(f"folder:{path}", tmp_path / "out", limit=4, holdout=0)) == 1
 
 
@@ -412,7 +416,7 @@ def test_a_listing_that_takes_long_shows_its_number_of_files(
     path = unpack(tmp_path / "a", SPLITS) if kind == "folder" else pack(tmp_path / f"a.{kind}", SPLITS)
     listed(f"folder:{path}")
     assert f"list {path}" not in capsys.readouterr().err, "a short one says nothing"
-    for module in (archives, files):
+    for module in (archives, files_module):
         monkeypatch.setattr(module, "QUIET_SECONDS", 1e-9)
     os.utime(path, (0, 0))  # another state of the file, which is listed anew
     listed(f"folder:{path}")

@@ -21,7 +21,7 @@ from vaescale.data.making.sources.archives import (
     without_ending,
 )
 from vaescale.data.making.sources.base import Split, split_of
-from vaescale.data.making.sources.forward import Streamed
+from vaescale.data.making.sources.forward import MIXED_BYTES, Streamed
 from vaescale.errors import DataError
 from vaescale.system.console import Progress, say
 
@@ -97,6 +97,11 @@ def readable(items: list[Item]) -> list[Item] | Streamed:
         return items
     if len(packed) < len(items) or len(paths) > 1:
         raise DataError(f"one split is in {paths[0]} and elsewhere; unpack this compressed tar")
+    if sum(each.size for each in packed) > MIXED_BYTES:
+        say(
+            f"{paths[0]}: images are mixed only within blocks of {MIXED_BYTES >> 20} MiB, as the tar is compressed; if it is sorted "
+            "by class, pack it as zip"
+        )
     return Streamed(items, partial(open_expanded, paths[0]))
 
 

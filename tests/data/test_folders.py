@@ -1,5 +1,6 @@
 """Folders of images as people have them: what is a split, what is a class, and one number for a class in all splits."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,26 @@ def test_one_folder_more_a_lone_folder_and_junk(tmp_path: Path, capsys: pytest.C
     fill(tmp_path / "b", "photos")
     assert names(f"folder:{tmp_path}/b") == ()
     assert "photos, which is no class" in capsys.readouterr().err
+
+
+def test_a_folder_of_the_system_that_cannot_be_read_is_left_alone(tmp_path: Path, monkeypatch) -> None:
+    fill(tmp_path, "train/ant", "train/bee", "lost+found")
+    scandir = os.scandir
+
+    def refused(path: Path) -> object:
+        if Path(path).name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert len(listed(f"folder:{tmp_path}")["train"]) == 6
+    (tmp_path / "lost+found").rename(tmp_path / "train" / "lost+found")
+    assert len(listed(f"folder:{tmp_path}")["train"]) == 6
+    monkeypatch.setattr(
+        os, "scandir", lambda path: refused(path.with_name("lost+found") if path.name == "bee" else path)
+    )
+    with pytest.raises(DataError, match=r"lost\+found cannot be read: Permission denied"):
+        listed(f"folder:{tmp_path}")
 
 
 @pytest.fixture

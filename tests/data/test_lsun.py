@@ -81,6 +81,9 @@ def test_any_bytes_are_keys_and_different_ones_stay_different(tmp_path: Path) ->
 def test_faults_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no data\.mdb"):
         open_source(f"lsun:{tmp_path}")
+    database(tmp_path / "z" / "tower_train_lmdb", {b"x": 1})
+    with pytest.raises(DataError, match=r"did you mean lsun:.*tower_train_lmdb\?"):
+        open_source(f"folder:{tmp_path}/z").splits["train"]()
     (tmp_path / "tower_train_lmdb.zip").write_bytes(b"")
     with pytest.raises(DataError, match=r"unpack .*tower_train_lmdb\.zip first"):
         open_source(f"lsun:{tmp_path}")

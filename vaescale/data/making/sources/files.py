@@ -124,10 +124,13 @@ def is_junk(name: str) -> bool:
 
 
 def holds_images(path: TreePath, *, below: bool = True) -> bool:
-    """Whether there is an image file in a folder; below: or in one of its sub-folders."""
+    """Whether there is an image file in a folder; below: or in one of its sub-folders. A folder that cannot be read has none."""
     if not path.is_dir():
         return False
-    folders, files = scan(path)
+    try:
+        folders, files = scan(path)
+    except DataError:  # such as lost+found; where images are read from it, this is said then
+        return False
     if any(map(_is_image, files)):
         return True
     return below and any(
@@ -153,6 +156,8 @@ def _instead(path: TreePath, others: Counter[str]) -> str:
     if isinstance(path, Path):
         if found := next(iter(sorted(path.rglob("*idx3-ubyte*"))), None):
             return f"did you mean idx:{found.parent}?"
+        if found := next(iter(sorted(path.rglob("data.mdb"))), None):
+            return f"did you mean lsun:{found.parent}?"
         if archives := sorted(file for file in path.rglob("*") if is_archive(file)):
             tars = any(file.suffix == ".tar" for file in archives)
             index = f"; WebDataset tars are indexed with --index-only {archives[0].parent}" if tars else ""

@@ -1,5 +1,6 @@
 """Zip and tar archives of folders are read as the folders that they hold, without unpacking, and refused in one sentence."""
 
+import gzip
 import io
 import itertools
 import os
@@ -451,3 +452,25 @@ def test_a_changed_byte_of_a_compressed_tar_is_noticed(tmp_path: Path, kind: str
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.{kind}"):
         open_source(f"folder:{path}")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_that_are_very_deep_are_refused(tmp_path: Path, kind: str) -> None:
+    path = pack(tmp_path / f"a.{kind}", {"a/" * 5000 + "1.png": picture(1), **tree("ant")})
+    with pytest.raises(DataError, match=r"1 of 4 files, such as 'a/a/.*', have unsafe names"):
+        listed(f"folder:{path}")
+
+
+def test_a_folder_with_the_name_of_a_file_stays_a_folder(tmp_path: Path, capsys) -> None:
+    files = {"a/1.png": picture(1), "a": b"x", "b": b"x", "b/2.png": picture(2)}
+    assert listed(f"folder:{pack(tmp_path / 'a.tar', files)}")["train"] == {"a/1": ("a", 1), "b/2": ("b", 2)}
+    assert "2 names occur again" in capsys.readouterr().err
+
+
+def test_a_header_that_expands_to_too_much_is_not_expanded(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(forward, "MOST_READ_BYTES", 1 << 20)
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 2 << 20
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(header.tobuf() + bytes(2 << 20)))
+    with pytest.raises(DataError, match=r"a\.tar\.gz: .*a header of 2097152 bytes"):
+        listed(f"folder:{tmp_path}/a.tar.gz")

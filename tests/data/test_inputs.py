@@ -174,7 +174,7 @@ ROWS = [
     Row("Parquet, int64 labels", lambda folder: parquet(folder, label=[0, 3, 3]), f"hf:IN OUT {EACH}", 0, ("OUT/train: 3 images",)),
     Row("Parquet, string labels", lambda folder: parquet(folder, label=["dog", "ant", "dog"]), f"hf:IN OUT {EACH}", 0, ("ant 1, dog 2",)),
     Row("several image columns", lambda folder: parquet(folder, other=True), f"hf:IN OUT {EACH}", 0, ("other", "--column")),
-    Row("metadata.csv beside pictures", lambda: {**images("train"), "train/metadata.csv": b"file_name,label\n0.png,cat\n1.png,dog\n"}, f"hf:IN OUT {EACH}", 0, ("cat 1, dog 1",)),
+    Row("metadata.jsonl beside pictures", lambda: {**images("train"), "train/metadata.jsonl": b'{"file_name": "0.png", "label": "cat"}\n{"file_name": "1.png", "label": "dog"}'}, f"hf:IN OUT {EACH}", 0, ("cat 1, dog 1",)),
     Row('tars with .json {"label": 3}', lambda: {"a.tar": tar(samples(png=saved(), json=b'{"label": 3}'))}, "--index-only IN", 0, ("classes are the numbers in json:label", "0-2")),
     Row("tars with words in .cls", lambda: {"a.tar": tar(samples(png=saved(), cls=lambda key: (b"dog", b"ant")[key % 2]))}, "--index-only IN", 0, ("ant, dog", "2 classes")),
     Row("class folders in tars", lambda: {"a.tar": tar(images("ant", "bee"))}, "--index-only IN", 0, ("2 words in folder", "2 classes")),
@@ -246,7 +246,6 @@ def words_of(row: Row, folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `datasets` leaves files open
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 def test_what_people_bring(vaescale, tmp_path: Path, row: Row) -> None:
     build(row, tmp_path / "in")

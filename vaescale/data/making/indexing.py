@@ -118,16 +118,9 @@ def index_tars(
     paths = [path for one in sets.values() for path in one.paths]
     place = os.path.commonpath([one.folder for one in sets.values()])
     jobs = jobs if len(paths) > 1 else 1
-    surveys, held = list[Survey](), 0
     with pool_of(jobs) as submit:
-        for path, one in zip(
-            paths, in_order(submit, jobs, survey, ((path, labels) for path in paths)), strict=True
-        ):
-            if not one.samples:
-                raise DataError(f"{path} holds no images ({', '.join(IMAGE_EXTENSIONS)}); remove it")
-            held += len(one.headers)
-            surveys.append(one if held <= MOST_HEADER_BYTES else one._replace(headers=b""))
-            progress(0)  # of the second reading, which takes longer
+        results = in_order(submit, jobs, survey, ((path, labels) for path in paths))
+        surveys = _surveyed(results, paths, progress)
         roles, sentences = choose(
             surveys,
             [path.stem for path in paths],
@@ -146,6 +139,18 @@ def index_tars(
         )
         made = _gather(in_order(submit, jobs, _index_one, calls), sets, place, skip_broken, progress)
     return {split: _complete_set(split, one, made[split], roles) for split, one in sets.items()}
+
+
+def _surveyed(results: Iterator[Survey], paths: list[Path], progress: Callable[[int], None]) -> list[Survey]:
+    """What the tars hold, with the headers of as many as fit in memory. Raises DataError for a tar without samples."""
+    surveys, held = [], 0
+    for path, one in zip(paths, results, strict=True):
+        if not one.samples:
+            raise DataError(f"{path} holds no images ({', '.join(IMAGE_EXTENSIONS)}); remove it")
+        held += len(one.headers)
+        surveys.append(one if held <= MOST_HEADER_BYTES else one._replace(headers=b""))
+        progress(0)  # of the second reading, which takes longer
+    return surveys
 
 
 def _complete_set(split: str, tars: TarSet, made: list[Made], roles: Roles) -> Written:

@@ -31,6 +31,8 @@ _OPENERS: tuple[tuple[bytes, Callable[[Path], Any]], ...] = (
     (b"BZh", bz2.open),
     (b"\xfd7zXZ", lzma.open),
 )
+MOST_DEPTH = 100  # of folders in each other
+_UNSAFE = "have unsafe names; pack it again without them"
 _ENCRYPTED = 1  # a flag of a file in a zip
 
 
@@ -40,26 +42,27 @@ class Archive:
     def __init__(self, path: Path, files: Iterable[Packed]) -> None:
         self.path = path
         self.children: dict[str, dict[str, Packed | None]] = {"": {}}
-        twice = 0
+        self._twice = 0
         for packed in files:
             folder, _, name = packed.name.rpartition("/")
-            known = self._folder(folder)
-            twice += name in known
-            known[name] = packed
-        if twice:
-            say(f"{path}: {twice} names occur again; the last of each is read, as unpacking leaves it")
+            self._add(folder, name, packed)
+        if self._twice:
+            say(f"{path}: {self._twice} names occur again; the last of each is read, as unpacking leaves it")
 
     @property
     def root(self) -> "ArchivePath":
         """The folder that holds everything."""
         return ArchivePath(self, "")
 
-    def _folder(self, path: str) -> dict[str, Packed | None]:
-        if path not in self.children:
-            above, _, name = path.rpartition("/")
-            self._folder(above)[name] = None
-            self.children[path] = {}
-        return self.children[path]
+    def _add(self, folder: str, name: str, packed: Packed | None) -> None:
+        if folder not in self.children:
+            above, _, own = folder.rpartition("/")
+            self._add(above, own, None)
+            self.children[folder] = {}
+        known = self.children[folder]
+        self._twice += name in known
+        if known.get(name, packed) is not None or packed is None:  # a folder stays one
+            known[name] = packed
 
 
 class ArchivePath:
@@ -225,14 +228,18 @@ def _tar(path: Path) -> Archive:
     compressed = _opener(path) is not None
     # The end of a compressed tar is where reading ends.
     stop, method = (1 << 62, STREAMED) if compressed else (None, None)
-    files, links = [], 0
+    files, links, unsafe = [], 0, list[str]()
     with Progress(f"list {path}", 0, quiet_seconds=QUIET_SECONDS) as progress, open_expanded(path) as file:
         for number, member in enumerate(members(file, stop=stop, with_links=True), start=1):
             links += member.is_link
             name = _clean(member.name)
-            if not member.is_link and name:
+            if not name:
+                unsafe.append(member.name)
+            elif not member.is_link:
                 files.append(Packed(path, name, member.offset, member.bytes, member.bytes, method))
             progress.update(number, "files")
+    if unsafe:
+        raise DataError(_refusal(path, unsafe, number, _UNSAFE))
     if links:
         say(
             f"{path}: {links} links are left out, which are not followed; `tar --dereference --hard-dereference` stores the files"
@@ -246,15 +253,14 @@ def _zip_files(path: Path) -> list[Packed]:
     names = {info: _clean(info.filename) for info in infos}
     unread = {
         "are encrypted; unpack it with its password": [info for info in infos if info.flag_bits & _ENCRYPTED],
-        "have unsafe names; pack it again without them": [info for info in infos if not names[info]],
+        _UNSAFE: [info for info in infos if not names[info]],
         "are compressed in a way that is not read; unpack it, or pack it again with deflate": [
             info for info in infos if info.compress_type not in (STORED, DEFLATED)
         ],
     }
     for what, which in unread.items():
         if which:
-            example = which[0].filename[:100]
-            raise DataError(f"{path}: {len(which)} of {len(infos)} files, such as {example!r}, {what}")
+            raise DataError(_refusal(path, [info.filename for info in which], len(infos), what))
     if links:
         say(
             f"{path}: {len(links)} links are left out, which are not followed; `zip` without -y stores the files"
@@ -301,12 +307,17 @@ def _zip_list(path: Path) -> list[zipfile.ZipInfo]:
         return archive.infolist()
 
 
+def _refusal(path: Path, names: list[str], number: int, what: str) -> str:
+    return f"{path}: {len(names)} of {number} files, such as {names[0][:100]!r}, {what}"
+
+
 def _clean(name: str) -> str:
-    """The path of a member without `.`; empty for one that would leave its folder. Some programs write backslashes."""
+    """The path of a member without `.`; empty for one that is not safe. Some programs write backslashes."""
     parts = [
         part
         for part in (name if "/" in name else name.replace("\\", "/")).split("/")
         if part not in ("", ".")
     ]
-    unsafe = name.startswith("/") or ".." in parts or any(ord(letter) < 32 for letter in name)
+    unsafe = name.startswith("/") or ".." in parts or len(parts) > MOST_DEPTH
+    unsafe |= any(ord(letter) < 32 for letter in name)
     return "" if unsafe else "/".join(parts)

@@ -12,6 +12,7 @@ from vaescale.data.making.items import MOST_FILE_BYTES, Item, Packed
 from vaescale.errors import DataError
 
 HISTORY_BYTES = 1 << 20
+MOST_READ_BYTES = MOST_FILE_BYTES  # at once, whatever a header says
 MIXED_BYTES = 1 << 28  # of images in a stream that are mixed with each other
 
 
@@ -41,6 +42,8 @@ class Forward(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """Read up to so many bytes; fewer only at the end."""
         assert size >= 0, "its size is not known"
+        if size > MOST_READ_BYTES:
+            raise OSError(f"a header of {size} bytes")
         while self._end < self._at and self._more(min(HISTORY_BYTES, self._at - self._end)):
             pass
         start = self._at - (self._end - len(self._history))

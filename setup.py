@@ -32,9 +32,12 @@ DEPENDENCIES = [
     "webdataset>=1.0.2",
 ]
 EXTRAS = {
+    # To read .h5 files and MATLAB's version 7.3.
+    "arrays": ["h5py>=3.11"],
     # accelerate's DeepSpeed path imports transformers.
     "deepspeed": ["deepspeed>=0.18", "ninja>=1.11", "transformers>=5.0"],
     "dev": [
+        "h5py>=3.11",
         "hypothesis>=6.100",
         "lmdb>=1.6",
         "mypy>=2.4",

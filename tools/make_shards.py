@@ -7,9 +7,12 @@ sources:
   idx:PATH          the MNIST family: a folder with train-images-idx3-ubyte[.gz] and so on
   folder:PATH       an image tree, or a zip or tar of one; sub-folders are classes; train/, val/, test/ and the like are splits
   celeba:PATH       img_align_celeba, with list_eval_partition.txt if present; crop 148 (140 is usual, too)
-  imagenet:PATH     ILSVRC train/ and val/ of wnid folders or tars; with --size the whole image is averaged down (box)
+  imagenet:PATH     ILSVRC train/ and val/ of wnid folders or tars; with --size the whole image is averaged down (box);
+                    also the down-sampled ImageNet, train_data_batch_1 and so on, pickled or .npz
   lsun:PATH         LSUN's databases, CATEGORY_train_lmdb and CATEGORY_val_lmdb; categories are classes
   hf:NAME[:SPLIT]   a data set of the Hugging Face hub, or a local folder in one of its formats
+  arrays:PATH       a .npz, .npy, .mat or .h5 file, or a folder of them: SVHN, MedMNIST, dSprites, 3D Shapes, your own
+  cifar:PATH        CIFAR-10 or CIFAR-100, the folder of the Python or the binary version
 
 Without --size files are stored as they are (training can crop and resize: data.crop), otherwise as npy.
   vaescale make-shards celeba:~/celeba data/celeba64 --size 64
@@ -54,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--splits", metavar="DIRS", help="folders of a folder:'s splits, train=DIR,val=DIR; default: by name")
     add("--classes-only", **FLAG, help="take all sub-folders of a folder: as classes, whatever their names")
     add("--config", metavar="NAME", help="configuration of an hf: data set")
-    add("--column", metavar="NAMES", help="columns of hf:, image=NAME,label=NAME; default: the first ones")
+    columns = (
+        "columns of hf:, arrays of arrays:, labels of cifar:, as image=NAME,label=NAME; default: by name"
+    )
+    add("--column", metavar="NAMES", help=columns)
     shards = parser.add_argument_group("shards")
     add = shards.add_mutually_exclusive_group().add_argument
     add("--shard-samples", type=integer(1, MOST), metavar="N", help="images in a shard; default: 1000")

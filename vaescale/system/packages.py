@@ -23,6 +23,7 @@ OPTIONAL = {
     "datasets": "make-shards hf:NAME",
     "lmdb": "make-shards lsun:PATH",
     "deepspeed": "DeepSpeed ZeRO",
+    "h5py": "make-shards arrays:FILE.h5",
     "transformers": "accelerate's DeepSpeed path",
 }
 _MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL"}

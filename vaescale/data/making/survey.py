@@ -25,7 +25,8 @@ def survey(
     damage and transparency are not found; other files are decoded. progress: called with the number of images done.
     """
     cuts, counts = Counter[str](), Counts()
-    for number, item in enumerate(islice(split.items, limit), start=1):
+    items = split.items if split.outline is None else split.outline()
+    for number, item in enumerate(islice(items, limit), start=1):
         try:
             height, width, channels, kind = _shape(item, making)
         except PictureFault as error:

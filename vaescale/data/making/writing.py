@@ -148,27 +148,34 @@ def _in_order(
     """Write the chunks and yield the results in order, with at most two chunks per process under way."""
     chunks = iter(chunks)
     first: list[list[Item]] = []
+    few = True
     for chunk in chunks:
         first.append(chunk)
-        if sum(map(len, first)) > IN_PROCESS:
+        if sum(map(len, first)) > IN_PROCESS or _held(first) > MOST_HELD_BYTES:
+            few = False
             break
-    few = sum(map(len, first)) <= IN_PROCESS
     with pool_of(1 if few else jobs) as submit:
         pending: list[tuple[list[Item], Future[Made]]] = []
         for number, chunk in enumerate(chain(first, chunks)):
             path = folder / f"shard-{number:06d}.tar"
             pending.append((chunk, submit(_write_shard, chunk, path, making)))
-            while len(pending) > 2 * jobs or (len(pending) > 1 and _held(pending) > MOST_HELD_BYTES):
+            while len(pending) > 2 * jobs or (
+                len(pending) > 1 and _held([chunk for chunk, _ in pending]) > MOST_HELD_BYTES
+            ):
                 done, future = pending.pop(0)
                 yield len(done), future.result()
         for done, future in pending:
             yield len(done), future.result()
 
 
-def _held(pending: list[tuple[list[Item], Future[Made]]]) -> int:
+def _held(chunks: list[list[Item]]) -> int:
     """Bytes of images from a stream that wait to be written."""
-    contents = (item.content for chunk, _ in pending for item in chunk)
-    return sum(len(content) for content in contents if isinstance(content, bytes))
+    contents = (item.content for chunk in chunks for item in chunk)
+    return sum(
+        content.nbytes if isinstance(content, np.ndarray) else len(content)
+        for content in contents
+        if isinstance(content, bytes | np.ndarray)
+    )
 
 
 @contextmanager

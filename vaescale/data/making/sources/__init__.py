@@ -3,28 +3,37 @@
 To add a source: a module with a function that returns a `Source`, and a line in SOURCES.
 """
 
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from vaescale.data.making.sources.base import Source, with_val
+from vaescale.data.making.sources.arrays import arrays
+from vaescale.data.making.sources.base import Source, Split, with_val
 from vaescale.data.making.sources.celeba import celeba
+from vaescale.data.making.sources.cifar import cifar
 from vaescale.data.making.sources.digits import digits
 from vaescale.data.making.sources.folder import folder
 from vaescale.data.making.sources.hugging_face import hugging_face
 from vaescale.data.making.sources.idx import idx
 from vaescale.data.making.sources.imagenet import imagenet
 from vaescale.data.making.sources.lsun import lsun
+from vaescale.data.making.sources.suggestions import refuse_stacks, suggest
 from vaescale.data.tars import TarFault
 from vaescale.errors import DataError, UserError
 
 
 class Kind(NamedTuple):
-    """A kind of source. takes: what follows `KIND:` on the command line, the argument of `open`. options: its other ones."""
+    """A kind of source. takes: what follows `KIND:` on the command line, the argument of `open`. options: its other ones.
+
+    needs: what is at its path, for messages.
+    """
 
     open: Callable[..., Source]
     takes: Literal["nothing", "path", "name"] = "path"
     options: tuple[str, ...] = ()
+    needs: str = "the folder that holds the images"
 
     def form(self, name: str) -> str:
         """The form of the argument, as a user types it."""
@@ -33,12 +42,16 @@ class Kind(NamedTuple):
 
 SOURCES: dict[str, Kind] = {
     "digits": Kind(digits, "nothing"),
-    "idx": Kind(idx),
+    "idx": Kind(idx, needs="the folder of the idx files"),
     "folder": Kind(folder, options=("splits", "classes_only")),
     "celeba": Kind(celeba),
     "imagenet": Kind(imagenet),
     "lsun": Kind(lsun),
     "hf": Kind(hugging_face, "name", options=("config", "column")),
+    "arrays": Kind(
+        arrays, options=("column",), needs="a .npz, .npy, .mat or .h5 file, or the folder of the files"
+    ),
+    "cifar": Kind(cifar, options=("column",), needs="the folder of the batches, or one above it"),
 }
 
 
@@ -54,29 +67,61 @@ def open_source(
     """The source that `KIND:PATH` names.
 
     holdout: the fraction of train that becomes `val` where a source has no `val`; the image's key decides which images.
-    None: 5% where train is the only split, otherwise nothing. config, column: the configuration and the columns of a hub
-    data set, the latter as image=NAME,label=NAME. splits: folders of a folder's splits, as train=DIR,val=DIR;
+    None: 5% where train is the only split, otherwise nothing. config: the configuration of a hub data set. column: its columns, or
+    the keys of arrays, as image=NAME,label=NAME. splits: folders of a folder's splits, as train=DIR,val=DIR;
     classes_only: all its sub-folders are classes. Raises UserError and DataError.
     """
     name, colon, rest = argument.partition(":")
     kind = SOURCES.get(name)
     if kind is None or (kind.takes != "nothing") != bool(colon and rest):
         forms = ", ".join(known.form(name) for name, known in SOURCES.items())
-        near = f"did you mean folder:{argument}? " if Path(argument).is_dir() else ""
+        suggestion = suggest(_expanded(argument))
+        near = f"did you mean {suggestion}? " if suggestion else ""
         raise UserError(f"source {argument!r} is unknown; {near}known sources: {forms}")
     try:
         options = {"column": column, "config": config, "splits": splits, "classes_only": classes_only or None}
         source = kind.open(**_arguments(kind, rest, options))
+    except DataError as error:
+        raise _with_suggestion(error, name, rest) from error
     except (TarFault, RuntimeError) as error:  # a broken ImageNet tar; a `~user` that does not exist
-        raise DataError(f"{rest}: {error}") from error
+        raise _with_suggestion(DataError(f"{rest}: {error}"), name, rest) from error
+    if kind.takes == "path":
+        source = source._replace(
+            splits={each: partial(_listed, split, name, rest) for each, split in source.splits.items()}
+        )
     return with_val(source, holdout)
+
+
+def _listed(split: Callable[[], Split], kind: str, rest: str) -> Split:
+    """The split. Raises DataError with the kind that reads the path, where it is another one."""
+    try:
+        listed = split()
+        if kind == "folder":
+            refuse_stacks(listed)
+    except DataError as error:
+        raise _with_suggestion(error, kind, rest) from error
+    return listed
+
+
+def _with_suggestion(error: DataError, kind: str, rest: str) -> DataError:
+    """The error; where the path holds the files of another kind only, that kind is the remedy."""
+    suggestion = suggest(_expanded(rest), wrong=kind) if SOURCES[kind].takes == "path" else None
+    if suggestion is None or "did you mean" in str(error):
+        return error
+    return DataError(f"{str(error).partition('; ')[0]}; did you mean {suggestion}?")
+
+
+def _expanded(text: str) -> Path:
+    """The path of a text, with `~` where there is such a user."""
+    return Path(os.path.expanduser(text))
 
 
 def _arguments(kind: Kind, rest: str, options: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a kind's function. Raises DataError for a path that does not exist."""
     given = {name: value for name, value in options.items() if value is not None}
     if unused := sorted(given.keys() - set(kind.options)):
-        kinds = " and ".join(f"{name}:" for name, known in SOURCES.items() if unused[0] in known.options)
+        *others, last = [f"{name}:" for name, known in SOURCES.items() if unused[0] in known.options]
+        kinds = f"{', '.join(others)} and {last}" if others else last
         raise UserError(f"--{unused[0].replace('_', '-')} is for {kinds} sources; leave it out")
     if kind.takes == "nothing":
         return {}
@@ -85,5 +130,5 @@ def _arguments(kind: Kind, rest: str, options: dict[str, Any]) -> dict[str, Any]
     path = Path(rest).expanduser()
     if not path.exists():
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise DataError(f"{path} does not exist{where}; give the folder that holds the images")
+        raise DataError(f"{path} does not exist{where}; give {kind.needs}")
     return {"path": path, **given}

@@ -4,7 +4,7 @@ A listed image is small (a path, a range of a tar, bytes or an array); the proce
 """
 
 import zlib
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -29,14 +29,16 @@ NAMED = 5  # classes that a sentence names
 class Split(NamedTuple):
     """A split of a source. number: of its images, None where it is known only after reading.
 
-    All splits of a source have the same `class_names`: a class has one number in all of them, whether a split has images of it
-    or not. left_out: numbers of files that are no images, by ending.
+    outline: lists the same items without reading their images, which have the right shape and no content; None where `items`
+    itself reads none. All splits of a source have the same `class_names`: a class has one number in all of them, whether a split
+    has images of it or not. left_out: numbers of files that are no images, by ending.
     """
 
     items: Iterable[Item]
     number: int | None
     class_names: tuple[str, ...] = ()
     left_out: Mapping[str, int] = NOTHING
+    outline: Callable[[], Iterable[Item]] | None = None
 
 
 class Source(NamedTuple):
@@ -77,6 +79,8 @@ def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
         listed = split._replace(items=split.items.listed)
         part = _held_out(lambda: listed, fraction, held)
         return part._replace(items=Streamed(part.items, split.items.opened))  # type: ignore[arg-type]
+    if split.outline is not None:
+        return _outlined(split, split.outline, below, held)
     if not isinstance(split.items, list):  # a stream
         return split._replace(
             items=(item for item in split.items if (_hash(item) < below) == held), number=None
@@ -84,6 +88,19 @@ def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
     below = max(below, min(map(_hash, split.items), default=0) + 1)
     items = [item for item in split.items if (_hash(item) < below) == held]
     return split._replace(items=items, number=len(items))
+
+
+def _outlined(split: Split, outline: Callable[[], Iterable[Item]], below: float, held: bool) -> Split:
+    """The part of a split whose keys are known before its images are read."""
+    below = max(below, min(map(_hash, outline()), default=0) + 1)
+
+    def part(items: Iterable[Item]) -> Iterator[Item]:
+        return (item for item in items if (_hash(item) < below) == held)
+
+    def parts() -> Iterator[Item]:
+        return part(outline())
+
+    return split._replace(items=part(split.items), number=sum(1 for _ in parts()), outline=parts)
 
 
 def split_of(name: str) -> str | None:

@@ -67,7 +67,7 @@ def choose_columns(source: str, features: dict[str, Any], wanted: str | None) ->
 
     Raises UserError for a column that does not fit, and DataError where there is no image.
     """
-    given = _parse(wanted)
+    given = parse_columns(wanted)
     image = _image(source, features, given.get("image"))
     label = _label(source, features, given.get("label"), image)
     names = tuple(getattr(_kind(features, label), "names", ())) if label else ()
@@ -124,8 +124,8 @@ def number_classes(
     return Numbering(names, {value: number for number, value in enumerate(order)})
 
 
-def _parse(wanted: str | None) -> dict[str, str]:
-    """`image=NAME,label=NAME` as a dict. Raises UserError."""
+def parse_columns(wanted: str | None) -> dict[str, str]:
+    """`image=NAME,label=NAME`, as --column gives it, as a dict. Raises UserError."""
     pairs = [part.partition("=") for part in wanted.split(",")] if wanted is not None else []
     if any(not equals or name.strip() not in ("image", "label") for name, equals, _ in pairs):
         raise UserError(f"--column {wanted} must be image=NAME,label=NAME, or one of them")

@@ -10,6 +10,7 @@ from vaescale.data.making.sources.archives import ArchivePath, TreePath, opened,
 from vaescale.data.making.sources.base import Source, Split
 from vaescale.data.making.sources.files import image_files, keyed, readable, scan, shuffled, walk
 from vaescale.data.making.sources.folder import descended
+from vaescale.data.making.sources.imagenet_batches import find_batches, imagenet_batches
 from vaescale.data.making.sources.tree import annotated, tree_split, with_classes
 from vaescale.data.tars import TarFault, members
 from vaescale.errors import DataError
@@ -24,8 +25,10 @@ def imagenet(path: Path) -> Source:
     The whole image is averaged down to SIZE, as in the down-sampled ImageNet (Chrabaszcz, Loshchilov & Hutter 2017);
     with crop `square` and a smoother filter it is the usual short side + centre crop. Also Tiny ImageNet, whose images lie in
     WNID/images. A flat val or test has no classes, unless a file such as val_annotations.txt tells them. path may be a zip or a
-    tar of such folders.
+    tar of such folders. The down-sampled ImageNet as published, train_data_batch_1 and so on, is read by `imagenet_batches.py`.
     """
+    if batches := find_batches(path):
+        return imagenet_batches(path, batches)
     top: TreePath = path
     if path.is_file() and not _is_tar_of_tars(path):
         top, _ = descended(opened(path))

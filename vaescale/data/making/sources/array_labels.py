@@ -1,0 +1,98 @@
+"""The classes of the images of an array, from an array of labels."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from vaescale.data.making.sources.stored import Array, Stored
+from vaescale.errors import DataError, UserError
+from vaescale.system.console import say
+
+MOST_LABEL_BYTES = 1 << 30
+Labels = list[int | str | None]
+_SVHN = re.compile(r"(train|test|extra)_32x32")
+
+
+def number_of_labels(stored: Stored) -> int:
+    """How many images an array of labels is for, by its shape: [N], [N, 1], [1, N] or [N, K]."""
+    shape = stored.shape
+    return shape[1] if len(shape) == 2 and shape[0] == 1 else shape[0] if shape else 0
+
+
+def read_labels(stored: Stored, key: str, number: int, *, column: str = "") -> Labels | None:
+    """The label of each of `number` images: whole numbers or words. column: of an array [N, K], or empty.
+
+    key: what --column calls the array. None, with a sentence, for an array that holds no single label for each image; [N, K] with one 1 in each row counts as K
+    classes. SVHN's label 10 becomes its digit, 0. Raises DataError for another number of labels, UserError for `column`.
+    """
+    if (
+        stored.dtype.kind not in "biufSU"
+        or len(stored.shape) not in (1, 2)
+        or stored.nbytes > MOST_LABEL_BYTES
+    ):
+        _report_left_out(stored, "one number or word for each image is read")
+        return None
+    if number_of_labels(stored) != number:
+        raise DataError(
+            f"{stored.name} holds {number_of_labels(stored)} labels for {number} images; choose another array with "
+            "--column label=KEY, or none with --column label="
+        )
+    values = stored.whole()
+    if 1 in values.shape[1:] or (values.ndim == 2 and len(values) == 1):
+        values = values.ravel()
+    if column:
+        values = _column(values.reshape(number, -1), stored.name, f"{key}.{column}")
+    elif values.ndim == 2 and values.dtype.kind in "biuf" and _is_one_hot(values):
+        say(f"{stored.name}: the column with the 1 is the class of each image")
+        values = values.argmax(axis=1)
+    elif values.ndim == 2:
+        remedy = f"--column label={key}.0 takes the first of its {values.shape[1]} columns"
+        _report_left_out(stored, f"it holds several values for each image; {remedy}")
+        return None
+    if values.dtype.kind == "f" and not _are_whole(values):
+        _report_left_out(stored, "its values are no whole numbers")
+        return None
+    if (
+        _SVHN.fullmatch(stored.path.stem)
+        and values.dtype.kind in "iu"
+        and {*values.tolist()} <= {*range(1, 11)}
+    ):
+        say(f"{stored.path}: the label 10 of SVHN is the digit 0")
+        values = values % 10
+    return [_label(value) for value in values.tolist()]
+
+
+def _report_left_out(stored: Stored, why: str) -> None:
+    say(f"{stored.name} ({stored.described()}) gives no classes: {why}")
+
+
+def _column(values: Array, name: str, wanted: str) -> Array:
+    key, _, column = wanted.rpartition(".")
+    if not column.isdecimal() or int(column) >= values.shape[1]:
+        last = values.shape[1] - 1
+        raise UserError(
+            f"--column label={wanted}: {name} has the columns 0 to {last}; choose one, such as label={key}.{last}"
+        )
+    return values[:, int(column)]
+
+
+def _are_whole(values: Array) -> bool:
+    return bool((np.isnan(values) | (np.isfinite(values) & (values == np.rint(values)))).all())
+
+
+def _is_one_hot(values: Array) -> bool:
+    return bool(((values == 0) | (values == 1)).all() and (values.sum(axis=1) == 1).all())
+
+
+def _label(value: Any) -> int | str | None:
+    """A label as number or word; None for NaN."""
+    if isinstance(value, float):
+        return None if value != value else int(value)
+    return (
+        value.decode(errors="replace")
+        if isinstance(value, bytes)
+        else value
+        if isinstance(value, str)
+        else int(value)
+    )

@@ -277,6 +277,18 @@ def test_the_remedy_for_zips_in_a_zip_works(tmp_path: Path) -> None:
     assert len(listed(f"folder:{tmp_path}/out")["train"]) == 6
 
 
+@pytest.mark.parametrize("fault", ["method", "unsafe zip", "unsafe tar", "encrypted"])
+def test_the_other_remedies_work(tmp_path: Path, fault: str) -> None:
+    """To pack it again, with deflate and without unsafe names, or to unpack it."""
+    (tmp_path / "in").mkdir()
+    with pytest.raises(DataError):
+        listed(f"folder:{damaged(tmp_path / 'in', fault)}")
+    files = tree("ant", "bee")
+    again = pack(tmp_path / f"again{'.tar' if 'tar' in fault else '.zip'}", files)
+    assert len(listed(f"folder:{again}")["train"]) == 6
+    assert listed(f"folder:{unpack(tmp_path / 'out', files)}") == listed(f"folder:{again}")
+
+
 def test_an_image_that_a_zip_does_not_hold_soundly_is_one_fault(tmp_path: Path, monkeypatch) -> None:
     files = {f"{number}.png": picture(number) for number in range(4)}
     path = pack(tmp_path / "a.zip", files)

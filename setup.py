@@ -39,6 +39,7 @@ EXTRAS = {
     "dev": [
         "h5py>=3.11",
         "hypothesis>=6.100",
+        "lmdb>=1.6",
         "mypy>=2.4",
         "pillow-heif>=1.1",
         "pillow-jxl-plugin>=1.3.4",
@@ -49,6 +50,8 @@ EXTRAS = {
         "types-PyYAML>=6.0",
         "types-psutil>=7.0",
     ],
+    # To read LSUN's databases.
+    "lsun": ["lmdb>=1.6"],
     # For `mlflow server --backend-store-uri postgresql+psycopg://... --artifacts-destination s3://...`.
     "mlflow-server": ["boto3>=1.40", "mlflow>=3.10", "psycopg[binary]>=3.2"],
     # To read HEIC and JPEG XL.

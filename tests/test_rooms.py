@@ -42,6 +42,7 @@ KEPT = {
     "datasets": ("vaescale/data/",),
     "fsspec": ("vaescale/data/",),
     "h5py": ("vaescale/data/",),
+    "lmdb": ("vaescale/data/",),
     "matplotlib": ("vaescale/figures/",),
     # The digits are a data set of scikit-learn's.
     "sklearn": (

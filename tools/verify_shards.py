@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from vaescale.system.arguments import add_jobs
+from vaescale.system.console import table
 
 SHOWN = 50
 
@@ -27,7 +28,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print one line for each fault, then the verdict."""
+    """Print one line for each fault, the table of the images, then the verdict."""
+    from vaescale.data.making.table import table_rows
+
     faults = result["faults"]
     for fault in faults[:SHOWN]:
         member = f" member {fault['member']!r}" if fault["member"] else ""
@@ -35,6 +38,8 @@ def show(result: dict[str, Any]) -> None:
         sys.stdout.write(f"{fault['shard']}{member}{offset}: {fault['words']}\n")
     if len(faults) > SHOWN:
         sys.stdout.write(f"... and {len(faults) - SHOWN} more (--json lists all)\n")
+    if result["table"] is not None:
+        table("when they were written", [*table_rows(result["table"]).items()])
     sys.stdout.write(f"{result['folder']}: {_verdict(result)}\n")
 
 

@@ -1,5 +1,6 @@
 """Folders of images as people have them: what is a split, what is a class, and one number for a class in all splits."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,26 @@ def test_one_folder_more_a_lone_folder_and_junk(tmp_path: Path, capsys: pytest.C
     assert "photos, which is no class" in capsys.readouterr().err
 
 
+def test_a_folder_of_the_system_that_cannot_be_read_is_left_alone(tmp_path: Path, monkeypatch) -> None:
+    fill(tmp_path, "train/ant", "train/bee", "lost+found")
+    scandir = os.scandir
+
+    def refused(path: Path) -> object:
+        if Path(path).name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert len(listed(f"folder:{tmp_path}")["train"]) == 6
+    (tmp_path / "lost+found").rename(tmp_path / "train" / "lost+found")
+    assert len(listed(f"folder:{tmp_path}")["train"]) == 6
+    monkeypatch.setattr(
+        os, "scandir", lambda path: refused(path.with_name("lost+found") if path.name == "bee" else path)
+    )
+    with pytest.raises(DataError, match=r"lost\+found cannot be read: Permission denied"):
+        listed(f"folder:{tmp_path}")
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """Tiny ImageNet's layout."""
@@ -199,10 +220,11 @@ def test_celeba_as_it_is_published(tmp_path: Path, given: str, capsys: pytest.Ca
 
 def test_what_is_not_unpacked_is_named(tmp_path: Path) -> None:
     (tmp_path / "Img").mkdir()
-    (tmp_path / "Img" / "img_align_celeba.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"unpack .*img_align_celeba\.zip"):
+    (tmp_path / "Img" / "img_celeba.7z.001").write_bytes(b"")
+    with pytest.raises(DataError, match=r"unpack .*img_celeba\.7z\.001 first"):
         open_source(f"celeba:{tmp_path}")
-    with pytest.raises(DataError, match=r"unpack its \.zip files"):
+    (tmp_path / "Img" / "img_celeba.7z.001").rename(tmp_path / "Img" / "faces.7z")
+    with pytest.raises(DataError, match=r"unpack its \.7z files"):
         open_source(f"folder:{tmp_path}").splits["train"]()
 
 

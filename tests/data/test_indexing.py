@@ -14,6 +14,7 @@ from PIL import Image
 from vaescale.commands.make_shards import index_shards as index_command
 from vaescale.data.config import DataConfig
 from vaescale.data.index import INDEX, ShardIndex, index_content, parse_entries, parse_index
+from vaescale.data.making import indexing
 from vaescale.data.making.indexing import index_shards, index_tars
 from vaescale.data.making.items import Item
 from vaescale.data.making.storing import Making
@@ -389,3 +390,27 @@ def test_a_file_of_a_class_is_read_with_bounds(tmp_path: Path) -> None:
             index_shards(tmp_path / name)
         assert index_shards(tmp_path / name, skip_broken=True).shards.num_samples == 2
         assert index_shards(tmp_path / name, class_member="none").shards.num_samples == 3
+
+
+@pytest.mark.parametrize("most", [1 << 20, 0])
+def test_headers_are_read_once(tmp_path: Path, monkeypatch, most: int) -> None:
+    """Also for words as classes, whose numbers are known only when all tars are read; twice beyond what is held in memory."""
+    for name in ("a", "b"):
+        pack(
+            tmp_path / f"{name}.tar",
+            samples(5, png=picture, cls=lambda number: b"ant" if number % 2 else b"bee"),
+        )
+    headers, original = [], tarfile.TarFile.next
+
+    def counted(self: tarfile.TarFile) -> tarfile.TarInfo | None:
+        headers.append(self)
+        return original(self)
+
+    monkeypatch.setattr(tarfile.TarFile, "next", counted)
+    monkeypatch.setattr(indexing, "MOST_HEADER_BYTES", most)
+    written = index_shards(tmp_path)
+    assert written.shards.class_names == ("ant", "bee")
+    assert len(headers) == 2 * (10 + 2) * (1 if most else 2), (
+        "ten members, the end, and a first one by tarfile itself"
+    )
+    assert verify_shards(str(tmp_path), deep=True) == (10, [])

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
+from vaescale.commands.make_shards import make_shards
 from vaescale.data.config import DataConfig
 from vaescale.data.index import INDEX, parse_index
 from vaescale.data.making.indexing import index_shards
@@ -17,7 +19,7 @@ from vaescale.data.making.storing import Making
 from vaescale.data.making.verifying import verify_shards
 from vaescale.data.making.writing import write_shards
 from vaescale.data.pictures import PictureFault, decode, decode_source, read_header
-from vaescale.data.pictures.metadata import exif_orientation, jpeg_orientation, turn
+from vaescale.data.pictures.metadata import jpeg_orientation, stated_orientation, turn
 from vaescale.data.reader import open_reader
 
 # Left half black, a red corner: every one of the eight positions differs.
@@ -112,7 +114,7 @@ EXIF = {
 @pytest.mark.parametrize("name", EXIF)
 def test_malformed_exif_counts_as_none(name: str) -> None:
     data, orientation = EXIF[name]
-    assert exif_orientation(data) == orientation
+    assert (stated_orientation(data) or 1) == orientation
     upright = saved("JPEG")
     segment = b"\xff\xe1" + struct.pack(">H", len(data) + 8) + b"Exif\0\0" + data
     for start in (2, 20):  # at once, and after the JFIF segment
@@ -199,3 +201,58 @@ def test_tars_indexed_in_place(tmp_path: Path) -> None:
 def test_a_set_in_which_all_are_turned_has_their_upright_shape(tmp_path: Path) -> None:
     turned = [Item(str(i), saved("JPEG", 6), -1) for i in range(3)]
     assert write_shards(turned, tmp_path, Making(encoding="keep")).shards.image == (32, 24, 3)
+
+
+def with_xmp(name: str, xmp: bytes, orientation: int = 1, *, compressed: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    options: dict = {"xmp": xmp, **FORMATS.get(name, {})}
+    if name == "PNG":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode(), zip=compressed)
+        options = {"pnginfo": info}
+    if name == "TIFF":
+        options = {"tiffinfo": {700: xmp, **({274: orientation} if orientation > 1 else {})}}
+    elif orientation > 1:
+        options["exif"] = exif(orientation).tobytes()
+    Image.fromarray(IMAGE).save(buffer, name, **options)
+    return buffer.getvalue()
+
+
+ATTRIBUTE = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+ELEMENT = b"<tiff:Orientation>6</tiff:Orientation>"
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "AVIF"])
+def test_an_orientation_in_xmp_alone_is_counted_and_not_applied(tmp_path: Path, name: str, capsys) -> None:
+    """As OpenCV, libvips and torchvision do; Pillow's exif_transpose, the remedy, applies it."""
+    if name == "AVIF" and "AVIF" not in Image.registered_extensions().values():
+        pytest.skip("Pillow has no AVIF here")
+    for xmp in (ATTRIBUTE, ELEMENT, ATTRIBUTE.replace(b'"6"', b"'6'")):
+        source = decode_source(with_xmp(name, xmp), convert=True)
+        assert (source.image.shape, source.turned, source.only_xmp) == ((24, 32, 3), False, True)
+    upright = decode_source(with_xmp(name, ELEMENT.replace(b"6", b"1")), convert=True)
+    assert not upright.only_xmp
+    if name != "AVIF":  # whose writer turns the image by EXIF
+        both = decode_source(with_xmp(name, ELEMENT.replace(b"6", b"3"), 6), convert=True)
+        assert (both.image.shape, both.turned, both.only_xmp) == ((32, 24, 3), True, False), (
+            "EXIF comes first"
+        )
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / f"1.{name.lower()}"
+    path.write_bytes(with_xmp(name, ATTRIBUTE))
+    written = make_shards(f"folder:{tmp_path}/in", tmp_path / "out", holdout=0)
+    assert written["train"]["image"] == "24x32x3"
+    assert "1 of 1 images have an orientation in XMP alone" in capsys.readouterr().err
+    with Image.open(path) as picture:
+        ImageOps.exif_transpose(picture).save(path)
+    again = make_shards(f"folder:{tmp_path}/in", tmp_path / "again", holdout=0)
+    assert again["train"]["image"] == "32x24x3"
+    assert "XMP" not in capsys.readouterr().err
+
+
+def test_compressed_and_broken_xmp_of_png() -> None:
+    content = with_xmp("PNG", ATTRIBUTE, compressed=True)
+    assert b"Orientation" not in content
+    assert read_header(content).only_xmp
+    broken = content.replace(content[content.index(b"com.adobe.xmp") + 18 :][:20], bytes(20))
+    assert not read_header(broken).only_xmp

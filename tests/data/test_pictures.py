@@ -1,5 +1,6 @@
 """Decoding against Pillow and the original values; what would lose something silently is a fault with a name."""
 
+import base64
 import io
 import re
 import struct
@@ -24,7 +25,7 @@ from vaescale.data.pictures import (
     to_channels,
 )
 from vaescale.data.pictures import header as header_module
-from vaescale.data.pictures.foreign import jxl_size
+from vaescale.data.pictures.containers import box_bits, jxl_header
 
 RANDOM = np.random.default_rng(0)
 COLOUR = RANDOM.integers(0, 256, (12, 10, 3), dtype=np.uint8)
@@ -343,7 +344,7 @@ def test_jpeg_xl() -> None:
     pytest.importorskip("pillow_jxl")
     for height, width in ((12, 10), (64, 48), (8, 8), (100, 77), (1, 600), (90, 160)):
         content = saved(Image.fromarray(smooth(height, width)), "JXL", lossless=True)
-        assert jxl_size(content) == (height, width)
+        assert jxl_header(content) == (height, width, 8)
         assert np.array_equal(decode_source(content, convert=True).image, smooth(height, width))
 
 
@@ -353,7 +354,107 @@ def test_a_jpeg_xl_is_measured_before_it_is_decoded(monkeypatch: pytest.MonkeyPa
     for number, count in ((0, 1), (2, 2), (value, 18), (0, 3), (2, 2), (value, 18)):
         bits = format(number, f"0{count}b") + bits
     content = b"\xff\x0a" + int(bits, 2).to_bytes(16, "little")
-    assert jxl_size(content) == (9000, 9000)
+    assert jxl_header(content)[:2] == (9000, 9000)
     monkeypatch.setattr(decoder, "open_foreign", lambda _: pytest.fail("it is decoded"))
     with pytest.raises(PictureFault, match="9000x9000 pixels"):
         decode_source(content, convert=True)
+
+
+# 16x16 test pictures of ffmpeg 7.0: `-f lavfi -i testsrc=size=16x16 -frames:v 1` with `-pix_fmt yuv420p10le -c:v libaom-av1
+# -still-picture 1` and `-pix_fmt rgb48le -c:v libjxl -distance 0`.
+AVIF_10_BITS = base64.b64decode(
+    "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUIAAAD5bWV0YQAAAAAAAAAvaGRscgAAAAAAAAAAcGljdAAAAAAAAAAA"
+    "AAAAAFBpY3R1cmVIYW5kbGVyAAAAAA5waXRtAAAAAAABAAAAHmlsb2MAAAAARAAAAQABAAAAAQAAASEAAACeAAAAKGlpbmYA"
+    "AAAAAAEAAAAaaW5mZQIAAAAAAQAAYXYwMUNvbG9yAAAAAGppcHJwAAAAS2lwY28AAAAUaXNwZQAAAAAAAAAQAAAAEAAAABBw"
+    "aXhpAAAAAAMKCgoAAAAMYXYxQ4EATAAAAAATY29scm5jbHgAAgACAAIAAAAAF2lwbWEAAAAAAAAAAQABBAECgwQAAACmbWRh"
+    "dAoGGAz/24CAMpMBGAAAIAEFG+4EwtfylMDaulkO1E3cLBmcmu3ZQrbQPLdP/rO8jy0bFPy60zP1kJqSxjXvmnV13lqFe3rj"
+    "d3dbOwHEEp68+bw5WoDJvofCEW4iCnh3CmI/PDUkkS85KWA+slTgnGH5WeVfv5ExcXbYecKQelk23l5Oq7zV8fLOgjX+N+ZH"
+    "S5yG0nq1DKvnh0QpJDMw"
+)
+JXL_16_BITS = base64.b64decode(
+    "AAAADEpYTCANCocKAAAAFGZ0eXBqeGwgAAAAAGp4bCAAAAAJanhsbAoAAADbanhsY/8KQ/ADCQgAAQAcA0sYk46DgwkAE7It"
+    "3B2jbCsGw0B4gbAAbFcdTQz8+3G/i78G/znu7zhABsAB4E+k3e/u8H3Cn7q/vF/qUrgHd+E+BEAEYDpogfZri/+KgHsD5Lio"
+    "9zkA0/3eu30POW90D4I/uXZXFfT3CH6Gv49/gD9v/27/sKuAf4A/fz/p9iVACkABAM8WNcAQ4GyvA2AA1AKEY7/9ve8KrNfY"
+    "A4BQSE0bWzzOpV4uSNbOOorquSDhchA4keKFWfgAQMQd/3ln4uOk9AEQ3wA="
+)
+
+
+def test_avif_of_more_than_8_bits_is_refused_and_the_remedy_works(tmp_path: Path) -> None:
+    if "AVIF" not in Image.registered_extensions().values():
+        pytest.skip("Pillow has no AVIF here")
+    assert box_bits(AVIF_10_BITS) == 10
+    twelve = bytearray(AVIF_10_BITS)
+    twelve[twelve.index(b"av1C") + 6] |= 0x20
+    twelve[twelve.index(b"pixi") + 9 : twelve.index(b"pixi") + 12] = b"\x0c" * 3
+    assert box_bits(bytes(twelve)) == 12
+    assert box_bits(AVIF_10_BITS.replace(b"pixi", b"free")) == 10, "by av1C alone"
+    assert box_bits(AVIF_10_BITS.replace(b"ipma", b"free")) == 10, "by any image"
+    assert box_bits(saved(Image.fromarray(smooth(16, 16)), "AVIF")) == 8
+    with pytest.raises(PictureFault, match="have 10 bits; shards hold 8 bits") as caught:
+        decode_source(AVIF_10_BITS, convert=True)
+    assert caught.value.reason == "depth"
+    (tmp_path / "deep.avif").write_bytes(AVIF_10_BITS)
+    Image.open(tmp_path / "deep.avif").convert("RGB").save(tmp_path / "deep.png")
+    assert decode_source((tmp_path / "deep.png").read_bytes(), convert=True).image.shape == (16, 16, 3)
+
+
+def test_boxes_that_end_early_tell_nothing() -> None:
+    for end in range(len(AVIF_10_BITS)):
+        assert box_bits(AVIF_10_BITS[:end]) in (8, 10)
+    random = np.random.default_rng(0)
+    for place in random.integers(0, 320, 300):
+        changed = bytearray(AVIF_10_BITS)
+        changed[place] ^= 1 << int(random.integers(8))
+        assert box_bits(bytes(changed)) >= 8
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_heic_of_more_than_8_bits_is_refused(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    monkeypatch.setattr(heif.options, "SAVE_HDR_TO_12_BIT", bits == 12)
+    values = smooth(64, 48)
+    deep = heif.from_bytes("RGB;16", (48, 64), (values.astype(np.uint16) << 8).tobytes())
+    image = deep if bits > 8 else heif.from_pillow(Image.fromarray(values))
+    buffer = io.BytesIO()
+    image.save(buffer, format="HEIF")
+    assert box_bits(buffer.getvalue()) == bits
+    if bits == 8:
+        assert decode_source(buffer.getvalue(), convert=True).image.shape == values.shape
+        return
+    with pytest.raises(PictureFault, match=f"have {bits} bits; shards hold 8 bits"):
+        decode_source(buffer.getvalue(), convert=True)
+
+
+def test_jpeg_xl_of_more_than_8_bits_is_refused() -> None:
+    assert jxl_header(JXL_16_BITS) == (16, 16, 16)
+    with pytest.raises(PictureFault, match="have 16 bits; shards hold 8 bits"):
+        decode_source(JXL_16_BITS, convert=True)
+
+
+def bits_of(*fields: tuple[int, int]) -> bytes:
+    """Fields of (value, number of bits), from the lowest bit on."""
+    text = "".join(reversed([format(value, f"0{count}b") for value, count in fields]))
+    return int(text, 2).to_bytes(40, "little")
+
+
+EIGHT = ((1, 1), (0, 5), (1, 3))  # a size of 8x8
+NO_EXTRA = ((0, 1), (0, 1))
+JXL_BITS = {
+    "defaults": ((*EIGHT, (1, 1)), 8),
+    "10": ((*EIGHT, *NO_EXTRA, (0, 1), (1, 2)), 10),
+    "12": ((*EIGHT, *NO_EXTRA, (0, 1), (2, 2)), 12),
+    "16": ((*EIGHT, *NO_EXTRA, (0, 1), (3, 2), (15, 6)), 16),
+    "floats": ((*EIGHT, *NO_EXTRA, (1, 1), (0, 2)), 32),
+    "half floats": ((*EIGHT, *NO_EXTRA, (1, 1), (1, 2)), 16),
+    "after an orientation and an intrinsic size": (
+        (*EIGHT, (0, 1), (1, 1), (5, 3), (1, 1), *EIGHT, (0, 1), (0, 1), (0, 1), (1, 2)),
+        10,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JXL_BITS)
+def test_bits_of_jpeg_xl(name: str) -> None:
+    """ISO/IEC 18181-1, image metadata and bit depth."""
+    fields, bits = JXL_BITS[name]
+    assert jxl_header(b"\xff\x0a" + bits_of(*fields)) == (8, 8, bits)

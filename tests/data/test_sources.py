@@ -56,7 +56,7 @@ def test_every_digit_is_in_exactly_one_split() -> None:
     "word", ["celebahq", "digits:x", "folder", "folder:", "celeba", "pipe:cat /etc/passwd"]
 )
 def test_an_unknown_source_names_the_known_ones(word: str) -> None:
-    with pytest.raises(UserError, match="digits, idx:PATH, folder:PATH, celeba:PATH, imagenet:PATH, hf:NAME"):
+    with pytest.raises(UserError, match=r"digits, idx:PATH, folder:PATH, celeba:PATH, .*hf:NAME"):
         open_source(word)
 
 

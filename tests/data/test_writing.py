@@ -69,6 +69,15 @@ def test_the_index_says_what_is_there(tmp_path: Path, make_items) -> None:
         "encoding": "npy",
         "shard_samples": 10,
         "skipped": 0,
+        "table": {
+            "images": 25,
+            "classes": {"a": 9, "b": 8, "c": 8},
+            "without_class": 0,
+            "shapes": {"8x8x1 array": 25},
+            "more_shapes": 0,
+            "passed_over": {},
+            "left_out": {},
+        },
     }
     number = 0
     for shard in index.shards:

@@ -25,6 +25,18 @@ def test_a_log_file_gets_a_line_every_so_often_and_the_last(capsys, monkeypatch)
     assert len(lines) == 6
 
 
+def test_what_ends_soon_is_not_shown(capsys, monkeypatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with Progress("list", 0, quiet_seconds=2) as progress:
+        now += 1.9
+        progress.update(5, "files")
+        assert capsys.readouterr().err == ""
+        now += 0.2
+        progress.update(6, "files")
+    assert capsys.readouterr().err == "list 6/?  files\n"
+
+
 def test_other_ranks_are_silent(capsys) -> None:
     with Progress("train", 2, shown=False) as progress:
         progress.update(2, "loss")

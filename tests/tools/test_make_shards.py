@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 from vaescale.data.config import DataConfig
 from vaescale.data.pictures import FILTERS
 from vaescale.data.reader import open_reader
+from vaescale.errors import DataError
 
 
 def pictures(folder: Path, count: int, *, size: tuple[int, int] = (30, 20)) -> dict[str, Image.Image]:
@@ -102,7 +104,11 @@ def test_a_broken_file_is_named_or_left_out(vaescale, tmp_path: Path) -> None:
     assert outcome.json["train"]["samples"] == 5
     assert outcome.json["train"]["skipped"] == 1
     assert "skipped" in outcome.err
-    assert "1 images skipped" in vaescale(*words, "--skip-broken").out
+    table = outcome.json["train"]["made"]["table"]
+    assert table["passed_over"]["format"]["images"] == 1
+    shown = vaescale(*words, "--skip-broken").out  # of the index that is there
+    assert "cannot be used: format" in shown
+    assert "cat/000.jpg: it is an HTML page" in shown
 
 
 def test_a_missing_shard_is_written_anew(vaescale, tmp_path: Path) -> None:
@@ -238,3 +244,28 @@ def test_transparent_images_need_a_colour(vaescale, tmp_path: Path) -> None:
         255
     }
     vaescale(*words[:2], tmp_path / "no", "--flatten", "nocolour").assert_refused(2, "--flatten (=nocolour)")
+
+
+def test_the_remedies_for_shards_that_do_not_fit_a_recipe_work(vaescale, tmp_path: Path) -> None:
+    """Another size or number of channels in the same folder is refused; both ways out of that work."""
+    pictures(tmp_path / "photos", 6)
+    words = ("make-shards", f"folder:{tmp_path}/photos", tmp_path / "out", "--holdout", 0)
+    assert vaescale(*words).code == 0
+    with pytest.raises(DataError, match=r"write the shards again to another folder with --channels 1"):
+        read(tmp_path / "out" / "train", 8, channels=1, crop="square")
+    options = ("--size", 8, "--channels", 1)
+    vaescale(*words, *options).assert_refused(
+        2, "channels None -> 1", "size None -> 8", "delete it or choose another OUT"
+    )
+    other = tuple(tmp_path / "other" if word == tmp_path / "out" else word for word in words)
+    assert vaescale(*other, *options).code == 0
+    shutil.rmtree(tmp_path / "out" / "train")
+    assert vaescale(*words, *options).code == 0
+    assert len(read(tmp_path / "out" / "train", 8, channels=1)) == 6
+    assert len(read(tmp_path / "other" / "train", 8, channels=1)) == 6
+    Image.new("RGB", (9, 9)).save(tmp_path / "photos" / "cat" / "odd.png")
+    mixed = tuple(tmp_path / "mixed" if word == tmp_path / "out" else word for word in words)
+    assert vaescale(*mixed).code == 0
+    with pytest.raises(DataError, match=r"several sizes .* to another folder with .*--size 8 --channels 3"):
+        read(tmp_path / "mixed" / "train", 8)
+    assert len(read(tmp_path / "mixed" / "train", 8, crop="square")) == 7

@@ -18,6 +18,7 @@ from vaescale.data.making.sources import open_source
 from vaescale.data.making.sources.base import Source, Split
 from vaescale.data.making.storing import Making
 from vaescale.data.making.survey import survey
+from vaescale.data.making.table import table_rows
 from vaescale.data.making.tar_sets import find_tars
 from vaescale.data.making.writing import damaged_shards, differing
 from vaescale.data.pictures import Encoding, parse_colour
@@ -29,6 +30,26 @@ from vaescale.system.host import cores
 REPORTED = 10  # skipped images that are printed by name
 MOST_SHARD_BYTES = 10**13
 DEFAULT_QUALITY = 95
+FOUND = ("skipped", "pictures", "table")  # in `made` of an index, what was found; the rest is what was asked
+_OF_TARS = ("index_dir", "image_member", "class_member")
+_OF_BOTH = ("skip_broken", "jobs")
+
+
+def refuse_unused(
+    options: Mapping[str, Any], *, folder: Path | None, source: str | None, out: Path | None
+) -> None:
+    """Raise UserError for options that have no effect. folder: of --index-only; options: those that are given, by name."""
+    if folder is not None and source is not None:
+        raise UserError("--index-only DIR writes no shards; leave SOURCE and OUT out")
+    if folder is None and out is None:
+        raise UserError("SOURCE and OUT are needed, such as `vaescale make-shards digits data/digits`")
+    unused = [name for name in options if (name in _OF_TARS) != bool(folder) and name not in _OF_BOTH]
+    if unused:
+        name = f"--{min(unused).replace('_', '-')}"
+        where = (
+            "shards that are written; leave it out of --index-only" if folder else "--index-only DIR; add it"
+        )
+        raise UserError(f"{name} is for {where}")
 
 
 @checked
@@ -227,6 +248,7 @@ def _write_split(
             jobs=jobs,
             progress=lambda done: progress.update(done, "images"),
             made=origin,
+            left_out=listed.left_out,
         )
     _report_skipped(written)
     advise = making.channels is None and making.encoding != "webp"  # WebP stores grey as RGB
@@ -236,7 +258,9 @@ def _write_split(
 
 
 def _describe(index: ShardIndex) -> dict[str, Any]:
-    return {**describe(index), "skipped": index.made.get("skipped", 0)}
+    table, skipped = index.made.get("table"), index.made.get("skipped", 0)
+    rows = table_rows(table) if table else {"cannot be used": f"{skipped} images"} if skipped else {}
+    return {**describe(index), "skipped": skipped, "rows": rows}
 
 
 def _report_skipped(written: Written) -> None:
@@ -247,7 +271,7 @@ def _report_skipped(written: Written) -> None:
 
 
 def _refuse_other_origin(index: ShardIndex, origin: dict[str, Any]) -> None:
-    before = {name: value for name, value in index.made.items() if name not in ("skipped", "pictures")}
+    before = {name: value for name, value in index.made.items() if name not in FOUND}
     if difference := differing(before, origin):
         raise UserError(
             f"{index.place} holds shards that were made otherwise ({difference}); delete it or choose another OUT"

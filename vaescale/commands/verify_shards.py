@@ -11,9 +11,9 @@ from vaescale.system.host import cores
 
 @checked
 def verify_shards(folder: str | Path, *, deep: bool = False, jobs: Jobs | None = None) -> dict[str, Any]:
-    """Return the folder, the number of samples in its index, `deep`, and the list of faults.
+    """Return the folder, the number of samples in its index, `deep`, the list of faults, and the table of its images.
 
-    deep: also decode every image. jobs: number of threads, by default the number of cores. Raises DataError when the
+    The table is None for an index of an earlier version or of tars made by others. deep: also decode every image. jobs: number of threads, by default the number of cores. Raises DataError when the
     folder has no readable index.
     """
     with Progress(f"verify {folder}", 0) as progress:
@@ -28,4 +28,5 @@ def verify_shards(folder: str | Path, *, deep: bool = False, jobs: Jobs | None =
         "samples": samples,
         "deep": deep,
         "faults": [fault._asdict() for fault in faults],
+        "table": verifying.kept_table(str(folder)),
     }

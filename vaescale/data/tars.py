@@ -8,7 +8,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 BLOCK = 512
@@ -40,6 +40,9 @@ class Member(NamedTuple):
     offset: int
     bytes: int
     is_link: bool = False
+
+
+Group = tuple[str, list[tuple[str, Member]]]
 
 
 class Roles(NamedTuple):
@@ -109,23 +112,27 @@ def members(
     _check_end(file, tar.offset, last, stop)
 
 
-def samples(file: IO[bytes], roles: Roles = USUAL) -> Iterator[Sample | TarFault]:
+def samples(
+    file: IO[bytes], roles: Roles = USUAL, grouped: Iterable[Group] | None = None
+) -> Iterator[Sample | TarFault]:
     """Yield the samples of a WebDataset tar in order, as webdataset groups them: consecutive members with one key.
+
+    grouped: its `groups` where they are known, so that its headers are not read again.
 
     A sample that cannot be used is yielded as a fault; the fault of a repeated key makes the earlier sample void too. Raises
     TarFault when the tar itself is not sound. Only the image and the class are read; `.pkl` and similar members are
     never opened, and links are never followed.
     """
     seen: dict[str, tuple[str, ...]] = {}
-    for key, group in groups(file):
+    for key, group in groups(file) if grouped is None else grouped:
         yield _sample(file, key, group, seen, roles)
 
 
-def groups(file: IO[bytes]) -> Iterator[tuple[str, list[tuple[str, Member]]]]:
-    """Yield the key of each sample, and its members by extension, unread. Raises TarFault."""
+def groups(file: IO[bytes], listed: Iterable[Member] | None = None) -> Iterator[Group]:
+    """Yield the key of each sample, and its members by extension, unread. listed: the tar's members. Raises TarFault."""
     group: list[tuple[str, Member]] = []
     group_key = ""
-    for member in members(file, with_links=True):
+    for member in members(file, with_links=True) if listed is None else listed:
         key, extension = split_name(member.name)
         if key is None or _is_metadata(member.name):
             continue

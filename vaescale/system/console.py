@@ -18,12 +18,15 @@ def say(text: str) -> None:
 class Progress:
     """A progress display: `with Progress("train", total) as progress: progress.update(step, "neg_elbo -61.2 nats")`.
 
-    shown: true on the first process only.
+    shown: true on the first process only. quiet_seconds: what ends within them is not shown at all.
     """
 
-    def __init__(self, name: str, total: int, *, start: int = 0, shown: bool = True) -> None:
+    def __init__(
+        self, name: str, total: int, *, start: int = 0, shown: bool = True, quiet_seconds: float = 0.0
+    ) -> None:
         self._name, self._total, self._shown = name, total, shown
         self._last_line_time, self._note = 0.0, ""
+        self._quiet_until = time.monotonic() + quiet_seconds if quiet_seconds else 0.0
         self._bar = None
         if shown and sys.stderr.isatty():
             from rich.console import Console
@@ -42,6 +45,11 @@ class Progress:
     def update(self, done: int, note: str = "", *, total: int | None = None) -> None:
         """Show that `done` of the total are done. An empty note keeps the previous one; a total of 0 means unknown."""
         self._total = self._total if total is None else total
+        if self._quiet_until:
+            if time.monotonic() < self._quiet_until:
+                return
+            self._quiet_until = 0.0
+            self._start()
         if self._bar is not None:
             self._note = note or self._note
             self._bar.update(self._task, completed=done, note=self._note, total=self._total or None)
@@ -53,9 +61,13 @@ class Progress:
             self._last_line_time = time.monotonic()
             say(f"{self._name} {done}/{self._total or '?'}  {note}")
 
-    def __enter__(self) -> "Progress":
+    def _start(self) -> None:
         if self._bar is not None:
             self._bar.start()
+
+    def __enter__(self) -> "Progress":
+        if not self._quiet_until:
+            self._start()
         return self
 
     def __exit__(

@@ -21,6 +21,7 @@ OTHERS = ("scikit-learn", "scipy", "threadpoolctl", "torchmetrics", "webdataset"
 OPTIONAL = {
     "mlflow": "tracking.mlflow, export",
     "datasets": "make-shards hf:NAME",
+    "lmdb": "make-shards lsun:PATH",
     "deepspeed": "DeepSpeed ZeRO",
     "h5py": "make-shards arrays:FILE.h5",
     "transformers": "accelerate's DeepSpeed path",

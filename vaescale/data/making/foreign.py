@@ -3,6 +3,8 @@
 The first reading of a tar opens its headers and the classes only. What the samples of all tars have in common then decides.
 """
 
+import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vaescale.data.making.sources.base import split_of
 from vaescale.data.making.sources.files import EXTENSIONS
-from vaescale.data.tars import IMAGE_EXTENSIONS, NUMBER, USUAL, Roles, TarFault, class_of, groups
+from vaescale.data.tars import IMAGE_EXTENSIONS, NUMBER, USUAL, Member, Roles, TarFault, class_of, groups
 from vaescale.errors import DataError, UserError
 
 MOST_CLASSES = 100_000
@@ -24,7 +26,8 @@ class Survey(NamedTuple):
     """What the samples of a tar hold: their number, and the numbers of samples by what they have.
 
     members: by extension; images: by their usual images, joined with a comma; classes: by the class as text, for each place
-    of a class; folders: by the part of the key before its last slash; name: of a file in the tar, as an example.
+    of a class; folders: by the part of the key before its last slash; name: of a file in the tar, as an example. headers: the
+    tar's members for `unpacked_headers`, so that they are read once.
     """
 
     samples: int
@@ -33,17 +36,20 @@ class Survey(NamedTuple):
     classes: dict[str, Counter[str]]
     folders: Counter[str]
     name: str
+    headers: bytes = b""
 
 
 def survey(path: Path, labels: tuple[str, ...]) -> Survey:
     """Read the headers of a tar, and the classes in `labels`. Raises DataError when the tar is not sound."""
     count, name = 0, ""
+    headers: list[Member] = []
     members, images, folders = Counter[str](), Counter[str](), Counter[str]()
     classes: dict[str, Counter[str]] = {label: Counter() for label in labels}
     try:
         with path.open("rb") as file:
             for key, group in groups(file):
                 count += 1
+                headers += (member for _, member in group)
                 extensions = [extension for extension, _ in group]
                 name = group[0][1].name if not name or "." in extensions[0] else name
                 members.update(set(extensions))
@@ -59,7 +65,14 @@ def survey(path: Path, labels: tuple[str, ...]) -> Survey:
         raise DataError(f"{path}: {error}") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    return Survey(count, members, images, classes, folders, name)
+    return Survey(
+        count, members, images, classes, folders, name, zlib.compress(json.dumps(headers).encode(), 1)
+    )
+
+
+def unpacked_headers(headers: bytes) -> list[Member]:
+    """The members of a tar from its survey."""
+    return [Member(*row) for row in json.loads(zlib.decompress(headers))]
 
 
 def together(surveys: Iterable[Survey]) -> Survey:

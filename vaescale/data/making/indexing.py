@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +19,26 @@ from vaescale.data.index import (
     make_entries,
     parse_entries,
 )
-from vaescale.data.making.foreign import MOST_CLASSES, choose, labels_of, noted, survey
+from vaescale.data.making.foreign import (
+    MOST_CLASSES,
+    Survey,
+    choose,
+    labels_of,
+    noted,
+    survey,
+    unpacked_headers,
+)
 from vaescale.data.making.pool import in_order, pool_of
 from vaescale.data.making.remarks import kept_remarks, noteworthy
+from vaescale.data.making.table import Counts
 from vaescale.data.making.tar_sets import FOREIGN, TarSet, find_tars
 from vaescale.data.pictures import Header, PictureFault, decode, read_header
-from vaescale.data.tars import IMAGE_EXTENSIONS, USUAL, Roles, TarFault, samples
+from vaescale.data.tars import IMAGE_EXTENSIONS, USUAL, Member, Roles, TarFault, groups, samples
 from vaescale.errors import DataError
 from vaescale.system.console import say
 from vaescale.system.files import write_whole
 
+MOST_HEADER_BYTES = 1 << 28  # of compressed headers that are held; those of more tars are read twice
 MOST_TRIED = 10_000  # samples, after which a set without a usable one is given up
 REMEDIES = {
     "order": "write the tars sorted by name (tar --sort=name)",
@@ -44,12 +54,16 @@ REMEDIES = {
 
 
 class Made(NamedTuple):
-    """A written shard: its row, its images' shapes, a sentence for each image that was left out, and counts (`remarks.py`)."""
+    """A written shard: its row, its images' shapes, a sentence for each image that was left out, and counts (`remarks.py`).
+
+    counts: for the table (`table.py`); None in notes of earlier versions.
+    """
 
     shard: Shard | None
     shapes: list[list[int]]
     skipped: list[str]
     remarks: dict[str, int] = {}  # noqa: RUF012  # never changed
+    counts: dict[str, Any] | None = None
 
 
 class Unusable(NamedTuple):
@@ -104,15 +118,9 @@ def index_tars(
     paths = [path for one in sets.values() for path in one.paths]
     place = os.path.commonpath([one.folder for one in sets.values()])
     jobs = jobs if len(paths) > 1 else 1
-    surveys = []
     with pool_of(jobs) as submit:
-        for path, one in zip(
-            paths, in_order(submit, jobs, survey, ((path, labels) for path in paths)), strict=True
-        ):
-            if not one.samples:
-                raise DataError(f"{path} holds no images ({', '.join(IMAGE_EXTENSIONS)}); remove it")
-            surveys.append(one)
-            progress(0)  # of the second reading, which takes longer
+        results = in_order(submit, jobs, survey, ((path, labels) for path in paths))
+        surveys = _surveyed(results, paths, progress)
         roles, sentences = choose(
             surveys,
             [path.stem for path in paths],
@@ -124,9 +132,25 @@ def index_tars(
         )
         for sentence in sentences:
             say(f"{place}: {sentence}")
-        calls = ((path, one.target, roles) for one in sets.values() for path in one.paths)
+        targets = (one.target for one in sets.values() for _ in one.paths)
+        calls = (
+            (path, target, roles, one.headers)
+            for path, target, one in zip(paths, targets, surveys, strict=True)
+        )
         made = _gather(in_order(submit, jobs, _index_one, calls), sets, place, skip_broken, progress)
     return {split: _complete_set(split, one, made[split], roles) for split, one in sets.items()}
+
+
+def _surveyed(results: Iterator[Survey], paths: list[Path], progress: Callable[[int], None]) -> list[Survey]:
+    """What the tars hold, with the headers of as many as fit in memory. Raises DataError for a tar without samples."""
+    surveys, held = [], 0
+    for path, one in zip(paths, results, strict=True):
+        if not one.samples:
+            raise DataError(f"{path} holds no images ({', '.join(IMAGE_EXTENSIONS)}); remove it")
+        held += len(one.headers)
+        surveys.append(one if held <= MOST_HEADER_BYTES else one._replace(headers=b""))
+        progress(0)  # of the second reading, which takes longer
+    return surveys
 
 
 def _complete_set(split: str, tars: TarSet, made: list[Made], roles: Roles) -> Written:
@@ -235,19 +259,20 @@ def make_index(
     name: str,
     roles: Roles = USUAL,
     check: Callable[[bytes], Header] = read_header,
+    listed: list[Member] | None = None,
 ) -> tuple[Shard | None, list[list[int]], list[TarFault], Counter[str]]:
     """Read a tar strictly and write the entries of shard `name`. Returns its row, its images' shapes, its unusable samples,
     and counts of what is remarkable in the headers of its images.
 
-    check: reads an image's header, and raises PictureFault for one that cannot be used. Raises TarFault when the tar
-    itself is not sound.
+    check: reads an image's header, and raises PictureFault for one that cannot be used. listed: the tar's members, where its
+    headers are read already. Raises TarFault when the tar itself is not sound.
     """
     rows: list[tuple[int, int, int, int, str]] = []
     shapes: set[tuple[int, ...]] = set()
     faults: dict[str, TarFault] = {}
     remarks = Counter[str]()
     with path.open("rb") as file:
-        for sample in samples(file, roles):
+        for sample in samples(file, roles, None if listed is None else groups(file, listed)):
             if isinstance(sample, TarFault):
                 faults[sample.key] = sample
                 # Samples that share a key are both left out.
@@ -274,7 +299,7 @@ def make_index(
     return shard, sorted(map(list, shapes)), list(faults.values()), remarks
 
 
-def _index_one(path: Path, target: Path, roles: Roles) -> Indexed:
+def _index_one(path: Path, target: Path, roles: Roles, headers: bytes) -> Indexed:
     doubtful = Counter[str]()
 
     def check(content: bytes) -> Header:
@@ -287,7 +312,8 @@ def _index_one(path: Path, target: Path, roles: Roles) -> Indexed:
         return header
 
     try:
-        shard, shapes, faults, remarks = make_index(target, path, path.name, roles, check)
+        listed = unpacked_headers(headers) if headers else None
+        shard, shapes, faults, remarks = make_index(target, path, path.name, roles, check, listed)
     except TarFault as error:
         raise DataError(f"{path}: {error}") from error
     except OSError as error:
@@ -309,9 +335,18 @@ def _may_be_transparent(content: bytes, kind: str) -> bool:
 
 
 def complete(
-    folder: Path, results: list[Made], class_names: tuple[str, ...], made: dict[str, Any], *, tars: str = ""
+    folder: Path,
+    results: list[Made],
+    class_names: tuple[str, ...],
+    made: dict[str, Any],
+    *,
+    tars: str = "",
+    left_out: Mapping[str, int] | None = None,
 ) -> Written:
-    """Write index.json over shards. made: their origin; tars: their folder. Raises DataError when no image is left."""
+    """Write index.json over shards. made: their origin; tars: their folder. Raises DataError when no image is left.
+
+    left_out: files that are no images, for the table of the index; None for an index without one.
+    """
     shards = [result.shard for result in results if result.shard is not None]
     skipped = [message for result in results for message in result.skipped]
     if not shards:
@@ -323,6 +358,11 @@ def complete(
         remarks.update(result.remarks)
     told = noteworthy(remarks)
     made = {**made, "skipped": len(skipped), **({"pictures": told} if told else {})}
+    if left_out is not None and all(result.counts is not None for result in results):
+        counts = Counts()
+        for result in results:
+            counts.add(result.counts or {})
+        made["table"] = counts.table(class_names, left_out)
     index = ShardIndex(str(folder), ShardTable.of(shards), image, class_names, made, tars)  # type: ignore[arg-type]
     write_whole(folder / INDEX, index_content(index))
     return Written(index, skipped, dict(remarks))

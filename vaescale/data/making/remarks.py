@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from vaescale.data.pictures import Decoded, Header, has_other_profile, is_grey
 
 GREY, COLOUR, EQUAL = "grey", "colour", "equal channels"  # each image has one of these
+ONLY_XMP = "orientation in XMP alone"
 _IGNORES = ", which reading ignores"
 # Said of n of so many images.
 _SENTENCES = {
     "turned": "were turned upright, as their orientation (EXIF) says",
     "turned when read": "have an EXIF orientation; the files stay as they are and are turned when they are read",
+    ONLY_XMP: "have an orientation in XMP alone, which is not applied; those that lie on their side can be saved anew with Pillow's "
+    "ImageOps.exif_transpose",
     "profile converted": "were converted from their ICC profile to sRGB",
     "profile ignored": f"have an ICC profile other than sRGB{_IGNORES}",
     "profile broken": "have a broken ICC profile, which is ignored",
@@ -26,7 +29,7 @@ def written_remarks(source: Decoded, *, encoding: str) -> list[str]:
     """What to count of an image that is encoded anew. encoding: webp has no grey images."""
     kinds = {"other": ["profile converted"], "broken": ["profile broken"]}
     remarks = kinds.get(source.profile or "", [])
-    remarks += ["turned"] * source.turned + ["flattened"] * source.flattened
+    remarks += ["turned"] * source.turned + ["flattened"] * source.flattened + [ONLY_XMP] * source.only_xmp
     one_channel = source.image.shape[2] == 1 and encoding != "webp"
     return [*remarks, GREY if one_channel else EQUAL if is_grey(source.image) else COLOUR]
 
@@ -51,7 +54,7 @@ def cut_sentences(counts: Mapping[str, int], images: int) -> list[str]:
 
 def kept_remarks(content: bytes, header: Header, source: Decoded | None = None) -> list[str]:
     """What to count of an image whose file stays as it is. source: the decoded image, None where only the header is read."""
-    remarks = ["turned when read"] * (header.orientation > 1)
+    remarks = ["turned when read"] * (header.orientation > 1) + [ONLY_XMP] * header.only_xmp
     remarks += ["profile ignored"] * has_other_profile(content, header)
     equal = source is not None and is_grey(source.image)
     return [*remarks, GREY if header.channels == 1 else EQUAL if equal else COLOUR]

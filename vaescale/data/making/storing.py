@@ -65,11 +65,15 @@ class Making(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """An image as it is stored: extension, bytes, and what is remarkable about it (`remarks.py`)."""
+    """An image as it is stored: extension, bytes, and what is remarkable about it (`remarks.py`).
+
+    shape: HEIGHTxWIDTHxCHANNELS FORMAT of its source.
+    """
 
     extension: str
     content: bytes
     remarks: list[str]
+    shape: str
 
 
 def prepare(item: Item, making: Making) -> Prepared:
@@ -81,14 +85,15 @@ def prepare(item: Item, making: Making) -> Prepared:
         source = decode_source(content, convert=False, colour=making.colour)
         if not source.flattened:
             header = read_header(content)
-            return Prepared(header.format, content, kept_remarks(content, header, source))
+            return Prepared(header.format, content, kept_remarks(content, header, source), _shape(source))
         source = decode_source(content, convert=True, colour=making.colour)
     else:
         source = decode_source(content, convert=True, colour=making.colour)
     image = source.image
     if making.encoding == "keep":
         encoding: Encoding = "npy" if isinstance(content, np.ndarray) else "png"
-        return Prepared(encoding, encode(image, encoding), written_remarks(source, encoding=encoding))
+        encoded = encode(image, encoding)
+        return Prepared(encoding, encoded, written_remarks(source, encoding=encoding), _shape(source))
     if making.size is not None:
         image = fit(image, size=making.size, crop=making.crop, resample=making.resample)
     if making.channels is not None:
@@ -97,4 +102,8 @@ def prepare(item: Item, making: Making) -> Prepared:
     remarks = written_remarks(source._replace(image=image), encoding=making.encoding)
     if making.size is not None and making.crop == "square":
         remarks += cut_remarks(*source.image.shape[:2])
-    return Prepared(making.encoding, encoded, remarks)
+    return Prepared(making.encoding, encoded, remarks, _shape(source))
+
+
+def _shape(source: Decoded) -> str:
+    return f"{'x'.join(map(str, source.image.shape))} {source.format}"

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from vaescale.data.making.indexing import quietly
-from vaescale.data.making.items import Item, open_item
+from vaescale.data.making.items import Item, name_of, open_item
 from vaescale.data.making.remarks import cut_remarks, cut_sentences
 from vaescale.data.making.sources.base import Split
 from vaescale.data.making.storing import Making
+from vaescale.data.making.table import Counts, table_rows
 from vaescale.data.pictures import PictureFault, decode_source, is_known, read_header
-
-MOST_SHAPES = 20
 
 
 def survey(
@@ -22,51 +21,24 @@ def survey(
 ) -> dict[str, Any]:
     """Count the images of a split by class, shape and fault.
 
-    Returns `images`, the number of those that can be used; `classes`, their numbers by name, and `without_class`;
-    `shapes`, their numbers by HEIGHTxWIDTHxCHANNELS FORMAT, the most frequent first; `passed_over`, for each reason the
-    number of images and the sentence of the first; `rows`, all of this in words for a table. Of JPEG, PNG, WebP and npy
-    files only the headers are read, so damage and transparency are not found; other files are decoded. progress: called
-    with the number of images done.
+    Returns a table (`table.py`), and `rows`, the same in words. Of JPEG, PNG, WebP and npy files only the headers are read, so
+    damage and transparency are not found; other files are decoded. progress: called with the number of images done.
     """
-    cuts = Counter[str]()
-    classes, shapes, faults = Counter[int](), Counter[str](), dict[str, list[Any]]()
+    cuts, counts = Counter[str](), Counts()
     items = split.items if split.outline is None else split.outline()
     for number, item in enumerate(islice(items, limit), start=1):
         try:
-            shape = _shape(item, making)
+            height, width, channels, kind = _shape(item, making)
         except PictureFault as error:
-            name = item.content.path if hasattr(item.content, "path") else f"image {item.key}"
-            faults.setdefault(error.reason, [0, f"{name}: {error}"])[0] += 1
+            counts.fault(error.reason, f"{name_of(item)}: {error}")
         else:
-            shapes["x".join(map(str, shape[:3])) + " " + shape[3]] += 1
+            counts.image(f"{height}x{width}x{channels} {kind}", item.label)
             if making.size is not None and making.crop == "square":
-                cuts.update(cut_remarks(*shape[:2]))
-            classes[item.label] += 1
+                cuts.update(cut_remarks(height, width))
         progress(number)
-    found = {
-        "images": shapes.total(),
-        "classes": {name: classes[label] for label, name in enumerate(split.class_names)},
-        "without_class": classes[-1],
-        "shapes": dict(shapes.most_common(MOST_SHAPES)),
-        "more_shapes": max(0, len(shapes) - MOST_SHAPES),
-        "passed_over": {
-            reason: {"images": count, "first": first} for reason, (count, first) in faults.items()
-        },
-    }
-    return {**found, "rows": _rows(found, cut_sentences(cuts, shapes.total()))}
-
-
-def _rows(found: dict[str, Any], cut: list[str]) -> dict[str, str]:
-    """What was found, in words for a table. cut: a sentence on the crop, or nothing."""
-    classes = found["classes"] | ({"without class": found["without_class"]} if found["without_class"] else {})
-    more = f" and {found['more_shapes']} more" if found["more_shapes"] else ""
-    rows = {
-        "classes": ", ".join(f"{name} {count}" for name, count in classes.items()),
-        "shapes": ", ".join(f"{shape} ({count})" for shape, count in found["shapes"].items()) + more,
-    }
-    rows |= {"crop": cut[0]} if cut else {}
-    faults = found["passed_over"].items()
-    return rows | {f"cannot be used: {why}": f"{one['images']}, first: {one['first']}" for why, one in faults}
+    table = counts.table(split.class_names, split.left_out)
+    crop = cut_sentences(cuts, table["images"])
+    return {**table, "rows": table_rows(table) | ({"crop": crop[0]} if crop else {})}
 
 
 def _shape(item: Item, making: Making) -> tuple[int, int, int, str]:
@@ -77,4 +49,5 @@ def _shape(item: Item, making: Making) -> tuple[int, int, int, str]:
     if is_known(content):
         header = read_header(content)
         return header.height, header.width, header.channels, header.format
-    return *decode_source(content, convert=False, colour=making.colour).image.shape, "other"
+    source = decode_source(content, convert=False, colour=making.colour)
+    return *source.image.shape, source.format

@@ -5,10 +5,11 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vaescale.data.index import INDEX, LATENTS, Entries, Shard, parse_entries, parse_index
 from vaescale.data.making.foreign import kept_roles
+from vaescale.data.making.table import TABLE_KEYS
 from vaescale.data.making.tar_sets import split_of_tar
 from vaescale.data.pictures import PictureFault, decode
 from vaescale.data.storage import Folder
@@ -64,6 +65,13 @@ def verify_shards(
         if path.name not in named and not other:
             faults.append(ShardFault(path.name, "", -1, f"it is not in {INDEX}, so training does not see it"))
     return index.num_samples, faults
+
+
+def kept_table(place: str) -> dict[str, Any] | None:
+    """The table of images in the index of a folder (`table.py`); None in an index of an earlier version. Raises DataError."""
+    place = place.removeprefix("file://")
+    table = parse_index(Folder(place).read_index(INDEX), place).made.get("table")
+    return table if isinstance(table, dict) and table.keys() >= TABLE_KEYS else None
 
 
 def _verify(folder: Path, tars: Path, shard: Shard, *, deep: bool, roles: Roles) -> list[ShardFault]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
@@ -21,9 +21,10 @@ from filelock import FileLock, Timeout
 
 from vaescale.data.index import INDEX, Shard, ShardIndex
 from vaescale.data.making.indexing import Made, Written, complete, make_index, quietly
-from vaescale.data.making.items import Item
+from vaescale.data.making.items import Item, name_of
 from vaescale.data.making.pool import pool_of
 from vaescale.data.making.storing import Making, prepare
+from vaescale.data.making.table import NOTHING, Counts
 from vaescale.data.pictures import PictureFault
 from vaescale.data.tars import TarFault
 from vaescale.errors import DataError, UserError
@@ -45,15 +46,22 @@ def write_shards(
     jobs: int = 1,
     progress: Callable[[int], None] = quietly,
     made: dict[str, Any] | None = None,
+    left_out: Mapping[str, int] = NOTHING,
 ) -> Written:
     """Write items as shards of `folder`; the same items and making give the same bytes.
 
-    jobs: processes. progress: called with the number of items done. made: their origin, for the index.
+    jobs: processes. progress: called with the number of items done, 0 at first. made: their origin, for the index. left_out:
+    numbers of files that are no images, for the table of the index.
     Raises DataError for the first image that cannot be used, unless making.skip_broken; and when none is left.
     """
     with _alone(folder):
         _refuse_other_making(folder, {**(made or {}), **making.words()})
-        return _write_alone(items, folder, making, class_names, jobs, progress, made)
+        results = _write_alone(items, folder, making, jobs, progress)
+        written = complete(
+            folder, results, class_names, {**(made or {}), **making.words()}, left_out=left_out
+        )
+        _sweep(folder, {shard.name for shard in written.shards.shards})
+        return written
 
 
 def _refuse_other_making(folder: Path, settings: dict[str, Any]) -> None:
@@ -91,11 +99,9 @@ def _write_alone(
     items: Iterable[Item],
     folder: Path,
     making: Making,
-    class_names: tuple[str, ...],
     jobs: int,
     progress: Callable[[int], None],
-    made: dict[str, Any] | None,
-) -> Written:
+) -> list[Made]:
     with suppress(OSError, ValueError):
         # A finished set with damaged files: its sound shards count as written.
         for name, note in json.loads((folder / NOTES).read_bytes()).items():
@@ -109,13 +115,12 @@ def _write_alone(
         items, per_shard = chain(probe, items), _samples_per_shard(probe, making)
     results: list[Made] = []
     done = 0
+    progress(done)
     for chunk_size, result in _in_order(_chunks(items, per_shard), folder, making, jobs):
         results.append(result)
         done += chunk_size
         progress(done)
-    written = complete(folder, results, class_names, {**(made or {}), **making.words()})
-    _sweep(folder, {shard.name for shard in written.shards.shards})
-    return written
+    return results
 
 
 def write_part(items: list[Item], folder: Path, number: int, making: Making) -> Made:
@@ -198,23 +203,25 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
 
     temporary = path.with_name(f".{path.name}.tmp")
     skipped = []
-    remarks = Counter[str]()
+    remarks, counts = Counter[str](), Counts()
     with (
         temporary.open("wb") as file,
         TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar,
     ):
         for item in items:
             try:
-                extension, content, of_image = prepare(item, making)
+                image = prepare(item, making)
             except PictureFault as error:
-                message = f"{_name(item)}: {error}"
+                message = f"{name_of(item)}: {error}"
                 if not making.skip_broken:
                     raise DataError(f"{message}; {_remedy(items, path.parent, making)}") from error
                 skipped.append(message)
+                counts.fault(error.reason, message)
                 continue
-            remarks.update(of_image)
+            remarks.update(image.remarks)
+            counts.image(image.shape, item.label)
             label = {"cls": str(item.label).encode()} if item.label >= 0 else {}
-            tar.write({"__key__": item.key, **label, extension: content})
+            tar.write({"__key__": item.key, **label, image.extension: image.content})
     try:
         shard, shapes, faults, _ = make_index(path.parent, temporary, path.name)
     except TarFault as error:
@@ -224,7 +231,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
     with temporary.open("rb") as whole:
         os.fsync(whole.fileno())
     temporary.replace(path)
-    made = Made(shard, shapes, skipped, dict(remarks))
+    made = Made(shard, shapes, skipped, dict(remarks), counts.content())
     if shard is None:
         path.unlink()
     write_whole(note, json.dumps({"origin": origin, "made": made}).encode())
@@ -311,7 +318,3 @@ def _samples_per_shard(probe: list[Item], making: Making) -> int:
     content = sum(sizes) / max(1, len(sizes))
     headers = 3 * 512 + 256  # two members' headers, the class, and padding of half a block
     return max(1, int((making.shard_bytes or 0) / (content + headers)))
-
-
-def _name(item: Item) -> str:
-    return str(item.content.path) if hasattr(item.content, "path") else f"image {item.key}"

@@ -14,10 +14,18 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from vaescale.data.pictures.colour import Colour, Kind, Picture, flatten, profile_kind, to_srgb
+from vaescale.data.pictures.containers import box_bits, is_jxl, jxl_header
 from vaescale.data.pictures.faults import PictureFault
-from vaescale.data.pictures.foreign import is_jxl, jxl_size, open_foreign
+from vaescale.data.pictures.foreign import open_foreign
 from vaescale.data.pictures.header import JPEG, SCALE, Header, is_known, npy_layout, read_header, refuse_size
-from vaescale.data.pictures.metadata import ORIENTATION, UPRIGHT, exif_orientation, jpeg_orientation, turn
+from vaescale.data.pictures.metadata import (
+    ORIENTATION,
+    UPRIGHT,
+    jpeg_orientation,
+    stated_orientation,
+    turn,
+    xmp_turns,
+)
 
 _BITS_PER_SAMPLE = 258  # the tag of TIFF
 _COLOUR_MODES = {
@@ -33,12 +41,15 @@ class Decoded(NamedTuple):
     """A decoded image [H, W, C], and what was done to it.
 
     profile: the kind of its ICC profile, None where it has none. turned: by its orientation. flattened: it was transparent.
+    format: of its file, such as jpg or tiff. only_xmp: only XMP says that it is to be turned, which is not done.
     """
 
     image: Picture
     turned: bool = False
     profile: Kind | None = None
     flattened: bool = False
+    format: str = "array"
+    only_xmp: bool = False
 
 
 def decode(content: bytes) -> Picture:
@@ -80,7 +91,7 @@ def decode_source(content: bytes, *, convert: bool, colour: Colour | None = None
             return _decode_foreign(content, convert=convert, colour=colour)
         header = read_header(content)
         if header.format == "npy":
-            return Decoded(_decode_npy(content))
+            return Decoded(_decode_npy(content), format=header.format)
         convert = convert and header.has_profile
         if header.format == "jpg":
             image = _decode_jpeg(content)
@@ -93,7 +104,8 @@ def decode_source(content: bytes, *, convert: bool, colour: Colour | None = None
     except Exception as error:
         raise PictureFault("damaged", f"it does not decode ({error})") from error
     image = turn(source.image, header.orientation)
-    return source._replace(image=image, turned=header.orientation != UPRIGHT)
+    turned = header.orientation != UPRIGHT
+    return source._replace(image=image, turned=turned, format=header.format, only_xmp=header.only_xmp)
 
 
 def has_other_profile(content: bytes, header: Header) -> bool:
@@ -140,26 +152,44 @@ def _convert_jpeg(content: bytes, image: Picture) -> Decoded:
 
 
 def _decode_foreign(content: bytes, *, convert: bool, colour: Colour | None) -> Decoded:
-    if is_jxl(content):  # whose package decodes it at once
-        refuse_size(*jxl_size(content))
+    if is_jxl(content):  # whose package decodes it at once, to 8 bits
+        header = jxl_header(content)
+        refuse_size(header.height, header.width)
+        if header.bits > 8:
+            raise PictureFault("depth", f"its values have {header.bits} bits; {SCALE}")
     with open_foreign(content) as picture:
         refuse_size(picture.height, picture.width)
-        remaining, stated = _foreign_orientation(picture)
+        _refuse_bits(content, picture)
+        remaining, stated, only_xmp = _foreign_orientation(picture)
         source = _values(picture, convert=convert and "icc_profile" in picture.info, colour=colour)
-    return source._replace(image=turn(source.image, remaining), turned=stated != UPRIGHT)
+        name = (picture.format or "other").lower()
+    image = turn(source.image, remaining)
+    return source._replace(image=image, turned=stated != UPRIGHT, format=name, only_xmp=only_xmp)
 
 
-def _foreign_orientation(picture: Image.Image) -> tuple[int, int]:
-    """The orientation that is not yet applied to an image's values when it is loaded, and the one that its file states."""
-    if picture.format == "TIFF":  # Pillow turns it
+def _foreign_orientation(picture: Image.Image) -> tuple[int, int, bool]:
+    """The orientation that is not yet applied to an image's values when it is loaded, the one that its file states, and whether
+    only XMP states one."""
+    xmp = picture.info.pop("xmp", b"")  # by which Pillow would turn a TIFF
+    if picture.format == "TIFF":  # Pillow turns it by its tag
         value = picture.getexif().get(ORIENTATION)
-        return UPRIGHT, value if isinstance(value, int) and 1 <= value <= 8 else UPRIGHT
+        stated = value if isinstance(value, int) and 1 <= value <= 8 else None
+        remaining = UPRIGHT
     # HEIC and JPEG XL have rotations of their own, which libheif and libjxl apply; there EXIF has no effect, except in a JPEG
     # XL from which the bytes of a JPEG are restored.
-    if picture.format == "HEIF" or (picture.format == "JXL" and not getattr(picture, "jpeg", False)):
-        return UPRIGHT, UPRIGHT
-    stated = exif_orientation(picture.info.get("exif") or b"")
-    return stated, stated
+    elif picture.format == "HEIF" or (picture.format == "JXL" and not getattr(picture, "jpeg", False)):
+        return UPRIGHT, UPRIGHT, False
+    else:
+        stated = stated_orientation(picture.info.get("exif") or b"")
+        remaining = stated or UPRIGHT
+    return remaining, stated or UPRIGHT, stated is None and isinstance(xmp, bytes) and xmp_turns(xmp)
+
+
+def _refuse_bits(content: bytes, picture: Image.Image) -> None:
+    """Refuse AVIF and HEIC images of more than 8 bits, which their decoders cut to 8."""
+    bits = box_bits(content) if picture.format in ("AVIF", "HEIF") else 8
+    if bits > 8:
+        raise PictureFault("depth", f"its values have {bits} bits; {SCALE}")
 
 
 def _values(picture: Image.Image, *, convert: bool, colour: Colour | None) -> Decoded:

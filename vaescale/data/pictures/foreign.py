@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError, features
 
+from vaescale.data.pictures.containers import is_jxl
 from vaescale.data.pictures.faults import PictureFault
 
-MOST_JXL_BOXES = 100
 # Where the format is known by its first bytes but not read: the name, and the package that reads it, if any.
 _SIGNATURES = {
     b"<!doctype html": "an HTML page, as servers send in place of a missing file",
@@ -31,7 +31,6 @@ _SIGNATURES = {
 }
 _READ = (b"BM", b"II*\0", b"MM\0*", b"GIF8", *(b"P%d" % number for number in range(1, 7)))
 _AVIF, _HEIC = (b"avif", b"avis"), (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-_JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
 
 class _Package(NamedTuple):
@@ -84,53 +83,6 @@ def open_foreign(content: bytes) -> Image.Image:
         raise PictureFault("format", what_it_is(content)) from error
 
 
-def is_jxl(content: bytes) -> bool:
-    """Whether a file begins as a JPEG XL image."""
-    return content.startswith(_JXL)
-
-
-def jxl_size(content: bytes) -> tuple[int, int]:
-    """Height and width of a JPEG XL image (ISO/IEC 18181-1, size header). Raises PictureFault."""
-    codestream = _jxl_codestream(content)
-    bits = int.from_bytes(codestream[2:18], "little")
-
-    def read(count: int) -> int:
-        nonlocal bits
-        value = bits & ((1 << count) - 1)
-        bits >>= count
-        return value
-
-    def length(eighths: int) -> int:
-        return 8 * (1 + read(5)) if eighths else 1 + read((9, 13, 18, 30)[read(2)])
-
-    if codestream[:2] != _JXL[0] or len(codestream) < 12:
-        raise PictureFault("damaged", "its header is cut")
-    eighths = read(1)
-    height = length(eighths)
-    ratio = read(3)
-    above, below = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio]
-    return height, height * above // below if ratio else length(eighths)
-
-
-def _jxl_codestream(content: bytes) -> bytes:
-    """The beginning of the codestream, in a container or bare."""
-    if content.startswith(_JXL[0]):
-        return content[:18]
-    at = 0
-    for _ in range(MOST_JXL_BOXES):
-        size, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
-        start = at + 8
-        if size == 1:
-            size, start = int.from_bytes(content[start : start + 8], "big"), start + 8
-        if kind in (b"jxlc", b"jxlp"):
-            start += 4 * (kind == b"jxlp")
-            return content[start : start + 18]
-        if size < 8:
-            break
-        at += size
-    raise PictureFault("damaged", "it is a JPEG XL file without a codestream")
-
-
 def _open_with_package(content: bytes, name: str) -> Image.Image:
     package = _PACKAGES[name]
     try:
@@ -145,7 +97,7 @@ def _open_with_package(content: bytes, name: str) -> Image.Image:
 
 def _other_format(content: bytes) -> str | None:
     """The name of a format with a box structure, or JPEG XL."""
-    if content.startswith(_JXL):
+    if is_jxl(content):
         return "a JPEG XL image"
     if content[4:8] != b"ftyp":
         return None

@@ -25,7 +25,8 @@ _NPY_HEADER = re.compile(
 class Header(NamedTuple):
     """The header of an image: jpg, png, webp or npy; height, width and channels (1 or 3) as `decode` returns them.
 
-    orientation: of EXIF, already applied to height and width. has_profile: whether the file has an ICC profile.
+    orientation: of EXIF, already applied to height and width. has_profile: whether the file has an ICC profile. only_xmp: whether
+    only XMP says that it is to be turned, which is not applied.
     """
 
     format: str
@@ -34,6 +35,7 @@ class Header(NamedTuple):
     channels: int
     orientation: int = 1
     has_profile: bool = False
+    only_xmp: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:

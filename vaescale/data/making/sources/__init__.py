@@ -18,6 +18,7 @@ from vaescale.data.making.sources.folder import folder
 from vaescale.data.making.sources.hugging_face import hugging_face
 from vaescale.data.making.sources.idx import idx
 from vaescale.data.making.sources.imagenet import imagenet
+from vaescale.data.making.sources.lsun import lsun
 from vaescale.data.making.sources.suggestions import refuse_stacks, suggest
 from vaescale.data.tars import TarFault
 from vaescale.errors import DataError, UserError
@@ -45,6 +46,7 @@ SOURCES: dict[str, Kind] = {
     "folder": Kind(folder, options=("splits", "classes_only")),
     "celeba": Kind(celeba),
     "imagenet": Kind(imagenet),
+    "lsun": Kind(lsun),
     "hf": Kind(hugging_face, "name", options=("config", "column")),
     "arrays": Kind(
         arrays, options=("column",), needs="a .npz, .npy, .mat or .h5 file, or the folder of the files"

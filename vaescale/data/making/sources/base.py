@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item
+from vaescale.data.making.sources.forward import Streamed
+from vaescale.data.making.table import NOTHING
 from vaescale.system.console import say
 
 # As data sets name their splits, in any case.
@@ -17,6 +19,8 @@ SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
+    "images_background": "train",
+    "images_evaluation": "test",  # Omniglot's
 }
 HELD_OUT = 0.05  # of train, where it is the only split
 NAMED = 5  # classes that a sentence names
@@ -25,14 +29,15 @@ NAMED = 5  # classes that a sentence names
 class Split(NamedTuple):
     """A split of a source. number: of its images, None where it is known only after reading.
 
-    outline: lists the same items without reading their images, which have the right shape and no content; None where
-    `items` itself reads none. All splits of a source have the same `class_names`: a class has one number in all of them, whether a split has images of it
-    or not.
+    outline: lists the same items without reading their images, which have the right shape and no content; None where `items`
+    itself reads none. All splits of a source have the same `class_names`: a class has one number in all of them, whether a split
+    has images of it or not. left_out: numbers of files that are no images, by ending.
     """
 
     items: Iterable[Item]
     number: int | None
     class_names: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = NOTHING
     outline: Callable[[], Iterable[Item]] | None = None
 
 
@@ -70,6 +75,10 @@ def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
     """The part of the items whose key's hash falls below the fraction, or the other items. At least one item is held out."""
     split = whole()
     below = fraction * 2**32
+    if isinstance(split.items, Streamed):
+        listed = split._replace(items=split.items.listed)
+        part = _held_out(lambda: listed, fraction, held)
+        return part._replace(items=Streamed(part.items, split.items.opened))  # type: ignore[arg-type]
     if split.outline is not None:
         return _outlined(split, split.outline, below, held)
     if not isinstance(split.items, list):  # a stream

@@ -31,7 +31,7 @@ from vaescale.system.console import say
 from vaescale.system.host import HELD_BACK, cores
 from vaescale.system.meeting import PATIENCE_SECONDS, WAIT, Place, gloo_variables, meet
 from vaescale.system.shipped import BACKENDS, shipped_file
-from vaescale.system.slurm import without_stale_step
+from vaescale.system.slurm import components, without_stale_step
 from vaescale.system.world import DEFAULT_PORT, World, read_world, refuse_incomplete, without_launchers
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -115,9 +115,8 @@ def plan(
         options = {"--processes": processes, "--backend": backend, "--address": world.address, "--port": port}
         options |= {"--wait": f"{wait:g}"}
         given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-        return Start(
-            [*_srun(world, os.environ), *VAESCALE, "launch", *given, *call], _srun_variables(os.environ), True
-        )
+        command = [*VAESCALE, "launch", *given, *call]
+        return Start(_srun(world, os.environ, command), _srun_variables(os.environ), True)
     if world.rank is not None:
         if processes not in (None, world.local_size):
             raise UserError(
@@ -264,18 +263,27 @@ def _rank_variables(world: World) -> dict[str, str]:
     }
 
 
-def _srun(world: World, environment: Mapping[str, str]) -> list[str]:
-    """`srun` for a job of several tasks or nodes: the job's own tasks, or one on each node."""
-    command = ["srun", "--kill-on-bad-exit=1"]
+def _srun(world: World, environment: Mapping[str, str], command: Sequence[str]) -> list[str]:
+    """`srun COMMAND` in a job of several tasks or nodes: the job's own tasks, or one on each node."""
+    srun = ["srun", "--kill-on-bad-exit=1"]
+    if groups := len(components(environment)):
+        # One step over all components of a heterogeneous job, each with its own cores.
+        words: list[str] = []
+        for group in range(groups):
+            cpus = environment.get(f"SLURM_CPUS_PER_TASK_HET_GROUP_{group}")
+            options = [f"--het-group={group}", *([f"--cpus-per-task={cpus}"] if cpus else [])]
+            words += [*([":"] if group else []), *options, *command]
+        return [*srun, *words]
     if environment.get("SLURM_NTASKS") is None:
-        command += [f"--ntasks={world.nodes}", "--ntasks-per-node=1"]
-    return command
+        srun += [f"--ntasks={world.nodes}", "--ntasks-per-node=1"]
+    return [*srun, *command]
 
 
 def _srun_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """srun does not take over the job's cores for each task since Slurm 22.05."""
     cpus = environment.get("SLURM_CPUS_PER_TASK")
-    return {"SRUN_CPUS_PER_TASK": cpus} if cpus and "SRUN_CPUS_PER_TASK" not in environment else {}
+    needed = cpus and "SRUN_CPUS_PER_TASK" not in environment and not components(environment)
+    return {"SRUN_CPUS_PER_TASK": cpus} if cpus and needed else {}
 
 
 def _supervise(command: list[str], environment: dict[str, str]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from vaescale.errors import UserError
-from vaescale.system.slurm import host_names, tasks_per_node
+from vaescale.system.slurm import components, nodes_of_step
 
 DEFAULT_PORT = 29500  # torch's
 LEAST_PORT, NUM_PORTS = (
@@ -40,6 +40,7 @@ class World(NamedTuple):
     is to become: one rank, given by `rank`, or all the ranks of its node if `rank` is None. processes: ranks on each node if
     known (None: one for each GPU). address: the first node's name; None on a single node. joined: whether a launcher has set
     torch's own variables already. hosts: the nodes' names, if known. srun: whether `srun` must start one task on each node.
+    note: what else to say of it.
     """
 
     source: str
@@ -55,10 +56,15 @@ class World(NamedTuple):
     hosts: tuple[str, ...] = ()
     joined: bool = False
     srun: bool = False
+    note: str = ""
 
     @property
     def summary(self) -> str:
         """What this process understood, in a few words."""
+        return self._place + (f" ({self.note})" if self.note else "")
+
+    @property
+    def _place(self) -> str:
         where = f"node {self.node} of {self.nodes}" + (f" ({self._host})" if self._host else "")
         if self.srun:
             return f"{self.source}: {self.nodes} node{'s'[: self.nodes > 1]}, which srun has yet to start"
@@ -262,8 +268,7 @@ def _slurm_step(environment: Mapping[str, str]) -> World | None:
     if _number(environment, "SLURM_STEP_ID") >= SLURM_SHELLS:
         return None
     tasks = _number(environment, "SLURM_STEP_NUM_TASKS", least=1)
-    hosts = host_names(environment.get("SLURM_STEP_NODELIST", ""))
-    per_node = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(tasks)))
+    hosts, per_node = nodes_of_step(environment, tasks)
     node = _number(environment, "SLURM_NODEID", 0)
     if node >= len(per_node):
         raise UserError(
@@ -280,6 +285,7 @@ def _slurm_step(environment: Mapping[str, str]) -> World | None:
         address=environment.get("MASTER_ADDR") or first,
         port=_number(environment, "MASTER_PORT", _port_of_job(job, step)),
         hosts=hosts,
+        note=_unused_nodes(environment, len(per_node)),
     )
     if not several:
         return world
@@ -289,6 +295,15 @@ def _slurm_step(environment: Mapping[str, str]) -> World | None:
         local_rank=_number(environment, "SLURM_LOCALID", 0),
         local_size=per_node[node],
     )
+
+
+def _unused_nodes(environment: Mapping[str, str], nodes: int) -> str:
+    """What to say of a step on some of the components of a heterogeneous job."""
+    parts = components(environment)
+    total = sum(map(len, parts))
+    if nodes >= total:
+        return ""
+    return f"{nodes} of the job's {total} nodes, `srun --het-group=0-{len(parts) - 1}` starts on all"
 
 
 def _is_arbitrary(environment: Mapping[str, str], per_node: list[int]) -> bool:
@@ -302,7 +317,9 @@ def _slurm_batch(environment: Mapping[str, str]) -> World | None:
     if _number(environment, "SLURM_STEP_ID", SLURM_SHELLS) < SLURM_SHELLS:
         return None
     older = _number(environment, "SLURM_NNODES", 1, least=1)
-    nodes = _number(environment, "SLURM_JOB_NUM_NODES", older, least=1)
+    nodes = sum(map(len, components(environment))) or _number(
+        environment, "SLURM_JOB_NUM_NODES", older, least=1
+    )
     several = nodes > 1 or _number(environment, "SLURM_NTASKS", 1) > 1
     # salloc may leave its shell on the login node, where no slurmd tells the node's name.
     elsewhere = "SLURMD_NODENAME" not in environment

@@ -21,6 +21,7 @@ from vaescale.commands import DISTRIBUTED
 from vaescale.errors import DataError, UserError
 from vaescale.system import exit_codes
 from vaescale.system.caches import provide_caches
+from vaescale.system.early_stop import EarlyStop
 from vaescale.system.host import keep_freed_pages, take_signals
 from vaescale.system.packages import missing_package
 from vaescale.system.secrets import redact, redact_all
@@ -47,6 +48,10 @@ VERBS = {
     "quickstart": "run the main workflow end to end on scikit-learn's handwritten digits",
 }
 FIRST_SPEAKS_SECONDS = 10.0
+STARTS_AGAIN = (
+    "train",
+    "launch",
+)  # verbs that a cluster's request to stop ends with 75, early or after a save
 EPILOG = """examples:
   vaescale make-shards digits data/digits
   vaescale make-shards celeba:img_align_celeba data/celeba64 --size 64
@@ -105,9 +110,14 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     passes_on = getattr(tool, "PASSES_ARGUMENTS_ON", False)
     options = (parser.parse_args if passes_on else parser.parse_intermixed_args)(arguments)
     keep_freed_pages()
+    early = EarlyStop(f"vaescale {verb}", shown=_is_first_process()) if verb in STARTS_AGAIN else None
     take_signals()
     sys.excepthook = _without_credentials
-    code = exit_codes.leave(_call(tool, verb, options))
+    try:
+        code = exit_codes.leave(_call(tool, verb, options))
+    finally:
+        if early is not None:
+            early.withdraw()
     if _processes() > 1:
         # A gloo thread that lets go of its last tensor while Python shuts down aborts the process ("terminate called
         # without an active exception": 4 of 26 short runs). So end without that shutdown.
@@ -140,6 +150,8 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         if hasattr(tool, "exit_code"):
             return int(tool.exit_code(result))
     except UserError as error:
+        if EarlyStop.active is not None:
+            EarlyStop.active.fail_with(error.exit_code)
         alone = isinstance(error, DataError) and not _known_to_all(error)
         speaker = _speaker(waits=not alone and not exit_codes.lets_others_end(error.exit_code))
         sys.stderr.write(redact(f"vaescale {verb}: {speaker}{error}\n"))

@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +250,60 @@ def test_exit_codes_of_what_leaves_none() -> None:
     assert launching._supervise([sys.executable, "-c", "pass"], environment) == 0
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     assert launching._supervise(killed, environment) == 137
+
+
+def leaves(monkeypatch: pytest.MonkeyPatch, codes: Sequence[int], *, ends_with: int, asked: bool) -> None:
+    """Replace the launcher by one whose ranks leave some codes, and which was or was not asked to stop."""
+
+    class Launcher:
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            assert command == ["launcher"]
+            for rank, code in enumerate(codes):
+                Path(env["VAESCALE_EXIT_CODES"], str(rank)).write_text(str(code))
+
+        def __enter__(self) -> "Launcher":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def wait(self) -> int:
+            return ends_with
+
+    @contextmanager
+    def forwarding(_: object, event: threading.Event) -> Iterator[None]:
+        if asked:
+            event.set()
+        yield
+
+    monkeypatch.setattr(launching.subprocess, "Popen", Launcher)
+    monkeypatch.setattr(launching, "_forwarding", forwarding)
+
+
+@pytest.mark.parametrize(
+    ("codes", "ends_with", "asked", "code"),
+    [
+        ([75, 75], 0, True, 75),
+        ([2, 75], 2, False, 2),  # one failed, and torch's launcher stopped the other one early
+        ([75], 1, False, 1),  # one ended with a traceback, likewise
+        ([75], 137, False, 137),
+        ([], -9, True, 75),  # before any rank had started
+        ([], 0, True, 0),
+        ([143, 143], 143, True, 143),
+    ],
+)
+def test_a_preemption_hides_no_failure(
+    monkeypatch: pytest.MonkeyPatch, codes: list[int], ends_with: int, asked: bool, code: int
+) -> None:
+    leaves(monkeypatch, codes, ends_with=ends_with, asked=asked)
+    assert launching._supervise(["launcher"], {}, early=75) == code
+
+
+def test_a_verb_that_does_not_train_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    leaves(monkeypatch, [], ends_with=-9, asked=True)
+    assert launching._supervise(["launcher"], {}) == 143
+    assert capfd.readouterr().err == ""
+    assert launching._supervise(["launcher"], {}, early=75) == 75
+    assert "the same command starts again" in capfd.readouterr().err

@@ -53,11 +53,19 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "srun --het-group=0,1": {"node": 1, "rank": 2, "size": 3, "local_rank": 1, "local_size": 2},
     # Slurm lists the nodes and their tasks by name, and numbers them by component.
     "srun --het-group=0,1, the first component on n3": {
-        **{"node": 2, "nodes": 3, "address": "n3", "hosts": ("n3", "n1", "n2")},
-        **{"rank": 6, "size": 7, "local_rank": 2, "local_size": 3},
+        "node": 2,
+        "nodes": 3,
+        "address": "n3",
+        "hosts": ("n3", "n1", "n2"),
+        "rank": 6,
+        "size": 7,
+        "local_rank": 2,
+        "local_size": 3,
     },
     "srun in sbatch of components, without --het-group": {
-        **{"nodes": 1, "hosts": ("n3",), "address": "n3"},
+        "nodes": 1,
+        "hosts": ("n3",),
+        "address": "n3",
         "note": "1 of the job's 3 nodes, `srun --het-group=0-1` starts on all",
     },
 }

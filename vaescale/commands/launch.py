@@ -26,8 +26,9 @@ from vaescale.commands.signature import Count, NonNegative, PositiveReal, checke
 from vaescale.errors import UserError
 from vaescale.recipe import load_recipe
 from vaescale.runs.cluster_jobs import own_variant
-from vaescale.system import exit_codes
+from vaescale.system import early_stop, exit_codes
 from vaescale.system.console import say
+from vaescale.system.early_stop import TERMINATED, early_code
 from vaescale.system.host import HELD_BACK, cores
 from vaescale.system.meeting import PATIENCE_SECONDS, WAIT, Place, gloo_variables, meet
 from vaescale.system.shipped import BACKENDS, shipped_file
@@ -97,8 +98,11 @@ def launch(
     kept = os.environ if world.joined or world.srun else without_launchers(os.environ)
     environment = {**kept, **variables}
     if start.replaces:
+        if start.command[0] == sys.executable:  # which takes the mask off, when it can answer a signal
+            signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         os.execvpe(start.command[0], start.command, environment)  # noqa: S606
-    return {"exit_code": _supervise(start.command, environment)}
+    early = early_code(environment) if call[0] == "train" else None
+    return {"exit_code": _supervise(start.command, environment, early=early)}
 
 
 def plan(
@@ -140,7 +144,7 @@ def plan(
 def _node(world: World, call: Sequence[str], *, local: int, backend: str, on_cpu: bool) -> Start:
     """The launcher of the ranks of this node."""
     file = shipped_file(backend, BACKENDS)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    command = [sys.executable, "-m", "vaescale.training.ranks", "--config_file", str(file)]
     command += ["--num_machines", str(world.nodes), "--num_processes", str(local * world.nodes)]
     # On one node any free port will do, so that two launches do not collide.
     command += ["--main_process_port", str(world.port) if world.nodes > 1 else "0"]
@@ -286,8 +290,10 @@ def _srun_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {"SRUN_CPUS_PER_TASK": cpus} if cpus and needed else {}
 
 
-def _supervise(command: list[str], environment: dict[str, str]) -> int:
+def _supervise(command: list[str], environment: dict[str, str], *, early: int | None = None) -> int:
     """Run accelerate's launcher to its end. Returns the ranks' own exit code, which the launcher does not pass on.
+
+    early: the code after a request to stop, if no rank left one; None for a verb that does not train.
 
     A cluster signals every process of a job. The launcher would die of SIGUSR1, and of the second or third SIGTERM while its
     ranks still save, so it gets neither: it inherits a mask, which its ranks take off again (`host.take_signals`).
@@ -295,13 +301,18 @@ def _supervise(command: list[str], environment: dict[str, str]) -> int:
     asked = threading.Event()
     with tempfile.TemporaryDirectory(prefix="vaescale-") as folder:
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        early_stop.withdraw()
         variables = environment | {exit_codes.FOLDER: folder}
         with subprocess.Popen(command, env=variables) as process, _forwarding(process, asked):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
             code = process.wait()
         left = exit_codes.collect(Path(folder))
     if left is None and code and asked.is_set():
-        return 128 + signal.SIGTERM  # there was nothing to save yet
+        if early is not None:
+            say(f"vaescale launch: {early_stop.sentence('the request to stop', early)}")
+        return early or TERMINATED
+    if left == exit_codes.PREEMPTED and code and not asked.is_set():
+        left = None  # a rank failed, and the launcher asked the others to stop before training began
     return left or (code if code >= 0 else 128 - code)
 
 

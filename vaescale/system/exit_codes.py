@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 FOLDER = "VAESCALE_EXIT_CODES"
+LOGS = "logs"  # torch's own folder, below that one
 PREEMPTED = 75
 
 

@@ -172,6 +172,11 @@ def test_a_layout_that_would_be_lost_is_refused(tmp_path: Path) -> None:
         ((RECIPE, "optimizer.lrr=1"), "unknown key optimizer.lrr"),
         (("--nodes", 2, RECIPE), "no variable tells the address of node 0"),
         (("--backend", "zero22", "--processes", 2, RECIPE), "did you mean zero2?"),
+        (("--processes", 3, RECIPE), "cannot be shared equally by 3 processes x training.accumulation 1"),
+        (("evalute", "runs/x"), "'evalute' is neither a recipe nor a verb; did you mean evaluate?"),
+        (("--", "sweep", RECIPE), "sweep runs on one process"),
+        ((RECIPE, "--nodes", 2), "--nodes is an option of launch"),
+        ((RECIPE, "--backend=zero2"), "--backend=zero2 is an option of launch"),
     ],
 )
 def test_wrong_words_are_refused_before_anything_starts(
@@ -181,6 +186,17 @@ def test_wrong_words_are_refused_before_anything_starts(
     monkeypatch.setattr(subprocess, "Popen", None)
     monkeypatch.setattr(os, "execvpe", None)
     vaescale("launch", "--node", 0, *words).assert_refused(2, sentence)
+
+
+def test_a_shell_without_srun_is_told(vaescale, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(os, "execvpe", None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("SLURM_JOB_ID", "3")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    vaescale("launch", RECIPE).assert_refused(
+        2, "srun is not on PATH; unset SLURM_JOB_ID to use this machine"
+    )
 
 
 def test_every_verb_runs_on_several_processes_or_on_one() -> None:

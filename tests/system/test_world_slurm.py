@@ -14,7 +14,8 @@ import pytest
 from vaescale.commands import launch
 from vaescale.errors import UserError
 from vaescale.system import slurm
-from vaescale.system.world import World, read_world, refuse_incomplete, unjoined
+from vaescale.system.world import World, read_world, unjoined
+from vaescale.system.world_check import refuse_incomplete
 
 LINES = (Path(__file__).parent / "slurm_environments.jsonl").read_text().splitlines()
 ENVIRONMENTS: dict[str, dict[str, str]] = {

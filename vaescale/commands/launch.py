@@ -4,8 +4,10 @@ One launcher for each node starts the ranks of its node with `accelerate launch`
 both cases all meet before anything heavy begins, so that a missing one is named.
 """
 
+import difflib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from pydantic import Field
 
 from vaescale.commands import ALONE, DISTRIBUTED
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, checked
+from vaescale.data.plan import rank_slots
 from vaescale.errors import UserError
 from vaescale.recipe import load_recipe
 from vaescale.runs.cluster_jobs import own_variant
@@ -33,13 +36,16 @@ from vaescale.system.host import HELD_BACK, cores
 from vaescale.system.meeting import PATIENCE_SECONDS, WAIT, Place, gloo_variables, meet
 from vaescale.system.shipped import BACKENDS, shipped_file
 from vaescale.system.slurm import components, without_stale_step
-from vaescale.system.world import DEFAULT_PORT, World, read_world, refuse_incomplete, without_launchers
+from vaescale.system.world import DEFAULT_PORT, World, read_world, without_launchers
+from vaescale.system.world_check import refuse_incomplete
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 VAESCALE = (sys.executable, "-m", "vaescale")
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # The launcher of torch's ranks kills them this long after SIGTERM; its own 30 s are too few for a large checkpoint.
 SHUTDOWN_SECONDS = "110"
+# Options that no verb has; --processes is one of train, too, for the expected number.
+BEFORE_THE_RECIPE = ("--backend", "--nodes", "--node", "--address", "--port", "--wait", "--variants")
 # Device files of NVIDIA's and AMD's drivers, and of NVIDIA's under WSL: without any, torch need not be asked for GPUs.
 DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
@@ -48,12 +54,14 @@ class Start(NamedTuple):
     """What a launch does on this node: a command, what it adds to the environment, and whom it meets before, if anybody.
 
     replaces: whether the command takes the place of this process, so that its signals and exit code are this process's.
+    ranks: how many train together, as far as it is known here.
     """
 
     command: list[str]
     variables: dict[str, str]
     replaces: bool
     place: Place | None = None
+    ranks: int = 1
 
 
 @checked
@@ -90,7 +98,7 @@ def launch(
             "command": shlex.join(start.command),
             "variables": start.variables,
         }
-    _refuse_a_wrong_recipe(call)
+    _refuse_a_wrong_recipe(call, start.ranks)
     say(f"vaescale launch: {world.summary}; {shlex.join(start.command)}")
     variables = dict(start.variables)
     if start.place is not None and (own := meet(start.place, seconds=wait)) is not None:
@@ -98,6 +106,10 @@ def launch(
     kept = os.environ if world.joined or world.srun else without_launchers(os.environ)
     environment = {**kept, **variables}
     if start.replaces:
+        if shutil.which(start.command[0]) is None:
+            raise UserError(
+                f"{start.command[0]} is not on PATH; unset SLURM_JOB_ID to use this machine alone"
+            )
         if start.command[0] == sys.executable:  # which takes the mask off, when it can answer a signal
             signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         os.execvpe(start.command[0], start.command, environment)  # noqa: S606
@@ -129,7 +141,8 @@ def plan(
         if not world.joined:
             _refuse_shared_gpus(world, os.environ)
         variables = ({} if world.joined else _rank_variables(world)) | {WAIT: f"{wait:g}"}
-        return Start([*VAESCALE, *call], variables | (layout_variables(backend) if backend else {}), True)
+        layout = layout_variables(backend) if backend else {}
+        return Start([*VAESCALE, *call], variables | layout, True, ranks=world.size or 1)
     gpus = num_gpus()
     local = processes or world.processes or gpus or 1
     if gpus and local > gpus:
@@ -162,7 +175,7 @@ def _node(world: World, call: Sequence[str], *, local: int, backend: str, on_cpu
     if on_cpu:
         variables |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(max(1, cores() // local))}
     unset = {name: value for name, value in variables.items() if name not in os.environ}
-    return Start([*command, "-m", "vaescale", *call], unset, False, place)
+    return Start([*command, "-m", "vaescale", *call], unset, False, place, local * world.nodes)
 
 
 def num_gpus() -> int:
@@ -211,20 +224,33 @@ def _read_backend(file: Path) -> dict[str, Any]:
 
 def _call(words: Sequence[str]) -> list[str]:
     """The verb and its arguments: `train` if the first word is no verb."""
+    words = words[1:] if words[:1] == ["--"] else words
     if not words:
         raise UserError(
             "a recipe or a verb is missing, for example `vaescale launch recipes/digits/optimal.yaml`"
         )
     if words[0] == "launch" or (words[0] not in DISTRIBUTED and words[0] in ALONE):
         raise UserError(f"{words[0]} runs on one process; type `vaescale {shlex.join(words)}`")
-    return list(words) if words[0] in DISTRIBUTED else ["train", *words]
+    if misplaced := [word for word in words if word.partition("=")[0] in BEFORE_THE_RECIPE]:
+        raise UserError(
+            f"{misplaced[0]} is an option of launch, and what follows the recipe or the verb belongs to that: type "
+            f"`vaescale launch {misplaced[0]} ... {words[0]}`"
+        )
+    if words[0] in DISTRIBUTED:
+        return list(words)
+    near = difflib.get_close_matches(words[0], DISTRIBUTED, n=1, cutoff=0.8)
+    if near and not Path(words[0]).exists():
+        raise UserError(f"{words[0]!r} is neither a recipe nor a verb; did you mean {near[0]}?")
+    return ["train", *words]
 
 
-def _refuse_a_wrong_recipe(call: Sequence[str]) -> None:
-    """Raise UserError for a recipe that cannot be trained, before the other nodes are waited for."""
+def _refuse_a_wrong_recipe(call: Sequence[str], ranks: int) -> None:
+    """Raise UserError for a recipe that so many ranks cannot train, before the other nodes are waited for."""
     given = [word for word in call[1:] if not word.startswith("-")]
     if call[0] == "train" and given and not {"-h", "--help"} & set(call):
-        load_recipe(Path(given[0]), [word for word in given[1:] if "=" in word])
+        recipe = load_recipe(Path(given[0]), [word for word in given[1:] if "=" in word])
+        batch, accumulation = recipe.data.global_batch, recipe.training.accumulation
+        rank_slots(batch, rank=0, world_size=ranks, accumulation=accumulation)
 
 
 def _with(world: World, **given: int | str | None) -> World:

@@ -4,6 +4,7 @@ Each cluster names the same few facts differently: how many nodes there are, whi
 and whether this process is one of the ranks already or has to start the ranks of its node.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -11,10 +12,10 @@ from vaescale.errors import UserError
 from vaescale.system.slurm import components, nodes_of_step
 
 DEFAULT_PORT = 29500  # torch's
-LEAST_PORT, NUM_PORTS = (
-    20000,
-    10000,
-)  # of jobs that may share a node; below the ports that Linux gives to clients
+# Of jobs that may share a node; below the ports that Linux gives to clients.
+LEAST_PORT, NUM_PORTS = 20000, 10000
+MOST_PORT = 65535
+MOST_NUMBER = 2**32 - 1
 TORCH_VARIABLES = frozenset(
     (
         *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
@@ -84,31 +85,8 @@ def read_world(environment: Mapping[str, str]) -> World:
     for read in READERS:
         if (world := read(environment)) is not None:
             return world
+    refuse_half_a_world(environment)
     return World("this machine")
-
-
-def refuse_incomplete(world: World) -> None:
-    """Raise UserError if the world lacks this node's number or the first node's address, or the number is impossible."""
-    if world.rank is not None:
-        if world.address is None and not world.joined:
-            raise UserError(
-                f"{world.source} started {world.size} processes on several nodes and does not tell the address of the one with "
-                "rank 0: set MASTER_ADDR (`mpirun -x MASTER_ADDR=HOST` or `mpirun -genv MASTER_ADDR HOST`), or pass --address HOST"
-            )
-        return
-    if world.node == UNKNOWN:
-        raise UserError(
-            f"there are {world.nodes} nodes, and no variable tells which one this is: set PET_NODE_RANK, or pass --node N"
-        )
-    if not 0 <= world.node < world.nodes:
-        raise UserError(
-            f"the number of this node (={world.node}) must be below the number of nodes (={world.nodes})"
-        )
-    if world.nodes > 1 and not world.address and not world.srun:
-        raise UserError(
-            f"there are {world.nodes} nodes, and no variable tells the address of node 0: set PET_MASTER_ADDR, or pass "
-            "--address HOST"
-        )
 
 
 def without_launchers(environment: Mapping[str, str]) -> dict[str, str]:
@@ -154,6 +132,8 @@ def refuse_half_a_world(environment: Mapping[str, str]) -> None:
             f"WORLD_SIZE is {size}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: start with "
             "`vaescale launch` or `accelerate launch`, or unset WORLD_SIZE to use one process"
         )
+    if size > 1:
+        _number(environment, "MASTER_PORT", least=1, most=MOST_PORT)
     if "RANK" in environment and not 0 <= _number(environment, "RANK") < size:
         raise UserError(f"RANK (={environment['RANK']}) must be below WORLD_SIZE (={size})")
 
@@ -364,20 +344,26 @@ def _port_of_job(job: str, step: str) -> int:
 def _fixed_number(text: str) -> int:
     """torchrun's number of nodes, which may be a range `1:4`."""
     least, _, most = text.partition(":")
-    if not (least.isdecimal() and (most or least) == least and int(least) >= 1):
+    if not (re.fullmatch("[0-9]{1,9}", least) and (most or least) == least and int(least) >= 1):
         raise UserError(
             f"PET_NNODES (={text!r}) must be one whole number: a run keeps its number of nodes until it is started again"
         )
     return int(least)
 
 
-def _number(environment: Mapping[str, str], name: str, default: int | None = None, *, least: int = 0) -> int:
+def _number(
+    environment: Mapping[str, str],
+    name: str,
+    default: int | None = None,
+    *,
+    least: int = 0,
+    most: int = MOST_NUMBER,
+) -> int:
     """A variable's whole number. Raises UserError if it is missing without a default, or is no such number."""
     text = environment.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not text.isdecimal() or int(text) < least:
-        raise UserError(
-            f"the environment variable {name} (={text!r}) must be a whole number of at least {least}"
-        )
+    if text is None or not re.fullmatch("[0-9]{1,10}", text) or not least <= int(text) <= most:
+        bound = f"from {least} to {most}" if most != MOST_NUMBER else f"of at least {least}"
+        raise UserError(f"the environment variable {name} (={text!r}) must be a whole number {bound}")
     return int(text)

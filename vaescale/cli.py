@@ -10,6 +10,7 @@ import errno
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -22,7 +23,7 @@ from vaescale.errors import DataError, UserError
 from vaescale.system import exit_codes
 from vaescale.system.caches import provide_caches
 from vaescale.system.early_stop import EarlyStop
-from vaescale.system.host import keep_freed_pages, take_signals
+from vaescale.system.host import follow_parent, keep_freed_pages, take_signals
 from vaescale.system.packages import missing_package
 from vaescale.system.secrets import redact, redact_all
 
@@ -112,6 +113,8 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     keep_freed_pages()
     early = EarlyStop(f"vaescale {verb}", shown=_is_first_process()) if verb in STARTS_AGAIN else None
     take_signals()
+    if exit_codes.FOLDER in os.environ:
+        follow_parent(signal.SIGTERM)  # a rank saves when its launcher is killed
     sys.excepthook = _without_credentials
     try:
         code = exit_codes.leave(_call(tool, verb, options))

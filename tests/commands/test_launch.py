@@ -300,10 +300,13 @@ def leaves(monkeypatch: pytest.MonkeyPatch, codes: Sequence[int], *, ends_with: 
     ("codes", "ends_with", "asked", "code"),
     [
         ([75, 75], 0, True, 75),
-        ([2, 75], 2, False, 2),  # one failed, and torch's launcher stopped the other one early
-        ([75], 1, False, 1),  # one ended with a traceback, likewise
-        ([75], 137, False, 137),
+        ([2], 2, False, 2),  # one failed, and torch's launcher stopped the other one early
+        ([], 1, False, 1),  # one ended with a traceback, likewise
+        ([], 137, False, 137),
+        ([2], 2, True, 2),
         ([], -9, True, 75),  # before any rank had started
+        ([], 143, True, 75),
+        ([], 143, False, 143),
         ([], 0, True, 0),
         ([143, 143], 143, True, 143),
     ],

@@ -75,6 +75,16 @@ def test_a_rank_that_failed_keeps_its_code(
     assert capfd.readouterr().err == ""
 
 
+def test_a_rank_leaves_the_decision_to_its_launcher(
+    ends: Ends, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(exit_codes.FOLDER, str(tmp_path))
+    EarlyStop("vaescale train", shown=True)
+    assert ends.ask(signal.SIGTERM)[0] == 143
+    assert exit_codes.collect(tmp_path) is None
+    assert capfd.readouterr().err == ""
+
+
 def test_training_takes_the_signals_over(ends: Ends) -> None:
     EarlyStop("vaescale train", shown=True)
     with Preemption(shown=False) as preemption:

@@ -337,8 +337,8 @@ def _supervise(command: list[str], environment: dict[str, str], *, early: int | 
         if early is not None:
             say(f"vaescale launch: {early_stop.sentence('the request to stop', early)}")
         return early or TERMINATED
-    if left == exit_codes.PREEMPTED and code and not asked.is_set():
-        left = None  # a rank failed, and the launcher asked the others to stop before training began
+    if left is None and code == TERMINATED:
+        say("vaescale launch: another process than the cluster or this one ended a rank with SIGTERM")
     return left or (code if code >= 0 else 128 - code)
 
 

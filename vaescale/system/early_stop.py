@@ -40,13 +40,14 @@ def sentence(name: str, code: int) -> str:
 class EarlyStop:
     """Ends this process when a cluster asks: `early = EarlyStop("vaescale train", shown=True)`, until `early.withdraw()`.
 
-    Only the main thread can receive signals; in another one this does nothing. shown: whether it says so.
+    Only the main thread can receive signals; in another one this does nothing. A rank that `vaescale launch` started ends with
+    143 and without a word, since its launcher knows whether a cluster asked or another rank failed. shown: whether it says so.
     """
 
     active: "EarlyStop | None" = None
 
     def __init__(self, speaker: str, *, shown: bool) -> None:
-        self._code = early_code(os.environ)
+        self._code = None if exit_codes.FOLDER in os.environ else early_code(os.environ)
         self._speaker = speaker if shown else ""
         self._pipe: int | None = None
         if threading.current_thread() is not threading.main_thread():
@@ -76,11 +77,11 @@ class EarlyStop:
     def _wait(self, reading: int) -> None:
         while numbers := os.read(reading, 1):
             if numbers[0] in HELD_BACK and self._pipe is not None:
-                name = signal.Signals(numbers[0]).name
-                if self._speaker:
+                if self._code is not None and self._speaker:
+                    said = sentence(signal.Signals(numbers[0]).name, self._code)
                     with suppress(OSError):
-                        os.write(2, f"{self._speaker}: {sentence(name, self._code)}\n".encode())
-                os._exit(exit_codes.leave(self._code))
+                        os.write(2, f"{self._speaker}: {said}\n".encode())
+                os._exit(TERMINATED if self._code is None else exit_codes.leave(self._code))
         os.close(reading)
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from vaescale.system import exit_codes
 from vaescale.system.console import say
+from vaescale.system.early_stop import TERMINATED
+from vaescale.system.host import follow_parent
 
 
 def main(words: Sequence[str]) -> int:
@@ -22,6 +24,7 @@ def main(words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    follow_parent(signal.SIGKILL)
     for part in ("multiprocessing.api", "agent.server.api"):
         logging.getLogger(f"torch.distributed.elastic.{part}").setLevel(logging.CRITICAL)
     folder = os.environ.get(exit_codes.FOLDER)
@@ -40,6 +43,8 @@ def main(words: Sequence[str]) -> int:
 
 def _code(code: int, who: str, folder: str | None, rank: int) -> int:
     """A rank's exit code as a shell has it. Names the rank if it was killed, or ended without a code of vaescale's."""
+    if code in (-signal.SIGTERM, TERMINATED):
+        return TERMINATED  # the launcher knows who asked
     if code < 0:
         name = signal.Signals(-code).name
         memory = (

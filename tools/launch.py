@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("processes", "backend", "nodes", "node", "address", "port", "wait", "variants", "dry_run")
     # After the words, options belong to the verb; a --json before them does, too.
     words = [*arguments.words, *(["--json"] if arguments.json and not arguments.dry_run else [])]
-    arguments.json = arguments.dry_run  # the verb prints the one object itself
+    arguments.json = arguments.json and arguments.dry_run  # the verb prints the one object itself
     return launch(words, **{name: getattr(arguments, name) for name in names})
 
 

@@ -60,8 +60,8 @@ EPILOG = """examples:
   vaescale launch --processes 2 recipes/digits/optimal.yaml
   vaescale evaluate runs/digits-optimal
 
-exit codes: 0 done, 2 recipe or arguments, 3 data, 4 training stopped or disk full, 75 preempted after a save
-(requeue), 130 Ctrl-C. `vaescale VERB --help` says more."""
+exit codes: 0 done, 2 recipe or arguments, 3 data, 4 training stopped or disk full, 75 preempted: the same
+command continues (requeue), 130 Ctrl-C. `vaescale VERB --help` says more."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -49,10 +49,8 @@ VERBS = {
     "quickstart": "run the main workflow end to end on scikit-learn's handwritten digits",
 }
 FIRST_SPEAKS_SECONDS = 10.0
-STARTS_AGAIN = (
-    "train",
-    "launch",
-)  # verbs that a cluster's request to stop ends with 75, early or after a save
+# Verbs that end with 75 when a cluster asks them to stop before there is anything to save.
+STARTS_AGAIN = ("train", "launch")
 EPILOG = """examples:
   vaescale make-shards digits data/digits
   vaescale make-shards celeba:img_align_celeba data/celeba64 --size 64

@@ -312,8 +312,9 @@ def _srun(world: World, environment: Mapping[str, str], command: Sequence[str]) 
 def _srun_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """srun does not take over the job's cores for each task since Slurm 22.05."""
     cpus = environment.get("SLURM_CPUS_PER_TASK")
-    needed = cpus and "SRUN_CPUS_PER_TASK" not in environment and not components(environment)
-    return {"SRUN_CPUS_PER_TASK": cpus} if cpus and needed else {}
+    if not cpus or "SRUN_CPUS_PER_TASK" in environment or components(environment):
+        return {}
+    return {"SRUN_CPUS_PER_TASK": cpus}
 
 
 def _supervise(command: list[str], environment: dict[str, str], *, early: int | None = None) -> int:

@@ -71,6 +71,17 @@ def test_a_node_of_several_meets_the_others() -> None:
     assert (start.place.number, start.place.total, start.place.named(2)) == (1, 3, "node 2 (c)")
 
 
+def test_nodes_may_have_different_numbers_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank here and three on the other node share a batch of 128, which six could not."""
+    monkeypatch.chdir(ROOT)
+    world = World("a cluster", node=1, nodes=2, address="first")
+    start = plan(world, CALL, processes=3)
+    assert (start.ranks, start.place is None) == (3, False)
+    launching._refuse_a_wrong_recipe(CALL, start)
+    with pytest.raises(UserError, match="cannot be shared equally by 3 processes"):
+        launching._refuse_a_wrong_recipe(CALL, plan(World("this machine"), CALL, processes=3))
+
+
 def test_srun_gets_the_options_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_NTASKS", raising=False)
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
@@ -173,6 +184,10 @@ def test_a_layout_that_would_be_lost_is_refused(tmp_path: Path) -> None:
         (("--nodes", 2, RECIPE), "no variable tells the address of node 0"),
         (("--backend", "zero22", "--processes", 2, RECIPE), "did you mean zero2?"),
         (("--processes", 3, RECIPE), "cannot be shared equally by 3 processes x training.accumulation 1"),
+        (
+            ("--nodes", 2, "--address", "first", "--processes", 1000, RECIPE),
+            "cannot be shared equally by 1000 processes",
+        ),
         (("evalute", "runs/x"), "'evalute' is neither a recipe nor a verb; did you mean evaluate?"),
         (("--", "sweep", RECIPE), "sweep runs on one process"),
         ((RECIPE, "--nodes", 2), "--nodes is an option of launch"),

@@ -54,7 +54,7 @@ class Start(NamedTuple):
     """What a launch does on this node: a command, what it adds to the environment, and whom it meets before, if anybody.
 
     replaces: whether the command takes the place of this process, so that its signals and exit code are this process's.
-    ranks: how many train together, as far as it is known here.
+    ranks: how many train together; of several nodes only those of this one are known, because nodes may differ.
     """
 
     command: list[str]
@@ -98,7 +98,7 @@ def launch(
             "command": shlex.join(start.command),
             "variables": start.variables,
         }
-    _refuse_a_wrong_recipe(call, start.ranks)
+    _refuse_a_wrong_recipe(call, start)
     say(f"vaescale launch: {world.summary}; {shlex.join(start.command)}")
     variables = dict(start.variables)
     if start.place is not None and (own := meet(start.place, seconds=wait)) is not None:
@@ -175,7 +175,7 @@ def _node(world: World, call: Sequence[str], *, local: int, backend: str, on_cpu
     if on_cpu:
         variables |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(max(1, cores() // local))}
     unset = {name: value for name, value in variables.items() if name not in os.environ}
-    return Start([*command, "-m", "vaescale", *call], unset, False, place, local * world.nodes)
+    return Start([*command, "-m", "vaescale", *call], unset, False, place, local)
 
 
 def num_gpus() -> int:
@@ -244,13 +244,14 @@ def _call(words: Sequence[str]) -> list[str]:
     return ["train", *words]
 
 
-def _refuse_a_wrong_recipe(call: Sequence[str], ranks: int) -> None:
-    """Raise UserError for a recipe that so many ranks cannot train, before the other nodes are waited for."""
+def _refuse_a_wrong_recipe(call: Sequence[str], start: Start) -> None:
+    """Raise UserError for a recipe that the ranks cannot train, before the other nodes are waited for."""
     given = [word for word in call[1:] if not word.startswith("-")]
     if call[0] == "train" and given and not {"-h", "--help"} & set(call):
         recipe = load_recipe(Path(given[0]), [word for word in given[1:] if "=" in word])
         batch, accumulation = recipe.data.global_batch, recipe.training.accumulation
-        rank_slots(batch, rank=0, world_size=ranks, accumulation=accumulation)
+        if start.place is None or start.ranks > batch:
+            rank_slots(batch, rank=0, world_size=start.ranks, accumulation=accumulation)
 
 
 def _with(world: World, **given: int | str | None) -> World:

@@ -33,13 +33,13 @@ class Ends:
 
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
-    ends = Ends()
+    ends, before = Ends(), [signal.getsignal(number) for number in early_stop.HELD_BACK]
     monkeypatch.setattr(early_stop.os, "_exit", ends)
     for name in ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", exit_codes.FOLDER):
         monkeypatch.delenv(name, raising=False)
     yield ends
     early_stop.withdraw()
-    assert [signal.getsignal(number) for number in early_stop.HELD_BACK] == [signal.SIG_DFL] * 2
+    assert [signal.getsignal(number) for number in early_stop.HELD_BACK] == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -20,7 +20,8 @@ from vaescale.commands.launch import SHUTDOWN_SECONDS
 from vaescale.errors import Preempted, UserError
 from vaescale.recipe import load_recipe
 from vaescale.runs.cluster_jobs import cluster_files
-from vaescale.system.world import read_world, refuse_incomplete
+from vaescale.system.world import read_world
+from vaescale.system.world_check import refuse_incomplete
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "kubernetes"
 MARGIN_SECONDS = 30  # for what the launcher and the container's runtime add

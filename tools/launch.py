@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file of recipes/backends, such as zero2, or a path; default: ddp, or cpu2 without GPUs",
     )
     parser.add_argument(
-        "--nodes", type=integer(1), metavar="N", help="number of nodes; default: as the cluster says"
+        "--nodes", type=integer(1), metavar="N", help="number of nodes; default: the cluster's"
     )
     parser.add_argument("--node", type=integer(0), metavar="N", help="this node's number, from 0")
     parser.add_argument("--address", metavar="HOST", help="name or address of node 0")
@@ -60,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="variants.txt of a sweep: add those of this task's number",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the command and the variables, and stop"
+        "--dry-run",
+        action="store_true",
+        help="print the command and the variables, and stop; after the recipe it is train's, and prints the plan",
     )
 
 
@@ -71,7 +73,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("processes", "backend", "nodes", "node", "address", "port", "wait", "variants", "dry_run")
     # After the words, options belong to the verb; a --json before them does, too.
     words = [*arguments.words, *(["--json"] if arguments.json and not arguments.dry_run else [])]
-    arguments.json = arguments.dry_run  # the verb prints the one object itself
+    arguments.json = arguments.json and arguments.dry_run  # the verb prints the one object itself
     return launch(words, **{name: getattr(arguments, name) for name in names})
 
 

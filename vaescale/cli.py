@@ -9,6 +9,7 @@ import difflib
 import errno
 import importlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -20,8 +21,9 @@ from vaescale.commands import DISTRIBUTED
 from vaescale.errors import DataError, UserError
 from vaescale.system import collector, exit_codes
 from vaescale.system.caches import provide_caches
+from vaescale.system.early_stop import EarlyStop
 from vaescale.system.files import strict_json
-from vaescale.system.host import keep_freed_pages, take_signals
+from vaescale.system.host import follow_parent, keep_freed_pages, take_signals
 from vaescale.system.packages import missing_package
 from vaescale.system.secrets import redact, redact_all
 
@@ -47,6 +49,8 @@ VERBS = {
     "quickstart": "run the main workflow end to end on scikit-learn's handwritten digits",
 }
 FIRST_SPEAKS_SECONDS = 10.0
+# Verbs that end with 75 when a cluster asks them to stop before there is anything to save.
+STARTS_AGAIN = ("train", "launch")
 EPILOG = """examples:
   vaescale make-shards digits data/digits
   vaescale make-shards celeba:img_align_celeba data/celeba64 --size 64
@@ -54,8 +58,8 @@ EPILOG = """examples:
   vaescale launch --processes 2 recipes/digits/optimal.yaml
   vaescale evaluate runs/digits-optimal
 
-exit codes: 0 done, 2 recipe or arguments, 3 data, 4 training stopped or disk full, 75 preempted after a save
-(requeue), 130 Ctrl-C. `vaescale VERB --help` says more."""
+exit codes: 0 done, 2 recipe or arguments, 3 data, 4 training stopped or disk full, 75 preempted: the same
+command continues (requeue), 130 Ctrl-C. `vaescale VERB --help` says more."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,13 +111,18 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
     if (refused := exit_codes.refused_before()) is not None:
         return refused  # the launcher's restart of a start whose sentence was said
     keep_freed_pages()
+    early = EarlyStop(f"vaescale {verb}", shown=_is_first_process()) if verb in STARTS_AGAIN else None
     take_signals()
+    if exit_codes.FOLDER in os.environ:
+        follow_parent(signal.SIGTERM)  # a rank saves when its launcher is killed
     sys.excepthook = _without_credentials
     collector.pause_until_start()  # until the verb has imported what it needs
     try:
         code = exit_codes.leave(_call(tool, verb, options))
     finally:
         collector.start()
+        if early is not None:
+            early.withdraw()
     if _processes() > 1:
         # A gloo thread that lets go of its last tensor while Python shuts down aborts the process ("terminate called
         # without an active exception": 4 of 26 short runs). So end without that shutdown.
@@ -146,6 +155,8 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         if hasattr(tool, "exit_code"):
             return int(tool.exit_code(result))
     except UserError as error:
+        if EarlyStop.active is not None:
+            EarlyStop.active.fail_with(error.exit_code)
         alone = isinstance(error, DataError) and not _known_to_all(error)
         speaker = _speaker(waits=not alone and not exit_codes.lets_others_end(error.exit_code))
         sys.stderr.write(redact(f"vaescale {verb}: {speaker}{error}\n"))

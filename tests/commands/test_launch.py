@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,17 @@ def test_a_node_of_several_meets_the_others() -> None:
     assert words_after(start.command, "--deepspeed_multinode_launcher") == "standard"
     assert start.place is not None
     assert (start.place.number, start.place.total, start.place.named(2)) == (1, 3, "node 2 (c)")
+
+
+def test_nodes_may_have_different_numbers_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank here and three on the other node share a batch of 128, which six could not."""
+    monkeypatch.chdir(ROOT)
+    world = World("a cluster", node=1, nodes=2, address="first")
+    start = plan(world, CALL, processes=3)
+    assert (start.ranks, start.place is None) == (3, False)
+    launching._refuse_a_wrong_recipe(CALL, start)
+    with pytest.raises(UserError, match="cannot be shared equally by 3 processes"):
+        launching._refuse_a_wrong_recipe(CALL, plan(World("this machine"), CALL, processes=3))
 
 
 def test_srun_gets_the_options_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +183,15 @@ def test_a_layout_that_would_be_lost_is_refused(tmp_path: Path) -> None:
         ((RECIPE, "optimizer.lrr=1"), "unknown key optimizer.lrr"),
         (("--nodes", 2, RECIPE), "no variable tells the address of node 0"),
         (("--backend", "zero22", "--processes", 2, RECIPE), "did you mean zero2?"),
+        (("--processes", 3, RECIPE), "cannot be shared equally by 3 processes x training.accumulation 1"),
+        (
+            ("--nodes", 2, "--address", "first", "--processes", 1000, RECIPE),
+            "cannot be shared equally by 1000 processes",
+        ),
+        (("evalute", "runs/x"), "'evalute' is neither a recipe nor a verb; did you mean evaluate?"),
+        (("--", "sweep", RECIPE), "sweep runs on one process"),
+        ((RECIPE, "--nodes", 2), "--nodes is an option of launch"),
+        ((RECIPE, "--backend=zero2"), "--backend=zero2 is an option of launch"),
     ],
 )
 def test_wrong_words_are_refused_before_anything_starts(
@@ -178,6 +201,17 @@ def test_wrong_words_are_refused_before_anything_starts(
     monkeypatch.setattr(subprocess, "Popen", None)
     monkeypatch.setattr(os, "execvpe", None)
     vaescale("launch", "--node", 0, *words).assert_refused(2, sentence)
+
+
+def test_a_shell_without_srun_is_told(vaescale, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(os, "execvpe", None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("SLURM_JOB_ID", "3")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    vaescale("launch", RECIPE).assert_refused(
+        2, "srun is not on PATH; unset SLURM_JOB_ID to use this machine"
+    )
 
 
 def test_every_verb_runs_on_several_processes_or_on_one() -> None:
@@ -194,7 +228,7 @@ def test_a_dry_run_shows_the_command(vaescale, monkeypatch: pytest.MonkeyPatch) 
     assert outcome.json["understood"] == "this machine: one node"
     assert outcome.json["command"].endswith(f"-m vaescale train {RECIPE} seed=3 --allow-changes")
     shown = vaescale("launch", "--dry-run", "evaluate", "runs/x", "--json")
-    assert "understood" in shown.out
+    assert shown.out.startswith("vaescale launch\n  understood  this machine: one node\n")
     assert "-m vaescale evaluate runs/x --json" in shown.out
 
 
@@ -247,3 +281,63 @@ def test_exit_codes_of_what_leaves_none() -> None:
     assert launching._supervise([sys.executable, "-c", "pass"], environment) == 0
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     assert launching._supervise(killed, environment) == 137
+
+
+def leaves(monkeypatch: pytest.MonkeyPatch, codes: Sequence[int], *, ends_with: int, asked: bool) -> None:
+    """Replace the launcher by one whose ranks leave some codes, and which was or was not asked to stop."""
+
+    class Launcher:
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            assert command == ["launcher"]
+            for rank, code in enumerate(codes):
+                Path(env["VAESCALE_EXIT_CODES"], str(rank)).write_text(str(code))
+
+        def __enter__(self) -> "Launcher":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def wait(self) -> int:
+            return ends_with
+
+    @contextmanager
+    def forwarding(_: object, event: threading.Event) -> Iterator[None]:
+        if asked:
+            event.set()
+        yield
+
+    monkeypatch.setattr(launching.subprocess, "Popen", Launcher)
+    monkeypatch.setattr(launching, "_forwarding", forwarding)
+
+
+@pytest.mark.parametrize(
+    ("codes", "ends_with", "asked", "code"),
+    [
+        ([75, 75], 0, True, 75),
+        ([2], 2, False, 2),  # one failed, and torch's launcher stopped the other one early
+        ([], 1, False, 1),  # one ended with a traceback, likewise
+        ([], 137, False, 137),
+        ([2], 2, True, 2),
+        ([], -9, True, 75),  # before any rank had started
+        ([], 143, True, 75),
+        ([], 143, False, 143),
+        ([], 0, True, 0),
+        ([143, 143], 143, True, 143),
+    ],
+)
+def test_a_preemption_hides_no_failure(
+    monkeypatch: pytest.MonkeyPatch, codes: list[int], ends_with: int, asked: bool, code: int
+) -> None:
+    leaves(monkeypatch, codes, ends_with=ends_with, asked=asked)
+    assert launching._supervise(["launcher"], {}, early=75) == code
+
+
+def test_a_verb_that_does_not_train_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    leaves(monkeypatch, [], ends_with=-9, asked=True)
+    assert launching._supervise(["launcher"], {}) == 143
+    assert capfd.readouterr().err == ""
+    assert launching._supervise(["launcher"], {}, early=75) == 75
+    assert "the same command starts again" in capfd.readouterr().err

@@ -116,6 +116,7 @@ def test_one_run_over_every_layout_is_the_run_that_never_stopped(project: Path) 
     code, said = train_until(project, run, 16, *options, backend="zero3", launch=True)
     assert code == 75, said
     assert "saving after this step" in said, said
+    assert "Traceback" not in said
     assert_no_step_is_lost(16)
     several(project, [Command("fsdp2", words, stop_after=24)], processes=4)
     assert_no_step_is_lost(24)

@@ -3,6 +3,7 @@ both under `vaescale launch`. A pod is missing, cut off, killed, preempted; each
 """
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -191,6 +192,58 @@ def test_a_pod_is_missing_then_killed_then_preempted(pods: Pods) -> None:
     assert [first.wait(60), second.wait(60)] == [75, 75], pods.said()
     both = [pods.start(number) for number in (1, 0)]
     assert [pod.wait(120) for pod in both] == [0, 0], pods.said()
+    pods.assert_same_end(undisturbed(pods))
+
+
+AGENT = """#!/bin/sh
+# What mpirun calls in place of ssh: {agent} [OPTIONS] ADDRESS COMMAND
+while [ "${{1#-}}" != "$1" ]; do shift; done
+case "$1" in {addresses[0]}) space={names[0]} ;; *) space={names[1]} ;; esac
+host=host-${{1##*.}}
+shift
+exec ip netns exec "$space" unshare --uts sh -c 'hostname "$0" && eval "$1"' "$host" "$*"
+"""
+
+
+@pytest.mark.parametrize("kind", ["openmpi", "mpich"])
+def test_mpirun_over_two_hosts(pods: Pods, kind: str) -> None:
+    """mpirun starts its own daemon on the other host; no variable says where rank 0 is."""
+    if ON_DEMAND not in os.environ:
+        pytest.skip(f"takes half a minute: set {ON_DEMAND}=1")
+    mpirun = shutil.which(f"mpirun.{kind}")
+    if mpirun is None:
+        pytest.skip(f"mpirun.{kind} is not installed")
+    agent = pods.folder / "agent"
+    agent.write_text(AGENT.format(agent=agent, addresses=pods.addresses, names=pods.names))
+    agent.chmod(0o755)
+    hosts = ",".join(pods.addresses)
+    options = {
+        "openmpi": [
+            *("--allow-run-as-root", "--mca", "plm", "rsh", "--mca", "plm_rsh_agent", str(agent)),
+            *("--mca", "ras", "^slurm", "--host", hosts, "-x", "PYTHONPATH", "-x", "OMP_NUM_THREADS"),
+        ],
+        "mpich": ["-launcher", "ssh", "-launcher-exec", str(agent), "-hosts", hosts, "-ppn", "1"],
+    }[kind]
+    words = [mpirun, *options, "-n", "2", sys.executable, "-m", "vaescale", "launch"]
+    call = [RECIPE, *OPTIONS, f"run_dir={pods.run}"]
+
+    def on_the_first_host(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [str(agent), pods.addresses[0], shlex.join(words)]
+        return subprocess.run(
+            command,
+            cwd=pods.folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    done = on_the_first_host(*words, *call)
+    assert done.returncode == 2
+    assert "does not tell the address of the one with rank 0: set MASTER_ADDR" in done.stderr
+    done = on_the_first_host(*words, "--address", pods.addresses[0], *call)
+    assert done.returncode == 0, done.stdout + done.stderr
     pods.assert_same_end(undisturbed(pods))
 
 

@@ -44,8 +44,10 @@ class Site(NamedTuple):
     folder: Path
 
     def submit(self, name: str, *options: str, more: tuple[str, ...] = ()) -> int:
-        """Submit recipes/slurm/train.sbatch on the digits, to run folder NAME. `more` overrides recipe keys."""
-        words = [RECIPE, *OPTIONS, *more, f"run_dir={self.folder / name}"]
+        """Submit recipes/slurm/train.sbatch on the digits, to run folder NAME. `more`: options of launch, or recipe keys."""
+        ahead = [word for word in more if "=" not in word]
+        keys = [word for word in more if "=" in word]
+        words = [*ahead, RECIPE, *OPTIONS, *keys, f"run_dir={self.folder / name}"]
         script = "recipes/slurm/train.sbatch"
         options = (f"--output={self.folder}/{name}.log", "--gpus-per-node=0", "--cpus-per-task=1", *options)
         return self.cluster.submit(*options, script, *words, cwd=self.folder, more={"OMP_NUM_THREADS": "1"})
@@ -120,6 +122,36 @@ def test_a_preempted_job_ends_as_if_undisturbed(
     assert len(rows) == STEPS
     assert rows == peace[0]
     assert tensors == peace[1]
+
+
+COMPONENT = ("--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0")
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "more"),
+    [
+        ("four", NODES, ("--processes", "2")),
+        # Slurm lists the nodes of a step by name, and numbers them by component.
+        ("components", ("--nodelist=n2", *COMPONENT, ":", "--nodelist=n1", *COMPONENT), ()),
+    ],
+)
+def test_other_layouts_train_the_same_curve(
+    name: str,
+    layout: tuple[str, ...],
+    more: tuple[str, ...],
+    site: Site,
+    peace: tuple[list[dict[str, float]], dict[str, str]],
+) -> None:
+    job = site.submit(name, *layout, more=more)
+    site.wait_for_rows(name, 15)
+    site.cluster.run("scancel", "--signal=TERM", str(job))
+    ended = site.cluster.wait(job, *ENDED)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), site.said(name)
+    rows = site.numbers(name)[0]
+    assert len(rows) == STEPS
+    for own, other in zip(rows, peace[0], strict=True):
+        for key in ("train/neg_elbo_nats", "train/sigma"):
+            assert own[key] == pytest.approx(other[key], rel=1e-4)
 
 
 def test_a_cancelled_job_saves_and_does_not_come_back(site: Site) -> None:

@@ -12,10 +12,10 @@ from vaescale.system.world import (
     World,
     read_world,
     refuse_half_a_world,
-    refuse_incomplete,
     unjoined,
     without_launchers,
 )
+from vaescale.system.world_check import refuse_incomplete
 
 POD = {
     "KUBERNETES_SERVICE_HOST": "10.96.0.1",

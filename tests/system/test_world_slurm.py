@@ -5,6 +5,7 @@ is a task of several, it is the last one's, or that of task 0 for `srun -m arbit
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from vaescale.commands import launch
 from vaescale.errors import UserError
 from vaescale.system import slurm
-from vaescale.system.world import World, read_world, refuse_incomplete, unjoined
+from vaescale.system.world import World, read_world, unjoined
+from vaescale.system.world_check import refuse_incomplete
 
 LINES = (Path(__file__).parent / "slurm_environments.jsonl").read_text().splitlines()
 ENVIRONMENTS: dict[str, dict[str, str]] = {
@@ -28,7 +30,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "sbatch -N2 -n8": {"nodes": 2, "srun": True},
     "sbatch -N2 --gpus-per-node=2 -c4": {"nodes": 2, "srun": True},
     "sbatch of an array": {"nodes": 1, "srun": False},
-    "sbatch of two components": {"nodes": 1, "srun": False},
+    "sbatch of two components": {"nodes": 2, "srun": True},
+    "sbatch of components on n3 and n[1-2]": {"nodes": 3, "srun": True},
     "salloc -N2": {"nodes": 2, "srun": True},
     "salloc -n2": {"nodes": 1, "srun": True},
     "salloc -N2, interactive step": {"nodes": 2, "srun": True},
@@ -49,6 +52,23 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "srun -n2 --gpus-per-node=2": {"rank": 1, "size": 2, "local_rank": 1, "local_size": 2},
     "srun --mpi=pmi2 -n2": {"rank": 1, "size": 2, "local_rank": 1, "local_size": 2},
     "srun --het-group=0,1": {"node": 1, "rank": 2, "size": 3, "local_rank": 1, "local_size": 2},
+    # Slurm lists the nodes and their tasks by name, and numbers them by component.
+    "srun --het-group=0,1, the first component on n3": {
+        "node": 2,
+        "nodes": 3,
+        "address": "n3",
+        "hosts": ("n3", "n1", "n2"),
+        "rank": 6,
+        "size": 7,
+        "local_rank": 2,
+        "local_size": 3,
+    },
+    "srun in sbatch of components, without --het-group": {
+        "nodes": 1,
+        "hosts": ("n3",),
+        "address": "n3",
+        "note": "1 of the job's 3 nodes, `srun --het-group=0-1` starts on all",
+    },
 }
 SHELL_OF_ANOTHER_STEP = "sbatch -N2 typed within srun -N2"
 
@@ -152,6 +172,25 @@ def test_a_shell_starts_the_tasks_of_its_job(kind: str, words: str, monkeypatch:
     assert start.variables == (
         {"SRUN_CPUS_PER_TASK": environment["SLURM_CPUS_PER_TASK"]} if "-c4" in kind or "step" in kind else {}
     )
+
+
+def test_a_shell_of_a_heterogeneous_job_starts_one_step_on_all_components(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment = ENVIRONMENTS["sbatch of components on n3 and n[1-2]"]
+    monkeypatch.setattr(launch.os, "environ", environment)
+    start = launch.plan(read_world(environment), ["train", "r.yaml"])
+    command = " ".join(start.command)
+    own = f"{sys.executable} -m vaescale launch --wait 300 train r.yaml"
+    first = f"--het-group=0 --cpus-per-task=2 {own}"
+    assert command == f"srun --kill-on-bad-exit=1 {first} : --het-group=1 {own}"
+    assert start.variables == {}
+
+
+def test_components_of_another_job_are_forgotten() -> None:
+    inherited = ENVIRONMENTS["sbatch of components on n3 and n[1-2]"] | {"SLURM_JOB_ID": "40"}
+    world = read_world(inherited)
+    assert (world.nodes, world.srun) == (1, False)
 
 
 def test_the_older_name_of_the_number_of_nodes_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ One launcher for each node starts the ranks of its node with `accelerate launch`
 both cases all meet before anything heavy begins, so that a missing one is named.
 """
 
+import difflib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,22 +25,27 @@ from pydantic import Field
 
 from vaescale.commands import ALONE, DISTRIBUTED
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, checked
+from vaescale.data.plan import rank_slots
 from vaescale.errors import UserError
 from vaescale.recipe import load_recipe
 from vaescale.runs.cluster_jobs import own_variant
-from vaescale.system import exit_codes
+from vaescale.system import early_stop, exit_codes
 from vaescale.system.console import say
+from vaescale.system.early_stop import TERMINATED, early_code
 from vaescale.system.host import HELD_BACK, cores
 from vaescale.system.meeting import PATIENCE_SECONDS, WAIT, Place, gloo_variables, meet
 from vaescale.system.shipped import BACKENDS, shipped_file
-from vaescale.system.slurm import without_stale_step
-from vaescale.system.world import DEFAULT_PORT, World, read_world, refuse_incomplete, without_launchers
+from vaescale.system.slurm import components, without_stale_step
+from vaescale.system.world import DEFAULT_PORT, World, read_world, without_launchers
+from vaescale.system.world_check import refuse_incomplete
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 VAESCALE = (sys.executable, "-m", "vaescale")
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # The launcher of torch's ranks kills them this long after SIGTERM; its own 30 s are too few for a large checkpoint.
 SHUTDOWN_SECONDS = "110"
+# Options that no verb has; --processes is one of train, too, for the expected number.
+BEFORE_THE_RECIPE = ("--backend", "--nodes", "--node", "--address", "--port", "--wait", "--variants")
 # Device files of NVIDIA's and AMD's drivers, and of NVIDIA's under WSL: without any, torch need not be asked for GPUs.
 DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
@@ -47,12 +54,14 @@ class Start(NamedTuple):
     """What a launch does on this node: a command, what it adds to the environment, and whom it meets before, if anybody.
 
     replaces: whether the command takes the place of this process, so that its signals and exit code are this process's.
+    ranks: how many train together; of several nodes only those of this one are known, because nodes may differ.
     """
 
     command: list[str]
     variables: dict[str, str]
     replaces: bool
     place: Place | None = None
+    ranks: int = 1
 
 
 @checked
@@ -89,7 +98,7 @@ def launch(
             "command": shlex.join(start.command),
             "variables": start.variables,
         }
-    _refuse_a_wrong_recipe(call)
+    _refuse_a_wrong_recipe(call, start)
     say(f"vaescale launch: {world.summary}; {shlex.join(start.command)}")
     variables = dict(start.variables)
     if start.place is not None and (own := meet(start.place, seconds=wait)) is not None:
@@ -97,8 +106,15 @@ def launch(
     kept = os.environ if world.joined or world.srun else without_launchers(os.environ)
     environment = {**kept, **variables}
     if start.replaces:
+        if shutil.which(start.command[0]) is None:
+            raise UserError(
+                f"{start.command[0]} is not on PATH; unset SLURM_JOB_ID to use this machine alone"
+            )
+        if start.command[0] == sys.executable:  # which takes the mask off, when it can answer a signal
+            signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         os.execvpe(start.command[0], start.command, environment)  # noqa: S606
-    return {"exit_code": _supervise(start.command, environment)}
+    early = early_code(environment) if call[0] == "train" else None
+    return {"exit_code": _supervise(start.command, environment, early=early)}
 
 
 def plan(
@@ -115,9 +131,8 @@ def plan(
         options = {"--processes": processes, "--backend": backend, "--address": world.address, "--port": port}
         options |= {"--wait": f"{wait:g}"}
         given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-        return Start(
-            [*_srun(world, os.environ), *VAESCALE, "launch", *given, *call], _srun_variables(os.environ), True
-        )
+        command = [*VAESCALE, "launch", *given, *call]
+        return Start(_srun(world, os.environ, command), _srun_variables(os.environ), True)
     if world.rank is not None:
         if processes not in (None, world.local_size):
             raise UserError(
@@ -126,7 +141,8 @@ def plan(
         if not world.joined:
             _refuse_shared_gpus(world, os.environ)
         variables = ({} if world.joined else _rank_variables(world)) | {WAIT: f"{wait:g}"}
-        return Start([*VAESCALE, *call], variables | (layout_variables(backend) if backend else {}), True)
+        layout = layout_variables(backend) if backend else {}
+        return Start([*VAESCALE, *call], variables | layout, True, ranks=world.size or 1)
     gpus = num_gpus()
     local = processes or world.processes or gpus or 1
     if gpus and local > gpus:
@@ -141,7 +157,7 @@ def plan(
 def _node(world: World, call: Sequence[str], *, local: int, backend: str, on_cpu: bool) -> Start:
     """The launcher of the ranks of this node."""
     file = shipped_file(backend, BACKENDS)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    command = [sys.executable, "-m", "vaescale.training.ranks", "--config_file", str(file)]
     command += ["--num_machines", str(world.nodes), "--num_processes", str(local * world.nodes)]
     # On one node any free port will do, so that two launches do not collide.
     command += ["--main_process_port", str(world.port) if world.nodes > 1 else "0"]
@@ -159,7 +175,7 @@ def _node(world: World, call: Sequence[str], *, local: int, backend: str, on_cpu
     if on_cpu:
         variables |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(max(1, cores() // local))}
     unset = {name: value for name, value in variables.items() if name not in os.environ}
-    return Start([*command, "-m", "vaescale", *call], unset, False, place)
+    return Start([*command, "-m", "vaescale", *call], unset, False, place, local)
 
 
 def num_gpus() -> int:
@@ -208,20 +224,34 @@ def _read_backend(file: Path) -> dict[str, Any]:
 
 def _call(words: Sequence[str]) -> list[str]:
     """The verb and its arguments: `train` if the first word is no verb."""
+    words = words[1:] if words[:1] == ["--"] else words
     if not words:
         raise UserError(
             "a recipe or a verb is missing, for example `vaescale launch recipes/digits/optimal.yaml`"
         )
     if words[0] == "launch" or (words[0] not in DISTRIBUTED and words[0] in ALONE):
         raise UserError(f"{words[0]} runs on one process; type `vaescale {shlex.join(words)}`")
-    return list(words) if words[0] in DISTRIBUTED else ["train", *words]
+    if misplaced := [word for word in words if word.partition("=")[0] in BEFORE_THE_RECIPE]:
+        raise UserError(
+            f"{misplaced[0]} is an option of launch, and what follows the recipe or the verb belongs to that: type "
+            f"`vaescale launch {misplaced[0]} ... {words[0]}`"
+        )
+    if words[0] in DISTRIBUTED:
+        return list(words)
+    near = difflib.get_close_matches(words[0], DISTRIBUTED, n=1, cutoff=0.8)
+    if near and not Path(words[0]).exists():
+        raise UserError(f"{words[0]!r} is neither a recipe nor a verb; did you mean {near[0]}?")
+    return ["train", *words]
 
 
-def _refuse_a_wrong_recipe(call: Sequence[str]) -> None:
-    """Raise UserError for a recipe that cannot be trained, before the other nodes are waited for."""
+def _refuse_a_wrong_recipe(call: Sequence[str], start: Start) -> None:
+    """Raise UserError for a recipe that the ranks cannot train, before the other nodes are waited for."""
     given = [word for word in call[1:] if not word.startswith("-")]
     if call[0] == "train" and given and not {"-h", "--help"} & set(call):
-        load_recipe(Path(given[0]), [word for word in given[1:] if "=" in word])
+        recipe = load_recipe(Path(given[0]), [word for word in given[1:] if "=" in word])
+        batch, accumulation = recipe.data.global_batch, recipe.training.accumulation
+        if start.place is None or start.ranks > batch:
+            rank_slots(batch, rank=0, world_size=start.ranks, accumulation=accumulation)
 
 
 def _with(world: World, **given: int | str | None) -> World:
@@ -264,22 +294,34 @@ def _rank_variables(world: World) -> dict[str, str]:
     }
 
 
-def _srun(world: World, environment: Mapping[str, str]) -> list[str]:
-    """`srun` for a job of several tasks or nodes: the job's own tasks, or one on each node."""
-    command = ["srun", "--kill-on-bad-exit=1"]
+def _srun(world: World, environment: Mapping[str, str], command: Sequence[str]) -> list[str]:
+    """`srun COMMAND` in a job of several tasks or nodes: the job's own tasks, or one on each node."""
+    srun = ["srun", "--kill-on-bad-exit=1"]
+    if groups := len(components(environment)):
+        # One step over all components of a heterogeneous job, each with its own cores.
+        words: list[str] = []
+        for group in range(groups):
+            cpus = environment.get(f"SLURM_CPUS_PER_TASK_HET_GROUP_{group}")
+            options = [f"--het-group={group}", *([f"--cpus-per-task={cpus}"] if cpus else [])]
+            words += [*([":"] if group else []), *options, *command]
+        return [*srun, *words]
     if environment.get("SLURM_NTASKS") is None:
-        command += [f"--ntasks={world.nodes}", "--ntasks-per-node=1"]
-    return command
+        srun += [f"--ntasks={world.nodes}", "--ntasks-per-node=1"]
+    return [*srun, *command]
 
 
 def _srun_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """srun does not take over the job's cores for each task since Slurm 22.05."""
     cpus = environment.get("SLURM_CPUS_PER_TASK")
-    return {"SRUN_CPUS_PER_TASK": cpus} if cpus and "SRUN_CPUS_PER_TASK" not in environment else {}
+    if not cpus or "SRUN_CPUS_PER_TASK" in environment or components(environment):
+        return {}
+    return {"SRUN_CPUS_PER_TASK": cpus}
 
 
-def _supervise(command: list[str], environment: dict[str, str]) -> int:
+def _supervise(command: list[str], environment: dict[str, str], *, early: int | None = None) -> int:
     """Run accelerate's launcher to its end. Returns the ranks' own exit code, which the launcher does not pass on.
+
+    early: the code after a request to stop, if no rank left one; None for a verb that does not train.
 
     A cluster signals every process of a job. The launcher would die of SIGUSR1, and of the second or third SIGTERM while its
     ranks still save, so it gets neither: it inherits a mask, which its ranks take off again (`host.take_signals`).
@@ -287,13 +329,18 @@ def _supervise(command: list[str], environment: dict[str, str]) -> int:
     asked = threading.Event()
     with tempfile.TemporaryDirectory(prefix="vaescale-") as folder:
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        early_stop.withdraw()
         variables = environment | {exit_codes.FOLDER: folder}
         with subprocess.Popen(command, env=variables) as process, _forwarding(process, asked):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
             code = process.wait()
         left = exit_codes.collect(Path(folder))
     if left is None and code and asked.is_set():
-        return 128 + signal.SIGTERM  # there was nothing to save yet
+        if early is not None:
+            say(f"vaescale launch: {early_stop.sentence('the request to stop', early)}")
+        return early or TERMINATED
+    if left is None and code == TERMINATED:
+        say("vaescale launch: another process than the cluster or this one ended a rank with SIGTERM")
     return left or (code if code >= 0 else 128 - code)
 
 

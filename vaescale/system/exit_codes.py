@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = "VAESCALE_EXIT_CODES"
+LOGS = "logs"  # torch's own folder, below that one
 PREEMPTED = 75
 NOTE = "vaescale-refused-"
 REFUSED = 2  # recipe or arguments: the same command would be refused again

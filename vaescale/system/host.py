@@ -11,6 +11,7 @@ import psutil
 MEGABYTE = 1e6
 # A cluster's requests to stop, which `vaescale launch` keeps from torch's launcher.
 HELD_BACK = (signal.SIGTERM, signal.SIGUSR1)
+SET_PARENT_DEATH_SIGNAL = 1  # from sys/prctl.h
 # From malloc.h.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 
@@ -25,6 +26,13 @@ def cores() -> int:
 def take_signals() -> None:
     """Receive a cluster's requests to stop. A rank inherits a mask without them from its launcher."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+
+
+def follow_parent(number: signal.Signals) -> None:
+    """Ask Linux to send this process a signal when its parent ends, also if that is killed. Does nothing on other systems."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, int(number))
 
 
 def system_metrics() -> dict[str, float]:

@@ -6,6 +6,7 @@ first one lets them go. Messages are single lines of JSON, bounded in length; no
 
 import contextlib
 import json
+import os
 import select
 import socket
 import time
@@ -194,7 +195,7 @@ def _listen(port: int) -> socket.socket:
         return socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=1024)
     except OSError as error:
         raise UserError(
-            f"port {port} of this machine cannot be used ({error.strerror}): another run may be using it; pass a free one "
+            f"port {port} of this machine cannot be used ({os.strerror(error.errno or 0)}): another run may be using it; pass a free one "
             "with MASTER_PORT or --port, the same on all nodes"
         ) from None
 

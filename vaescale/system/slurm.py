@@ -41,6 +41,34 @@ def tasks_per_node(text: str) -> list[int]:
     return numbers
 
 
+def components(environment: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """The host names of each component of a heterogeneous job, in the order of the components; empty for another job.
+
+    A shell or a job that was started within such a job inherits its variables, which then name another leader.
+    """
+    size, job = environment.get("SLURM_HET_SIZE", ""), environment.get("SLURM_JOB_ID")
+    if not size.isdecimal() or int(size) < 2 or environment.get("SLURM_JOB_ID_HET_GROUP_0") != job:
+        return []
+    lists = [environment.get(f"SLURM_JOB_NODELIST_HET_GROUP_{number}", "") for number in range(int(size))]
+    return [host_names(text) for text in lists]
+
+
+def nodes_of_step(environment: Mapping[str, str], tasks: int) -> tuple[tuple[str, ...], list[int]]:
+    """The host names of a step's nodes and the number of tasks on each, in the order of SLURM_NODEID.
+
+    Slurm 22.05 sorts the hosts of SLURM_STEP_NODELIST by name, and numbers the nodes of a heterogeneous job by component.
+    tasks: of the step, all of them on one node if no variable tells their nodes.
+    """
+    hosts = host_names(environment.get("SLURM_STEP_NODELIST", ""))
+    per_node = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(tasks)))
+    if len(hosts) != len(per_node):
+        return hosts, per_node
+    number = dict(zip(hosts, per_node, strict=True))
+    ordered = tuple(host for part in components(environment) for host in part if host in number)
+    hosts = ordered if len(ordered) == len(hosts) else hosts
+    return hosts, [number[host] for host in hosts]
+
+
 def without_stale_step(environment: Mapping[str, str]) -> Mapping[str, str]:
     """The environment without the variables of a step, if this process belongs to a job's shell and not to a step.
 

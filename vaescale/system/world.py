@@ -4,17 +4,18 @@ Each cluster names the same few facts differently: how many nodes there are, whi
 and whether this process is one of the ranks already or has to start the ranks of its node.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from vaescale.errors import UserError
-from vaescale.system.slurm import host_names, tasks_per_node
+from vaescale.system.slurm import components, nodes_of_step
 
 DEFAULT_PORT = 29500  # torch's
-LEAST_PORT, NUM_PORTS = (
-    20000,
-    10000,
-)  # of jobs that may share a node; below the ports that Linux gives to clients
+# Of jobs that may share a node; below the ports that Linux gives to clients.
+LEAST_PORT, NUM_PORTS = 20000, 10000
+MOST_PORT = 65535
+MOST_NUMBER = 2**32 - 1
 TORCH_VARIABLES = frozenset(
     (
         *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
@@ -40,6 +41,7 @@ class World(NamedTuple):
     is to become: one rank, given by `rank`, or all the ranks of its node if `rank` is None. processes: ranks on each node if
     known (None: one for each GPU). address: the first node's name; None on a single node. joined: whether a launcher has set
     torch's own variables already. hosts: the nodes' names, if known. srun: whether `srun` must start one task on each node.
+    note: what else to say of it.
     """
 
     source: str
@@ -55,10 +57,15 @@ class World(NamedTuple):
     hosts: tuple[str, ...] = ()
     joined: bool = False
     srun: bool = False
+    note: str = ""
 
     @property
     def summary(self) -> str:
         """What this process understood, in a few words."""
+        return self._place + (f" ({self.note})" if self.note else "")
+
+    @property
+    def _place(self) -> str:
         where = f"node {self.node} of {self.nodes}" + (f" ({self._host})" if self._host else "")
         if self.srun:
             return f"{self.source}: {self.nodes} node{'s'[: self.nodes > 1]}, which srun has yet to start"
@@ -78,31 +85,8 @@ def read_world(environment: Mapping[str, str]) -> World:
     for read in READERS:
         if (world := read(environment)) is not None:
             return world
+    refuse_half_a_world(environment)
     return World("this machine")
-
-
-def refuse_incomplete(world: World) -> None:
-    """Raise UserError if the world lacks this node's number or the first node's address, or the number is impossible."""
-    if world.rank is not None:
-        if world.address is None and not world.joined:
-            raise UserError(
-                f"{world.source} started {world.size} processes on several nodes and does not tell the address of the one with "
-                "rank 0: set MASTER_ADDR (`mpirun -x MASTER_ADDR=HOST` or `mpirun -genv MASTER_ADDR HOST`), or pass --address HOST"
-            )
-        return
-    if world.node == UNKNOWN:
-        raise UserError(
-            f"there are {world.nodes} nodes, and no variable tells which one this is: set PET_NODE_RANK, or pass --node N"
-        )
-    if not 0 <= world.node < world.nodes:
-        raise UserError(
-            f"the number of this node (={world.node}) must be below the number of nodes (={world.nodes})"
-        )
-    if world.nodes > 1 and not world.address and not world.srun:
-        raise UserError(
-            f"there are {world.nodes} nodes, and no variable tells the address of node 0: set PET_MASTER_ADDR, or pass "
-            "--address HOST"
-        )
 
 
 def without_launchers(environment: Mapping[str, str]) -> dict[str, str]:
@@ -148,6 +132,8 @@ def refuse_half_a_world(environment: Mapping[str, str]) -> None:
             f"WORLD_SIZE is {size}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: start with "
             "`vaescale launch` or `accelerate launch`, or unset WORLD_SIZE to use one process"
         )
+    if size > 1:
+        _number(environment, "MASTER_PORT", least=1, most=MOST_PORT)
     if "RANK" in environment and not 0 <= _number(environment, "RANK") < size:
         raise UserError(f"RANK (={environment['RANK']}) must be below WORLD_SIZE (={size})")
 
@@ -262,8 +248,7 @@ def _slurm_step(environment: Mapping[str, str]) -> World | None:
     if _number(environment, "SLURM_STEP_ID") >= SLURM_SHELLS:
         return None
     tasks = _number(environment, "SLURM_STEP_NUM_TASKS", least=1)
-    hosts = host_names(environment.get("SLURM_STEP_NODELIST", ""))
-    per_node = tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", str(tasks)))
+    hosts, per_node = nodes_of_step(environment, tasks)
     node = _number(environment, "SLURM_NODEID", 0)
     if node >= len(per_node):
         raise UserError(
@@ -280,6 +265,7 @@ def _slurm_step(environment: Mapping[str, str]) -> World | None:
         address=environment.get("MASTER_ADDR") or first,
         port=_number(environment, "MASTER_PORT", _port_of_job(job, step)),
         hosts=hosts,
+        note=_unused_nodes(environment, len(per_node)),
     )
     if not several:
         return world
@@ -289,6 +275,15 @@ def _slurm_step(environment: Mapping[str, str]) -> World | None:
         local_rank=_number(environment, "SLURM_LOCALID", 0),
         local_size=per_node[node],
     )
+
+
+def _unused_nodes(environment: Mapping[str, str], nodes: int) -> str:
+    """What to say of a step on some of the components of a heterogeneous job."""
+    parts = components(environment)
+    total = sum(map(len, parts))
+    if nodes >= total:
+        return ""
+    return f"{nodes} of the job's {total} nodes, `srun --het-group=0-{len(parts) - 1}` starts on all"
 
 
 def _is_arbitrary(environment: Mapping[str, str], per_node: list[int]) -> bool:
@@ -302,7 +297,9 @@ def _slurm_batch(environment: Mapping[str, str]) -> World | None:
     if _number(environment, "SLURM_STEP_ID", SLURM_SHELLS) < SLURM_SHELLS:
         return None
     older = _number(environment, "SLURM_NNODES", 1, least=1)
-    nodes = _number(environment, "SLURM_JOB_NUM_NODES", older, least=1)
+    nodes = sum(map(len, components(environment))) or _number(
+        environment, "SLURM_JOB_NUM_NODES", older, least=1
+    )
     several = nodes > 1 or _number(environment, "SLURM_NTASKS", 1) > 1
     # salloc may leave its shell on the login node, where no slurmd tells the node's name.
     elsewhere = "SLURMD_NODENAME" not in environment
@@ -347,20 +344,26 @@ def _port_of_job(job: str, step: str) -> int:
 def _fixed_number(text: str) -> int:
     """torchrun's number of nodes, which may be a range `1:4`."""
     least, _, most = text.partition(":")
-    if not (least.isdecimal() and (most or least) == least and int(least) >= 1):
+    if not (re.fullmatch("[0-9]{1,9}", least) and (most or least) == least and int(least) >= 1):
         raise UserError(
             f"PET_NNODES (={text!r}) must be one whole number: a run keeps its number of nodes until it is started again"
         )
     return int(least)
 
 
-def _number(environment: Mapping[str, str], name: str, default: int | None = None, *, least: int = 0) -> int:
+def _number(
+    environment: Mapping[str, str],
+    name: str,
+    default: int | None = None,
+    *,
+    least: int = 0,
+    most: int = MOST_NUMBER,
+) -> int:
     """A variable's whole number. Raises UserError if it is missing without a default, or is no such number."""
     text = environment.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not text.isdecimal() or int(text) < least:
-        raise UserError(
-            f"the environment variable {name} (={text!r}) must be a whole number of at least {least}"
-        )
+    if text is None or not re.fullmatch("[0-9]{1,10}", text) or not least <= int(text) <= most:
+        bound = f"from {least} to {most}" if most != MOST_NUMBER else f"of at least {least}"
+        raise UserError(f"the environment variable {name} (={text!r}) must be a whole number {bound}")
     return int(text)

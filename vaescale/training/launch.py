@@ -75,8 +75,8 @@ def start(*, processes: int | None = None) -> Launch:
     expected = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
     if accelerator.num_processes != expected:
         raise UserError(
-            f"{expected} processes were asked for, but {accelerator.num_processes} started; launch with "
-            "`accelerate launch --config_file recipes/backends/cpu2.yaml` or `--multi_gpu --num_processes N`"
+            f"{expected} processes were asked for, but {accelerator.num_processes} started: type `vaescale launch --processes "
+            f"{expected} RECIPE`, with the options of launch before the recipe"
         )
     return Launch(accelerator, strategy)
 

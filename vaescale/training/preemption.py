@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from vaescale.errors import Preempted
+from vaescale.system import early_stop
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -28,6 +29,7 @@ class Preemption:
         return self.signal is not None
 
     def __enter__(self) -> "Preemption":
+        early_stop.withdraw()
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 

@@ -91,3 +91,19 @@ def test_an_old_message_is_no_sign_of_life() -> None:
     assert watchdog._heard[1] is first
     watchdog._hear(1, 5, 8, "reading data", 0.1, False)
     assert watchdog._heard[1].pulse.step == 8
+
+
+def test_before_training_it_ends_for_a_silent_rank_only(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """The parts of a start may take their time, but a rank that was stopped is silent."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    store = Store({"pulse/1": '[1, 0, "starting", 0.0, false]'})
+    watchdog, codes, ended = watch(bound=0.3)
+    watchdog.start(store)
+    for number in range(2, 12):
+        store["pulse/1"] = f'[{number}, 0, "starting", 0.0, false]'
+        time.sleep(0.1)
+    assert codes == []
+    assert ended.wait(5)
+    watchdog.stop()
+    assert codes == [4]
+    assert "rank 1 not heard from for" in capsys.readouterr().err

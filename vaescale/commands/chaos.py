@@ -23,6 +23,7 @@ from vaescale.errors import UserError
 from vaescale.runs.folder import read_metrics
 from vaescale.system.console import say
 from vaescale.system.faults import FAULTS, NOTICED_BY_OTHERS, Family, inject
+from vaescale.system.meeting import WAIT
 from vaescale.system.shipped import BACKENDS, shipped_file
 
 DAMAGES = ("flip a bit", "truncate")
@@ -30,7 +31,7 @@ EARLY = "finished before its fault"
 DAMAGE_PROBABILITY = 0.3
 STARTS_BEYOND = 3  # one of the last starts, which have no fault, must reach the last step
 ENDS_WITHIN = 300  # seconds after its fault
-WATCHDOG_SECONDS = 15  # training.watchdog_seconds of the disturbed starts
+WATCHDOG_SECONDS = 20  # training.watchdog_seconds, and how long ranks wait for each other at the start
 ALWAYS = ("training.log_every=1", "tracking.mlflow=null", f"training.watchdog_seconds={WATCHDOG_SECONDS}")
 SILENT = ("kill all",)  # no process is left to say why it ended
 SENTENCE = re.compile(r"^vaescale (train|launch): |^SIGTERM: |asked to stop", re.MULTILINE)
@@ -184,7 +185,7 @@ def _start(setup: Setup, name: str) -> "subprocess.Popen[bytes]":
     with (setup.folder / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             [*command, f"run_dir={setup.folder / name}", *ALWAYS],
-            env=os.environ | inject(setup.folder / "inject"),
+            env=os.environ | inject(setup.folder / "inject") | {WAIT: str(WATCHDOG_SECONDS)},
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -62,7 +62,9 @@ def train(
     refuse_ignored(os.environ, recipe.training, recipe.optimizer)
     if recipe.data.workers and recipe.data.cache != "memory":
         start_server()  # it imports torch while this process does
-    with backends.launched(launch, processes=processes) as started, ExitStack() as stack:
+    watchdog = Watchdog(recipe.training.watchdog_seconds)
+    launched = backends.launched(launch, processes=processes, watchdog=watchdog)
+    with launched as started, ExitStack() as stack:
         parts = build_parts(recipe, started)
         start = comm.on_main(lambda: _claim(parts, stack, allow_changes=allow_changes))
         steps = recipe.training.steps
@@ -72,7 +74,7 @@ def train(
                     f"{parts.folder} is trained to step {steps} already; raise training.steps with --allow-changes (and set optimizer.schedule_start={steps} for a schedule of its own), or choose another name or run_dir"
                 )
         else:
-            _train(parts, start, stack)
+            _train(parts, start, stack, watchdog)
         summary = comm.on_main(lambda: _summary(parts, is_other=start.is_at_the_end and bool(start.changes)))
     return {"run_dir": str(parts.folder), "step": steps, **summary}
 
@@ -161,7 +163,7 @@ def _begin(parts: Parts, stack: ExitStack, start: Start) -> None:
     run_folder.forget_summary(folder, "train", "val")  # the checkpoint of the last step may have been lost
 
 
-def _train(parts: Parts, start: Start, stack: ExitStack) -> None:
+def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> None:
     """Train to the last step, from a checkpoint or from the recipe's weights."""
     recipe, config, shown = parts.recipe, parts.recipe.training, comm.is_main()
     full_speed = utilization.full_speed(
@@ -178,7 +180,7 @@ def _train(parts: Parts, start: Start, stack: ExitStack) -> None:
         TrainerStatus(os.environ, config.steps, start=start.step, shown=shown) as status,
         Progress(f"train {recipe.name}", config.steps, start=start.step, shown=shown) as progress,
         Writer(parts.folder / "checkpoints") as writer,
-        Watchdog(config.watchdog_seconds),
+        watchdog,
         Preemption(shown=shown) as preemption,
         _alone_with_its_fault(parts.folder, writer),
         Workers(parts.val_reader, recipe.data.workers) as workers,

@@ -24,6 +24,8 @@ from vaescale.system.world import refuse_half_a_world, unjoined
 from vaescale.training.config import TrainingConfig
 from vaescale.training.extensions import build_extensions
 from vaescale.training.launcher_settings import CONFIG_FILE, take_config_file
+from vaescale.training.roll_call import meet_in_store
+from vaescale.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,18 +48,21 @@ class Launch(NamedTuple):
     strategy: str
 
 
-def start(*, processes: int | None = None) -> Launch:
+def start(*, processes: int | None = None, watchdog: Watchdog | None = None) -> Launch:
     """Start an Accelerator and join the other processes.
 
     The training step sets the precision, because accelerate would change the model's forward. processes: the expected number;
-    None for the launcher's. Raises UserError when another number has started, or when the launcher requests something that
-    would be ignored.
+    None for the launcher's. watchdog: to start as soon as the ranks have met. Raises UserError when another number has started,
+    or when the launcher requests something that would be ignored; TrainingStopped when a rank does not come.
     """
     if processes is not None and processes < 1:
         raise UserError(f"--processes (={processes}) must be at least 1")
     if processes != 1:
         refuse_lost_processes(os.environ)
     _meet_the_other_ranks()
+    store = meet_in_store()
+    if watchdog is not None and store is not None:
+        watchdog.start(store)
     zero_options = take_config_file(os.environ)
     strategy = _requested_strategy(os.environ)
     handlers = _prepare_environment(strategy)
@@ -227,16 +232,22 @@ def precision_of_evaluation() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def launched(launch: Launch | None, *, processes: int | None = None) -> Iterator[Launch]:
-    """Yield the given launch, or start one (see `start`) and stop it at the end."""
+def launched(
+    launch: Launch | None, *, processes: int | None = None, watchdog: Watchdog | None = None
+) -> Iterator[Launch]:
+    """Yield the given launch, or start one (see `start`) and stop it at the end, and the watchdog as well."""
     if launch is not None:
         yield launch
         return
-    started = start(processes=processes)
     try:
-        yield started
+        started = start(processes=processes, watchdog=watchdog)
+        try:
+            yield started
+        finally:
+            stop(started.accelerator)
     finally:
-        stop(started.accelerator)
+        if watchdog is not None:
+            watchdog.stop()
 
 
 def stop(accelerator: "Accelerator") -> None:

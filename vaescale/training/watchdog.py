@@ -36,13 +36,16 @@ def _exit(code: int) -> None:
 class Watchdog:
     """A thread that watches this process's pulse: `with Watchdog(bound_seconds):`. A bound of None watches nothing.
 
-    end: called with the exit code. It ends the process, because nothing else stops a main thread that hangs.
+    It can start before the ranks have joined: then `start` is called first, and until the block is entered it only ends a run one
+    of whose ranks is silent, because the parts of a start may take their time. end: called with the exit code. It ends the
+    process, because nothing else stops a main thread that hangs.
     """
 
     def __init__(
         self, bound_seconds: float | None, *, end: Callable[[int], Any] = _exit, store: Any = None
     ) -> None:
-        self._bound, self._end, self._store = bound_seconds, end, _store() if store is None else store
+        self._bound, self._end, self._store = bound_seconds, end, store
+        self._trains, self._began = False, time.monotonic()
         self._every = min(5.0, (bound_seconds or 0) / CHECKS)
         self._stop = threading.Event()
         self._heard: dict[int, Heard] = {}
@@ -53,25 +56,44 @@ class Watchdog:
             for work in (self._watch, self._exchange)
         ]
 
+    def start(self, store: Any = None) -> None:
+        """Start the threads, if they do not run yet. store: the launcher's; None for that of the process group."""
+        if self._bound is None or self._threads[0].is_alive():
+            return
+        heartbeat.beat("starting")
+        self._began = time.monotonic()
+        self._store = self._store or store or _store()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End the threads."""
+        self._stop.set()
+
     def __enter__(self) -> "Watchdog":
         heartbeat.beat("starting")
-        if self._bound is not None:
-            for thread in self._threads:
-                thread.start()
+        self.start()
+        self._trains = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
+        self.stop()
 
     def _watch(self) -> None:
         assert self._bound is not None
         while not self._stop.wait(self._every):
-            if time.monotonic() - heartbeat.read().since > self._bound:
-                say(f"vaescale train: rank {comm.rank()}: {self._sentence()}")
+            now = time.monotonic()
+            heard = [self._heard[rank].at if rank in self._heard else self._began for rank in self._others()]
+            silence = now - min(heard, default=now)
+            if (now - heartbeat.read().since if self._trains else silence) > self._bound:
+                say(f"vaescale train: rank {_rank()}: {self._sentence()}")
                 self._end(TrainingStopped.exit_code)
                 return
+
+    def _others(self) -> list[int]:
+        return [rank for rank in range(_world_size()) if rank != _rank()]
 
     def _exchange(self) -> None:
         """Publish this rank's pulse, and read the other ranks' pulses."""
@@ -80,9 +102,9 @@ class Watchdog:
                 step, activity, since, waits = heartbeat.read()
                 self._num_sent += 1
                 message = [self._num_sent, step, activity, time.monotonic() - since, waits]
-                self._store.set(f"pulse/{comm.rank()}", json.dumps(message))
-                for rank in range(comm.world_size()):
-                    if rank != comm.rank() and self._store.check([f"pulse/{rank}"]):
+                self._store.set(f"pulse/{_rank()}", json.dumps(message))
+                for rank in self._others():
+                    if self._store.check([f"pulse/{rank}"]):
                         self._hear(rank, *json.loads(self._store.get(f"pulse/{rank}")))
                 self._answered = time.monotonic()
             except RuntimeError:  # the store ended with the rank that held it
@@ -100,12 +122,13 @@ class Watchdog:
     def _sentence(self) -> str:
         """The message: where the suspected ranks are, and where this rank is."""
         pulse, now = heartbeat.read(), time.monotonic()
-        heard = {comm.rank(): Heard(0, now, pulse)} | dict(self._heard)
+        heard = {_rank(): Heard(0, now, pulse)} | dict(self._heard)
         newest = max(message.pulse.step for message in heard.values())
-        missing = [rank for rank in range(comm.world_size()) if rank not in heard]
-        silent = [
-            rank for rank, message in heard.items() if now - message.at > SILENT_CHECKS * self._every + 1
-        ]
+        missing = [rank for rank in range(_world_size()) if rank not in heard]
+        assert self._bound is not None
+        silence = SILENT_CHECKS * self._every + 1
+        silence = silence if self._trains else min(silence, self._bound)
+        silent = [rank for rank, message in heard.items() if now - message.at > silence]
         behind = [rank for rank, message in heard.items() if message.pulse.step < newest]
         busy = [rank for rank, message in heard.items() if not message.pulse.waits]
         phrases = []
@@ -126,6 +149,15 @@ class Watchdog:
             f"no sign of life for {self._bound:.0f} s (training.watchdog_seconds): {'; '.join(phrases)}; this rank is at step "
             f"{pulse.step} in {pulse.activity}; the same command continues from the last checkpoint"
         )
+
+
+def _rank() -> int:
+    """This process's rank, also before it has joined the others."""
+    return comm.rank() or int(os.environ.get("RANK", "0"))
+
+
+def _world_size() -> int:
+    return max(comm.world_size(), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def _store() -> Any:

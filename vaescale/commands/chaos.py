@@ -157,7 +157,11 @@ def _disturb_once(setup: Setup, ends: Ends, chance: random.Random, seconds: floa
         return False
     ends.counts[kind] += 1
     ends.seconds.append(took)
-    if kind not in SILENT and not SENTENCE.search(log.read_bytes()[written:].decode(errors="replace")):
+    if (
+        started.returncode
+        and kind not in SILENT
+        and not SENTENCE.search(log.read_bytes()[written:].decode(errors="replace"))
+    ):
         ends.unexplained.append(kind)
     if chance.random() < DAMAGE_PROBABILITY and (damage := _damage(setup.folder / "chaos", chance)):
         ends.counts[damage] += 1

@@ -34,7 +34,10 @@ ENDS_WITHIN = 300  # seconds after its fault
 WATCHDOG_SECONDS = 20  # training.watchdog_seconds, and how long ranks wait for each other at the start
 ALWAYS = ("training.log_every=1", "tracking.mlflow=null", f"training.watchdog_seconds={WATCHDOG_SECONDS}")
 SILENT = ("kill all",)  # no process is left to say why it ended
-SENTENCE = re.compile(r"^vaescale (train|launch): |^SIGTERM: |asked to stop", re.MULTILINE)
+# The last one is of torch's launcher, which names a rank that was killed before it could speak.
+SENTENCE = re.compile(
+    r"^vaescale (train|launch): |^SIGTERM: |asked to stop|SIGKILL\) received by PID", re.MULTILINE
+)
 
 
 class Setup(NamedTuple):

@@ -18,7 +18,7 @@ from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
 from vaescale.commands import DISTRIBUTED
-from vaescale.errors import DataError, UserError
+from vaescale.errors import DataError, TrainingStopped, UserError
 from vaescale.system import collector, exit_codes
 from vaescale.system.caches import provide_caches
 from vaescale.system.early_stop import EarlyStop
@@ -168,6 +168,15 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         place = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(redact(f"vaescale {verb}: {place}{error.strerror or error}{remedy}\n"))
         return 4 if full else 2
+    except RuntimeError as error:
+        # In a collective before training begins; training itself has its own end.
+        lost = sys.modules["vaescale.comm"].lost_rank(error) if "vaescale.comm" in sys.modules else ""
+        if not lost:
+            raise
+        sys.stderr.write(
+            f"vaescale {verb}: {_named_rank()}another rank has ended or is cut off ({lost}): its log says why\n"
+        )
+        return TrainingStopped.exit_code
     except ModuleNotFoundError as error:
         package = missing_package(error)
         if package is None:
@@ -225,6 +234,11 @@ def _speaker(*, waits: bool) -> str:
     if waits:
         time.sleep(FIRST_SPEAKS_SECONDS)
     return f"rank {os.environ['RANK']}: "
+
+
+def _named_rank() -> str:
+    """This process's rank, if there are several, as the beginning of a message that each rank writes by itself."""
+    return f"rank {os.environ.get('RANK', '0')}: " if _processes() > 1 else ""
 
 
 def _known_to_all(error: DataError) -> bool:

@@ -183,7 +183,10 @@ def lost_rank(error: BaseException) -> str:
     lost = isinstance(error, (dist.DistNetworkError, dist.DistStoreError)) or (
         isinstance(error, RuntimeError) and ("/gloo/transport/" in text or "ncclRemoteError" in text)
     )
-    if not lost or world_size() == 1:
+    alone = (
+        world_size() == 1 and os.environ.get("WORLD_SIZE", "1") == "1"
+    )  # before they have joined, the launcher tells
+    if not lost or alone:
         return ""
     return re.sub(r"^\[[^\]]*\] ", "", text.split("\n")[0]).split(". ")[0]
 

@@ -3,10 +3,14 @@
 import threading
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from tests.training.test_watchdog import Store
+from vaescale import comm
 from vaescale.errors import TrainingStopped
 from vaescale.training import roll_call
+from vaescale.training.launch import join_anew
 from vaescale.training.roll_call import call_the_roll, launcher_s_store
 
 
@@ -39,3 +43,19 @@ def test_only_torch_s_launcher_has_a_store() -> None:
     assert launcher_s_store({}) is None
     assert launcher_s_store({"TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "1"}) is None
     assert launcher_s_store({"WORLD_SIZE": "2"}) is None
+
+
+def test_a_restarted_rank_joins_in_a_store_of_its_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher's own store has the addresses of the ranks of the attempt before."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    store = dist.HashStore()
+    join_anew(store)
+    try:
+        assert comm.is_joined()
+        assert float(comm.all_reduce_plain(torch.ones(1))) == 1
+        keys = store.list_keys()
+        assert keys
+        assert all(key.startswith("group/") for key in keys), keys
+    finally:
+        dist.destroy_process_group()

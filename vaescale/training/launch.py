@@ -63,6 +63,8 @@ def start(*, processes: int | None = None, watchdog: Watchdog | None = None) -> 
     store = meet_in_store()
     if watchdog is not None and store is not None:
         watchdog.start(store)
+    if store is not None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        join_anew(store)
     zero_options = take_config_file(os.environ)
     strategy = _requested_strategy(os.environ)
     handlers = _prepare_environment(strategy)
@@ -118,6 +120,20 @@ def _meet_the_other_ranks() -> None:
         own = meet(Place("rank", rank, size, address, port), seconds=patience(os.environ))
         if own is not None and not torch.cuda.is_available():
             os.environ.update(gloo_variables(own, os.environ))
+
+
+def join_anew(store: Any) -> None:
+    """Join the ranks after a restart by torch's launcher (`--max_restarts`), in a store of this attempt.
+
+    With a static rendezvous, which is accelerate's, the launcher's store outlives an attempt: torch would read the addresses of the
+    ranks that have ended, and fail to connect or wait for them (torch 2.13, gloo).
+    """
+    from torch.distributed import PrefixStore, init_process_group  # type: ignore[attr-defined]
+
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    group = PrefixStore("group", store)
+    init_process_group(backend, store=group, rank=rank, world_size=size)
 
 
 def _requested_strategy(environment: "os._Environ[str]") -> str:

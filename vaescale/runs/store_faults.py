@@ -186,9 +186,12 @@ def _may_pass(error: Exception, text: str) -> bool:
 def _package(module: str) -> str:
     """The package that holds a module which a store's client lacks."""
     root = module.partition(".")[0]
-    return {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient", "google": "google-cloud-storage"}.get(
-        root, root
-    )
+    return {
+        "botocore": "boto3",
+        "psycopg2": "psycopg2-binary",
+        "MySQLdb": "mysqlclient",
+        "google": "google-cloud-storage",
+    }.get(root, root)
 
 
 def _short(text: Any) -> str:

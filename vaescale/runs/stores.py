@@ -44,7 +44,7 @@ def _nearest_form(uri: str) -> str:
     host, _, port = uri.partition("/")[0].rpartition(":")
     if host and port.isdecimal():
         return f"write http://{uri}; null means none"
-    if (separator and scheme != "file") or not (uri.startswith(("file:", ".")) or "/" in uri):
+    if separator and scheme != "file":
         return f"an MLflow store begins with one of {', '.join(STORES)}; null means none"
     folder = (rest if separator else uri.removeprefix("file:")).rstrip("/")
     return f"a store is a database, not a folder of files; {_forms(os.path.normpath(f'{folder}/mlflow.db'))}"

@@ -213,6 +213,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.code: int | None = None
+        self._is_forwarded = False
         self._child: subprocess.Popen[bytes] | None = None
         self._before: dict[int, Any] = {}
 
@@ -229,7 +230,7 @@ class _Signals:
         """Run a command and return its exit code."""
         with subprocess.Popen(command, stdout=sys.stderr) as child:
             self._child = child
-            if self.code == PREEMPTED:  # the signal came before the process
+            if self.code == PREEMPTED and not self._is_forwarded:  # the signal came before the process
                 child.send_signal(signal.SIGTERM)
             try:
                 return child.wait()
@@ -239,6 +240,7 @@ class _Signals:
     def _take(self, number: int, _: object) -> None:
         self.code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
         if number != signal.SIGINT and self._child is not None:
+            self._is_forwarded = True
             self._child.send_signal(signal.SIGTERM)  # accelerate's launcher forwards SIGTERM only
 
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from tests.conftest import tiny_recipe
 from vaescale.commands.sync import sync as sync_verb
 from vaescale.errors import UserError
 from vaescale.runs import folder as run_folder
@@ -536,13 +537,9 @@ def test_the_status_is_what_the_folder_tells(
         assert final_status(run, 2) == (None, None), "it trains now"
 
 
-def test_sync_ends_a_killed_run_at_its_last_row(
-    run: Path, project: Path, config: TrackingConfig, trained_run: Path
-) -> None:
+def test_sync_ends_a_killed_run_at_its_last_row(run: Path, project: Path, config: TrackingConfig) -> None:
     state = sync(run, config, status="RUNNING")
-    recipe = yaml.safe_load((trained_run / "recipe.yaml").read_text())
-    recipe["tracking"] = {"mlflow": config.mlflow, "experiment": "tests"}
-    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    write_recipe(run, config)
     (run / "lock").write_text('{"host": "here", "pid": 1}')  # left by the killed process
     assert sync_verb(run)["run_id"] == state["run_id"]
     info = client_at(project).get_run(state["run_id"]).info
@@ -550,18 +547,21 @@ def test_sync_ends_a_killed_run_at_its_last_row(
     assert (info.start_time, info.end_time) == (1_000_000_001_000, 1_000_000_002_000)
 
 
+def write_recipe(run: Path, config: TrackingConfig) -> None:
+    """A whole recipe, as the verb reads it."""
+    recipe = {**tiny_recipe(Path("data"), run), "tracking": config.model_dump()}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
 @pytest.mark.parametrize(("passes", "message"), [(True, "; try again later"), (False, "")])
 def test_sync_says_try_again_only_of_what_passes(
     run: Path,
     config: TrackingConfig,
-    trained_run: Path,
     monkeypatch: pytest.MonkeyPatch,
     passes: bool,
     message: str,
 ) -> None:
-    shutil.copy(trained_run / "recipe.yaml", run)
-    text = (run / "recipe.yaml").read_text().replace("mlflow: null", f"mlflow: {config.mlflow}")
-    (run / "recipe.yaml").write_text(text)
+    write_recipe(run, config)
 
     def create_run(*_: object, **__: object) -> None:
         raise ConnectionError("gone") if passes else ValueError("gone")

@@ -56,6 +56,7 @@ def export(run: Path, out: Path, *, weights: Weights = "ema", log: bool = False)
         raise UserError(f"{out} already exists; delete it or choose another OUT")
     trained = open_trained(run, weights=weights)
     uri, known = trained.recipe.tracking.mlflow, mlflow_state.read(trained.folder)
+    known = mlflow_state.located(trained.folder, known) if log else known
     if log and not (uri and known.get("run_id")):
         raise UserError(
             f"{trained.folder} is in no MLflow store; run `vaescale sync {trained.folder}` first, or leave --log out"

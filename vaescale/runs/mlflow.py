@@ -195,21 +195,31 @@ def save_model(model: Model, folder: Path) -> None:
 
 
 def log_model(model: Model, run_id: str, uri: str) -> str:
-    """Add a model to a run of the MLflow store at an absolute URI. Returns the model's URI."""
+    """Add a model to a run of the MLflow store at an absolute URI. Returns the model's URI. Raises UserError when the store fails."""
     be_patient()
-    with quiet(), warnings.catch_warnings(action="ignore", category=UserWarning):
-        import mlflow
+    try:
+        with quiet(), warnings.catch_warnings(action="ignore", category=UserWarning):
+            return _log_model(model, run_id, uri)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a server or a network may raise
+        raise UserError(explained(error, uri).sentence(redact(uri))) from error
 
-        mlflow.set_tracking_uri(uri)
-        client = mlflow.MlflowClient()
-        before = client.get_run(run_id).info
-        with mlflow.start_run(run_id=run_id):
-            logged = mlflow.pyfunc.log_model(name="model", **_pyfunc_arguments(model))
-        if before.status == "RUNNING":  # start_run has ended the run
-            client.update_run(run_id, status="RUNNING")
-        else:
-            client.set_terminated(run_id, before.status, before.end_time)
-        return str(logged.model_uri)
+
+def _log_model(model: Model, run_id: str, uri: str) -> str:
+    import mlflow
+
+    client_of(uri)
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient()
+    before = client.get_run(run_id).info
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pyfunc.log_model(name="model", **_pyfunc_arguments(model))
+    if before.status == "RUNNING":  # start_run has ended the run
+        client.update_run(run_id, status="RUNNING")
+    else:
+        client.set_terminated(run_id, before.status, before.end_time)
+    return str(logged.model_uri)
 
 
 def _pyfunc_arguments(model: Model) -> dict[str, Any]:

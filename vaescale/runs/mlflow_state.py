@@ -42,7 +42,7 @@ def begin(folder: Path, status: str | None, *, ended_ms: int | None = None) -> S
     status: None keeps the recorded one. ended_ms: when the run ended, by default now.
     """
     before = read(folder)
-    state = {**_located(folder, before)}
+    state = {**located(folder, before)}
     if status is not None and status != state.get("status"):
         ended = None if status == "RUNNING" else ended_ms or int(time.time() * 1000)
         state |= {"status": status, "status_sent": False, "ended_ms": ended}
@@ -51,8 +51,8 @@ def begin(folder: Path, status: str | None, *, ended_ms: int | None = None) -> S
     return state
 
 
-def _located(folder: Path, state: State) -> State:
-    """The state of a folder that may have been moved or copied since it was recorded."""
+def located(folder: Path, state: State) -> State:
+    """The state of a folder that may have been moved or copied since it was recorded. A copy has no MLflow run, and is reported."""
     here = os.path.abspath(folder)
     before = state.get("folder")
     if before is None:

@@ -167,7 +167,7 @@ def _http_fault(text: str, error: Exception, uri: str) -> StoreFault | None:
     if number:
         return StoreFault(f"{number}: {body}", passes=number >= 500 or number in (408, 429))
     if "Failed to resolve" in text or "Name or service not known" in text:
-        return StoreFault(f"the host name {host} is not known", passes=True)
+        return StoreFault(f"the host name {host} is not known", "check tracking.mlflow and the network")
     cause = (
         re.search(r"\[Errno \d+\] ([\w ]+)|(timed out)", text) if "failed with exception" in text else None
     )

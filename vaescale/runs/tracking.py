@@ -227,8 +227,10 @@ def _say_fault(folder: Path, config: TrackingConfig, fault: StoreFault) -> None:
     sentence = fault.sentence(config.mlflow or "")
     if told.fault != sentence:
         told.fault = sentence
-        rest = "it gets them when it can" if fault.passes else f"send them later: `vaescale sync {folder}`"
-        say(f"{sentence}. Training goes on, rows and files stay in {folder}; {rest}")
+        say(
+            f"{sentence}. Training goes on, rows and files stay in {folder}; when that is mended they are sent, by this run "
+            f"or by `vaescale sync {folder}`"
+        )
 
 
 def _say_behind(folder: Path, config: TrackingConfig, reason: Exception | str) -> None:
@@ -253,16 +255,21 @@ def _say_behind(folder: Path, config: TrackingConfig, reason: Exception | str) -
 
 
 def log_files(config: TrackingConfig, name: str, paths: list[Path]) -> None:
-    """Send files of several runs as artifacts of a new MLflow run. Without a store this does nothing."""
+    """Send files of several runs as artifacts of a new MLflow run, if there is a store. Reports a store that does not take them."""
     if config.mlflow is None:
         return
-    with quiet():
-        uri = absolute_uri(config.mlflow)
-        client = client_of(uri)
-        run_id = client.create_run(experiment_id(client, uri, config.experiment), run_name=name).info.run_id
-        for path in paths:
-            client.log_artifact(run_id, str(path))
-        client.set_terminated(run_id)
+    be_patient()
+    try:
+        with quiet():
+            uri = absolute_uri(config.mlflow)
+            client = client_of(uri)
+            experiment = experiment_id(client, uri, config.experiment)
+            run_id = client.create_run(experiment, run_name=name).info.run_id
+            for path in paths:
+                client.log_artifact(run_id, str(path))
+            client.set_terminated(run_id)
+    except Exception as error:  # whatever a server or a network may raise; the files are on the disk
+        say(explained(error, config.mlflow).sentence(config.mlflow))
 
 
 def _known_run(client: Any, config: TrackingConfig, state: State) -> Any:

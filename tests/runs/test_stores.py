@@ -129,8 +129,10 @@ def test_a_file_that_takes_long_is_sent_beside_the_rows(
     monkeypatch.setattr(MlflowClient, "log_artifact", log_artifact)
     for step in (3, 4):
         with pytest.raises(StoreFault, match=r"no answer for recipe\.yaml"):
-            sync(run, config, upload_seconds=0.05)
-        assert max(steps_sent(client_at(project), run_folder.read_json(run / STATE))) == step - 1
+            sync(run, config, status="FINISHED", upload_seconds=0.05)
+        state = run_folder.read_json(run / STATE)
+        assert state["status_sent"]
+        assert max(steps_sent(client_at(project), state)) == step - 1
         run_folder.append_metrics(run, step, {"train/mse": 0.1})
     go.set()
     assert sync(run, config)["artifacts_sent"] == 1

@@ -67,7 +67,8 @@ def test_a_store_without_mlflow_is_said_once_and_the_status_is_kept(
         said = capsys.readouterr().err
         assert f"pip install mlflow, then `vaescale sync {tmp_path}`" in " ".join(said.split())
     assert capsys.readouterr().err == "", "it was said before"
-    assert json.loads((tmp_path / tracking.STATE).read_text()) == {"status": "FINISHED", "status_sent": False}
+    state = json.loads((tmp_path / "mlflow.json").read_text())
+    assert (state["status"], state["status_sent"]) == ("FINISHED", False)
     with pytest.raises(UserError, match="MLflow is not installed; pip install mlflow"):
         tracking.sync(tmp_path, config)
     assert not store.is_installed()

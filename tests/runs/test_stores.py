@@ -203,6 +203,8 @@ def test_a_deleted_experiment_is_one_sentence_with_the_remedy(
             sync(folder, config)
         assert f"restore --experiment-id {first['experiment_id']}" in str(caught.value)
         assert not caught.value.passes
+    with pytest.raises(UserError, match="'tests' was deleted"):
+        stored_runs(config.mlflow or "", "tests", None, most=1)
     assert parent_run(config.mlflow, "tests", "sweep") is None
     assert "'tests' was deleted; choose another tracking.experiment, or restore it" in capsys.readouterr().err
     client.restore_experiment(first["experiment_id"])
@@ -374,6 +376,15 @@ def test_a_database_of_another_kind_is_one_sentence(
             stored_runs(config.mlflow or "", "tests", None, most=1)
     assert time.monotonic() - begun < 10, "MLflow would try for a minute"
     assert not list(project.glob("runs/.mlflow.db.lock"))
+
+
+def test_a_store_to_read_has_the_right_form(project: Path) -> None:
+    for store, message in (
+        ("./runs", "write sqlite:///runs/mlflow.db"),
+        ("sqlite://runs/x.db", "write sqlite:///runs/x.db"),
+    ):
+        with pytest.raises(UserError, match=f"--store is '{re.escape(store)}'.*{message}"):
+            stored_runs(store, "tests", None, most=1)
 
 
 def test_runs_whose_files_cannot_be_read_are_compared_without_them(

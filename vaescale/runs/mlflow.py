@@ -18,6 +18,8 @@ from vaescale.runs.stores import (
     client_of,
     experiment_id,
     quiet,
+    refuse_deleted,
+    refuse_malformed,
     sqlite_path,
 )
 from vaescale.system.console import say
@@ -56,6 +58,10 @@ def stored_runs(
     where: MLflow's filter; results: patterns of JSON artifacts. Raises UserError when the store or the experiment does not
     exist, or the filter is not valid.
     """
+    try:
+        refuse_malformed(uri)
+    except ValueError as error:
+        raise UserError(f"--store is {redact(uri)!r}; {error}") from None
     path = sqlite_path(uri)
     if path is not None and not path.is_file():
         raise UserError(f"{uri} does not exist; give --store, the tracking.mlflow of the recipes")
@@ -67,6 +73,7 @@ def stored_runs(
             if stored is None:
                 names = ", ".join(sorted(other.name for other in client.search_experiments()))
                 raise UserError(f"{uri} has no experiment {experiment!r}; there are {names}")
+            refuse_deleted(stored, absolute_uri(uri))
             runs = client.search_runs([stored.experiment_id], filter_string=where or "", max_results=most)
             files = _Files(client, pictures, results)
             return [_stored(client, run, curves, files) for run in runs]

@@ -119,14 +119,18 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
-    number = str(experiment.experiment_id)
+    refuse_deleted(experiment, uri)
+    return str(experiment.experiment_id)
+
+
+def refuse_deleted(experiment: Any, uri: str) -> None:
+    """Raise StoreFault for an experiment of MLflow's that was deleted; MLflow keeps its name. uri: the store's, absolute."""
     if experiment.lifecycle_stage == "deleted":
         raise StoreFault(
-            f"its experiment {name!r} was deleted",
+            f"its experiment {experiment.name!r} was deleted",
             f"choose another tracking.experiment, or restore it: MLFLOW_TRACKING_URI={redact(uri)} mlflow experiments "
-            f"restore --experiment-id {number}",
+            f"restore --experiment-id {experiment.experiment_id}",
         )
-    return number
 
 
 def refuse_moved_artifacts(client: Any, uri: str, run: Any) -> None:

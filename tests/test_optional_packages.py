@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from vaescale.errors import UserError
-from vaescale.runs import mlflow as store
-from vaescale.runs import tracking
+from vaescale.runs import stores, tracking
 from vaescale.system.packages import OPTIONAL, OTHERS, TRAINING, missing_package, module_of
 
 # fsspec comes with torch, which imports it; pandas and pyarrow come with the packages that training does not need.
@@ -67,10 +66,11 @@ def test_a_store_without_mlflow_is_said_once_and_the_status_is_kept(
         said = capsys.readouterr().err
         assert f"pip install mlflow, then `vaescale sync {tmp_path}`" in " ".join(said.split())
     assert capsys.readouterr().err == "", "it was said before"
-    assert json.loads((tmp_path / tracking.STATE).read_text()) == {"status": "FINISHED", "status_sent": False}
+    state = json.loads((tmp_path / "mlflow.json").read_text())
+    assert (state["status"], state["status_sent"]) == ("FINISHED", False)
     with pytest.raises(UserError, match="MLflow is not installed; pip install mlflow"):
         tracking.sync(tmp_path, config)
-    assert not store.is_installed()
+    assert not stores.is_installed()
 
 
 def test_only_what_is_not_installed_is_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:

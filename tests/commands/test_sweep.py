@@ -9,15 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from tests.conftest import Outcome
 from tests.launching import ROOT
+from vaescale.commands import sweep as sweeping
 from vaescale.commands.sweep import Variant, _starter, split_values, variants
 from vaescale.errors import UserError
 from vaescale.runs.cluster_jobs import TABLE, cluster_files
+from vaescale.runs.folder import update_summary
 
 
 def test_every_combination_once() -> None:
@@ -77,7 +80,7 @@ def test_ctrl_c_waits_for_the_training_to_save(tmp_path: Path) -> None:
         "open('ready', 'w').close()\n"
         "time.sleep(60)\n"
     )
-    parent = f"import sys; from vaescale.commands.sweep import _ended; sys.exit(_ended([sys.executable, '-c', {child!r}]))"
+    parent = f"import sys; from vaescale.commands.sweep import _Signals\nwith _Signals() as signals: sys.exit(signals.ended([sys.executable, '-c', {child!r}]))"
     for number, whole_group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
         for name in ("ready", "saved"):
             (tmp_path / name).unlink(missing_ok=True)
@@ -93,6 +96,32 @@ def test_ctrl_c_waits_for_the_training_to_save(tmp_path: Path) -> None:
         (os.killpg if whole_group else os.kill)(started.pid, number)
         assert started.wait(30) == 75
         assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_sweep_that_is_terminated_ends_with_75_and_counts_what_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_trained: bool
+) -> None:
+    """The signal meets the first of two variants, whose process ends by it: after its last step, or before."""
+    recipes = [
+        SimpleNamespace(run_dir=str(tmp_path / name), training=SimpleNamespace(steps=6)) for name in "ab"
+    ]
+    started: list[list[str]] = []
+
+    def ended(self: sweeping._Signals, command: list[str]) -> int:
+        started.append(command)
+        if is_trained:
+            update_summary(tmp_path / "a", "train", {"step": 6})
+        os.kill(os.getpid(), signal.SIGTERM)
+        return -signal.SIGTERM
+
+    monkeypatch.setattr(sweeping._Signals, "ended", ended)
+    (tmp_path / "a").mkdir()
+    handler = signal.getsignal(signal.SIGTERM)
+    codes = sweeping.train_all(Path("r.yaml"), [Variant("a", []), Variant("b", [])], recipes, launch=())
+    assert codes == [0 if is_trained else 75, 75]
+    assert len(started) == 1
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def files_of(

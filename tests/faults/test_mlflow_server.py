@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from tests.mlflow_server import Server
 from vaescale.runs import folder as run_folder
-from vaescale.runs import tracking
+from vaescale.runs.mlflow_state import STATE
 from vaescale.runs.tracking import Drain, TrackingConfig, sync
 
 pytestmark = [
@@ -55,7 +55,7 @@ def test_a_server_that_dies_and_comes_back_gets_every_row(
             steps(range(100, 300))
             server.start()
             steps(range(300, 400))
-        state = run_folder.read_json(run / tracking.STATE)
+        state = run_folder.read_json(run / STATE)
         client = MlflowClient(server.uri)
         rows = client.get_metric_history(state["run_id"], "train/mse")
         assert sorted((row.step, row.value) for row in rows) == [(step, 1 / step) for step in range(1, 400)]
@@ -98,6 +98,6 @@ def test_a_server_that_answers_500_stops_nothing(
         server.shutdown()
     assert "vaescale sync" in capsys.readouterr().err
     later = TrackingConfig(mlflow=f"sqlite:///{tmp_path}/mlflow.db", experiment="tests")
-    shutil.rmtree(run / tracking.STATE, ignore_errors=True)
+    shutil.rmtree(run / STATE, ignore_errors=True)
     state = sync(run, later)
     assert len(MlflowClient(later.mlflow).get_metric_history(state["run_id"], "train/mse")) == 49

@@ -24,9 +24,10 @@ from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
 from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
-from vaescale.runs import checkpoint
+from vaescale.runs import checkpoint, mlflow_state
 from vaescale.runs import folder as run_folder
 from vaescale.runs.mlflow import Model, log_model, save_model
+from vaescale.runs.mlflow_state import store_uri
 from vaescale.runs.tracking import TrackingConfig
 from vaescale.system.console import say
 from vaescale.system.files import write_whole
@@ -54,7 +55,8 @@ def export(run: Path, out: Path, *, weights: Weights = "ema", log: bool = False)
     if out.exists():
         raise UserError(f"{out} already exists; delete it or choose another OUT")
     trained = open_trained(run, weights=weights)
-    uri, known = trained.recipe.tracking.mlflow, run_folder.read_json(trained.folder / "mlflow.json")
+    uri, known = trained.recipe.tracking.mlflow, mlflow_state.read(trained.folder)
+    known = mlflow_state.located(trained.folder, known) if log else known
     if log and not (uri and known.get("run_id")):
         raise UserError(
             f"{trained.folder} is in no MLflow store; run `vaescale sync {trained.folder}` first, or leave --log out"
@@ -65,7 +67,9 @@ def export(run: Path, out: Path, *, weights: Weights = "ema", log: bool = False)
         write_run(trained, data)
         model = Model(data, __name__, trained.model.image_shape, DEFAULTS, details)
         save_model(model, out)
-        logged = log_model(model, known, uri) if log and uri else None
+        logged = (
+            log_model(model, known["run_id"], store_uri(trained.folder, uri, known)) if log and uri else None
+        )
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return {"out": str(out), **details, "bytes": size, **({"model_uri": logged} if logged else {})}
 

@@ -21,7 +21,8 @@ from vaescale.system.console import say
 from vaescale.system.secrets import redact
 
 MOST_VARIANTS = 1000
-STOPPED = (75, 130)  # preempted, Ctrl-C: the remaining variants are not started
+PREEMPTED, INTERRUPTED = 75, 130  # SIGTERM or SIGUSR1, Ctrl-C
+STOPPED = (PREEMPTED, INTERRUPTED)  # the remaining variants are not started
 STATE = "sweep.json"
 
 
@@ -164,40 +165,83 @@ def train_all(
 ) -> list[int]:
     """Train each variant in a process of its own. Returns their exit codes.
 
-    A variant that is preempted or interrupted is the last one trained; the remaining ones get its exit code.
+    A variant that is preempted or interrupted is the last one trained; the remaining ones get its exit code. So does a
+    variant that a signal ended, unless it was trained by then: that one counts as trained.
     """
     starter = _starter(launch)
     codes: list[int] = []
-    for number, (variant, resolved) in enumerate(zip(variants, recipes, strict=True), start=1):
-        say(f"\n== {number}/{len(variants)}  {variant.name}")
-        started = time.time()
-        ended = _ended([*starter, str(recipe), *variant.overrides])
-        stopped = run_folder.read_json(Path(resolved.run_dir) / run_folder.STOPPED)
-        if stopped.get("time", 0) < started:  # from an earlier start
-            stopped = {}
-        # A launcher's own exit code is always 1.
-        code = ended if ended in (0, 2, 3, 4, *STOPPED) else stopped.get("exit_code", 4)
-        codes.append(int(code))
-        if code in STOPPED:
-            say(f"stopped in {variant.name}; run the same command again to continue")
-            return codes + [int(code)] * (len(variants) - len(codes))
+    with _Signals() as signals:
+        for number, (variant, resolved) in enumerate(zip(variants, recipes, strict=True), start=1):
+            say(f"\n== {number}/{len(variants)}  {variant.name}")
+            started = time.time()
+            ended = signals.ended([*starter, str(recipe), *variant.overrides])
+            codes.append(_code_of(ended, resolved, started, signals.code))
+            stopped = codes[-1] if codes[-1] in STOPPED else signals.code
+            if stopped is not None:
+                left = len(variants) - number
+                if codes[-1] in STOPPED or left:
+                    where = f"in {variant.name}" if codes[-1] in STOPPED else f"after {variant.name}"
+                    say(f"stopped {where}; run the same command again to continue")
+                return codes + [stopped] * left
     return codes
 
 
-def _ended(command: Sequence[str]) -> int:
-    """Run a command and return its exit code. Forwards SIGTERM and SIGUSR1 to the command (a terminal sends Ctrl-C to
-    both processes) and waits while it saves.
+def _code_of(ended: int, resolved: Recipe, started: float, stopped_by: int | None) -> int:
+    """The exit code of a variant whose process ended with `ended`.
+
+    started: when it did, in seconds since 1970. stopped_by: the sweep's own exit code, if a signal stopped it.
     """
-    with subprocess.Popen(command, stdout=sys.stderr) as child:
-        handlers: dict[int, Any] = {signal.SIGINT: lambda *_: None}
-        for number in (signal.SIGTERM, signal.SIGUSR1):  # accelerate's launcher forwards SIGTERM only
-            handlers[number] = lambda *_: child.send_signal(signal.SIGTERM)
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            return child.wait()
-        finally:
-            for caught, handler in before.items():
-                signal.signal(caught, handler)
+    folder = Path(resolved.run_dir)
+    if ended in (0, 2, 3, 4, *STOPPED):
+        return ended
+    stopped = run_folder.read_json(folder / run_folder.STOPPED)
+    if "exit_code" in stopped and stopped.get("time", 0) >= started:  # else from an earlier start
+        return int(stopped["exit_code"])  # a launcher's own exit code is always 1
+    if stopped_by is None:
+        return 4
+    summary = run_folder.read_json(folder / run_folder.SUMMARY)
+    is_trained = summary.get("train", {}).get("step") == resolved.training.steps
+    return 0 if is_trained else stopped_by
+
+
+class _Signals:
+    """The signals that a sweep gets while it trains. code: the exit code that they ask for, or None.
+
+    SIGTERM and SIGUSR1 are forwarded to the process that trains (a terminal sends Ctrl-C to both), and the sweep waits
+    while that process saves.
+    """
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        self._is_forwarded = False
+        self._child: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def ended(self, command: Sequence[str]) -> int:
+        """Run a command and return its exit code."""
+        with subprocess.Popen(command, stdout=sys.stderr) as child:
+            self._child = child
+            if self.code == PREEMPTED and not self._is_forwarded:  # the signal came before the process
+                child.send_signal(signal.SIGTERM)
+            try:
+                return child.wait()
+            finally:
+                self._child = None
+
+    def _take(self, number: int, _: object) -> None:
+        self.code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
+        if number != signal.SIGINT and self._child is not None:
+            self._is_forwarded = True
+            self._child.send_signal(signal.SIGTERM)  # accelerate's launcher forwards SIGTERM only
 
 
 def runs_of(folder: Path) -> list[Path]:

@@ -8,6 +8,8 @@ from vaescale.errors import UserError
 from vaescale.recipe import load_recipe
 from vaescale.runs import folder as run_folder
 from vaescale.runs import tracking
+from vaescale.runs.mlflow_state import final_status
+from vaescale.runs.store_faults import StoreFault
 
 RETURNED = ("tracking_uri", "experiment_id", "run_id", "metrics_sent", "artifacts_sent")
 
@@ -16,20 +18,22 @@ RETURNED = ("tracking_uri", "experiment_id", "run_id", "metrics_sent", "artifact
 def sync(run: Path) -> dict[str, Any]:
     """Send metrics, figures and results that the run's MLflow store lacks. Returns the store, the run's id and the counts.
 
-    Nothing is sent twice. Raises UserError when the run names no store, or the store does not answer.
+    Nothing is sent twice. A run that was killed, so that its store shows it as running, gets the status that its folder tells.
+    Raises UserError when the run names no store, or the store does not take all.
     """
     path = run / run_folder.RECIPE
     if not path.is_file():
         raise UserError(f"{run} is not a run folder (no {run_folder.RECIPE})")
-    config = load_recipe(path).tracking
+    recipe = load_recipe(path)
+    config = recipe.tracking
     if config.mlflow is None:
         raise UserError(
             f"{path} has tracking.mlflow: null; name a store there, such as sqlite:///runs/mlflow.db"
         )
+    status, ended_ms = final_status(run, recipe.training.steps)
     try:
-        state = tracking.sync(run, config)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a server or a network may raise
-        raise UserError(f"MLflow at {config.mlflow} does not answer ({error}); try again later") from error
+        state = tracking.sync(run, config, status=status, ended_ms=ended_ms)
+    except StoreFault as fault:
+        later = "; try again later" if fault.passes else ""
+        raise UserError(f"{fault.sentence(config.mlflow)}{later}") from fault
     return {name: state[name] for name in RETURNED}

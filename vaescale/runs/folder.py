@@ -81,6 +81,15 @@ def parse_metrics(text: str) -> Iterator[dict[str, float]]:
             yield json.loads(line)
 
 
+def first_time(folder: Path) -> float | None:
+    """When the first row of metrics.jsonl was written, in seconds since 1970; None without a row."""
+    path = folder / METRICS
+    if path.is_file():
+        with path.open() as file:
+            return next((row.get("time") for line in file for row in parse_metrics(line)), None)
+    return None
+
+
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The metrics, one row per step in order. Of a step that was replayed after a resume, the last values count."""
     path = folder / METRICS
@@ -186,6 +195,20 @@ def locked(folder: Path) -> Iterator[None]:
         release_lock(path, file)
 
 
+def is_training(folder: Path) -> bool:
+    """Whether a process trains in a run folder. Where the file system has no locks, a process that may live counts."""
+    path = folder / "lock"
+    if not path.is_file():
+        return False
+    try:
+        release_lock(path, acquire_lock(path))
+    except LockHeldError:
+        return True
+    except NoLocksError as error:
+        return _may_live(error.content)
+    return False
+
+
 def _locked_file(path: Path) -> BinaryIO:
     try:
         return acquire_lock(path)
@@ -206,15 +229,29 @@ def _refuse_living_holder(path: Path, error: NoLocksError) -> None:
     A process of this host that has ended does not count, and neither does a file that names no process.
     """
     try:
-        holder = json.loads(error.content)
-        host, pid = holder["host"], int(holder["pid"])
+        pid = _holder(error.content)[1]
     except (ValueError, KeyError, TypeError):
         say(f"{path.parent} cannot be locked ({error.reason}); make sure that only one job trains there")
         return
-    if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
+    if not _may_live(error.content):
         say(f"taking over {path}: its process {pid} is gone")
         return
     raise UserError(
         f"{path.parent} cannot be locked ({error.reason}), and {path} names {error.content}; wait for that job, or delete the "
         f"file if it has ended"
     )
+
+
+def _holder(content: str) -> tuple[str, int]:
+    """The host and process that a lock file names."""
+    holder = json.loads(content)
+    return holder["host"], int(holder["pid"])
+
+
+def _may_live(content: str) -> bool:
+    """Whether the process that a lock file names may be alive: on this host it is looked up. False if it names none."""
+    try:
+        host, pid = _holder(content)
+    except (ValueError, KeyError, TypeError):
+        return False
+    return host != socket.gethostname() or Path(f"/proc/{pid}").exists()

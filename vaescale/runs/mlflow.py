@@ -1,11 +1,8 @@
 """Access to MLflow stores: reading runs, and writing parent runs and models. `tracking.py` sends a run."""
 
-import contextlib
-import importlib.util
-import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,15 +10,20 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from vaescale.config import flat
-from vaescale.errors import MissingPackage, UserError
-from vaescale.system import collector
+from vaescale.errors import UserError
+from vaescale.runs.store_faults import explained, explained_files
+from vaescale.runs.stores import (
+    absolute_uri,
+    be_patient,
+    client_of,
+    experiment_id,
+    quiet,
+    refuse_deleted,
+    refuse_malformed,
+    sqlite_path,
+)
 from vaescale.system.console import say
 from vaescale.system.secrets import redact
-
-SQLITE = "sqlite:///"
-KIND = {
-    "mlflow.experimentKind": "custom_model_development"
-}  # otherwise MLflow's pages treat it as an experiment of language models
 
 
 class Stored(NamedTuple):
@@ -56,63 +58,102 @@ def stored_runs(
     where: MLflow's filter; results: patterns of JSON artifacts. Raises UserError when the store or the experiment does not
     exist, or the filter is not valid.
     """
+    try:
+        refuse_malformed(uri)
+    except ValueError as error:
+        raise UserError(f"--store is {redact(uri)!r}; {error}") from None
+    path = sqlite_path(uri)
+    if path is not None and not path.is_file():
+        raise UserError(f"{uri} does not exist; give --store, the tracking.mlflow of the recipes")
     be_patient()
-    with quiet():
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
-            raise UserError(f"{uri} does not exist; give --store, the tracking.mlflow of the recipes")
-        client = MlflowClient(absolute_uri(uri))
-        try:
+    try:
+        with quiet():
+            client = client_of(absolute_uri(uri))
             stored = client.get_experiment_by_name(experiment)
             if stored is None:
                 names = ", ".join(sorted(other.name for other in client.search_experiments()))
                 raise UserError(f"{uri} has no experiment {experiment!r}; there are {names}")
+            refuse_deleted(stored, absolute_uri(uri))
             runs = client.search_runs([stored.experiment_id], filter_string=where or "", max_results=most)
-            return [_stored(client, run, curves, pictures, results) for run in runs]
-        except MlflowException as error:
-            message = str(error).partition("\n")[0]
-            remedy = (
-                "; a metric is called metrics.`val/mse`, a recipe's key params.`likelihood.sigma`"
-                if where
-                else ""
-            )
-            raise UserError(f"MLflow at {redact(uri)} says: {message}{remedy}") from error
+            files = _Files(client, pictures, results)
+            return [_stored(client, run, curves, files) for run in runs]
+    except UserError:
+        raise
+    except Exception as error:  # whatever a server, a database or a network may raise
+        fault, shown = explained(error, uri), redact(uri)
+        if where and getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
+            raise UserError(
+                f"MLflow at {shown} says: {fault.reason}; a metric is called metrics.`val/mse`, a recipe's key "
+                "params.`likelihood.sigma`"
+            ) from error
+        raise UserError(fault.sentence(shown)) from error
 
 
-def _stored(
-    client: Any, run: Any, curves: Sequence[str], pictures: Sequence[str], results: Sequence[str]
-) -> Stored:
+def _stored(client: Any, run: Any, curves: Sequence[str], files: "_Files") -> Stored:
     run_id, metrics = run.info.run_id, dict(run.data.metrics)
     points = {
         name: [(float(point.step), float(point.value)) for point in client.get_metric_history(run_id, name)]
         for name in curves
         if name in metrics
     }
-    folders = ("figures", "evaluation", "gmm")
-    artifacts = [file.path for name in folders for file in client.list_artifacts(run_id, name)]
-    recipe = dict(run.data.params)
-    with tempfile.TemporaryDirectory() as folder:
-
-        def content(path: str) -> bytes:
-            return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
-
-        images = {Path(path).name: content(path) for path in pictures if path in artifacts}
-        evaluations = [content(path) for path in artifacts if any(fnmatch(path, name) for name in results)]
-        if "changes" in run.data.tags:  # params cannot change; recipe.yaml has the accepted changes
-            read: Any = OmegaConf.to_container(OmegaConf.create(content("recipe.yaml").decode()))
-            recipe = {name: str(value) for name, value in flat(read).items()}
+    images, evaluations, recipe = files.of(run)
     return Stored(
         run.info.run_name,
         run_id,
-        recipe,
+        recipe or dict(run.data.params),
         metrics,
         points,
-        {name: png for name, png in images.items() if png.startswith(b"\x89PNG")},
+        images,
         run.data.tags.get("val_data_hash", ""),
         evaluations,
     )
+
+
+class _Files:
+    """The files of runs. When the artifact store fails once, it is not asked again: each request may take minutes.
+
+    pictures: paths of PNG files; results: patterns of JSON files.
+    """
+
+    def __init__(self, client: Any, pictures: Sequence[str], results: Sequence[str]) -> None:
+        self._client, self._pictures, self._results = client, pictures, results
+        self._is_readable = True
+
+    def of(self, run: Any) -> tuple[dict[str, bytes], list[bytes], dict[str, str]]:
+        """A run's pictures, results, and the recipe if it was changed. All are empty when they cannot be read."""
+        if self._is_readable:
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    return self._read(run, folder)
+            except Exception as error:  # whatever an artifact store may raise
+                self._is_readable = False
+                fault = explained_files(error, run.info.artifact_uri)
+                say(
+                    f"pictures, results and changed recipes are left out, from the run {run.info.run_name} on: {fault}"
+                )
+        return {}, [], {}
+
+    def _read(self, run: Any, folder: str) -> tuple[dict[str, bytes], list[bytes], dict[str, str]]:
+        run_id, recipe = run.info.run_id, dict[str, str]()
+
+        def content(path: str) -> bytes:
+            return Path(self._client.download_artifacts(run_id, path, folder)).read_bytes()
+
+        names = [
+            file.path
+            for name in ("figures", "evaluation", "gmm")
+            for file in self._client.list_artifacts(run_id, name)
+        ]
+        images = {Path(path).name: content(path) for path in self._pictures if path in names}
+        results = [content(path) for path in names if any(fnmatch(path, name) for name in self._results)]
+        if "changes" in run.data.tags:  # params cannot change; recipe.yaml has the accepted changes
+            read: Any = OmegaConf.to_container(OmegaConf.create(content("recipe.yaml").decode()))
+            recipe = {name: str(value) for name, value in flat(read).items()}
+        return (
+            {name: png for name, png in images.items() if png.startswith(b"\x89PNG")},
+            results,
+            recipe,
+        )
 
 
 def parent_run(uri: str | None, experiment: str, name: str) -> str | None:
@@ -122,75 +163,16 @@ def parent_run(uri: str | None, experiment: str, name: str) -> str | None:
     be_patient()
     try:
         with quiet():
-            from mlflow import MlflowClient
-
-            client = MlflowClient(absolute_uri(uri))
+            absolute = absolute_uri(uri)
+            client = client_of(absolute)
             run = client.create_run(
-                experiment_id(client, uri, experiment), run_name=name, tags={"sweep": name}
+                experiment_id(client, absolute, experiment), run_name=name, tags={"sweep": name}
             )
             client.set_terminated(run.info.run_id)
             return str(run.info.run_id)
     except Exception as error:  # whatever a server or a network may raise; the runs then have no parent
-        say(f"MLflow at {uri} does not answer ({error}); the runs will have no parent run")
+        say(f"{explained(error, uri).sentence(uri)}; the runs will have no parent run")
         return None
-
-
-def experiment_id(client: Any, uri: str, name: str) -> str:
-    """The id of an experiment, created if it does not exist. A local store keeps its artifacts beside itself."""
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    absolute = absolute_uri(uri)
-    local = absolute.startswith(SQLITE)
-    artifacts = (Path(absolute.removeprefix(SQLITE)).parent / "mlartifacts").as_uri() if local else None
-    return str(client.create_experiment(name, artifact_location=artifacts, tags=KIND))
-
-
-def absolute_uri(uri: str) -> str:
-    """Make a relative SQLite path absolute, and create its folder."""
-    if not uri.startswith(SQLITE):
-        return uri
-    path = Path(uri.removeprefix(SQLITE)).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return SQLITE + str(path)
-
-
-def be_patient() -> None:
-    """Let MLflow block for seconds, not for minutes as by default, and turn its telemetry off."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for a verb's result
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-
-
-def is_installed() -> bool:
-    """Whether MLflow can be imported. Does not import it, which takes seconds."""
-    return importlib.util.find_spec("mlflow") is not None
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence within the block what MLflow logs of its migrations, on loggers that its import sets up.
-
-    Raises MissingPackage where MLflow is not installed.
-    """
-    import logging
-
-    if not is_installed():
-        raise MissingPackage("MLflow is not installed; pip install mlflow")
-    with collector.paused():
-        import mlflow  # noqa: F401
-
-    names = ("alembic", "alembic.runtime.migration", "mlflow", "mlflow.store.db.utils")
-    levels = [logging.getLogger(name).level for name in names]
-    for name in names:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for name, level in zip(names, levels, strict=True):
-            logging.getLogger(name).setLevel(level)
 
 
 class Model(NamedTuple):
@@ -219,23 +201,32 @@ def save_model(model: Model, folder: Path) -> None:
         pyfunc.save_model(path=str(folder), **_pyfunc_arguments(model))
 
 
-def log_model(model: Model, known: dict[str, Any], uri: str) -> str:
-    """Add a model to an MLflow run. known: the content of RUN/mlflow.json. Returns the model's URI."""
+def log_model(model: Model, run_id: str, uri: str) -> str:
+    """Add a model to a run of the MLflow store at an absolute URI. Returns the model's URI. Raises UserError when the store fails."""
     be_patient()
-    with quiet(), warnings.catch_warnings(action="ignore", category=UserWarning):
-        import mlflow
+    try:
+        with quiet(), warnings.catch_warnings(action="ignore", category=UserWarning):
+            return _log_model(model, run_id, uri)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a server or a network may raise
+        raise UserError(explained(error, uri).sentence(redact(uri))) from error
 
-        # Only the recipe has a URI with credentials.
-        mlflow.set_tracking_uri(uri if redact(uri) != uri else known["tracking_uri"])
-        client = mlflow.MlflowClient()
-        before = client.get_run(known["run_id"]).info
-        with mlflow.start_run(run_id=known["run_id"]):
-            logged = mlflow.pyfunc.log_model(name="model", **_pyfunc_arguments(model))
-        if before.status == "RUNNING":  # start_run has ended the run
-            client.update_run(known["run_id"], status="RUNNING")
-        else:
-            client.set_terminated(known["run_id"], before.status, before.end_time)
-        return str(logged.model_uri)
+
+def _log_model(model: Model, run_id: str, uri: str) -> str:
+    import mlflow
+
+    client_of(uri)
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient()
+    before = client.get_run(run_id).info
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pyfunc.log_model(name="model", **_pyfunc_arguments(model))
+    if before.status == "RUNNING":  # start_run has ended the run
+        client.update_run(run_id, status="RUNNING")
+    else:
+        client.set_terminated(run_id, before.status, before.end_time)
+    return str(logged.model_uri)
 
 
 def _pyfunc_arguments(model: Model) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def sum_up(
             for number, count in enumerate(group_places)
         ]
         group_rates(curves.with_name("groups.png"), rows, labels, title=name)
-    for section in ("train", "val"):
+    for section in ("val", "train"):  # train last: it marks the summary as whole
         prefix = f"{section}/"
         last = next((row for row in reversed(rows) if f"{section}/mse" in row), None)
         if last is None:  # somebody deleted the metrics

@@ -103,9 +103,14 @@ class Recipe(Config):
             micro_batch=batch // self.training.accumulation,
         )
 
-    def identity(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The settings that decide the run's numbers: everything but paths, names and how often something is written."""
         content: dict[str, Any] = self.model_dump(mode="json", exclude=OPERATIONAL)  # type: ignore[arg-type]
+        return content
+
+    def identity(self) -> dict[str, Any]:
+        """The settings as the hash has them: without keys that recipes did not have before, at their defaults."""
+        content = self.settings()
         for section, key, default in ADDED:
             if content[section][key] == default:
                 del content[section][key]

@@ -9,7 +9,7 @@ import pytest
 from vaescale.errors import UserError
 from vaescale.system.files import exclusive
 from vaescale.training import extensions
-from vaescale.training.extensions import BUILDING, build_folder, building, is_built
+from vaescale.training.extensions import BUILDING, build_extensions, build_folder, building, is_built
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +47,17 @@ def test_two_processes_do_not_build_at_once(tmp_path: Path) -> None:
         building(tmp_path, patience=0.05),
     ):
         pass
+
+
+def test_an_operator_that_was_installed_needs_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's root may be read-only."""
+    info = pytest.importorskip("deepspeed.git_version_info", reason="deepspeed is not installed")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    monkeypatch.setattr(info, "installed_ops", dict.fromkeys(info.installed_ops, True))
+    assert build_extensions(patience=0.1) == ["deepspeed_shm_comm"]
+    assert not (tmp_path / "extensions").exists()
 
 
 def test_the_folder_is_the_one_that_torch_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Start:
             parts.tags,
             data={"data_hash": recipe.data.train, "val_data_hash": recipe.data.val},
             recipe_changes=lambda: differences(
-                load_recipe(folder / run_folder.RECIPE).identity(), recipe.identity()
+                load_recipe(folder / run_folder.RECIPE).settings(), recipe.settings()
             ),
             shapes=parts.checkpoint_shapes,
             may_resume=recipe.training.resume != "never",

@@ -35,11 +35,20 @@ def build_extensions(*, patience: float = PATIENCE_SECONDS) -> list[str]:
         builder: Any = get_accelerator().create_op_builder("ShareMemCommBuilder")
         if builder is None or not builder.is_compatible(verbose=False):
             return []
+        if comes_compiled(builder.name):
+            return [builder.NAME]
         folder = build_folder(builder.NAME)
         if not is_built(folder, builder.NAME):
             with building(folder, patience=patience):
                 builder.load(verbose=False)
     return [builder.NAME]
+
+
+def comes_compiled(name: str) -> bool:
+    """Whether DeepSpeed was installed with this operator, as in a container image (DS_BUILD_SHM_COMM=1)."""
+    from deepspeed.git_version_info import installed_ops
+
+    return bool(installed_ops.get(name, False))
 
 
 def build_folder(name: str) -> Path:

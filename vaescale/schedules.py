@@ -12,11 +12,12 @@ def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int, final_fract
     """Linear warm-up to 1, then half a cosine down to `final_fraction`. Loshchilov & Hutter 2017, eq. 5.
 
     step: the optimizer step about to be taken, from 0. The first step has 1/warmup_steps (or 1), the last one
-    (total_steps - 1) has `final_fraction`.
+    (total_steps - 1) has `final_fraction`, unless it is the only one.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    last = total_steps - 1
+    progress = (step - warmup_steps) / (last - warmup_steps) if warmup_steps < last else float(last > 0)
     return final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 

@@ -12,6 +12,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from tests.ranks import on_ranks
 from vaescale import noise
+from vaescale.aggregate import gaps
 from vaescale.aggregate.collapse import DELTAS, EPSILONS, use_of
 from vaescale.aggregate.gaps import inference_gaps
 from vaescale.aggregate.information import aggregate_log_density, information, marginal_log_densities
@@ -219,6 +220,22 @@ def test_gaps_of_a_linear_model_are_known() -> None:
         found.amortization, (exact + expected_px[1] - expected_px[0]).detach(), rtol=0.05, atol=0.1
     )
     assert all(parameter.grad is None for parameter in off.parameters())
+
+
+def test_no_two_draws_of_the_gaps_share_their_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step has 32 bits, and chunks are 2^20 steps apart: from 16,384 draws on, their noise repeated."""
+    stream = noise.Stream(3, 0, torch.arange(2))
+    addresses = [gaps._address(stream, chunk) for chunk in (*range(3), *range(4095, 4099), 8191, 8192)]
+    assert len({(at.step, purpose) for at, purpose in addresses}) == len(addresses)
+    assert all(at.step < noise.STEPS for at, _ in addresses)
+    assert gaps._address(stream, 2) == (stream._replace(step=2 << 20), noise.POSTERIOR), "as it was"
+    values = torch.stack([noise.normal(at, purpose, (2,)) for at, purpose in addresses])
+    assert len(values.unique(dim=0)) == len(addresses)
+    for wrong in ({"steps": 1 << 20, "importance_samples": 4}, {"steps": 3, "importance_samples": 1 << 31}):
+        with pytest.raises(
+            UserError, match="gaps have noise for 1048575 steps and 1073741824 importance samples"
+        ):
+            gaps.mean_gaps(None, None, 2, **wrong, seed=0)
 
 
 def test_an_image_s_gaps_depend_on_no_other_image(monkeypatch: pytest.MonkeyPatch) -> None:

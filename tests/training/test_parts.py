@@ -58,6 +58,10 @@ def test_the_learning_rate_follows_the_schedule() -> None:
     config = OptimizerConfig(lr=0.5, warmup_steps=2)
     assert [learning_rate(step, config, total_steps=10) for step in (0, 1, 2, 9)] == [0.25, 0.5, 0.5, 0.0]
     assert learning_rate(9, OptimizerConfig(lr=0.5, schedule="constant"), total_steps=10) == 0.5
+    short = OptimizerConfig(lr=0.5, warmup_steps=2, final_fraction=0.1)
+    assert [learning_rate(step, short, total_steps=3) for step in range(3)] == [0.25, 0.5, 0.05], (
+        "the last step is the last"
+    )
     anew = OptimizerConfig(lr=0.5, warmup_steps=2, schedule_start=10)
     assert [learning_rate(step, anew, total_steps=20) for step in (10, 11, 12, 19)] == [0.25, 0.5, 0.5, 0.0]
 

@@ -28,6 +28,7 @@ RATE = 1e-2
 DRAWS = 4  # per image in a step of ascent
 VALUES = 2000 * 784  # maximum number of values (images x draws x pixels) to decode at once
 FAR = 1 << 20
+MOST_DRAWS = DRAWS * (noise.STEPS // FAR) << 16  # there are 2^16 groups of a purpose
 BATCH = 32
 
 
@@ -52,7 +53,14 @@ class Gaps(NamedTuple):
 def mean_gaps(
     model: FlatVAE, reader: ShardReader, images: int, *, steps: int, importance_samples: int, seed: int
 ) -> dict[str, Any]:
-    """The mean gaps of at least two evenly spaced images, in nats with standard errors. All ranks call it."""
+    """The mean gaps of at least two evenly spaced images, in nats with standard errors. All ranks call it.
+
+    Raises UserError for more steps or draws than have noise of their own.
+    """
+    if steps >= FAR or importance_samples > MOST_DRAWS:
+        raise UserError(
+            f"gaps have noise for {FAR - 1} steps and {MOST_DRAWS} importance samples (got {steps} and {importance_samples})"
+        )
     rows = torch.cat(comm.gather_object(_share(model, reader, images, steps, importance_samples, seed)))
     amortized, optimized, log_px = rows.unbind(1)
     differences = {"amortization": optimized - amortized, "approximation": log_px - optimized}
@@ -132,6 +140,14 @@ def _optimized(model: FlatVAE, x: Tensor, q: Gaussian, stream: noise.Stream, ste
     return Gaussian(mu.detach(), log_sigma.detach())
 
 
+def _address(stream: noise.Stream, chunk: int) -> tuple[noise.Stream, int]:
+    """The stream and the purpose of a chunk of draws: FAR steps apart, after those of the ascent, while a stream has steps, then
+    with the purpose of a further group, which a flat model does not have.
+    """
+    group, number = divmod(chunk, noise.STEPS // FAR)
+    return stream._replace(step=stream.step + FAR * number), noise.POSTERIOR + group
+
+
 def _bounds(
     model: FlatVAE, x: Tensor, q: Gaussian, stream: noise.Stream, draws: int
 ) -> tuple[Tensor, Tensor]:
@@ -145,12 +161,10 @@ def _bounds(
     standard = Gaussian(torch.zeros_like(q.mu), torch.zeros_like(q.mu))
     for start in range(0, draws, most):
         count = min(most, draws - start)
-        # Each chunk of DRAWS draws has its own step, after those of the ascent, so the noise does not depend on VALUES.
+        # Each chunk of DRAWS draws has its own address, so the noise does not depend on VALUES.
         chunks = [
             noise.normal(
-                stream._replace(step=stream.step + FAR * (first // DRAWS)),
-                noise.POSTERIOR,
-                (min(DRAWS, start + count - first), *model.latent_shape),
+                *_address(stream, first // DRAWS), (min(DRAWS, start + count - first), *model.latent_shape)
             )
             for first in range(start, start + count, DRAWS)
         ]

@@ -259,6 +259,8 @@ def _roll_back(error: NotFinite, recorder: Recorder, *, left: int) -> int:
     left: number of returns that remain. Raises the error if no return remains or no checkpoint exists.
     """
     saved = comm.on_main(lambda: checkpoint.newest(recorder.folder / "checkpoints"))
+    if saved is None and left > 0:
+        raise NotFinite(f"{error}; training.max_rollbacks has no checkpoint to return to yet") from error
     if saved is None or left <= 0:
         raise error
     restore(saved, recorder.strategy, recorder.guard)

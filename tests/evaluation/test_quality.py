@@ -76,3 +76,12 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = kernel_distance(images, samples)
     monkeypatch.setattr(quality, "BLOCK", 7)
     assert kernel_distance(images, samples) == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_sample_at_the_edge_of_a_ball_is_within() -> None:
+    """Kynkaanniemi et al. 2019, eq. 2. Of corners of a square, all distances are ties."""
+    corners = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    beside = corners + torch.tensor([2.0, 0.0])
+    found = overlap(corners, beside, neighbours=1)
+    assert (found.precision, found.recall) == (0.5, 0.5), "with < it would be 0"
+    assert (found.density, found.coverage) == (0.5, 0.5)

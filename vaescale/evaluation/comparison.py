@@ -37,7 +37,8 @@ MOST_COMPARED = 10_000  # maximum number for neighbours and kernels, whose cost 
 PROTOCOL = {
     "frechet": "between Gaussians, float64, all features",
     "kernel": "unbiased MMD^2 of (x . y / F + 1)^3, equally many of both, at most 10000",
-    "overlap": "precision, recall, density and coverage: 5 neighbours, equally many of both, at most 10000",
+    "overlap": "precision, recall, density and coverage: 5 neighbours, equally many of both, at most 10000; a point at the distance "
+    "of the 5th neighbour is within the ball",
 }
 SCORES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 MORE_IS_BETTER = ("precision", "recall", "density", "coverage")

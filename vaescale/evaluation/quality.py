@@ -5,6 +5,9 @@
                         points that reach to their k-th neighbours                                       Kynkaanniemi et al. 2019
     density, coverage   how many images' balls hold a sample, over k; images whose ball holds a sample   Naeem et al. 2020
 
+A point as far away as the k-th neighbour is within the ball, as in Kynkaanniemi et al. 2019, eq. 2; the code of Naeem et al., the
+package prdc, leaves it out. Features with few values have many such ties.
+
 The Frechet distance is in `frechet.py`. All in float64, block by block.
 """
 

@@ -38,7 +38,7 @@ from vaescale.training.launcher_settings import refuse_ignored
 from vaescale.training.optimizer import change_of_rate
 from vaescale.training.preemption import Preemption
 from vaescale.training.recorder import Images, Recorder, refuse_unknown_metric, restore
-from vaescale.training.summary import sum_up
+from vaescale.training.summary import sum_up, went_wrong
 from vaescale.training.watchdog import Watchdog
 from vaescale.training.writer import Writer
 
@@ -283,6 +283,8 @@ def _summary(parts: Parts, *, is_other: bool) -> dict[str, Any]:
             tracking=recipe.tracking,
         )
         (parts.folder / run_folder.STOPPED).unlink(missing_ok=True)
+        for sentence in went_wrong(run_folder.read_metrics(parts.folder)):
+            say(f"{parts.folder}: {sentence}")
     return run_folder.read_json(parts.folder / run_folder.SUMMARY)
 
 

@@ -1,11 +1,34 @@
 """The summary of a finished run: summary.json and figures, from the rows that training wrote."""
 
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vaescale.figures import group_rates, training_curves
 from vaescale.runs import folder as run_folder
 from vaescale.runs.tracking import TrackingConfig, push
+
+
+def went_wrong(rows: Iterable[Mapping[str, float]]) -> list[str]:
+    """Sentences on a training that ended and yet failed, from its rows of metrics: no latent is active, or the bound got worse."""
+    held_out = [row for row in rows if "val/mse" in row]
+    if not held_out:
+        return []
+    first, last = held_out[0], held_out[-1]
+    sentences = []
+    if last.get("val/active_units") == 0:
+        sentences.append(
+            "no latent is active: q(z|x) is the same for all images; take likelihood.sigma=optimal, lower objective.beta or "
+            "optimizer.lr, or change the network"
+        )
+    for name in ("neg_elbo_nats", "neg_profile_elbo_nats"):
+        before, after = first.get(f"val/{name}", math.nan), last.get(f"val/{name}", math.nan)
+        if after > before and last["step"] > first["step"]:
+            sentences.append(
+                f"held-out {name} rose from {before:.6g} at step {first['step']:.0f} to {after:.6g} at step {last['step']:.0f}: "
+                "lower optimizer.lr, or set optimizer.clip_norm"
+            )
+    return sentences
 
 
 def sum_up(

@@ -1,5 +1,6 @@
 """`vaescale train` as a person starts it: in processes of its own, under the launcher or not, and stopped from outside."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -103,7 +104,8 @@ def train_until(
             while started.poll() is None and kill_when not in (folder / "words.log").read_text():
                 time.sleep(0.1)
             for process in (*children(started.pid), started.pid):
-                os.kill(process, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it may have ended by itself since
+                    os.kill(process, signal.SIGKILL)
         code = started.wait(60)
         log.seek(0)
         return code, log.read()

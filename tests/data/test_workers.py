@@ -115,11 +115,14 @@ print(sum(len(batch.slots) for batch in evaluation_batches(reader, batch=5, rank
 
 
 def test_a_user_s_script_is_not_run_again_in_the_workers(reader: ShardReader, tmp_path: Path) -> None:
-    """A script without `if __name__ == "__main__"`, as people write them."""
+    """A script without `if __name__ == "__main__"`, as people write them, in a folder above a clone of the package."""
     (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "above/vaescale/data").mkdir(parents=True)
+    variables = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "script.py"), reader.index.place],
-        env=environment(),
+        [sys.executable, str(tmp_path / "script.py"), os.path.abspath(reader.index.place)],
+        cwd=tmp_path / "above",
+        env=variables,
         capture_output=True,
         text=True,
         timeout=120,

@@ -142,7 +142,7 @@ def start_server() -> None:
         # resource tracker's own start unblocks some, and so comes first.
         multiprocessing.resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
-        with _without_main():
+        with _without_main(), _without_working_folder():
             multiprocessing.forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -173,6 +173,22 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _without_working_folder() -> Iterator[None]:
+    """Keep the working folder from the import path of a Python that starts: a folder `vaescale` in it, such as that of a clone, would
+    hide a package that is installed as editable.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 @contextmanager

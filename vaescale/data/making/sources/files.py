@@ -81,7 +81,7 @@ def inner_folders(path: TreePath) -> list[TreePath]:
 
 def image_files(path: TreePath) -> list[TreePath]:
     """The image files of one folder, sorted."""
-    return sorted(filter(_is_image, scan(path)[1]), key=str)
+    return sorted((file for file in scan(path)[1] if _is_image(file) and not _leads_nowhere(file)), key=str)
 
 
 def listed_split(files: Sequence[TreePath]) -> Split:
@@ -147,6 +147,10 @@ def _is_link(path: TreePath) -> bool:
     return isinstance(path, Path) and path.is_symlink()
 
 
+def _leads_nowhere(file: TreePath) -> bool:
+    return _is_link(file) and isinstance(file, Path) and not file.exists()
+
+
 def _instead(path: TreePath, others: Counter[str]) -> str:
     """A remedy for a folder without images, from what it holds instead."""
     packed = {suffix: count for suffix, count in others.items() if suffix in PACKED}
@@ -178,7 +182,7 @@ def _walk(path: TreePath) -> tuple[list[TreePath], Counter[str]]:
     others = Counter[str]()
     # With each folder, the real folders on the way to it: to follow a link to one of them would never end.
     pending = [(path, frozenset({_real(path)}))]
-    number = 0
+    number = linked = 0
 
     def seen(more: int) -> None:
         progress(number + more)
@@ -191,14 +195,24 @@ def _walk(path: TreePath) -> tuple[list[TreePath], Counter[str]]:
                 if is_junk(each.name):
                     others[f"folders {each.name}"] += 1
                 elif (real := _real(each)) not in above:
+                    linked += _is_link(each)
                     pending.append((each, above | {real}))
+                else:
+                    others["links to a folder above"] += 1
             for file in inside:
                 if _is_image(file):
-                    files.append(file)
+                    if _leads_nowhere(file):
+                        others["links to files that do not exist"] += 1
+                    else:
+                        files.append(file)
                 elif folder is not path or not file.name.endswith(ANNOTATIONS):
                     others[file.suffix.lower()] += 1
             number += len(inside)
             progress(number)
+    if linked:
+        say(
+            f"{path}: {linked} links to folders are followed; an image that is also elsewhere below {path} counts twice"
+        )
     if images := [file for file in files if file.suffix.lower() != ARRAYS]:
         others[ARRAYS] += len(files) - len(images)
         files = images

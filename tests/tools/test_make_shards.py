@@ -269,3 +269,31 @@ def test_the_remedies_for_shards_that_do_not_fit_a_recipe_work(vaescale, tmp_pat
     with pytest.raises(DataError, match=r"several sizes .* to another folder with .*--size 8 --channels 3"):
         read(tmp_path / "mixed" / "train", 8)
     assert len(read(tmp_path / "mixed" / "train", 8, crop="square")) == 7
+
+
+def test_a_source_that_changed_is_not_taken_for_the_one_that_was_written(vaescale, tmp_path: Path) -> None:
+    pictures(tmp_path / "set", 4)
+    words = ("make-shards", f"folder:{tmp_path}/set", tmp_path / "out", "--holdout", "0")
+    assert vaescale(*words).code == 0
+    assert "already exists" in vaescale(*words).err
+    shutil.copy(tmp_path / "set/cat/000.jpg", tmp_path / "set/cat/more.jpg")
+    vaescale(*words).assert_refused(2, "holds the shards of 4 images, and the source has 5 now")
+
+    np.savez(tmp_path / "a.npz", images=np.zeros((20, 8, 8), np.uint8))
+    words = (
+        "make-shards",
+        f"arrays:{tmp_path}/a.npz",
+        tmp_path / "of",
+        "--holdout",
+        "0",
+        "--shard-samples",
+        "5",
+    )
+    assert vaescale(*words).code == 0
+    later = (tmp_path / "of/train/index.json").stat().st_mtime + 10
+    os.utime(tmp_path / "a.npz", (later, later))
+    touched = vaescale(*words)
+    assert touched.code == 0
+    assert "a.npz was changed after the shards in" in touched.err
+    (tmp_path / "of/train/shard-000001.tar").unlink()
+    vaescale(*words).assert_refused(2, "was changed after", "some of them are missing")

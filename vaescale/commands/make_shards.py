@@ -232,6 +232,7 @@ def _write_split(
         index = parse_index(Folder(str(folder)).read_index(INDEX), str(folder))
         _refuse_other_origin(index, {**origin, **making.words()})
         damaged = damaged_shards(index, folder)
+        _refuse_changed_source(source, split, folder, index, origin, limit=limit, damaged=bool(damaged))
         if not damaged:
             say(f"{folder} already exists ({index.num_samples} samples); delete it to write it again")
             return _describe(index)
@@ -255,6 +256,37 @@ def _write_split(
     for message in sentences(written.remarks, advise=advise):
         say(f"{folder}: {message}")
     return _describe(written.shards)
+
+
+def _refuse_changed_source(
+    source: Source,
+    split: str,
+    folder: Path,
+    index: ShardIndex,
+    origin: Mapping[str, Any],
+    *,
+    limit: int | None,
+    damaged: bool,
+) -> None:
+    """Refuse, or say, that a source is not what it was when the shards of a folder were written.
+
+    Raises UserError for a folder of images whose number is another, and for damaged shards of a file that was changed since; a file
+    that was only touched would give the same shards, so that a whole set is kept and the change is said.
+    """
+    kind, _, rest = str(origin["source"]).partition(":")
+    place = Path(rest).expanduser()
+    if kind == "folder" and place.is_dir():
+        number, before = source.splits[split]().number, index.num_samples + index.made.get("skipped", 0)
+        number = number if number is None or limit is None else min(number, limit)
+        if number is not None and number != before:
+            raise UserError(
+                f"{folder} holds the shards of {before} images, and the source has {number} now; delete it or choose another OUT"
+            )
+    if rest and place.is_file() and place.stat().st_mtime > (folder / INDEX).stat().st_mtime:
+        changed = f"{place} was changed after the shards in {folder} were written"
+        if damaged:
+            raise UserError(f"{changed}, and some of them are missing; delete it or choose another OUT")
+        say(f"{changed}; delete {folder} to write it again")
 
 
 def _describe(index: ShardIndex) -> dict[str, Any]:

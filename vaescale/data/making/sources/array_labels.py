@@ -10,6 +10,7 @@ from vaescale.errors import DataError, UserError
 from vaescale.system.console import say
 
 MOST_LABEL_BYTES = 1 << 30
+NO_CLASS = -1  # of images without a label, by convention
 Labels = list[int | str | None]
 _SVHN = re.compile(r"(train|test|extra)_32x32")
 
@@ -51,6 +52,11 @@ def read_labels(stored: Stored, key: str, number: int, *, column: str = "") -> L
         _report_left_out(stored, f"it holds several values for each image; {remedy}")
         return None
     if values.dtype.kind == "f" and not _are_whole(values):
+        if column:
+            raise UserError(
+                f"--column label={key}.{column}: this column of {stored.name} holds fractions, which are no classes; choose another "
+                "one, or none with --column label="
+            )
         _report_left_out(stored, "its values are no whole numbers")
         return None
     if (
@@ -60,7 +66,10 @@ def read_labels(stored: Stored, key: str, number: int, *, column: str = "") -> L
     ):
         say(f"{stored.path}: the label 10 of SVHN is the digit 0")
         values = values % 10
-    return [_label(value) for value in values.tolist()]
+    labels = [_label(value) for value in values.tolist()]
+    if none := labels.count(None):
+        say(f"{stored.name}: {none} labels are NaN or {NO_CLASS}, which is taken for no class")
+    return labels
 
 
 def _report_left_out(stored: Stored, why: str) -> None:
@@ -86,7 +95,9 @@ def _is_one_hot(values: Array) -> bool:
 
 
 def _label(value: Any) -> int | str | None:
-    """A label as number or word; None for NaN."""
+    """A label as number or word; None for NaN and for -1."""
+    if value == NO_CLASS:
+        return None
     if isinstance(value, float):
         return None if value != value else int(value)
     return (

@@ -297,3 +297,15 @@ def test_a_source_that_changed_is_not_taken_for_the_one_that_was_written(vaescal
     assert "a.npz was changed after the shards in" in touched.err
     (tmp_path / "of/train/shard-000001.tar").unlink()
     vaescale(*words).assert_refused(2, "was changed after", "some of them are missing")
+
+
+def test_a_single_image_is_not_taken_from_train(vaescale, tmp_path: Path) -> None:
+    pictures(tmp_path / "set", 1)
+    words = ("make-shards", f"folder:{tmp_path}/set", tmp_path / "out")
+    for more in ((), ("--dry-run",)):
+        vaescale(*words, *more).assert_refused(
+            3, "gives one image, too few to hold some out", "--holdout 0 writes it"
+        )
+    assert vaescale(*words, "--holdout", "0").code == 0
+    inside = vaescale("make-shards", f"folder:{tmp_path}/set", tmp_path / "set/out", "--holdout", "0")
+    inside.assert_refused(2, "is within the images of", "choose a folder outside of it")

@@ -97,6 +97,7 @@ def make_shards(
     data_set = open_source(
         source, holdout=holdout, config=config, column=column, splits=splits, classes_only=classes_only
     )
+    _refuse_out_within(source, out)
     changed = size is not None or channels is not None
     making = Making(
         size=size,
@@ -256,6 +257,14 @@ def _write_split(
     for message in sentences(written.remarks, advise=advise):
         say(f"{folder}: {message}")
     return _describe(written.shards)
+
+
+def _refuse_out_within(source: str, out: Path) -> None:
+    """Raise UserError when the shards of a folder of images would be written into it, where they would be read as images later."""
+    kind, _, rest = source.partition(":")
+    place = Path(rest).expanduser()
+    if kind == "folder" and place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+        raise UserError(f"OUT (={out}) is within the images of {place}; choose a folder outside of it")
 
 
 def _refuse_changed_source(

@@ -12,6 +12,7 @@ from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item
 from vaescale.data.making.sources.forward import Streamed
 from vaescale.data.making.table import NOTHING
+from vaescale.errors import DataError
 from vaescale.system.console import say
 
 # As data sets name their splits, in any case.
@@ -85,14 +86,24 @@ def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
         return split._replace(
             items=(item for item in split.items if (_hash(item) < below) == held), number=None
         )
-    below = max(below, min(map(_hash, split.items), default=0) + 1)
+    below = max(below, _lowest(split.items))
     items = [item for item in split.items if (_hash(item) < below) == held]
     return split._replace(items=items, number=len(items))
 
 
+def _lowest(items: Iterable[Item]) -> int:
+    """The bound below which the hash of one of the items is. Raises DataError for fewer than two items: train would have none."""
+    hashes = sorted(map(_hash, items))
+    if len(hashes) < 2:
+        few = "one image, too few" if hashes else "no image"
+        remedy = "; --holdout 0 writes it to train" if hashes else ""
+        raise DataError(f"the source gives {few} to hold some out for val{remedy}")
+    return hashes[0] + 1
+
+
 def _outlined(split: Split, outline: Callable[[], Iterable[Item]], below: float, held: bool) -> Split:
     """The part of a split whose keys are known before its images are read."""
-    below = max(below, min(map(_hash, outline()), default=0) + 1)
+    below = max(below, _lowest(outline()))
 
     def part(items: Iterable[Item]) -> Iterator[Item]:
         return (item for item in items if (_hash(item) < below) == held)

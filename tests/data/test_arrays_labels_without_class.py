@@ -18,6 +18,16 @@ def test_no_class_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "3 labels are NaN or -1, which is taken for no class" in capsys.readouterr().err
 
 
+def test_other_files_of_the_folder_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((6, 8, 8), np.uint8))
+    for name in ("a.png", "b.png", "README", ".hidden"):
+        (tmp_path / name).touch()
+    open_source(f"arrays:{tmp_path}", holdout=0)
+    assert f"no arrays in {tmp_path}, left out: 2 .png, 1 without extension" in capsys.readouterr().err
+    open_source(f"arrays:{tmp_path}/a.npz", holdout=0)
+    assert "left out" not in capsys.readouterr().err
+
+
 def test_a_column_of_fractions_is_refused_where_it_was_asked_for(tmp_path: Path) -> None:
     latents = np.stack([np.arange(6), np.linspace(0, 1, 6)], axis=1)
     np.savez(tmp_path / "a.npz", images=np.zeros((6, 8, 8), np.uint8), latents=latents)

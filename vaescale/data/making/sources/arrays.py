@@ -1,10 +1,12 @@
 """`arrays:PATH`: images in .npz, .npy, .mat and .h5 files, such as SVHN, MedMNIST, dSprites and 3D Shapes."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaescale.data.making.sources.array_files import SUFFIXES
 from vaescale.data.making.sources.array_images import (
     BYTES,
     Images,
@@ -44,6 +46,7 @@ def arrays(path: Path, *, column: str | None = None) -> Source:
     labels = label_arrays(inventory, named, wanted.label)
     images = {split: _images(named[split], labels.get(split), wanted.axes) for split in named}
     _report_left_out(inventory, named, labels)
+    _report_other_files(path)
 
     @cache
     def parts() -> tuple[dict[str, list[Part]], tuple[str, ...]]:
@@ -108,6 +111,17 @@ def _report_left_out(
             f"arrays:{inventory.path}: arrays taken: {','.join(names)}; left out: {others} (choose with --column "
             "image=KEY,label=KEY)"
         )
+
+
+def _report_other_files(path: Path) -> None:
+    """Say which files of a folder are no arrays, by ending."""
+    files = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    others = Counter(file.suffix.lower() for file in files if file.suffix.lower() not in SUFFIXES)
+    if others:
+        named = ", ".join(
+            f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(5)
+        )
+        say(f"no arrays in {path}, left out: {named}")
 
 
 def _numbered(

@@ -174,7 +174,7 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         if not lost:
             raise
         sys.stderr.write(
-            f"vaescale {verb}: {_named_rank()}another rank has ended or is cut off ({lost}): its log says why\n"
+            f"vaescale {verb}: {_speaker(waits=False)}another rank has ended or is cut off ({lost}): its log says why\n"
         )
         return TrainingStopped.exit_code
     except ModuleNotFoundError as error:
@@ -234,11 +234,6 @@ def _speaker(*, waits: bool) -> str:
     if waits:
         time.sleep(FIRST_SPEAKS_SECONDS)
     return f"rank {os.environ['RANK']}: "
-
-
-def _named_rank() -> str:
-    """This process's rank, if there are several, as the beginning of a message that each rank writes by itself."""
-    return f"rank {os.environ.get('RANK', '0')}: " if _processes() > 1 else ""
 
 
 def _known_to_all(error: DataError) -> bool:

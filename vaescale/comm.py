@@ -183,9 +183,8 @@ def lost_rank(error: BaseException) -> str:
     lost = isinstance(error, (dist.DistNetworkError, dist.DistStoreError)) or (
         isinstance(error, RuntimeError) and ("/gloo/transport/" in text or "ncclRemoteError" in text)
     )
-    alone = (
-        world_size() == 1 and os.environ.get("WORLD_SIZE", "1") == "1"
-    )  # before they have joined, the launcher tells
+    # Before the ranks have joined, only the launcher's variable tells that there are others.
+    alone = world_size() == 1 and os.environ.get("WORLD_SIZE", "1") == "1"
     if not lost or alone:
         return ""
     return re.sub(r"^\[[^\]]*\] ", "", text.split("\n")[0]).split(". ")[0]

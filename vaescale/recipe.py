@@ -50,7 +50,6 @@ SECTION_EXAMPLES = {
     "Annealing": "a schedule, {schedule: linear, steps: 1000}",
     "Decreasing": "a series, {first: 1.0, last: 0.05}",
 }
-NONE_WORDS = ("none", "nil", "undefined")
 REMEDIES = {
     "string_pattern_mismatch": "use letters, digits, '.', '_' and '-', and begin with a letter or digit"
 }
@@ -326,7 +325,7 @@ def _remedy(faults: Sequence[Any], fault: Any, path: list[Any], content: Any, ro
     remedy = str(REMEDIES.get(kind, fault["msg"][0].lower() + fault["msg"][1:]))
     return (
         f"{remedy}; YAML's word for none is null"
-        if isinstance(value, str) and value.lower() in NONE_WORDS
+        if isinstance(value, str) and value.lower() == "none"
         else remedy
     )
 

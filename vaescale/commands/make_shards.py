@@ -84,8 +84,8 @@ def make_shards(
     becomes val if the source has no val; by default 5% if train is its only split, else 0. limit: number of images of each split, the
     first ones. dry_run: write nothing, and return counts of each split by class, shape and fault. splits: folders of the
     splits of a folder:, as train=DIR,val=DIR; classes_only: all its sub-folders are classes. column: image=NAME,label=NAME
-    of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN] of arrays:; label=NAME of cifar:. quality: of jpg, by default 95. jobs: number of processes, by default the number of cores. Raises
-    UserError for arguments that contradict each other or the shards in OUT.
+    of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN] of arrays:; label=NAME of cifar:. quality: of jpg, by default
+    95. jobs: number of processes, by default the number of cores. Raises UserError for arguments that contradict each other or the shards in OUT.
     """
     if size is None and (crop or resample):
         raise UserError("--crop and --resample need a size; add --size PIXELS")

@@ -13,8 +13,8 @@ from vaescale.system.host import cores
 def verify_shards(folder: str | Path, *, deep: bool = False, jobs: Jobs | None = None) -> dict[str, Any]:
     """Return the folder, the number of samples in its index, `deep`, the list of faults, and the table of its images.
 
-    The table is None for an index of an earlier version or of tars made by others. deep: also decode every image. jobs: number of threads, by default the number of cores. Raises DataError when the
-    folder has no readable index.
+    The table is None for an index of an earlier version or of tars made by others. deep: also decode every image. jobs: number
+    of threads, by default the number of cores. Raises DataError when the folder has no readable index.
     """
     with Progress(f"verify {folder}", 0) as progress:
         samples, faults = verifying.verify_shards(

@@ -48,8 +48,9 @@ Blocks = tuple[tuple[int, int], ...]
 class Stream(NamedTuple):
     """Where noise is wanted: seed, step, and the slots of the global batch, int64 [B] on the device to draw on.
 
-    A counter has 32 bits each for the step, the slot and the block of four numbers of a purpose, and 32 bits for the purpose: steps
-    are from 0 to STEPS - 1, and steps or slots that differ by a multiple of 2^32 have the same noise. step_on_gpu: int64 [], used there in place of `step`, so that a CUDA graph reads it at each replay.
+    A counter has 32 bits each for the step, the slot, the purpose and the block of four numbers: steps are from 0 to STEPS - 1,
+    and steps or slots that differ by a multiple of 2^32 have the same noise. step_on_gpu: int64 [], used there in place of `step`,
+    so that a CUDA graph reads it at each replay.
     """
 
     seed: int

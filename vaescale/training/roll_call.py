@@ -12,9 +12,8 @@ from typing import Any
 
 from vaescale.errors import TrainingStopped
 from vaescale.system.console import say
-from vaescale.system.meeting import patience
+from vaescale.system.meeting import EVERY_SECONDS, FIRST_WORD_SECONDS, patience
 
-FIRST_WORD_SECONDS, EVERY_SECONDS = 10.0, 30.0
 RETRY_SECONDS = 0.05
 NAMED = 8  # ranks in one message
 

@@ -18,10 +18,11 @@ from vaescale.runs import folder as run_folder
 from vaescale.runs.cluster_jobs import cluster_files, slug
 from vaescale.runs.mlflow import parent_run
 from vaescale.system.console import say
+from vaescale.system.exit_codes import PREEMPTED
 from vaescale.system.secrets import redact
 
 MOST_VARIANTS = 1000
-PREEMPTED, INTERRUPTED = 75, 130  # SIGTERM or SIGUSR1, Ctrl-C
+INTERRUPTED = 130  # Ctrl-C; SIGTERM and SIGUSR1 end with PREEMPTED
 STOPPED = (PREEMPTED, INTERRUPTED)  # the remaining variants are not started
 STATE = "sweep.json"
 

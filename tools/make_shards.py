@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("splits and classes").add_argument
     fraction = "part of train for val if there is no val; default: 0.05 if train is alone, else 0"
     add("--holdout", type=real(least=0, most=0.9), metavar="F", help=fraction)
-    add("--limit", type=integer(1, MOST), metavar="N", help="only the first N images of each split")
+    add("--limit", type=integer(1, MOST), metavar="N", help="only N images of each split, the first ones")
     add("--splits", metavar="DIRS", help="folders of a folder:'s splits, train=DIR,val=DIR; default: by name")
     add("--classes-only", **FLAG, help="take all sub-folders of a folder: as classes, whatever their names")
     add("--config", metavar="NAME", help="configuration of an hf: data set")

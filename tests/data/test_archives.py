@@ -243,7 +243,7 @@ def damaged(path: Path, fault: str) -> Path:
 
 FAULTS = {
     "cut zip": "a.zip is cut or is no zip .*fetch it again",
-    "empty zip": "a.zip is cut or is no zip",
+    "empty zip": r"a.zip is no archive: it is empty \(0 bytes\)",
     "encrypted": "6 of 6 files, such as 'ant/0.png', are encrypted; unpack it with its password",
     "method": "1 of 1 files, such as 'ant/1.png', are compressed in a way that is not read; unpack it",
     "unsafe zip": "1 of 7 files, such as '../x.png', have unsafe names",

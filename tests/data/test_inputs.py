@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 Files = dict[str, bytes]
+STACK = np.arange(48, dtype=np.uint8).reshape(3, 4, 4)
 XMP = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
 
 
@@ -55,6 +56,19 @@ def array(values: np.ndarray) -> bytes:
 
 def images(*folders: str, each: int = 2, content: bytes | None = None, ending: str = "png") -> Files:
     return {f"{folder}/{n}.{ending}": content or saved(value=n) for folder in folders for n in range(each)}
+
+
+def stack(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, x=STACK, **arrays)
+    return buffer.getvalue()
+
+
+def empty_val(folder: Path) -> None:
+    (folder / "val").mkdir(parents=True)
+    for name, content in images("train/ant", "train/bee").items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
 def tar(files: Files, *, link: str = "") -> bytes:
@@ -117,7 +131,7 @@ def parquet(folder: Path, *, other: bool = False, label: list[int] | list[str] |
     pyarrow.parquet.write_table(data.data.table, folder / "data" / "train-00000-of-00001.parquet")
 
 
-def lsun(folder: Path) -> None:
+def lsun(folder: Path, *, number: int = 1) -> None:
     lmdb = pytest.importorskip("lmdb")
     for split in ("train", "val"):
         place = folder / f"church_outdoor_{split}_lmdb"
@@ -126,7 +140,8 @@ def lsun(folder: Path) -> None:
             lmdb.open(str(place), map_size=1 << 20) as environment,
             environment.begin(write=True) as transaction,
         ):
-            transaction.put(b"\xff\0", saved("WEBP"))
+            for key in range(number):
+                transaction.put(bytes((255, key)), saved("WEBP"))
 
 
 def heic(folder: Path) -> None:
@@ -195,6 +210,7 @@ ROWS = [
     Row("a zip that is cut", lambda: {"a.zip": packed(images("ant", "bee"))[:200]}, "folder:IN/a.zip OUT", 3, ("is cut or is no zip", "fetch it again")),
     Row("zips in a zip", lambda: {"a.zip": packed({"train.zip": b"x", "test1.zip": b"x"})}, "folder:IN/a.zip OUT", 3, ("2 .zip files are archives",)),
     Row("LSUN", lsun, "lsun:IN OUT", 0, ("OUT/train: 1 images", "OUT/val: 1 images")),
+    Row("LSUN, a few images of one database", lambda folder: lsun(folder, number=3), "lsun:IN/church_outdoor_train_lmdb OUT", 0, ("val: 1 of the 3 images of train",)),
     Row("Omniglot", lambda: OMNIGLOT, "folder:IN OUT", 0, ("Greek/character01 1, Latin/character01 1, Tengwar/character01 0", "OUT/test: 1 images 4x4x1")),
     Row("npy files alone", lambda: {"1.npy": array(np.zeros((4, 4), np.uint8))}, f"folder:IN OUT {EACH}", 0, ("4x4x1 npy (1)",)),
     Row("int16 npy files", lambda: {"1.npy": array(np.zeros((4, 4), np.int16))}, f"folder:IN OUT {EACH} --skip-broken", 3, ("save one image as uint8",)),
@@ -217,7 +233,29 @@ ROWS = [
     Row("a broken ICC profile", lambda: {"a.png": saved(icc_profile=b"no profile" * 20)}, f"folder:IN OUT {EACH} --size 4", 0, ("1 of 1 images have a broken ICC profile, which is ignored",)),
     Row("grey among colour", lambda: {"a.png": saved(mode="L"), "b.png": saved()}, f"folder:IN OUT {EACH}", 0, ("1 of 2 images have 1 channel",)),
     Row("48x96 with --size 48", lambda: {"a.png": saved(size=(96, 48))}, f"folder:IN OUT {EACH} --size 48", 0, ("leaves out 50% of their pixels", "--crop whole")),
+    Row("a JPEG named .png", lambda: {"a.png": saved("JPEG"), "b.jpg": saved("BMP")}, f"folder:IN OUT {EACH}", 0, ("4x4x3 jpg (1)", "4x4x3 bmp (1)")),
+    Row("an .npz named .npy", lambda: {"a.npy": stack()}, f"arrays:IN/a.npy OUT {EACH}", 0, ("OUT/train: 3 images 4x4x1",)),
+    Row("an .npy named .mat", lambda: {"a.mat": array(STACK)}, f"arrays:IN/a.mat OUT {EACH}", 0, ("OUT/train: 3 images 4x4x1",)),
+    Row("an HTML page named .npz", lambda: {"a.npz": b"<html></html>"}, "arrays:IN/a.npz OUT", 3, ("holds no arrays: it is an HTML page", "fetch it again")),
+    Row("a tar named .zip", lambda: {"a.zip": tar(images("ant", "bee"))}, f"folder:IN/a.zip OUT {EACH}", 0, ("ant 2, bee 2",)),
+    Row("an HTML page named .tar", lambda: {"a.tar": b"<html></html>"}, "folder:IN/a.tar OUT", 3, ("is no archive: it is an HTML page",)),
+    Row("idx files that are unpacked and named .gz", lambda: {"train-images-idx3-ubyte.gz": gzip.decompress(idx(STACK))}, f"idx:IN OUT {EACH}", 0, ("OUT/train: 3 images",)),
+    Row("idx files that are packed and not named .gz", lambda: {"train-images-idx3-ubyte": idx(STACK)}, f"idx:IN OUT {EACH}", 0, ("OUT/train: 3 images",)),
+    Row("NaN in an array", lambda: {"a.npy": array(np.where(np.arange(3)[:, None, None] == 2, np.nan, STACK))}, "arrays:IN OUT", 3, ("image 2 holds NaN or infinite values (16)", "numpy.nan_to_num")),
+    Row("float images in .npy files", lambda: {"a.npy": array(np.ones((4, 4), np.float32))}, f"folder:IN OUT {EACH}", 3, ("it is an npy array float32 [4, 4]", "uint8 [H, W]")),
+    Row("fractions chosen as labels", lambda: {"a.npz": stack(y=np.linspace(0, 1, 3))}, "arrays:IN OUT --column label=y", 2, ("--column label=y: ", "its values are no whole numbers; choose another array, or none with --column label=")),
+    Row("labels given as images", lambda: {"a.npz": stack(y=np.zeros(3, np.int64))}, "arrays:IN OUT --column image=y", 3, ("(y) has the shape [3]; images must be [N, H, W]",)),
+    Row("one column named twice", lambda: {"a.npz": stack(y=np.zeros(3, np.int64))}, "arrays:IN OUT --column image=x,image=y", 2, ("names one of them twice",)),
+    Row("a zip of pictures as arrays", lambda: {"a.zip": packed(images("ant"))}, "arrays:IN/a.zip OUT", 3, ("did you mean folder:IN/a.zip?",)),
+    Row("a zip of arrays as pictures", lambda: {"a.zip": packed({"a.npz": stack()})}, "folder:IN/a.zip OUT", 3, ("it holds 1 .npz", "unpack it and give its arrays as arrays:PATH")),
+    Row("an empty val/ beside train/", lambda folder: empty_val(folder), "folder:IN OUT", 3, ("IN/val holds no", "delete it, or leave it out with --splits train=train")),
+    Row("the same, --splits", lambda folder: empty_val(folder), "folder:IN OUT --splits train=train", 0, ("val: 1 of the 4 images",)),
+    Row("an empty batch of CIFAR", lambda: {"data_batch_1": b""}, "cifar:IN OUT", 3, ("data_batch_1 is no CIFAR batch: it is empty (0 bytes)",)),
+    Row("one batch of CIFAR", lambda: {"data_batch_1.bin": bytes(3073)}, "cifar:IN/data_batch_1.bin OUT", 3, ("is a file; did you mean cifar:IN?",)),
+    Row("a line break in a name", lambda: {"a\nb.png": b"no image", "c.png": saved()}, f"folder:IN OUT {EACH} --skip-broken", 0, ("skipped IN/a\\nb.png: it begins with",)),
+    Row("OUT is a file", lambda: {"a.png": saved()}, "folder:IN IN/a.png", 2, ("is a file; choose another",)),
     Row("--dry-run --limit 1", lambda: images("ant", "bee"), f"folder:IN OUT {EACH} --dry-run --limit 1", 0, ("train: 1 images",)),
+    Row("--limit of what is held out", lambda: images("ant", each=9), "folder:IN OUT --holdout 0.5 --limit 2", 0, ("val: about 50% of train, here its first 2", "OUT/val: 2 images")),
 ]  # fmt: skip
 
 

@@ -267,8 +267,8 @@ UNUSABLE = {
     "float TIFF": (saved(Image.fromarray(DEEP.astype(np.float32)), "TIFF"), "depth", "are floating-point numbers"),
     "int32 TIFF": (saved(Image.fromarray(DEEP.astype(np.int32)), "TIFF"), "depth", "are 32-bit integers"),
     "LAB TIFF": (saved(Image.fromarray(COLOUR).convert("LAB"), "TIFF"), "depth", "colours are LAB; save it as RGB"),
-    "float npy": (encode(COLOUR.astype(np.float32), "npy"), "shape", r"npy array.*<f4.*uint8 \[H, W\]"),
-    "channels first": (encode(COLOUR.transpose(2, 0, 1).copy(), "npy"), "shape", r"\(3, 12, 10\).*\[H, W, 3\]"),
+    "float npy": (encode(COLOUR.astype(np.float32), "npy"), "shape", r"npy array float32 \[12, 10, 3\]; .*uint8 \[H, W\]"),
+    "channels first": (encode(COLOUR.transpose(2, 0, 1).copy(), "npy"), "shape", r"npy array uint8 \[3, 12, 10\]; .*\[H, W, 3\]"),
 }  # fmt: skip
 
 

@@ -97,6 +97,7 @@ def make_shards(
     data_set = open_source(
         source, holdout=holdout, config=config, column=column, splits=splits, classes_only=classes_only
     )
+    _refuse_file(out)
     _refuse_out_within(source, out)
     changed = size is not None or channels is not None
     making = Making(
@@ -201,19 +202,18 @@ def _survey(source: Source, split: str, making: Making, limit: int | None) -> di
 
 def _number(listed: Split, limit: int | None) -> int:
     """The number of images that are taken of a split, 0 if it is not known."""
-    return min(filter(None, (listed.number, limit)), default=0)
+    return 0 if listed.number is None else min(filter(None, (listed.number, limit)), default=0)
 
 
 def _report_held_out(source: Source, numbers: Mapping[str, int], limit: int | None) -> None:
     """Say how many images were held out of train, or that none were where one might expect it. numbers: of images, by split."""
     if source.held_out:
         # The first images of both splits do not tell their sizes.
+        share = f"{numbers['val']} of the {numbers['train'] + numbers['val']} images of train"
         share = (
-            f"{numbers['val']} of the {numbers['train'] + numbers['val']}"
-            if limit is None
-            else f"{source.held_out:.2g} of the"
+            share if limit is None else f"about {100 * source.held_out:.3g}% of train, here its first {limit}"
         )
-        say(f"val: {share} images of train, chosen by their names (--holdout)")
+        say(f"val: {share}, chosen by their names (--holdout)")
     elif "val" not in source.splits and {"train", "test"} <= source.splits.keys():
         say("no val: nothing is held out of train where there is a test; --holdout 0.05 holds 5% out")
 
@@ -257,6 +257,13 @@ def _write_split(
     for message in sentences(written.remarks, advise=advise):
         say(f"{folder}: {message}")
     return _describe(written.shards)
+
+
+def _refuse_file(out: Path) -> None:
+    """Raise UserError where OUT or a folder above it is a file."""
+    files = [each for each in (out, *out.parents) if each.exists() and not each.is_dir()]
+    if files:
+        raise UserError(f"OUT (={out}) must be a folder, and {files[0]} is a file; choose another OUT")
 
 
 def _refuse_out_within(source: str, out: Path) -> None:

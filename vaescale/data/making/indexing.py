@@ -33,6 +33,7 @@ from vaescale.data.making.remarks import kept_remarks, noteworthy
 from vaescale.data.making.table import Counts
 from vaescale.data.making.tar_sets import FOREIGN, TarSet, find_tars
 from vaescale.data.pictures import Header, PictureFault, decode, read_header
+from vaescale.data.pictures.decoder import FLATTEN
 from vaescale.data.tars import IMAGE_EXTENSIONS, USUAL, Member, Roles, TarFault, groups, samples
 from vaescale.errors import DataError
 from vaescale.system.console import say
@@ -373,6 +374,5 @@ def _why_none(skipped: list[str]) -> str:
     if not skipped:
         return "the source gives none; check its path, or use --holdout 0 where it holds few images"
     reason, count = Counter(message.partition(": ")[2] for message in skipped).most_common(1)[0]
-    return (
-        f"{count} of {len(skipped)} images cannot be used for the same reason: {reason}; convert them first"
-    )
+    convert = "" if reason == FLATTEN else "; convert them first"
+    return f"{count} of {len(skipped)} images cannot be used for the same reason: {reason}{convert}"

@@ -69,8 +69,13 @@ def open_item(item: Item) -> bytes | NDArray[np.uint8]:
 def name_of(item: Item) -> str:
     """The name of an item's file for a sentence, or its key."""
     if isinstance(item.content, Packed):
-        return f"{item.content.path}/{item.content.name}"
-    return str(item.content.path) if isinstance(item.content, Place) else f"image {item.key}"
+        return printable(f"{item.content.path}/{item.content.name}")
+    return printable(str(item.content.path)) if isinstance(item.content, Place) else f"image {item.key}"
+
+
+def printable(name: str) -> str:
+    """A name for a line of text: line breaks and other control characters, and bytes that are not UTF-8, are escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def read_packed(file: IO[bytes], packed: Packed) -> bytes:

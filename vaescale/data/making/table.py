@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from vaescale.data.making.items import printable
+
 NOTHING: Mapping[str, int] = MappingProxyType({})
 TABLE_KEYS = {"images", "classes", "without_class", "shapes", "more_shapes", "passed_over", "left_out"}
 MOST_SHAPES = 20
@@ -78,7 +80,7 @@ def table_rows(table: Mapping[str, Any]) -> dict[str, str]:
 def _classes(classes: Mapping[str, int]) -> str:
     if set(classes) == {"without class"}:
         return "none"
-    named = ", ".join(f"{name} {count}" for name, count in list(classes.items())[:MOST_SHOWN])
+    named = ", ".join(f"{printable(name)} {count}" for name, count in list(classes.items())[:MOST_SHOWN])
     more = len(classes) - MOST_SHOWN
     if more <= 0:
         return named

@@ -79,7 +79,7 @@ def _refuse_other_making(folder: Path, settings: dict[str, Any]) -> None:
 def differing(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The differences of two makings as `name old -> new`, or an empty string."""
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)
+    return ", ".join(f"{name} {before.get(name, 'unset')} -> {now.get(name, 'unset')}" for name in names)
 
 
 def damaged_shards(index: ShardIndex, folder: Path) -> list[str]:
@@ -214,7 +214,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
             except PictureFault as error:
                 message = f"{name_of(item)}: {error}"
                 if not making.skip_broken:
-                    raise DataError(f"{message}; {_remedy(items, path.parent, making)}") from error
+                    raise DataError(f"{message}; {_remedy(items, path.parent, making, error)}") from error
                 skipped.append(message)
                 counts.fault(error.reason, message)
                 continue
@@ -238,7 +238,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
     return made
 
 
-def _remedy(items: list[Item], folder: Path, making: Making) -> str:
+def _remedy(items: list[Item], folder: Path, making: Making, fault: PictureFault) -> str:
     """What to do about an image that cannot be used: to leave such images out helps only where others can be used."""
     helps = "mend it, or leave such images out with --skip-broken"
     if any(folder.glob("shard-*.tar")):
@@ -248,7 +248,8 @@ def _remedy(items: list[Item], folder: Path, making: Making) -> str:
         with suppress(PictureFault):
             prepare(item, making)
             return helps
-    return f"none of the first {len(tried)} images of its shard can be used; convert them first"
+    convert = "" if fault.reason == "transparency" else "; convert them first"
+    return f"none of the first {len(tried)} images of its shard can be used{convert}"
 
 
 def _sha256(path: Path) -> str:

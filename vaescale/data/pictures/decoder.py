@@ -34,7 +34,7 @@ _COLOUR_MODES = {
     "CMYK": "CMYK",
 }
 _DEPTHS = {"I": "32-bit integers", "F": "floating-point numbers"}
-_FLATTEN = "it is transparent; write the shards with --flatten white, or another colour"
+FLATTEN = "it is transparent; write the shards with --flatten white, or another colour"
 
 
 class Decoded(NamedTuple):
@@ -199,7 +199,7 @@ def _values(picture: Image.Image, *, convert: bool, colour: Colour | None) -> De
     _refuse_depth(picture)
     base, alpha = _split_alpha(picture)
     if alpha is not None and colour is None:
-        raise PictureFault("transparency", _FLATTEN)
+        raise PictureFault("transparency", FLATTEN)
     kind = None
     if convert:
         base, kind = to_srgb(base, picture.info.get("icc_profile"))

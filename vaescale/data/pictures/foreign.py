@@ -49,6 +49,11 @@ _PACKAGES = {
 
 def what_it_is(content: bytes) -> str:
     """What a file without the signature of a known format is, as a phrase."""
+    return known_as(content) or f"it begins with {content[:8].hex()}: not a known image format"
+
+
+def known_as(content: bytes) -> str | None:
+    """What a file of another format is, as a phrase; None where its beginning does not tell."""
     if not content:
         return "it is empty (0 bytes)"
     if not any(content):
@@ -57,9 +62,8 @@ def what_it_is(content: bytes) -> str:
     for signature, name in _SIGNATURES.items():
         if start.startswith(signature):
             return f"it is {name}"
-    if (other := _other_format(content)) is not None:
-        return f"it is {other}"
-    return f"it begins with {content[:8].hex()}: not a known image format"
+    other = _other_format(content)
+    return None if other is None else f"it is {other}"
 
 
 def open_foreign(content: bytes) -> Image.Image:

@@ -7,6 +7,7 @@ import re
 import struct
 from typing import NamedTuple
 
+import numpy as np
 import simplejpeg
 
 from vaescale.data.pictures.faults import PictureFault
@@ -19,6 +20,9 @@ JPEG = b"\xff\xd8\xff"
 _NPY = "save one image as uint8 [H, W], [H, W, 1] or [H, W, 3] in C order"
 _NPY_HEADER = re.compile(
     rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9})(?:, ([13]))?\), \} *\n"
+)
+_ANY_NPY_HEADER = re.compile(
+    rb"\{'descr': '([^']{1,20})', 'fortran_order': (True|False), 'shape': \(([\d, L]{0,100})\)"
 )
 
 
@@ -77,9 +81,23 @@ def npy_layout(content: bytes) -> tuple[tuple[int, int, int], int]:
         raise PictureFault("damaged", "its header is cut")
     match = _NPY_HEADER.fullmatch(header)
     if content[6:8] != b"\x01\x00" or match is None:
-        raise PictureFault("shape", f"an npy array {header[:80].decode('latin-1').strip()}; {_NPY}")
+        raise PictureFault("shape", f"it is {_npy_array(header)}; {_NPY}")
     height, width, channels = (int(number or 1) for number in match.groups())
     return (height, width, channels), start
+
+
+def _npy_array(header: bytes) -> str:
+    """An array in words, by the header of its file."""
+    match = _ANY_NPY_HEADER.match(header)
+    if match is None:
+        return "an npy array of records"
+    kind, fortran, shape = (part.decode("latin-1") for part in match.groups())
+    order = ", in Fortran order" if fortran == "True" else ""
+    try:
+        name = np.dtype(kind).name
+    except TypeError:
+        name = kind
+    return f"an npy array {name} [{shape.rstrip(',')}]{order}"
 
 
 def _jpeg_header(content: bytes) -> Header:

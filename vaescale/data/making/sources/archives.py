@@ -19,7 +19,8 @@ from typing import IO, Any, cast
 from vaescale.data.making.items import DEFLATED, STORED, STREAMED, Packed, Place, read_packed
 from vaescale.data.making.sources.forward import Forward
 from vaescale.data.pictures import PictureFault
-from vaescale.data.tars import TarFault, members
+from vaescale.data.pictures.foreign import known_as
+from vaescale.data.tars import BLOCK, TarFault, members
 from vaescale.errors import DataError
 from vaescale.system.console import Progress, say
 
@@ -31,6 +32,7 @@ _OPENERS: tuple[tuple[bytes, Callable[[Path], Any]], ...] = (
     (b"BZh", bz2.open),
     (b"\xfd7zXZ", lzma.open),
 )
+_ZIP = b"PK\3\4"
 MOST_DEPTH = 100  # of folders in each other
 _UNSAFE = "have unsafe names; pack it again without them"
 _ENCRYPTED = 1  # a flag of a file in a zip
@@ -207,8 +209,12 @@ def open_expanded(path: Path) -> IO[bytes]:
 @lru_cache(maxsize=8)  # several questions are asked of one archive
 def _listed(path: Path, _size: int, _changed: int) -> Archive:
     try:
-        if zipfile.is_zipfile(path) or path.name.lower().endswith(".zip"):
+        with path.open("rb") as file:
+            head = file.read(BLOCK)
+        if head.startswith(_ZIP) or zipfile.is_zipfile(path):
             return Archive(path, _zip_files(path))
+        if (what := known_as(head)) and not head.startswith(tuple(magic for magic, _ in _OPENERS)):
+            raise DataError(f"{path} is no archive: {what}; fetch it again")
         return _tar(path)
     except TarFault as error:
         raise DataError(f"{path}: {error}; fetch it again") from error

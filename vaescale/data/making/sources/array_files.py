@@ -13,13 +13,16 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from vaescale.data.making.sources.matlab import read_matlab
+from vaescale.data.making.sources.archives import is_archive
+from vaescale.data.making.sources.matlab import is_matlab, read_matlab
 from vaescale.data.making.sources.stored import MOST_RATIO, Array, Raw, Stored, Zipped, reading
+from vaescale.data.pictures.foreign import known_as
 from vaescale.errors import DataError
 
 MOST_CHUNK_BYTES = 1 << 28
 SUFFIXES = (".npy", ".npz", ".mat", ".h5", ".hdf5")
 _HDF5, _HDF5_BLOCKS = b"\x89HDF\r\n\x1a\n", (0, 512, 1024, 2048)
+_NPY, _ZIP = b"\x93NUMPY", b"PK"
 
 
 class Contents(NamedTuple):
@@ -30,18 +33,30 @@ class Contents(NamedTuple):
 
 
 def open_arrays(path: Path) -> Contents:
-    """Read the headers of a file's arrays. Raises DataError for a file that cannot be read."""
+    """Read the headers of a file's arrays. Raises DataError for a file that cannot be read.
+
+    The first bytes decide the format, and the ending of the name only whether HDF5 has MATLAB's order of axes.
+    """
     suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        unpack = "unpack it, and give its files" if is_archive(path) else "give one"
+        raise DataError(f"{path} is no {', '.join(SUFFIXES)} file; {unpack}, or a folder of them")
     with reading(path):
-        if suffix == ".npy":
+        with path.open("rb") as file:
+            head = file.read(_HDF5_BLOCKS[-1] + len(_HDF5))
+        if head.startswith(_NPY):
             return _npy(path)
-        if suffix == ".npz":
+        if head.startswith(_ZIP):
             return _npz(path)
-        if suffix == ".mat":
-            return _h5(path, matlab=True) if _is_hdf5(path) else Contents(*read_matlab(path))
-        if suffix in SUFFIXES:
-            return _h5(path, matlab=False)
-    raise DataError(f"{path} is no {', '.join(SUFFIXES)} file; give one, or a folder of them")
+        if any(head.startswith(_HDF5, offset) for offset in _HDF5_BLOCKS):
+            return _h5(path, matlab=suffix == ".mat")
+        if is_matlab(head):
+            return Contents(*read_matlab(path))
+    what = (
+        known_as(head)
+        or f"it begins with {head[:8].hex()}, unlike files of arrays (MATLAB's from version 5 on)"
+    )
+    raise DataError(f"{path} holds no arrays: {what}; fetch it again")
 
 
 def _npy(path: Path) -> Contents:
@@ -109,13 +124,6 @@ def _refuse_other_size(array: Stored, size: int) -> None:
         raise DataError(
             f"{array.name} holds {size} bytes, its header names {array.described()}, {array.nbytes} bytes; fetch it again"
         )
-
-
-def _is_hdf5(path: Path) -> bool:
-    """Whether HDF5's signature is at the beginning, or behind a block of a user's own, such as MATLAB's 512 bytes."""
-    with path.open("rb") as file:
-        head = file.read(_HDF5_BLOCKS[-1] + len(_HDF5))
-    return any(head.startswith(_HDF5, offset) for offset in _HDF5_BLOCKS)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def as_images(
     """
     if stored.dtype.kind not in "buif" or (stored.dtype.kind == "f" and stored.dtype.itemsize > 8):
         raise DataError(f"{stored.name} is {stored.described()}; images must be uint8, bool or float")
-    if stored.dtype.kind in "iu" and stored.dtype != np.uint8:
+    if stored.dtype.kind in "iu" and stored.dtype != np.uint8 and len(stored.shape) in LAYOUTS:
         raise DataError(f"{stored.name} is {stored.described()}, not 8-bit; {_RANGE}")
     if axes is None:
         axes = _layout(stored, key, labels, matlab=matlab)
@@ -193,6 +193,7 @@ def find_scale(images: Sequence[Images]) -> Scale:
         for block in each.blocks():
             candidates = [scale for scale in candidates if _scaled(block, scale) is not None]
             if not candidates:
+                _refuse_not_finite(block, each.stored.name, seen)
                 low, high = float(block.min()), float(block.max())
                 raise DataError(
                     f"{each.stored.name} holds {block.dtype} values from {low:.4g} to {high:.4g}, which do not tell what "
@@ -214,6 +215,7 @@ def to_bytes(block: Array, scale: Scale, name: str, first: int) -> NDArray[np.ui
     """
     scaled = _scaled(block, scale)
     if scaled is None:
+        _refuse_not_finite(block, name, first)
         strange = next(n for n, image in enumerate(block) if _scaled(image, scale) is None)
         low, high = float(block[strange].min()), float(block[strange].max())
         raise DataError(
@@ -221,6 +223,17 @@ def to_bytes(block: Array, scale: Scale, name: str, first: int) -> NDArray[np.ui
             f"{scale.meaning}; {_RANGE}"
         )
     return np.ascontiguousarray(scaled)
+
+
+def _refuse_not_finite(block: Array, name: str, first: int) -> None:
+    """Raise DataError where values of a block [N, H, W, C] are NaN or infinite. name, first: of the array and the first image."""
+    strange = ~np.isfinite(block)
+    if strange.any():
+        images = np.flatnonzero(strange.any(axis=(1, 2, 3)))
+        raise DataError(
+            f"{name}: image {first + images[0]} holds NaN or infinite values ({strange[images[0]].sum()}); save the images without such ones, "
+            "or give them a value with numpy.nan_to_num"
+        )
 
 
 def _scaled(block: Array, scale: Scale) -> NDArray[np.uint8] | None:

@@ -21,18 +21,21 @@ def number_of_labels(stored: Stored) -> int:
     return shape[1] if len(shape) == 2 and shape[0] == 1 else shape[0] if shape else 0
 
 
-def read_labels(stored: Stored, key: str, number: int, *, column: str = "") -> Labels | None:
+def read_labels(
+    stored: Stored, key: str, number: int, *, column: str = "", chosen: bool = False
+) -> Labels | None:
     """The label of each of `number` images: whole numbers or words. column: of an array [N, K], or empty.
 
-    key: what --column calls the array. None, with a sentence, for an array that holds no single label for each image; [N, K] with one 1 in each row counts as K
-    classes. SVHN's label 10 becomes its digit, 0. Raises DataError for another number of labels, UserError for `column`.
+    key: what --column calls the array; chosen: whether --column names it. None, with a sentence, for an array that is not chosen and
+    holds no single label for each image; [N, K] with one 1 in each row counts as K classes. SVHN's label 10 becomes its digit, 0.
+    Raises DataError for another number of labels, UserError for what --column chooses.
     """
     if (
         stored.dtype.kind not in "biufSU"
         or len(stored.shape) not in (1, 2)
         or stored.nbytes > MOST_LABEL_BYTES
     ):
-        _report_left_out(stored, "one number or word for each image is read")
+        _report_left_out(stored, "one number or word for each image is read", key if chosen else "")
         return None
     if number_of_labels(stored) != number:
         raise DataError(
@@ -49,7 +52,7 @@ def read_labels(stored: Stored, key: str, number: int, *, column: str = "") -> L
         values = values.argmax(axis=1)
     elif values.ndim == 2:
         remedy = f"--column label={key}.0 takes the first of its {values.shape[1]} columns"
-        _report_left_out(stored, f"it holds several values for each image; {remedy}")
+        _report_left_out(stored, f"it holds several values for each image; {remedy}", key if chosen else "")
         return None
     if values.dtype.kind == "f" and not _are_whole(values):
         if column:
@@ -57,7 +60,7 @@ def read_labels(stored: Stored, key: str, number: int, *, column: str = "") -> L
                 f"--column label={key}.{column}: this column of {stored.name} holds fractions, which are no classes; choose another "
                 "one, or none with --column label="
             )
-        _report_left_out(stored, "its values are no whole numbers")
+        _report_left_out(stored, "its values are no whole numbers", key if chosen else "")
         return None
     if (
         _SVHN.fullmatch(stored.path.stem)
@@ -72,8 +75,13 @@ def read_labels(stored: Stored, key: str, number: int, *, column: str = "") -> L
     return labels
 
 
-def _report_left_out(stored: Stored, why: str) -> None:
-    say(f"{stored.name} ({stored.described()}) gives no classes: {why}")
+def _report_left_out(stored: Stored, why: str, chosen: str) -> None:
+    """Say why an array gives no classes. Raises UserError if --column chose it, by that name."""
+    sentence = f"{stored.name} ({stored.described()}) gives no classes: {why}"
+    if chosen:
+        none = "" if "--column" in why else "; choose another array, or none with --column label="
+        raise UserError(f"--column label={chosen}: {sentence}{none}")
+    say(sentence)
 
 
 def _column(values: Array, name: str, wanted: str) -> Array:

@@ -50,7 +50,7 @@ def arrays(path: Path, *, column: str | None = None) -> Source:
 
     @cache
     def parts() -> tuple[dict[str, list[Part]], tuple[str, ...]]:
-        return _numbered(path, images, labels, wanted.column)
+        return _numbered(path, images, labels, wanted)
 
     @cache
     def scale() -> Scale:
@@ -125,13 +125,13 @@ def _report_other_files(path: Path) -> None:
 
 
 def _numbered(
-    path: Path, images: dict[str, list[Images]], labels: dict[str, list[Named]], column: str
+    path: Path, images: dict[str, list[Images]], labels: dict[str, list[Named]], wanted: Wanted
 ) -> tuple[dict[str, list[Part]], tuple[str, ...]]:
     """The images of each split with their classes, which are numbered over all splits, and the names of the classes."""
     values: dict[str, list[Any]] = {}
     for split, named in labels.items():
         rows = [
-            read_labels(one.stored, one.bare, each.number, column=column)
+            read_labels(one.stored, one.bare, each.number, column=wanted.column, chosen=bool(wanted.label))
             for one, each in zip(named, images[split], strict=True)
         ]
         if all(row is not None for row in rows):

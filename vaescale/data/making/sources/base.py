@@ -24,6 +24,7 @@ SPLIT_NAMES = {
     "images_evaluation": "test",  # Omniglot's
 }
 HELD_OUT = 0.05  # of train, where it is the only split
+FEW = 1000  # images of a stream that are held in memory to hold some out
 NAMED = 5  # classes that a sentence names
 
 
@@ -82,7 +83,9 @@ def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
         return part._replace(items=Streamed(part.items, split.items.opened))  # type: ignore[arg-type]
     if split.outline is not None:
         return _outlined(split, split.outline, below, held)
-    if not isinstance(split.items, list):  # a stream
+    if split.number is not None and split.number <= FEW:  # a stream of which the hash might hold out none
+        split = split._replace(items=list(split.items))
+    if not isinstance(split.items, list):
         return split._replace(
             items=(item for item in split.items if (_hash(item) < below) == held), number=None
         )

@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vaescale.data.making.sources.archives import is_archive
 from vaescale.data.making.sources.array_images import BYTES, Part, array_split, flat_images
 from vaescale.data.making.sources.base import Source, Split, report_absent
 from vaescale.data.making.sources.hub_columns import parse_columns
 from vaescale.data.making.sources.plain_pickle import read_plain
 from vaescale.data.making.sources.stored import Raw, Stored, reading
+from vaescale.data.pictures.foreign import known_as
 from vaescale.errors import DataError, UserError
 from vaescale.system.console import say
 
@@ -58,9 +60,7 @@ def cifar(path: Path, *, column: str | None = None) -> Source:
     """
     found = find_cifar(path)
     if found is None:
-        raise DataError(
-            f"{path} holds no CIFAR batches such as data_batch_1, data_batch_1.bin, train or train.bin; give their folder"
-        )
+        raise DataError(_why_none(path))
     home, form = found
     label = _label(column, form)
     others = ", ".join(key for key in form.labels if key != label)
@@ -104,6 +104,23 @@ def find_cifar(path: Path) -> tuple[Path, _Form] | None:
             if batches and all(map(_may_be_batch, batches)):
                 return home, form
     return None
+
+
+def _why_none(path: Path) -> str:
+    """Why there are no batches: a file in place of the folder, or batches that are no such files."""
+    if path.is_file():
+        if (found := find_cifar(path.parent)) and path.parent == found[0]:
+            return f"{path} is a file; did you mean cifar:{path.parent}?"
+        unpack = "; unpack it first" if is_archive(path) else "; give the folder of the batches"
+        return f"{path} is a file{unpack}"
+    homes = (path, *sorted(each for each in path.iterdir() if each.is_dir()))
+    batches = (file for home in homes for form in FORMS for file in sorted(home.glob(form.batches)))
+    broken = next((file for file in batches if file.is_file() and not _may_be_batch(file)), None)
+    if broken is None:
+        return f"{path} holds no CIFAR batches such as data_batch_1, data_batch_1.bin, train or train.bin; give their folder"
+    with broken.open("rb") as file:
+        what = known_as(file.read(128)) or "it is no pickle"
+    return f"{broken} is no CIFAR batch: {what}; fetch it again"
 
 
 def _may_be_batch(file: Path) -> bool:

@@ -32,6 +32,7 @@ EXTENSIONS = (
 ANNOTATIONS = "_annotations.txt"  # the ending of files with classes, beside the images of Tiny ImageNet's val
 SHOWN_EVERY = 1000  # files of a folder between two looks at the clock
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2", ".rar", ".7z")
+OF_ARRAYS = (".npz", ".mat", ".h5", ".hdf5")
 ARRAYS = ".npy"  # images only where there are no others: beside images, they are masks or features of them
 
 
@@ -105,11 +106,16 @@ def readable(items: list[Item]) -> list[Item] | Streamed:
     return Streamed(items, partial(open_expanded, paths[0]))
 
 
-def walk(path: TreePath) -> tuple[list[TreePath], Counter[str]]:
-    """All image files below `path`, sorted, and what else is there, by ending, which is said. Raises DataError without an image."""
+def walk(path: TreePath, *, where_empty: str = "check the path") -> tuple[list[TreePath], Counter[str]]:
+    """All image files below `path`, sorted, and what else is there, by ending, which is said.
+
+    where_empty: the remedy for a folder without any file. Raises DataError without an image.
+    """
     files, others = _walk(path)
     if not files:
-        raise DataError(f"{path} holds no {', '.join(EXTENSIONS)} files; {_instead(path, others)}")
+        raise DataError(
+            f"{path} holds no {', '.join(EXTENSIONS)} files; {_instead(path, others, where_empty)}"
+        )
     if others:
         named = ", ".join(
             f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(5)
@@ -151,7 +157,7 @@ def _leads_nowhere(file: TreePath) -> bool:
     return _is_link(file) and isinstance(file, Path) and not file.exists()
 
 
-def _instead(path: TreePath, others: Counter[str]) -> str:
+def _instead(path: TreePath, others: Counter[str], where_empty: str) -> str:
     """A remedy for a folder without images, from what it holds instead."""
     packed = {suffix: count for suffix, count in others.items() if suffix in PACKED}
     named = ", ".join(f"{count} {suffix}" for suffix, count in sorted(packed.items()))
@@ -169,8 +175,12 @@ def _instead(path: TreePath, others: Counter[str]) -> str:
         if packed:
             return f"unpack its {', '.join(sorted(packed))} files first"
     if others:
-        return f"it holds {', '.join(f'{count} {suffix}' for suffix, count in others.most_common(3))}"
-    return "check the path"
+        held = ", ".join(
+            f"{count} {suffix or 'without extension'}" for suffix, count in others.most_common(3)
+        )
+        arrays = isinstance(path, ArchivePath) and any(suffix in OF_ARRAYS for suffix in others)
+        return f"it holds {held}" + ("; unpack it and give its arrays as arrays:PATH" if arrays else "")
+    return where_empty
 
 
 def _walk(path: TreePath) -> tuple[list[TreePath], Counter[str]]:

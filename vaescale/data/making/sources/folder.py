@@ -51,7 +51,7 @@ def tree_source(homes: dict[str, TreePath]) -> Source:
     def files_of(split: str) -> tuple[list[tuple[PurePath, Place | Packed]], Counter[str]]:
         home = homes[split]
         inner = [each for each in homes.values() if each != home and _is_inside(each, home)]
-        files, others = walk(home)
+        files, others = walk(home, where_empty=_leave_out(split, homes))
         mine = (file for file in files if not any(_is_inside(file, other) for other in inner))
         return [(file.relative_to(home), place_of(file)) for file in mine], others  # type: ignore[arg-type]
 
@@ -66,6 +66,12 @@ def tree_source(homes: dict[str, TreePath]) -> Source:
         return listed()[split]
 
     return Source({split: partial(one, split) for split in homes})
+
+
+def _leave_out(split: str, homes: dict[str, TreePath]) -> str:
+    """What to do about the folder of a split without any file."""
+    others = ",".join(f"{each}={_file_name(home)}" for each, home in homes.items() if each != split)
+    return f"delete it, or leave it out with --splits {others}" if others else "check the path"
 
 
 def descended(path: TreePath) -> tuple[TreePath, list[TreePath]]:

@@ -129,7 +129,10 @@ def parse_columns(wanted: str | None) -> dict[str, str]:
     pairs = [part.partition("=") for part in wanted.split(",")] if wanted is not None else []
     if any(not equals or name.strip() not in ("image", "label") for name, equals, _ in pairs):
         raise UserError(f"--column {wanted} must be image=NAME,label=NAME, or one of them")
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    columns = {name.strip(): value.strip() for name, _, value in pairs}
+    if len(columns) < len(pairs):
+        raise UserError(f"--column {wanted} names one of them twice; leave one out")
+    return columns
 
 
 def _image(source: str, features: dict[str, Any], wanted: str | None) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vaescale.data.making.items import Item
 from vaescale.data.making.sources.base import Source, Split, report_absent
+from vaescale.data.pictures.foreign import known_as
 from vaescale.errors import DataError
 from vaescale.system.console import say
 
@@ -85,10 +86,13 @@ def _idx_split(
 def _read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
     """Read an idx file of bytes. Its header limits how much is read, and so what a gzip bomb expands to."""
     try:
-        with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+        with cast(IO[bytes], gzip.open(path) if _is_gzip(path) else path.open("rb")) as file:
             head = file.read(4 + 4 * dimensions)
             if head[:4] != bytes((0, 0, 8, dimensions)):
-                raise DataError(f"{path} is not an idx file of {dimensions} dimensions of bytes")
+                what = f": {known}" if (known := known_as(head)) else ""
+                raise DataError(
+                    f"{path} is not an idx file of {dimensions} dimensions of bytes{what}; fetch it again"
+                )
             shape = struct.unpack(f">{dimensions}I", head[4:])
             size = int(np.prod(shape, dtype=object))
             if not 0 < size <= MOST_IDX_BYTES:
@@ -102,3 +106,9 @@ def _read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
     if len(values) != size or rest:
         raise DataError(f"{path} is cut or too long for its header {shape}; fetch it again")
     return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _is_gzip(path: Path) -> bool:
+    """Whether a file is compressed, whatever its ending says: browsers and programs that unpack leave both kinds of names."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"

@@ -21,6 +21,12 @@ COMPLEX = 0x08
 _TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _CLASSES = {1: "cell", 2: "struct", 3: "object", 4: "char", 5: "sparse", 16: "function", 17: "object"}
 _NUMERIC = range(6, 16)
+_ORDERS = {b"IM": "<", b"MI": ">"}
+
+
+def is_matlab(head: bytes) -> bool:
+    """Whether a file begins like one of versions 5 to 7.2."""
+    return head[126:HEADER_BYTES] in _ORDERS
 
 
 def read_matlab(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
@@ -32,9 +38,7 @@ def read_matlab(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     left_out: dict[str, str] = {}
     size = path.stat().st_size
     with path.open("rb") as file:
-        order = {b"IM": "<", b"MI": ">"}.get(file.read(HEADER_BYTES)[126:])
-        if order is None:
-            raise ValueError("it is no MATLAB file of version 5 or later")
+        order = _ORDERS[file.read(HEADER_BYTES)[126:]]
         position = HEADER_BYTES
         while position < size:
             file.seek(position)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vaescale.data.making.items import Place
+from vaescale.data.making.sources.archives import is_archive, opened
 from vaescale.data.making.sources.array_files import SUFFIXES
 from vaescale.data.making.sources.array_names import holds_several
 from vaescale.data.making.sources.base import Split
@@ -96,8 +97,20 @@ def _has_arrays(path: Path) -> bool:
 
 
 def _folder(path: Path) -> Path | None:
+    if path.is_file():
+        return path if is_archive(path) and _may_hold_images(path) else None
     home = path if path.is_dir() else None
     return home if home is not None and holds_images(home) else None
+
+
+def _may_hold_images(archive: Path) -> bool:
+    """Whether an archive holds images; a compressed tar, whose listing takes long, may."""
+    if not archive.name.lower().endswith((".zip", ".tar")):
+        return True
+    try:
+        return holds_images(opened(archive))
+    except DataError:
+        return False
 
 
 _FINDERS: dict[str, Callable[[Path], Path | None]] = {

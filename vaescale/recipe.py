@@ -43,7 +43,7 @@ OPERATIONAL = {
 }
 
 # Keys that recipes did not have before, as section, key and default: a recipe without them has the hash that it had.
-ADDED = (("optimizer", "schedule_start", 0),)
+ADDED = (("optimizer", "schedule_start", 0), ("training", "evaluate_images", None))
 
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)
 SECTION_EXAMPLES = {

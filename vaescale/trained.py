@@ -23,8 +23,8 @@ from vaescale.training import launch as backends
 from vaescale.training.skips import tell
 
 HELD_OUT_SEED = 1 << 31
-EVALUATION_BATCH = 500
-EVALUATION_VALUES = 500 * 3072  # per batch: larger images are evaluated in smaller batches
+EVALUATION_BATCH = 500  # images of a process
+EVALUATION_VALUES = 500 * 3072  # of them: larger images are evaluated in smaller batches
 Split = Literal["train", "val"]
 Weights = Literal["ema", "raw"]
 
@@ -104,16 +104,23 @@ def open_trained(folder: Path, *, weights: Weights = "ema") -> Trained:
 
 
 def images_at_once(image_shape: tuple[int, int, int]) -> int:
-    """The number of images of this shape to evaluate in one batch."""
+    """The number of images of this shape that a process evaluates in one batch."""
     return min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(image_shape)))
 
 
-def in_order(reader: ShardReader, *, workers: int | Workers = 0) -> Generator[Batch]:
-    """This rank's share of all images in order. Images that cannot be used are reported and masked."""
+def in_order(
+    reader: ShardReader, *, workers: int | Workers = 0, images: int | None = None
+) -> Generator[Batch]:
+    """This rank's share of all images in order, or of the first `images`. Those that cannot be used are reported and masked."""
     reported: set[int] = set()
     rank, world_size = comm.rank(), comm.world_size()
-    size = images_at_once(reader.image_shape)
-    for batch in evaluation_batches(reader, batch=size, rank=rank, world_size=world_size, workers=workers):
+    number = min(len(reader), images or len(reader))
+    # Equal batches, as large as they may be: every rank reads as many, and the last one is not mostly padding.
+    batches = -(-number // (world_size * images_at_once(reader.image_shape)))
+    size = world_size * -(-number // (world_size * max(1, batches)))
+    for batch in evaluation_batches(
+        reader, batch=size, rank=rank, world_size=world_size, workers=workers, images=number
+    ):
         tell(batch.faults, reported)
         heartbeat.beat("evaluation")
         yield batch

@@ -62,6 +62,8 @@ def test_what_does_not_compare_is_said() -> None:
     assert "data.image_size differs" in " ".join(
         compare([record("a", 1.0, data__image_size=32), larger]).warnings
     )
+    some = record("five", 2.0, training__evaluate_images=100)
+    assert "training.evaluate_images differs" in " ".join(compare([one, some]).warnings)
     binary = record("three", 2.0, likelihood__kind="bernoulli")
     assert "binarized" in " ".join(compare([one, binary]).warnings)
     without = two._replace(metrics={"val/mse": 1.0})

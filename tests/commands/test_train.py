@@ -494,6 +494,26 @@ def test_evaluation_in_training_has_the_precision_of_evaluate(
     assert seen["log"] == [(True, True)] * 12, "and steps after an evaluation are in TF32 again"
 
 
+def test_evaluations_of_some_held_out_images(
+    vaescale, recipe_file, recipe_content, monkeypatch, tmp_path
+) -> None:
+    from vaescale.evaluation.likelihood import evaluate
+    from vaescale.runs.folder import read_metrics
+    from vaescale.system import console
+    from vaescale.trained import in_order, open_split, open_trained
+
+    monkeypatch.setattr(console, "LINE_EVERY_SECONDS", 0.0)
+    done = vaescale("train", recipe_file(recipe_content), "training.evaluate_images=70")
+    assert done.code == 0
+    assert "evaluate: 70 of 70 held-out images" in done.err
+    rows = [row for row in read_metrics(tmp_path / "run") if "val/mse" in row]
+    assert [row["val/images"] for row in rows] == [70, 70]
+    trained = open_trained(tmp_path / "run")
+    first = in_order(open_split(trained.recipe, "val"), images=70)
+    again = evaluate(trained.model, first, seed=trained.recipe.seed)
+    assert rows[-1]["val/neg_elbo_nats"] == pytest.approx(again["neg_elbo_nats"], rel=1e-6)
+
+
 def test_all_evaluations_have_the_same_worker_processes(
     vaescale, recipe_file, recipe_content, monkeypatch
 ) -> None:

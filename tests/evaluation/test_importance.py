@@ -8,8 +8,9 @@ from vaescale import noise
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import open_reader
 from vaescale.errors import UserError
-from vaescale.evaluation.importance import importance_weighted
+from vaescale.evaluation.importance import ImportanceBound
 from vaescale.evaluation.likelihood import evaluate
+from vaescale.evaluation.measures import measure
 from vaescale.recipe import Recipe
 from vaescale.trained import build_model
 
@@ -25,7 +26,7 @@ def recipe(content, **likelihood) -> Recipe:
 def bounds(own: Recipe, samples: int, *, images: int | None = None, batch: int = 100):
     model, reader = build_model(own).eval(), open_reader(own.data.val, own.data)
     batches = evaluation_batches(reader, batch=batch, rank=0, world_size=1)
-    return importance_weighted(model, batches, seed=0, samples=samples, most_images=images)
+    return measure(model, batches, [ImportanceBound(model, samples=samples, most_images=images)], seed=0)
 
 
 def test_it_falls_to_the_exact_value(recipe_content) -> None:
@@ -72,7 +73,8 @@ def test_more_draws_contain_the_fewer_ones(recipe_content) -> None:
     x = model.target(reader[0].images, noise.Stream(0, 0, torch.zeros(1, dtype=torch.int64)))
     with torch.no_grad():
         stream = noise.Stream(0, 1, torch.zeros(1, dtype=torch.int64))
-        fifth = float(model.terms(x, stream, torch.ones(1, dtype=torch.bool), 1).log_weights)
+        inferred = model.infer(model.encode(x), stream, 1, False)
+        fifth = float(model.terms(x, inferred, torch.ones(1, dtype=torch.bool)).log_weights)
     joined = np.logaddexp(-four + np.log(4), fifth) - np.log(5)
     assert -five == pytest.approx(joined, abs=1e-4)
 

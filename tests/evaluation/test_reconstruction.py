@@ -1,6 +1,8 @@
 """Calibration by known noise, PSNR and SSIM by definition, and the sigma that fits given images."""
 
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,8 +15,10 @@ from vaescale.config import OneOf
 from vaescale.data.batch import Batch
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import open_reader
-from vaescale.evaluation.reconstruction import METRICS, Metric, reconstruction
+from vaescale.evaluation.measures import measure
+from vaescale.evaluation.reconstruction import METRICS, Metric, Reconstruction
 from vaescale.likelihoods.config import LIKELIHOODS
+from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe
 from vaescale.trained import build_model
 
@@ -55,32 +59,40 @@ def recipe(content, **changes) -> Recipe:
 
 def measured(own: Recipe, batch: int = 100):
     model, reader = build_model(own).eval(), open_reader(own.data.val, own.data)
-    return (
-        model,
-        reader,
-        reconstruction(model, evaluation_batches(reader, batch=batch, rank=0, world_size=1), seed=0),
-    )
+    return model, reader, found(model, evaluation_batches(reader, batch=batch, rank=0, world_size=1))
+
+
+class Found(NamedTuple):
+    metrics: dict[str, float]
+    protocol: dict[str, str]
+    coverage: list[float] | None
+
+
+def found(model: VAE, batches: Iterable[Batch]) -> Found:
+    own = Reconstruction(model)
+    metrics = measure(model, batches, [own], seed=0)
+    return Found(metrics, own.protocol, own.coverage)
 
 
 def test_numbers_are_those_of_their_definitions(recipe_content) -> None:
     own = recipe(recipe_content)
-    model, reader, found = measured(own)
+    model, reader, result = measured(own)
     x = torch.cat([reader[number].images for number in range(360)]).float() / 255
     with torch.no_grad():
         means = model.likelihood.mean(model.reconstruct(x))
-        params = model.infer(x, noise.Stream(0, 0, torch.arange(360)), 1, False).params
+        params = model.infer(model.encode(x), noise.Stream(0, 0, torch.arange(360)), 1, False).params
         drawn = model.likelihood.mean(params)
     mse = (x - means).square().flatten(1).mean(1)
-    assert found.metrics["reconstruction_mse"] == pytest.approx(float(mse.mean()), rel=1e-5)
-    assert found.metrics["psnr_db"] == pytest.approx(float((10 * torch.log10(1 / mse)).mean()), rel=1e-5)
+    assert result.metrics["reconstruction_mse"] == pytest.approx(float(mse.mean()), rel=1e-5)
+    assert result.metrics["psnr_db"] == pytest.approx(float((10 * torch.log10(1 / mse)).mean()), rel=1e-5)
     error = (x - drawn).numpy()
-    assert found.metrics["data_sigma"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+    assert result.metrics["data_sigma"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
     sigma = float(model.likelihood.sigma)
     for level in (50, 90, 99):
         within = np.abs(error) <= stats.norm.ppf(0.5 + level / 200) * sigma
-        assert found.metrics[f"coverage/{level}"] == pytest.approx(within.mean(), abs=1e-4)
-    assert found.coverage is not None
-    assert found.coverage[-1] == 1
+        assert result.metrics[f"coverage/{level}"] == pytest.approx(within.mean(), abs=1e-4)
+    assert result.coverage is not None
+    assert result.coverage[-1] == 1
 
 
 def test_batches_do_not_matter(recipe_content) -> None:
@@ -91,14 +103,14 @@ def test_batches_do_not_matter(recipe_content) -> None:
 @pytest.mark.parametrize("sigma", ["optimal", "optimal_per_pixel", "optimal_per_channel", "shared"])
 def test_the_data_s_own_sigma_maximizes_the_likelihood(recipe_content, sigma: str) -> None:
     own = recipe(recipe_content, likelihood={"kind": "laplace", "sigma": sigma})
-    model, reader, found = measured(own)
+    model, reader, result = measured(own)
     x = torch.cat([reader[number].images for number in range(360)]).float() / 255
     with torch.no_grad():
-        params = model.infer(x, noise.Stream(0, 0, torch.arange(360)), 1, False).params
+        params = model.infer(model.encode(x), noise.Stream(0, 0, torch.arange(360)), 1, False).params
     error = (x - model.likelihood.mean(params)).abs().double()
     over = {"optimal_per_pixel": (0,), "optimal_per_channel": (0, 2, 3)}.get(sigma, (0, 1, 2, 3))
     by_group = math.sqrt(2) * error.mean(over)
-    assert found.metrics["data_sigma"] == pytest.approx(float(by_group.square().mean().sqrt()), rel=1e-5)
+    assert result.metrics["data_sigma"] == pytest.approx(float(by_group.square().mean().sqrt()), rel=1e-5)
 
 
 def test_ssim_is_scikit_image_s_formula() -> None:
@@ -119,19 +131,19 @@ def test_a_metric_from_outside_is_measured(recipe_content, monkeypatch: pytest.M
 
     monkeypatch.setitem(METRICS, "mae", Metric("mean absolute error per value", absolute_error))
     monkeypatch.setitem(METRICS, "too_large", Metric("of images of a thousand pixels", lambda *_: None))
-    model, reader, found = measured(recipe(recipe_content), batch=7)
+    model, reader, result = measured(recipe(recipe_content), batch=7)
     x = torch.cat([reader[number].images for number in range(360)]).float() / 255
     with torch.no_grad():
         means = model.likelihood.mean(model.reconstruct(x)).clamp(0, 1)
-    assert found.metrics["mae"] == pytest.approx(float((x - means).abs().mean()), rel=1e-5)
-    assert found.protocol["mae"] == "mean absolute error per value"
-    assert "too_large" not in {**found.metrics, **found.protocol}
+    assert result.metrics["mae"] == pytest.approx(float((x - means).abs().mean()), rel=1e-5)
+    assert result.protocol["mae"] == "mean absolute error per value"
+    assert "too_large" not in {**result.metrics, **result.protocol}
 
 
 def test_padding_is_left_out(recipe_content) -> None:
     model = build_model(recipe(recipe_content)).eval()
     images = torch.randint(0, 256, (4, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels, slots = torch.zeros(4, dtype=torch.int64), torch.arange(4)
-    whole = reconstruction(model, [Batch(images[:3], labels[:3], slots[:3], slots[:3] < 9)], seed=0)
-    padded = reconstruction(model, [Batch(images, labels, slots, slots < 3)], seed=0)
+    whole = found(model, [Batch(images[:3], labels[:3], slots[:3], slots[:3] < 9)])
+    padded = found(model, [Batch(images, labels, slots, slots < 3)])
     assert padded.metrics == pytest.approx(whole.metrics, rel=1e-6)

@@ -325,7 +325,7 @@ def test_the_top_group_is_inferred_scored_and_decoded_by_itself() -> None:
             return original(group, here, seen_map, own_prior)
 
         model._posterior = watched  # type: ignore[method-assign]
-        model.infer(x, stream, 1, False)
+        model.infer(model.encode(x), stream, 1, False)
         torch.testing.assert_close(seen[0], q.mu)
         assert q.mu.shape == (5, *model.latent_shape)
         assert model.latent_dim == model.group_sizes[0]

@@ -25,6 +25,21 @@ def test_a_log_file_gets_a_line_every_so_often_and_the_last(capsys, monkeypatch)
     assert len(lines) == 6
 
 
+def test_what_is_on_the_way_is_no_line_at_the_end(capsys, monkeypatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with Progress("train", 50) as progress:
+        progress.update(50, "loss 1")
+        for image in range(25):
+            now += 1.0
+            progress.update(50, f"evaluate: {image} of 25", passing=True)
+    assert capsys.readouterr().err.splitlines() == [
+        "train 50/50  loss 1",
+        "train 50/50  evaluate: 10 of 25",
+        "train 50/50  evaluate: 21 of 25",
+    ]
+
+
 def test_what_ends_soon_is_not_shown(capsys, monkeypatch) -> None:
     now = 100.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)

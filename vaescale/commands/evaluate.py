@@ -13,13 +13,14 @@ from vaescale.commands.signature import checked
 from vaescale.data.batch import Request
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
-from vaescale.evaluation import importance
 from vaescale.evaluation import likelihood as bounds
-from vaescale.evaluation.reconstruction import METRICS, reconstruction
+from vaescale.evaluation.importance import IMPORTANCE, ImportanceBound
+from vaescale.evaluation.measures import Measure, measure
+from vaescale.evaluation.reconstruction import METRICS, Reconstruction
 from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
-from vaescale.system.console import say
+from vaescale.system.console import Progress, say
 from vaescale.system.secrets import redact
 from vaescale.trained import Split, Trained, Weights, in_order, open_split, open_trained
 from vaescale.training import launch
@@ -116,22 +117,24 @@ def _measure(
     model, seed, data = trained.model, trained.recipe.seed, trained.recipe.data
     reader, hashed = images.reader, images.reader.index.data_hash
 
-    def batches() -> Any:
-        return in_order(reader, workers=data.workers)
-
-    metrics = bounds.evaluate(model, batches(), seed=seed, max_skipped=data.max_skipped)
-    protocol = bounds.protocol(model.likelihood)
+    bound, pictures = bounds.Bound(model, max_skipped=data.max_skipped), Reconstruction(model)
+    measures: list[Measure] = [bound, pictures]
     if importance_samples:
-        metrics |= importance.importance_weighted(
-            model, batches(), seed=seed, samples=importance_samples, most_images=importance_images
+        measures.insert(1, ImportanceBound(model, samples=importance_samples, most_images=importance_images))
+    with Progress(f"evaluate {trained.recipe.name}", len(reader), shown=comm.is_main()) as progress:
+        metrics = measure(
+            model,
+            in_order(reader, workers=data.workers),
+            measures,
+            seed=seed,
+            progress=lambda done: progress.update(min(done * comm.world_size(), len(reader)), "images"),
         )
-    else:
+    protocol = bounds.protocol(model.likelihood)
+    if not importance_samples:
         origin = {"weights_hash": trained.weights_hash, "data_hash": hashed, "code": code}
         metrics |= _kept(earlier, origin)
     if "importance_samples" in metrics:
         protocol["neg_iwae_nats"] = IWAE_PROTOCOL
-    pictures = reconstruction(model, batches(), seed=seed)
-    metrics |= pictures.metrics
     return {
         "run": str(trained.folder),
         "data": images.description,
@@ -150,7 +153,7 @@ def _kept(earlier: dict[str, Any], origin: dict[str, str]) -> dict[str, float]:
     """The importance-sampled bound of an earlier result of the same origin, because it takes minutes to measure."""
     if any(earlier.get(name) != value for name, value in origin.items()):
         return {}
-    return {key: value for key, value in earlier["metrics"].items() if key in importance.IMPORTANCE}
+    return {key: value for key, value in earlier["metrics"].items() if key in IMPORTANCE}
 
 
 def _measured(images: Images, metrics: dict[str, float]) -> dict[str, str]:
@@ -159,7 +162,7 @@ def _measured(images: Images, metrics: dict[str, float]) -> dict[str, str]:
     measured = {prefix: f"images {images.reader.index.data_hash[:12]}"}
     if "importance_samples" in metrics:
         bound = f"{metrics['importance_samples']:.0f} importance samples of {metrics['importance_images']:.0f} images"
-        measured |= {f"{prefix}{key}": bound for key in importance.IMPORTANCE}
+        measured |= {f"{prefix}{key}": bound for key in IMPORTANCE}
     return measured
 
 

@@ -185,12 +185,18 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
         _alone_with_its_fault(parts.folder, writer),
         Workers(parts.val_reader, recipe.data.workers) as workers,
     ):
-        held_out = partial(in_order, parts.val_reader, workers=workers)
+        held_out = partial(in_order, parts.val_reader, workers=workers, images=config.evaluate_images)
+        measured = min(len(parts.val_reader), config.evaluate_images or len(parts.val_reader))
         recorder = Recorder(
             folder=parts.folder,
             tags=parts.tags,
             images=Images(
-                parts.train_reader, parts.val_reader, parts.plan, held_out, recipe.data.max_skipped
+                parts.train_reader,
+                parts.val_reader,
+                parts.plan,
+                held_out,
+                measured,
+                recipe.data.max_skipped,
             ),
             strategy=strategy,
             guard=parts.guard,

@@ -67,19 +67,25 @@ def training_batches(
 
 
 def evaluation_batches(
-    reader: ShardReader, *, batch: int, rank: int, world_size: int, workers: int | Workers = 0
+    reader: ShardReader,
+    *,
+    batch: int,
+    rank: int,
+    world_size: int,
+    workers: int | Workers = 0,
+    images: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield every sample once over all ranks, in order.
+    """Yield every sample, or the first `images`, once over all ranks, in order. batch: samples of all ranks together.
 
     Padding and unusable samples are masked; all ranks get equally many batches. workers: the number of processes that read,
     or those that outlive this pass.
     """
-    per_rank = max(1, batch // world_size)
-    starts = range(rank * per_rank, len(reader) + rank * per_rank, per_rank * world_size)
+    per_rank, number = max(1, batch // world_size), min(len(reader), images or len(reader))
+    starts = range(rank * per_rank, number + rank * per_rank, per_rank * world_size)
     batches = [np.arange(start, start + per_rank) for start in starts]
-    requests = (Request(np.minimum(numbers, len(reader) - 1), refill=False) for numbers in batches)
+    requests = (Request(np.minimum(numbers, number - 1), refill=False) for numbers in batches)
     for numbers, fetched in zip(batches, _fetch(reader, requests, workers), strict=True):
-        exists = torch.from_numpy(numbers < len(reader))
+        exists = torch.from_numpy(numbers < number)
         faults = {fault.number: fault for fault in fetched.faults if fault.number in numbers}
         yield Batch(
             fetched.images,

@@ -1,7 +1,7 @@
 """The ELBO of a data set and other metrics, with each sample counted once over all ranks."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
 from vaescale.errors import DataError
+from vaescale.evaluation.measures import Seen
 from vaescale.likelihoods.base import Likelihood
 from vaescale.models.vae import VAE, Terms
 
@@ -21,38 +22,56 @@ PER_IMAGE = 4  # number of columns before those of groups and latents
 def evaluate(
     model: VAE, batches: Iterable[Batch], *, seed: int, max_skipped: float = 1.0
 ) -> dict[str, float]:
-    """The one-sample ELBO with the running sigma, in float32. The noise of an image depends only on seed and image number.
-
-    Returns the metrics of `model_metrics`, images (the number evaluated) and skipped (the number of unusable images, absent
-    when 0). Raises DataError when more than the fraction `max_skipped` is unusable.
-    """
+    """The metrics of `Bound`, of a model that may be divided over processes: only its forward is called."""
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    sums: Tensor | None = None
-    skipped_here = 0
+    device, bound = next(model.parameters()).device, Bound(model, max_skipped=max_skipped)
     for batch in batches:
         images, slots, mask = batch.images.to(device), batch.slots.to(device), batch.mask.to(device)
-        terms = model(images, noise.Stream(seed, 0, slots), mask)
-        batch_sums = column_sums(terms, mask)
-        sums = batch_sums if sums is None else sums + batch_sums
-        skipped_here += len(batch.faults)
+        bound.add_terms(model(images, noise.Stream(seed, 0, slots), mask), mask, len(batch.faults))
     model.train(was_training)
-    if sums is None:
-        raise comm.known_to_all(
-            DataError("there are no images to evaluate; give data.val a data set with images")
-        )
-    total = comm.all_reduce_sum(torch.cat([sums, sums.new_tensor([skipped_here])]))
-    used, skipped = float(total[-2]), float(total[-1])
-    if not used or skipped > max_skipped * (used + skipped):
-        raise comm.known_to_all(
-            DataError(
-                f"{skipped:.0f} of {used + skipped:.0f} images to evaluate cannot be used, data.max_skipped is "
-                f"{max_skipped}; `vaescale verify-shards DIR --deep` names them"
+    return bound.metrics()
+
+
+class Bound:
+    """The one-sample ELBO with the running sigma, in float32.
+
+    Gives the metrics of `model_metrics`, images (the number evaluated) and skipped (the number of unusable images, absent
+    when 0). Raises DataError when more than the fraction `max_skipped` is unusable.
+    """
+
+    def __init__(self, model: VAE, *, max_skipped: float = 1.0) -> None:
+        self._model, self._max_skipped = model, max_skipped
+        self._sums: Tensor | None = None
+        self._skipped = 0
+
+    def add(self, seen: Seen, report: Callable[[float], None]) -> None:  # noqa: ARG002
+        """Add a batch."""
+        self.add_terms(self._model.terms(seen.x, seen.drawn, seen.mask), seen.mask, seen.skipped)
+
+    def add_terms(self, terms: Terms, mask: Tensor, skipped: int) -> None:
+        """Add the terms of a batch. skipped: the number of its images that cannot be used."""
+        sums = column_sums(terms, mask)
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._skipped += skipped
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics over all ranks."""
+        if self._sums is None:
+            raise comm.known_to_all(
+                DataError("there are no images to evaluate; give data.val a data set with images")
             )
-        )
-    metrics = {**model_metrics(model, total[:-2] / used), "images": used}
-    return metrics | ({"skipped": skipped} if skipped else {})
+        total = comm.all_reduce_sum(torch.cat([self._sums, self._sums.new_tensor([self._skipped])]))
+        used, skipped = float(total[-2]), float(total[-1])
+        if not used or skipped > self._max_skipped * (used + skipped):
+            raise comm.known_to_all(
+                DataError(
+                    f"{skipped:.0f} of {used + skipped:.0f} images to evaluate cannot be used, data.max_skipped is "
+                    f"{self._max_skipped}; `vaescale verify-shards DIR --deep` names them"
+                )
+            )
+        metrics = {**model_metrics(self._model, total[:-2] / used), "images": used}
+        return metrics | ({"skipped": skipped} if skipped else {})
 
 
 def column_sums(terms: Terms, mask: Tensor) -> Tensor:

@@ -10,15 +10,15 @@ intervals (Kuleshov, Fenner & Ermon 2018, section 3.1).
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vaescale import comm, noise
-from vaescale.data.batch import Batch
+from vaescale import comm
 from vaescale.errors import DataError
+from vaescale.evaluation.measures import Seen
 from vaescale.likelihoods.base import Likelihood, LocationScale
 from vaescale.models.vae import VAE
 
@@ -86,45 +86,44 @@ METRICS: dict[str, Metric] = {
 }
 
 
-class Reconstruction(NamedTuple):
-    """Metrics and their protocol by name, and the coverage at 1% to 100% (None if p(x|z) has no central intervals)."""
+class Reconstruction:
+    """The reconstructions of all images, in float32: the metrics of METRICS, and the calibration of p(x|z).
 
-    metrics: dict[str, float]
-    protocol: dict[str, str]
-    coverage: list[float] | None
-
-
-@torch.no_grad()
-def reconstruction(model: VAE, batches: Iterable[Batch], *, seed: int) -> Reconstruction:
-    """Measure the reconstructions of all images over all ranks, in float32.
-
-    The noise of an image depends only on seed and image number. A metric is absent for images that are too small for it,
-    data_sigma for a likelihood without a global sigma, coverage for a likelihood without noise around a mean. Raises DataError
-    when no image can be used.
+    A metric is absent for images that are too small for it, data_sigma for a likelihood without a global sigma, coverage for a
+    likelihood without noise around a mean. Raises DataError when no image can be used.
     """
-    was_training = model.training
-    model.eval()
-    likelihood, metrics = model.likelihood, dict(METRICS)
-    sums = _Sums.zeros(len(metrics), math.prod(model.image_shape), next(model.parameters()).device)
-    for batch in batches:
-        mask = batch.mask.to(sums.images.device)
+
+    protocol: dict[str, str]
+    """What each metric is, by name; known after `metrics`."""
+
+    coverage: list[float] | None = None
+    """The coverage at 1% to 100%; None if p(x|z) has no central intervals. Known after `metrics`."""
+
+    def __init__(self, model: VAE) -> None:
+        self._model, self._metrics, self.protocol = model, dict(METRICS), {}
+        device = next(model.parameters()).device
+        self._sums = _Sums.zeros(len(self._metrics), math.prod(model.image_shape), device)
+
+    def add(self, seen: Seen, report: Callable[[float], None]) -> None:  # noqa: ARG002
+        """Add a batch."""
+        mask, likelihood, sums = seen.mask, self._model.likelihood, self._sums
         if not mask.any():
-            continue
-        images, slots = (values.to(mask.device)[mask] for values in (batch.images, batch.slots))
-        stream = noise.Stream(seed, 0, slots)
-        x = model.target(images, stream)
+            return
+        x, means = seen.x[mask], likelihood.mean(seen.params[mask]).float().clamp(0, 1)
         sums.images.add_(len(x))
-        _add_metrics(sums.values, metrics, x, likelihood.mean(model.reconstruct(x)).float().clamp(0, 1))
-        inferred = model.infer(x, stream, 1, False, weighted=False, measured=False)
-        _add_calibration(sums, likelihood, x, inferred.params)
-    model.train(was_training)
-    sums = sums.over_ranks()
-    used = float(sums.images)
-    if not used:
-        raise comm.known_to_all(
-            DataError("no image could be used; `vaescale verify-shards DIR --deep` names the faults")
-        )
-    return _result(model, metrics, sums, used)
+        _add_metrics(sums.values, self._metrics, x, means)
+        _add_calibration(sums, likelihood, x, seen.drawn.params[mask])
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics over all ranks."""
+        sums = self._sums.over_ranks()
+        used = float(sums.images)
+        if not used:
+            raise comm.known_to_all(
+                DataError("no image could be used; `vaescale verify-shards DIR --deep` names the faults")
+            )
+        means, self.protocol, self.coverage = _result(self._model, self._metrics, sums, used)
+        return means
 
 
 class _Sums(NamedTuple):
@@ -167,7 +166,10 @@ def _add_calibration(sums: _Sums, likelihood: Likelihood, x: Tensor, params: Ten
         sums.counts.add_(torch.bincount(level, minlength=LEVELS).double())
 
 
-def _result(model: VAE, metrics: dict[str, Metric], sums: _Sums, used: float) -> Reconstruction:
+def _result(
+    model: VAE, metrics: dict[str, Metric], sums: _Sums, used: float
+) -> tuple[dict[str, float], dict[str, str], list[float] | None]:
+    """The metrics and their protocol by name, and the coverage."""
     likelihood = model.likelihood
     means = {
         name: total / count
@@ -179,7 +181,7 @@ def _result(model: VAE, metrics: dict[str, Metric], sums: _Sums, used: float) ->
         means["data_sigma"] = float(likelihood.state.fitted(sums.powered.view(model.image_shape) / used))
         protocol["data_sigma"] = PROTOCOL["data_sigma"]
     if not sums.counts.any():
-        return Reconstruction(means, protocol, None)
+        return means, protocol, None
     coverage = (sums.counts.cumsum(0) / sums.counts.sum()).tolist()
     means |= {f"coverage/{level}": coverage[level - 1] for level in SHOWN_LEVELS}
-    return Reconstruction(means, {**protocol, "coverage": PROTOCOL["coverage"]}, coverage)
+    return means, {**protocol, "coverage": PROTOCOL["coverage"]}, coverage

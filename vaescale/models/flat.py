@@ -39,9 +39,13 @@ class FlatVAE(VAE):
         self.latent_dim = math.prod(self.latent_shape)
         self.group_sizes, self.group_places = (self.latent_dim,), (math.prod(self.latent_shape[1:]),)
 
+    def encode(self, x: Tensor) -> Gaussian:
+        """The posterior q(z|x)."""
+        return self.posterior(x)
+
     def infer(
         self,
-        x: Tensor,
+        encoded: Gaussian,
         stream: noise.Stream,
         draws: int,
         detached: bool,
@@ -50,9 +54,9 @@ class FlatVAE(VAE):
         measured: bool = True,
     ) -> Inferred:
         """Draw z = mu + sigma epsilon. The KL is in closed form and the same for every draw."""
-        q = self.posterior(x)
+        q, device = encoded, encoded.mu.device.type
         (epsilon,) = noise.normals(stream, {noise.POSTERIOR: draws * self.latent_dim})
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(device, enabled=False):
             if draws == 1:
                 repeated = q
                 z, latent_kl = draw(q, None, epsilon.reshape(q.mu.shape).to(q.mu))
@@ -61,8 +65,8 @@ class FlatVAE(VAE):
                 z = repeated.sample(epsilon.reshape(repeated.mu.shape).to(q.mu))
                 latent_kl = kl(q).flatten(2).sum(2) if q.mu.ndim > 2 else kl(q)  # [B, L]
         params = self.network.decode(z)
-        with torch.autocast(x.device.type, enabled=False):
-            nothing = latent_kl.new_zeros(len(x), 0)
+        with torch.autocast(device, enabled=False):
+            nothing = latent_kl.new_zeros(len(q.mu), 0)
             return Inferred(
                 params=params,
                 kl=latent_kl.sum(1, keepdim=True),
@@ -100,9 +104,9 @@ class FlatVAE(VAE):
         params: Tensor = self.network.decode(z.reshape(len(z), *self.latent_shape))
         return params
 
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def decode_means(self, encoded: Gaussian) -> Tensor:
         """The raw parameters from the posterior's mean."""
-        params: Tensor = self.network.decode(self.posterior(x).mu)
+        params: Tensor = self.network.decode(encoded.mu)
         return params
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:

@@ -67,9 +67,14 @@ class LadderVAE(VAE):
     def _groups(self) -> list[Group]:
         return cast("list[Group]", list(self.network.groups))
 
+    def encode(self, x: Tensor) -> dict[int, Tensor]:
+        """The encoder's maps, by resolution."""
+        seen: dict[int, Tensor] = self.network.bottom_up(x)
+        return seen
+
     def infer(
         self,
-        x: Tensor,
+        encoded: dict[int, Tensor],
         stream: noise.Stream,
         draws: int,
         detached: bool,
@@ -79,10 +84,10 @@ class LadderVAE(VAE):
     ) -> Inferred:
         """Draw z top-down through the groups; each KL is in closed form, given the draws above it."""
         assert not detached, "refused in the recipe"
-        seen = self.network.bottom_up(x)
+        seen, images = encoded, len(encoded[self._groups[0].block.resolution])
         if draws > 1:
-            seen = {size: encoded.repeat_interleave(draws, 0) for size, encoded in seen.items()}
-        rows = len(x) * draws
+            seen = {size: feature_map.repeat_interleave(draws, 0) for size, feature_map in seen.items()}
+        rows = images * draws
         maps, terms = self.network.start(rows), []
         for group, epsilon in zip(self._groups, self._epsilons(stream, draws), strict=False):
             feature_map = self.network.enter(group.block, maps, like=seen[group.block.resolution])
@@ -100,7 +105,7 @@ class LadderVAE(VAE):
             return whole if draws == 1 else rearrange(whole, "(b k) l -> b k l", k=draws).mean(1)
 
         latent_kl = mean_over_draws(term.latent_kl for term in terms)
-        nothing = latent_kl.new_zeros(len(x), 0)
+        nothing = latent_kl.new_zeros(images, 0)
         units = list(zip(*(term.unit for term in terms if term.unit is not None), strict=True))
         ratios = [term.log_ratio for term in terms if term.log_ratio is not None]
         return Inferred(
@@ -116,7 +121,7 @@ class LadderVAE(VAE):
 
     def posterior(self, x: Tensor) -> Gaussian:
         """The posterior q(z_1|x) of the top group."""
-        seen = self.network.bottom_up(x)
+        seen = self.encode(x)
         feature_map, prior = self._top(len(x), like=x)
         top = self._groups[0]
         return self._posterior(top, feature_map, seen[top.block.resolution], prior)
@@ -129,7 +134,7 @@ class LadderVAE(VAE):
     def joint_draws(self, x: Tensor, stream: noise.Stream, draws: int, groups: int) -> Tensor:
         """Draws of the first groups, each given the draws above it."""
         needed = {group.block.resolution for group in self._groups[:groups]}
-        maps = self.network.bottom_up(x)
+        maps = self.encode(x)
         seen = {size: maps[size].repeat_interleave(draws, 0) for size in needed}
         draws_of_groups: list[Tensor] = []
 
@@ -144,8 +149,8 @@ class LadderVAE(VAE):
         return torch.cat(draws_of_groups, dim=1).view(len(x), draws, -1)
 
     def joint_means(self, x: Tensor, groups: int) -> Tensor:
-        """The posterior means that `reconstruct` decodes."""
-        return torch.cat(self._along_means(x, groups)[1], dim=1)
+        """The posterior means that `decode_means` decodes."""
+        return torch.cat(self._along_means(self.encode(x), groups)[1], dim=1)
 
     def prior_log_density(self, z: Tensor) -> Tensor:
         """The log density log p(z_1) + log p(z_2 | z_1) + ... of the first groups, whose latents are z."""
@@ -164,9 +169,9 @@ class LadderVAE(VAE):
         """The raw parameters from latents of the first groups; the other groups are drawn from their priors."""
         return self.network.finish(self._drawn(len(z), stream, temperature, given=self._by_group(z)))
 
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def decode_means(self, encoded: dict[int, Tensor]) -> Tensor:
         """The raw parameters from the mean of each group's posterior, given the means above it."""
-        return self.network.finish(self._along_means(x, None)[0])
+        return self.network.finish(self._along_means(encoded, None)[0])
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """The raw parameters from draws of every group's prior, given the draws above it."""
@@ -183,9 +188,11 @@ class LadderVAE(VAE):
 
         return self._top_down(rows, from_prior, like=next(self.parameters()))
 
-    def _along_means(self, x: Tensor, groups: int | None) -> tuple[dict[int, Tensor], list[Tensor]]:
+    def _along_means(
+        self, seen: dict[int, Tensor], groups: int | None
+    ) -> tuple[dict[int, Tensor], list[Tensor]]:
         """The maps after the first groups, or all, with latents at the posterior means; and these means, [B, Z] flat."""
-        seen = self.network.bottom_up(x)
+        rows = len(seen[self._groups[0].block.resolution])
         means: list[Tensor] = []
 
         def mean(group: Group, number: int, feature_map: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
@@ -193,7 +200,7 @@ class LadderVAE(VAE):
             means.append(mu.flatten(1))
             return mu
 
-        return self._top_down(len(x), mean, like=x, groups=groups), means
+        return self._top_down(rows, mean, like=next(self.parameters()), groups=groups), means
 
     def _top(self, rows: int, *, like: Tensor) -> tuple[Tensor, Gaussian]:
         """The input map of the top group, and its prior."""

@@ -21,6 +21,9 @@ from vaescale.models.posterior import Gaussian
 from vaescale.networks.config import NetworkConfig
 from vaescale.networks.spectral import SpectralSum
 
+Encoded = Gaussian | dict[int, Tensor]
+"""What `VAE.encode` makes of B images: q(z|x) of a flat model; the maps of a ladder's encoder, [B, W, R, R] by resolution R."""
+
 
 class Terms(NamedTuple):
     """Per-example pieces of the objective, in nats where they are logarithms; means over the K draws where there are several.
@@ -65,7 +68,7 @@ class Inferred(NamedTuple):
 
 
 class VAE(nn.Module):
-    """x -> q(z|x) -> z -> p(x|z). Override `infer`, `posterior`, `joint_means`, `prior`, `decode`, `reconstruct` and `from_prior`."""
+    """x -> q(z|x) -> z -> p(x|z). Override `encode`, `infer`, `decode_means`, `posterior`, `joint_means`, `prior`, `decode` and `from_prior`."""
 
     latent_shape: tuple[int, ...]
     """The shape of the latents that `posterior` infers from x: all of a flat model, the top group of a ladder."""
@@ -123,21 +126,27 @@ class VAE(nn.Module):
         """
         x = self.target(images, stream)
         with nullcontext() if autocast is None else torch.autocast(x.device.type, autocast):
-            return self.terms(x, stream, mask, importance_samples, doubly_reparameterized, measured=measured)
+            inferred = self.infer(
+                self.encode(x),
+                stream,
+                max(1, importance_samples),
+                doubly_reparameterized,
+                weighted=importance_samples > 0,
+                measured=measured,
+            )
+            return self.terms(x, inferred, mask, doubly_reparameterized, measured=measured)
 
     def terms(
         self,
         x: Tensor,
-        stream: noise.Stream,
+        inferred: Inferred,
         mask: Tensor,
-        importance_samples: int = 0,
         doubly_reparameterized: bool = False,
         *,
         measured: bool = True,
     ) -> Terms:
-        """Compute the Terms of x from `target`; the arguments are those of `forward`."""
-        draws, weighted = max(1, importance_samples), importance_samples > 0
-        inferred = self.infer(x, stream, draws, doubly_reparameterized, weighted=weighted, measured=measured)
+        """Compute the Terms of x from `target` and of what `infer` drew for it; the other arguments are those of `forward`."""
+        draws, weighted = len(inferred.params) // len(x), inferred.log_ratio.shape[1] > 0
         # Autocast ends here: log-probabilities are never computed in half precision.
         with torch.autocast(x.device.type, enabled=False):
             xs, masks = (tensor.repeat_interleave(draws, 0) if draws > 1 else tensor for tensor in (x, mask))
@@ -179,9 +188,13 @@ class VAE(nn.Module):
         x = images.to(dtype) / 255 if dtype == torch.float64 else to_unit(images)
         return self.likelihood.target(x, stream)
 
+    def encode(self, x: Tensor) -> Encoded:
+        """What the encoder makes of x from `target`, from which `infer` and `decode_means` go on."""
+        raise NotImplementedError
+
     def infer(
         self,
-        x: Tensor,
+        encoded: Any,
         stream: noise.Stream,
         draws: int,
         detached: bool,
@@ -189,7 +202,7 @@ class VAE(nn.Module):
         weighted: bool = True,
         measured: bool = True,
     ) -> Inferred:
-        """Draw z from q(z|x). detached: log_ratio holds q's own parameters constant. weighted: whether log_ratio is wanted;
+        """Draw z from q(z|x). encoded: from `encode`. detached: log_ratio holds q's own parameters constant. weighted: whether log_ratio is wanted;
         measured: whether unit_mean and unit_square are.
         """
         raise NotImplementedError
@@ -221,9 +234,13 @@ class VAE(nn.Module):
         """
         raise NotImplementedError
 
+    def decode_means(self, encoded: Any) -> Tensor:
+        """The likelihood's raw parameters from the posterior's means. encoded: from `encode`. For use without a gradient."""
+        raise NotImplementedError
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """The likelihood's raw parameters from the posterior's means. x from `target`. For use without a gradient."""
-        raise NotImplementedError
+        return self.decode_means(self.encode(x))
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """The likelihood's raw parameters from draws of the prior, one per slot, with standard deviations times
@@ -238,6 +255,13 @@ class VAE(nn.Module):
         if variance is None:
             return squared_error, torch.full_like(squared_error, torch.nan)
         return squared_error, x[0].numel() * variance.flatten(1).mean(1).to(squared_error).expand(len(x))
+
+
+def rows_of(encoded: Encoded, rows: Tensor) -> Encoded:
+    """The part of `VAE.encode`'s result that belongs to some of the images. rows: their indices, or a mask [B]."""
+    if isinstance(encoded, Gaussian):
+        return Gaussian(*(values[rows] for values in encoded))
+    return {size: values[rows] for size, values in encoded.items()}
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ CALIBRATED = re.compile(r"/coverage/(\d+)$")  # best where the share equals this
 MOST_NAMED = 8  # metrics in a sentence
 SEED = re.compile(r"-seed-\d+$")  # what a sweep adds to a name
 IMAGE_KEYS = ("likelihood.dequantize", "data.image_size", "data.channels", "data.crop", "data.resample")
+EVALUATED = "training.evaluate_images"
 MASSES = ("mass", "binary mass")
 
 
@@ -234,6 +235,11 @@ def _warnings(records: Sequence[Record], sort: str) -> list[str]:
             warnings.append(
                 f"{key} differs, so the models see different images and their nats do not compare"
             )
+    if len({str(record.recipe.get(EVALUATED)) for record in records}) > 1:
+        warnings.append(
+            f"{EVALUATED} differs, so val/ was measured on different images and does not compare; "
+            "`vaescale evaluate` measures all"
+        )
     return warnings
 
 

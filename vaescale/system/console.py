@@ -42,8 +42,11 @@ class Progress:
             self._bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
             self._task = self._bar.add_task(name, total=total or None, completed=start, note="")
 
-    def update(self, done: int, note: str = "", *, total: int | None = None) -> None:
-        """Show that `done` of the total are done. An empty note keeps the previous one; a total of 0 means unknown."""
+    def update(self, done: int, note: str = "", *, total: int | None = None, passing: bool = False) -> None:
+        """Show that `done` of the total are done. An empty note keeps the previous one; a total of 0 means unknown.
+
+        passing: whether the note is of something on the way, which is no line of its own at the end.
+        """
         self._total = self._total if total is None else total
         if self._quiet_until:
             if time.monotonic() < self._quiet_until:
@@ -56,7 +59,10 @@ class Progress:
         elif (
             self._shown
             and note
-            and (done >= self._total > 0 or time.monotonic() - self._last_line_time > LINE_EVERY_SECONDS)
+            and (
+                (done >= self._total > 0 and not passing)
+                or time.monotonic() - self._last_line_time > LINE_EVERY_SECONDS
+            )
         ):
             self._last_line_time = time.monotonic()
             say(f"{self._name} {done}/{self._total or '?'}  {note}")

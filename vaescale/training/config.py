@@ -91,6 +91,12 @@ class TrainingConfig(Config):
     )
     log_every: int = Field(default=10, gt=0, description="steps between two rows of training metrics")
     evaluate_every: int = Field(default=200, gt=0, description="steps between two evaluations on data.val")
+    evaluate_images: int | None = Field(
+        default=None,
+        gt=0,
+        description="number of images of data.val that these evaluations measure, the first ones; null: all; `vaescale "
+        "evaluate` measures all",
+    )
     checkpoint_every: int = Field(default=200, gt=0, description="steps between two checkpoints")
     keep_checkpoints: int = Field(default=2, gt=0, description="number of newest checkpoints that are kept")
     keep_every: int | None = Field(

@@ -35,12 +35,15 @@ MOST_NAMED_STEPS = 20  # steps of NaN that are named on stderr
 
 
 class Images(NamedTuple):
-    """The images of a run. held_out: returns this rank's batches of the held-out images, from the first one at each call."""
+    """The images of a run. held_out: returns this rank's batches of the held-out images, from the first one at each call; measured:
+    their number.
+    """
 
     train: ShardReader
     val: ShardReader
     plan: Plan
     held_out: Callable[[], Generator[Batch]]
+    measured: int
     max_skipped: float
 
 
@@ -119,7 +122,7 @@ class Recorder:
         Returns false, and records nothing, if a rank was asked to stop before all were measured.
         """
         images, model = self.images, self.strategy.model
-        batches = _UntilAsked(images.held_out(), self.asked_to_stop)
+        batches = _UntilAsked(self._shown(images.held_out(), done), self.asked_to_stop)
         with self.strategy.averaged(), precision_of_evaluation():
             metrics = evaluate(model, batches, seed=self.seed, max_skipped=images.max_skipped)
             numbers = np.arange(0 if batches.was_asked else min(GLIMPSED, len(images.val)))
@@ -140,6 +143,17 @@ class Recorder:
             self.wait_for_the_disk()
             comm.on_main(lambda: self.writer.delete_surplus(done, self._keep()))
         return True
+
+    def _shown(self, batches: Generator[Batch], done: int) -> Generator[Batch]:
+        """The batches of an evaluation, each shown when it is done. done: the number of training steps."""
+        measured = 0
+        with closing(batches):
+            for batch in batches:
+                yield batch
+                measured += len(batch.slots) * comm.world_size()
+                number = min(measured, self.images.measured)
+                note = f"evaluate: {number} of {self.images.measured} held-out images"
+                self.progress.update(done, note, passing=True)
 
     def was_evaluated(self, done: int) -> bool:
         """Whether metrics.jsonl has a row of held-out images at this step."""

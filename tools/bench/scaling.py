@@ -64,6 +64,7 @@ PROJECTED = (
     *("celeba64/conv", "celeba64/optimal", "imagenet32/ladder", "imagenet64/ladder", "ffhq256/ladder"),
 )
 NARROW = {"ladder": ["network.width=16"]}  # by kind of network; others are small enough
+FIRST_BUCKET = 1 << 20  # bytes, and
 MEBIBYTES_OF_A_BUCKET = 25  # torch's default, which the strategies keep
 DEVICES = (8, 64, 512)
 ADDRESSES, PORT = ("10.78.0.1", "10.78.0.2"), 29517
@@ -203,7 +204,7 @@ def build(arguments: argparse.Namespace) -> Setting:
         )
         loss: Tensor = objective(terms, stream)[0]
         start = time.perf_counter()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         last_backward = time.perf_counter() - start
         torch.nn.utils.get_total_norm([p.grad for p in plain.parameters() if p.grad is not None])
         optimizer.step()
@@ -343,9 +344,9 @@ def project(arguments: argparse.Namespace) -> None:
 
 def buckets_of(name: str) -> tuple[int, ...]:
     """The bytes of the buckets in which DDP exchanges a recipe's gradients, the last layers first."""
-    weights = [*build_model(load_recipe(RECIPES / f"{name}.yaml")).parameters()][::-1]
-    limits = [dist._DEFAULT_FIRST_BUCKET_BYTES, MEBIBYTES_OF_A_BUCKET << 20]
-    grouped, _ = dist._compute_bucket_assignment_by_size(weights, limits)
+    weights: list[Tensor] = [*build_model(load_recipe(RECIPES / f"{name}.yaml")).parameters()][::-1]
+    limits = [FIRST_BUCKET, MEBIBYTES_OF_A_BUCKET << 20]
+    grouped, _ = dist._compute_bucket_assignment_by_size(weights, limits)  # type: ignore[attr-defined]
     return tuple(sum(weights[number].numel() * 4 for number in group) for group in grouped)
 
 

@@ -125,3 +125,14 @@ def test_densities_are_brute_force_s(expanded: float, monkeypatch: pytest.Monkey
     joint = each.sum(2)
     joint[torch.arange(7), numbers] = -math.inf
     torch.testing.assert_close(others_log_density(points, z, numbers), joint.logsumexp(1) - math.log(49))
+
+
+def test_as_many_latents_as_no_full_covariance_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More latents than `ONE_FULL_LATENTS` get a diagonal Gaussian, and more than `FULL_LATENTS` ten diagonal ones."""
+    moments, exact = gaussian_case(1000, 8)
+    points = Points(1 + 2 * moments.z, 4 * moments.variance)
+    for one, several in ((4, 4), (8, 4)):
+        monkeypatch.setattr("vaescale.aggregate.cross_fit.ONE_FULL_LATENTS", one)
+        monkeypatch.setattr("vaescale.aggregate.cross_fit.FULL_LATENTS", several)
+        found = information(points, seed=0)
+        assert found.mutual_information_mixture == pytest.approx(exact, abs=0.3)

@@ -21,10 +21,10 @@ from vaescale.mixtures.simpler import simpler
 from vaescale.mixtures.starts import start
 
 COMPONENTS = 10
-FULL_LATENTS = 128  # largest number of latents for several full covariances
+FULL_LATENTS, ONE_FULL_LATENTS = 128, 4096  # largest number of latents for ten full covariances, and for one
 IMAGES_A_COMPONENT = 2
-FITTED_VALUES = 1 << 23  # maximum number of latent values to which a mixture is fitted, per half
-MAX_ITERATIONS, TOLERANCE_NATS = 100, 1e-2  # every mixture gives a bound, so a converged fit is not needed
+FITTED_VALUES = 1 << 22  # maximum number of latent values to which a mixture is fitted, per half
+MAX_ITERATIONS, TOLERANCE_NATS = 50, 1e-2  # every mixture gives a bound, so a converged fit is not needed
 RIDGE = 1e-6  # of the mean variance of q(z|x)
 
 
@@ -65,6 +65,11 @@ def _fits(moments: Moments, images: Tensor, seed: int) -> Iterator[tuple[int, Mi
     wanted = images[evenly(len(images), max(1, FITTED_VALUES // size))]
     mean, variance = moments.rows(wanted), moments.variances(wanted)
     centre = mean.mean(0)
+    if size > ONE_FULL_LATENTS:
+        spread = mean.var(0, correction=0) + variance.mean(0)
+        diagonal = Mixture(_ones(1), centre[None], spread[None], "diag")
+        yield from ((1, mixture) for mixture in (diagonal, *simpler(diagonal)))
+        return
     covariance = (mean - centre).T @ (mean - centre) / len(mean) + torch.diag(variance.mean(0))
     one = Mixture(_ones(1), centre[None], covariance[None], "full")
     yield from ((1, mixture) for mixture in (one, *simpler(one)))

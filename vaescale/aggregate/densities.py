@@ -47,10 +47,10 @@ def marginal_log_densities(moments: Moments, z: Tensor) -> Tensor:
 
 def batches(moments: Moments, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield this rank's means, variances (float64) and numbers in batches whose products with `width` fit in memory."""
-    rows, start = max(16, VALUES // max(1, width)), 0
+    rows, start, every = max(16, VALUES // max(1, width)), 0, moments.numbers
     for means, variances in moments.parts():
         assert variances is not None, "expected moments, got draws"
-        numbers = moments.numbers[start : start + len(means)]
+        numbers = every[start : start + len(means)]
         start += len(means)
         for mean, variance, number in zip(
             torch.split(means, rows), torch.split(variances, rows), torch.split(numbers, rows), strict=True

@@ -79,27 +79,27 @@ def fit_stepwise(
     plan = Plan(latents.shard_samples, min(batch, latents.count), seed)
     frame, probe, dtype = _frame_of(start), _probe(latents), torch.float32
     state, history = _State(start, _sums_of(start, frame), 0), list[float]()
-    ends, checks = [state], [_check(probe, start, frame)]
+    check = at_start = _check(probe, start, frame)
+    best, best_nats, passed = state, at_start.nats, 0
     for number in range(passes):
-        if not checks[-1].agrees:
+        if not check.agrees:
             dtype = torch.float64
         end, values = _pass(latents, state, plan, number, frame, ridge, dtype, report)
         check = _check(probe, end.mixture, frame)
-        if dtype == torch.float32 and not (check.agrees and check.nats >= checks[0].nats):
+        if dtype == torch.float32 and not (check.agrees and check.nats >= at_start.nats):
             dtype = torch.float64
             end, values = _pass(latents, state, plan, number, frame, ridge, dtype, report)
             check = _check(probe, end.mixture, frame)
         state, history = end, history + values
-        ends.append(end)
-        checks.append(check)
-    if checks[-1].nats >= checks[0].nats:
+        if check.nats > best_nats:
+            best, best_nats, passed = end, check.nats, number + 1
+    if check.nats >= at_start.nats:
         return Fit(state.mixture, history, False, state.reseeded)
-    best = max(range(len(ends)), key=lambda number: checks[number].nats)
     note = (
-        f"stepwise EM ended at {checks[-1].nats:.3f} nats, below its start at {checks[0].nats:.3f}; the mixture is that "
-        f"{f'after pass {best}' if best else 'of the start'}, take EM without --online, or a larger --online-batch"
+        f"stepwise EM ended at {check.nats:.3f} nats, below its start at {at_start.nats:.3f}; the mixture is that "
+        f"{f'after pass {passed}' if passed else 'of the start'}, take EM without --online, or a larger --online-batch"
     )
-    return Fit(ends[best].mixture, history[: best * plan.steps_per_epoch], False, ends[best].reseeded, note)
+    return Fit(best.mixture, history[: passed * plan.steps_per_epoch], False, best.reseeded, note)
 
 
 def _pass(

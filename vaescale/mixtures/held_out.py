@@ -12,19 +12,19 @@ NOTED_NATS = 0.1  # a simpler form that is better by less is no reason to fit ag
 
 
 class HeldOut(NamedTuple):
-    """Mean log densities of held-out latents in nats, and the effective latents of each component: its weight times the images.
+    """Mean log densities of held-out latents in nats, and the images on which each covariance rests.
 
     nats, prior_nats, simpler_nats: of the mixture, of the model's prior, and of the mixture's components with each simpler form of
-    covariances. components, latents: their numbers. fewest: effective latents of the component with the fewest. short: number of
-    components of a full mixture with no more effective latents than latents: the spread of so few images does not fill the
-    covariance, so that it rests on the width of q(z|x) and on the ridge.
+    covariances. covariances, latents: their numbers. fewest: the smallest number of images of a covariance: a component's weight
+    times the images, or all images for a tied one. short: number of full or tied covariances with no more images than latents. The
+    spread of so few does not fill the covariance, so that it rests on the width of q(z|x) and on the ridge.
     """
 
     kind: Kind
     nats: float
     prior_nats: float
     simpler_nats: dict[Kind, float]
-    components: int
+    covariances: int
     latents: int
     fewest: float
     short: int
@@ -47,7 +47,7 @@ class HeldOut(NamedTuple):
         return notes
 
     def refuse_singular(self) -> None:
-        """Raise UserError for a mixture that is worse than the prior because its components are short of images."""
+        """Raise UserError for a mixture that is worse than the prior because its covariances are short of images."""
         if self.short and not self.nats >= self.prior_nats:
             raise UserError(
                 f"{self._short_note()}: held-out latents have {self.nats:.0f} nats under the mixture and {self.prior_nats:.0f} under "
@@ -56,8 +56,8 @@ class HeldOut(NamedTuple):
 
     def _short_note(self) -> str:
         return (
-            f"{self.short} of {self.components} components have no more images than latents (the fewest: {self.fewest:.1f} images for "
-            f"{self.latents} latents), too few for a full covariance"
+            f"{self.short} of {self.covariances} covariances rest on no more images than latents (the fewest: {self.fewest:.1f} images "
+            f"for {self.latents} latents)"
         )
 
 
@@ -66,15 +66,15 @@ def held_out(mixture: Mixture, val: Latents, *, nats: float, prior_nats: float, 
 
     nats, prior_nats: mean log density of `val` under the mixture and under the prior. images: number of fitted images.
     """
-    components, size = mixture.means.shape
-    each = (mixture.weights * images).tolist()
+    size = mixture.means.shape[1]
+    each = [float(images)] if mixture.kind == "tied" else (mixture.weights * images).tolist()
     return HeldOut(
         kind=mixture.kind,
         nats=nats,
         prior_nats=prior_nats,
         simpler_nats={form.kind: mean_log_density(form, val) for form in simpler(mixture)},
-        components=components,
+        covariances=len(each),
         latents=size,
         fewest=min(each),
-        short=sum(number <= size for number in each) if mixture.kind == "full" else 0,
+        short=sum(number <= size for number in each) if mixture.kind in ("full", "tied") else 0,
     )

@@ -209,6 +209,7 @@ def test_latents_are_measured(vaescale, recipe_file, recipe_content) -> None:
     both = known["mutual_information"] + known["aggregate_kl"]
     error = known["mutual_information_error"] + known["aggregate_kl_error"]
     assert both == pytest.approx(known["mean_kl"], abs=4 * error + 0.01)
+    assert outcome.json["information_mixture"].keys() == {"components", "covariance"}
     is_limited = known["own_share"] > 0.1
     assert (
         bool(outcome.json["limited"])

@@ -120,11 +120,14 @@ def _measure(
     moments = load(shards, Drawing(0, data_seed))
     scaled = in_prior_scale(model, moments)
     known, use = information(scaled, seed=seed, queries=draws), use_of(scaled, model.group_places[0])
+    terms = known._asdict()
+    mixture_of_others = {name: terms.pop(f"mixture_{name}") for name in ("components", "covariance")}
     sources = draws_by_source(model, moments, mixture, seed=seed)
     return {
         "latents": len(use.latent_kl),
         "of": "the top group's latents" if len(model.group_sizes) > 1 else "all latents",
-        "information": known._asdict(),
+        "information": terms,
+        "information_mixture": mixture_of_others,
         "latent_kl": use.latent_kl.tolist(),
         "active": use.active.tolist(),
         "collapsed": use.collapsed.tolist(),

@@ -68,7 +68,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def show(result: dict[str, Any]) -> None:
     """Print the densities, in nats per latent vector, and the candidates."""
-    from vaescale.system.console import table
+    from vaescale.system.console import say, table
 
     collapsed, several = len(result["collapsed_latents"]), len(result["candidates"]) > 1
     rows = [
@@ -84,6 +84,8 @@ def show(result: dict[str, Any]) -> None:
         rows.append(("figure", f"{result['run']}/figures/mixture_selection.png"))
     fit = f"{result['components']} components ({result['covariance']}), {result['iterations']} iterations"
     table(f"{result['run']}, step {result['step']}: {fit}; mean log density, nats", rows)
+    for note in result["notes"]:
+        say(note)
     if several:
         chosen = f"(chosen: {result['components']}, by {result['selected_by']})"
         cells = "{val_nats:12.4f} {bic:16.1f} {iterations:10d}"

@@ -1,6 +1,6 @@
 """Measure what a run's latents encode, which of them are used, what they explain, and why the bound is not tight.
 
-    information   I(x; z), KL(q(z)||p(z)), total correlation, and the mean KL in closed form
+    information   I(x; z), KL(q(z)||p(z)), total correlation (TC): brackets, and by a mixture of other images; the mean KL
     use           KL by latent, active units, the share that has collapsed over epsilon and delta
     variance      the variance explained by z and by the noise, compared with probabilistic PCA of as many latents
     sigma         for a predicted sigma: whether it is larger where q(z) is small
@@ -24,7 +24,10 @@ DRAWS = "number of draws from q(z|x) for the information measures"
 GAPS = "number of held-out images whose inference gaps are measured"
 ASCENT = "steps of gradient ascent to the best q(z|x) of each --gaps image"
 SAMPLES = "importance samples of each --gaps image for the bound of log p(x)"
-ESTIMATE = "{:9.3f} +- {:.3f}".format
+ESTIMATE = "{:9.3f} +- {:6.3f}".format
+REST = ("ln_images", "own_share", "mean_kl", "marginal_kl")
+ESTIMATES = f"{'with own term':>37} {'leave-one-out':>19} {'mixture':>19}"
+TERMS = (("I(x; z)", "mutual_information"), ("KL(q(z)||p(z))", "aggregate_kl"), ("TC", "total_correlation"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +53,7 @@ def show(result: dict[str, Any]) -> None:
     from vaescale.system.console import say, table
 
     title = f"{result['run']}, step {result['step']}: information of {result['of']}, nats"
-    table(title, [*_information_rows(result)])
+    table(f"{title}\n{ESTIMATES}", [*_information_rows(result)])
     for note in result["notes"]:
         say(note)
     if variance := result["variance"]:
@@ -75,14 +78,11 @@ def show(result: dict[str, Any]) -> None:
 
 
 def _information_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    known = result["information"]
-    label = f"I(x; z), at most ln {known['images']} = {math.log(known['images']):.3f}"
-    yield label, ESTIMATE(known["mutual_information"], known["mutual_information_error"])
-    yield "KL(q(z)||p(z))", ESTIMATE(known["aggregate_kl"], known["aggregate_kl_error"])
-    yield "their sum", f"{known['mutual_information'] + known['aggregate_kl']:9.3f}"
-    yield "mean KL, closed form", f"{known['mean_kl']:9.3f}"
-    yield "total correlation", ESTIMATE(known["total_correlation"], known["total_correlation_error"])
-    yield "KL of the marginals", f"{known['marginal_kl']:9.3f}"
+    known = result["information"] | {"ln_images": math.log(result["information"]["images"])}
+    for label, term in TERMS:
+        columns = (f"{term}{ending}" for ending in ("", "_leave_one_out", "_mixture"))
+        yield label, " ".join(ESTIMATE(known[name], known[f"{name}_error"]) for name in columns)
+    yield from ((name.replace("_", " "), f"{known[name]:9.3f}") for name in REST)
     yield "active units", f"{sum(result['active']):5d} of {len(result['active'])}"
 
 

@@ -343,7 +343,16 @@ def test_collapse_is_recognised() -> None:
     wide = Spread(torch.ones(4096).double(), torch.ones(4096).double())
     with pytest.raises(UserError, match="--covariance diag"):
         refuse_unfit(wide, 20, 500)
+    for components, gib in ((1, 6.2), (20, 29.2)):
+        with pytest.raises(UserError, match=f"with full covariances of 4096 latents takes {gib} GiB"):
+            refuse_unfit(wide, components, 5000)
     refuse_unfit(wide, 20, 500, "diag")
+    narrow = Spread(torch.ones(64).double(), torch.ones(64).double())
+    for kind in ("full", "tied"):
+        with pytest.raises(UserError, match=f"57 draws of 64 latents determine no {kind} covariance"):
+            refuse_unfit(narrow, 1, 57, kind, draws=57)
+        refuse_unfit(narrow, 1, 57, kind)
+    refuse_unfit(narrow, 1, 57, "diag", draws=57)
     with pytest.raises(UserError, match="constant"):
         refuse_unfit(Spread(torch.zeros(3).double(), torch.zeros(3).double()), 3, 500)
 

@@ -6,7 +6,16 @@ from vaescale.commands.compare_runs import measure_of, page, read_picture
 from vaescale.config import flat
 from vaescale.errors import UserError
 from vaescale.likelihoods.config import LIKELIHOODS
-from vaescale.runs.comparison import Record, compare, groups, larger_is_better, markdown, measured_by, spread
+from vaescale.runs.comparison import (
+    Record,
+    compare,
+    groups,
+    larger_is_better,
+    limited_by,
+    markdown,
+    measured_by,
+    spread,
+)
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
 
@@ -83,6 +92,14 @@ def test_what_was_measured_otherwise_is_said() -> None:
     assert "features 1 for one, same, but features 2 for two" in words
     assert compare([one, two]).warnings == [], "of what is not shown"
     assert compare([one, same], sort=metric).warnings == []
+
+
+def test_what_a_metric_is_limited_by_is_said() -> None:
+    metric = "quality/f/prior-mean/recall"
+    limited = limited_by([b'{"limited": {"%s": "limited by 9 images"}}' % metric.encode(), b'{"limited": 1}'])
+    one, two = record("one", 1.0)._replace(limited=limited), record("two", 1.0)
+    assert compare([one, two], sort=metric).warnings == [f"{metric} of one is limited by 9 images"]
+    assert compare([one, two]).warnings == [], "of what is not shown"
 
 
 @pytest.mark.parametrize(

@@ -289,3 +289,46 @@ def test_the_m_step_of_a_mixture_s_own_sums_is_the_mixture() -> None:
         moved, empty = maximization(sums, frame, kind, 0.0, len(z))
         assert empty == 0
         torch.testing.assert_close(moved.covariances, mixture.covariances, rtol=0, atol=0.02)
+
+
+def narrow_and_far(width: float) -> Tensor:
+    """Two clusters `width` wide, 1 apart, float64 [2000, 2]."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    return centres.repeat(1000, 1) + width * torch.randn(2000, 2, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_density_of_a_coarse_float32_is_reported_or_kept(kind: Kind) -> None:
+    z, reported = narrow_and_far(1e-6), list[float]()
+    begin = first(z, 2, kind)
+    done = fit(Points(z), begin, ridge=1e-18, report=lambda _, nats: reported.append(nats))
+    assert reported == done.history
+    assert done.history[0] == pytest.approx(float(log_density(begin, z).mean()), abs=1e-3)
+    assert all(later >= earlier - 1e-3 for earlier, later in itertools.pairwise(done.history))
+    assert done.history[-1] == pytest.approx(float(log_density(done.mixture, z).mean()), abs=1e-3)
+
+
+@pytest.mark.parametrize("widened", [1.0, 1e4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_stepwise_turns_to_float64_on_narrow_far_clusters(kind: Kind, widened: float) -> None:
+    """From a start on which float32 is already too coarse, and from one on which it still agrees."""
+    z = narrow_and_far(1e-4)
+    begin = first(z, 2, kind)
+    begin = begin._replace(covariances=begin.covariances * widened)
+    done = fit_stepwise(Shards(z), begin, batch=100, passes=2, seed=0, ridge=1e-14)
+    before, after = (float(log_density(mixture, z).mean()) for mixture in (begin, done.mixture))
+    assert after > before + 3
+    assert len(done.history) == 40
+    assert max(done.history) < after + 1, "no density of a float32 that was wrong"
+    assert not done.note
+
+
+def test_stepwise_returns_its_start_where_no_pass_improves_on_it() -> None:
+    """Batches of 3 latents for 8 parameters, from the optimum."""
+    z = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)).double()
+    best = fit(Points(z), first(z, 1, "diag"), dtype=torch.float64).mixture
+    done = fit_stepwise(Shards(z), best, batch=3, passes=1, seed=0)
+    assert done.mixture is best
+    assert done.history == []
+    assert "below its start" in done.note

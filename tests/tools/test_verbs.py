@@ -66,6 +66,8 @@ def test_fit_gmm_saves_a_mixture_of_the_latents(vaescale, run: Path) -> None:
     assert mixture.means.shape == (3, 4)
     assert float(mixture.weights.sum()) == pytest.approx(1)
     assert outcome.json["gmm/val_log_density_nats"] > outcome.json["gmm/val_prior_log_density_nats"]
+    assert set(outcome.json["simpler_val_nats"]) == {"tied", "diag", "spherical"}
+    assert outcome.json["notes"] == []
     assert json.loads((run / "summary.json").read_text())["gmm"]["components"] == 3
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 12
@@ -75,6 +77,9 @@ def test_fit_gmm_saves_a_mixture_of_the_latents(vaescale, run: Path) -> None:
 def test_fit_gmm_refuses_what_cannot_be_fitted(vaescale, run: Path) -> None:
     vaescale("fit-gmm", run, "--components", 0).assert_refused(2, "--components", "'0'")
     vaescale("fit-gmm", run, "--components", 99999).assert_refused(2, "lower --components")
+    few = vaescale("fit-gmm", run, "--components", 300, "--samples-per-image", 1, "--max-iterations", 30)
+    few.assert_refused(2, "no more images than latents", "nothing is saved")
+    assert not (run / "gmm").exists()
     vaescale("fit-gmm", run, "--seed", -1).assert_refused(2, "--seed: -1 must be at least 0")
 
 
@@ -204,6 +209,20 @@ def test_latents_are_measured(vaescale, recipe_file, recipe_content) -> None:
     both = known["mutual_information"] + known["aggregate_kl"]
     error = known["mutual_information_error"] + known["aggregate_kl_error"]
     assert both == pytest.approx(known["mean_kl"], abs=4 * error + 0.01)
+    assert outcome.json["information_mixture"].keys() == {"components", "covariance"}
+    is_limited = known["own_share"] > 0.1
+    assert (
+        bool(outcome.json["limited"])
+        == is_limited
+        == any("own term" in note for note in outcome.json["notes"])
+    )
+    assert known["mutual_information_mixture"] + known["aggregate_kl_mixture"] == pytest.approx(
+        known["mean_kl"]
+    )
+    assert known["mutual_information"] < known["mutual_information_leave_one_out"]
+    metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert metrics["latents/own_share"] == known["own_share"]
+    assert metrics["latents/aggregate_kl_mixture_nats"] == known["aggregate_kl_mixture"]
     assert outcome.json["gaps"]["images"] == 4
     gaps = outcome.json["gaps"]
     parts = (gaps["elbo_nats"], gaps["amortization_gap_nats"], gaps["approximation_gap_nats"])
@@ -224,6 +243,7 @@ def test_latents_are_measured(vaescale, recipe_file, recipe_content) -> None:
     assert vaescale("fit-gmm", run, "--components", 2).code == 0
     words = vaescale("latents", run, "--draws", 300)
     assert "noise in pictures of" in words.out
+    assert "leave-one-out" in words.out
     assert json.loads((run / "evaluation" / "latents.json").read_text())["gaps"] == gaps, "which took minutes"
     both = json.loads((run / "evaluation" / "latents.json").read_text())["sigma"]
     assert set(both["spearman"]) == {"log q(z)", "log mixture"}

@@ -60,9 +60,12 @@ def fit_candidate(material: Material, number: int, how: Fitting) -> Candidate:
 
     def fit(start: Mixture) -> em.Fit:
         with Progress(f"fit {components}", 0, shown=comm.is_main()) as progress:
-            return _fit(
+            done = _fit(
                 train, start, ridge, how, lambda i, nats: progress.update(i, f"iterations  {nats:.3f} nats")
             )
+        if comm.is_main() and done.note:
+            say(f"{components}: {done.note}")
+        return done
 
     candidate = selection.candidate(
         train,

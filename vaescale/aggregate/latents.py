@@ -50,6 +50,13 @@ class ShardLatents:
         """The numbers of this rank's shards."""
         return range(comm.rank(), len(self.shards.index.shards), comm.world_size())
 
+    @property
+    def numbers(self) -> Tensor:
+        """The numbers of this rank's latents in the order of `parts`, int64 [n]."""
+        starts = (self._starts * self.of_each).tolist()
+        parts = [torch.arange(starts[number], starts[number + 1]) for number in self.shard_numbers]
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *parts])
+
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield this rank's latents shard by shard: z [n, Z], and the variances in the case of moments."""
         for number in self.shard_numbers:

@@ -10,7 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.aggregate.information import aggregate_log_density
+from vaescale.aggregate.densities import aggregate_log_density
 from vaescale.aggregate.refinement import mean_log_sigma
 from vaescale.errors import UserError
 from vaescale.mixtures.gaussian import Mixture, log_density

@@ -20,6 +20,7 @@ from vaescale.runs.comparison import (
     compare,
     groups,
     larger_is_better,
+    limited_by,
     markdown,
     measured_by,
     spread,
@@ -134,6 +135,7 @@ def _record_of_folder(folder: Path) -> Record:
         pictures={name: png for name, png in pictures.items() if png},
         data_hash=str(run_folder.read_json(folder / run_folder.TAGS).get("val_data_hash", "")),
         measured=measured_by(results),
+        limited=limited_by(results),
         more_is_better=larger_is_better(results),
         measure=measure_of(recipe.likelihood.kind),
     )
@@ -166,6 +168,7 @@ def records_of_experiment(store: str, experiment: str, where: str | None) -> lis
             pictures=run.pictures,
             data_hash=run.data_hash,
             measured=measured_by(run.evaluations),
+            limited=limited_by(run.evaluations),
             more_is_better=larger_is_better(run.evaluations),
             measure=measure_of(run.recipe.get("likelihood.kind", "")),
         )

@@ -22,6 +22,7 @@ from vaescale.data.latent_shards import LatentShards
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.gaussian import Kind
+from vaescale.mixtures.held_out import held_out
 from vaescale.mixtures.points import Points
 from vaescale.mixtures.selection import Candidate, Criterion, Spread, choose, refuse_unfit, spread_of
 from vaescale.mixtures.starts import Start
@@ -85,8 +86,9 @@ def fit_gmm(
     components. online: number of passes of stepwise EM, with batches of `online_batch` latents, in place of EM. seed: random
     seed of the starts and draws.
 
-    Returns the mean log densities (nats) of the chosen mixture, of the model's prior and of all candidates. Raises UserError
-    for latents that cannot be fitted.
+    Returns the mean log densities (nats) of the chosen mixture, of the model's prior and of all candidates; of held-out latents
+    also under the chosen components with simpler covariances; and notes on what is wrong with the mixture. Raises UserError
+    for latents that cannot be fitted, and saves nothing for full covariances without enough draws that are worse than the prior.
     """
     how = Fitting(covariance, start, restarts, tolerance, max_iterations, ridge, online, online_batch, seed)
     with launch.joined():
@@ -95,15 +97,28 @@ def fit_gmm(
             trained, groups=groups, samples_per_image=samples_per_image, online=online is not None
         )
         which = _which_groups(trained.model, groups)
-        refuse_unfit(material.spread, max(components), material.images, covariance, which)
+        draws = material.train.count if material.draws else None
+        refuse_unfit(material.spread, max(components), material.images, covariance, which, draws=draws)
         candidates = [fit_candidate(material, number, how) for number in components]
         chosen = choose(candidates, select)
-        metrics = _metrics(chosen, prior_nats(trained.model, material.val))
+        of_prior = prior_nats(trained.model, material.val)
+        on_val = held_out(
+            chosen.mixture,
+            material.val,
+            nats=chosen.val_nats,
+            prior_nats=of_prior,
+            images=material.images,
+        )
+        on_val.refuse_singular()
+        metrics = _metrics(chosen, of_prior)
         origin = _origin(trained, material, how, groups)
         result = {
             **origin,
             **chosen.summary(),
-            "prior_val_nats": metrics["gmm/val_prior_log_density_nats"],
+            "prior_val_nats": of_prior,
+            "simpler_val_nats": on_val.simpler_nats,
+            "fewest_images": on_val.fewest,
+            "notes": on_val.notes(),
             **metrics,
             "covariance": covariance,
             "selected_by": select,
@@ -215,7 +230,7 @@ def _write_files(
 ) -> None:
     """Write the mixtures, the comparison and its picture, and remove the files of an earlier fit."""
     folder = trained.folder
-    of_all = ("prior_val_nats", "covariance", "selected_by")
+    of_all = ("prior_val_nats", "simpler_val_nats", "notes", "covariance", "selected_by")
     details = {**origin, **{name: result[name] for name in of_all}}
     _save_mixtures(folder / "gmm", candidates, chosen, details)
     picture = folder / "figures" / PICTURE

@@ -1,6 +1,5 @@
 """Measure a run's latents: information, use, variance, sigma, picture noise, and inference gaps."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +8,7 @@ from pydantic import Field
 from vaescale import comm, figures
 from vaescale.aggregate.collapse import DELTAS, EPSILONS, use_of
 from vaescale.aggregate.gaps import mean_gaps, refuse_gaps
-from vaescale.aggregate.information import information
+from vaescale.aggregate.information import MOST_OWN_SHARE, Information, information
 from vaescale.aggregate.latents import Drawing, in_prior_scale, load
 from vaescale.aggregate.picture_noise import noise_levels
 from vaescale.aggregate.scatter import scatter
@@ -30,7 +29,10 @@ from vaescale.training import launch
 
 NAME = "evaluation/latents.json"
 PROTOCOL = {
-    "information": "of the training images' q(z|x): q(z) is summed exactly over all of them, expectations are over draws of some; nats",
+    "information": "of the training images' q(z|x), expectations over draws of some; log q(z) is summed exactly over all images (own term "
+    "included: I is at most ln N, KL and TC are upper bounds), over all but the draw's own (leave-one-out: I is an upper bound, KL and TC "
+    "are lower bounds; Poole et al. 2019, eq. 13), or is that of a mixture fitted to the other half of the images (mixture: bounds as "
+    "leave-one-out, not limited by N); nats",
     "active": "latents (channels of a map) whose posterior mean, in the prior's scale, has a variance above 0.01",
     "collapsed": "share of the latents with a KL below epsilon for a share 1 - delta of the images, Lucas et al. 2019",
     "variance": "over an image's values in [0, 1], of decoded draws; law of total variance",
@@ -39,8 +41,12 @@ PROTOCOL = {
     "noise": "standard deviation of white noise, estimated from about 1000 pictures of each kind: Immerkaer 1996",
     "gaps": "of held-out images; q* by gradient ascent, log p(x) bounded by importance sampling from q*; Cremer et al. 2018",
 }
-SATURATED_NATS = 0.01
-MORE_IS_BETTER = ("latents/mutual_information_nats", "latents/active_units")
+TERMS = ("mutual_information", "aggregate_kl", "total_correlation")
+ENDINGS = ("", "_leave_one_out", "_mixture")
+MORE_IS_BETTER = (
+    *(f"latents/mutual_information{ending}_nats" for ending in ENDINGS),
+    "latents/active_units",
+)
 
 
 @checked
@@ -114,12 +120,14 @@ def _measure(
     moments = load(shards, Drawing(0, data_seed))
     scaled = in_prior_scale(model, moments)
     known, use = information(scaled, seed=seed, queries=draws), use_of(scaled, model.group_places[0])
-    saturated = known.mutual_information > math.log(known.images) - SATURATED_NATS
+    terms = known._asdict()
+    mixture_of_others = {name: terms.pop(f"mixture_{name}") for name in ("components", "covariance")}
     sources = draws_by_source(model, moments, mixture, seed=seed)
     return {
         "latents": len(use.latent_kl),
         "of": "the top group's latents" if len(model.group_sizes) > 1 else "all latents",
-        "information": known._asdict(),
+        "information": terms,
+        "information_mixture": mixture_of_others,
         "latent_kl": use.latent_kl.tolist(),
         "active": use.active.tolist(),
         "collapsed": use.collapsed.tolist(),
@@ -127,15 +135,25 @@ def _measure(
         "sigma": sigma_and_density(model, moments, mixture, sources, seed=seed),
         "noise": noise_levels(model, reader, sources, seed=seed, data_seed=data_seed),
         "gaps": None,
-        "notes": [_saturated(known.images)] if saturated else [],
+        "notes": [_limited_note(known)] if known.limited else [],
+        "limited": _limited(known) if known.limited else {},
     }
 
 
-def _saturated(images: int) -> str:
+def _limited_note(known: Information) -> str:
     return (
-        f"I(x; z) has the largest value that {images} images allow: their q(z|x) do not overlap, so KL and total correlation "
-        f"describe {images} separate narrow Gaussians; the held-out density of a mixture (fit-gmm) is more informative"
+        f"{known.images} images are too few for the sum over all of them: an image's own term is {known.own_share:.2f} of q(z) (more "
+        f"than {MOST_OWN_SHARE:g}), so I(x; z) with it is too low, and KL and total correlation are too high; read those of the mixture"
     )
+
+
+def _limited(known: Information) -> dict[str, str]:
+    """For `compare-runs`, by metric: why its value says more about the number of images than about the model."""
+    return {
+        f"latents/{term}_nats": f"limited by {known.images} images, whose own term is {known.own_share:.2f} of q(z); compare "
+        f"latents/{term}_mixture_nats"
+        for term in TERMS
+    }
 
 
 def _keep_gaps(result: dict[str, Any], earlier: dict[str, Any]) -> None:
@@ -151,11 +169,10 @@ def _measured(
     data_hash: str, draws: int, gaps: int, gap_steps: int, importance_samples: int
 ) -> dict[str, str]:
     """The conditions under which two runs' metrics are comparable, by prefix of the metric names."""
-    drawn = ("mutual_information", "aggregate_kl", "total_correlation")
     how = f"{gaps} images, {gap_steps} steps, {importance_samples} importance samples"
     return {
         "latents/": f"images {data_hash[:12]}",
-        **{f"latents/{name}_nats": f"{draws} draws" for name in drawn},
+        **{f"latents/{term}": f"{draws} draws" for term in TERMS},
         **{f"latents/{name}_gap_nats": how for name in ("amortization", "approximation") if gaps},
     }
 
@@ -211,9 +228,8 @@ def _draw(trained: Trained, shards: LatentShards, result: dict[str, Any]) -> lis
 def _metrics(result: dict[str, Any]) -> dict[str, float]:
     known = result["information"]
     metrics = {
-        "latents/mutual_information_nats": known["mutual_information"],
-        "latents/aggregate_kl_nats": known["aggregate_kl"],
-        "latents/total_correlation_nats": known["total_correlation"],
+        **{f"latents/{term}{ending}_nats": known[term + ending] for term in TERMS for ending in ENDINGS},
+        "latents/own_share": known["own_share"],
         "latents/active_units": float(sum(result["active"])),
     }
     for name in ("amortization_gap_nats", "approximation_gap_nats"):

@@ -17,13 +17,14 @@ class Fit(NamedTuple):
     """A fitted mixture and its history.
 
     history: the mean log density (from moments: its bound) in nats before each M step; after convergence the last entry is
-    that of the mixture.
+    that of the mixture. note: a sentence for the user where the mixture is not that of the last step; else empty.
     """
 
     mixture: Mixture
     history: list[float]
     converged: bool
     reseeded: int
+    note: str = ""
 
 
 def no_report(_iteration: int, _nats: float) -> None:
@@ -43,25 +44,24 @@ def fit(
     """Iterate from `start` until a step improves the mean log density by less than `tolerance` nats.
 
     ridge: a number or [Z] to add to the covariances' diagonals. dtype: precision of the products; where float32 is too coarse
-    (narrow components far apart), the fit continues in float64. report: called with the number and the mean log density of
-    each iteration. The result does not depend on the number of ranks, up to rounding.
+    (narrow components far apart) according to some latents' densities at each iteration, the fit continues in float64. report:
+    called with the number and the mean log density of each iteration. The result does not depend on the number of ranks, up to
+    rounding.
     """
     frame, reseeded = standardize(latents, start.kind), 0
     steps = Steps(latents, frame, start.kind, dtype)
     mixture, history = start, list[float]()
     rested = False  # whether the step before replaced no empty component
     for _ in range(max_iterations):
-        value, sums = steps.expectation(mixture)
-        switched = False
-        coarse = dtype == torch.float32 and (
-            not math.isfinite(value) or (rested and value < history[-1] - AGREES_NATS)
+        value, sums, agrees = steps.expectation(mixture)
+        switched = dtype == torch.float32 and (
+            not agrees or not math.isfinite(value) or (rested and value < history[-1] - AGREES_NATS)
         )
-        converged = rested and not coarse and abs(value - history[-1]) < tolerance
-        if coarse or (converged and dtype == torch.float32 and not steps.agrees(mixture)):
+        if switched:  # before the density is reported: float32 may be thousands of nats off
             dtype = torch.float64
             steps = Steps(latents, frame, start.kind, dtype)
-            value, sums = steps.expectation(mixture)
-            converged, switched = False, True
+            value, sums, _ = steps.expectation(mixture)
+        converged = rested and not switched and abs(value - history[-1]) < tolerance
         history.append(value)
         report(len(history), value)
         if converged:
@@ -70,7 +70,7 @@ def fit(
         reseed = reseeded < RESEEDED * len(start.weights)
         mixture, empty = maximization(sums, frame, start.kind, ridge, latents.count, reseed=reseed)
         rested, reseeded = empty == 0 and not switched, reseeded + empty
-    if dtype == torch.float32 and not steps.agrees(mixture):
+    if dtype == torch.float32 and not steps.expectation(mixture)[2]:
         return fit(
             latents,
             start,

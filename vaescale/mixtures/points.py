@@ -23,6 +23,11 @@ class Moments(Protocol):
         """The number of images, over all ranks."""
         ...
 
+    @property
+    def numbers(self) -> Tensor:
+        """The numbers of this rank's images in the order of `parts`, int64 [n]."""
+        ...
+
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield means and variances [n, Z], the same at every call."""
         ...
@@ -53,6 +58,11 @@ class Scaled:
     def count(self) -> int:
         """The number of images, over all ranks."""
         return self.moments.count
+
+    @property
+    def numbers(self) -> Tensor:
+        """The numbers of this rank's images in the order of `parts`, int64 [n]."""
+        return self.moments.numbers
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield scaled means and variances [n, Z]."""

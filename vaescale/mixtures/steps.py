@@ -29,7 +29,7 @@ KEPT_BYTES = 1 << 30  # features that are kept between the iterations
 BLOCK_ROWS = 1 << 16
 PAIRS_VALUES = 1 << 26  # maximum number of latent values, repeated for each component with a responsibility
 NOTHING = -1e30  # log density of the components that pad the products
-PROBED = 2048  # latents of each rank, on which float32 is compared with float64
+PROBED = 512  # latents of each rank, on which float32 is compared with float64
 AGREES_NATS = 1e-3
 EMPTY = 0.5  # a component with fewer latents takes half of the heaviest component
 
@@ -85,7 +85,7 @@ def expectation(
     latents: Latents, mixture: Mixture, frame: Frame, dtype: torch.dtype = torch.float64
 ) -> tuple[float, Sums]:
     """Run one E step: the mean log density (from moments: its bound), and the sums in the frame."""
-    return Steps(latents, frame, mixture.kind, dtype).expectation(mixture)
+    return Steps(latents, frame, mixture.kind, dtype, probed=0).expectation(mixture)[:2]
 
 
 def standardize(latents: Latents, kind: Kind) -> Frame:
@@ -181,33 +181,32 @@ def _positive(covariances: Tensor) -> Tensor:
 
 
 class Block(NamedTuple):
-    """A block of latents: u [n, Z]; squares [n, Z] of u, plus the variances in the case of moments; phi [m, F] in chunks."""
+    """A block of latents: u [n, Z]; squares [n, Z] of u, plus the variances in the case of moments.
+
+    phis: phi [m, F] in chunks, if kept. probe: every `stride`-th row in float64, for the comparison with float32.
+    """
 
     u: Tensor
     squares: Tensor
-    phis: list[Tensor] | None
-
-
-class _Nothing:
-    """An empty set of latents."""
-
-    count = 0
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        yield from ()
+    phis: list[Tensor] | None = None
+    probe: "Block | None" = None
 
 
 class Steps:
-    """E steps over the same latents, whose features are computed only once if they fit in memory."""
+    """E steps over the same latents, whose features are computed only once if they fit in memory.
 
-    def __init__(self, latents: Latents, frame: Frame, kind: Kind, dtype: torch.dtype) -> None:
+    probed: number of this rank's latents, evenly spaced, whose log densities in float32 are compared with those in float64.
+    """
+
+    def __init__(
+        self, latents: Latents, frame: Frame, kind: Kind, dtype: torch.dtype, *, probed: int = PROBED
+    ) -> None:
         self._latents, self._frame, self._kind, self._dtype = latents, frame, kind, dtype
         size = latents.size
         self._upper = torch.triu_indices(size, size)
-        self._inverse = frame.inverse.to(dtype)
+        self._inverse = frame.inverse
+        probes = probed if dtype == torch.float32 else 0
+        self._stride = max(1, latents.count // comm.world_size() // probes) if probes else 0
         self._num_features = size + 1 + {"full": self._upper.shape[1], "tied": 0}.get(kind, size)
         self._rows = max(16, CHUNK_VALUES // self._num_features)
         bytes_here = latents.count // comm.world_size() * self._num_features * dtype.itemsize
@@ -215,53 +214,58 @@ class Steps:
         if bytes_here <= KEPT_BYTES // comm.ranks_on_this_node():
             self._kept = [block._replace(phis=list(self._features(block))) for block in self._blocks()]
 
-    def expectation(self, mixture: Mixture) -> tuple[float, Sums]:
-        """The mean log density under the mixture, and the sums for the M step, over all ranks."""
+    def expectation(self, mixture: Mixture) -> tuple[float, Sums, bool]:
+        """The mean log density under the mixture, the sums for the M step, and whether the probed densities are those of float64.
+
+        All are over all ranks.
+        """
         components, size = mixture.means.shape
         theta, precision = self._theta(mixture)
-        shapes = ((components,), (components, size), _seconds_shape(self._kind, components, size), (1,))
+        shapes = ((components,), (components, size), _seconds_shape(self._kind, components, size), (1,), (2,))
         totals = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
         for block in self._blocks() if self._kept is None else self._kept:
             evidence, shares = self._shares(block, theta, precision)
-            parts = (*self._moments(block, shares[:, :components]), evidence.double().sum()[None])
+            parts = (
+                *self._moments(block, shares[:, :components]),
+                evidence.double().sum()[None],
+                self._gap(block, evidence, theta, precision),
+            )
             for total, term in zip(totals, parts, strict=True):
                 total += term.cpu()
         flat = comm.all_reduce_sum(torch.cat([total.flatten() for total in totals])) / self._latents.count
         split = torch.split(flat.cpu(), [total.numel() for total in totals])
-        weights, firsts, seconds, value = (
+        weights, firsts, seconds, value, gap = (
             total.view(shape) for total, shape in zip(split, shapes, strict=True)
         )
-        return float(value), Sums(weights, firsts, seconds)
+        return float(value), Sums(weights, firsts, seconds), bool(gap[0] <= AGREES_NATS * gap[1])
 
-    def agrees(self, mixture: Mixture) -> bool:
-        """Return whether the log densities of some latents agree with those computed in float64."""
-        z, variance = next(iter(self._latents.parts()), (torch.zeros(0, self._latents.size), None))
-        local = torch.zeros(2, dtype=torch.float64)
-        if len(z):
-            z, variance = z[:PROBED], None if variance is None else variance[:PROBED]
-            exact = Steps(_Nothing(self._latents.size), self._frame, self._kind, torch.float64)
-            theta = self._theta(mixture)
-            fast, wanted = (
-                steps._shares(steps._block(z, variance), *theta)[0].double() for steps in (self, exact)
-            )
-            gap = (fast - wanted).abs().sum().cpu()
-            local = torch.stack([gap, gap.new_tensor(float(len(z)))])
-        total, count = comm.all_reduce_sum(local).tolist()
-        return bool(total <= AGREES_NATS * max(1.0, count))
+    def _gap(self, block: Block, evidence: Tensor, theta: Tensor, precision: Tensor) -> Tensor:
+        """The sum of |log density - that in float64| over the probed latents of a block, and their number, [2]."""
+        if block.probe is None:
+            return evidence.new_zeros(2, dtype=torch.float64)
+        exact, _ = self._shares(block.probe, theta, precision)
+        gap = (evidence[:: self._stride].double() - exact).abs().sum()
+        return torch.stack([gap, gap.new_tensor(float(len(exact)))])
 
     def _blocks(self) -> Iterator[Block]:
         for z, variance in self._latents.parts():
             for start in range(0, len(z), BLOCK_ROWS):
                 chunk = slice(start, start + BLOCK_ROWS)
-                yield self._block(z[chunk], None if variance is None else variance[chunk])
+                rows, spread = z[chunk], None if variance is None else variance[chunk]
+                block = self._block(rows, spread, self._dtype)
+                if self._stride:
+                    some = slice(None, None, self._stride)
+                    probe = self._block(rows[some], None if spread is None else spread[some], torch.float64)
+                    block = block._replace(probe=probe)
+                yield block
 
-    def _block(self, z: Tensor, variance: Tensor | None) -> Block:
-        u = (z.double() - self._frame.shift.to(z.device)).to(self._dtype) @ self._inverse.to(z.device).mT
+    def _block(self, z: Tensor, variance: Tensor | None, dtype: torch.dtype) -> Block:
+        inverse = self._inverse.to(z.device, dtype)
+        u = (z.double() - self._frame.shift.to(z.device)).to(dtype) @ inverse.mT
         if variance is None:
-            return Block(u, u.square(), None)
+            return Block(u, u.square())
         # The frame of moments is diagonal, so their variances stay diagonal.
-        spread = variance.to(self._dtype) * self._inverse.diagonal().square().to(z.device)
-        return Block(u, u.square() + spread, None)
+        return Block(u, u.square() + variance.to(dtype) * inverse.diagonal().square())
 
     def _features(self, block: Block) -> Iterator[Tensor]:
         """Yield phi for a few rows at a time."""

@@ -43,6 +43,7 @@ class Record(NamedTuple):
 
     location: its folder, or its id in MLflow. curves: (step, value) of each metric. pictures: PNG by file name. data_hash: of
     the held-out images. measured: how verbs measured metrics, as a sentence, by the beginning of the metrics' names.
+    limited: what limits a metric's value in place of the model, by the metric's name.
     more_is_better: names of metrics. measure: of the likelihood, `density`, `mass` or `binary mass`; empty when unknown.
     """
 
@@ -56,6 +57,7 @@ class Record(NamedTuple):
     measured: Mapping[str, str] = MappingProxyType({})
     more_is_better: frozenset[str] = frozenset()
     measure: str = ""
+    limited: Mapping[str, str] = MappingProxyType({})
 
 
 class Comparison(NamedTuple):
@@ -98,6 +100,7 @@ def compare(records: Sequence[Record], *, sort: str | None = None, columns: Sequ
         *_warnings(records, metric),
         *_measure_warnings(records),
         *_measured_otherwise(records, shown),
+        *_limited(records, shown),
     ]
     return Comparison(ordered, metric, _differing(records), shown, warnings)
 
@@ -111,12 +114,22 @@ def is_more_better(metric: str, records: Sequence[Record]) -> bool:
 
 def measured_by(results: Iterable[bytes]) -> dict[str, str]:
     """How metrics were measured, from the JSON files that verbs leave in a run folder. Other content is ignored."""
-    measured: dict[str, str] = {}
+    return _notes(results, "measured")
+
+
+def limited_by(results: Iterable[bytes]) -> dict[str, str]:
+    """What limits metrics in place of the model, from the key `limited` of JSON results. Other content is ignored."""
+    return _notes(results, "limited")
+
+
+def _notes(results: Iterable[bytes], key: str) -> dict[str, str]:
+    """The sentences of all results under a key."""
+    sentences: dict[str, str] = {}
     for result in _objects(results):
-        notes = result.get("measured")
+        notes = result.get(key)
         if isinstance(notes, dict):
-            measured |= {str(prefix): str(sentence) for prefix, sentence in notes.items()}
-    return measured
+            sentences |= {str(name): str(sentence) for name, sentence in notes.items()}
+    return sentences
 
 
 def larger_is_better(results: Iterable[bytes]) -> frozenset[str]:
@@ -282,6 +295,18 @@ def _measured_otherwise(records: Sequence[Record], columns: Sequence[str]) -> li
         if len(ways) > 1:
             each = ", but ".join(f"{way} for {', '.join(names)}" for way, names in ways.items())
             warnings.append(f"{column} was not measured in the same way and does not compare: {each}")
+    return warnings
+
+
+def _limited(records: Sequence[Record], columns: Sequence[str]) -> list[str]:
+    """A sentence for each column with numbers that something other than the model limits."""
+    warnings = []
+    for column in columns:
+        having = [record for record in records if column in record.metrics and column in record.limited]
+        if having:
+            each = "; ".join(f"{record.name} is {record.limited[column]}" for record in having[:MOST_NAMED])
+            more = f"; and {len(having) - MOST_NAMED} more" if len(having) > MOST_NAMED else ""
+            warnings.append(f"{column} of {each}{more}")
     return warnings
 
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -344,7 +344,7 @@ def project(arguments: argparse.Namespace) -> None:
 
 def buckets_of(name: str) -> tuple[int, ...]:
     """The bytes of the buckets in which DDP exchanges a recipe's gradients, the last layers first."""
-    weights: list[Tensor] = [*build_model(load_recipe(RECIPES / f"{name}.yaml")).parameters()][::-1]
+    weights: list[Any] = [*build_model(load_recipe(RECIPES / f"{name}.yaml")).parameters()][::-1]
     limits = [FIRST_BUCKET, MEBIBYTES_OF_A_BUCKET << 20]
     grouped, _ = dist._compute_bucket_assignment_by_size(weights, limits)  # type: ignore[attr-defined]
     return tuple(sum(weights[number].numel() * 4 for number in group) for group in grouped)

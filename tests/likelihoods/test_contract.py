@@ -516,3 +516,23 @@ def test_a_gpu_gives_what_the_cpu_gives(name: str) -> None:
     torch.testing.assert_close(mean_there, mean, rtol=1e-4, atol=1e-5)
     # The devices' logarithms differ in the last digit, so that a level may fall on the other side of an edge.
     assert float(((drawn_there - drawn).abs() < 1e-3).float().mean()) > 0.95
+
+
+@pytest.mark.parametrize("degrees", [1e-3, 0.01, 0.1, 0.5, 1e6, 1e12, 1e15])
+def test_a_student_s_extreme_degrees_keep_their_digits(degrees: float) -> None:
+    """Draws are finite, with the right share beyond a bound far out; the density is scipy's, or the normal one for many degrees."""
+    config = OneOf(LIKELIHOODS).validate(
+        {"kind": "student_t", "degrees_of_freedom": degrees, "scale": 0.3, "mean": "identity"}
+    )
+    likelihood = config.implement(image_shape=(1, 4, 4)).eval()
+    params = torch.zeros(1000, 1, 4, 4)
+    draws = likelihood.sample(params, stream(1000))
+    assert torch.isfinite(draws).all()
+    student = stats.t(degrees, 0, 0.3)
+    for bound in (0.3, 1e30):
+        share, expected = float((draws.abs() > bound).double().mean()), 2 * student.sf(bound)
+        assert share == pytest.approx(expected, abs=4 * math.sqrt(expected / 16_000) + 1e-9)
+    x = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+    exact = student if degrees < 1e9 else stats.norm(0, 0.3)
+    value = likelihood.log_prob(x, params[:1], everything(x))
+    assert float(value) == pytest.approx(exact.logpdf(x.double().numpy()).sum(), abs=1e-4)

@@ -20,6 +20,7 @@ from vaescale.commands.encode import latents_of
 from vaescale.commands.signature import Count, NonNegative, checked
 from vaescale.data.latent_shards import LatentShards
 from vaescale.errors import UserError
+from vaescale.evaluation.remarks import remarks
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.gaussian import Mixture
 from vaescale.runs import folder as run_folder
@@ -27,6 +28,7 @@ from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.trained import Trained, open_split, open_trained
 from vaescale.training import launch
+from vaescale.training.summary import went_wrong
 
 NAME = "evaluation/latents.json"
 PROTOCOL = {
@@ -80,6 +82,7 @@ def latents(
             "measured": _measured(data_hash, draws, gaps, gap_steps, importance_samples),
             **_measure(trained, shards, mixture, draws=draws, seed=seed),
         }
+        result["notes"] += comm.on_main(lambda: _of_training(trained, sum(result["active"])))
         if gaps:
             result["gaps"] = mean_gaps(
                 refuse_gaps(trained.model),
@@ -129,6 +132,14 @@ def _measure(
         "gaps": None,
         "notes": [_saturated(known.images)] if saturated else [],
     }
+
+
+def _of_training(trained: Trained, active: int) -> list[str]:
+    """The sentences on a run whose training went wrong. active: number of active latents."""
+    likelihood = trained.recipe.likelihood
+    rows = run_folder.read_metrics(trained.folder)
+    sentences = [*remarks({"active_units": active}, likelihood), *went_wrong(rows, likelihood)]
+    return list(dict.fromkeys(sentences))
 
 
 def _saturated(images: int) -> str:

@@ -34,9 +34,18 @@ class Gaussian(NamedTuple):
 def kl(q: Gaussian, p: Gaussian | None = None) -> Tensor:
     """KL(q || p) in nats, value by value; p is the standard normal if None. Kingma & Welling 2014, appendix B."""
     if p is None:
-        return 0.5 * (q.mu.square() + torch.exp(2 * q.log_sigma) - 1) - q.log_sigma
+        return 0.5 * (q.mu.square() + _excess(q.log_sigma))
     deviation, ratio = (q.mu - p.mu) * torch.exp(-p.log_sigma), q.log_sigma - p.log_sigma
-    return 0.5 * (deviation.square() + torch.exp(2 * ratio) - 1) - ratio
+    return 0.5 * (deviation.square() + _excess(ratio))
+
+
+def _excess(log_ratio: Tensor) -> Tensor:
+    """r^2 - 1 - log r^2 of the ratio r of two standard deviations, at least 0, in the dtype of log r.
+
+    Near r = 1 it is 2 (log r)^2, which float32 loses in the difference of its terms: they are subtracted in float64.
+    """
+    log_square = log_ratio.double().mul(2)
+    return torch.expm1(log_square).sub(log_square).to(log_ratio)
 
 
 def draw(q: Gaussian, p: Gaussian | None, epsilon: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +91,7 @@ class _Draw(torch.autograd.Function):
             inverse, difference = torch.neg(log_sigma_p).exp_(), mu - mu_p
             deviation, log_ratio = difference * inverse, log_sigma - log_sigma_p
         square = (2 * log_ratio).exp_()
-        cost = deviation.square().add_(square).sub_(1).mul_(0.5).sub_(log_ratio)
+        cost = deviation.square().add_(_excess(log_ratio)).mul_(0.5)
         ctx.save_for_backward(sigma, epsilon, inverse, difference, deviation, square)
         return (sigma * epsilon).add_(mu), cost.sum(tuple(range(2, cost.ndim))) if cost.ndim > 2 else cost
 

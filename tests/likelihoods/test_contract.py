@@ -154,8 +154,8 @@ def test_samples_have_the_mean_and_the_variance(name: str) -> None:
     samples = likelihood.sample(params.expand(draws, -1, -1, -1), stream(draws)).double()
     assert samples.shape == (draws, *likelihood.image_shape)
     error = samples.std(0) / math.sqrt(draws)
-    # The logistics' means leave out the rounding to levels; the mixture's what its docstring says.
-    rounding = 0.06 if name == "mixture" else 0.5 / 255 if "logistic" in kind(likelihood) else 1e-6
+    # What the docstrings of the logistics' means say.
+    rounding = 0.003 if name == "mixture" else 1e-4 if "logistic" in kind(likelihood) else 1e-6
     assert ((samples.mean(0) - likelihood.mean(params)[0].double()).abs() < 5 * error + rounding).all()
     variance = likelihood.variance(params)
     if variance is not None:
@@ -399,7 +399,7 @@ def test_a_mixture_of_one_channel_has_its_exact_mean() -> None:
     for seed in range(4):
         params = decoded(likelihood, 1, scale=1.5, seed=seed)
         levels, masses = support(likelihood, params)
-        assert float((levels * masses).sum()) == pytest.approx(float(likelihood.mean(params)), abs=0.5 / 255)
+        assert float((levels * masses).sum()) == pytest.approx(float(likelihood.mean(params)), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", CASES)

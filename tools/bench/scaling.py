@@ -1,6 +1,6 @@
 """Scaling from one process to two with the same batch per process: the speed-up and its losses.
 
-    python tools/bench/scaling.py recipes/cifar10/ladder.yaml --images 16 network.width=64
+    python tools/bench/scaling.py recipes/cifar10/ladder_bounded.yaml --images 16 network.width=64
 
 Measures three cases in turn, in the same two processes with one thread each: one process steps while the other waits; both step
 without communication (they share the machine); both take a training step (they exchange gradients, sigma and metrics). Uses

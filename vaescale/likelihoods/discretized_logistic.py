@@ -140,7 +140,8 @@ class DiscretizedLogisticMixture(Likelihood):
         parts = rearrange(wide(params), "b (k n) h w -> b k n h w", k=self.config.components)
         logits, means, raw, coefficients = torch.split(parts, [1, channels, channels, pairs], dim=2)
         log_weights = torch.log_softmax(logits.squeeze(2), dim=1)
-        return Components(log_weights, means, _log_scale(raw), torch.tanh(coefficients))
+        log_scales = _log_scale(raw, first=self.config.first_scale, ceiling=self.config.scale_ceiling)
+        return Components(log_weights, means, log_scales, torch.tanh(coefficients))
 
     def _mean_of_channel(
         self, parts: Components, channel: int, earlier: "tuple[Tensor, ...] | list[Tensor]"
@@ -169,8 +170,9 @@ def log_level_mass(v: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     return below + above + torch.where(inside, torch.log(-torch.expm1(-width)), 0.0)
 
 
-def _log_scale(raw: Tensor) -> Tensor:
-    return -floored(-floored(math.log(INITIAL_SCALE) + raw, SCALE_FLOOR), 1 / SCALE_CEILING)
+def _log_scale(raw: Tensor, *, first: float = INITIAL_SCALE, ceiling: float | None = SCALE_CEILING) -> Tensor:
+    log_scale = floored(math.log(first) + raw, SCALE_FLOOR)
+    return log_scale if ceiling is None else -floored(-log_scale, 1 / ceiling)
 
 
 def _to_level(v: Tensor) -> Tensor:

@@ -56,14 +56,17 @@ def show(result: dict[str, Any]) -> None:
 
     columns = list(dict.fromkeys(key for row in result["rows"].values() for key in row))
 
-    def cell(value: float | None) -> str:
-        return f"{'' if value is None else format(value, '.5g'):>15}"
+    def cell(name: str, value: float | None) -> str:
+        return f"{'' if value is None else format(value, '.5g'):>{max(15, len(name))}}"
 
     head = " ".join(f"{name:>15}" for name in columns)
     width = max(map(len, result["rows"]))
     table(
         f"{result['run']}, step {result['step']}: {result['held_out_images']} held-out images\n  {'':{width}}  {head}",
-        [(name, " ".join(cell(row.get(key)) for key in columns)) for name, row in result["rows"].items()],
+        [
+            (name, " ".join(cell(key, row.get(key)) for key in columns))
+            for name, row in result["rows"].items()
+        ],
     )
     for note in result["notes"]:
         say(note)

@@ -56,6 +56,8 @@ def show(result: dict[str, Any]) -> None:
         )
     if result["protocol"]["bound"].startswith("none"):
         say(f"bound: {result['protocol']['bound']}")
+    for note in result["notes"]:
+        say(note)
     table(
         f"{result['run']}, step {result['step']}, {result['data']} ({result['weights']} weights)",
         [(name, f"{value:.6g}") for name, value in result["metrics"].items()]

@@ -203,7 +203,7 @@ def _print(tool: ModuleType, result: dict[str, Any], *, title: str, as_json: boo
     else:
         from vaescale.system.console import table
 
-        table(title, [(name, _cell(value)) for name, value in result.items()])
+        table(title, [(name, _cell(value)) for name, value in result.items() if value != []])
 
 
 def _cell(value: Any) -> str:

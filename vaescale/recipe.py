@@ -43,11 +43,24 @@ OPERATIONAL = {
 }
 
 # Keys that recipes did not have before, as section, key and default: a recipe without them has the hash that it had.
-ADDED = (("optimizer", "schedule_start", 0), ("training", "evaluate_images", None))
+ADDED = (
+    ("optimizer", "schedule_start", 0),
+    ("training", "evaluate_images", None),
+    ("optimizer", "decay", "kernels"),
+    ("optimizer", "epsilon", 1e-8),
+    ("optimizer", "warmup_from_zero", False),
+    ("optimizer", "skip_norm", None),
+    ("training", "ema_warmup", True),
+    ("network", "standardize", None),
+    ("posterior", "bounded", True),
+    ("likelihood", "first_scale", 0.25),
+    ("likelihood", "scale_ceiling", 20.0),
+)
 
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)
 SECTION_EXAMPLES = {
     "Annealing": "a schedule, {schedule: linear, steps: 1000}",
+    "Standardize": "moments, {mean: 0.47, sigma: 0.25}",
     "Decreasing": "a series, {first: 1.0, last: 0.05}",
 }
 REMEDIES = {
@@ -111,7 +124,7 @@ class Recipe(Config):
         """The settings as the hash has them: without keys that recipes did not have before, at their defaults."""
         content = self.settings()
         for section, key, default in ADDED:
-            if content[section][key] == default:
+            if key in content[section] and content[section][key] == default:
                 del content[section][key]
         return content
 

@@ -1,6 +1,7 @@
 """Posteriors against what they say, value by value."""
 
 import math
+from decimal import Decimal, localcontext
 
 import pytest
 import torch
@@ -122,3 +123,29 @@ def test_gradients_of_a_draw_are_finite_differences() -> None:
 
     assert torch.autograd.gradcheck(both, inputs)
     assert torch.autograd.gradcheck(both, inputs[:2])
+
+
+@pytest.mark.parametrize("distance", [1e-7, 1e-5, 1e-3, 0.1, 3.0])
+@pytest.mark.parametrize("has_prior", [False, True])
+def test_the_kl_of_latents_near_the_prior_keeps_its_digits(distance: float, has_prior: bool) -> None:
+    """Float32 against (d^2 + r^2 - 1) / 2 - log r of the same numbers with 50 digits, where d and log r are tiny; never negative."""
+    torch.manual_seed(0)
+    mu, log_sigma = distance * torch.randn(2, 50, 2)
+    prior = torch.randn(2, 50, 2) if has_prior else torch.zeros(2, 50, 2)
+    q = Gaussian(prior[0] + mu, prior[1] + log_sigma)
+    p = Gaussian(*prior) if has_prior else None
+    _, cost = draw(q, p, torch.randn(50, 2))
+    assert torch.equal(cost, kl(q, p))
+    assert (cost >= 0).all()
+    expected = [
+        _exact_kl(*numbers) for numbers in zip(*(t.flatten().tolist() for t in (*q, *prior)), strict=True)
+    ]
+    torch.testing.assert_close(cost.flatten().double(), torch.tensor(expected).double(), rtol=2e-6, atol=0)
+
+
+def _exact_kl(mu: float, log_sigma: float, mu_p: float, log_sigma_p: float) -> float:
+    with localcontext() as context:
+        context.prec = 50
+        ratio = Decimal(log_sigma) - Decimal(log_sigma_p)
+        squared = ((Decimal(mu) - Decimal(mu_p)) / Decimal(log_sigma_p).exp()) ** 2
+        return float((squared + (2 * ratio).exp() - 1) / 2 - ratio)

@@ -13,7 +13,7 @@ from vaescale.recipe import load_recipe
 RECIPES = Path(__file__).parents[2] / "recipes"
 NARROW = ["network.width=8", "network.latent_dim=2"]  # the counts are those of the recipe's own width
 BOUNDS = {
-    "cifar10/ladder": (8900, NARROW),
+    "cifar10/ladder_bounded": (8900, NARROW),
     "mnist/ladder": (2620, [*NARROW, "network.widths={}"]),
     "cifar10/conv": (325, []),
     "digits/optimal": (290, []),

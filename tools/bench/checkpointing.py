@@ -1,6 +1,6 @@
 """Peak memory and time of a training step with and without activation checkpointing, each in a process of its own.
 
-    python tools/bench/checkpointing.py recipes/cifar10/ladder.yaml --images 8
+    python tools/bench/checkpointing.py recipes/cifar10/ladder_bounded.yaml --images 8
 
 Uses random images, so no data is needed. Memory is the peak of the process minus its memory before the first step.
 """

@@ -50,8 +50,8 @@ class Case(NamedTuple):
 CASES = {
     "celeba64 conv": Case("celeba64/conv.yaml", 512),
     "resnet f8 at 256": Case(RESNET_F8, 16),
-    "cifar10 ladder": Case("cifar10/ladder.yaml", 32),
-    "imagenet64 ladder": Case("imagenet64/ladder.yaml", 16),
+    "cifar10 ladder": Case("cifar10/ladder_bounded.yaml", 32),
+    "imagenet64 ladder": Case("imagenet64/ladder_bounded.yaml", 16),
 }
 PLAIN = "plain eager loop"
 VARIANTS: dict[str, tuple[str, ...]] = {

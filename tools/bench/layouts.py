@@ -1,6 +1,6 @@
 """Peak memory and time of a training step in each layout, on two processes, and the estimate of a dry run.
 
-    python tools/bench/layouts.py recipes/cifar10/ladder.yaml --images 2 network.width=512
+    python tools/bench/layouts.py recipes/cifar10/ladder_bounded.yaml --images 2 network.width=512
 
 Uses random images, so no data is needed. Memory is the peak in use of a process minus the memory in use before the model was
 built, as counted by torch on a GPU and by malloc elsewhere. Resident memory is larger, because it includes freed memory that was

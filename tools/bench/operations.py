@@ -1,6 +1,6 @@
 """The number of ATen operations of one training step, by the part of vaescale that calls them.
 
-    python tools/bench/operations.py recipes/cifar10/ladder.yaml recipes/mnist/conv.yaml
+    python tools/bench/operations.py recipes/cifar10/ladder_bounded.yaml recipes/mnist/conv.yaml
 
 Counts what torch dispatches below autograd, so the backward pass is included and a fused optimizer is one operation for each
 group of tensors. A view is an operation without a kernel. The second step is counted, of random images: neither data nor a
@@ -28,7 +28,7 @@ from vaescale.training import launch as backends
 from vaescale.training.step import step_metrics, train_step
 
 PACKAGE = str(Path(vaescale.__file__).parent)
-RECIPES = ("cifar10/ladder", "mnist/ladder", "cifar10/conv", "digits/optimal")
+RECIPES = ("cifar10/ladder_bounded", "mnist/ladder", "cifar10/conv", "digits/optimal")
 # The innermost call that one of these describes is an operation's source: a file or folder of the package, and a function.
 SOURCES = (
     ("training/strategies/base.py", "backward", "backward"),

@@ -1,6 +1,6 @@
 """Cost of a checkpoint to training: the pause when it is written in the background, and when training waits for it.
 
-    python tools/bench/saving.py recipes/cifar10/ladder.yaml network.width=256
+    python tools/bench/saving.py recipes/cifar10/ladder_bounded.yaml network.width=256
 
 Uses random images, so no data is needed. Rounds are interleaved: steps alone, steps with a checkpoint in the background, steps
 that wait for the checkpoint.

@@ -1,6 +1,6 @@
 """Scaling of a data-parallel training step: measured on two processes, and projected to many devices.
 
-    python -m tools.bench.scaling recipes/cifar10/ladder.yaml --images 16 network.width=64
+    python -m tools.bench.scaling recipes/cifar10/ladder_bounded.yaml --images 16 network.width=64
     python -m tools.bench.scaling recipes/mnist/conv.yaml --images 128 --link 200
     python -m tools.bench.scaling --project
 
@@ -60,8 +60,14 @@ SIZES = (8, 1 << 22)  # bytes of the all-reduces that are timed
 TRIED = 20  # all-reduces of each size
 RECIPES = Path(__file__).parents[2] / "recipes"
 PROJECTED = (
-    *("mnist/conv", "mnist/ladder", "fashion_mnist/optimal", "cifar10/conv", "cifar10/ladder"),
-    *("celeba64/conv", "celeba64/optimal", "imagenet32/ladder", "imagenet64/ladder", "ffhq256/ladder"),
+    *("mnist/conv", "mnist/ladder", "fashion_mnist/optimal", "cifar10/conv", "cifar10/ladder_bounded"),
+    *(
+        "celeba64/conv",
+        "celeba64/optimal",
+        "imagenet32/ladder_bounded",
+        "imagenet64/ladder_bounded",
+        "ffhq256/ladder_bounded",
+    ),
 )
 NARROW = {"ladder": ["network.width=16"]}  # by kind of network; others are small enough
 FIRST_BUCKET = 1 << 20  # bytes, and

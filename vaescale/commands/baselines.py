@@ -15,7 +15,7 @@ from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import bits_per_dim
 from vaescale.evaluation.ppca import MOST_DIMENSIONS, PPCA, ppca
-from vaescale.evaluation.probes import Labelled, probe
+from vaescale.evaluation.probes import Labelled, majority_share, probe
 from vaescale.models.vae import VAE
 from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
@@ -23,6 +23,7 @@ from vaescale.runs.results import save_result
 from vaescale.trained import Trained, open_split, open_trained
 
 SHOWN, BATCH = 12, 500
+UNEVEN = 1.5  # the largest class's share of the images, in shares of even classes, from which a note is due
 Images = Annotated[int, Field(ge=10)]
 PROTOCOL = {
     "pPCA": "fitted to the training images; exact mean log-likelihood of the held-out images, Tipping & Bishop 1999",
@@ -30,8 +31,10 @@ PROTOCOL = {
     "reconstruction_mse": "squared error per value of means clamped to [0, 1]",
     "linear_probe": "accuracy on held-out images of logistic regression on standardized latents (posterior means, or PCA's scores)",
     "knn_5": "accuracy on held-out images of the five nearest neighbours in the same latents",
+    "..._balanced": "the mean over classes of the accuracy on each class's images",
+    "majority_share": "share of the held-out images in the largest class: the accuracy of always naming it",
 }
-MORE_IS_BETTER = ("linear_probe", "knn_5")
+MORE_IS_BETTER = ("linear_probe", "knn_5", "linear_probe_balanced", "knn_5_balanced")
 Array = NDArray[np.float64]
 Rows = dict[str, dict[str, float | None]]
 
@@ -59,7 +62,10 @@ def baselines(
         latents = [_latents(trained, reader, images, groups) for reader in (train, val)]
         for name, accuracies in _probe(trained, latents, labels, fit).items():
             rows.setdefault(name, {}).update(accuracies)
+        share = majority_share(latents[1].classes)
+        notes += _uneven(share, len(set(latents[1].classes.tolist())))
     else:
+        share = None
         notes.append("no probes: the images have no classes")
     classes = f"classes of {labels or 'all'} images, {images} images of each split at most"
     result = {
@@ -70,6 +76,7 @@ def baselines(
         "measured": {"baselines/": f"{classes}, latents of {groups} group{'s' if groups > 1 else ''}"},
         "rows": rows,
         "notes": notes,
+        "majority_share": share,
         "train_images": min(len(train), images),
         "held_out_images": min(len(val), images),
         "data_hash": train.index.data_hash,
@@ -167,7 +174,7 @@ def _add_ppca(
     Returns rows of pictures, and the name and the fit of PCA (None for larger images).
     """
     model = trained.model
-    size, latents, fits = model.likelihood.dimensions, sum(model.group_sizes), None
+    size, latents = model.likelihood.dimensions, sum(model.group_sizes)
     fitted = size <= MOST_DIMENSIONS
     known, held_out = (_images(reader, images if fitted else SHOWN) for reader in (train, val))
     originals = held_out[:SHOWN]
@@ -179,6 +186,9 @@ def _add_ppca(
         notes.append(f"no PCA: the images have {size} values, more than {MOST_DIMENSIONS}")
         return pictures, None
     fit = ppca(known, held_out, latents)
+    if fit is None:
+        notes.append("no PCA: the training images are all the same, or vary in one direction only")
+        return pictures, None
     fits = (f"pPCA, {fit.latents} latents", fit)
     if fit.latents < latents:
         notes.append(
@@ -199,6 +209,16 @@ def _probe_notes(model: VAE, groups: int, count: int) -> list[str]:
             f"the probes' input is the {sum(model.group_sizes[:groups])} latents of the first {groups} of {number} groups (--groups)"
         )
     return notes
+
+
+def _uneven(share: float, classes: int) -> list[str]:
+    """A note if accuracies are mostly the largest class's. share: of the held-out images in it."""
+    if share < UNEVEN / classes:
+        return []
+    return [
+        f"{share:.1%} of the held-out images are of one of {classes} classes: an accuracy of {share:.4g} needs no latents; read "
+        "the balanced ones"
+    ]
 
 
 def _probe(

@@ -17,6 +17,7 @@ from vaescale.evaluation import likelihood as bounds
 from vaescale.evaluation.importance import IMPORTANCE, ImportanceBound
 from vaescale.evaluation.measures import Measure, measure
 from vaescale.evaluation.reconstruction import METRICS, Reconstruction
+from vaescale.evaluation.remarks import remarks
 from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
@@ -145,6 +146,7 @@ def _measure(
         "measured": _measured(images, metrics),
         "more_is_better": [f"evaluation/{images.name}/{key}" for key in metrics if _more_is_better(key)],
         "metrics": metrics,
+        "notes": remarks(metrics, trained.recipe.likelihood),
         "coverage": pictures.coverage,
     }
 

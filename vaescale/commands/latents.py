@@ -19,6 +19,7 @@ from vaescale.commands.encode import latents_of
 from vaescale.commands.signature import Count, NonNegative, checked
 from vaescale.data.latent_shards import LatentShards
 from vaescale.errors import UserError
+from vaescale.evaluation.remarks import remarks
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.gaussian import Mixture
 from vaescale.runs import folder as run_folder
@@ -26,6 +27,7 @@ from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.trained import Trained, open_split, open_trained
 from vaescale.training import launch
+from vaescale.training.summary import went_wrong
 
 NAME = "evaluation/latents.json"
 PROTOCOL = {
@@ -86,6 +88,7 @@ def latents(
             "measured": _measured(data_hash, draws, gaps, gap_steps, importance_samples),
             **_measure(trained, shards, mixture, draws=draws, seed=seed),
         }
+        result["notes"] += comm.on_main(lambda: _of_training(trained, sum(result["active"])))
         if gaps:
             result["gaps"] = mean_gaps(
                 refuse_gaps(trained.model),
@@ -138,6 +141,14 @@ def _measure(
         "notes": [_limited_note(known)] if known.limited else [],
         "limited": _limited(known) if known.limited else {},
     }
+
+
+def _of_training(trained: Trained, active: int) -> list[str]:
+    """The sentences on a run whose training went wrong. active: number of active latents."""
+    likelihood = trained.recipe.likelihood
+    rows = run_folder.read_metrics(trained.folder)
+    sentences = [*remarks({"active_units": active}, likelihood), *went_wrong(rows, likelihood)]
+    return list(dict.fromkeys(sentences))
 
 
 def _limited_note(known: Information) -> str:

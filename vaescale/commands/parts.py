@@ -105,6 +105,7 @@ def build_guard(recipe: Recipe, device: torch.device) -> Guard:
     """The guard that a recipe asks for."""
     return Guard(
         skip_factor=recipe.optimizer.skip_factor,
+        skip_norm=recipe.optimizer.skip_norm,
         clip_norm=recipe.optimizer.clip_norm,
         max_non_finite=recipe.training.max_non_finite,
         scaled=recipe.training.precision == "fp16",
@@ -124,7 +125,9 @@ def lay_out(recipe: Recipe, launch: backends.Launch, model: VAE, objective: Obje
         backends.refuse_to_compile(launch.strategy)
         model.compile()
     build = partial(build_optimizer, config=recipe.optimizer)
-    strategy = strategy_class(launch.strategy)(launch.accelerator, model, build, ema_decay=config.ema_decay)
+    strategy = strategy_class(launch.strategy)(
+        launch.accelerator, model, build, ema_decay=config.ema_decay, ema_warmup=config.ema_warmup
+    )
     if config.cuda_graphs and device.type == "cuda":
         _capture(strategy, recipe, objective)
     return strategy

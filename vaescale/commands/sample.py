@@ -23,10 +23,12 @@ from vaescale.data.making.writing import write_index, write_part
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.gaussian import Mixture
+from vaescale.runs import folder as run_folder
 from vaescale.runs.tracking import push
 from vaescale.system.console import Progress, say
 from vaescale.trained import Trained, open_trained
 from vaescale.training import launch as backends
+from vaescale.training.summary import went_wrong
 
 COUNT, TEMPERATURE, REFINE_RATE = 64, 1.0, 0.02  # defaults
 SHOWN = 256  # samples of each kind in a picture
@@ -62,7 +64,8 @@ def sample(
     refine_rate: PositiveReal | None = None,
     map_side: Annotated[int, Field(ge=2, le=64)] | None = None,
 ) -> dict[str, Any]:
-    """Write pictures to RUN/figures, or samples to the folder `shards`. Returns a description of the samples, and the paths.
+    """Write pictures to RUN/figures, or samples to the folder `shards`. Returns a description of the samples, the paths, and
+    notes: sentences on what went wrong in training.
 
     prior: `standard` (the model's prior) or `gmm` (the mixture), by default both. components: number of components, to use a
     mixture that fit-gmm compared instead of the chosen one. decode: mean, ancestral or offset:ALPHA, by default mean and
@@ -102,7 +105,9 @@ def sample(
             )
         else:
             result = _samples(trained, prior, components, decode, shards, draws=draws)
-    return {"run": str(trained.folder), "step": trained.step, "weights": trained.weights, **result}
+        rows = comm.on_main(lambda: run_folder.read_metrics(trained.folder))
+    of_run = {"run": str(trained.folder), "step": trained.step, "weights": trained.weights}
+    return {**of_run, **result, "notes": went_wrong(rows, trained.recipe.likelihood)}
 
 
 def draw_pages(

@@ -56,8 +56,8 @@ def train(
     """Train to the last step, or continue from the newest checkpoint that verifies. All ranks call it.
 
     launch: the processes, if they were started before. processes: the expected number; another number is refused.
-    allow_changes: continue a run whose recipe or data have changed. Returns run_dir, step, and the sections of summary.json.
-    Raises UserError.
+    allow_changes: continue a run whose recipe or data have changed. Returns run_dir, step, the sections of summary.json, and
+    notes: sentences on what went wrong. Raises UserError.
     """
     refuse_ignored(os.environ, recipe.training, recipe.optimizer)
     if recipe.data.workers and recipe.data.cache != "memory":
@@ -278,8 +278,11 @@ def _roll_back(error: NotFinite, recorder: Recorder, *, left: int) -> int:
 
 
 def _summary(parts: Parts, *, is_other: bool) -> dict[str, Any]:
-    """The content of summary.json, which is written if it is not there. is_other: whether the folder's run has another recipe."""
-    recipe = parts.recipe
+    """The content of summary.json, which is written if it is not there, and notes on what went wrong.
+
+    is_other: whether the folder's run has another recipe.
+    """
+    recipe, notes = parts.recipe, list[str]()
     if not is_other:
         sum_up(
             parts.folder,
@@ -289,9 +292,10 @@ def _summary(parts: Parts, *, is_other: bool) -> dict[str, Any]:
             tracking=recipe.tracking,
         )
         (parts.folder / run_folder.STOPPED).unlink(missing_ok=True)
-        for sentence in went_wrong(run_folder.read_metrics(parts.folder)):
+        notes = went_wrong(run_folder.read_metrics(parts.folder), recipe.likelihood)
+        for sentence in notes:
             say(f"{parts.folder}: {sentence}")
-    return run_folder.read_json(parts.folder / run_folder.SUMMARY)
+    return {**run_folder.read_json(parts.folder / run_folder.SUMMARY), "notes": notes}
 
 
 @contextmanager

@@ -48,12 +48,14 @@ def train_features(
     )
     model = classifier.train(shape, _shown(batches, steps), steps=steps, seed=seed)
     held_out = evaluation_batches(val_reader, batch=ACCURACY_BATCH, rank=0, world_size=1)
-    right, count = classifier.accuracy(model, held_out)
+    accuracy = classifier.accuracy(model, held_out)
     details = {
         "steps": steps,
         "seed": seed,
-        "accuracy": round(right, 4),
-        "held_out_images": count,
+        "accuracy": round(accuracy.plain, 4),
+        "balanced_accuracy": round(accuracy.balanced, 4),
+        "majority_share": round(accuracy.majority_share, 4),
+        "held_out_images": accuracy.images,
         "data_hash": train_reader.index.data_hash,
     }
     sha256 = classifier.save(model, shape, out, details)

@@ -96,18 +96,32 @@ def train(
     return model.eval()
 
 
+class Accuracy(NamedTuple):
+    """The share of images whose most probable class is correct, its mean over the classes, the share of the largest class, and
+    the number of images.
+    """
+
+    plain: float
+    balanced: float
+    majority_share: float
+    images: int
+
+
 @torch.no_grad()
-def accuracy(model: Classifier, batches: Iterable[Batch]) -> tuple[float, int]:
-    """The share of images whose most probable class is correct, and the number of images."""
-    right = count = 0
+def accuracy(model: Classifier, batches: Iterable[Batch]) -> Accuracy:
+    """The accuracy of a classifier. Raises DataError when there are no images."""
+    right = torch.zeros(model.head.out_features, dtype=torch.float64)
+    counts = torch.zeros_like(right)
     for batch in batches:
         labels = _classes(batch, model.head.out_features)[batch.mask]
         predicted = model(batch.images[batch.mask].float() / 255).argmax(1)
-        right += int((predicted == labels).sum())
-        count += len(labels)
-    if not count:
+        right += torch.bincount(labels[predicted == labels], minlength=len(right))
+        counts += torch.bincount(labels, minlength=len(counts))
+    images = int(counts.sum())
+    if not images:
         raise DataError("there are no images to measure the accuracy on; give --val a data set with images")
-    return right / count, count
+    balanced = (right / counts)[counts > 0].mean()
+    return Accuracy(int(right.sum()) / images, float(balanced), float(counts.max()) / images, images)
 
 
 def save(model: Classifier, shape: Shape, folder: Path, details: dict[str, Any]) -> str:

@@ -83,7 +83,9 @@ def _trained(folder: Path, image_shape: tuple[int, int, int], device: torch.devi
             f"{'x'.join(map(str, image_shape))}; train features on images of this shape"
         )
     model.to(device)
-    accuracy = details.get("accuracy")
+    accuracy = str(details.get("accuracy"))
+    if "balanced_accuracy" in details:
+        accuracy += f", balanced {details['balanced_accuracy']}, share of the largest class {details['majority_share']}"
     description = f"the {model.size} features of a classifier of {shape.classes} classes ({folder.name}, held-out accuracy {accuracy})"
     return Extractor(folder.name, description, details["sha256"], model.features)
 

@@ -13,6 +13,7 @@ from vaescale.evaluation.likelihood import bits_per_dim
 
 MOST_DIMENSIONS = 4096  # values of an image: PCA takes the eigenvectors of a D x D matrix
 LEAST_EIGENVALUE = 1e-10  # relative to the largest
+LEAST_VARIANCE = 1e-20  # of images in [0, 1]: below are rounding errors of their mean
 Array = NDArray[np.float64]
 
 
@@ -26,15 +27,17 @@ class PPCA(NamedTuple):
     val_scores: Array
 
 
-def ppca(train: Array, val: Array, latents: int) -> PPCA:
+def ppca(train: Array, val: Array, latents: int) -> PPCA | None:
     """Fit probabilistic PCA to the training images and measure it on the held-out ones.
 
     train, val: [N, D] in [0, 1]. latents: number of latents; the fit has fewer if the training images vary in fewer
-    directions.
+    directions. Returns None if they vary in fewer than two, of which none would be left for sigma.
     """
     from sklearn.decomposition import PCA
 
     latents = min(latents, _rank(train) - 1)
+    if latents < 1:
+        return None
     pca = PCA(latents, svd_solver="covariance_eigh").fit(train)
     scores = pca.transform(val)
     reconstructions = pca.inverse_transform(scores).clip(0, 1)
@@ -51,4 +54,4 @@ def ppca(train: Array, val: Array, latents: int) -> PPCA:
 def _rank(images: Array) -> int:
     """The number of directions in which the images vary beyond rounding."""
     values = np.linalg.eigvalsh(np.cov(images.T))
-    return int((values > LEAST_EIGENVALUE * values[-1]).sum())
+    return int((values > max(LEAST_EIGENVALUE * values[-1], LEAST_VARIANCE)).sum())

@@ -259,6 +259,17 @@ class DiscretizedLogisticMixtureConfig(LikelihoodConfig):
     implementation = "vaescale.likelihoods.discretized_logistic.DiscretizedLogisticMixture"
     kind: Literal["discretized_logistic_mixture"] = "discretized_logistic_mixture"
     components: int = Field(default=10, ge=1, description="number of mixture components")
+    first_scale: float = Field(
+        default=0.25,
+        gt=0,
+        description="scale on [-1, 1] that raw parameters of 0 give, as those of a new network nearly are",
+    )
+    scale_ceiling: float | None = Field(
+        default=SCALE_CEILING,
+        gt=0,
+        description="smooth bound of the scale on [-1, 1]; beyond 20 float32 does not resolve the masses of the levels; null: "
+        "none",
+    )
 
 
 LIKELIHOODS: dict[str, type[LikelihoodConfig]] = {

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid
 
 from vaescale import noise
 from vaescale.likelihoods.base import Likelihood, total
@@ -25,6 +25,7 @@ from vaescale.likelihoods.config import (
     DiscretizedLogisticConfig,
     DiscretizedLogisticMixtureConfig,
 )
+from vaescale.likelihoods.level_means import chained_means, level_mean
 from vaescale.likelihoods.sigma import floored, wide
 
 HALF_LEVEL = 1 / (LEVELS - 1)
@@ -52,8 +53,9 @@ class DiscretizedLogistic(Likelihood):
         return total(log_level_mass(2 * x - 1, mean, log_scale))
 
     def mean(self, params: Tensor) -> Tensor:
-        """The mean E[x|z] of the logistic clipped to [-1, 1], which neglects the rounding to levels."""
-        return (clipped_mean(*self._split(params)) + 1) / 2
+        """The mean E[x|z] over the 256 levels, within 1e-4."""
+        mean, log_scale = self._split(params)
+        return (level_mean(mean, torch.exp(log_scale)) + 1) / 2
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
         """A logistic draw, clipped and rounded to its level: multiples of 1/255."""
@@ -103,18 +105,19 @@ class DiscretizedLogisticMixture(Likelihood):
         return total(torch.logsumexp(parts.log_weights + log_mass, dim=1))
 
     def mean(self, params: Tensor) -> Tensor:
-        """The weighted mean of the components' clipped means.
+        """The mean E[x|z] over the 256 levels of every channel, in each component through its coefficients between channels.
 
-        The mean of a channel is conditioned on the means of the channels before it, which neglects the effect of clipping
-        (tested: within 0.06 of E[x|z]). With one channel it is exact up to the rounding to levels.
+        Within 1e-4 for one channel, 0.003 for more: see `level_means`.
         """
         parts = self._split(params)
-        earlier: list[Tensor] = []
-        for c in range(self.image_shape[0]):
-            at = self._mean_of_channel(parts, c, earlier)
-            earlier.append(clipped_mean(at, parts.log_scales[:, :, c]))
-        weights = parts.log_weights.exp()[:, :, None]
-        return ((weights * torch.stack(earlier, dim=2)).sum(1) + 1) / 2
+        batch, components, channels, height, width = parts.means.shape
+        rows = (
+            rearrange(part, "b k n h w -> (b k h w) n")
+            for part in (parts.means, parts.log_scales, parts.coefficients)
+        )
+        means = chained_means(*rows).view(batch, components, height, width, channels)
+        weighted = torch.einsum("bkhw,bkhwc->bchw", parts.log_weights.exp(), means)
+        return ((weighted + 1) / 2).clamp(0, 1)  # the weights' sum has rounding errors
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
         """Draw a component for each pixel, then channel by channel; returns multiples of 1/255."""
@@ -137,7 +140,8 @@ class DiscretizedLogisticMixture(Likelihood):
         parts = rearrange(wide(params), "b (k n) h w -> b k n h w", k=self.config.components)
         logits, means, raw, coefficients = torch.split(parts, [1, channels, channels, pairs], dim=2)
         log_weights = torch.log_softmax(logits.squeeze(2), dim=1)
-        return Components(log_weights, means, _log_scale(raw), torch.tanh(coefficients))
+        log_scales = _log_scale(raw, first=self.config.first_scale, ceiling=self.config.scale_ceiling)
+        return Components(log_weights, means, log_scales, torch.tanh(coefficients))
 
     def _mean_of_channel(
         self, parts: Components, channel: int, earlier: "tuple[Tensor, ...] | list[Tensor]"
@@ -166,14 +170,9 @@ def log_level_mass(v: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     return below + above + torch.where(inside, torch.log(-torch.expm1(-width)), 0.0)
 
 
-def clipped_mean(mean: Tensor, log_scale: Tensor) -> Tensor:
-    """E[min(max(V, -1), 1)] of a logistic V: 1 minus the integral of its distribution function over [-1, 1]."""
-    scale, mean = torch.exp(log_scale), mean.clamp(-500, 500)  # beyond this range only precision is lost
-    return (1 - scale * (softplus((1 - mean) / scale) - softplus((-1 - mean) / scale))).clamp(-1, 1)
-
-
-def _log_scale(raw: Tensor) -> Tensor:
-    return -floored(-floored(math.log(INITIAL_SCALE) + raw, SCALE_FLOOR), 1 / SCALE_CEILING)
+def _log_scale(raw: Tensor, *, first: float = INITIAL_SCALE, ceiling: float | None = SCALE_CEILING) -> Tensor:
+    log_scale = floored(math.log(first) + raw, SCALE_FLOOR)
+    return log_scale if ceiling is None else -floored(-log_scale, 1 / ceiling)
 
 
 def _to_level(v: Tensor) -> Tensor:

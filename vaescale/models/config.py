@@ -28,6 +28,10 @@ class DiagonalConfig(PosteriorConfig):
 
     implementation = "vaescale.models.posterior.Diagonal"
     kind: Literal["diagonal"] = "diagonal"
+    bounded: bool = Field(
+        default=True,
+        description="bound log sigma smoothly to +-8, that of a ladder's priors too; false: no bound, which float32 may overflow",
+    )
 
     def num_params(self, latents: int) -> int:
         """Channels for the means and log standard deviations."""

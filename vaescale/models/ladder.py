@@ -57,6 +57,7 @@ class LadderVAE(VAE):
             channels=channels,
         )
         self._to_posterior: Posterior = posterior.implement(network.latent_dim)
+        self._bounds_priors = getattr(posterior, "bounded", True)
         self.group_places = tuple(group.block.resolution**2 for group in self._groups)
         top = self._groups[0].block.resolution
         self.latent_shape = (network.latent_dim, top, top)
@@ -207,7 +208,7 @@ class LadderVAE(VAE):
         top = self._groups[0]
         feature_map = self.network.enter(top.block, self.network.start(rows), like=like.new_zeros(rows))
         raw_prior, _ = top.prior(feature_map)
-        return feature_map, _prior(raw_prior)
+        return feature_map, self._prior(raw_prior)
 
     def _infer_group(
         self,
@@ -219,7 +220,7 @@ class LadderVAE(VAE):
         measured: bool,
     ) -> GroupTerms:
         raw_prior, onwards = group.prior(feature_map)
-        prior = _prior(raw_prior)
+        prior = self._prior(raw_prior)
         q = self._posterior(group, feature_map, seen, prior)
         with torch.autocast(feature_map.device.type, enabled=False):
             z, latent_kl = draw(q, prior, epsilon().reshape(q.mu.shape).to(q.mu))
@@ -243,6 +244,10 @@ class LadderVAE(VAE):
         with torch.autocast(feature_map.device.type, enabled=False):
             q: Gaussian = self._to_posterior(raw, prior)
             return q
+
+    def _prior(self, raw: Tensor) -> Gaussian:
+        mu, log_sigma = wide(raw).chunk(2, dim=1)
+        return Gaussian(mu, bounded(log_sigma) if self._bounds_priors else log_sigma)
 
     def _by_group(self, z: Tensor) -> list[Tensor]:
         """Split z [B, Z] of the first groups into one map for each group."""
@@ -268,11 +273,6 @@ class LadderVAE(VAE):
         for number, group in enumerate(self._groups[:groups]):
             feature_map = self.network.enter(group.block, maps, like=like)
             raw_prior, onwards = group.prior(feature_map)
-            z = take(group, number, feature_map, _prior(raw_prior))
+            z = take(group, number, feature_map, self._prior(raw_prior))
             maps[group.block.resolution] = group.with_latents(onwards, z)
         return maps
-
-
-def _prior(raw: Tensor) -> Gaussian:
-    mu, log_sigma = wide(raw).chunk(2, dim=1)
-    return Gaussian(mu, bounded(log_sigma))

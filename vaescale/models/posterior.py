@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vaescale.models.config import FixedConfig, PosteriorConfig
+from vaescale.models.config import DiagonalConfig, FixedConfig, PosteriorConfig
 
 LOG_SIGMA_BOUND = 8.0
 
@@ -34,9 +34,18 @@ class Gaussian(NamedTuple):
 def kl(q: Gaussian, p: Gaussian | None = None) -> Tensor:
     """KL(q || p) in nats, value by value; p is the standard normal if None. Kingma & Welling 2014, appendix B."""
     if p is None:
-        return 0.5 * (q.mu.square() + torch.exp(2 * q.log_sigma) - 1) - q.log_sigma
+        return 0.5 * (q.mu.square() + _excess(2 * q.log_sigma))
     deviation, ratio = (q.mu - p.mu) * torch.exp(-p.log_sigma), q.log_sigma - p.log_sigma
-    return 0.5 * (deviation.square() + torch.exp(2 * ratio) - 1) - ratio
+    return 0.5 * (deviation.square() + _excess(2 * ratio))
+
+
+def _excess(log_square: Tensor) -> Tensor:
+    """r - 1 - log r of the ratio r of two variances from log r, at least 0, in its dtype.
+
+    Near r = 1 it is (log r)^2 / 2, which float32 loses in the difference of its terms: they are subtracted in float64.
+    """
+    wide = log_square.double()
+    return torch.expm1(wide).sub(wide).to(log_square)
 
 
 def draw(q: Gaussian, p: Gaussian | None, epsilon: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,8 +90,9 @@ class _Draw(torch.autograd.Function):
         else:
             inverse, difference = torch.neg(log_sigma_p).exp_(), mu - mu_p
             deviation, log_ratio = difference * inverse, log_sigma - log_sigma_p
-        square = (2 * log_ratio).exp_()
-        cost = deviation.square().add_(square).sub_(1).mul_(0.5).sub_(log_ratio)
+        log_square = 2 * log_ratio
+        square = torch.exp(log_square)
+        cost = deviation.square().add_(_excess(log_square)).mul_(0.5)
         ctx.save_for_backward(sigma, epsilon, inverse, difference, deviation, square)
         return (sigma * epsilon).add_(mu), cost.sum(tuple(range(2, cost.ndim))) if cost.ndim > 2 else cost
 
@@ -134,10 +144,14 @@ class Posterior(nn.Module):
 class Diagonal(Posterior):
     """Diagonal q(z|x) from raw [B, 2 Z, ...]: mean and log sigma."""
 
+    def __init__(self, config: DiagonalConfig, latents: int) -> None:
+        super().__init__(config, latents)
+        self._bounded = config.bounded
+
     def forward(self, raw: Tensor, prior: Gaussian | None) -> Gaussian:  # noqa: ARG002
-        """Split raw into the mean and log sigma, which is bounded smoothly."""
+        """Split raw into the mean and log sigma, which is bounded smoothly unless the section says otherwise."""
         mu, log_sigma = raw.chunk(2, dim=1)
-        return Gaussian(mu, bounded(log_sigma))
+        return Gaussian(mu, bounded(log_sigma) if self._bounded else log_sigma)
 
 
 class Isotropic(Posterior):

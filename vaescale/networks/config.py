@@ -13,6 +13,22 @@ Norm = Literal["group", "batch", "none"]
 Width = Annotated[int, Field(gt=0)]
 
 
+class Standardize(Config):
+    """Mean and standard deviation of the values of the training images in [0, 1]: (x - mean) / sigma enters the encoder."""
+
+    mean: float = Field(description="mean of the values in [0, 1]")
+    sigma: float = Field(gt=0, description="their standard deviation")
+
+
+Standardized = Annotated[
+    Standardize | None,
+    Field(
+        description="mean and sigma of the training images' values in [0, 1], such as {mean: 0.47, sigma: 0.25}: "
+        "(x - mean) / sigma enters the encoder; null: 2 x - 1"
+    ),
+]
+
+
 class NetworkConfig(Config):
     """The section of an encoder and decoder.
 
@@ -50,6 +66,7 @@ class ConvConfig(NetworkConfig):
         description="normalization layers; `batch` takes its statistics over the global batch; null: that of "
         "the preset, or `group` without a preset",
     )
+    standardize: Standardized = None
 
     @model_validator(mode="after")
     def _a_preset_has_its_widths(self) -> "ConvConfig":
@@ -79,6 +96,7 @@ class ResnetConfig(NetworkConfig):
     attention_at: tuple[Width, ...] = Field(
         default=(), description="sizes of maps that have self-attention after each block"
     )
+    standardize: Standardized = None
 
 
 class LadderConfig(NetworkConfig):
@@ -110,6 +128,7 @@ class LadderConfig(NetworkConfig):
         default=False,
         description="recompute activations in the backward pass: a third slower, much less memory",
     )
+    standardize: Standardized = None
 
     @model_validator(mode="before")
     @classmethod

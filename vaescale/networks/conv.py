@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from vaescale.networks.base import FlatNetwork
 from vaescale.networks.config import ConvConfig, Norm
-from vaescale.networks.layers import ACTIVATIONS, conv, deconv, norm, normed, refuse_indivisible, spectral
+from vaescale.networks.layers import (
+    ACTIVATIONS,
+    conv,
+    deconv,
+    norm,
+    normed,
+    refuse_indivisible,
+    spectral,
+    standardized,
+)
 from vaescale.networks.presets import PRESETS, Preset
 
 WIDTHS = (32, 64)
@@ -37,7 +46,7 @@ class ConvNetwork(FlatNetwork):
             f"cannot be halved {math.log2(max(halvings, doublings)):.0f} times as {key} asks",
             "a network of fewer halvings" if config.preset else "fewer widths",
         )
-        self.latent_shape = (config.latent_dim,)
+        self.latent_shape, self._standardize = (config.latent_dim,), config.standardize
         small, start = image_size // halvings, image_size // doublings
         width = plan.encoder[-1][0]
         sizes = (width * small * small, *plan.hidden, encoder_out)
@@ -58,7 +67,7 @@ class ConvNetwork(FlatNetwork):
 
     def encode(self, x: Tensor) -> Tensor:
         """Map [B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out]."""
-        parameters: Tensor = self.encoder(2 * x - 1)
+        parameters: Tensor = self.encoder(standardized(x, self._standardize))
         return parameters
 
     def decode(self, z: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d, gelu, pad
 
 from vaescale.errors import UserError
 from vaescale.networks.config import LadderConfig
-from vaescale.networks.layers import conv, nearest, recomputed
+from vaescale.networks.layers import conv, nearest, recomputed, standardized
 from vaescale.networks.stages import Block, parse_decoder, parse_encoder, suggested
 
 Maps = dict[int, Tensor]
@@ -31,6 +31,7 @@ class LadderNetwork(nn.Module):
         super().__init__()
         encoder, decoder = _stages(config, image_size)
         self.latent_dim, self.checkpointing = config.latent_dim, config.checkpointing
+        self._standardize = config.standardize
         self.image_size = image_size
         self._widths = {
             block.resolution: config.widths.get(block.resolution, config.width) for block in decoder
@@ -78,7 +79,9 @@ class LadderNetwork(nn.Module):
 
     def bottom_up(self, x: Tensor) -> Maps:
         """Map [B, C, S, S] in [0, 1] to the last map of each resolution."""
-        feature_map = self.stem((2 * x - 1).contiguous(memory_format=torch.channels_last))
+        feature_map = self.stem(
+            standardized(x, self._standardize).contiguous(memory_format=torch.channels_last)
+        )
         maps = {feature_map.shape[-1]: feature_map}
         for block in self.encoder:
             feature_map = recomputed(block, feature_map) if self.checkpointing else block(feature_map)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vaescale import comm
 from vaescale.errors import UserError
-from vaescale.networks.config import Norm
+from vaescale.networks.config import Norm, Standardize
 from vaescale.networks.group_norm import GroupNorm
 
 T = TypeVar("T")
@@ -29,6 +29,11 @@ def conv(channels: int, width: int, kernel: int, *, stride: int = 1, padding: in
     """Map [B, C, S, S] to [B, width, S / stride, S / stride] with the usual padding; an even kernel needs a stride of 2."""
     padding = (kernel - 1) // 2 if padding is None else padding
     return nn.Conv2d(channels, width, kernel, stride=stride, padding=padding)
+
+
+def standardized(x: Tensor, moments: Standardize | None) -> Tensor:
+    """The encoder's input from images in [0, 1]: (x - mean) / sigma, or 2 x - 1 without moments."""
+    return 2 * x - 1 if moments is None else (x - moments.mean) / moments.sigma
 
 
 def deconv(channels: int, width: int, kernel: int, *, stride: int = 2) -> nn.ConvTranspose2d:

@@ -15,7 +15,7 @@ from vaescale.errors import UserError
 from vaescale.networks.attention import attend
 from vaescale.networks.base import FlatNetwork
 from vaescale.networks.config import ResnetConfig
-from vaescale.networks.layers import conv, nearest, norm, normed, refuse_indivisible
+from vaescale.networks.layers import conv, nearest, norm, normed, refuse_indivisible, standardized
 
 NORM_GROUPS = 32
 
@@ -55,7 +55,7 @@ class ResnetNetwork(FlatNetwork):
             *_end(channels_before, encoder_out),
             conv(encoder_out, encoder_out, 1),
         ]
-        self.encoder = nn.Sequential(*down)
+        self.encoder, self._standardize = nn.Sequential(*down), config.standardize
 
         up: list[nn.Module] = [
             conv(config.latent_dim, config.latent_dim, 1),
@@ -70,7 +70,7 @@ class ResnetNetwork(FlatNetwork):
 
     def encode(self, x: Tensor) -> Tensor:
         """Map [B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out, S / f, S / f]."""
-        parameters: Tensor = self.encoder(2 * x - 1)
+        parameters: Tensor = self.encoder(standardized(x, self._standardize))
         return parameters
 
     def decode(self, z: Tensor) -> Tensor:

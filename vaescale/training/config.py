@@ -19,13 +19,26 @@ class OptimizerConfig(Config):
         default=(0.9, 0.999), description="decay rates of the two moment estimates"
     )
     weight_decay: float = Field(
-        default=0.0, ge=0, description="weight decay of kernels and matrices; biases and norms have none"
+        default=0.0, ge=0, description="weight decay of the parameters that `decay` names"
+    )
+    decay: Literal["kernels", "all"] = Field(
+        default="kernels",
+        description="what decays: kernels and matrices, or every parameter, biases and norms too",
+    )
+    epsilon: float = Field(
+        default=1e-8,
+        gt=0,
+        description="Adam's epsilon, added to the root of the second moment of a gradient in nats per image",
     )
     schedule: Literal["cosine", "constant"] = Field(
         default="cosine", description="learning rate after the warm-up"
     )
     warmup_steps: int = Field(
         default=0, ge=0, description="steps over which the learning rate rises linearly from 0"
+    )
+    warmup_from_zero: bool = Field(
+        default=False,
+        description="begin the warm-up with a learning rate of 0, which moves no weights, in place of lr / warmup_steps",
     )
     schedule_start: int = Field(
         default=0,
@@ -46,6 +59,12 @@ class OptimizerConfig(Config):
         gt=1,
         description="skip steps whose gradient norm is this many times the usual one (see training/guard.py); for "
         "deep ladders; null: skip none",
+    )
+    skip_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="skip steps whose gradient norm, before clipping, is at least this; a run whose norms stay above it "
+        "learns nothing more; null: skip none",
     )
 
     def check_sizes(self, sizes: Sizes) -> None:
@@ -88,6 +107,11 @@ class TrainingConfig(Config):
         ge=0,
         lt=1,
         description="decay of the averaged weights, approached as min(ema_decay, (1 + step) / (10 + step)); 0: no average",
+    )
+    ema_warmup: bool = Field(
+        default=True,
+        description="approach ema_decay as it says; false: average with ema_decay from the first step, so that the initial "
+        "weights count for 1 / (1 - ema_decay) steps",
     )
     log_every: int = Field(default=10, gt=0, description="steps between two rows of training metrics")
     evaluate_every: int = Field(default=200, gt=0, description="steps between two evaluations on data.val")

@@ -5,6 +5,7 @@ is far above the usual one (`outliers.py`), nor one whose float16 gradient overf
 decides this, and carries whether a rank was asked to stop. The host reads the outcome one step later (`later.py`).
 """
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -110,11 +111,13 @@ class Guard:
         max_non_finite: int,
         device: torch.device,
         skip_factor: float | None = None,
+        skip_norm: float | None = None,
         clip_norm: float | None = None,
         scaled: bool = False,
     ) -> None:
         """Create a guard. scaled: whether the loss is multiplied by `scale` before the backward pass, as float16 needs."""
         self._factor, self._clip_norm, self._scaled = skip_factor, clip_norm, scaled
+        self._log_most = math.log(skip_norm) if skip_norm else None
         self._max_non_finite = max_non_finite
         self._rules = Rules.on(device)
         first = [0, 0, 0, 0, -1, FIRST_SCALE if scaled else 1.0, 0]
@@ -187,8 +190,11 @@ class Guard:
         after = numbers + rules.finite_adds
         if self._factor:
             exceeded = state.usual.is_exceeded(log_norm, factor=self._factor)
-            after = torch.addcmul(after, rules.exceeded, exceeded.double())
             skip, learned = skip | exceeded, state.usual.learned(log_norm, factor=self._factor)
+        if self._log_most is not None:
+            skip = skip | (log_norm >= self._log_most)
+        if self._factor or self._log_most is not None:
+            after = torch.addcmul(after, rules.exceeded, skip.double())
         after = torch.lerp(after, torch.addcmul(rules.targets, rules.learned, learned), rules.rates)
         faulty = torch.addcmul(rules.fault_adds, numbers, rules.kept).add_(rules.fault_step, alpha=step)
         if self._scaled:

@@ -16,23 +16,27 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build the optimizer, with weight decay on matrices and kernels only, never on biases and norms.
+    """Build the optimizer, with weight decay on matrices and kernels only, or on everything with `decay: all`.
 
     It is fused, so that a tensor on the device, `found_inf`, skips a step and the host does not wait.
     """
     named = list(model.named_parameters())
-    kernels = [p for name, p in named if p.ndim > 1 and "bias" not in name]  # a ladder's `biases` are maps
-    others = [p for name, p in named if p.ndim <= 1 or "bias" in name]
+
+    def decays(name: str, parameter: nn.Parameter) -> bool:  # a ladder's `biases` are maps
+        return config.decay == "all" or (parameter.ndim > 1 and "bias" not in name)
+
     groups = [
-        {"params": kernels, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
-    return OPTIMIZERS[config.kind](groups, lr=config.lr, betas=config.betas, fused=True)
+    return OPTIMIZERS[config.kind](groups, lr=config.lr, betas=config.betas, eps=config.epsilon, fused=True)
 
 
 def learning_rate(step: int, config: OptimizerConfig, *, total_steps: int) -> float:
     """The learning rate of an optimizer step, counted from 0. Before `schedule_start` it is that of the schedule's first step."""
     start = config.schedule_start
+    if config.warmup_from_zero and step - start < config.warmup_steps:
+        return config.lr * max(0, step - start) / config.warmup_steps
     return config.lr * SCHEDULES[config.schedule](
         max(0, step - start),
         total_steps=max(1, total_steps - start),

@@ -4,23 +4,20 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from vaescale.evaluation.remarks import remarks
 from vaescale.figures import group_rates, training_curves
+from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.runs import folder as run_folder
 from vaescale.runs.tracking import TrackingConfig, push
 
 
-def went_wrong(rows: Iterable[Mapping[str, float]]) -> list[str]:
-    """Sentences on a training that ended and yet failed, from its rows of metrics: no latent is active, or the bound got worse."""
+def went_wrong(rows: Iterable[Mapping[str, float]], likelihood: LikelihoodConfig) -> list[str]:
+    """Sentences on a training that ended and yet failed, from its rows of metrics: those of `remarks`, or the bound got worse."""
     held_out = [row for row in rows if "val/mse" in row]
     if not held_out:
         return []
     first, last = held_out[0], held_out[-1]
-    sentences = []
-    if last.get("val/active_units") == 0:
-        sentences.append(
-            "no latent is active: q(z|x) is the same for all images; take likelihood.sigma=optimal, lower objective.beta or "
-            "optimizer.lr, or change the network"
-        )
+    sentences = remarks({name.removeprefix("val/"): value for name, value in last.items()}, likelihood)
     for name in ("neg_elbo_nats", "neg_profile_elbo_nats"):
         before, after = first.get(f"val/{name}", math.nan), last.get(f"val/{name}", math.nan)
         if after > before and last["step"] > first["step"]:

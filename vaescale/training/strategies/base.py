@@ -52,10 +52,14 @@ class Strategy:
         build_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         *,
         ema_decay: float,
+        ema_warmup: bool = True,
     ) -> None:
-        """Wrap the model and build its optimizer. ema_decay: of the averaged weights; 0: no average."""
+        """Wrap the model and build its optimizer. ema_decay: of the averaged weights; 0: no average.
+
+        ema_warmup: whether the decay grows with the steps up to ema_decay, or is ema_decay from the first step.
+        """
         self.accelerator, self.model, self.device = accelerator, model, accelerator.device
-        self._ema_decay, self._ema_weight = ema_decay, 0.0
+        self._ema_decay, self._ema_weight, self._ema_warmup = ema_decay, 0.0, ema_warmup
         self.wrapped, self.optimizer = self._wrap(build_optimizer)
         for tensor in self._held():
             self.optimizer.state[tensor] = self._fresh_state(tensor)
@@ -220,7 +224,8 @@ class Strategy:
 
     def _at(self, step: int) -> None:
         """Set decay_t = min(decay, (1 + t) / (10 + t)): early on, the horizon grows with the steps. Polyak & Juditsky 1992."""
-        self._ema_weight = 1 - min(self._ema_decay, (1 + step) / (10 + step))
+        most = (1 + step) / (10 + step) if self._ema_warmup else 1.0
+        self._ema_weight = 1 - min(self._ema_decay, most)
 
     @torch.no_grad()
     def _average(self, groups: list[dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ OTHER_PLACE = (
 )
 PASSING = re.compile(
     r"(?i)timed? ?out|refused|no answer|unreachable|aborted|reset by peer|failed with exception|database is locked"
-    r"|too many|could not connect|connection to server|must be in the 'active' state"
+    r"|too many|lock timeout|could not connect|connection to server|must be in the 'active' state"
 )
 PASSING_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -41,11 +42,14 @@ ARTIFACTS = (
 
 
 class _Upload(threading.Thread):
-    """The sending of one file, which may take longer than its caller waits. file: the MLflow run, the file's name and sha256."""
+    """The sending of one file, which may take longer than its caller waits. file: the MLflow run, the file's name and sha256.
+
+    begun: when it started, by time.monotonic.
+    """
 
     def __init__(self, file: tuple[str, str, str], send: Callable[[], None]) -> None:
         super().__init__(daemon=True, name="mlflow-file")
-        self.file, self._send = file, send
+        self.file, self._send, self.begun = file, send, time.monotonic()
         self.error: Exception | None = None
 
     def run(self) -> None:
@@ -61,7 +65,8 @@ _uploads: dict[Path, _Upload] = {}  # by run folder: the file whose sending took
 class Sender:
     """The sending of one run folder to its MLflow run. state: the content of mlflow.json, changed and recorded as kinds are sent.
 
-    upload_seconds: how long to wait for one file before it is sent on in the background; None: until it is sent.
+    upload_seconds: how long to wait for one file, from the start of its upload, before it is sent on in the background; None:
+    until it is sent.
     """
 
     def __init__(
@@ -195,7 +200,7 @@ class Sender:
     def _send_artifacts(self) -> int:
         """Send files that are new or changed, and record each. Returns their number."""
         num_sent, is_checked = 0, False
-        for path in _artifacts(self._folder):
+        for path in artifacts_of(self._folder):
             try:
                 digest = self._changed(path)
                 if digest is None:
@@ -241,12 +246,14 @@ class Sender:
                 self._wait_for(upload, 0.0)
             upload = _Upload(file, send)
             upload.start()
-        self._wait_for(upload, self._upload_seconds)
+        # An upload that earlier rounds waited for is only looked at: the end of a run does not wait for it again.
+        left = max(0.0, upload.begun + (self._upload_seconds or 0.0) - time.monotonic())
+        self._wait_for(upload, left)
         if upload.error is not None:
             raise upload.error
         self._note(name, digest, path)
 
-    def _wait_for(self, upload: _Upload, seconds: float | None) -> None:
+    def _wait_for(self, upload: _Upload, seconds: float) -> None:
         """Wait for the end of an upload. Raises StoreFault when it takes longer; the next round looks at it again."""
         upload.join(None if self._upload_seconds is None else seconds)
         if upload.is_alive():
@@ -298,8 +305,8 @@ def _unsent_values(row: dict[str, float], state: State) -> list[Any]:
     return metrics
 
 
-def _artifacts(folder: Path) -> list[Path]:
-    """The files to send, without temporary and lock files, whose names begin with a dot."""
+def artifacts_of(folder: Path) -> list[Path]:
+    """The files of a run folder that MLflow gets, without temporary and lock files, whose names begin with a dot."""
     paths = []
     for pattern in ARTIFACTS:
         with suppress(FileNotFoundError):  # a folder deleted while it is listed

@@ -2,18 +2,24 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
-from vaescale.commands.chaos import _compare, _kinds, _step_seconds, chaos
+from tests.conftest import tiny_recipe
+from vaescale.commands import chaos as verb
+from vaescale.commands.chaos import KINDS, Setup, _compare, _is_explained, _kinds, _step_seconds, chaos
 from vaescale.errors import UserError
-from vaescale.system.faults import FAULTS, Family, inject, kill_one
+from vaescale.system import faults
+from vaescale.system.faults import Family, fill_shared_memory, inject, kill_one, own_shared_memory
 
 
 def write_run(folder: Path, rows: int, *, weight: float = 1.0) -> None:
@@ -35,14 +41,105 @@ def test_lost_rows_and_other_tensors_are_counted(tmp_path: Path, rows: int, weig
     assert result["checkpoints_passed_over"] == 2
 
 
-def test_a_process_alone_cannot_notice_that_it_hangs(tmp_path: Path) -> None:
-    alone = _kinds(None, alone=True)
-    assert set(_kinds(None, alone=False)) - set(alone) == {"stop one", "hold lock"}
-    assert set(_kinds(None, alone=False)) == set(FAULTS)
+@pytest.fixture
+def recipe(digits: Path, tmp_path: Path) -> Path:
+    """A recipe whose images are read by two processes."""
+    content = tiny_recipe(digits, tmp_path / "run")
+    content["data"] |= {"workers": 2, "cache": "none"}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_kinds_are_those_that_training_can_meet(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "own_shared_memory", lambda: ["unshare"])
+    assert _kinds(None, recipe, (), alone=False) == list(KINDS)
+    assert set(KINDS) - set(_kinds(None, recipe, (), alone=True)) == {"stop one", "hold lock"}
+    assert "full shm" not in _kinds(None, recipe, ("data.workers=0",), alone=True)
     with pytest.raises(UserError, match="--kinds 'stop one' needs several processes"):
-        chaos(tmp_path / "recipe.yaml", kinds=["stop one"], folder=tmp_path)
+        chaos(recipe, kinds=["stop one"], folder=recipe.parent)
+    with pytest.raises(UserError, match=r"--kinds 'full shm' needs reading processes; give data\.workers=2"):
+        _kinds(["full shm"], recipe, ("data.cache=memory",), alone=True)
     with pytest.raises(UserError, match="--kinds 'kill' is unknown; known: kill all, kill one"):
-        chaos(tmp_path / "recipe.yaml", kinds=["kill"], folder=tmp_path)
+        chaos(recipe, kinds=["kill"], folder=recipe.parent)
+
+
+def test_a_fault_that_cannot_be_caused_here_is_said_and_left_out(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verb, "own_shared_memory", lambda: None)
+    monkeypatch.setattr(verb, "is_installed", lambda: False)
+    assert set(KINDS) - set(_kinds(None, recipe, (), alone=False)) == {
+        "full shm",
+        "lost run",
+        "artifacts away",
+    }
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == (
+        "the fault 'full shm' is left out: this user cannot mount a /dev/shm for one process (unshare --mount fails), and the "
+        "machine's is not filled"
+    )
+    assert said[1] == "the fault 'lost run' is left out: MLflow is not installed; pip install mlflow"
+    with pytest.raises(UserError, match="no fault of --kinds can be caused here"):
+        _kinds(["full shm"], recipe, (), alone=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "code", "said", "is_explained"),
+    [
+        ("kill all", "cpu2", -9, "", True),
+        ("kill one", None, -9, "", True),
+        ("kill one", "cpu2", 1, "train 5/9", False),
+        ("terminate", None, 75, "SIGTERM: saving after this step", True),
+        ("terminate", None, -15, "", False),
+        ("full shm", None, 3, "vaescale train: a reading process", True),
+        ("full shm", None, 1, "vaescale train: a\nTraceback (most recent call last):", False),
+        ("lost run", None, 75, "asked to stop after step 3", False),
+        ("lost run", None, 75, "the run 1 was deleted; a new run\nasked to stop after step 3", True),
+    ],
+)
+def test_an_end_is_explained_by_the_words_of_its_start(
+    tmp_path: Path, kind: str, backend: str | None, code: int, said: str, *, is_explained: bool
+) -> None:
+    setup = Setup(tmp_path, (), backend, None, tmp_path, {}, None)
+    assert _is_explained(setup, kind, code, said) is is_explained
+
+
+def test_a_full_shared_memory_is_that_of_the_process_alone(tmp_path: Path) -> None:
+    words = own_shared_memory()
+    if words is None:
+        pytest.skip("a /dev/shm cannot be mounted here")
+    script = "until [ -e go ]; do sleep 0.01; done; echo x > /dev/shm/new || echo full > said; [ -e /dev/shm/full ]"
+    with subprocess.Popen([*words, "sh", "-c", script], cwd=tmp_path, stderr=subprocess.DEVNULL) as started:
+        filling = threading.Thread(target=fill_shared_memory, args=(Family.of(started.pid),))
+        filling.start()
+        own = Path(f"/proc/{started.pid}/root/dev/shm")
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if (own / "full").exists() and not os.statvfs(own).f_bavail:
+                break
+            time.sleep(0.01)
+        assert not os.path.exists("/dev/shm/full")  # noqa: S108
+        (tmp_path / "go").touch()
+        assert started.wait(20) == 0
+    filling.join(20)
+    assert not filling.is_alive()
+    assert (tmp_path / "said").read_text() == "full\n"
+
+
+def test_a_launcher_has_no_rank_until_it_starts_one() -> None:
+    """It is not the process to stop or to hang: nobody would notice."""
+    assert Family.of(os.getpid(), launched=True).ranks == []
+    assert Family.of(os.getpid()).ranks == [os.getpid()]
+
+
+def test_a_signal_comes_once_it_is_caught() -> None:
+    signal.signal(signal.SIGUSR2, lambda *_: None)
+    try:
+        assert faults._is_caught(os.getpid(), signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+    assert not faults._is_caught(os.getpid(), signal.SIGUSR2)
 
 
 def test_useful_time_is_that_of_the_steps(tmp_path: Path) -> None:

@@ -74,7 +74,14 @@ def test_a_kind_that_fails_keeps_no_other_back(
 def test_a_file_that_takes_long_is_sent_beside_the_rows(
     run: Path, project: Path, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, uploads = threading.Event(), []
+    go, uploads, waits = threading.Event(), [], []
+    join = threading.Thread.join
+
+    def wait(self: threading.Thread, seconds: float | None = None) -> None:
+        waits.append(seconds)
+        join(self, seconds)
+
+    monkeypatch.setattr("vaescale.runs.sender._Upload.join", wait)
 
     def log_artifact(self: MlflowClient, run_id: str, path: str, parent: str | None = None) -> None:
         uploads.append(Path(path).name)
@@ -88,6 +95,8 @@ def test_a_file_that_takes_long_is_sent_beside_the_rows(
         assert state["status_sent"]
         assert max(steps_sent(client_at(project), state)) == step - 1
         run_folder.append_metrics(run, step, {"train/mse": 0.1})
+    assert waits[0] == pytest.approx(0.05, abs=0.05)
+    assert waits[1] == 0.0, "it was waited for"
     go.set()
     assert sync(run, config)["artifacts_sent"] == 1
     assert uploads == ["recipe.yaml"], "once"

@@ -20,6 +20,7 @@ from vaescale.config import flat
 from vaescale.errors import UserError
 from vaescale.runs import folder as run_folder
 from vaescale.runs.mlflow_state import State, record
+from vaescale.runs.parents import link_parent
 from vaescale.runs.store_faults import StoreFault, explained, explained_files
 from vaescale.runs.stores import refuse_moved_artifacts
 from vaescale.system.secrets import redact
@@ -65,16 +66,24 @@ _uploads: dict[Path, _Upload] = {}  # by run folder: the file whose sending took
 class Sender:
     """The sending of one run folder to its MLflow run. state: the content of mlflow.json, changed and recorded as kinds are sent.
 
-    upload_seconds: how long to wait for one file, from the start of its upload, before it is sent on in the background; None:
+    parent: the id of the run that groups this one with others, or None. upload_seconds: how long to wait for one file, from the start of its upload, before it is sent on in the background; None:
     until it is sent.
     """
 
     def __init__(
-        self, client: Any, uri: str, run: Any, folder: Path, state: State, *, upload_seconds: float | None
+        self,
+        client: Any,
+        uri: str,
+        run: Any,
+        folder: Path,
+        state: State,
+        *,
+        parent: str | None,
+        upload_seconds: float | None,
     ) -> None:
         self._client, self._uri, self._run, self._folder, self._state = client, uri, run, folder, state
         self._run_id = state["run_id"]
-        self._upload_seconds = upload_seconds
+        self._parent, self._upload_seconds = parent, upload_seconds
 
     def send(self) -> dict[str, int]:
         """Send what MLflow lacks. Returns metrics_sent and artifacts_sent. Raises StoreFault for the first kind that failed."""
@@ -85,6 +94,7 @@ class Sender:
             ("changes_sent", self._send_changes),
             ("metrics_sent", self._send_metrics),
             ("status_sent", self._send_status),
+            ("parent_linked", self._link_parent),
             ("artifacts_sent", self._send_artifacts),
         ):
             try:
@@ -168,6 +178,9 @@ class Sender:
         state["status_sent"] = True
         self._record()
         return 1
+
+    def _link_parent(self) -> int:
+        return 0 if self._parent is None else int(link_parent(self._client, self._run, self._parent))
 
     def _send_metrics(self) -> int:
         """Send complete lines after the last one sent, and record the position after each request. Returns their number of values.

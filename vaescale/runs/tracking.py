@@ -20,6 +20,7 @@ from vaescale.errors import MissingPackage, Preempted, UserError
 from vaescale.runs import folder as run_folder
 from vaescale.runs import mlflow_state
 from vaescale.runs.mlflow_state import FOLDER_ID, State, record
+from vaescale.runs.parents import PARENT, REPLACES
 from vaescale.runs.sender import TAG_CHARACTERS, Sender, cut
 from vaescale.runs.store_faults import StoreFault, explained
 from vaescale.runs.stores import (
@@ -40,7 +41,7 @@ WAIT_SECONDS = 60.0  # for another sender of the same run
 UPLOAD_SECONDS = 20.0  # for one file, before rows go on
 REPLACED = {  # tags that name another run of MLflow
     "copied_from": "vaescale.copied_from",
-    "replaces": "vaescale.replaces",
+    "replaces": REPLACES,
 }
 
 
@@ -199,7 +200,7 @@ def _send(folder: Path, config: TrackingConfig, state: State, upload_seconds: fl
     if state["tracking_uri"] != redact(uri):  # the store was moved
         state["tracking_uri"] = redact(uri)
         record(folder, state)
-    sent = Sender(client, uri, run, folder, state, upload_seconds=upload_seconds).send()
+    sent = Sender(client, uri, run, folder, state, parent=config.parent, upload_seconds=upload_seconds).send()
     _told.pop(folder.absolute(), None)
     return state | sent
 
@@ -338,7 +339,7 @@ def _tags(folder: Path, config: TrackingConfig, state: State) -> dict[str, str]:
     }
     tags |= _origin(tags.get("git_revision", "")) | {FOLDER_ID: state["folder_id"]}
     tags |= {tag: state[name] for name, tag in REPLACED.items() if name in state}
-    return tags | ({"mlflow.parentRunId": config.parent} if config.parent else {})
+    return tags | ({PARENT: config.parent} if config.parent else {})
 
 
 def _origin(revision: str) -> dict[str, str]:

@@ -142,6 +142,30 @@ def test_a_signal_comes_once_it_is_caught() -> None:
     assert not faults._is_caught(os.getpid(), signal.SIGUSR2)
 
 
+def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of a start that does not end, nor when this process is asked to stop."""
+
+    def start(*_: object) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True)
+
+    def wait_for_ever(family: Family) -> None:
+        families.append(Family.of(family.first))
+
+    families: list[Family] = []
+    monkeypatch.setattr(verb, "ENDS_WITHIN", 0.1)
+    setup = Setup(tmp_path, (), None, None, tmp_path, {"kill all": wait_for_ever}, None)
+    with pytest.raises(UserError, match=r"did not end within 0\.1 s after the fault 'kill all'"):
+        verb._disturb(setup, start(), "kill all", 0.3)
+    assert len(families[0].all) == 2
+    assert not any(faults.runs(process) for process in families[0].all)
+    monkeypatch.setattr(verb, "_start", start)
+    asking = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    asking.start()
+    with pytest.raises(SystemExit) as ended, verb._ended_by_sigterm():
+        verb._trained(setup, "peace", 60)
+    assert ended.value.code == 143
+
+
 def test_useful_time_is_that_of_the_steps(tmp_path: Path) -> None:
     rows = [{"step": step, "time": 0.0, "train/mse": 1.0, "perf/step_seconds": 0.5} for step in (1, 2, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

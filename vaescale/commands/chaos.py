@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ def chaos(
         raise UserError(f"--folder {folder} already holds runs; choose another folder")
     chosen = _kinds(kinds, recipe, overrides, alone=backend is None)
     chance = random.Random(seed)  # noqa: S311
-    with contextlib.ExitStack() as stack:
+    with _ended_by_sigterm(), contextlib.ExitStack() as stack:
         store, known = None, dict(FAULTS)
         if any(kind in OF_THE_STORE for kind in chosen):
             store = stack.enter_context(FaultyStore(folder, folder / "chaos"))
@@ -141,6 +142,19 @@ def chaos(
             "wall_seconds": round(wall, 1),
         }
     return result
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does, so that no start is left behind. Only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _kinds(given: Sequence[str] | None, recipe: Path, overrides: Sequence[str], *, alone: bool) -> list[str]:

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from tests.conftest import tiny_recipe
 from vaescale.commands import chaos as verb
-from vaescale.commands.chaos import KINDS, Setup, _compare, _is_explained, _kinds, _step_seconds, chaos
+from vaescale.commands.chaos import KINDS, Setup, _is_explained, _kinds, chaos
 from vaescale.errors import UserError
+from vaescale.runs.equality import compare, step_seconds
 from vaescale.system import faults
 from vaescale.system.faults import Family, fill_shared_memory, inject, kill_one, own_shared_memory
 
@@ -35,7 +36,7 @@ def test_lost_rows_and_other_tensors_are_counted(tmp_path: Path, rows: int, weig
     write_run(tmp_path / "peace", 9)
     write_run(tmp_path / "chaos", rows, weight=weight)
     (tmp_path / "chaos.log").write_text("skipping checkpoint a: damaged\nskipping checkpoint b: damaged\n")
-    result = _compare(tmp_path)
+    result = compare(tmp_path)
     assert (result["steps"], result["rows_lost"]) == (9, 9 - rows)
     assert (result["tensors_differing"], result["bit_equal"]) == (int(weight != 1), weight == 1)
     assert result["checkpoints_passed_over"] == 2
@@ -146,7 +147,9 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Neither of a start that does not end, nor when this process is asked to stop."""
 
     def start(*_: object) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True)
+        """As torch's launcher does: the child is in a session of its own."""
+        words = ["sh", "-c", "setsid sleep 60 & wait"]
+        return subprocess.Popen(words, start_new_session=True, env=os.environ | inject(tmp_path / "inject"))
 
     def wait_for_ever(family: Family) -> None:
         families.append(Family.of(family.first))
@@ -172,7 +175,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_useful_time_is_that_of_the_steps(tmp_path: Path) -> None:
     rows = [{"step": step, "time": 0.0, "train/mse": 1.0, "perf/step_seconds": 0.5} for step in (1, 2, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert _step_seconds(tmp_path) == 1.5
+    assert step_seconds(tmp_path) == 1.5
 
 
 def test_a_hung_process_has_python_s_lock(tmp_path: Path) -> None:

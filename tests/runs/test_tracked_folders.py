@@ -137,6 +137,25 @@ def test_a_deleted_run_is_sent_again_as_a_new_one(
     assert sync(run, config)["run_id"] == second["run_id"]
 
 
+def test_a_run_that_is_deleted_while_it_is_sent_is_made_anew_at_once(
+    run: Path, project: Path, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, first, known = client_at(project), sync(run, config), tracking._known_run
+
+    def known_and_then_deleted(*arguments: Any) -> Any:
+        found = known(*arguments)
+        if found is not None and found.info.run_id == first["run_id"]:
+            client.delete_run(first["run_id"])
+        return found
+
+    monkeypatch.setattr(tracking, "_known_run", known_and_then_deleted)
+    run_folder.append_metrics(run, 3, {"train/mse": 0.1})
+    second = sync(run, config, status="FINISHED")
+    assert second["run_id"] != first["run_id"]
+    assert steps_sent(client, second) == [1, 2, 3]
+    assert client.get_run(second["run_id"]).info.status == "FINISHED"
+
+
 def test_a_deleted_experiment_is_one_sentence_with_the_remedy(
     run: Path, project: Path, config: TrackingConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,17 +16,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors.torch import load_file
-
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, checked
 from vaescale.errors import UserError
 from vaescale.recipe import load_recipe
+from vaescale.runs.equality import compare, step_seconds
 from vaescale.runs.faulty_store import EXPERIMENT, FaultyStore
-from vaescale.runs.folder import METRICS, read_metrics
+from vaescale.runs.folder import METRICS
 from vaescale.runs.stores import is_installed
 from vaescale.system.console import say
-from vaescale.system.faults import FAULTS, NOTICED_BY_OTHERS, OF_A_RANK, Family, inject, own_shared_memory
+from vaescale.system.faults import (
+    FAULTS,
+    NOTICED_BY_OTHERS,
+    OF_A_RANK,
+    Family,
+    inject,
+    kill_injected,
+    own_shared_memory,
+)
 from vaescale.system.meeting import WAIT
 from vaescale.system.shipped import BACKENDS, shipped_file
 
@@ -129,7 +135,7 @@ def chaos(
             ends = _disturb_one_training(setup, faults, chance, mtbf_seconds)
         _finish(setup, patience)
         wall = time.monotonic() - begun
-        result = {"folder": str(folder), "faults": dict(ends.counts), **_compare(folder)}
+        result = {"folder": str(folder), "faults": dict(ends.counts), **compare(folder)}
         result |= store.lacks() if store is not None else {}
     result |= {
         "slowest_end_seconds": round(max(ends.slowest.values(), default=0.0), 1),
@@ -138,7 +144,7 @@ def chaos(
     }
     if mtbf_seconds is not None:
         result |= {
-            "goodput": round(_step_seconds(folder / "peace") / wall, 4),
+            "goodput": round(step_seconds(folder / "peace") / wall, 4),
             "wall_seconds": round(wall, 1),
         }
     return result
@@ -263,7 +269,7 @@ def _trained(setup: Setup, name: str, patience: float) -> int:
             )
         return started.returncode
     finally:
-        _kill(started)
+        _kill(setup, started)
 
 
 def _start(setup: Setup, name: str) -> "subprocess.Popen[bytes]":
@@ -314,15 +320,16 @@ def _disturb(setup: Setup, started: "subprocess.Popen[bytes]", kind: str, second
             )
         return time.monotonic() - begun
     finally:
-        _kill(started)
+        _kill(setup, started)
         if setup.store is not None:
             setup.store.answer()
 
 
-def _kill(started: "subprocess.Popen[bytes]") -> None:
+def _kill(setup: Setup, started: "subprocess.Popen[bytes]") -> None:
     """Kill what is left of a start: all of it, or what a killed launcher leaves behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(started.pid, signal.SIGKILL)
+    kill_injected(setup.folder / "inject")
     started.wait()
 
 
@@ -358,39 +365,3 @@ def _damage(run: Path, chance: random.Random) -> str | None:
         content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         path.write_bytes(content)
     return kind
-
-
-def _rows(run: Path) -> dict[int, dict[str, float]]:
-    return {int(row["step"]): row for row in read_metrics(run) if "train/mse" in row}
-
-
-def _step_seconds(run: Path) -> float:
-    """The seconds that the steps of a run took, by the durations in its rows."""
-    return sum(row.get("perf/step_seconds", 0.0) for row in _rows(run).values())
-
-
-def _compare(folder: Path) -> dict[str, Any]:
-    """Return the differences between the undisturbed run and the disturbed one."""
-    peace, chaos = _rows(folder / "peace"), _rows(folder / "chaos")
-    names = [name for name in next(iter(peace.values())) if name.startswith("train/")]
-    differing = [
-        step
-        for step in peace.keys() & chaos.keys()
-        if any(peace[step][n] != chaos[step].get(n) for n in names)
-    ]
-    last = sorted((folder / "peace" / "checkpoints").glob("step-*"))[-1].name
-    unequal = []
-    for path in sorted((folder / "peace" / "checkpoints" / last).glob("*.safetensors")):
-        expected, tensors = load_file(path), load_file(folder / "chaos" / "checkpoints" / last / path.name)
-        unequal += [
-            f"{path.stem}:{name}" for name in expected if not torch.equal(expected[name], tensors[name])
-        ]
-    log = (folder / "chaos.log").read_text(errors="replace")
-    return {
-        "steps": len(peace),
-        "rows_lost": len(peace.keys() - chaos.keys()),
-        "rows_differing": len(differing),
-        "tensors_differing": len(unequal),
-        "bit_equal": not differing and not unequal,
-        "checkpoints_passed_over": log.count("skipping checkpoint"),
-    }

@@ -57,7 +57,9 @@ def kill_one(family: Family) -> None:
 
 def terminate(family: Family) -> None:
     """Ask to stop, as a cluster does that wants its node back."""
-    _wait_until_caught(family.first, signal.SIGTERM)  # before, a process ends without having done anything
+    # Before, a process ends without having done anything, and torch's launcher forgets ranks that it is just starting.
+    for process in {family.first, *family.ranks}:
+        _wait_until_caught(process, signal.SIGTERM)
     send(family.first, signal.SIGTERM)
 
 
@@ -118,7 +120,7 @@ FAULTS: dict[str, Callable[[Family], None]] = {
     "full shm": fill_shared_memory,
 }
 NOTICED_BY_OTHERS = ("stop one", "hold lock")  # a process that is alone cannot tell that it hangs so
-OF_A_RANK = ("kill one", "slow one", *NOTICED_BY_OTHERS)  # a launcher must have started one
+OF_A_RANK = ("kill one", "terminate", "slow one", *NOTICED_BY_OTHERS)  # a launcher must have started one
 
 
 def inject(folder: Path) -> dict[str, str]:
@@ -140,6 +142,14 @@ def own_shared_memory() -> list[str] | None:
         ):
             return command
     return None
+
+
+def kill_injected(folder: Path) -> None:
+    """Kill every process that was started with the variables of `inject`, in whatever session a launcher has put it."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(folder) in process.environ().get("PYTHONPATH", "").split(os.pathsep):
+                process.kill()
 
 
 def runs(process: int) -> bool:

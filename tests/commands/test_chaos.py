@@ -106,6 +106,20 @@ def test_an_end_is_explained_by_the_words_of_its_start(
     assert _is_explained(setup, kind, code, said) is is_explained
 
 
+def test_the_first_sentence_of_a_start_is_timed(tmp_path: Path) -> None:
+    path = tmp_path / "chaos.log"
+    path.write_text("vaescale train: of an earlier start\n")
+    log = verb._Log(path)
+    log.note(1.0)
+    assert log.sentence_at is None
+    with path.open("a") as file:
+        file.write("train 5/9\nSIGTERM: saving after this step\n")
+    log.note(2.0)
+    log.note(3.0)
+    assert log.sentence_at == 2.0
+    assert log.new().startswith("train 5/9")
+
+
 def test_a_full_shared_memory_is_that_of_the_process_alone(tmp_path: Path) -> None:
     words = own_shared_memory()
     if words is None:
@@ -156,9 +170,10 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     families: list[Family] = []
     monkeypatch.setattr(verb, "ENDS_WITHIN", 0.1)
+    (tmp_path / "chaos.log").touch()
     setup = Setup(tmp_path, (), None, None, tmp_path, {"kill all": wait_for_ever}, None)
     with pytest.raises(UserError, match=r"did not end within 0\.1 s after the fault 'kill all'"):
-        verb._disturb(setup, start(), "kill all", 0.3)
+        verb._disturb(setup, start(), "kill all", 0.3, verb._Log(tmp_path / "chaos.log"))
     assert len(families[0].all) == 2
     deadline = time.monotonic() + 10
     while any(faults.runs(process) for process in families[0].all):

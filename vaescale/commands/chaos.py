@@ -39,7 +39,7 @@ from vaescale.system.shipped import BACKENDS, shipped_file
 DAMAGES = ("flip a bit", "truncate")
 EARLY = "finished before its fault"
 FULL = "full shm"
-OF_THE_STORE = {  # once training has written a row; and what it must say
+OF_THE_STORE = {  # and what training must say
     "lost run": r"was deleted; a new run",
     "artifacts away": r"does not get the run's files|is behind",
 }
@@ -83,10 +83,14 @@ class Setup(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """What the faults caused, by kind: their number, the most seconds from fault to end, and the kinds whose end nothing explained."""
+    """What the faults caused, by kind: their number, the most seconds from fault to end, and the kinds whose end nothing explained.
+
+    sentences: seconds from each fault to the sentence on the end.
+    """
 
     counts: Counter[str]
     slowest: dict[str, float]
+    sentences: list[float]
     unexplained: list[str]
 
 
@@ -139,6 +143,7 @@ def chaos(
         result |= store.lacks() if store is not None else {}
     result |= {
         "slowest_end_seconds": round(max(ends.slowest.values(), default=0.0), 1),
+        "slowest_sentence_seconds": round(max(ends.sentences, default=0.0), 1),
         "slowest_ends": {kind: round(took, 1) for kind, took in ends.slowest.items()},
         "unexplained": ends.unexplained,
     }
@@ -199,7 +204,7 @@ def _kinds(given: Sequence[str] | None, recipe: Path, overrides: Sequence[str], 
 
 def _disturb_starts(setup: Setup, faults: int, chance: random.Random, seconds: float) -> Ends:
     """Disturb `faults` starts, each at a random time within `seconds`."""
-    ends = Ends(Counter(), {}, [])
+    ends = Ends(Counter(), {}, [], [])
     for _ in range(faults):
         if not _disturb_once(setup, ends, chance, chance.uniform(0, seconds)):
             ends.counts[EARLY] += 1
@@ -213,7 +218,7 @@ def _disturb_starts(setup: Setup, faults: int, chance: random.Random, seconds: f
 
 def _disturb_one_training(setup: Setup, faults: int | None, chance: random.Random, mtbf: float) -> Ends:
     """Disturb one training until it reaches its last step, at exponential times with the mean `mtbf` seconds."""
-    ends = Ends(Counter(), {}, [])
+    ends = Ends(Counter(), {}, [], [])
     while faults is None or ends.counts.total() < faults:
         if not _disturb_once(setup, ends, chance, chance.expovariate(1 / mtbf)):
             break
@@ -222,19 +227,19 @@ def _disturb_one_training(setup: Setup, faults: int | None, chance: random.Rando
 
 def _disturb_once(setup: Setup, ends: Ends, chance: random.Random, seconds: float) -> bool:
     """Start training and disturb it after some seconds. Returns False if it ended before. Raises UserError if it failed then."""
-    kind, log = chance.choice(list(setup.faults)), setup.folder / "chaos.log"
-    written = log.stat().st_size if log.is_file() else 0
+    kind, log = chance.choice(list(setup.faults)), _Log(setup.folder / "chaos.log")
     started = _start(setup, "chaos")
-    took = _disturb(setup, started, kind, seconds)
+    took = _disturb(setup, started, kind, seconds, log)
     if took is None:
         if started.returncode:
-            raise UserError(f"a start ended with {started.returncode} by itself; see {log}")
+            raise UserError(f"a start ended with {started.returncode} by itself; see {log.path}")
         return False
     say(f"{kind}: the start ended with {started.returncode} after {took:.1f} s")
     ends.counts[kind] += 1
     ends.slowest[kind] = max(took, ends.slowest.get(kind, 0.0))
-    said = log.read_bytes()[written:].decode(errors="replace")
-    if not _is_explained(setup, kind, started.returncode, said):
+    if log.sentence_at is not None:
+        ends.sentences.append(log.sentence_at)
+    if not _is_explained(setup, kind, started.returncode, log.new()):
         ends.unexplained.append(kind)
     if chance.random() < DAMAGE_PROBABILITY and (damage := _damage(setup.folder / "chaos", chance)):
         ends.counts[damage] += 1
@@ -297,10 +302,28 @@ def _start(setup: Setup, name: str) -> "subprocess.Popen[bytes]":
         )
 
 
-def _disturb(setup: Setup, started: "subprocess.Popen[bytes]", kind: str, seconds: float) -> float | None:
+class _Log:
+    """What a start adds to the log of its run. sentence_at: seconds from its fault to its sentence, if there was one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._before = path, _size(path)
+        self.sentence_at: float | None = None
+
+    def new(self) -> str:
+        return self.path.read_bytes()[self._before :].decode(errors="replace")
+
+    def note(self, seconds: float) -> None:
+        """Note the sentence, if it is there and was not before."""
+        if self.sentence_at is None and SENTENCE.search(self.new()):
+            self.sentence_at = seconds
+
+
+def _disturb(
+    setup: Setup, started: "subprocess.Popen[bytes]", kind: str, seconds: float, log: _Log
+) -> float | None:
     """Wait for `seconds`, then cause a fault. Returns the seconds from fault to end, None if the process ended before.
 
-    Raises UserError when the process does not end within ENDS_WITHIN seconds. No process of it is left behind.
+    A fault of the store or of the readers waits until training has written a row. Raises UserError when the process does not end within ENDS_WITHIN seconds. No process of it is left behind.
     """
     rows = setup.folder / "chaos" / METRICS
     num_bytes = _size(rows)
@@ -308,17 +331,21 @@ def _disturb(setup: Setup, started: "subprocess.Popen[bytes]", kind: str, second
         if _has_ended(started, seconds):
             return None
         while (kind in OF_A_RANK and not Family.of(started.pid, launched=setup.is_launched).ranks) or (
-            kind in OF_THE_STORE and _size(rows) == num_bytes
+            kind in (*OF_THE_STORE, FULL) and _size(rows) == num_bytes
         ):
             if _has_ended(started, POLL_SECONDS):
                 return None
         begun = time.monotonic()
         setup.faults[kind](Family.of(started.pid, launched=setup.is_launched))
-        if not _has_ended(started, ENDS_WITHIN):
-            raise UserError(
-                f"a start did not end within {ENDS_WITHIN} s after the fault {kind!r}; look at {setup.folder / 'chaos.log'}"
-            )
-        return time.monotonic() - begun
+        while not _has_ended(started, POLL_SECONDS):
+            log.note(took := time.monotonic() - begun)
+            if took > ENDS_WITHIN:
+                raise UserError(
+                    f"a start did not end within {ENDS_WITHIN} s after the fault {kind!r}; look at {log.path}"
+                )
+        took = time.monotonic() - begun
+        log.note(took)
+        return took
     finally:
         _kill(setup, started)
         if setup.store is not None:

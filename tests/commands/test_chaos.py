@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -155,6 +156,21 @@ def test_a_signal_comes_once_it_is_caught() -> None:
     finally:
         signal.signal(signal.SIGUSR2, signal.SIG_DFL)
     assert not faults._is_caught(os.getpid(), signal.SIGUSR2)
+
+
+def test_damage_is_one_bit_or_a_lost_end(tmp_path: Path) -> None:
+    path, chance, seen = tmp_path / "file", random.Random(0), set()
+    for _ in range(20):
+        path.write_bytes(bytes(64))
+        seen.add(kind := faults.damage(path, chance))
+        content = path.read_bytes()
+        if kind == "truncate":
+            assert content == bytes(len(content))
+            assert len(content) < 64
+        else:
+            assert len(content) == 64
+            assert sum(byte.bit_count() for byte in content) == 1
+    assert seen == {"flip a bit", "truncate"}
 
 
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

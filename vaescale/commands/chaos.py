@@ -29,6 +29,7 @@ from vaescale.system.faults import (
     NOTICED_BY_OTHERS,
     OF_A_RANK,
     Family,
+    damage,
     inject,
     kill_injected,
     own_shared_memory,
@@ -36,7 +37,6 @@ from vaescale.system.faults import (
 from vaescale.system.meeting import WAIT
 from vaescale.system.shipped import BACKENDS, shipped_file
 
-DAMAGES = ("flip a bit", "truncate")
 EARLY = "finished before its fault"
 FULL = "full shm"
 OF_THE_STORE = {  # and what training must say
@@ -241,8 +241,8 @@ def _disturb_once(setup: Setup, ends: Ends, chance: random.Random, seconds: floa
         ends.sentences.append(log.sentence_at)
     if not _is_explained(setup, kind, started.returncode, log.new()):
         ends.unexplained.append(kind)
-    if chance.random() < DAMAGE_PROBABILITY and (damage := _damage(setup.folder / "chaos", chance)):
-        ends.counts[damage] += 1
+    if chance.random() < DAMAGE_PROBABILITY and (done := _damage(setup.folder / "chaos", chance)):
+        ends.counts[done] += 1
     return True
 
 
@@ -323,20 +323,14 @@ def _disturb(
 ) -> float | None:
     """Wait for `seconds`, then cause a fault. Returns the seconds from fault to end, None if the process ended before.
 
-    A fault of the store or of the readers waits until training has written a row. Raises UserError when the process does not end within ENDS_WITHIN seconds. No process of it is left behind.
+    Raises UserError when the process does not end within ENDS_WITHIN seconds. No process of it is left behind.
     """
-    rows = setup.folder / "chaos" / METRICS
-    num_bytes = _size(rows)
+    num_bytes = _size(setup.folder / "chaos" / METRICS)
     try:
-        if _has_ended(started, seconds):
+        if _has_ended(started, seconds) or (family := _ready(setup, started, kind, num_bytes)) is None:
             return None
-        while (kind in OF_A_RANK and not Family.of(started.pid, launched=setup.is_launched).ranks) or (
-            kind in (*OF_THE_STORE, FULL) and _size(rows) == num_bytes
-        ):
-            if _has_ended(started, POLL_SECONDS):
-                return None
         begun = time.monotonic()
-        setup.faults[kind](Family.of(started.pid, launched=setup.is_launched))
+        setup.faults[kind](family)
         while not _has_ended(started, POLL_SECONDS):
             log.note(took := time.monotonic() - begun)
             if took > ENDS_WITHIN:
@@ -350,6 +344,22 @@ def _disturb(
         _kill(setup, started)
         if setup.store is not None:
             setup.store.answer()
+
+
+def _ready(setup: Setup, started: "subprocess.Popen[bytes]", kind: str, num_bytes: int) -> Family | None:
+    """The processes, once a fault can meet them; None if training ended before.
+
+    A fault of a rank needs a rank. One of the store or of the readers needs a row of training, beyond the `num_bytes` of the rows of
+    earlier starts.
+    """
+    needs_row = kind in (*OF_THE_STORE, FULL)
+    while True:
+        family = Family.of(started.pid, launched=setup.is_launched)
+        has_row = _size(setup.folder / "chaos" / METRICS) > num_bytes
+        if (family.ranks or kind not in OF_A_RANK) and (has_row or not needs_row):
+            return family
+        if _has_ended(started, POLL_SECONDS):
+            return None
 
 
 def _kill(setup: Setup, started: "subprocess.Popen[bytes]") -> None:
@@ -384,11 +394,4 @@ def _damage(run: Path, chance: random.Random) -> str | None:
     saved = sorted(path for path in (run / "checkpoints").glob("step-*") if "tmp" not in path.name)
     if len(saved) < 2:
         return None
-    path, kind = chance.choice(sorted(saved[-1].iterdir())), chance.choice(DAMAGES)
-    content = bytearray(path.read_bytes())
-    if kind == "truncate":
-        path.write_bytes(content[: chance.randrange(len(content))])
-    else:
-        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-        path.write_bytes(content)
-    return kind
+    return damage(chance.choice(sorted(saved[-1].iterdir())), chance)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import psutil
 
+DAMAGES = ("flip a bit", "truncate")
 HUNG_SECONDS = 3600
 SLOW_SECONDS, SLOW_PERIOD = 4.0, 0.4  # a slow rank is stopped for half of each period
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
@@ -87,13 +89,15 @@ def slow_one(family: Family) -> None:
 def fill_shared_memory(family: Family) -> None:
     """Keep the /dev/shm of a process full until the process has ended. Needs the words of `own_shared_memory` before its command.
 
-    Waits until the process has a /dev/shm of its own: this machine's is never filled. The kernel frees it with the process.
+    Waits until the process has a /dev/shm of its own: this machine's is never filled. The kernel frees it with its processes.
     """
     own = Path(f"/proc/{family.first}/root{SHARED_MEMORY}")
     machine = SHARED_MEMORY.stat().st_dev
     deadline = time.monotonic() + FULL_SECONDS
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the process has ended
         while own.stat().st_dev == machine:
+            if time.monotonic() > deadline:
+                return
             time.sleep(POLL_SECONDS)
         descriptor = os.open(own / "full", os.O_CREAT | os.O_WRONLY)
         try:
@@ -121,6 +125,18 @@ FAULTS: dict[str, Callable[[Family], None]] = {
 }
 NOTICED_BY_OTHERS = ("stop one", "hold lock")  # a process that is alone cannot tell that it hangs so
 OF_A_RANK = ("kill one", "terminate", "slow one", *NOTICED_BY_OTHERS)  # a launcher must have started one
+
+
+def damage(path: Path, chance: random.Random) -> str:
+    """Flip a bit of a file, or truncate it. Returns which of the two."""
+    kind = chance.choice(DAMAGES)
+    content = bytearray(path.read_bytes())
+    if kind == "truncate":
+        del content[chance.randrange(len(content)) :]
+    else:
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+    return kind
 
 
 def inject(folder: Path) -> dict[str, str]:

@@ -159,7 +159,7 @@ def test_a_signal_comes_once_it_is_caught() -> None:
 
 
 def test_damage_is_one_bit_or_a_lost_end(tmp_path: Path) -> None:
-    path, chance, seen = tmp_path / "file", random.Random(0), set()
+    path, chance, seen = tmp_path / "file", random.Random(0), set()  # noqa: S311
     for _ in range(20):
         path.write_bytes(bytes(64))
         seen.add(kind := faults.damage(path, chance))

@@ -1,11 +1,11 @@
-"""Train a recipe twice: once undisturbed, and once while killing, stopping and slowing its processes, damaging its checkpoints
-and asking it to stop. Then compare the two runs.
+"""Train a recipe twice: once undisturbed, and once while killing, stopping and slowing its processes, filling their /dev/shm,
+damaging checkpoints, taking MLflow's files and run away, and asking it to stop. Then compare the two runs.
 
     vaescale chaos recipes/digits/optimal.yaml --faults 20 --backend cpu2 training.steps=300
     vaescale chaos recipes/digits/optimal.yaml --mtbf-seconds 30 --backend cpu2 training.steps=2000
 
-The expected outcome: the same metrics at every step and the same weights, bit for bit, and no row lost. The exit code is
-4 otherwise.
+The expected outcome: the same metrics at every step and the same weights, bit for bit, no row lost, neither in the folder nor in
+MLflow, and a sentence for every end. The exit code is 4 otherwise.
 """
 
 import argparse
@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--faults", type=integer(0), help=faults)
     mtbf = "disturb one training until its last step, on average after so many seconds; prints its goodput"
     add("--mtbf-seconds", type=real(above=0), metavar="S", help=mtbf)
-    kinds = "faults to choose from: kill all, kill one, terminate, slow one, stop one, hold lock; default: all that apply"
+    kinds = (
+        "faults to choose from: kill all, kill one, terminate, slow one, stop one, hold lock, full shm (of reading processes), "
+        "lost run and artifacts away (of MLflow); default: all that apply"
+    )
     add("--kinds", metavar="KINDS", type=lambda text: [kind.strip() for kind in text.split(",")], help=kinds)
     backend = "a file of recipes/backends, such as zero2, or a path; default: one process"
     add("--backend", metavar="NAME", help=backend)
@@ -54,8 +57,9 @@ def show(result: dict[str, Any]) -> None:
 
 
 def exit_code(result: dict[str, Any]) -> int:
-    """Return 0 when both runs are equal bit for bit, else 4."""
-    return 0 if result["bit_equal"] and not result["rows_lost"] else 4
+    """Return 0 when both runs are equal bit for bit, MLflow has all, and each end was explained; else 4."""
+    lost = any(result.get(name) for name in ("rows_lost", "store_rows_lost", "store_files_lost"))
+    return 0 if result["bit_equal"] and not lost and not result["unexplained"] else 4
 
 
 if __name__ == "__main__":

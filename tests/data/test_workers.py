@@ -1,5 +1,6 @@
 """Worker processes: the same batches as without them, kept over several passes, and started from a clean process."""
 
+import errno
 import os
 import pickle
 import signal
@@ -206,16 +207,19 @@ def test_a_small_shared_memory_is_refused_at_the_start() -> None:
         refuse_small_shared_memory(2, 1 << 50, ranks_here=1)
 
 
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.EACCES, "mount a folder"), (errno.ENOSPC, "make it larger")]
+)
 def test_a_shared_memory_that_cannot_be_written_is_one_sentence(
-    reader: ShardReader, monkeypatch: pytest.MonkeyPatch
+    reader: ShardReader, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
 ) -> None:
     class Refusing:
         def Lock(self) -> None:  # noqa: N802
-            raise PermissionError(13, "Permission denied")
+            raise OSError(number, os.strerror(number))
 
     with Workers(reader, 1) as workers:
         monkeypatch.setattr(worker_processes, "_context", Refusing)
         with pytest.raises(
-            DataError, match=r"^reading processes cannot start, .* \(Permission denied\); mount"
+            DataError, match=rf"^reading processes cannot start, .* \({os.strerror(number)}\); {remedy}"
         ):
             workers.fetch([Request(np.arange(3))])

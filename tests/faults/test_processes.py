@@ -141,6 +141,7 @@ def test_a_killed_rank_ends_the_run_and_nothing_is_lost(project: Path) -> None:
 def test_chaos_reports_that_nothing_was_lost(project: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "chaos.py"), "recipes/digits/optimal.yaml", "--json"]
     options = ["training.steps=60", "training.precision=fp32", "training.checkpoint_every=10"]
+    options += ["--kinds", "kill all,kill one,terminate,slow one"]
     done = subprocess.run(
         [
             *command,

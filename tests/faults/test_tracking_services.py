@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,54 @@ class Services(NamedTuple):
         return [
             (row.step, row.value) for row in MlflowClient(self.server.uri).get_metric_history(run_id, name)
         ]
+
+
+MEET = """
+import sys
+from vaescale.runs.stores import be_patient, client_of, experiment_id, quiet
+be_patient()
+with quiet():
+    print("ready", flush=True)
+    sys.stdin.readline()
+    uri = sys.argv[1]
+    client = client_of(uri)
+    print(client.create_run(experiment_id(client, uri, "tests")).info.run_id)
+"""
+
+
+def test_processes_that_meet_a_fresh_database_at_once_all_have_a_run() -> None:
+    """As the tasks of a job array do; without the lock two of three fail on tables that exist."""
+    database, started = Postgres(), []
+    try:
+        database.start()
+        for _ in range(3):
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", MEET, database.uri],
+                    env=environment(PGPASSWORD=PASSWORD),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        for process in started:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        ended = [process.communicate(timeout=240) for process in started]
+        assert [process.returncode for process in started] == [0, 0, 0], [error for _, error in ended]
+        stored = database.query("SELECT run_uuid FROM runs")
+        assert {output.strip() for output, _ in ended} == {run for (run,) in stored}
+        assert len(stored) == 3
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+        database.remove()
 
 
 @pytest.fixture

@@ -74,7 +74,14 @@ def test_a_kind_that_fails_keeps_no_other_back(
 def test_a_file_that_takes_long_is_sent_beside_the_rows(
     run: Path, project: Path, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, uploads = threading.Event(), []
+    go, uploads, waits = threading.Event(), [], []
+    join = threading.Thread.join
+
+    def wait(self: threading.Thread, seconds: float | None = None) -> None:
+        waits.append(seconds)
+        join(self, seconds)
+
+    monkeypatch.setattr("vaescale.runs.sender._Upload.join", wait)
 
     def log_artifact(self: MlflowClient, run_id: str, path: str, parent: str | None = None) -> None:
         uploads.append(Path(path).name)
@@ -88,6 +95,8 @@ def test_a_file_that_takes_long_is_sent_beside_the_rows(
         assert state["status_sent"]
         assert max(steps_sent(client_at(project), state)) == step - 1
         run_folder.append_metrics(run, step, {"train/mse": 0.1})
+    assert waits[0] == pytest.approx(0.05, abs=0.05)
+    assert waits[1] == 0.0, "it was waited for"
     go.set()
     assert sync(run, config)["artifacts_sent"] == 1
     assert uploads == ["recipe.yaml"], "once"
@@ -126,6 +135,25 @@ def test_a_deleted_run_is_sent_again_as_a_new_one(
     assert [item.path for item in client.list_artifacts(second["run_id"])] == ["recipe.yaml"]
     assert f"the MLflow run {first['run_id']} of {run} was deleted; a new run" in capsys.readouterr().err
     assert sync(run, config)["run_id"] == second["run_id"]
+
+
+def test_a_run_that_is_deleted_while_it_is_sent_is_made_anew_at_once(
+    run: Path, project: Path, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, first, known = client_at(project), sync(run, config), tracking._known_run
+
+    def known_and_then_deleted(*arguments: Any) -> Any:
+        found = known(*arguments)
+        if found is not None and found.info.run_id == first["run_id"]:
+            client.delete_run(first["run_id"])
+        return found
+
+    monkeypatch.setattr(tracking, "_known_run", known_and_then_deleted)
+    run_folder.append_metrics(run, 3, {"train/mse": 0.1})
+    second = sync(run, config, status="FINISHED")
+    assert second["run_id"] != first["run_id"]
+    assert steps_sent(client, second) == [1, 2, 3]
+    assert client.get_run(second["run_id"]).info.status == "FINISHED"
 
 
 def test_a_deleted_experiment_is_one_sentence_with_the_remedy(

@@ -5,6 +5,7 @@ from a server process instead (multiprocessing's forkserver), which has imported
 """
 
 import atexit
+import errno
 import functools
 import multiprocessing
 import multiprocessing.forkserver
@@ -232,9 +233,10 @@ def _refuse_no_semaphores() -> None:
     try:
         _context().Lock()
     except OSError as error:
+        mount = "mount a folder that can be written there, or set data.workers=0"
         raise DataError(
             f"reading processes cannot start, because semaphores cannot be made in {SHARED_MEMORY} ({error.strerror}); "
-            f"mount a folder that can be written there, or set data.workers=0"
+            f"{MORE_SHARED_MEMORY if error.errno == errno.ENOSPC else mount}"
         ) from error
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from vaescale.config import flat
 from vaescale.errors import UserError
 from vaescale.runs import folder as run_folder
 from vaescale.runs.mlflow_state import State, record
+from vaescale.runs.parents import link_parent
 from vaescale.runs.store_faults import StoreFault, explained, explained_files
 from vaescale.runs.stores import refuse_moved_artifacts
 from vaescale.system.secrets import redact
@@ -41,11 +43,14 @@ ARTIFACTS = (
 
 
 class _Upload(threading.Thread):
-    """The sending of one file, which may take longer than its caller waits. file: the MLflow run, the file's name and sha256."""
+    """The sending of one file, which may take longer than its caller waits. file: the MLflow run, the file's name and sha256.
+
+    begun: when it started, by time.monotonic.
+    """
 
     def __init__(self, file: tuple[str, str, str], send: Callable[[], None]) -> None:
         super().__init__(daemon=True, name="mlflow-file")
-        self.file, self._send = file, send
+        self.file, self._send, self.begun = file, send, time.monotonic()
         self.error: Exception | None = None
 
     def run(self) -> None:
@@ -61,15 +66,24 @@ _uploads: dict[Path, _Upload] = {}  # by run folder: the file whose sending took
 class Sender:
     """The sending of one run folder to its MLflow run. state: the content of mlflow.json, changed and recorded as kinds are sent.
 
-    upload_seconds: how long to wait for one file before it is sent on in the background; None: until it is sent.
+    parent: the id of the run that groups this one with others, or None. upload_seconds: how long to wait for one file, from the start of its upload, before it is sent on in the background; None:
+    until it is sent.
     """
 
     def __init__(
-        self, client: Any, uri: str, run: Any, folder: Path, state: State, *, upload_seconds: float | None
+        self,
+        client: Any,
+        uri: str,
+        run: Any,
+        folder: Path,
+        state: State,
+        *,
+        parent: str | None,
+        upload_seconds: float | None,
     ) -> None:
         self._client, self._uri, self._run, self._folder, self._state = client, uri, run, folder, state
         self._run_id = state["run_id"]
-        self._upload_seconds = upload_seconds
+        self._parent, self._upload_seconds = parent, upload_seconds
 
     def send(self) -> dict[str, int]:
         """Send what MLflow lacks. Returns metrics_sent and artifacts_sent. Raises StoreFault for the first kind that failed."""
@@ -80,6 +94,7 @@ class Sender:
             ("changes_sent", self._send_changes),
             ("metrics_sent", self._send_metrics),
             ("status_sent", self._send_status),
+            ("parent_linked", self._link_parent),
             ("artifacts_sent", self._send_artifacts),
         ):
             try:
@@ -164,6 +179,9 @@ class Sender:
         self._record()
         return 1
 
+    def _link_parent(self) -> int:
+        return 0 if self._parent is None else int(link_parent(self._client, self._run, self._parent))
+
     def _send_metrics(self) -> int:
         """Send complete lines after the last one sent, and record the position after each request. Returns their number of values.
 
@@ -195,7 +213,7 @@ class Sender:
     def _send_artifacts(self) -> int:
         """Send files that are new or changed, and record each. Returns their number."""
         num_sent, is_checked = 0, False
-        for path in _artifacts(self._folder):
+        for path in artifacts_of(self._folder):
             try:
                 digest = self._changed(path)
                 if digest is None:
@@ -241,12 +259,14 @@ class Sender:
                 self._wait_for(upload, 0.0)
             upload = _Upload(file, send)
             upload.start()
-        self._wait_for(upload, self._upload_seconds)
+        # An upload that earlier rounds waited for is only looked at: the end of a run does not wait for it again.
+        left = max(0.0, upload.begun + (self._upload_seconds or 0.0) - time.monotonic())
+        self._wait_for(upload, left)
         if upload.error is not None:
             raise upload.error
         self._note(name, digest, path)
 
-    def _wait_for(self, upload: _Upload, seconds: float | None) -> None:
+    def _wait_for(self, upload: _Upload, seconds: float) -> None:
         """Wait for the end of an upload. Raises StoreFault when it takes longer; the next round looks at it again."""
         upload.join(None if self._upload_seconds is None else seconds)
         if upload.is_alive():
@@ -298,8 +318,8 @@ def _unsent_values(row: dict[str, float], state: State) -> list[Any]:
     return metrics
 
 
-def _artifacts(folder: Path) -> list[Path]:
-    """The files to send, without temporary and lock files, whose names begin with a dot."""
+def artifacts_of(folder: Path) -> list[Path]:
+    """The files of a run folder that MLflow gets, without temporary and lock files, whose names begin with a dot."""
     paths = []
     for pattern in ARTIFACTS:
         with suppress(FileNotFoundError):  # a folder deleted while it is listed

@@ -19,9 +19,10 @@ LOGIN = (
 OTHER_PLACE = (
     "make it writable, or choose another tracking.experiment: MLflow keeps an experiment's place for good"
 )
+INACTIVE = "must be in the 'active' state"
 PASSING = re.compile(
     r"(?i)timed? ?out|refused|no answer|unreachable|aborted|reset by peer|failed with exception|database is locked"
-    r"|too many|could not connect|connection to server|must be in the 'active' state"
+    rf"|too many|lock timeout|could not connect|connection to server|{INACTIVE}"
 )
 PASSING_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
 
@@ -64,6 +65,11 @@ def explained(error: Exception, uri: str) -> StoreFault:
         or _http_fault(text, error, uri)
         or StoreFault(_short(text), passes=_may_pass(error, text))
     )
+
+
+def was_deleted(fault: StoreFault) -> bool:
+    """Whether a fault is that of a run which somebody deleted while it was being sent."""
+    return INACTIVE in fault.reason
 
 
 def explained_files(error: Exception, place: str) -> StoreFault:

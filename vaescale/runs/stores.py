@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from vaescale.errors import MissingPackage
+from vaescale.runs.first_contact import alone_with_database, alone_with_file
 from vaescale.runs.store_faults import StoreFault
 from vaescale.system import collector
-from vaescale.system.files import exclusive
 from vaescale.system.secrets import redact
 
 SQLITE = "sqlite:///"
@@ -21,7 +21,6 @@ KIND = {
     "mlflow.experimentKind": "custom_model_development"
 }  # otherwise MLflow's pages treat it as an experiment of language models
 ARTIFACTS = "mlartifacts"  # the folder beside a local store
-FIRST_CONTACT_SECONDS = 300.0  # for other processes that make the tables, some seconds each
 _contacted: set[str] = set()
 
 
@@ -71,23 +70,18 @@ def absolute_uri(uri: str, project: Path | None = None) -> str:
 
 
 def client_of(uri: str) -> Any:
-    """MLflow's client of a store, by its absolute URI. Makes a SQLite store that does not exist.
+    """MLflow's client of a store, by its absolute URI. Makes the tables of a database that has none.
 
-    One process at a time meets a SQLite store for the first time: MLflow makes the tables of a new one in several steps, and
-    a process that comes between them takes the database for an outdated one. Raises StoreFault, and what MLflow raises.
+    One process at a time meets a database for the first time (`first_contact`). Raises StoreFault, and what MLflow raises.
     """
     from mlflow import MlflowClient
 
     path = sqlite_path(uri)
-    if path is None or (uri in _contacted and path.is_file()):
+    if uri in _contacted and (path is None or path.is_file()):
         return MlflowClient(uri)
-    with contextlib.ExitStack() as stack:
-        if not (path.is_file() and not os.access(path.parent, os.W_OK)):  # a reader of other people's store
-            path.parent.mkdir(parents=True, exist_ok=True)
-            waiting = f"waiting for another process that opens {path} for the first time"
-            lock = path.with_name(f".{path.name}.lock")
-            stack.enter_context(exclusive(lock, wait_seconds=FIRST_CONTACT_SECONDS, waiting=waiting))
-        _refuse_unreadable(path)
+    with alone_with_database(uri) if path is None else alone_with_file(path):
+        if path is not None:
+            _refuse_unreadable(path)
         client = MlflowClient(uri)
     _contacted.add(uri)
     return client

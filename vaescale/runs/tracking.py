@@ -20,8 +20,9 @@ from vaescale.errors import MissingPackage, Preempted, UserError
 from vaescale.runs import folder as run_folder
 from vaescale.runs import mlflow_state
 from vaescale.runs.mlflow_state import FOLDER_ID, State, record
+from vaescale.runs.parents import PARENT, REPLACES
 from vaescale.runs.sender import TAG_CHARACTERS, Sender, cut
-from vaescale.runs.store_faults import StoreFault, explained
+from vaescale.runs.store_faults import StoreFault, explained, was_deleted
 from vaescale.runs.stores import (
     absolute_uri,
     be_patient,
@@ -37,10 +38,12 @@ from vaescale.system.secrets import is_redacted, redact
 
 LOCK = ".mlflow.lock"
 WAIT_SECONDS = 60.0  # for another sender of the same run
-UPLOAD_SECONDS = 20.0  # for one file, before rows go on
+UPLOAD_SECONDS = (
+    10.0  # for one file, before rows go on; launchers and clusters kill 30 s after they asked to stop
+)
 REPLACED = {  # tags that name another run of MLflow
     "copied_from": "vaescale.copied_from",
-    "replaces": "vaescale.replaces",
+    "replaces": REPLACES,
 }
 
 
@@ -187,6 +190,28 @@ def sync(
 def _send(folder: Path, config: TrackingConfig, state: State, upload_seconds: float | None) -> dict[str, Any]:
     """Send what MLflow does not have yet, while holding the lock (see `sync`)."""
     uri = mlflow_state.store_uri(folder, config.mlflow or "", state)
+    client, run = _connect(folder, config, state, uri)
+    if state["tracking_uri"] != redact(uri):  # the store was moved
+        state["tracking_uri"] = redact(uri)
+        record(folder, state)
+    try:
+        sent = Sender(
+            client, uri, run, folder, state, parent=config.parent, upload_seconds=upload_seconds
+        ).send()
+    except StoreFault as fault:
+        if not was_deleted(fault):
+            raise
+        # After it was looked at: the new run gets everything.
+        client, run = _connect(folder, config, state, uri)
+        sent = Sender(
+            client, uri, run, folder, state, parent=config.parent, upload_seconds=upload_seconds
+        ).send()
+    _told.pop(folder.absolute(), None)
+    return state | sent
+
+
+def _connect(folder: Path, config: TrackingConfig, state: State, uri: str) -> tuple[Any, Any]:
+    """MLflow's client of a store, and the run of a folder, made if there is none."""
     try:
         client = client_of(uri)
         run = _known_run(client, config, state)
@@ -196,12 +221,7 @@ def _send(folder: Path, config: TrackingConfig, state: State, upload_seconds: fl
         raise
     except Exception as error:  # whatever a server or a network may raise
         raise explained(error, uri) from error
-    if state["tracking_uri"] != redact(uri):  # the store was moved
-        state["tracking_uri"] = redact(uri)
-        record(folder, state)
-    sent = Sender(client, uri, run, folder, state, upload_seconds=upload_seconds).send()
-    _told.pop(folder.absolute(), None)
-    return state | sent
+    return client, run
 
 
 def push(folder: Path, config: TrackingConfig, *, status: str | None = None) -> None:
@@ -338,7 +358,7 @@ def _tags(folder: Path, config: TrackingConfig, state: State) -> dict[str, str]:
     }
     tags |= _origin(tags.get("git_revision", "")) | {FOLDER_ID: state["folder_id"]}
     tags |= {tag: state[name] for name, tag in REPLACED.items() if name in state}
-    return tags | ({"mlflow.parentRunId": config.parent} if config.parent else {})
+    return tags | ({PARENT: config.parent} if config.parent else {})
 
 
 def _origin(revision: str) -> dict[str, str]:

@@ -378,3 +378,30 @@ def test_reading_every_recipe_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "False"
+
+
+@pytest.mark.parametrize(("steps", "horizon"), [(5, 1), (400, 40), (1000, 100), (20_000, 100)])
+def test_the_horizon_of_the_running_sigma_is_a_tenth_of_training(
+    recipe_content, steps: int, horizon: float
+) -> None:
+    recipe_content["training"]["steps"] = steps
+    recipe_content["likelihood"] = {"kind": "gaussian", "sigma": "optimal"}
+    own = Recipe.model_validate(recipe_content)
+    assert own.likelihood.horizon_steps == horizon
+    recipe_content["likelihood"]["horizon_steps"] = 7
+    assert Recipe.model_validate(recipe_content).likelihood.horizon_steps == 7
+    again = Recipe.model_validate(
+        own.model_dump(mode="json") | {"training": {**recipe_content["training"], "steps": 77}}
+    )
+    assert again.likelihood.horizon_steps == horizon, "a saved recipe keeps its number"
+
+
+def test_hashes_of_recipes_without_a_running_sigma_are_those_of_earlier_versions(recipe_content) -> None:
+    """Which saved the former default, 100, whether it had a meaning or not."""
+    recipe_content["likelihood"] = {"kind": "gaussian", "sigma": 0.1}
+    own = Recipe.model_validate(recipe_content)
+    assert own.likelihood.horizon_steps is None
+    saved = own.model_dump(mode="json")
+    saved["likelihood"]["horizon_steps"] = 100.0
+    assert Recipe.model_validate(saved).hash == own.hash
+    assert own.identity()["likelihood"]["horizon_steps"] == 100.0

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from vaescale.config import Config, OneOf, Sizes
 from vaescale.data.config import DataConfig
 from vaescale.errors import UserError
-from vaescale.likelihoods.config import LIKELIHOODS, LikelihoodConfig
+from vaescale.likelihoods.config import FORMER_DEFAULTS, LIKELIHOODS, LikelihoodConfig
 from vaescale.models.config import POSTERIORS, DiagonalConfig, PosteriorConfig
 from vaescale.networks.config import NETWORKS, NetworkConfig
 from vaescale.objectives.config import OBJECTIVES, ElboConfig, ObjectiveConfig
@@ -88,6 +88,13 @@ class Recipe(Config):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
+    def _depends_on_the_steps(self) -> "Recipe":
+        self.__dict__["likelihood"] = self.likelihood.resolved(
+            self.training.steps
+        )  # itself, but for a number
+        return self
+
+    @model_validator(mode="after")
     def _sections_fit_one_another(self) -> "Recipe":
         sections = self._sections()
         offered = {one for section in sections.values() for one in section.offers()}
@@ -126,6 +133,9 @@ class Recipe(Config):
         for section, key, default in ADDED:
             if key in content[section] and content[section][key] == default:
                 del content[section][key]
+        for name, former in FORMER_DEFAULTS.items():  # of keys without a meaning for this likelihood
+            if content["likelihood"].get(name, former) is None:
+                content["likelihood"][name] = former
         return content
 
     @property

@@ -85,6 +85,9 @@ def test_one_and_two_processes_give_the_same_curve(runs: Path, name: str) -> Non
         assert a.get("data/skipped/changed") == b.get("data/skipped/changed")
         for metric in ("train/neg_elbo_nats", "train/sigma", "train/kl_nats", "train/grad_norm"):
             assert b[metric] == pytest.approx(a[metric], rel=1e-4), (a["step"], metric)
+    last = [{k: v for k, v in row.items() if k.startswith("val/")} for row in rows[-1]]
+    assert last[0]["val/neg_elbo_nats"] == pytest.approx(last[1]["val/neg_elbo_nats"], rel=1e-5)
+    assert last[0]["val/mse"] == pytest.approx(last[1]["val/mse"], rel=1e-5)
     assert bool(rows[-1][0].get("data/skipped/changed")) == (name == "hard")
     if name == "ladder":
         skipped = [[row[rank]["train/skipped_steps"] for row in rows] for rank in (0, 1)]

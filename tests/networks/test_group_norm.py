@@ -136,9 +136,9 @@ def test_parameters_are_torch_s() -> None:
 
 
 def test_a_pair_keeps_two_places_in_a_sequence() -> None:
-    x = torch.linspace(-3, 5, 32).view(2, 16)
+    x = torch.linspace(-3, 5, 288).view(2, 16, 3, 3)
     for kind, activation in (("group", "silu"), ("group", "relu"), ("none", "silu")):
-        pair = normed(kind, 16, activation)
+        pair = normed(kind, 16, activation, places=9)
         assert len(pair) == 2
         plain = nn.GroupNorm(8, 16) if kind == "group" else nn.Identity()
         expected = {"silu": silu, "relu": torch.relu}[activation](plain(x))

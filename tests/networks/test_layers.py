@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.ranks import on_ranks
 from vaescale import comm
-from vaescale.networks.layers import GlobalBatchNorm, conv, deconv, norm, recomputed, spectral
+from vaescale.networks.layers import GlobalBatchNorm, conv, deconv, norm, normed, recomputed, spectral
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 3, 3)])
@@ -89,9 +89,39 @@ def test_a_spectral_layer_has_norm_one() -> None:
 
 
 def test_norms() -> None:
-    assert isinstance(norm("none", 8), nn.Identity)
-    assert isinstance(norm("batch", 8), GlobalBatchNorm)
-    assert norm("group", 12).num_groups == 4
+    assert isinstance(norm("none", 8, places=16), nn.Identity)
+    assert isinstance(norm("batch", 8, places=16), GlobalBatchNorm)
+    assert norm("group", 12, places=16).num_groups == 4
+
+
+@pytest.mark.parametrize(
+    ("width", "most", "side", "groups"),
+    [
+        (64, 8, 4, 8),
+        (64, 8, 2, 8),
+        (64, 8, 1, 4),
+        (16, 8, 2, 4),
+        (16, 8, 1, 1),
+        (512, 32, 1, 32),
+        (24, 8, 1, 1),
+    ],
+)
+def test_a_group_has_at_least_16_values(width: int, most: int, side: int, groups: int) -> None:
+    layer, activation = normed("group", width, "silu", places=side * side, groups=most)
+    assert layer.num_groups == groups
+    assert width // groups * side**2 >= 16
+    assert layer.with_silu
+    assert isinstance(activation, nn.Identity)
+
+
+def test_fewer_values_are_not_normalized() -> None:
+    """A norm of one group of 8 values keeps their shape only, and of 1 or 2 values nothing."""
+    assert isinstance(norm("group", 8, places=1), nn.Identity)
+    layers = nn.Sequential(*normed("group", 8, "silu", places=1))
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(layers(x), nn.functional.silu(x))
+    relu = nn.Sequential(*normed("group", 3, "relu", places=4))
+    torch.testing.assert_close(relu(x[:, :3]), x[:, :3].relu())
 
 
 def test_recomputing_gives_the_same_gradient() -> None:

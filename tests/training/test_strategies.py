@@ -70,6 +70,30 @@ def test_the_average_is_the_recursion_s(strategy: Strategy) -> None:
     assert torch.equal(averages[running], strategy.model.get_buffer(running)), "buffers are averages already"
 
 
+def test_statistics_of_batch_norm_are_averaged_with_the_weights(recipe_content) -> None:
+    recipe_content["network"]["norm"] = "batch"
+    own = make(Recipe.model_validate(recipe_content), ema_decay=0.9)
+    buffers = {name: each for name, each in own.model.named_buffers() if "running_" in name}
+    assert len(buffers) == 2 * 4, "of two layers in the encoder and two in the decoder"
+    expected = {name: buffer.clone() for name, buffer in buffers.items()}
+    generator = torch.Generator().manual_seed(0)
+    for number in range(20):
+        for buffer in buffers.values():
+            buffer.copy_(torch.rand(buffer.shape, generator=generator))
+        step(own, number)
+        decay = min(0.9, (1 + number) / (10 + number))
+        expected = {name: decay * old + (1 - decay) * buffers[name] for name, old in expected.items()}
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    with own.averaged():
+        for name, value in expected.items():
+            torch.testing.assert_close(buffers[name], value)
+    assert all(torch.equal(before[name], buffers[name]) for name in before)
+    state = own.state()
+    for name, value in expected.items():
+        torch.testing.assert_close(state["ema"][name], value)
+        assert torch.equal(state["model"][name], before[name])
+
+
 def test_without_an_average_the_weights_are_the_weights(recipe_content) -> None:
     strategy = make(Recipe.model_validate(recipe_content), ema_decay=0)
     step(strategy, 0)
@@ -112,7 +136,9 @@ def test_a_skipped_step_moves_neither_weights_nor_moments(strategy: Strategy) ->
         assert all(torch.equal(before[group][name], after[group][name]) for name in before[group]), group
 
 
-def test_what_was_saved_goes_on_bit_for_bit(recipe_content) -> None:
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_what_was_saved_goes_on_bit_for_bit(recipe_content, norm: str) -> None:
+    recipe_content["network"]["norm"] = norm
     recipe = Recipe.model_validate(recipe_content)
     whole = make(recipe, ema_decay=0.9)
     for number in range(3):

@@ -67,11 +67,13 @@ def measure(
     """
     was_training = model.training
     model.eval()
-    done = 0
+    done = reported = 0
 
     def report(share: float) -> None:
-        if progress is not None:
-            progress(done + int(share * len(batch.slots)))
+        nonlocal reported
+        if progress is not None and (now := done + int(share * len(batch.slots))) > reported:
+            reported = now
+            progress(now)
 
     for batch in batches:
         seen = Seen(model, batch, seed=seed)

@@ -56,15 +56,21 @@ def psnr(x: Tensor, means: Tensor) -> Tensor:
 
 
 def ssim(x: Tensor, means: Tensor) -> Tensor | None:
-    """Structural similarity (Wang et al. 2004), float64 [B]. None for images smaller than its window."""
+    """Structural similarity (Wang et al. 2004), float64 [B]: the mean over the places at which the window is within the image.
+
+    None for images smaller than the window.
+    """
     if min(x.shape[2:]) < LEAST_SSIM_SIZE:
         return None
     # torchmetrics imports transformers and matplotlib, where they are installed: two seconds that small images do not need.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    values = structural_similarity_index_measure(means, x.float(), data_range=1.0, reduction="none")
-    assert isinstance(values, Tensor)
-    return values.double()
+    _, everywhere = structural_similarity_index_measure(
+        means, x.float(), data_range=1.0, reduction="none", return_full_image=True
+    )
+    border = LEAST_SSIM_SIZE // 2  # where the window would see mirrored pixels
+    inside = everywhere[..., border : x.shape[2] - border, border : x.shape[3] - border]
+    return inside.double().flatten(1).mean(1)
 
 
 METRICS: dict[str, Metric] = {
@@ -78,8 +84,8 @@ METRICS: dict[str, Metric] = {
         more_is_better=True,
     ),
     "ssim": Metric(
-        f"of each image's reconstruction, range 1, Gaussian window of {LEAST_SSIM_SIZE} pixels with sigma 1.5 (Wang et al. "
-        "2004), mean over images",
+        f"of each image's reconstruction, range 1, Gaussian window of {LEAST_SSIM_SIZE} pixels with sigma 1.5, at places where it is "
+        "within the image (Wang et al. 2004), mean over images",
         ssim,
         more_is_better=True,
     ),

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping
 
-from vaescale.likelihoods.config import OPTIMAL, LikelihoodConfig, LocationScaleConfig
+from vaescale.likelihoods.config import OPTIMAL, GaussianConfig, LikelihoodConfig, LocationScaleConfig
 
 FAR = 1.5  # between sigma and the root mean square error: at least 0.13 nats a value
+DIFFERENT = 1.05  # between a running sigma and the root mean square error: 0.002 nats a value
 
 
 def remarks(metrics: Mapping[str, float], likelihood: LikelihoodConfig) -> list[str]:
@@ -29,16 +30,30 @@ def _collapse(metrics: Mapping[str, float]) -> str | None:
 def _sigma(metrics: Mapping[str, float], likelihood: LikelihoodConfig) -> str | None:
     """A sentence if sigma is far from the root mean square error, which is its maximum-likelihood value for a Gaussian."""
     sigma, error = metrics.get("sigma", math.nan), math.sqrt(metrics.get("mse", math.nan))
-    if not isinstance(likelihood, LocationScaleConfig) or 1 / FAR <= sigma / max(error, 1e-30) <= FAR:
+    ratio = sigma / max(error, 1e-30)
+    if not isinstance(likelihood, LocationScaleConfig) or math.isnan(ratio):
         return None
-    if math.isnan(sigma) or math.isnan(error):
-        return None
+    if 1 / FAR <= ratio <= FAR:
+        is_running = isinstance(likelihood, GaussianConfig) and likelihood.sigma in OPTIMAL
+        return _running_sigma(sigma, error, likelihood) if is_running else None
     remedy = (
         "the model overfits, or sigma still changes: more images, or more training.steps"
         if likelihood.sigma in OPTIMAL
         else "take likelihood.sigma=optimal, or train longer where sigma is learned"
     )
     return f"sigma ({sigma:.3g}) is far from the root mean square of the errors ({error:.3g}): {remedy}"
+
+
+def _running_sigma(sigma: float, error: float, likelihood: LocationScaleConfig) -> str | None:
+    """A sentence if the running sigma is not that of the held-out errors: it lags behind a falling error, or the model overfits."""
+    if 1 / DIFFERENT <= sigma / error <= DIFFERENT:
+        return None
+    both = f"the running sigma is {sigma:.3g}, and {error:.3g} fits the held-out errors best"
+    if sigma > error:
+        horizon = likelihood.horizon_steps
+        steps = "" if horizon is None else f" of {horizon:g} steps"
+        return f"{both}: its average{steps} lags while sigma falls; train longer, or lower likelihood.horizon_steps"
+    return f"{both}: the errors of training images are smaller (overfitting)"
 
 
 def _bound(metrics: Mapping[str, float], likelihood: LikelihoodConfig) -> str | None:

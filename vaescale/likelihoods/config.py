@@ -3,7 +3,7 @@
 To add a likelihood: a module (see `base.py`), its section, which names the module, and a line in LIKELIHOODS.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,11 @@ from vaescale.config import SIGMA_OF_DRAWS, Config, Property, Sizes
 LEVELS = 256
 SCALE_CEILING = 20.0  # largest scale of a discretized logistic on [-1, 1]; beyond it float32 cannot resolve the masses of the levels
 OPTIMAL = ("optimal", "optimal_per_image", "optimal_per_pixel", "optimal_per_channel")
+HORIZON_SHARE, MOST_HORIZON_STEPS = (
+    0.1,
+    100.0,
+)  # of the running sigma: a share of training, and at most so many steps
+FORMER_DEFAULTS = {"horizon_steps": MOST_HORIZON_STEPS}  # in recipes that earlier versions saved
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -29,6 +34,10 @@ class LikelihoodConfig(Config):
     def offers(self) -> frozenset[Property]:
         """The property of importance weights: a sigma that is not fitted to the mean over draws."""
         return frozenset({SIGMA_OF_DRAWS})
+
+    def resolved(self, steps: int) -> Self:  # noqa: ARG002
+        """The section with numbers for what depends on the number of training steps."""
+        return self
 
 
 class Handover(Config):
@@ -115,8 +124,10 @@ class LocationScaleConfig(MeanConfig):
         description="initial value of a `shared` or `predicted` sigma; about the standard deviation of a photograph's "
         "pixels",
     )
-    horizon_steps: float = Field(
-        default=100, ge=1, description="averaging horizon of the running sigma, in optimizer steps"
+    horizon_steps: float | None = Field(
+        default=None,
+        ge=1,
+        description="averaging horizon of the running sigma, in optimizer steps; null: a tenth of training.steps, at most 100",
     )
     handover: Handover | None = Field(
         default=None, description="train with the optimal sigma first, then with the predicted one"
@@ -126,6 +137,18 @@ class LocationScaleConfig(MeanConfig):
         """The properties without those of importance weights, if sigma is fitted to the mean over draws."""
         fitted = self.sigma in OPTIMAL or self.handover is not None
         return super().offers() - {SIGMA_OF_DRAWS} if fitted else super().offers()
+
+    @property
+    def has_running_sigma(self) -> bool:
+        """Whether sigma is averaged over steps."""
+        return self.sigma in OPTIMAL or self.handover is not None
+
+    def resolved(self, steps: int) -> Self:
+        """The section with a number for the horizon of the running sigma."""
+        if self.horizon_steps is not None or not self.has_running_sigma:
+            return self
+        horizon = min(MOST_HORIZON_STEPS, max(1.0, steps * HORIZON_SHARE))
+        return self.model_copy(update={"horizon_steps": horizon})
 
     def check_sizes(self, sizes: Sizes) -> None:
         """Refuse a handover that begins after the last step."""
@@ -143,11 +166,11 @@ class LocationScaleConfig(MeanConfig):
                 "sigma_source (=running) has no meaning with sigma: optimal_per_image; remove it"
             )
         unused = [] if isinstance(self.sigma, str) else ["sigma_floor", "initial_sigma"]
-        if self.sigma not in OPTIMAL and not self.handover:
+        if not self.has_running_sigma:
             unused += ["sigma_source", "sigma_gradient", "horizon_steps"]
         for name in unused:
             default = type(self).model_fields[name].default
-            if (value := getattr(self, name)) != default:
+            if (value := getattr(self, name)) not in (default, FORMER_DEFAULTS.get(name, default)):
                 raise ValueError(
                     f"{name} (={value}) has no meaning with sigma: {self.sigma}; remove it, or set it to {default}"
                 )

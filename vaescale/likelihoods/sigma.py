@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from vaescale import comm
-from vaescale.likelihoods.config import OPTIMAL, Handover, LocationScaleConfig
+from vaescale.likelihoods.config import MOST_HORIZON_STEPS, OPTIMAL, Handover, LocationScaleConfig
 
 FLOOR_SHARPNESS = 4.0
 
@@ -67,6 +67,7 @@ class SigmaState(nn.Module):
         if config.handover:
             start = float(config.handover.at_step or math.inf)
             self.register_buffer("stage", torch.tensor([0.0, start, math.inf, 0, 0], dtype=torch.float64))
+        self._horizon = config.horizon_steps or MOST_HORIZON_STEPS
         self._pending: list[Callable[[], Tensor]] = []
 
     @property
@@ -109,7 +110,7 @@ class SigmaState(nn.Module):
             return
         collected = pending[0] if len(pending) == 1 else torch.stack(pending).sum(0)
         finite = (collected - collected == 0).all()  # no NaN and no Inf
-        averaged = self.running.lerp(collected, 1 / self.config.horizon_steps)
+        averaged = self.running.lerp(collected, 1 / self._horizon)
         self.running.copy_(torch.where(finite, averaged, self.running))
         if self.config.handover:
             self._advance_stage(self.config.handover, torch.where(finite, collected, 0.0))
@@ -195,7 +196,7 @@ class SigmaState(nn.Module):
         steps, window = steps + 1, self.stage[3:] + collected
         if handover.when_settled is not None:
             # Not the running average: its tail would hide for hundreds of steps that sigma is constant.
-            ends = steps.remainder(round(self.config.horizon_steps)) == 0
+            ends = steps.remainder(round(self._horizon)) == 0
             now = self._log_optimal(_ratio(window)).squeeze()
             settled = ends & ((now - last).abs() < math.log1p(handover.when_settled))
             start = torch.where(settled & torch.isinf(start), steps, start)

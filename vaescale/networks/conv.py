@@ -17,6 +17,7 @@ from vaescale.networks.layers import (
     ACTIVATIONS,
     conv,
     deconv,
+    has_bias,
     norm,
     normed,
     refuse_indivisible,
@@ -51,17 +52,18 @@ class ConvNetwork(FlatNetwork):
         width = plan.encoder[-1][0]
         sizes = (width * small * small, *plan.hidden, encoder_out)
         self.encoder = nn.Sequential(
-            *_encoder_maps(plan, channels, kind),
+            *_encoder_maps(plan, channels, kind, image_size),
             Rearrange("b w i j -> b (w i j)"),  # [B, W small small]
             *_hidden(sizes, kind, plan.activation, spectral_norm=plan.spectral),  # [B, encoder_out]
         )
         sizes = (config.latent_dim, *reversed(plan.hidden), width * start * start)
+        start_norm = kind if plan.start_norm else "none"
         self.decoder = nn.Sequential(
-            *_hidden(sizes, kind, plan.decoder_activation),
-            *([norm(kind, width * start * start)] if plan.start_norm and kind != "none" else []),
+            *_hidden(sizes, kind, plan.decoder_activation, before=start_norm),
+            *([norm(start_norm, width * start * start, places=1)] if start_norm != "none" else []),
             *([ACTIVATIONS[plan.decoder_activation]()] if plan.start_activation else []),
             Rearrange("b (w i j) -> b w i j", i=start, j=start),
-            *_decoder_maps(plan, width, kind),
+            *_decoder_maps(plan, width, kind, start),
             _last(plan, out_channels),  # [B, out_channels, S, S]
         )
 
@@ -89,19 +91,21 @@ def _from_widths(widths: tuple[int, ...]) -> Preset:
     )
 
 
-def _encoder_maps(plan: Preset, channels: int, kind: Norm) -> Iterator[nn.Sequential]:
+def _encoder_maps(plan: Preset, channels: int, kind: Norm, size: int) -> Iterator[nn.Sequential]:
     for number, (width, kernel, stride) in enumerate(plan.encoder):
-        layer: nn.Module = conv(channels, width, kernel, stride=stride)
+        size //= stride
+        own = kind if number or plan.first_norm else "none"
+        layer: nn.Module = conv(channels, width, kernel, stride=stride, before=own)
         layer = spectral(layer) if plan.spectral else layer
-        first = kind if number or plan.first_norm else "none"
-        yield nn.Sequential(layer, *normed(first, width, plan.activation))
+        yield nn.Sequential(layer, *normed(own, width, plan.activation, places=size * size))
         channels = width
 
 
-def _decoder_maps(plan: Preset, channels: int, kind: Norm) -> Iterator[nn.Sequential]:
+def _decoder_maps(plan: Preset, channels: int, kind: Norm, size: int) -> Iterator[nn.Sequential]:
     for width, kernel, stride in plan.decoder:
-        layer = deconv(channels, width, kernel, stride=stride)
-        yield nn.Sequential(layer, *normed(kind, width, plan.decoder_activation))
+        size *= stride
+        layer = deconv(channels, width, kernel, stride=stride, before=kind)
+        yield nn.Sequential(layer, *normed(kind, width, plan.decoder_activation, places=size * size))
         channels = width
 
 
@@ -111,11 +115,20 @@ def _last(plan: Preset, out_channels: int) -> nn.Module:
 
 
 def _hidden(
-    sizes: tuple[int, ...], kind: Norm, activation: str, *, spectral_norm: bool = False
+    sizes: tuple[int, ...],
+    kind: Norm,
+    activation: str,
+    *,
+    spectral_norm: bool = False,
+    before: Norm = "none",
 ) -> Iterator[nn.Module]:
-    """Fully connected layers with norm and activation between them, but not after the last layer."""
+    """Fully connected layers with norm and activation between them, but not after the last layer.
+
+    before: the normalization that follows the last layer; see `layers.has_bias`.
+    """
     for number, (size, following) in enumerate(itertools.pairwise(sizes), start=2):
-        layer: nn.Module = nn.Linear(size, following)
+        is_last = number == len(sizes)
+        layer: nn.Module = nn.Linear(size, following, bias=has_bias(before if is_last else kind))
         yield spectral(layer) if spectral_norm else layer
-        if number < len(sizes):
-            yield from normed(kind, following, activation)
+        if not is_last:
+            yield from normed(kind, following, activation, places=1)

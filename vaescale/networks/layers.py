@@ -18,6 +18,7 @@ from vaescale.networks.config import Norm, Standardize
 from vaescale.networks.group_norm import GroupNorm
 
 T = TypeVar("T")
+LEAST_VALUES = 16  # of an image in a group of GroupNorm
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "relu": nn.ReLU,
@@ -25,10 +26,21 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def conv(channels: int, width: int, kernel: int, *, stride: int = 1, padding: int | None = None) -> nn.Conv2d:
-    """Map [B, C, S, S] to [B, width, S / stride, S / stride] with the usual padding; an even kernel needs a stride of 2."""
+def conv(
+    channels: int,
+    width: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    before: Norm = "none",
+) -> nn.Conv2d:
+    """Map [B, C, S, S] to [B, width, S / stride, S / stride] with the usual padding; an even kernel needs a stride of 2.
+
+    before: the normalization that follows; see `has_bias`.
+    """
     padding = (kernel - 1) // 2 if padding is None else padding
-    return nn.Conv2d(channels, width, kernel, stride=stride, padding=padding)
+    return nn.Conv2d(channels, width, kernel, stride=stride, padding=padding, bias=has_bias(before))
 
 
 def standardized(x: Tensor, moments: Standardize | None) -> Tensor:
@@ -36,29 +48,69 @@ def standardized(x: Tensor, moments: Standardize | None) -> Tensor:
     return 2 * x - 1 if moments is None else (x - moments.mean) / moments.sigma
 
 
-def deconv(channels: int, width: int, kernel: int, *, stride: int = 2) -> nn.ConvTranspose2d:
-    """Map [B, C, S, S] to [B, width, S * stride, S * stride]."""
+def deconv(
+    channels: int, width: int, kernel: int, *, stride: int = 2, before: Norm = "none"
+) -> nn.ConvTranspose2d:
+    """Map [B, C, S, S] to [B, width, S * stride, S * stride]. before: as in `conv`."""
     odd = kernel % 2 if stride == 2 else 0
     padding = (kernel - stride + odd) // 2
-    return nn.ConvTranspose2d(channels, width, kernel, stride=stride, padding=padding, output_padding=odd)
+    return nn.ConvTranspose2d(
+        channels,
+        width,
+        kernel,
+        stride=stride,
+        padding=padding,
+        output_padding=odd,
+        bias=has_bias(before),
+    )
 
 
-def norm(kind: Norm, width: int, *, groups: int = 8) -> nn.Module:
+def has_bias(before: Norm) -> bool:
+    """Whether a layer needs biases. Batch normalization subtracts them again: their gradient is 0 but for rounding, which Adam
+    would scale to full steps. GroupNorm keeps the differences of the biases within a group.
+    """
+    return before != "batch"
+
+
+def norm(kind: Norm, width: int, *, places: int, groups: int = 8) -> nn.Module:
     """Normalization of [B, width] or [B, width, H, W]. `group` and `none` do not depend on the batch; `batch` uses
     statistics of the global batch.
+
+    places: H W, 1 for a vector. A group of GroupNorm has at least LEAST_VALUES values, in fewer groups than asked for where maps are
+    small; where all values of an image are fewer, there is no normalization.
     """
-    if kind == "group":
-        return GroupNorm(math.gcd(width, groups), width)
+    if kind == "group" and width * places >= LEAST_VALUES:
+        return GroupNorm(num_groups(width, groups, places), width)
     return GlobalBatchNorm(width) if kind == "batch" else nn.Identity()
 
 
-def normed(kind: Norm, width: int, activation: str, *, groups: int = 8) -> tuple[nn.Module, nn.Module]:
-    """Two layers, a normalization and its activation. GroupNorm computes SiLU itself; the second layer is then the identity, so
-    that the layers of an nn.Sequential keep their numbers in checkpoints.
+def normed(
+    kind: Norm, width: int, activation: str, *, places: int, groups: int = 8
+) -> tuple[nn.Module, nn.Module]:
+    """Two layers, a normalization (see `norm`) and its activation. GroupNorm computes SiLU itself; the second layer is then the
+    identity, so that the layers of an nn.Sequential keep their numbers in checkpoints.
     """
+    normalization = norm(kind, width, places=places, groups=groups)
     if kind == "group" and activation == "silu":
-        return GroupNorm(math.gcd(width, groups), width, with_silu=True), nn.Identity()
-    return norm(kind, width, groups=groups), ACTIVATIONS[activation]()
+        if not isinstance(normalization, GroupNorm):
+            return nn.SiLU(), nn.Identity()
+        normalization.with_silu = True
+        return normalization, nn.Identity()
+    return normalization, ACTIVATIONS[activation]()
+
+
+def num_groups(width: int, most: int, places: int) -> int:
+    """The largest number of groups, a divisor of `most` and of the width, whose groups have at least LEAST_VALUES values each.
+
+    The mean and the variance of one or two values are nearly all that there is in them: such a group says almost nothing of the image.
+    """
+    common = math.gcd(width, most)
+    fits = [
+        number
+        for number in range(1, common + 1)
+        if common % number == 0 and width // number * places >= LEAST_VALUES
+    ]
+    return max(fits, default=1)
 
 
 def nearest(x: Tensor, factor: int) -> Tensor:
@@ -82,6 +134,9 @@ class GlobalBatchNorm(nn.Module):
     Ioffe & Szegedy 2015, algorithm 1; evaluation uses running averages. With training.accumulation the statistics are
     those of a micro-batch. A layer costs one all-reduce of 2 width + 1 numbers forward and one backward.
     """
+
+    averaged_buffers = ("running_mean", "running_variance")
+    """What is averaged over steps together with the weights: the averaged weights' maps have other statistics than the weights'."""
 
     def __init__(self, width: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()

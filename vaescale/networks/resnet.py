@@ -47,12 +47,13 @@ class ResnetNetwork(FlatNetwork):
         down: list[nn.Module] = [conv(channels, config.width, 3)]
         channels_before = config.width
         for number, (size, width) in enumerate(levels):
-            down += _blocks(channels_before, width, config.blocks, attention=size in config.attention_at)
+            attention = size in config.attention_at
+            down += _blocks(channels_before, width, config.blocks, size=size, attention=attention)
             down += [Halve(width)] if number < halvings else []
             channels_before = width
         down += [
-            *_middle(channels_before, config.attention),
-            *_end(channels_before, encoder_out),
+            *_middle(channels_before, config.attention, size=small),
+            *_end(channels_before, encoder_out, size=small),
             conv(encoder_out, encoder_out, 1),
         ]
         self.encoder, self._standardize = nn.Sequential(*down), config.standardize
@@ -61,12 +62,13 @@ class ResnetNetwork(FlatNetwork):
             conv(config.latent_dim, config.latent_dim, 1),
             conv(config.latent_dim, channels_before, 3),
         ]
-        up += _middle(channels_before, config.attention)
+        up += _middle(channels_before, config.attention, size=small)
         for number, (size, width) in enumerate(reversed(levels)):
-            up += _blocks(channels_before, width, config.blocks + 1, attention=size in config.attention_at)
+            attention = size in config.attention_at
+            up += _blocks(channels_before, width, config.blocks + 1, size=size, attention=attention)
             up += [Double(width)] if number < halvings else []
             channels_before = width
-        self.decoder = nn.Sequential(*up, *_end(channels_before, out_channels))
+        self.decoder = nn.Sequential(*up, *_end(channels_before, out_channels, size=image_size))
 
     def encode(self, x: Tensor) -> Tensor:
         """Map [B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out, S / f, S / f]."""
@@ -82,11 +84,11 @@ class ResnetNetwork(FlatNetwork):
 class Residual(nn.Module):
     """A residual block x + f(x), with f of two 3x3 convolutions, each after GroupNorm and SiLU; a 1x1 convolution of x where widths differ."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, *, size: int) -> None:
         super().__init__()
-        self.norm1, _ = normed("group", channels, "silu", groups=NORM_GROUPS)
+        self.norm1, _ = _normed(channels, size)
         self.conv1 = conv(channels, width, 3)
-        self.norm2, _ = normed("group", width, "silu", groups=NORM_GROUPS)
+        self.norm2, _ = _normed(width, size)
         self.conv2 = conv(width, width, 3)
         self.shortcut = conv(channels, width, 1) if channels != width else nn.Identity()
 
@@ -101,9 +103,9 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     """Residual self-attention over the places of the map, with one head. Vaswani et al. 2017, eq. 1."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, size: int) -> None:
         super().__init__()
-        self.norm = norm("group", width, groups=NORM_GROUPS)
+        self.norm = norm("group", width, places=size * size, groups=NORM_GROUPS)
         self.query, self.key, self.value = (conv(width, width, 1) for _ in range(3))
         self.out = conv(width, width, 1)
 
@@ -144,19 +146,24 @@ class Double(nn.Module):
         return doubled
 
 
-def _blocks(channels: int, width: int, count: int, *, attention: bool) -> list[nn.Module]:
+def _blocks(channels: int, width: int, count: int, *, size: int, attention: bool) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for number in range(count):
-        layers.append(Residual(width if number else channels, width))
+        layers.append(Residual(width if number else channels, width, size=size))
         if attention:
-            layers.append(Attention(width))
+            layers.append(Attention(width, size=size))
     return layers
 
 
-def _middle(width: int, attention: bool) -> list[nn.Module]:
-    between: list[nn.Module] = [Attention(width)] if attention else []
-    return [Residual(width, width), *between, Residual(width, width)]
+def _middle(width: int, attention: bool, *, size: int) -> list[nn.Module]:
+    between: list[nn.Module] = [Attention(width, size=size)] if attention else []
+    return [Residual(width, width, size=size), *between, Residual(width, width, size=size)]
 
 
-def _end(width: int, out: int) -> list[nn.Module]:
-    return [*normed("group", width, "silu", groups=NORM_GROUPS), conv(width, out, 3)]
+def _end(width: int, out: int, *, size: int) -> list[nn.Module]:
+    return [*_normed(width, size), conv(width, out, 3)]
+
+
+def _normed(width: int, size: int) -> tuple[nn.Module, nn.Module]:
+    """GroupNorm and SiLU as one layer, and an identity, which has a number of its own in checkpoints."""
+    return normed("group", width, "silu", places=size * size, groups=NORM_GROUPS)

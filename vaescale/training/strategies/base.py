@@ -63,6 +63,7 @@ class Strategy:
         self.wrapped, self.optimizer = self._wrap(build_optimizer)
         for tensor in self._held():
             self.optimizer.state[tensor] = self._fresh_state(tensor)
+        self._averages = self._fresh_averages() if ema_decay else {}
         self._link()
         self.optimizer.register_step_post_hook(lambda *_: self._average(self.optimizer.param_groups))
 
@@ -88,6 +89,7 @@ class Strategy:
         self._hand_over(verdict)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self._average_buffers()
         return verdict
 
     # The state.
@@ -102,7 +104,8 @@ class Strategy:
         state |= {AVERAGE: {}} if self._ema_decay else {}
         for name, value in self.model.state_dict().items():
             if name not in parameters:
-                self._keep(state, value, "model", AVERAGE, name=name)
+                self._keep(state, value, "model", name=name)
+                self._keep(state, self._averages.get(name, value), AVERAGE, name=name)
                 continue
             self._keep(state, self._full(parameters[name], None), "model", name=name)
             if self._ema_decay:
@@ -118,6 +121,8 @@ class Strategy:
             for name, buffer in self.model.named_buffers():
                 if name in state["model"]:
                     buffer.copy_(state["model"][name])
+                if name in self._averages:
+                    self._averages[name].copy_(state[AVERAGE][name])
             for name, parameter in self.model.named_parameters():
                 self._put(parameter, None, state["model"][name])
                 if self._ema_decay:
@@ -138,9 +143,11 @@ class Strategy:
         """
         if self._ema_decay:
             self._swap(to_average=True)
+            self._swap_buffers()
         yield
         if self._ema_decay:
             self._swap(to_average=False)
+            self._swap_buffers()
 
     def compare_replicas(self) -> None:
         """Raise TrainingStopped when replicated tensors are not bit-equal on all ranks. All ranks call it."""
@@ -215,6 +222,23 @@ class Strategy:
             state |= {key: torch.zeros_like(tensor, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
         return state | ({AVERAGE: tensor.detach().clone()} if self._ema_decay else {})
 
+    def _fresh_averages(self) -> dict[str, Tensor]:
+        """The buffers that are averaged together with the weights, such as the running statistics of BatchNorm, by name."""
+        names = {
+            f"{prefix}.{name}".removeprefix(".")
+            for prefix, module in self.model.named_modules()
+            for name in getattr(module, "averaged_buffers", ())
+        }
+        return {name: buffer.detach().clone() for name, buffer in self.model.named_buffers() if name in names}
+
+    @torch.no_grad()
+    def _swap_buffers(self) -> None:
+        buffers = dict(self.model.named_buffers())
+        for name, average in self._averages.items():
+            before = buffers[name].clone()
+            buffers[name].copy_(average)
+            average.copy_(before)
+
     def _moments(self) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq") if isinstance(self.optimizer, torch.optim.Adam) else ()
 
@@ -234,6 +258,15 @@ class Strategy:
         if self._ema_decay and tensors:
             averages = [self.optimizer.state[tensor][AVERAGE] for tensor in tensors]
             torch._foreach_lerp_(averages, tensors, self._ema_weight)
+
+    @torch.no_grad()
+    def _average_buffers(self) -> None:
+        """Move the averages of buffers towards the buffers, once in each step."""
+        if self._averages:
+            buffers = dict(self.model.named_buffers())
+            torch._foreach_lerp_(
+                [*self._averages.values()], [buffers[name] for name in self._averages], self._ema_weight
+            )
 
     def _hand_over(self, verdict: Verdict) -> None:
         """Hand the verdict to the fused optimizer, which reads it on the device, so that the host does not wait."""

@@ -77,6 +77,7 @@ class Zero(Strategy):
         if self._verdict is None:
             self._verdict = judge(torch.full((), torch.inf, device=self.device))
             self._average([{"params": self._held()}])
+        self._average_buffers()
         return self._verdict
 
     def _decide(self) -> None:

@@ -12,10 +12,8 @@ from vaescale.config import SIGMA_OF_DRAWS, Config, Property, Sizes
 LEVELS = 256
 SCALE_CEILING = 20.0  # largest scale of a discretized logistic on [-1, 1]; beyond it float32 cannot resolve the masses of the levels
 OPTIMAL = ("optimal", "optimal_per_image", "optimal_per_pixel", "optimal_per_channel")
-HORIZON_SHARE, MOST_HORIZON_STEPS = (
-    0.1,
-    100.0,
-)  # of the running sigma: a share of training, and at most so many steps
+HORIZON_SHARE = 0.1  # of training, in which the running sigma is averaged,
+MOST_HORIZON_STEPS = 100.0  # and at most so many steps
 FORMER_DEFAULTS = {"horizon_steps": MOST_HORIZON_STEPS}  # in recipes that earlier versions saved
 Positive = Annotated[float, Field(gt=0)]
 

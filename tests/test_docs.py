@@ -12,8 +12,16 @@ import pytest
 import yaml
 from vaescale.tools.docs import recipe_reference
 
+from vaescale.aggregate.information import Information
 from vaescale.cli import VERBS
+from vaescale.commands import baselines
+from vaescale.evaluation.comparison import SCORES
+from vaescale.evaluation.importance import IMPORTANCE
+from vaescale.evaluation.likelihood import metric_names
+from vaescale.evaluation.reconstruction import METRICS
+from vaescale.mixtures.selection import Candidate
 from vaescale.recipe import load_recipe
+from vaescale.trained import build_model
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -155,6 +163,27 @@ def test_imports_exist(page: Path) -> None:
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(str(node.module))
                 assert all(hasattr(module, alias.name) for alias in node.names), f"{page.name}: {block}"
+
+
+@every_page
+def test_tests_exist(page: Path) -> None:
+    for name in re.findall(r"\btests/[\w/]+\.\w+", page.read_text()):
+        assert (ROOT / name).is_file(), f"{page.name} names {name}"
+
+
+def test_every_reported_quantity_has_a_row() -> None:
+    """The names of results, as the code has them, are in the first columns of the tables of docs/quantities.md."""
+    page = (ROOT / "docs" / "quantities.md").read_text()
+    first_cells = re.findall(r"^\| (.*?)(?<!\\) \|", page, re.MULTILINE)
+    rows = {code for cell in first_cells for code in re.findall(r"`([^`]+)`", cell)}
+    model = build_model(load_recipe(ROOT / "recipes/digits/optimal.yaml"))
+    endings = re.compile("(_leave_one_out|_mixture)?(_error)?$")
+    information = {endings.sub("", name) for name in Information._fields if not name.startswith("mixture_")}
+    fits, probes = {*Candidate._fields} - {"mixture"}, {*baselines.PROTOCOL} - {"pPCA", "..._balanced"}
+    evaluated = {*metric_names(model), *METRICS, *IMPORTANCE, "data_sigma", "coverage/50"}
+    names = {*evaluated, *SCORES, *information, *fits, *probes}
+    assert len(names) > 40
+    assert names - rows == set(), "add rows to docs/quantities.md"
 
 
 def test_the_recipe_reference_is_fresh() -> None:

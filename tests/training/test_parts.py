@@ -13,6 +13,7 @@ from vaescale.training.config import OptimizerConfig
 from vaescale.training.launch import refuse_lost_processes, start
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer, change_of_rate, learning_rate
+from vaescale.training.utilization import flops_of_an_image
 
 
 @pytest.fixture
@@ -84,6 +85,23 @@ def test_the_clock_counts_batches_and_passes_them_on() -> None:
     assert metrics["perf/images_per_second"] == pytest.approx(10 / metrics["perf/step_seconds"])
     assert 0 <= metrics["perf/data_wait_fraction"] <= 1
     assert metrics["perf/memory_bytes"] > 0
+
+
+def test_the_operations_of_an_image_are_those_of_its_products(recipe_content) -> None:
+    """Linear layers of 64 to 2 and of 2 to 64: both forward, both gradients of weights, and that of the decoder's input."""
+    recipe_content["network"] = {"kind": "linear", "latent_dim": 2}
+    own = build_model(Recipe.model_validate(recipe_content))
+    assert flops_of_an_image(own) == (2 + 3) * 2 * 64 * 2
+
+
+def test_what_is_recomputed_is_no_operation_of_the_model(recipe_content) -> None:
+    counts = []
+    for checkpointing in (False, True):
+        network = {"kind": "ladder", "latent_dim": 2, "width": 16, "checkpointing": checkpointing}
+        counts.append(
+            flops_of_an_image(build_model(Recipe.model_validate(recipe_content | {"network": network})))
+        )
+    assert counts[0] == counts[1] > 1e6
 
 
 def test_the_machine_s_use_is_in_percent() -> None:

@@ -1,11 +1,14 @@
 """Model FLOPs utilization: the floating-point operations that the model needs, as a share of what the GPU could do meanwhile.
 
-Convolutions and matrix products of the forward and the backward pass, two operations for a multiply-add; recomputed passes
-count once. Chowdhery et al. 2022, "PaLM", appendix B.
+Convolutions and matrix products of the forward and the backward pass, two operations for a multiply-add; what the backward pass
+recomputes does not count again. Chowdhery et al. 2022, "PaLM", appendix B.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from vaescale import noise
 from vaescale.models.vae import VAE
@@ -46,9 +49,21 @@ def flops_of_an_image(model: VAE, *, importance_samples: int = 0) -> float:
     mask = torch.ones(images, dtype=torch.bool, device=device)
     with unchanged(model):
         model.train()
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as forward:
             terms = model(pixels, stream, mask, importance_samples)
             loss = terms.kl.sum() - terms.log_px.sum() - terms.log_weights.sum()
-            weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        formulas = {operator: _unless_recomputed(formula) for operator, formula in flop_registry.items()}
+        with FlopCounterMode(display=False, custom_mapping=formulas) as backward:
             torch.autograd.grad(loss, weights, allow_unused=True)
-    return float(counter.get_total_flops()) / images
+    return float(forward.get_total_flops() + backward.get_total_flops()) / images
+
+
+def _unless_recomputed(formula: Callable[..., int]) -> Callable[..., int]:
+    """The formula of an operator, and 0 where gradients are enabled: within a backward pass only recomputed functions enable them."""
+
+    def count(*arguments: Any, **options: Any) -> int:
+        return 0 if torch.is_grad_enabled() else formula(*arguments, **options)
+
+    count._get_raw = True  # type: ignore[attr-defined]  # the formula makes shapes of tensors itself
+    return count

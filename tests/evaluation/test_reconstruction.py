@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from vaescale import noise
@@ -113,8 +114,27 @@ def test_the_data_s_own_sigma_maximizes_the_likelihood(recipe_content, sigma: st
     assert result.metrics["data_sigma"] == pytest.approx(float(by_group.square().mean().sqrt()), rel=1e-5)
 
 
-def test_ssim_is_scikit_image_s_formula() -> None:
-    """Of images of constant grey it is (2 a b + c) / (a^2 + b^2 + c)."""
+@pytest.mark.parametrize("size", [11, 16, 30])
+def test_ssim_is_that_of_wang_et_al(size: int) -> None:
+    """Their equation 13 in float64, with SciPy's Gaussian window, over the places at which the window is within the image."""
+    random = np.random.default_rng(0)
+    x = gaussian_filter(random.random((3, 2, size, size)), (0, 0, 2, 2))
+    y = np.clip(x + 0.1 * random.standard_normal(x.shape), 0, 1)
+
+    def windowed(values: np.ndarray) -> np.ndarray:
+        return gaussian_filter(values, (0, 0, 1.5, 1.5), truncate=3.5)[..., 5:-5, 5:-5]
+
+    mean_x, mean_y = windowed(x), windowed(y)
+    variances = windowed(x * x) - mean_x**2 + windowed(y * y) - mean_y**2
+    covariance = windowed(x * y) - mean_x * mean_y
+    similarity = (2 * mean_x * mean_y + 0.01**2) * (2 * covariance + 0.03**2)
+    similarity /= (mean_x**2 + mean_y**2 + 0.01**2) * (variances + 0.03**2)
+    got = METRICS["ssim"].of(torch.from_numpy(x).float(), torch.from_numpy(y).float())
+    np.testing.assert_allclose(got, similarity.mean((1, 2, 3)), rtol=1e-4)
+
+
+def test_metrics_of_constant_grey() -> None:
+    """SSIM is then (2 a b + c) / (a^2 + b^2 + c)."""
     x, means = torch.full((2, 1, 16, 16), 0.2), torch.full((2, 1, 16, 16), 0.5)
     c = 0.01**2
     mse, psnr, ssim = (float(metric.of(x, means).mean()) for metric in METRICS.values())

@@ -197,6 +197,7 @@ def test_another_recipe_s_folder_is_refused(vaescale, recipe_file, recipe_conten
 
 
 def test_a_change_that_is_allowed_is_remembered(vaescale, recipe_file, recipe_content) -> None:
+    recipe_content["likelihood"]["horizon_steps"] = 20  # by default it depends on the number of steps
     path, run = recipe_file(recipe_content), Path(recipe_content["run_dir"])
     assert vaescale("train", path).code == 0
     more = ("optimizer.lr=1e-4", "training.steps=15")

@@ -18,7 +18,7 @@ OPTIONS = (
     "training.log_every=1",
     "data.global_batch=32",
     # The rate at a step does not depend on the number of steps, and a short run has the whole one, too.
-    *("optimizer.schedule=constant", "optimizer.warmup_steps=5"),
+    *("optimizer.schedule=constant", "optimizer.warmup_steps=5", "likelihood.horizon_steps=100"),
 )
 ACCUMULATION = (1, 2)
 LAYOUTS = ("ddp", "zero1", "zero2", "zero3", "fsdp2", "zero3_offload")

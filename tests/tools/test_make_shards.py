@@ -255,7 +255,7 @@ def test_the_remedies_for_shards_that_do_not_fit_a_recipe_work(vaescale, tmp_pat
         read(tmp_path / "out" / "train", 8, channels=1, crop="square")
     options = ("--size", 8, "--channels", 1)
     vaescale(*words, *options).assert_refused(
-        2, "channels None -> 1", "size None -> 8", "delete it or choose another OUT"
+        2, "channels unset -> 1", "size unset -> 8", "delete it or choose another OUT"
     )
     other = tuple(tmp_path / "other" if word == tmp_path / "out" else word for word in words)
     assert vaescale(*other, *options).code == 0

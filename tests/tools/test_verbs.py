@@ -474,7 +474,7 @@ def test_a_latent_map_is_fitted_and_sampled(vaescale, recipe_file, recipe_conten
         "blocks": 1,
     }
     recipe_content["objective"] = {"kind": "iwae", "samples": 2}
-    recipe_content["likelihood"]["sigma"] = "shared"
+    recipe_content["likelihood"]["sigma"] = 0.05
     outcome = vaescale("train", recipe_file(recipe_content), "training.steps=4")
     assert outcome.code == 0, outcome.err
     folder = recipe_content["run_dir"]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,8 +34,10 @@ def store(
 
 @pytest.fixture
 def family() -> Iterator[Family]:
-    """A process that can be asked to stop."""
+    """A process that can be asked to stop: an earlier test may have left SIGTERM ignored, which processes inherit."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with subprocess.Popen(["sleep", "60"]) as started:
+        signal.signal(signal.SIGTERM, before)
         yield Family.of(started.pid)
         started.kill()
 

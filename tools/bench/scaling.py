@@ -332,14 +332,14 @@ def project(arguments: argparse.Namespace) -> None:
     sys.stdout.write(
         f"{arguments.per_node} devices a node, {arguments.inside:.0f} GB/s in it, {arguments.between:.0f} GB/s between nodes, "
         f"{arguments.latency:.0f} us a message; ms of a step from which {SHARE:.0%} of its speed remain, and of the exchange alone\n"
-        f"{'recipe':24s}{'gradients':>12s}{'sums':>6s}"
+        f"{'recipe':27s}{'gradients':>12s}{'sums':>6s}"
         + "".join(f"{number:>18d}" for number in DEVICES)
         + "\n"
     )
     small = small_sums()
     for name in PROJECTED:
         exchanges = Exchanges(buckets_of(name), small[name])
-        row = [f"{name:24s}{sum(exchanges.buckets) / 1e6:>9.1f} MB{exchanges.small:>6d}"]
+        row = [f"{name:27s}{sum(exchanges.buckets) / 1e6:>9.1f} MB{exchanges.small:>6d}"]
         for number in DEVICES:
             whole = sum(all_reduce_seconds(each, number, cluster) for each in exchanges.buckets)
             whole += exchanges.small * all_reduce_seconds(8, number, cluster)

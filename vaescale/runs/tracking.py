@@ -10,6 +10,7 @@ import getpass
 import re
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,18 +195,15 @@ def _send(folder: Path, config: TrackingConfig, state: State, upload_seconds: fl
     if state["tracking_uri"] != redact(uri):  # the store was moved
         state["tracking_uri"] = redact(uri)
         record(folder, state)
+    sender = partial(Sender, folder=folder, state=state, parent=config.parent, upload_seconds=upload_seconds)
     try:
-        sent = Sender(
-            client, uri, run, folder, state, parent=config.parent, upload_seconds=upload_seconds
-        ).send()
+        sent = sender(client, uri, run).send()
     except StoreFault as fault:
         if not was_deleted(fault):
             raise
         # After it was looked at: the new run gets everything.
         client, run = _connect(folder, config, state, uri)
-        sent = Sender(
-            client, uri, run, folder, state, parent=config.parent, upload_seconds=upload_seconds
-        ).send()
+        sent = sender(client, uri, run).send()
     _told.pop(folder.absolute(), None)
     return state | sent
 

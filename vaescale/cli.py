@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from vaescale.commands import DISTRIBUTED
 from vaescale.errors import DataError, TrainingStopped, UserError
-from vaescale.system import collector, exit_codes
+from vaescale.system import collector, exit_codes, siblings
 from vaescale.system.caches import provide_caches
 from vaescale.system.early_stop import EarlyStop
 from vaescale.system.files import strict_json
@@ -132,6 +132,7 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
             end_workers()
         sys.stdout.flush()
         sys.stderr.flush()
+        siblings.end_silent(code)
         os._exit(code)
     return code
 

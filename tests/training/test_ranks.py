@@ -40,6 +40,7 @@ def failed(code: int) -> ChildFailedError:
         (None, "", 0, ""),
         (failed(2), "2", 2, ""),  # the rank has said why
         (failed(1), "", 1, "rank 1 (process 7) ended with exit code 1\n"),
+        (failed(-9), "4", 4, ""),  # another rank ended it, and has said why
         (failed(-9), "", 137, "rank 1 (process 7) was killed by SIGKILL, perhaps for want of memory"),
         (failed(-11), "", 139, "rank 1 (process 7) was killed by SIGSEGV\n"),
         (failed(-15), "", 143, ""),  # the launcher knows who asked

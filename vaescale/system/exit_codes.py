@@ -12,16 +12,17 @@ NOTE = "vaescale-refused-"
 REFUSED = 2  # recipe or arguments: the same command would be refused again
 
 
-def leave(code: int) -> int:
+def leave(code: int, *, rank: int | None = None) -> int:
     """Leave this rank's exit code to its launcher, if `vaescale launch` started it. Returns the code to end with.
 
-    That is 0 after a preemption: torch's launcher would print a traceback, and end ranks that still save.
+    That is 0 after a preemption: torch's launcher would print a traceback, and end ranks that still save. rank: another rank, for
+    which this one leaves it.
     """
     folder = os.environ.get(FOLDER)
     if not folder or not code:
         return code
     try:
-        (Path(folder) / os.environ.get("RANK", "0")).write_text(str(code))
+        (Path(folder) / (os.environ.get("RANK", "0") if rank is None else str(rank))).write_text(str(code))
     except OSError:
         return code
     return 0 if code == PREEMPTED else code
@@ -73,6 +74,13 @@ def _note() -> Path | None:
 def lets_others_end(code: int) -> bool:
     """Whether the launcher lets the other ranks end by themselves after one that ended with `code`."""
     return code == PREEMPTED and bool(os.environ.get(FOLDER))
+
+
+def left_for(folder: str | None, rank: int) -> int | None:
+    """The exit code that was left for a rank in a launcher's folder, or None."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((Path(folder) / str(rank)).read_text()) if folder else None
+    return None
 
 
 def collect(folder: Path) -> int | None:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from vaescale.system import exit_codes
 from vaescale.system.console import say
@@ -45,6 +44,9 @@ def _code(code: int, who: str, folder: str | None, rank: int) -> int:
     """A rank's exit code as a shell has it. Names the rank if it was killed, or ended without a code of vaescale's."""
     if code in (-signal.SIGTERM, TERMINATED):
         return TERMINATED  # the launcher knows who asked
+    left = exit_codes.left_for(folder, rank)
+    if left is not None and code == -signal.SIGKILL:
+        return left  # another rank ended it, and has said why
     if code < 0:
         name = signal.Signals(-code).name
         memory = (
@@ -52,7 +54,7 @@ def _code(code: int, who: str, folder: str | None, rank: int) -> int:
         )
         say(f"vaescale launch: {who} was killed by {name}{memory}")
         return 128 - code
-    if not folder or not (Path(folder) / str(rank)).exists():
+    if left is None:
         say(f"vaescale launch: {who} ended with exit code {code}")
     return code
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from vaescale.errors import TrainingStopped
+from vaescale.system import siblings
 from vaescale.system.console import say
 from vaescale.system.meeting import EVERY_SECONDS, FIRST_WORD_SECONDS, patience
 
@@ -55,6 +56,7 @@ def call_the_roll(
         names = ", ".join(map(str, missing[:NAMED])) + (", ..." if len(missing) > NAMED else "")
         who = f"rank{'s'[: len(missing) > 1]} {names} of {size}"
         if waited >= seconds:
+            siblings.give_up(missing)
             raise TrainingStopped(
                 f"{who} did not start within {seconds:.0f} s; look at its process and its log, and run the same command again"
             )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from vaescale import comm
 from vaescale.errors import TrainingStopped
-from vaescale.system import exit_codes, heartbeat
+from vaescale.system import exit_codes, heartbeat, siblings
 from vaescale.system.console import say
 
 CHECKS = 10  # within the bound
@@ -30,7 +30,9 @@ class Heard(NamedTuple):
 
 
 def _exit(code: int) -> None:
-    os._exit(exit_codes.leave(code))
+    code = exit_codes.leave(code)
+    siblings.end_silent(code)
+    os._exit(code)
 
 
 class Watchdog:
@@ -145,6 +147,8 @@ class Watchdog:
                 phrases.append(f"rank {rank} has been at step {step} in {activity} for {now - since:.0f} s")
         if self._store is not None and now - self._answered > SILENT_CHECKS * self._every + 1:
             phrases.append("the launcher's store, on rank 0's host, does not answer")
+        else:
+            siblings.give_up([*missing, *silent])
         return (
             f"no sign of life for {self._bound:.0f} s (training.watchdog_seconds): {'; '.join(phrases)}; this rank is at step "
             f"{pulse.step} in {pulse.activity}; the same command continues from the last checkpoint"

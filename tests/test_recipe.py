@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from vaescale.config import Config, one_of
 from vaescale.errors import UserError
-from vaescale.recipe import Recipe, _sentence, differences, load_recipe
+from vaescale.recipe import Recipe, differences, load_recipe
+from vaescale.recipe_faults import sentence
 
 ROOT = Path(__file__).parents[1]
 
@@ -302,7 +303,7 @@ def test_sections_of_several_kinds_name_the_right_keys(case: str) -> None:
     part, words = TWO_KINDS[case]
     with pytest.raises(ValidationError) as caught:
         Two.model_validate({"part": part})
-    assert words in _sentence(caught.value, {"part": part}, Two)
+    assert words in sentence(caught.value, {"part": part}, Two)
     assert Two.model_validate({"part": {"kind": "wide", "height": 2}}).part == Wide(height=2)
 
 

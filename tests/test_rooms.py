@@ -25,6 +25,7 @@ ORDER = (
     ("data",),
     ("comm", "noise", "schedules"),
     ("kernels",),
+    ("recipe_faults",),
     ("config",),
     ("system",),
     ("errors",),

@@ -25,7 +25,7 @@ from vaescale.runs.tracking import TrackingConfig
 from vaescale.system.secrets import redact_all
 from vaescale.system.shipped import PREFIX, shipped_file
 from vaescale.system.yaml_scalars import AmbiguousNumberError, as_meant
-from vaescale.training.config import OptimizerConfig, TrainingConfig
+from vaescale.training.config import InitConfig, OptimizerConfig, TrainingConfig
 
 # Keys that may change between two starts of a run without a change of its numbers.
 OPERATIONAL = {
@@ -40,10 +40,11 @@ OPERATIONAL = {
         *("resume", "max_rollbacks", "watchdog_seconds", "compare_replicas_every", "cuda_graphs"),
     },
     "tracking": True,
+    "init_from": {"path"},
 }
 
 # Keys that recipes did not have before, as section, key and default: a recipe without them has the hash that it had.
-ADDED = (
+ADDED: tuple[tuple[str, str, Any], ...] = (
     ("optimizer", "schedule_start", 0),
     ("training", "evaluate_images", None),
     ("optimizer", "decay", "kernels"),
@@ -52,6 +53,7 @@ ADDED = (
     ("optimizer", "skip_norm", None),
     ("training", "ema_warmup", True),
     ("network", "standardize", None),
+    ("network", "freeze", []),
     ("posterior", "bounded", True),
     ("likelihood", "first_scale", 0.25),
     ("likelihood", "scale_ceiling", 20.0),
@@ -75,6 +77,9 @@ class Recipe(Config):
     posterior: Annotated[PosteriorConfig, OneOf(POSTERIORS, default="diagonal")] = DiagonalConfig()
     likelihood: Annotated[LikelihoodConfig, OneOf(LIKELIHOODS)]
     objective: Annotated[ObjectiveConfig, OneOf(OBJECTIVES, default="elbo")] = ElboConfig()
+    init_from: InitConfig | None = Field(
+        default=None, description="weights to begin from, a path or a section; null: random weights"
+    )
     optimizer: OptimizerConfig
     training: TrainingConfig
     tracking: TrackingConfig = TrackingConfig()
@@ -122,6 +127,8 @@ class Recipe(Config):
     def identity(self) -> dict[str, Any]:
         """The settings as the hash has them: without keys that recipes did not have before, at their defaults."""
         content = self.settings()
+        if content["init_from"] is None:
+            del content["init_from"]
         for section, key, default in ADDED:
             if key in content[section] and content[section][key] == default:
                 del content[section][key]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vaescale import comm
+from vaescale.commands import initial_weights
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
@@ -32,7 +33,10 @@ from vaescale.training.strategies.base import Strategy
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a training run. tags: the identity of the run; checkpoint_shapes: shapes of its checkpoints' tensors."""
+    """The parts of a training run. tags: the identity of the run; checkpoint_shapes: shapes of its checkpoints' tensors.
+
+    first_weights, beginning: sha256 of the weights that `init_from` gave, and the sentence on them, if training begins with them.
+    """
 
     recipe: Recipe
     launch: backends.Launch
@@ -45,6 +49,8 @@ class Parts:
     plan: Plan
     tags: dict[str, Any]
     checkpoint_shapes: dict[str, checkpoint.Shapes]
+    first_weights: str | None = None
+    beginning: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -70,6 +76,8 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
             layout=parts.layout,
         )
     )
+    if parts.first_weights:
+        tags["init_weights_hash"] = parts.first_weights
     return replace(parts, tags=tags)
 
 
@@ -78,7 +86,9 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     config, data, device = recipe.training, recipe.data, launch.accelerator.device
     world_size = launch.accelerator.num_processes
     rank_slots(data.global_batch, rank=0, world_size=world_size, accumulation=config.accumulation)
-    model = build_model(recipe).to(device)
+    model = build_model(recipe)
+    first_weights, beginning = initial_weights.prepare(model, recipe, Path(recipe.run_dir))
+    model = model.to(device)
     train_reader, val_reader = open_reader(data.train, data), open_reader(data.val, data)
     plan = Plan(train_reader.index.shards.samples, data.global_batch, recipe.seed, data.shuffle_block)
     refuse_small_cache(train_reader, plan, data)
@@ -98,6 +108,8 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
             **checkpoint.shapes_of_training(model, ema=config.ema_decay > 0),
             "guard": {"state": ("F64", [len(guard.state.to_tensor())])},
         },
+        first_weights=first_weights,
+        beginning=beginning,
     )
 
 
@@ -152,6 +164,7 @@ def plan_of(parts: Parts) -> dict[str, Any]:
     """The plan that a dry run prints: processes, data, steps, parameters and memory."""
     recipe, config, processes = parts.recipe, parts.recipe.training, parts.launch.accelerator.num_processes
     per_rank = recipe.data.global_batch // processes
+    frozen = sum(p.numel() for p in parts.model.parameters() if not p.requires_grad)
     memory = estimate(
         parts.model,
         images=per_rank // config.accumulation,
@@ -173,6 +186,8 @@ def plan_of(parts: Parts) -> dict[str, Any]:
         "epochs": round(config.steps / parts.plan.steps_per_epoch, 2),
         "images_per_process_and_step": per_rank,
         "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
+        **({"frozen_parameters": frozen} if frozen else {}),
+        **({"init_from": parts.beginning} if parts.beginning else {}),
         **{f"memory_{name}_bytes": size for name, size in memory.items()},
         "memory_images_bytes": parts.train_reader.memory_bytes + parts.val_reader.memory_bytes,
         **parts.tags,

@@ -173,6 +173,8 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
         processes=parts.launch.accelerator.num_processes,
     )
     strategy = lay_out(recipe, parts.launch, parts.model, parts.objective)
+    if parts.beginning and not start.saved and shown:
+        say(parts.beginning)
     lr_factor = restore(start.saved, strategy, parts.guard) if start.saved else 1.0
     comm.on_main(lambda: _begin(parts, stack, start))
     with (

@@ -101,6 +101,14 @@ class VAE(nn.Module):
             out_channels=self.likelihood.num_params(channels),
         )
         self.spectral: SpectralSum | None = None
+        self.frozen: tuple[nn.Module, ...] = ()  # layers that stay in evaluation mode (see `freezing.py`)
+
+    def train(self, mode: bool = True) -> "VAE":
+        """Set training or evaluation mode; frozen layers stay in the latter."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     @property
     def num_latents(self) -> int:

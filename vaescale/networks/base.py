@@ -13,6 +13,17 @@ class FlatNetwork(nn.Module):
     latent_shape: tuple[int, ...]
     """(Z,) for a vector, (Z, h, w) for a map, with Z = config.latent_dim."""
 
+    @staticmethod
+    def part_of(name: str) -> str:
+        """The part, `encoder` or `decoder`, that a parameter or buffer of this name belongs to."""
+        return "decoder" if name.startswith("decoder.") else "encoder"
+
+    @property
+    def head_name(self) -> str:
+        """The name of the layer that returns the likelihood's raw parameters."""
+        *_, name = (name for name, _ in self.named_parameters() if self.part_of(name) == "decoder")
+        return name.rpartition(".")[0]
+
     def encode(self, x: Tensor) -> Tensor:
         """Map x [B, C, H, W] in [0, 1] to the posterior's raw parameters [B, encoder_out, ...], means first."""
         raise NotImplementedError

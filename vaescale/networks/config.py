@@ -5,7 +5,7 @@ To add a network: a module (see `base.py`), its section, which names the module,
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from vaescale.config import GROUPS, ONE_VECTOR, Config, Property
 
@@ -29,6 +29,20 @@ Standardized = Annotated[
 ]
 
 
+def _listed(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+Frozen = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.]+$")], ...],
+    BeforeValidator(_listed),
+    Field(
+        description="parts that are not trained: encoder, decoder, or names of layers such as decoder.0, as in checkpoints; they "
+        "have no optimizer state, and their batch normalization keeps its running statistics"
+    ),
+]
+
+
 class NetworkConfig(Config):
     """The section of an encoder and decoder.
 
@@ -42,6 +56,7 @@ class NetworkConfig(Config):
 
     kind: str
     latent_dim: int
+    freeze: Frozen = ()
 
     def offers(self) -> frozenset[Property]:
         """The property that other sections may need: groups of latents, or a single vector or map."""

@@ -25,6 +25,8 @@ SMALLEST_3X3 = 3  # on smaller maps a 3x3 kernel would mostly see padding
 class LadderNetwork(nn.Module):
     """The network of `kind: ladder`. Raises UserError when the stages do not fit the image."""
 
+    head_name = "head"
+
     def __init__(
         self, config: LadderConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
     ) -> None:
@@ -76,6 +78,12 @@ class LadderNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+    @staticmethod
+    def part_of(name: str) -> str:
+        """The part that a parameter of this name belongs to: the `encoder` infers q(z|above, x), the `decoder` is the rest."""
+        infers = name.startswith(("stem.", "encoder.")) or ".posterior_body." in name
+        return "encoder" if infers else "decoder"
 
     def bottom_up(self, x: Tensor) -> Maps:
         """Map [B, C, S, S] in [0, 1] to the last map of each resolution."""

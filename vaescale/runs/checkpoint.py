@@ -254,11 +254,15 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 def shapes_of_training(model: nn.Module, *, ema: bool) -> dict[str, Shapes]:
-    """The shapes that training of a model saves, by file: weights and buffers, Adam's state, averages of the weights."""
+    """The shapes that training of a model saves, by file: weights and buffers, Adam's state, averages of the weights.
+
+    Weights that are not trained have no state.
+    """
     weights = shapes_of(model.state_dict())
     moments = {
         f"{name}/{key}": ("F32", [] if key == "step" else list(parameter.shape))
         for name, parameter in model.named_parameters()
+        if parameter.requires_grad
         for key in ("exp_avg", "exp_avg_sq", "step")
     }
     return {"model": weights, "optimizer": moments, **({"ema": weights} if ema else {})}

@@ -75,6 +75,26 @@ class OptimizerConfig(Config):
             )
 
 
+class InitConfig(Config):
+    """Weights to begin from, in place of random ones."""
+
+    path: str = Field(
+        description="a run folder, one of its checkpoints, a folder of `vaescale export`, or a .safetensors file"
+    )
+    take: Literal["all", "network", "encoder", "decoder"] = Field(
+        default="all",
+        description="what is taken; `all` is the network and, of the same likelihood, what that has learned, such as sigma",
+    )
+    weights: Literal["ema", "raw"] = Field(
+        default="ema", description="the averaged weights, where there are any, or the raw ones"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_path_alone(cls, values: object) -> object:
+        return {"path": values} if isinstance(values, str) else values
+
+
 class TrainingConfig(Config):
     """Length and precision of training, and the intervals of logs, evaluations and checkpoints."""
 

@@ -33,6 +33,7 @@ def estimate(
 ) -> dict[str, int]:
     """Bytes per process: weights, gradients, Adam's two moments, averaged weights, and activations; `total` at the peak.
 
+    Weights that are not trained have neither gradients, moments nor averages.
     layout: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`. images: per process and micro-batch. Activations are the tensors
     alive between the forward and the backward pass, and those of one recomputed block, measured with one and two images and
     extrapolated linearly; the estimate excludes temporary kernel workspace. Where gradients are freed after each step, they fill the memory that the
@@ -42,16 +43,20 @@ def estimate(
         _saved_bytes(model, images=n, precision=precision, importance_samples=importance_samples)
         for n in (1, 2)
     )
-    whole = sum(p.numel() * p.element_size() for p in model.parameters())
+    frozen, whole = (
+        sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad == trains)
+        for trains in (False, True)
+    )
     partition, bucket = -(-whole // processes), min(whole, BUCKET)
-    # DeepSpeed keeps a second copy of its partition, which the optimizer updates.
+    # DeepSpeed keeps a second copy of its partition, which the optimizer updates. Frozen weights have none.
     weights, gradients = {
         "ddp": (whole, whole),
         "zero1": (whole + partition, whole + partition + bucket),
         "zero2": (whole + partition, partition + 2 * bucket),
-        "zero3": (2 * partition + min(whole, LIVE), partition + 2 * bucket),
+        "zero3": (2 * partition + min(frozen + whole, LIVE), partition + 2 * bucket),
         "fsdp2": (partition, partition),
     }[layout]
+    weights += -(-frozen // processes) if layout in ("zero3", "fsdp2") else frozen
     moment = whole if layout == "ddp" else partition
     activations = one + (images - 1) * (two - one)
     estimates = {
@@ -64,7 +69,7 @@ def estimate(
     # DDP's buckets hold the gradients; ZeRO-3 keeps those of its partition.
     stay = accumulation > 1 or layout == "zero3" or (layout == "ddp" and processes > 1)
     # The half-precision copies of the weights stay, too (see `half_weights.py`).
-    copies = whole // 2 if layout == "ddp" and AUTOCAST[precision] is not None else 0
+    copies = (frozen + whole) // 2 if layout == "ddp" and AUTOCAST[precision] is not None else 0
     shared = 0 if stay else min(gradients, max(0, activations - copies))
     return {**estimates, "total": sum(estimates.values()) - shared}
 

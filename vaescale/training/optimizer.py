@@ -20,7 +20,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
     It is fused, so that a tensor on the device, `found_inf`, skips a step and the host does not wait.
     """
-    named = list(model.named_parameters())
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
     def decays(name: str, parameter: nn.Parameter) -> bool:  # a ladder's `biases` are maps
         return config.decay == "all" or (parameter.ndim > 1 and "bias" not in name)
@@ -29,6 +29,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]  # DeepSpeed takes no empty one
     return OPTIMIZERS[config.kind](groups, lr=config.lr, betas=config.betas, eps=config.epsilon, fused=True)
 
 

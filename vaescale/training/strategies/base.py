@@ -107,11 +107,15 @@ class Strategy:
                 self._keep(state, value, "model", name=name)
                 self._keep(state, self._averages.get(name, value), AVERAGE, name=name)
                 continue
-            self._keep(state, self._full(parameters[name], None), "model", name=name)
+            parameter = parameters[name]
+            if not parameter.requires_grad:
+                self._keep(state, self._full(parameter, None), "model", AVERAGE, name=name)
+                continue
+            self._keep(state, self._full(parameter, None), "model", name=name)
             if self._ema_decay:
-                self._keep(state, self._full(parameters[name], AVERAGE), AVERAGE, name=name)
+                self._keep(state, self._full(parameter, AVERAGE), AVERAGE, name=name)
             for key in self._moments():
-                self._keep(state, self._full(parameters[name], key), "optimizer", name=f"{name}/{key}")
+                self._keep(state, self._full(parameter, key), "optimizer", name=f"{name}/{key}")
             self._keep(state, self._steps(), "optimizer", name=f"{name}/step")
         return state
 
@@ -125,6 +129,8 @@ class Strategy:
                     self._averages[name].copy_(state[AVERAGE][name])
             for name, parameter in self.model.named_parameters():
                 self._put(parameter, None, state["model"][name])
+                if not parameter.requires_grad:
+                    continue
                 if self._ema_decay:
                     self._put(parameter, AVERAGE, state[AVERAGE][name])
                 for key in self._moments():

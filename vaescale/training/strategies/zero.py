@@ -105,6 +105,9 @@ class Zero(Strategy):
     def _full(self, parameter: Tensor, key: str | None) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        if not parameter.requires_grad:  # the optimizer has no copy of it
+            with self._gathered(parameter):
+                return parameter.detach().clone()
         if key is None:
             full: Tensor = safe_get_full_fp32_param(parameter)
         else:
@@ -112,6 +115,9 @@ class Zero(Strategy):
         return full.view(self._shape(parameter))
 
     def _put(self, parameter: Tensor, key: str | None, value: Tensor) -> None:
+        if not parameter.requires_grad:
+            self._show(parameter, value)
+            return
         if self.stage == 3:
             partition = self.zero.get_local_fp32_param(parameter, key)  # the last one is padded
             start = self.accelerator.process_index * partition.numel()
@@ -126,15 +132,24 @@ class Zero(Strategy):
 
     def _show(self, parameter: Tensor, value: Tensor) -> None:
         """Set the weights that the forward pass uses; the optimizer's partition does not change."""
+        with self._gathered(parameter):
+            parameter.data.copy_(value.view(self._shape(parameter)))
+
+    def _gathered(self, parameter: Tensor) -> AbstractContextManager[Any]:
+        """A parameter as a whole within the block, on all ranks; what rank 0 changes is kept."""
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
-            parameter.data.copy_(value.view(self._shape(parameter)))
+        gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+            [parameter], modifier_rank=0, enabled=self.stage == 3
+        )
+        return gathered
 
     @torch.no_grad()
     def _swap(self, *, to_average: bool) -> None:
         """Show the averages, or the weights again, both from the optimizer's partitions."""
         for parameter in self.model.parameters():
+            if not parameter.requires_grad:
+                continue
             self._show(parameter, self._full(parameter, AVERAGE if to_average else None))
 
     @staticmethod

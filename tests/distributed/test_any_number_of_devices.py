@@ -26,6 +26,7 @@ STOPPED = ("ddp", "zero3", "fsdp2")
 # Accumulation is the harder case, and four processes take turns on two cores: one case of each way to share the weights is enough.
 CASES = [(layout, 2, 1) for layout in STOPPED] + [(layout, 2, 2) for layout in LAYOUTS]
 CASES += [("ddp", 4, 2), ("zero3", 4, 1), ("fsdp2", 4, 1)]
+FROZEN = {1: ("ddp",), 2: ("ddp", "zero2", "zero3", "fsdp2"), 4: ()}
 WHOLE = [("ddp", 1, accumulation) for accumulation in ACCUMULATION] + [(layout, 2, 1) for layout in STOPPED]
 
 
@@ -44,7 +45,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     folder = make_project(tmp_path_factory.mktemp("project"), digits)
     for processes in (1, 2, 4):
         cases = [case for case in dict.fromkeys((*WHOLE, *CASES)) if case[1] == processes]
-        several(folder, [training(*case) for case in cases], processes=processes)
+        frozen = [training_of_a_decoder(layout, processes) for layout in FROZEN[processes]]
+        several(folder, [*(training(*case) for case in cases), *frozen], processes=processes)
     return folder
 
 
@@ -52,6 +54,13 @@ def training(layout: str, processes: int, accumulation: int) -> Command:
     run = f"runs/{layout}-{processes}-{accumulation}"
     steps = STEPS if (layout, processes, accumulation) in WHOLE else SHORT
     words = [*OPTIONS, f"training.accumulation={accumulation}", f"training.steps={steps}"]
+    return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
+
+
+def training_of_a_decoder(layout: str, processes: int) -> Command:
+    """20 steps that begin from the first run's weights, with a frozen encoder."""
+    words = [*OPTIONS, "training.steps=20", "init_from=runs/ddp-1-1", "network.freeze=encoder"]
+    run = f"runs/frozen-{layout}-{processes}"
     return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
 
 
@@ -122,3 +131,24 @@ def test_one_run_over_every_layout_is_the_run_that_never_stopped(project: Path) 
     assert_no_step_is_lost(24)
     several(project, [Command("ddp", words)], processes=2)
     assert_same_curve(project / "runs/ddp-1-2", run)
+
+
+@pytest.mark.parametrize("layout", FROZEN[2])
+def test_a_frozen_encoder_keeps_its_bits(project: Path, layout: str) -> None:
+    """The decoder alone is trained, averaged and in the optimizer, in every layout with one curve."""
+    run = project / f"runs/frozen-{layout}-2"
+    assert_same_curve(project / "runs/frozen-ddp-1", run, steps=20)
+    source = load_file(project / f"runs/ddp-1-1/checkpoints/step-{STEPS:09d}/ema.safetensors")
+    saved = {
+        name: load_file(run / "checkpoints/step-000000020" / f"{name}.safetensors")
+        for name in ("model", "ema", "optimizer")
+    }
+    for name, value in source.items():
+        if name.startswith("network."):
+            is_frozen = name.startswith("network.encoder.")
+            for weights in ("model", "ema"):
+                assert torch.equal(saved[weights][name], value) == is_frozen, (weights, name)
+            assert (f"{name}/exp_avg" in saved["optimizer"]) != is_frozen
+    assert not torch.equal(
+        saved["model"]["network.decoder.0.weight"], saved["ema"]["network.decoder.0.weight"]
+    )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.ranks import on_ranks
 from vaescale.errors import TrainingStopped
+from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe
 from vaescale.trained import build_model
 from vaescale.training.config import OptimizerConfig
@@ -28,11 +29,11 @@ def strategy(recipe_content) -> Strategy:
     return make(Recipe.model_validate(recipe_content), ema_decay=0.9)
 
 
-def make(recipe: Recipe, *, ema_decay: float) -> Strategy:
+def make(recipe: Recipe, *, ema_decay: float, model: VAE | None = None) -> Strategy:
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     build = partial(build_optimizer, config=OptimizerConfig(lr=0.1, weight_decay=0.1))
-    return Strategy(Accelerator(cpu=True), build_model(recipe), build, ema_decay=ema_decay)
+    return Strategy(Accelerator(cpu=True), model or build_model(recipe), build, ema_decay=ema_decay)
 
 
 def step(strategy: Strategy, number: int, *, scale: Tensor = ONE, skip: Tensor = ZERO) -> Tensor:

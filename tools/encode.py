@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vaescale.system.arguments import add_weights
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RUN, splits and weights."""
@@ -22,12 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="data set of the recipe to encode; may be given twice; default: both splits",
     )
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "raw"),
-        default="ema",
-        help="averaged or raw weights; default: ema, if the run has them",
-    )
+    add_weights(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import integer
+from vaescale.system.arguments import add_weights, integer
 
 FEW_EFFECTIVE = 10
 MOST = 10_000_000  # draws, or images
@@ -26,12 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = "folder or URL of other shards to evaluate, with images of the same shape as the recipe's"
     add("--data", metavar="DIR", help=data)
     name = (
-        "name of the result, RUN/evaluation/NAME.json (NAME-raw.json for raw weights); default: the split, or data-FOLDER "
+        "name of the result, RUN/evaluation/NAME.json (NAME-WEIGHTS.json for others than `ema`); default: the split, or data-FOLDER "
         "with --data"
     )
     add("--name", metavar="NAME", help=name)
-    weights = "averaged or raw weights; default: ema, if the run has them"
-    add("--weights", choices=("ema", "raw"), default="ema", help=weights)
+    add_weights(parser)
     samples = "number of draws for each image to bound log p(x) more tightly (IWAE), usually 1000; each draw decodes all images"
     add("--importance-samples", type=integer(1, MOST), metavar="K", help=samples)
     images = "number of images, from the first, for the importance-sampled bound; default: all"

@@ -13,17 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vaescale.system.arguments import add_weights
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RUN, OUT, --weights and --log."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder that does not exist yet")
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "raw"),
-        default="ema",
-        help="averaged or raw weights; default: ema, if the run has them",
-    )
+    add_weights(parser)
     parser.add_argument("--log", action="store_true", help="also add the model to the run in MLflow")
 
 

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import integer, real
+from vaescale.system.arguments import add_weights, integer, real
 
 COLUMNS = ("count", "frechet", "kernel", "precision", "recall", "density", "coverage")
 MOST_TEMPERATURE = 10
@@ -48,8 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--temperature", type=real(above=0, most=MOST_TEMPERATURE), default=1.0, metavar="T", help=temperature
     )
-    weights = "averaged or raw weights; default: ema, if the run has them"
-    add("--weights", choices=("ema", "raw"), default="ema", help=weights)
+    add_weights(parser)
     add("--seed", type=integer(0), default=0, help="random seed of the samples; default: 0")
     trust = "allow --features FILE.pt2, which is a program and can do anything"
     add("--trust-features", action="store_true", help=trust)

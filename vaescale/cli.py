@@ -44,6 +44,7 @@ VERBS = {
     "latents": "measure how informative the latents are, which are active and what they explain",
     "compare-runs": "compare runs on one page: table, curves, rate and distortion, pictures",
     "export": "write a run as an MLflow model: recipe, weights, mixture; no pickle",
+    "average": "average the weights over any part of training, after it",
     "sync": "send to MLflow what a run could not send while it trained",
     "chaos": "kill and damage a run on purpose, and compare it with an undisturbed one",
     "quickstart": "run the main workflow end to end on scikit-learn's handwritten digits",

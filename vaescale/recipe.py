@@ -52,6 +52,8 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("optimizer", "warmup_from_zero", False),
     ("optimizer", "skip_norm", None),
     ("training", "ema_warmup", True),
+    ("training", "ema_more", []),
+    ("training", "ema_sigma_rel", []),
     ("network", "standardize", None),
     ("network", "freeze", []),
     ("posterior", "bounded", True),

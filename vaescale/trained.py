@@ -1,11 +1,13 @@
 """Trained runs: the recipe, model, readers and seeds of a run folder; and the model of a recipe."""
 
 import math
+import re
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
+from pydantic import Field
 
 from vaescale import comm
 from vaescale.data.batch import Batch
@@ -19,6 +21,7 @@ from vaescale.recipe import Recipe, load_recipe
 from vaescale.runs import checkpoint
 from vaescale.runs import folder as run_folder
 from vaescale.system import heartbeat
+from vaescale.system.arguments import WEIGHTS
 from vaescale.training import launch as backends
 from vaescale.training.skips import tell
 
@@ -26,7 +29,8 @@ HELD_OUT_SEED = 1 << 31
 EVALUATION_BATCH = 500  # images of a process
 EVALUATION_VALUES = 500 * 3072  # of them: larger images are evaluated in smaller batches
 Split = Literal["train", "val"]
-Weights = Literal["ema", "raw"]
+Weights = Annotated[str, Field(pattern=WEIGHTS)]
+"""`ema`, the main average or, without one, the raw weights; `raw`; or another average by name, such as ema-0.9999."""
 
 
 class Trained(NamedTuple):
@@ -76,11 +80,13 @@ def build_model(recipe: Recipe) -> VAE:
 def open_trained(folder: Path, *, weights: Weights = "ema") -> Trained:
     """Open the newest sound checkpoint of a run, in evaluation mode, on a GPU if there is one.
 
-    All ranks call it, and open the same checkpoint. weights: `ema` takes the averaged weights when the run has them. Raises
-    UserError for other weights and when there is nothing to open.
+    All ranks call it, and open the same checkpoint. weights: `ema` takes the averaged weights when the run has them; a name
+    such as ema-0.9999 another average that it has. Raises UserError for other weights and when there is nothing to open.
     """
-    if weights not in get_args(Weights):
-        raise UserError(f"weights (={weights!r}) must be 'ema' or 'raw'")
+    if re.fullmatch(WEIGHTS, weights) is None:
+        raise UserError(
+            f"weights (={weights!r}) must be 'ema', 'raw' or an average's name such as 'ema-0.9999'"
+        )
     if not (folder / run_folder.RECIPE).is_file():
         raise UserError(
             f"{folder} is not a run folder (no {run_folder.RECIPE}); give the run_dir of a training run"
@@ -92,13 +98,13 @@ def open_trained(folder: Path, *, weights: Weights = "ema") -> Trained:
             f"{folder} has no sound checkpoint; train it first: `vaescale train RECIPE run_dir={folder}`"
         )
     model = build_model(recipe)
-    kind = "ema" if weights == "ema" and newest.has("ema") else "model"
+    kind = checkpoint.file_of(newest, weights)
     checkpoint.load_weights(model, newest, kind)
     backends.set_precision("fp32")  # torch's own default has TF32 in convolutions
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # An exported run has only one kind of weights, which its state names.
     state = newest.state()
-    weights = "ema" if kind == "ema" or state.get("exported_weights") == "ema" else "raw"
+    weights = kind if kind != "model" else str(state.get(checkpoint.EXPORTED, "raw"))
     weights_hash = str(state.get("exported_weights_hash", newest.sha256(kind)))
     return Trained(folder, recipe, model.eval().to(device), newest.step, weights, weights_hash)
 

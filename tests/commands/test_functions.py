@@ -16,6 +16,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from vaescale.commands import fit_gmm as fitting
+from vaescale.commands.average import average
 from vaescale.commands.baselines import baselines
 from vaescale.commands.chaos import chaos
 from vaescale.commands.compare_runs import compare_runs
@@ -164,6 +165,7 @@ NONSENSE: dict[Callable[..., Any], tuple[dict[str, Any], ...]] = {
     ),
     latents: (*({"gap_steps": -1}, {"draws": 1}, {"gaps": -1}, {"importance_samples": 0}, {"seed": -1}),),
     baselines: ({"labels": 0}, {"groups": 0}, {"images": 0}),
+    average: ({"sigma_rel": 0.3}, {"sigma_rel": NAN}, {"decay": 1}, {"decay": 0}, {"out": 3}),
     export: ({"weights": "EMA"}, {"log": "perhaps"}),
     train_features: ({"steps": 1}, {"width": 0}, {"seed": -1}, {"out": 3}),
     make_shards: (
@@ -253,7 +255,7 @@ def test_an_error_of_the_work_itself_stays_as_it_is() -> None:
 
 
 def test_splits_and_weights_are_refused_where_they_are_opened(recipe_file, recipe_content) -> None:
-    with pytest.raises(UserError, match=r"weights \(='EMA'\) must be 'ema' or 'raw'"):
+    with pytest.raises(UserError, match=r"weights \(='EMA'\) must be 'ema', 'raw' or"):
         open_trained(NOWHERE, weights="EMA")
     with pytest.raises(UserError, match=r"split \(='test'\) must be 'train' or 'val'"):
         open_split(load_recipe(Path(recipe_file(recipe_content))), "test")

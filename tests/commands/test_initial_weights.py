@@ -189,7 +189,7 @@ def test_what_is_frozen_has_no_state_and_keeps_its_statistics(recipe_content) ->
     recipe = Recipe.model_validate(recipe_content)
     trained, whole = (build_model(recipe) for _ in range(2))
     freeze(trained, recipe.network.freeze)
-    sizes = [estimate(model, images=1, ema=True, precision="fp32") for model in (trained, whole)]
+    sizes = [estimate(model, images=1, averages=1, precision="fp32") for model in (trained, whole)]
     encoder = sum(p.numel() for p in trained.network.encoder.parameters())
     for name, copies in {"gradients": 1, "optimizer": 2, "ema": 1, "weights": 0}.items():
         assert sizes[1][name] - sizes[0][name] == 4 * copies * encoder, name

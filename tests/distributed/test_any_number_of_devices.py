@@ -60,6 +60,7 @@ def training(layout: str, processes: int, accumulation: int) -> Command:
 def training_of_a_decoder(layout: str, processes: int) -> Command:
     """20 steps that begin from the first run's weights, with a frozen encoder."""
     words = [*OPTIONS, "training.steps=20", "init_from=runs/ddp-1-1", "network.freeze=encoder"]
+    words += ["training.ema_more=[0.5]"]
     run = f"runs/frozen-{layout}-{processes}"
     return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
 
@@ -141,13 +142,15 @@ def test_a_frozen_encoder_keeps_its_bits(project: Path, layout: str) -> None:
     source = load_file(project / f"runs/ddp-1-1/checkpoints/step-{STEPS:09d}/ema.safetensors")
     saved = {
         name: load_file(run / "checkpoints/step-000000020" / f"{name}.safetensors")
-        for name in ("model", "ema", "optimizer")
+        for name in ("model", "ema", "ema-0.5", "optimizer")
     }
+    alone = load_file(project / "runs/frozen-ddp-1/checkpoints/step-000000020/ema-0.5.safetensors")
     for name, value in source.items():
         if name.startswith("network."):
             is_frozen = name.startswith("network.encoder.")
-            for weights in ("model", "ema"):
+            for weights in ("model", "ema", "ema-0.5"):
                 assert torch.equal(saved[weights][name], value) == is_frozen, (weights, name)
+            torch.testing.assert_close(saved["ema-0.5"][name], alone[name], rtol=1e-3, atol=1e-4)
             assert (f"{name}/exp_avg" in saved["optimizer"]) != is_frozen
     assert not torch.equal(
         saved["model"]["network.decoder.0.weight"], saved["ema"]["network.decoder.0.weight"]

@@ -319,7 +319,7 @@ def test_the_memory_estimate_is_near_the_peak(
     overrides = [word for word in words(tmp_path / "run", *network, recipe="ladder") if "=" in word]
     recipe = load_recipe(ROOT / "recipes" / "digits" / "ladder.yaml", overrides)
     model = build_model(recipe).to(device).train()
-    estimated = estimate(model, images=images, ema=False, precision=precision)
+    estimated = estimate(model, images=images, averages=0, precision=precision)
     optimizer = build_optimizer(model, recipe.optimizer)
     objective = recipe.objective.implement(model)
     batch = torch.randint(0, 256, (images, 1, 8, 8), dtype=torch.uint8, device=device)

@@ -113,24 +113,24 @@ def test_the_machine_s_use_is_in_percent() -> None:
 
 
 def test_the_memory_estimate_adds_up_and_grows_in_a_line(model: VAE) -> None:
-    one, two, ten = (estimate(model, images=n, ema=True, precision="fp32") for n in (1, 2, 10))
+    one, two, ten = (estimate(model, images=n, averages=1, precision="fp32") for n in (1, 2, 10))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert one["weights"] == one["gradients"] == one["ema"] == 4 * parameters
     assert one["optimizer"] == 8 * parameters
     own = sum(value for name, value in one.items() if name != "total")
     assert one["total"] == own - min(one["gradients"], one["activations"]), "the one takes the other's place"
-    several = estimate(model, images=1, ema=True, precision="fp32", accumulation=2)
+    several = estimate(model, images=1, averages=1, precision="fp32", accumulation=2)
     assert several["total"] == own
     slope = two["activations"] - one["activations"]
     assert slope > 64 * 4  # at least the image itself, in float32
     assert ten["activations"] == one["activations"] + 9 * slope
-    assert estimate(model, images=1, ema=False, precision="fp32")["ema"] == 0
+    assert estimate(model, images=1, averages=0, precision="fp32")["ema"] == 0
 
 
 def test_the_memory_estimate_divides_what_a_layout_divides(model: VAE) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     found = {
-        layout: estimate(model, images=1, ema=True, precision="fp32", layout=layout, processes=4)
+        layout: estimate(model, images=1, averages=1, precision="fp32", layout=layout, processes=4)
         for layout in ("ddp", "zero1", "zero2", "zero3", "fsdp2")
     }
     for layout, parts in found.items():
@@ -147,7 +147,7 @@ def test_the_memory_estimate_knows_checkpointing(recipe_content) -> None:
     for checkpointing in (False, True):
         network = {"kind": "ladder", "latent_dim": 2, "width": 16, "checkpointing": checkpointing}
         model = build_model(Recipe.model_validate(recipe_content | {"network": network}))
-        sizes.append(estimate(model, images=8, ema=True, precision="fp32")["activations"])
+        sizes.append(estimate(model, images=8, averages=1, precision="fp32")["activations"])
     assert 0 < sizes[1] < sizes[0] / 2
 
 
@@ -158,7 +158,7 @@ def test_the_memory_estimate_is_what_autograd_saves(recipe_content) -> None:
     model = build_model(
         Recipe.model_validate(recipe_content | {"network": network, "likelihood": likelihood})
     )
-    one, two = (estimate(model, images=n, ema=False, precision="fp32")["activations"] for n in (1, 2))
+    one, two = (estimate(model, images=n, averages=0, precision="fp32")["activations"] for n in (1, 2))
     assert 2 * 64 * 4 <= two - one <= 12 * 64 * 4
 
 
@@ -167,7 +167,7 @@ def test_the_memory_estimate_knows_the_precision(recipe_content) -> None:
     network = {"kind": "ladder", "latent_dim": 2, "width": 16}
     model = build_model(Recipe.model_validate(recipe_content | {"network": network}))
     activations = {
-        precision: estimate(model, images=8, ema=True, precision=precision)["activations"]
+        precision: estimate(model, images=8, averages=1, precision=precision)["activations"]
         for precision in ("fp32", "tf32", "bf16", "fp16")
     }
     assert activations["fp16"] == activations["bf16"] < 0.8 * activations["fp32"]
@@ -190,7 +190,7 @@ def test_the_memory_estimate_neither_copies_nor_changes_the_model(recipe_content
         raise AssertionError("the model is copied")
 
     monkeypatch.setattr(VAE, "__deepcopy__", refuse, raising=False)
-    estimate(model, images=2, ema=True, precision="fp32")
+    estimate(model, images=2, averages=1, precision="fp32")
     assert [module.training for module in model.modules()] == flags
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.likelihood.state._pending == pending == []

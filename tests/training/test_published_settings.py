@@ -16,6 +16,7 @@ from vaescale.models.ladder import LadderVAE
 from vaescale.networks.config import NETWORKS, LadderConfig, Standardize
 from vaescale.networks.layers import standardized
 from vaescale.recipe import load_recipe
+from vaescale.training.averages import Average
 from vaescale.training.config import OptimizerConfig
 from vaescale.training.guard import Guard
 from vaescale.training.optimizer import build_optimizer, learning_rate
@@ -84,7 +85,7 @@ def test_an_average_without_warm_up_has_its_decay_from_the_first_step() -> None:
     GradientState._reset_state()
     model = ladder(DiagonalConfig(), DiscretizedLogisticMixtureConfig())
     build = partial(build_optimizer, config=OptimizerConfig(lr=0.1))
-    strategy = Strategy(Accelerator(cpu=True), model, build, ema_decay=0.9, ema_warmup=False)
+    strategy = Strategy(Accelerator(cpu=True), model, build, averages={"ema": Average(0.9, warmup=False)})
     weight = model.network.gain
     expected = weight.detach().clone()
     for step in range(3):

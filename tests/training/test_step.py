@@ -32,7 +32,7 @@ def one_step(recipe: Recipe, parts: int, *, lr: float = 0.0, damage=None, clip_n
     def build(module: torch.nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(module.parameters(), lr=lr, fused=True)
 
-    strategy = Strategy(Accelerator(cpu=True), model, build, ema_decay=0)
+    strategy = Strategy(Accelerator(cpu=True), model, build, averages={})
     if damage:
         damage(model)
     guard = Guard(

@@ -15,6 +15,7 @@ from vaescale.errors import TrainingStopped
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe
 from vaescale.trained import build_model
+from vaescale.training.averages import Average, averages_of
 from vaescale.training.config import OptimizerConfig
 from vaescale.training.launch import data_parallel_options
 from vaescale.training.optimizer import build_optimizer
@@ -29,11 +30,18 @@ def strategy(recipe_content) -> Strategy:
     return make(Recipe.model_validate(recipe_content), ema_decay=0.9)
 
 
-def make(recipe: Recipe, *, ema_decay: float, model: VAE | None = None) -> Strategy:
+def make(
+    recipe: Recipe,
+    *,
+    ema_decay: float = 0,
+    model: VAE | None = None,
+    averages: dict[str, Average] | None = None,
+) -> Strategy:
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     build = partial(build_optimizer, config=OptimizerConfig(lr=0.1, weight_decay=0.1))
-    return Strategy(Accelerator(cpu=True), model or build_model(recipe), build, ema_decay=ema_decay)
+    averages = averages or ({"ema": Average(ema_decay)} if ema_decay else {})
+    return Strategy(Accelerator(cpu=True), model or build_model(recipe), build, averages=averages)
 
 
 def step(strategy: Strategy, number: int, *, scale: Tensor = ONE, skip: Tensor = ZERO) -> Tensor:
@@ -69,6 +77,32 @@ def test_the_average_is_the_recursion_s(strategy: Strategy) -> None:
         torch.testing.assert_close(averages[name], value)
     running = "likelihood.state.running"
     assert torch.equal(averages[running], strategy.model.get_buffer(running)), "buffers are averages already"
+
+
+def test_several_averages_are_kept_apart(recipe_content) -> None:
+    """A shorter one and a power function beside the main one; evaluation takes the main one."""
+    content = {**recipe_content, "training": {**recipe_content["training"], "ema_decay": 0.9}}
+    content["training"] |= {"ema_more": [0.5], "ema_sigma_rel": [0.1]}
+    recipe = Recipe.model_validate(content)
+    kinds = averages_of(recipe.training)
+    assert list(kinds) == ["ema", "ema-0.5", "ema-sigma-0.1"]
+    own = make(recipe, averages=kinds)
+    history = [{name: value.clone() for name, value in own.model.state_dict().items()}]
+    for number in range(20):
+        step(own, number)
+        history.append({name: value.clone() for name, value in own.model.state_dict().items()})
+    state = own.state()
+    name = "network.encoder.0.0.weight"
+    for kind, average in kinds.items():
+        factors = torch.as_tensor(average.profile(20), dtype=torch.float32)
+        expected = sum(factor * weights[name] for factor, weights in zip(factors, history, strict=True))
+        torch.testing.assert_close(state[kind][name], expected)
+    with own.averaged():
+        assert torch.equal(dict(own.model.named_parameters())[name], state["ema"][name])
+    other = make(recipe, averages=kinds)
+    other.load(state)
+    again = other.state()
+    assert all(torch.equal(again[kind][name], state[kind][name]) for kind in kinds)
 
 
 def test_statistics_of_batch_norm_are_averaged_with_the_weights(recipe_content) -> None:

@@ -77,6 +77,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from vaescale.system.host import keep_freed_pages
     from vaescale.trained import build_model
     from vaescale.training import launch as backends
+    from vaescale.training.averages import averages_of
     from vaescale.training.guard import Guard
     from vaescale.training.memory import estimate
     from vaescale.training.optimizer import build_optimizer
@@ -98,7 +99,7 @@ def measure(arguments: argparse.Namespace) -> None:
     planned = estimate(
         model,
         images=arguments.images,
-        ema=recipe.training.ema_decay > 0,
+        averages=len(averages_of(recipe.training)),
         precision=recipe.training.precision,
         layout=backends.layout(launch.strategy),
         processes=comm.world_size(),
@@ -110,7 +111,7 @@ def measure(arguments: argparse.Namespace) -> None:
         launch.accelerator,
         model,
         partial(build_optimizer, config=recipe.optimizer),
-        ema_decay=recipe.training.ema_decay,
+        averages=averages_of(recipe.training),
     )
     strategy.wrapped.train()
     slots = torch.arange(arguments.images) + arguments.images * comm.rank()

@@ -22,6 +22,7 @@ from vaescale.runs.checkpoint import Keep
 from vaescale.system.host import keep_freed_pages
 from vaescale.trained import build_model
 from vaescale.training import launch as backends
+from vaescale.training.averages import averages_of
 from vaescale.training.guard import Guard
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.step import train_step
@@ -53,7 +54,7 @@ def main() -> None:
         Guard(max_non_finite=10, device=launch.accelerator.device),
     )
     build = partial(build_optimizer, config=recipe.optimizer)
-    strategy = strategy_class("ddp")(launch.accelerator, model, build, ema_decay=recipe.training.ema_decay)
+    strategy = strategy_class("ddp")(launch.accelerator, model, build, averages=averages_of(recipe.training))
     count, shape = arguments.images, model.image_shape
     images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
     batch = Batch(images, torch.zeros(count), torch.arange(count), torch.ones(count, dtype=torch.bool))

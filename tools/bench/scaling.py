@@ -49,6 +49,7 @@ from vaescale.recipe import load_recipe
 from vaescale.system.host import keep_freed_pages
 from vaescale.trained import build_model
 from vaescale.training import launch as backends
+from vaescale.training.averages import averages_of
 from vaescale.training.guard import Guard
 from vaescale.training.optimizer import build_optimizer
 from vaescale.training.step import AUTOCAST, train_step
@@ -191,7 +192,7 @@ def build(arguments: argparse.Namespace) -> Setting:
         launch.accelerator,
         model,
         partial(build_optimizer, config=recipe.optimizer),
-        ema_decay=recipe.training.ema_decay,
+        averages=averages_of(recipe.training),
     )
     strategy.wrapped.train()
     own_objective = recipe.objective.implement(model)

@@ -111,7 +111,7 @@ def stepper(accelerator, keys: dict[str, object]) -> Callable[[], object]:  # ty
     model = build_vae(network, DiagonalConfig(), likelihood, image_size=SIZE, channels=1).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     guard = Guard(max_non_finite=10, device=accelerator.device)
-    strategy = Strategy(accelerator, model, lambda _: optimizer, ema_decay=0)
+    strategy = Strategy(accelerator, model, lambda _: optimizer, averages={})
     share = GLOBAL_BATCH // accelerator.num_processes
     slots = torch.arange(share) + share * comm.rank()
     images = torch.randint(0, 256, (share, 1, SIZE, SIZE), dtype=torch.uint8)

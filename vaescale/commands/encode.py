@@ -30,12 +30,12 @@ def encode(
     splits: Annotated[Sequence[Split], Field(min_length=1)] = SPLITS,
     weights: Weights = "ema",
 ) -> dict[str, Any]:
-    """Write the latents of a run's images to RUN/latents/SPLIT (SPLIT-raw for raw weights), unless they exist.
+    """Write the latents of a run's images to RUN/latents/SPLIT (SPLIT-WEIGHTS for others than `ema`), unless they exist.
 
     Returns for each split the folder, the numbers of shards, samples and bytes, the hash, the shape of a latent, the number
     of skipped images, and the mean and standard deviation of the aggregate posterior of each channel.
     """
-    suffix = "-raw" if weights == "raw" else ""
+    suffix = "" if weights == "ema" else f"-{weights}"
     with launch.joined():
         trained = open_trained(run, weights=weights)
         written = {split: _summary(latents_of(trained, split, suffix=suffix)) for split in splits}

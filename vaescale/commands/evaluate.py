@@ -89,7 +89,7 @@ def _result_name(given: str | None, split: str, data: str | None, weights: str) 
         raise UserError(f"--name {name!r} is not a valid file name; use letters, digits and dashes")
     if name != usual and (name in TAKEN or name.startswith("quality-")):
         raise UserError(f"--name {name} is reserved for another result; choose another name")
-    return name + ("-raw" if weights == "raw" else "")
+    return name + ("" if weights == "ema" else f"-{weights}")
 
 
 def _earlier(trained: Trained, images: Images, *, other_data: bool, samples: int | None) -> dict[str, Any]:

@@ -112,10 +112,9 @@ def _of_a_checkpoint(path: Path, weights: str, *, recipe: Recipe | None = None) 
     if recipe is None and written_by.is_file():
         recipe = load_recipe(written_by)
     saved = checkpoint.Checkpoint(path, int(path.name.removeprefix("step-")))
-    kind = "ema" if weights == "ema" and saved.has("ema") else "model"
-    state = saved.state()
-    averaged = kind == "ema" or state.get(checkpoint.EXPORTED) == "ema"
-    what = f"{path.parent.parent}, step {saved.step}, {'averaged' if averaged else 'raw'} weights"
+    kind = checkpoint.file_of(saved, weights)
+    named = kind if kind != "model" else str(saved.state().get(checkpoint.EXPORTED, "raw"))
+    what = f"{path.parent.parent}, step {saved.step}, {named} weights"
     sections = {} if recipe is None else recipe.public()
     return Stored(saved.tensors(kind), saved.sha256(kind), what, sections)
 

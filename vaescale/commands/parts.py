@@ -22,6 +22,7 @@ from vaescale.system.console import say
 from vaescale.trained import build_model
 from vaescale.training import cuda_graphs
 from vaescale.training import launch as backends
+from vaescale.training.averages import averages_of
 from vaescale.training.guard import Guard
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
@@ -105,7 +106,7 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
         plan=plan,
         tags={},
         checkpoint_shapes={
-            **checkpoint.shapes_of_training(model, ema=config.ema_decay > 0),
+            **checkpoint.shapes_of_training(model, averages=averages_of(config)),
             "guard": {"state": ("F64", [len(guard.state.to_tensor())])},
         },
         first_weights=first_weights,
@@ -137,9 +138,7 @@ def lay_out(recipe: Recipe, launch: backends.Launch, model: VAE, objective: Obje
         backends.refuse_to_compile(launch.strategy)
         model.compile()
     build = partial(build_optimizer, config=recipe.optimizer)
-    strategy = strategy_class(launch.strategy)(
-        launch.accelerator, model, build, ema_decay=config.ema_decay, ema_warmup=config.ema_warmup
-    )
+    strategy = strategy_class(launch.strategy)(launch.accelerator, model, build, averages=averages_of(config))
     if config.cuda_graphs and device.type == "cuda":
         _capture(strategy, recipe, objective)
     return strategy
@@ -168,7 +167,7 @@ def plan_of(parts: Parts) -> dict[str, Any]:
     memory = estimate(
         parts.model,
         images=per_rank // config.accumulation,
-        ema=config.ema_decay > 0,
+        averages=len(averages_of(config)),
         precision=config.precision,
         importance_samples=parts.objective.importance_samples,
         accumulation=config.accumulation,

@@ -2,7 +2,7 @@
 
     checkpoints/step-000000600/
         model.safetensors       weights and buffers, the sigma state among them
-        ema.safetensors         the averaged weights, if there are any
+        ema.safetensors         the averaged weights, if there are any; further averages have names such as ema-0.9999
         optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/step for each parameter NAME
         guard.safetensors       the usual gradient norm, and how many steps were skipped
         state.json              step, recipe hash, plan hash, world size
@@ -23,7 +23,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from vaescale.system.files import strict_json, sync, write_synced
 MANIFEST = "manifest.json"
 REPLACED = ".replaced"
 NAME = re.compile(rf"step-(\d{{9}})({REPLACED})?")
-FILE = re.compile(r"[a-z]+\.(safetensors|json)")
+FILE = re.compile(r"[a-z]+(-[a-z0-9.-]+)?\.(safetensors|json)")
 NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
 NEEDED_EXPORTED = {"model.safetensors", "state.json"}
 EXPORTED = "exported_weights"  # key of state.json: which weights an exported run has
@@ -102,6 +102,15 @@ class Checkpoint(NamedTuple):
     def has(self, name: str) -> bool:
         """Whether there is a `NAME.safetensors`: `ema` is there only if weights were averaged."""
         return f"{name}.safetensors" in _read_json(self.folder / MANIFEST)["files"]
+
+    def averages(self) -> list[str]:
+        """The names of the averages of the weights that it has, the main one first."""
+        names = [
+            name.removesuffix(".safetensors")
+            for name in _read_json(self.folder / MANIFEST)["files"]
+            if name.startswith("ema")
+        ]
+        return sorted(names, key=lambda name: (name != "ema", name))
 
     def sha256(self, name: str) -> str:
         """The sha256 of `NAME.safetensors`, from the manifest."""
@@ -209,6 +218,17 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def sound(folder: Path) -> Iterator[Checkpoint]:
+    """The checkpoints that verify, from the oldest. Reports those that it skips."""
+    for path in sorted(_finished(folder), key=lambda path: (_step(path), path.suffix)):
+        if path.suffix:
+            continue
+        if fault := verify(path):
+            say(f"skipping checkpoint {path}: {fault}")
+        else:
+            yield Checkpoint(path, _step(path))
+
+
 def verify(path: Path) -> str | None:
     """The fault of a checkpoint folder, as a phrase, or None. Reads every byte."""
     try:
@@ -253,10 +273,10 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     return {name: (TYPES[value.dtype], list(value.shape)) for name, value in tensors.items()}
 
 
-def shapes_of_training(model: nn.Module, *, ema: bool) -> dict[str, Shapes]:
+def shapes_of_training(model: nn.Module, *, averages: Iterable[str]) -> dict[str, Shapes]:
     """The shapes that training of a model saves, by file: weights and buffers, Adam's state, averages of the weights.
 
-    Weights that are not trained have no state.
+    averages: their names. Weights that are not trained have no state.
     """
     weights = shapes_of(model.state_dict())
     moments = {
@@ -265,7 +285,7 @@ def shapes_of_training(model: nn.Module, *, ema: bool) -> dict[str, Shapes]:
         if parameter.requires_grad
         for key in ("exp_avg", "exp_avg_sq", "step")
     }
-    return {"model": weights, "optimizer": moments, **({"ema": weights} if ema else {})}
+    return {"model": weights, "optimizer": moments, **dict.fromkeys(averages, weights)}
 
 
 def num_bytes(files: Mapping[str, Shapes]) -> int:
@@ -273,6 +293,23 @@ def num_bytes(files: Mapping[str, Shapes]) -> int:
     shapes = [shape for file in files.values() for shape in file.values()]
     values = sum(math.prod(shape) * (8 if kind in ("F64", "I64") else 4) for kind, shape in shapes)
     return int(1.01 * values) + (1 << 16) + 256 * len(shapes)
+
+
+def file_of(saved: Checkpoint, weights: str) -> str:
+    """The name of the file of some weights: `ema`, or the raw ones where nothing was averaged; `raw`; another average by its name.
+
+    Raises UserError for an average that the checkpoint does not have. An exported run has one kind of weights.
+    """
+    if weights == "raw" or saved.state().get(EXPORTED) is not None:
+        return "model"
+    known = saved.averages()
+    if weights in known:
+        return weights
+    if weights != "ema":
+        raise UserError(
+            f"{saved.folder} has no weights {weights!r}; choose from {', '.join([*known, 'raw'])}"
+        )
+    return "model"
 
 
 def refuse_unfit(saved: Checkpoint, expected: Mapping[str, Shapes]) -> None:

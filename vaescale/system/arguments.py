@@ -2,12 +2,14 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
 from vaescale.system.host import cores
 
 MOST_JOBS = 1024
+WEIGHTS = r"^(raw|ema(-[a-z0-9.-]+)?)$"
 Number = TypeVar("Number", int, float)
 
 
@@ -42,6 +44,23 @@ def real(
         return value
 
     return parse
+
+
+def add_weights(parser: argparse._ActionsContainer) -> None:
+    """Add the option `--weights NAME`, and refuse what no weights are called."""
+    parser.add_argument(
+        "--weights",
+        type=_weights,
+        default="ema",
+        metavar="NAME",
+        help="ema: the averaged weights, if the run has them; raw; or another average of the run, such as ema-0.9999; default: ema",
+    )
+
+
+def _weights(text: str) -> str:
+    if re.fullmatch(WEIGHTS, text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} must be ema, raw or an average's name such as ema-0.9999")
+    return text
 
 
 def add_jobs(parser: argparse._ActionsContainer, *, workers: str) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from vaescale.config import Config, Sizes
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+MOST_SIGMA_REL = 0.2886  # a power-function average with the exponent 0 has 1 / sqrt(12)
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
@@ -85,8 +86,9 @@ class InitConfig(Config):
         default="all",
         description="what is taken; `all` is the network and, of the same likelihood, what that has learned, such as sigma",
     )
-    weights: Literal["ema", "raw"] = Field(
-        default="ema", description="the averaged weights, where there are any, or the raw ones"
+    weights: str = Field(
+        default="ema",
+        description="`ema`, the averaged weights where there are any, `raw`, or another average by its name",
     )
 
     @model_validator(mode="before")
@@ -132,6 +134,15 @@ class TrainingConfig(Config):
         default=True,
         description="approach ema_decay as it says; false: average with ema_decay from the first step, so that the initial "
         "weights count for 1 / (1 - ema_decay) steps",
+    )
+    ema_more: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        default=(),
+        description="decays of further averages, such as [0.9999], each a copy of the weights; `--weights ema-0.9999` takes one",
+    )
+    ema_sigma_rel: tuple[Annotated[float, Field(gt=0, lt=MOST_SIGMA_REL)], ...] = Field(
+        default=(),
+        description="standard deviations of power-function averages as shares of training, such as [0.05, 0.1], which "
+        "`vaescale average` turns into averages of any length; needs keep_every",
     )
     log_every: int = Field(default=10, gt=0, description="steps between two rows of training metrics")
     evaluate_every: int = Field(default=200, gt=0, description="steps between two evaluations on data.val")
@@ -183,4 +194,12 @@ class TrainingConfig(Config):
                 f"keep_best needs each checkpoint's own evaluation; make checkpoint_every (={self.checkpoint_every}) a "
                 f"multiple of evaluate_every (={self.evaluate_every})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _names_each_average_once(self) -> "TrainingConfig":
+        for key in ("ema_more", "ema_sigma_rel"):
+            names = [f"{value:g}" for value in getattr(self, key)]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{key} names {twice[0]} twice; name each average once")
         return self

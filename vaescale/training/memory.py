@@ -24,14 +24,14 @@ def estimate(
     model: VAE,
     *,
     images: int,
-    ema: bool,
+    averages: int,
     precision: Precision,
     importance_samples: int = 0,
     accumulation: int = 1,
     layout: str = "ddp",
     processes: int = 1,
 ) -> dict[str, int]:
-    """Bytes per process: weights, gradients, Adam's two moments, averaged weights, and activations; `total` at the peak.
+    """Bytes per process: weights, gradients, Adam's two moments, averages of the weights, of which there are so many, and activations; `total` at the peak.
 
     Weights that are not trained have neither gradients, moments nor averages.
     layout: `ddp`, `zero1`, `zero2`, `zero3` or `fsdp2`. images: per process and micro-batch. Activations are the tensors
@@ -63,7 +63,7 @@ def estimate(
         "weights": weights,
         "gradients": gradients,
         "optimizer": 2 * moment,
-        "ema": moment if ema else 0,
+        "ema": averages * moment,
         "activations": activations,
     }
     # DDP's buckets hold the gradients; ZeRO-3 keeps those of its partition.

@@ -209,7 +209,7 @@ class _UntilAsked:
 
 def restore(saved: Checkpoint, strategy: Strategy, guard: Guard) -> float:
     """Load a checkpoint, on every rank. Returns its lr_factor."""
-    names = [name for name in ("model", "optimizer", "ema") if saved.has(name)]
+    names = ["model", "optimizer", *saved.averages()]
     strategy.load({name: saved.tensors(name) for name in names})
     guard.load(saved.tensors("guard")["state"])
     return float(saved.state().get("lr_factor", 1.0))

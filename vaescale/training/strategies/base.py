@@ -18,12 +18,12 @@ from vaescale import comm
 from vaescale.errors import TrainingStopped
 from vaescale.models.vae import VAE, Terms
 from vaescale.system import heartbeat
+from vaescale.training.averages import MAIN, Average
 from vaescale.training.half_weights import HalfWeights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-AVERAGE = "ema"
 CHUNK = 1 << 22  # bytes that are fingerprinted at a time
 State = dict[str, dict[str, Tensor]]
 
@@ -51,19 +51,16 @@ class Strategy:
         model: VAE,
         build_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         *,
-        ema_decay: float,
-        ema_warmup: bool = True,
+        averages: Mapping[str, Average],
     ) -> None:
-        """Wrap the model and build its optimizer. ema_decay: of the averaged weights; 0: no average.
-
-        ema_warmup: whether the decay grows with the steps up to ema_decay, or is ema_decay from the first step.
-        """
+        """Wrap the model and build its optimizer. averages: of the weights, by name; evaluation takes `ema`, if there is one."""
         self.accelerator, self.model, self.device = accelerator, model, accelerator.device
-        self._ema_decay, self._ema_weight, self._ema_warmup = ema_decay, 0.0, ema_warmup
+        self._kinds = dict(averages)
+        self._moves = dict.fromkeys(averages, 0.0)
         self.wrapped, self.optimizer = self._wrap(build_optimizer)
         for tensor in self._held():
             self.optimizer.state[tensor] = self._fresh_state(tensor)
-        self._averages = self._fresh_averages() if ema_decay else {}
+        self._averages = {name: self._fresh_averages() for name in averages}
         self._link()
         self.optimizer.register_step_post_hook(lambda *_: self._average(self.optimizer.param_groups))
 
@@ -95,25 +92,26 @@ class Strategy:
     # The state.
 
     def state(self) -> State:
-        """Full tensors by name, copied to the main process's memory: `model`, `optimizer` and, if weights are averaged, `ema`.
+        """Full tensors by name, copied to the main process's memory: `model`, `optimizer` and the averages of the weights.
 
         Other processes get empty mappings. All ranks call it.
         """
         parameters = dict(self.model.named_parameters())
         state: State = {"model": {}, "optimizer": {}}
-        state |= {AVERAGE: {}} if self._ema_decay else {}
+        state |= {average: {} for average in self._kinds}
         for name, value in self.model.state_dict().items():
             if name not in parameters:
                 self._keep(state, value, "model", name=name)
-                self._keep(state, self._averages.get(name, value), AVERAGE, name=name)
+                for average, buffers in self._averages.items():
+                    self._keep(state, buffers.get(name, value), average, name=name)
                 continue
             parameter = parameters[name]
             if not parameter.requires_grad:
-                self._keep(state, self._full(parameter, None), "model", AVERAGE, name=name)
+                self._keep(state, self._full(parameter, None), "model", *self._kinds, name=name)
                 continue
             self._keep(state, self._full(parameter, None), "model", name=name)
-            if self._ema_decay:
-                self._keep(state, self._full(parameter, AVERAGE), AVERAGE, name=name)
+            for average in self._kinds:
+                self._keep(state, self._full(parameter, average), average, name=name)
             for key in self._moments():
                 self._keep(state, self._full(parameter, key), "optimizer", name=f"{name}/{key}")
             self._keep(state, self._steps(), "optimizer", name=f"{name}/step")
@@ -125,14 +123,15 @@ class Strategy:
             for name, buffer in self.model.named_buffers():
                 if name in state["model"]:
                     buffer.copy_(state["model"][name])
-                if name in self._averages:
-                    self._averages[name].copy_(state[AVERAGE][name])
+                for average, buffers in self._averages.items():
+                    if name in buffers:
+                        buffers[name].copy_(state[average][name])
             for name, parameter in self.model.named_parameters():
                 self._put(parameter, None, state["model"][name])
                 if not parameter.requires_grad:
                     continue
-                if self._ema_decay:
-                    self._put(parameter, AVERAGE, state[AVERAGE][name])
+                for average in self._kinds:
+                    self._put(parameter, average, state[average][name])
                 for key in self._moments():
                     self._put(parameter, key, state["optimizer"][f"{name}/{key}"])
             if self._moments():
@@ -142,16 +141,16 @@ class Strategy:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Use the averaged weights within the block, if there are any. All ranks enter it.
+        """Use the main average of the weights within the block, if there is one. All ranks enter it.
 
         An exception in the block leaves them in place: the other ranks may be in another collective, so the process has to
         end.
         """
-        if self._ema_decay:
+        if MAIN in self._kinds:
             self._swap(to_average=True)
             self._swap_buffers()
         yield
-        if self._ema_decay:
+        if MAIN in self._kinds:
             self._swap(to_average=False)
             self._swap_buffers()
 
@@ -208,7 +207,7 @@ class Strategy:
     def _swap(self, *, to_average: bool) -> None:  # noqa: ARG002
         """Exchange weights and averages, one tensor at a time: memory may have no room for a third copy."""
         for tensor in self._held():
-            weight, average = self._local(tensor), self._local(self.optimizer.state[tensor][AVERAGE])
+            weight, average = self._local(tensor), self._local(self.optimizer.state[tensor][MAIN])
             before = weight.clone()
             weight.copy_(average)
             average.copy_(before)
@@ -221,26 +220,22 @@ class Strategy:
     # Common to all layouts.
 
     def _fresh_state(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Adam's initial state and the average, so that a checkpoint can be loaded before the first step."""
+        """Adam's initial state and the averages, so that a checkpoint can be loaded before the first step."""
         state = {}
         if isinstance(self.optimizer, torch.optim.Adam):  # AdamW is one
             state["step"] = torch.zeros((), device=tensor.device)
             state |= {key: torch.zeros_like(tensor, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
-        return state | ({AVERAGE: tensor.detach().clone()} if self._ema_decay else {})
+        return state | {average: tensor.detach().clone() for average in self._kinds}
 
     def _fresh_averages(self) -> dict[str, Tensor]:
         """The buffers that are averaged together with the weights, such as the running statistics of BatchNorm, by name."""
-        names = {
-            f"{prefix}.{name}".removeprefix(".")
-            for prefix, module in self.model.named_modules()
-            for name in getattr(module, "averaged_buffers", ())
-        }
+        names = averaged_buffers(self.model)
         return {name: buffer.detach().clone() for name, buffer in self.model.named_buffers() if name in names}
 
     @torch.no_grad()
     def _swap_buffers(self) -> None:
         buffers = dict(self.model.named_buffers())
-        for name, average in self._averages.items():
+        for name, average in self._averages[MAIN].items():
             before = buffers[name].clone()
             buffers[name].copy_(average)
             average.copy_(before)
@@ -253,26 +248,24 @@ class Strategy:
         return self.optimizer.state[held[0]].get("step", torch.zeros(())) if held else torch.zeros(())
 
     def _at(self, step: int) -> None:
-        """Set decay_t = min(decay, (1 + t) / (10 + t)): early on, the horizon grows with the steps. Polyak & Juditsky 1992."""
-        most = (1 + step) / (10 + step) if self._ema_warmup else 1.0
-        self._ema_weight = 1 - min(self._ema_decay, most)
+        """Set how far the averages move at a step."""
+        self._moves = {name: average.weight(step) for name, average in self._kinds.items()}
 
     @torch.no_grad()
     def _average(self, groups: list[dict[str, Any]]) -> None:
         """Move the averages towards the weights."""
         tensors = [tensor for group in groups for tensor in group["params"]]
-        if self._ema_decay and tensors:
-            averages = [self.optimizer.state[tensor][AVERAGE] for tensor in tensors]
-            torch._foreach_lerp_(averages, tensors, self._ema_weight)
+        for name, move in self._moves.items() if tensors else ():
+            averages = [self.optimizer.state[tensor][name] for tensor in tensors]
+            torch._foreach_lerp_(averages, tensors, move)
 
     @torch.no_grad()
     def _average_buffers(self) -> None:
         """Move the averages of buffers towards the buffers, once in each step."""
-        if self._averages:
-            buffers = dict(self.model.named_buffers())
-            torch._foreach_lerp_(
-                [*self._averages.values()], [buffers[name] for name in self._averages], self._ema_weight
-            )
+        buffers = dict(self.model.named_buffers()) if any(self._averages.values()) else {}
+        for average, own in self._averages.items():
+            if own:
+                torch._foreach_lerp_([*own.values()], [buffers[name] for name in own], self._moves[average])
 
     def _hand_over(self, verdict: Verdict) -> None:
         """Hand the verdict to the fused optimizer, which reads it on the device, so that the host does not wait."""
@@ -289,6 +282,15 @@ class Strategy:
                 if group in state:
                     copy = torch.empty(value.shape, dtype=value.dtype)
                     state[group][name] = copy.copy_(value.detach())
+
+
+def averaged_buffers(model: nn.Module) -> set[str]:
+    """The names of the buffers that are averaged together with the weights."""
+    return {
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "averaged_buffers", ())
+    }
 
 
 def fingerprint(tensor: Tensor) -> int:

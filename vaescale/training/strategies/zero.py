@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vaescale.training.strategies.base import AVERAGE, Strategy, Verdict
+from vaescale.training.averages import MAIN
+from vaescale.training.strategies.base import Strategy, Verdict
 
 # Counts of values. DeepSpeed's defaults suit billions of weights: a bucket of 5e8 is 2 GB, and no model has 1e9 weights.
 BUCKETS = {
@@ -150,7 +151,7 @@ class Zero(Strategy):
         for parameter in self.model.parameters():
             if not parameter.requires_grad:
                 continue
-            self._show(parameter, self._full(parameter, AVERAGE if to_average else None))
+            self._show(parameter, self._full(parameter, MAIN if to_average else None))
 
     @staticmethod
     def _shape(parameter: Tensor) -> torch.Size:

@@ -19,7 +19,7 @@ ORDER = (
     ("aggregate",),
     ("evaluation",),
     ("objectives", "mixtures"),
-    ("models",),
+    ("exchange", "models"),
     ("networks", "likelihoods"),
     ("runs", "figures"),
     ("data",),

@@ -56,6 +56,8 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("training", "ema_sigma_rel", []),
     ("network", "standardize", None),
     ("network", "freeze", []),
+    ("network", "norm_groups", None),
+    ("network", "norm_epsilon", 1e-5),
     ("posterior", "bounded", True),
     ("likelihood", "first_scale", 0.25),
     ("likelihood", "scale_ceiling", 20.0),

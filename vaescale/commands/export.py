@@ -13,14 +13,16 @@ OUT/data/run is a run folder with the recipe, one kind of weights without an opt
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
 from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
+from vaescale.commands.export_diffusers import export_diffusers
 from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
@@ -43,18 +45,33 @@ DEFAULTS: dict[str, Any] = {
 }
 MOST_TEMPERATURE = 10
 BATCH = 250
+Format = Literal["mlflow", "diffusers"]
 
 
 @checked
-def export(run: Path, out: Path, *, weights: Weights = "ema", log: bool = False) -> dict[str, Any]:
-    """Write a run as an MLflow model to OUT, which must not exist. Returns the path, the size and what was exported.
+def export(
+    run: Path,
+    out: Path,
+    *,
+    format: Format = "mlflow",  # noqa: A002
+    weights: Weights = "ema",
+    log: bool = False,
+    latent_images: Annotated[int, Field(ge=0)] = 10_000,
+) -> dict[str, Any]:
+    """Write a run to OUT, which must not exist, as an MLflow model or for diffusers. Returns the path, the size and what was exported.
 
-    weights: `ema` takes the averaged weights when the run has them. log: also add the model to the run in MLflow, and return
+    format: `diffusers` writes an AutoencoderKL, whose scaling factor and moments are those of the latents of the first `latent_images`
+    training images; 0: a factor of 1. weights: `ema` takes the averaged weights when the run has them. log: also add the model to the run in MLflow, and return
     its URI. Raises UserError when the run cannot be opened, or when MLflow does not have the run and `log` is set.
     """
     if out.exists():
         raise UserError(f"{out} already exists; delete it or choose another OUT")
+    if format != "mlflow" and log:
+        raise UserError(f"--log adds MLflow models, and {format} is none; leave one of the two out")
     trained = open_trained(run, weights=weights)
+    if format == "diffusers":
+        written = export_diffusers(trained, out, latent_images=latent_images)
+        return {"out": str(out), **written, "bytes": _num_bytes(out)}
     uri, known = trained.recipe.tracking.mlflow, mlflow_state.read(trained.folder)
     known = mlflow_state.located(trained.folder, known) if log else known
     if log and not (uri and known.get("run_id")):
@@ -70,8 +87,11 @@ def export(run: Path, out: Path, *, weights: Weights = "ema", log: bool = False)
         logged = (
             log_model(model, known["run_id"], store_uri(trained.folder, uri, known)) if log and uri else None
         )
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return {"out": str(out), **details, "bytes": size, **({"model_uri": logged} if logged else {})}
+    return {"out": str(out), **details, "bytes": _num_bytes(out), **({"model_uri": logged} if logged else {})}
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def write_run(trained: Trained, folder: Path) -> None:

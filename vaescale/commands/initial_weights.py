@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vaescale.errors import UserError
+from vaescale.exchange import autoencoder_kl
 from vaescale.models import freezing
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe, differences, load_recipe
@@ -90,8 +91,8 @@ def open_stored(path: Path, *, weights: str) -> Stored:
             return opens(path, weights)
     what = "does not exist" if not path.exists() else "holds no weights that vaescale knows"
     raise UserError(
-        f"init_from.path (={path}) {what}; name a run folder, one of its checkpoints, a folder of `vaescale export`, or a "
-        ".safetensors file"
+        f"init_from.path (={path}) {what}; name a run folder, one of its checkpoints, a folder of `vaescale export`, diffusers' "
+        "AutoencoderKL, or a .safetensors file"
     )
 
 
@@ -134,6 +135,16 @@ def _of_an_export(path: Path, weights: str) -> Stored:
     return _of_a_run(path / EXPORTED_RUN, weights)
 
 
+def _of_diffusers(path: Path, weights: str) -> Stored:  # noqa: ARG001
+    read = autoencoder_kl.read(path)
+    tensors = {f"{NETWORK}{name}": value for name, value in read.tensors.items()}
+    sections = {
+        "network": read.network.model_dump(mode="json"),
+        "posterior": {"kind": "diagonal", "bounded": False},
+    }
+    return Stored(tensors, read.sha256, f"{path}, an {autoencoder_kl.CLASS}", sections)
+
+
 SOURCES: tuple[tuple[Callable[[Path], bool], Callable[[Path, str], Stored]], ...] = (
     (lambda path: (path / run_folder.RECIPE).is_file(), _of_a_run),
     (lambda path: (path / EXPORTED_RUN / run_folder.RECIPE).is_file(), _of_an_export),
@@ -143,6 +154,7 @@ SOURCES: tuple[tuple[Callable[[Path], bool], Callable[[Path, str], Stored]], ...
         ),
         _of_a_checkpoint,
     ),
+    (autoencoder_kl.is_folder, _of_diffusers),
     (lambda path: path.suffix == ".safetensors" and path.is_file(), _of_a_file),
 )
 

@@ -111,6 +111,14 @@ class ResnetConfig(NetworkConfig):
     attention_at: tuple[Width, ...] = Field(
         default=(), description="sizes of maps that have self-attention after each block"
     )
+    norm_groups: int | None = Field(
+        default=None,
+        gt=0,
+        description="groups of every GroupNorm; null: at most 32, and at least 16 values in each",
+    )
+    norm_epsilon: float = Field(
+        default=1e-5, gt=0, description="GroupNorm's epsilon; diffusers' AutoencoderKL has 1e-6"
+    )
     standardize: Standardized = None
 
 

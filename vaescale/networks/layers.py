@@ -72,25 +72,37 @@ def has_bias(before: Norm) -> bool:
     return before != "batch"
 
 
-def norm(kind: Norm, width: int, *, places: int, groups: int = 8) -> nn.Module:
+def norm(
+    kind: Norm, width: int, *, places: int, groups: int = 8, exact: bool = False, eps: float = 1e-5
+) -> nn.Module:
     """Normalization of [B, width] or [B, width, H, W]. `group` and `none` do not depend on the batch; `batch` uses
     statistics of the global batch.
 
     places: H W, 1 for a vector. A group of GroupNorm has at least LEAST_VALUES values, in fewer groups than asked for where maps are
-    small; where all values of an image are fewer, there is no normalization.
+    small; where all values of an image are fewer, there is no normalization. exact: GroupNorm has `groups` groups, whatever the map. eps:
+    GroupNorm's.
     """
+    if kind == "group" and exact:
+        return GroupNorm(groups, width, eps=eps)
     if kind == "group" and width * places >= LEAST_VALUES:
-        return GroupNorm(num_groups(width, groups, places), width)
+        return GroupNorm(num_groups(width, groups, places), width, eps=eps)
     return GlobalBatchNorm(width) if kind == "batch" else nn.Identity()
 
 
 def normed(
-    kind: Norm, width: int, activation: str, *, places: int, groups: int = 8
+    kind: Norm,
+    width: int,
+    activation: str,
+    *,
+    places: int,
+    groups: int = 8,
+    exact: bool = False,
+    eps: float = 1e-5,
 ) -> tuple[nn.Module, nn.Module]:
     """Two layers, a normalization (see `norm`) and its activation. GroupNorm computes SiLU itself; the second layer is then the
     identity, so that the layers of an nn.Sequential keep their numbers in checkpoints.
     """
-    normalization = norm(kind, width, places=places, groups=groups)
+    normalization = norm(kind, width, places=places, groups=groups, exact=exact, eps=eps)
     if kind == "group" and activation == "silu":
         if not isinstance(normalization, GroupNorm):
             return nn.SiLU(), nn.Identity()

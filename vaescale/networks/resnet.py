@@ -7,6 +7,8 @@
 Legend: x [B, C, S, S], f = 2^(len(multipliers) - 1), z [B, Z, S / f, S / f].
 """
 
+from typing import Any, NamedTuple
+
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -18,6 +20,25 @@ from vaescale.networks.config import ResnetConfig
 from vaescale.networks.layers import conv, nearest, norm, normed, refuse_indivisible, standardized
 
 NORM_GROUPS = 32
+
+
+class Norms(NamedTuple):
+    """How the network's GroupNorms are built. groups: of each, or None for at most 32; eps: theirs."""
+
+    groups: int | None
+    eps: float
+
+    def with_silu(self, width: int, size: int) -> tuple[nn.Module, nn.Module]:
+        """GroupNorm and SiLU as one layer, and an identity, which has a number of its own in checkpoints."""
+        return normed("group", width, "silu", **self._options(size))
+
+    def alone(self, width: int, size: int) -> nn.Module:
+        """GroupNorm of a map [B, width, size, size]."""
+        return norm("group", width, **self._options(size))
+
+    def _options(self, size: int) -> dict[str, Any]:
+        exact = self.groups is not None
+        return {"places": size * size, "groups": self.groups or NORM_GROUPS, "exact": exact, "eps": self.eps}
 
 
 class ResnetNetwork(FlatNetwork):
@@ -39,7 +60,12 @@ class ResnetNetwork(FlatNetwork):
             raise UserError(
                 f"network.attention_at has {min(strange)}, but the maps are of sizes {sizes}; take some of these"
             )
-        small = sizes[-1]
+        small, norms = sizes[-1], Norms(config.norm_groups, config.norm_epsilon)
+        widths_of_norms = {config.width, *(config.width * multiplier for multiplier in config.multipliers)}
+        if odd := [width for width in sorted(widths_of_norms) if width % (config.norm_groups or 1)]:
+            raise UserError(
+                f"network.norm_groups (={config.norm_groups}) does not divide {odd[0]} channels; take a divisor of network.width"
+            )
         self.latent_shape = (config.latent_dim, small, small)
         widths = [config.width * multiplier for multiplier in config.multipliers]
         levels = list(zip(sizes, widths, strict=True))
@@ -48,12 +74,12 @@ class ResnetNetwork(FlatNetwork):
         channels_before = config.width
         for number, (size, width) in enumerate(levels):
             attention = size in config.attention_at
-            down += _blocks(channels_before, width, config.blocks, size=size, attention=attention)
+            down += _blocks(channels_before, width, config.blocks, norms, size=size, attention=attention)
             down += [Halve(width)] if number < halvings else []
             channels_before = width
         down += [
-            *_middle(channels_before, config.attention, size=small),
-            *_end(channels_before, encoder_out, size=small),
+            *_middle(channels_before, config.attention, norms, size=small),
+            *_end(channels_before, encoder_out, norms, size=small),
             conv(encoder_out, encoder_out, 1),
         ]
         self.encoder, self._standardize = nn.Sequential(*down), config.standardize
@@ -62,13 +88,13 @@ class ResnetNetwork(FlatNetwork):
             conv(config.latent_dim, config.latent_dim, 1),
             conv(config.latent_dim, channels_before, 3),
         ]
-        up += _middle(channels_before, config.attention, size=small)
+        up += _middle(channels_before, config.attention, norms, size=small)
         for number, (size, width) in enumerate(reversed(levels)):
             attention = size in config.attention_at
-            up += _blocks(channels_before, width, config.blocks + 1, size=size, attention=attention)
+            up += _blocks(channels_before, width, config.blocks + 1, norms, size=size, attention=attention)
             up += [Double(width)] if number < halvings else []
             channels_before = width
-        self.decoder = nn.Sequential(*up, *_end(channels_before, out_channels, size=image_size))
+        self.decoder = nn.Sequential(*up, *_end(channels_before, out_channels, norms, size=image_size))
 
     def encode(self, x: Tensor) -> Tensor:
         """Map [B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out, S / f, S / f]."""
@@ -84,11 +110,11 @@ class ResnetNetwork(FlatNetwork):
 class Residual(nn.Module):
     """A residual block x + f(x), with f of two 3x3 convolutions, each after GroupNorm and SiLU; a 1x1 convolution of x where widths differ."""
 
-    def __init__(self, channels: int, width: int, *, size: int) -> None:
+    def __init__(self, channels: int, width: int, norms: Norms, *, size: int) -> None:
         super().__init__()
-        self.norm1, _ = _normed(channels, size)
+        self.norm1, _ = norms.with_silu(channels, size)
         self.conv1 = conv(channels, width, 3)
-        self.norm2, _ = _normed(width, size)
+        self.norm2, _ = norms.with_silu(width, size)
         self.conv2 = conv(width, width, 3)
         self.shortcut = conv(channels, width, 1) if channels != width else nn.Identity()
 
@@ -103,9 +129,9 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     """Residual self-attention over the places of the map, with one head. Vaswani et al. 2017, eq. 1."""
 
-    def __init__(self, width: int, *, size: int) -> None:
+    def __init__(self, width: int, norms: Norms, *, size: int) -> None:
         super().__init__()
-        self.norm = norm("group", width, places=size * size, groups=NORM_GROUPS)
+        self.norm = norms.alone(width, size)
         self.query, self.key, self.value = (conv(width, width, 1) for _ in range(3))
         self.out = conv(width, width, 1)
 
@@ -146,24 +172,21 @@ class Double(nn.Module):
         return doubled
 
 
-def _blocks(channels: int, width: int, count: int, *, size: int, attention: bool) -> list[nn.Module]:
+def _blocks(
+    channels: int, width: int, count: int, norms: Norms, *, size: int, attention: bool
+) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for number in range(count):
-        layers.append(Residual(width if number else channels, width, size=size))
+        layers.append(Residual(width if number else channels, width, norms, size=size))
         if attention:
-            layers.append(Attention(width, size=size))
+            layers.append(Attention(width, norms, size=size))
     return layers
 
 
-def _middle(width: int, attention: bool, *, size: int) -> list[nn.Module]:
-    between: list[nn.Module] = [Attention(width, size=size)] if attention else []
-    return [Residual(width, width, size=size), *between, Residual(width, width, size=size)]
+def _middle(width: int, attention: bool, norms: Norms, *, size: int) -> list[nn.Module]:
+    between: list[nn.Module] = [Attention(width, norms, size=size)] if attention else []
+    return [Residual(width, width, norms, size=size), *between, Residual(width, width, norms, size=size)]
 
 
-def _end(width: int, out: int, *, size: int) -> list[nn.Module]:
-    return [*_normed(width, size), conv(width, out, 3)]
-
-
-def _normed(width: int, size: int) -> tuple[nn.Module, nn.Module]:
-    """GroupNorm and SiLU as one layer, and an identity, which has a number of its own in checkpoints."""
-    return normed("group", width, "silu", places=size * size, groups=NORM_GROUPS)
+def _end(width: int, out: int, norms: Norms, *, size: int) -> list[nn.Module]:
+    return [*norms.with_silu(width, size), conv(width, out, 3)]

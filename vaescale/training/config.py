@@ -80,7 +80,7 @@ class InitConfig(Config):
     """Weights to begin from, in place of random ones."""
 
     path: str = Field(
-        description="a run folder, one of its checkpoints, a folder of `vaescale export`, or a .safetensors file"
+        description="a run folder, one of its checkpoints, a folder of `vaescale export`, diffusers' AutoencoderKL, or a .safetensors file"
     )
     take: Literal["all", "network", "encoder", "decoder"] = Field(
         default="all",

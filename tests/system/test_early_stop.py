@@ -24,6 +24,10 @@ class Ends:
         self.codes.append(code)
         self._arrived.set()
 
+    def arrived(self) -> bool:
+        """Whether the process has ended, within ten seconds."""
+        return self._arrived.wait(10)
+
     def ask(self, number: signal.Signals) -> list[int]:
         """Send a signal to this process, and wait until the thread has answered it. Returns the codes."""
         os.kill(os.getpid(), number)
@@ -91,3 +95,57 @@ def test_training_takes_the_signals_over(ends: Ends) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert preemption.asked()
     assert ends.codes == []
+
+
+def test_a_request_is_not_lost_while_the_handlers_are_set(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes right after each handler is in place, as on a busy machine."""
+    set_handler, sent = signal.signal, []
+
+    def slow(number: signal.Signals, handler: object) -> object:
+        before = set_handler(number, handler)
+        if not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return before
+
+    monkeypatch.setattr(early_stop.signal, "signal", slow)
+    EarlyStop("vaescale train", shown=True)
+    assert ends.arrived()
+    assert ends.codes[0] == 75
+
+
+@pytest.mark.parametrize("leave", [early_stop.withdraw, early_stop.hand_over])
+def test_a_request_is_not_lost_when_training_takes_over(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, leave
+) -> None:
+    """It has been taken by the handler, and the thread has not read it yet."""
+    monkeypatch.setattr(EarlyStop, "_wait", lambda *_: None)
+    early = EarlyStop("vaescale train", shown=False)
+    os.kill(os.getpid(), signal.SIGTERM)
+    if leave is early_stop.hand_over:
+        before = leave()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    else:
+        leave()
+    assert ends.codes == [75]
+    assert EarlyStop.active is None
+    assert early._pipe is None
+
+
+def test_a_signal_always_has_a_handler(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the early answer to training's own, the default action, death without a word, is never in place."""
+    EarlyStop("vaescale train", shown=True)
+    set_handler = signal.signal
+
+    def checked(number: signal.Signals, handler: object) -> object:
+        assert handler is not signal.SIG_DFL
+        return set_handler(number, handler)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(early_stop.signal, "signal", checked)
+        preemption = Preemption(shown=False).__enter__()
+    assert signal.getsignal(signal.SIGTERM) == preemption._note
+    preemption.__exit__(None, None, None)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 from vaescale.system import exit_codes
 from vaescale.system.host import HELD_BACK
@@ -50,14 +51,18 @@ class EarlyStop:
         self._code = None if exit_codes.FOLDER in os.environ else early_code(os.environ)
         self._speaker = speaker if shown else ""
         self._pipe: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._noted: list[int] = []
         if threading.current_thread() is not threading.main_thread():
             return
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
-        self._before = {number: signal.signal(number, _note) for number in HELD_BACK}
-        self._wakeup_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         self._pipe, EarlyStop.active = writing, self
         threading.Thread(target=self._wait, args=(reading,), daemon=True).start()
+        # The handlers last: a signal that one of them takes must find a reader.
+        self._wakeup_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for number in HELD_BACK:
+            self._before[number] = signal.signal(number, self._note)
 
     def fail_with(self, code: int) -> None:
         """From now on end with this code and without a word: the process has failed, and waits for another one to say so."""
@@ -65,31 +70,50 @@ class EarlyStop:
 
     def withdraw(self) -> None:
         """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self.hand_over()
+
+    def hand_over(self) -> dict[signal.Signals, Any]:
+        """Leave the signals to other handlers, which are in place already. Returns the handlers from before this object's.
+
+        A signal that has come, and that the thread has not seen yet, ends the process here.
+        """
         if self._pipe is None:
-            return
+            return {}
         writing = self._pipe
         self._pipe, EarlyStop.active = None, None
         signal.set_wakeup_fd(self._wakeup_before)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
         os.close(writing)  # ends the thread, which closes the other side
+        for number in self._noted:
+            self._end(number)
+        return self._before
 
     def _wait(self, reading: int) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)  # they are the main thread's
         while numbers := os.read(reading, 1):
             if numbers[0] in HELD_BACK and self._pipe is not None:
-                if self._code is not None and self._speaker:
-                    said = sentence(signal.Signals(numbers[0]).name, self._code)
-                    with suppress(OSError):
-                        os.write(2, f"{self._speaker}: {said}\n".encode())
-                os._exit(TERMINATED if self._code is None else exit_codes.leave(self._code))
+                self._end(numbers[0])
         os.close(reading)
+
+    def _end(self, number: int) -> None:
+        if self._code is not None and self._speaker:
+            said = sentence(signal.Signals(number).name, self._code)
+            with suppress(OSError):
+                os.write(2, f"{self._speaker}: {said}\n".encode())
+        os._exit(TERMINATED if self._code is None else exit_codes.leave(self._code))
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Keep the signal from its default action, and remember it; the thread reads its number from the pipe."""
+        self._noted.append(number)
+
+
+def hand_over() -> dict[signal.Signals, Any]:
+    """Leave the signals to handlers that are in place. Returns those from before this process answered them early."""
+    return EarlyStop.active.hand_over() if EarlyStop.active is not None else {}
 
 
 def withdraw() -> None:
     """Give the signals back, if this process answers them early."""
     if EarlyStop.active is not None:
         EarlyStop.active.withdraw()
-
-
-def _note(number: int, frame: FrameType | None) -> None:
-    """Keep the signal from its default action; the thread reads its number from the pipe."""

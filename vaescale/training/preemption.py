@@ -29,8 +29,9 @@ class Preemption:
         return self.signal is not None
 
     def __enter__(self) -> "Preemption":
-        early_stop.withdraw()
+        # A signal always finds a handler, the early one's or this one's.
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before |= early_stop.hand_over()
         return self
 
     def __exit__(

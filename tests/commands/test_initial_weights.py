@@ -229,3 +229,16 @@ def test_every_network_has_an_encoder_a_decoder_and_a_head(recipe_content) -> No
         others = dict(wide.network.named_parameters())
         differing = {n for n, p in model.network.named_parameters() if others[n].shape != p.shape}
         assert differing == {f"{model.network.head_name}.{name}" for name, _ in head.named_parameters()}
+
+
+def test_another_image_size_fits_where_the_network_allows(from_run, tmp_path: Path) -> None:
+    network = {"kind": "resnet", "latent_dim": 2, "width": 32, "multipliers": [1, 1], "blocks": 1}
+    small = build_model(from_run(network=network))
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    recipe = from_run(
+        network=network, data={"image_size": 16}, init_from={"path": str(tmp_path / "small.safetensors")}
+    )
+    model = build_model(recipe)
+    begin(model, recipe)
+    for name, value in small.network.state_dict().items():
+        assert torch.equal(model.network.state_dict()[name], value)

@@ -26,11 +26,12 @@ OTHERS = {
     **{name: {"posterior"} for name in ("isotropic", "fixed_posterior")},
     "wae_mmd": {"objective", "posterior"},
     "resnet": {"network"},
+    "frozen_encoder": {"network", "init_from"},
     "ladder": {"network", "posterior", "optimizer"},
     "linear": {"network", "data", "optimizer", "training"},
 }
 # A mixture is fitted to what the encoder gives: it does not depend on the decoder.
-WITH_MIXTURE = OTHERS.keys() | {"optimal"}
+WITH_MIXTURE = OTHERS.keys() - {"frozen_encoder"} | {"optimal"}
 pytestmark = pytest.mark.slow
 
 
@@ -39,6 +40,11 @@ def test_a_recipe_trains_evaluates_and_samples(vaescale, digits: Path, tmp_path:
     run = tmp_path / "run"
     keys = (*(f"data.{split}={digits / split}" for split in ("train", "val")), f"run_dir={run}", *SHORT)
     keys += ("likelihood.handover.at_step=2",) if path.stem == "two_stage" else ()
+    if path.stem == "frozen_encoder":  # of a run that it begins from
+        source = tmp_path / "source"
+        words = ("train", path.with_stem("optimal"), *keys, f"run_dir={source}")
+        assert vaescale(*words).code == 0
+        keys += (f"init_from.path={source}",)
     outcome = vaescale("train", path, *keys)
     assert outcome.code == 0, outcome.err
     evaluated = vaescale("evaluate", run, "--json")

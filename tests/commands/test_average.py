@@ -42,10 +42,10 @@ def test_an_average_is_opened_by_its_name(vaescale, run: Path) -> None:
 def test_a_saved_length_is_found_again(
     vaescale, run: Path, tmp_path: Path, option: str, value: str, name: str
 ) -> None:
-    outcome = vaescale("average", run, tmp_path / "out", option, value, "--json")
+    outcome = vaescale("average", run, tmp_path / "new" / "out", option, value, "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json["profile_error"] < 1e-6
-    own = open_trained(tmp_path / "out")
+    own = open_trained(tmp_path / "new" / "out")
     assert own.weights == name
     saved = load_file(run / "checkpoints/step-000000024" / f"{name}.safetensors")
     for key, weight in own.model.state_dict().items():

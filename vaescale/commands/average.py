@@ -80,6 +80,7 @@ def average(
         for one, factor in used
     ]
     identity = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_run(trained._replace(weights=name, weights_hash=identity), out)
     return {
         "out": str(out),

@@ -35,6 +35,7 @@ VERBS = {
     "launch": "start a recipe or a verb on all processes of this machine, a Slurm job, a Kubernetes job or mpirun",
     "sweep": "train variants of a recipe: every combination of the values given",
     "evaluate": "evaluate a run on held-out data",
+    "score": "score each image of any folder or data set under a run, and how well a score tells odd images",
     "quality": "judge samples against images: Frechet and kernel distance, precision, recall, coverage",
     "baselines": "compare a run with probabilistic PCA, and probe its latents with the images' classes",
     "train-features": "train a small classifier whose features `quality` compares",

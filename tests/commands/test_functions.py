@@ -29,6 +29,7 @@ from vaescale.commands.latents import latents
 from vaescale.commands.make_shards import index_shards, make_shards
 from vaescale.commands.quality import quality
 from vaescale.commands.sample import sample
+from vaescale.commands.score import score
 from vaescale.commands.signature import Count, checked
 from vaescale.commands.sweep import sweep
 from vaescale.commands.sync import sync
@@ -162,6 +163,10 @@ NONSENSE: dict[Callable[..., Any], tuple[dict[str, Any], ...]] = {
     quality: (
         *({"temperature": -1}, {"temperature": NAN}, {"decode": ()}, {"decode": "mean"}, {"count": 0}),
         *({"weights": "EMA"}, {"seed": -1}, {"trust_features": "perhaps"}),
+    ),
+    score: (
+        *({"limit": 0}, {"maps_images": 0}, {"complexity": "zip"}, {"resample": "nearest"}),
+        *({"odd_class": "7"}, {"weights": "EMA"}, {"odd": 3}, {"maps_images": 101}),
     ),
     latents: (*({"gap_steps": -1}, {"draws": 1}, {"gaps": -1}, {"importance_samples": 0}, {"seed": -1}),),
     baselines: ({"labels": 0}, {"groups": 0}, {"images": 0}),

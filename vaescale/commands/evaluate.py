@@ -5,15 +5,16 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
 
-from vaescale import comm, figures, noise
+from vaescale import comm, figures
 from vaescale.commands.signature import checked
 from vaescale.data.batch import Request
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
 from vaescale.evaluation import likelihood as bounds
+from vaescale.evaluation.glimpse import error_maps
 from vaescale.evaluation.importance import IMPORTANCE, ImportanceBound
 from vaescale.evaluation.measures import Measure, measure
 from vaescale.evaluation.reconstruction import METRICS, Reconstruction
@@ -197,25 +198,11 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
     return {**result, "figures": [str(path) for path in paths]}
 
 
-@torch.no_grad()
-def _rows(trained: Trained, reader: ShardReader) -> list[tuple[str, Any]]:
-    """The first images, their reconstructions, the errors, and sigma where it differs between pixels."""
-    model, device = trained.model, trained.device
+def _rows(trained: Trained, reader: ShardReader) -> list[tuple[str, NDArray[np.float32]]]:
+    """The first images, their reconstructions, the errors, and sigma where it differs between values."""
     numbers = np.arange(min(2 * SHOWN, len(reader)))
     fetched = reader.__getitems__(Request(numbers, refill=False))
-    images = fetched.images[fetched.usable][:SHOWN].to(device)
-    slots = torch.from_numpy(numbers)[fetched.usable][:SHOWN].to(device)
-    originals = model.target(images, noise.Stream(trained.recipe.seed, 0, slots))
-    params = model.reconstruct(originals)
-    means = model.likelihood.mean(params).float()
-    rows = [("original", originals), ("decoded", means), _scaled("|error|", (originals - means).abs())]
-    deviation = model.likelihood.deviation(params)
-    if deviation is not None and deviation.numel() > 1:
-        rows.append(_scaled("sigma", deviation.float().expand_as(means)))
-    return [(name, pictures.float().cpu().numpy()) for name, pictures in rows]
-
-
-def _scaled(name: str, values: Tensor) -> tuple[str, Tensor]:
-    """A label, and the values in grey with the largest one white."""
-    largest = float(values.max())
-    return f"{name}, 0 to {largest:.2g}", values.mean(1, keepdim=True) / max(largest, 1e-12)
+    images = fetched.images[fetched.usable][:SHOWN]
+    slots = torch.from_numpy(numbers)[fetched.usable][:SHOWN]
+    rows = error_maps(trained.model, images, slots, seed=trained.recipe.seed)
+    return [(name, pictures.numpy()) for name, pictures in rows]

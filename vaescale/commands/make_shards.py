@@ -93,7 +93,7 @@ def make_shards(
         raise UserError("--encoding keep stores files as they are; leave --size and --channels out")
     if quality is not None and encoding != "jpg":
         raise UserError(f"--quality (={quality}) is for --encoding jpg; add that or leave it out")
-    side, most_bytes = _parse_crop(crop), _parse_shard_bytes(shard_bytes)
+    side, most_bytes = parse_crop(crop), _parse_shard_bytes(shard_bytes)
     data_set = open_source(
         source, holdout=holdout, config=config, column=column, splits=splits, classes_only=classes_only
     )
@@ -165,7 +165,8 @@ def index_shards(
     return {split: _describe(one.shards) for split, one in written.items()}
 
 
-def _parse_crop(crop: str | int | None) -> Crop | None:
+def parse_crop(crop: str | int | None) -> Crop | None:
+    """The part of an image that --crop names. Raises UserError."""
     if crop is None:
         return None
     if crop in ("square", "whole"):

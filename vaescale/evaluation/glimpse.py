@@ -1,4 +1,4 @@
-"""Pictures of a model during training: images, reconstructions, the decoder's sigma, and samples of the prior."""
+"""Pictures of what a model makes of images: reconstructions, errors, the decoder's sigma; during training also samples of the prior."""
 
 import torch
 from torch import Tensor
@@ -29,3 +29,26 @@ def glimpse(model: VAE, images: Tensor, *, seed: int) -> list[tuple[str, Tensor]
     rows.append(("samples", model.likelihood.mean(model.from_prior(stream))))
     model.train(was_training)
     return [(name, row.float().clamp(0, 1).cpu()) for name, row in rows]
+
+
+@torch.no_grad()
+def error_maps(model: VAE, images: Tensor, slots: Tensor, *, seed: int) -> list[tuple[str, Tensor]]:
+    """Named rows of pictures [B, C, H, W] or [B, 1, H, W]: originals, decoded means, errors, and the noise level if values differ in it.
+
+    Errors and noise levels are divided by their maximum, which the name says. images: uint8 [B, C, H, W]; slots: int64 [B], which with the
+    seed decide the noise of a binarized or dequantized image.
+    """
+    device = next(model.parameters()).device
+    originals = model.target(images.to(device), noise.Stream(seed, 0, slots.to(device)))
+    params = model.reconstruct(originals)
+    means = model.likelihood.mean(params).float()
+    rows = [("original", originals), ("decoded", means), _scaled("|error|", (originals - means).abs())]
+    if (level := model.likelihood.noise_map(params)) is not None:
+        rows.append(_scaled(level[0], level[1].float()))
+    return [(name, pictures.float().cpu()) for name, pictures in rows]
+
+
+def _scaled(name: str, values: Tensor) -> tuple[str, Tensor]:
+    """A label, and the values in grey with the largest one white."""
+    largest = float(values.max())
+    return f"{name}, 0 to {largest:.2g}", values.mean(1, keepdim=True) / max(largest, 1e-12)

@@ -79,6 +79,13 @@ class Likelihood(nn.Module):
             return variance.sqrt()
         return None if self.sigma is None else self.sigma.view(1, 1, 1, 1)
 
+    def noise_map(self, params: Tensor) -> tuple[str, Tensor] | None:
+        """The noise level of each value [B, C, H, W] with its name; None where all values have one level, or none is meaningful."""
+        deviation = self.deviation(params)
+        if deviation is None or deviation.numel() == 1:
+            return None
+        return "sigma", deviation.expand(len(params), *self.image_shape)
+
     def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:  # noqa: ARG002
         """P(|X - mean| <= |x - mean|) under p(x|z) for each value, [B, C, H, W]; None for families without noise around a mean."""
         return None

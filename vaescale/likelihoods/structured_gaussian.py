@@ -74,6 +74,10 @@ class StructuredGaussian(Density):
         """The decoded mean [B, C, H, W]."""
         return self._split(params)[0]
 
+    def noise_map(self, params: Tensor) -> tuple[str, Tensor]:
+        """The standard deviation of each value given the later ones: the marginal one needs the inverse of a D x D matrix."""
+        return "sigma given later pixels", torch.exp(self._split(params)[1])
+
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
         """Draw mean + L^-T times noise: a sparse triangular solve for each image, in float64 on the CPU; not clipped."""
         from scipy.sparse.linalg import (

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vaescale.config import GROUPS, ONE_VECTOR, Config, Property
+from vaescale.config import GROUPS, LATENT_MAP, ONE_VECTOR, Config, Property
 
 Norm = Literal["group", "batch", "none"]
 Width = Annotated[int, Field(gt=0)]
@@ -97,6 +97,10 @@ class ResnetConfig(NetworkConfig):
         default=(), description="sizes of maps that have self-attention after each block"
     )
     standardize: Standardized = None
+
+    def offers(self) -> frozenset[Property]:
+        """The property of terms that transform the latent map."""
+        return super().offers() | {LATENT_MAP}
 
 
 class LadderConfig(NetworkConfig):

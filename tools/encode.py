@@ -2,7 +2,8 @@
 
 Writes RUN/latents/SPLIT/: one shard for each shard of images, with the same keys and classes. KEY.moments.npy is float32
 [2, ...latent shape]. index.json has the mean and standard deviation of the aggregate posterior for each channel; a latent
-diffusion model shifts and scales the latents by them. A ladder's shards hold the latents of its top group. Runs on any number
+diffusion model shifts and scales the latents by them. --dtype, --flip, --draws and --standardize write latents that such a model
+reads as they are (vaescale.data.latents), to RUN/latents/SPLIT-OPTIONS. A ladder's shards hold the latents of its top group. Runs on any number
 of processes and encodes each sample once. Run the same command again to continue after a stop; it does nothing when all shards
 are written.
 """
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import add_weights
+from vaescale.system.arguments import add_weights, integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,13 +26,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data set of the recipe to encode; may be given twice; default: both splits",
     )
     add_weights(parser)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "fp16", "bf16"),
+        default="float32",
+        help="dtype of the stored values; bf16 is stored as safetensors; default: float32",
+    )
+    flip = "both: also the latents of each image's mirror image, as KEY_mirrored; default: none"
+    parser.add_argument("--flip", choices=("none", "both"), default="none", help=flip)
+    stored = parser.add_mutually_exclusive_group()
+    stored.add_argument("--moments", action="store_true", help="mean and log variance of q(z|x); the default")
+    draws = "N draws of q(z|x) for each image in place of its moments"
+    stored.add_argument("--draws", type=integer(1), default=0, metavar="N", help=draws)
+    scale = "channel: to mean 0 and standard deviation 1 by channel, over the training images; default: none"
+    parser.add_argument("--standardize", choices=("none", "channel"), default="none", help=scale)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode the images. Returns a description of the shards of each split."""
     from vaescale.commands.encode import SPLITS, encode
 
-    return encode(arguments.run, splits=arguments.split or SPLITS, weights=arguments.weights)
+    names = ("weights", "dtype", "flip", "draws", "standardize")
+    options = {name: getattr(arguments, name) for name in names}
+    return encode(arguments.run, splits=arguments.split or SPLITS, **options)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -46,11 +63,17 @@ def show(result: dict[str, Any]) -> None:
             [
                 ("folder", split["folder"]),
                 ("samples", f"{split['samples']} in {split['shards']} shards{skipped}"),
-                ("latent", shape),
+                ("latent", f"{shape}, {_stored(split)}"),
                 ("mean by channel", _range(split["mean"])),
                 ("std by channel", _range(split["std"])),
             ],
         )
+
+
+def _stored(split: dict[str, Any]) -> str:
+    kind = f"{split['draws']} draws" if split["draws"] else "moments"
+    mirrored = ", with mirror images" if split["flip"] == "both" else ""
+    return f"{kind} in {split['dtype']}{mirrored}{', standardized by channel' * split['standardized']}"
 
 
 def _range(values: list[float]) -> str:

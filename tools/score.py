@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import integer
+from vaescale.system.arguments import add_weights, integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--crop", metavar="CROP", help=crop)
     filters = ("box", "bilinear", "bicubic", "lanczos")
     add("--resample", choices=filters, help="filter of the resizing; default: as the run's images were made")
-    weights = "averaged or raw weights; default: ema, if the runs have them"
-    add("--weights", choices=("ema", "raw"), default="ema", help=weights)
+    add_weights(parser)
     add("--out", type=Path, metavar="FILE", help="file with a row for each image, .csv or .parquet")
     maps = "folder for pictures of the images with the highest and the lowest score: decoded, error, sigma"
     add("--maps", type=Path, metavar="DIR", help=maps)

@@ -61,6 +61,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("posterior", "bounded", True),
     ("likelihood", "first_scale", 0.25),
     ("likelihood", "scale_ceiling", 20.0),
+    ("objective", "equivariance", None),
 )
 
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)
@@ -103,9 +104,10 @@ class Recipe(Config):
             for need in section.needs():
                 if need.property not in offered:
                     kind = getattr(sections[need.property.section], "kind", "")
+                    section_kind = f" (kind {kind!r})" if kind else ""
                     raise ValueError(
-                        f"{need.key} needs {need.property.meaning}, which the {need.property.section} section "
-                        f"(kind {kind!r}) does not have; {need.remedy}"
+                        f"{need.key} needs {need.property.meaning}, which the {need.property.section} section{section_kind} "
+                        f"does not have; {need.remedy}"
                     )
             section.check_sizes(self._sizes())
         return self

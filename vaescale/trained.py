@@ -74,6 +74,7 @@ def build_model(recipe: Recipe) -> VAE:
             image_size=recipe.data.image_size,
             channels=recipe.data.channels,
             spectral=recipe.objective.reads_spectrum,
+            equivariance=recipe.objective.transforms,
         )
 
 

@@ -17,7 +17,7 @@ from vaescale.config import OneOf
 from vaescale.likelihoods.config import GaussianConfig
 from vaescale.models.build import build_vae
 from vaescale.models.config import DiagonalConfig
-from vaescale.networks.config import ConvConfig, LadderConfig
+from vaescale.networks.config import ConvConfig, LadderConfig, ResnetConfig
 from vaescale.objectives.config import OBJECTIVES as KINDS
 from vaescale.objectives.config import DipConfig, MmdConfig
 from vaescale.objectives.dip import dip
@@ -98,6 +98,7 @@ OBJECTIVES = {
     "batch norm and dip": {"dip": {"variant": "ii", "off_diagonal": 3}},
     "spectral ladder": {"spectral": 0.5},
     "free ladder": {"free_bits": {"nats": 0.8, "per": "group"}},
+    "equivariant map": {"equivariance": {"weight": 0.7, "anisotropic": True}},
 }
 
 
@@ -111,16 +112,25 @@ def results(name: str, rank: int, ranks: int, parts: int = 1) -> list[Tensor]:
     network = (
         LadderConfig(latent_dim=2, width=8) if "ladder" in name else ConvConfig(latent_dim=4, widths=(8,))
     )
+    if "map" in name:
+        network = ResnetConfig(latent_dim=2, width=4, multipliers=(1, 2), blocks=1)
     if "batch norm" in name:
         network = network.model_copy(update={"norm": "batch"})
     likelihood = GaussianConfig(sigma="optimal" if "iwae" not in name else 0.3)
+    section = OneOf(KINDS, default="elbo").validate(OBJECTIVES[name])
     model = build_vae(
-        network, DiagonalConfig(), likelihood, image_size=8, channels=1, spectral="spectral" in name
+        network,
+        DiagonalConfig(),
+        likelihood,
+        image_size=8,
+        channels=1,
+        spectral=section.reads_spectrum,
+        equivariance=section.transforms,
     ).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    objective = OneOf(KINDS, default="elbo").validate(OBJECTIVES[name]).implement(model)
+    objective = section.implement(model)
     images = torch.randint(
         0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )

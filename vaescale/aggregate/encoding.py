@@ -70,11 +70,11 @@ def encode(
         made = {**made, "latent_shape": [size], "groups": groups, "draws": draws, "draw_seed": draw_seed}
     else:
         made = {**made, "latent_shape": list(model.latent_shape)}
-    if comm.on_main(lambda: _is_complete(folder, made)):
+    if comm.on_main(lambda: is_complete(folder, made)):
         return open_latents(folder)
-    with _alone_in(folder):
+    with alone_in(folder):
         if not comm.on_main(
-            lambda: _is_complete(folder, made)
+            lambda: is_complete(folder, made)
         ):  # another process may have written them meanwhile
             comm.on_main(
                 lambda: (folder / INDEX).unlink(missing_ok=True)
@@ -89,7 +89,7 @@ def encode(
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Let one encoding job write in a folder. Rank 0 holds the lock for all ranks, until all have written.
 
     Another job waits in rounds of a second, because a collective would time out before an encoding ends.
@@ -113,7 +113,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _is_complete(folder: Path, made: dict[str, Any]) -> bool:
+def is_complete(folder: Path, made: dict[str, Any]) -> bool:
     """Return whether the folder holds latents of this origin, each file in its full size."""
     try:
         latents = open_latents(folder)

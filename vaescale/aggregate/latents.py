@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.data.latent_shards import Block, LatentShards
+from vaescale.errors import UserError
 from vaescale.mixtures.points import Moments, Points, Scaled
 from vaescale.models.vae import VAE
 
@@ -38,6 +39,11 @@ class ShardLatents:
     def __init__(self, shards: LatentShards, drawing: Drawing, device: torch.device | str = "cpu") -> None:
         self.shards, self.drawing, self.device = shards, drawing, torch.device(device)
         self.size = int(np.prod(shards.shape))
+        if shards.standardized:
+            raise UserError(
+                f"{shards.folder} holds standardized latents, and the model's own are needed; give the folder that "
+                "`vaescale encode RUN` writes without --standardize"
+            )
         assert shards.draws in (0, drawing.samples), f"the shards hold {shards.draws} draws of each image"
         self.of_each = max(1, drawing.samples)
         self.images = shards.index.num_samples

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from vaescale import comm
 from vaescale.aggregate import encoding
-from vaescale.commands.signature import checked
+from vaescale.aggregate.prepared import Preparation, prepare, scale_of
+from vaescale.commands.signature import NonNegative, checked
 from vaescale.data.batch import Batch
 from vaescale.data.index import describe
+from vaescale.data.latent_format import LatentDtype
 from vaescale.data.latent_shards import LatentShards
 from vaescale.data.loader import shard_batches
 from vaescale.data.reader import ShardReader
@@ -29,8 +31,17 @@ def encode(
     *,
     splits: Annotated[Sequence[Split], Field(min_length=1)] = SPLITS,
     weights: Weights = "ema",
+    dtype: LatentDtype = "float32",
+    flip: Literal["none", "both"] = "none",
+    draws: NonNegative = 0,
+    standardize: Literal["none", "channel"] = "none",
 ) -> dict[str, Any]:
     """Write the latents of a run's images to RUN/latents/SPLIT (SPLIT-WEIGHTS for others than `ema`), unless they exist.
+
+    dtype: of the stored values. flip: `both` adds the latents of each image's mirror image. draws: the number of draws of q(z|x)
+    for each image, stored in place of its mean and log variance; 0 stores these. standardize: `channel` shifts and scales each
+    channel to mean 0 and standard deviation 1 over the training images. With any of these the latents are in
+    RUN/latents/SPLIT-OPTIONS, made from the float32 moments in RUN/latents/SPLIT (and in SPLIT-mirrored).
 
     Returns for each split the folder, the numbers of shards, samples and bytes, the hash, the shape of a latent, the number
     of skipped images, and the mean and standard deviation of the aggregate posterior of each channel.
@@ -38,7 +49,8 @@ def encode(
     suffix = "" if weights == "ema" else f"-{weights}"
     with launch.joined():
         trained = open_trained(run, weights=weights)
-        written = {split: _summary(latents_of(trained, split, suffix=suffix)) for split in splits}
+        preparation = Preparation(dtype, flip, draws, standardize)
+        written = {split: _summary(_written(trained, split, suffix, preparation)) for split in splits}
     return {
         "run": str(trained.folder),
         "step": trained.step,
@@ -47,25 +59,58 @@ def encode(
     }
 
 
+def _written(trained: Trained, split: Split, suffix: str, preparation: Preparation) -> LatentShards:
+    """The latents of a split as `preparation` says; with its defaults, those of `latents_of`."""
+    if not preparation.name:
+        return latents_of(trained, split, suffix=suffix)
+
+    def views(split: Split) -> list[LatentShards]:
+        kinds = (False, True) if preparation.flip == "both" else (False,)
+        return [
+            latents_of(trained, split, suffix=f"{'-mirrored' * mirrored}{suffix}", mirrored=mirrored)
+            for mirrored in kinds
+        ]
+
+    mine = views(split)
+    # Held-out latents have the scale of the training set, as the model that is trained on them expects.
+    scale_views = views("train") if preparation.standardize == "channel" and split != "train" else mine
+    return prepare(
+        mine,
+        trained.folder / "latents" / f"{split}{suffix}-{preparation.name}",
+        preparation,
+        scale=scale_of(scale_views),
+        draw_seed=draw_seed(trained.recipe, split),
+    )
+
+
 def latents_of(
-    trained: Trained, split: Split, *, suffix: str = "", groups: int = 1, draws: int = 0
+    trained: Trained,
+    split: Split,
+    *,
+    suffix: str = "",
+    groups: int = 1,
+    draws: int = 0,
+    mirrored: bool = False,
 ) -> LatentShards:
     """Write q(z|x) of every image of a split to RUN/latents/SPLIT + suffix, unless it exists. All ranks call it.
 
-    groups, draws: of a ladder, write `draws` joint draws per image of the first `groups` groups.
+    groups, draws: of a ladder, write `draws` joint draws per image of the first `groups` groups. mirrored: encode the images
+    mirrored from left to right.
     """
     recipe = trained.recipe
     reader = comm.together(lambda: open_split(recipe, split))
     batch = max(1, images_at_once(reader.image_shape) // max(1, draws))
 
     def batches(shards: Iterable[int]) -> Iterator[tuple[int, Batch]]:
-        return _batches(reader, shards, split, batch=batch, workers=recipe.data.workers)
+        found = _batches(reader, shards, split, batch=batch, workers=recipe.data.workers)
+        return ((shard, _mirror(images) if mirrored else images) for shard, images in found)
 
     origin = {
         "run": recipe.name,
         "split": split,
         **trained.identity,
         "data_hash": reader.index.data_hash,
+        **({"mirrored": True} if mirrored else {}),
     }
     return encoding.encode(
         trained.model,
@@ -96,10 +141,18 @@ def _batches(
             progress.update(done, "images")
 
 
+def _mirror(batch: Batch) -> Batch:
+    return batch._replace(images=batch.images.flip(-1))
+
+
 def _summary(shards: LatentShards) -> dict[str, Any]:
     described = describe(shards.index)
     origin = described.pop("made")
     return {
         **{name: described[name] for name in ("folder", "shards", "samples", "bytes", "data_hash")},
         **{name: origin[name] for name in ("latent_shape", "skipped", "mean", "std")},
+        "dtype": shards.dtype,
+        "draws": shards.draws,
+        "flip": origin.get("flip", "none"),
+        "standardized": shards.standardized is not None,
     }

@@ -1,12 +1,12 @@
 """Latents as WebDataset shards with the same index as images: KEY.moments.npy and, where there is a class, KEY.cls.
 
 moments.npy is float32 [2, ...latent shape]: the mean and the log variance of q(z|x). Where q(z|x) is not Gaussian, as for several
-groups of a ladder together, the member is KEY.draws.npy, float32 [S, ...latent shape]. index.json's `made` names the run and
-the images of the latents, and their scale.
+groups of a ladder together, the member is KEY.draws.npy, float32 [S, ...latent shape]. Latents that were prepared for another
+model may have another dtype (see `latent_format.py`) and be standardized. index.json's `made` names the run and the images of
+the latents, and their scale.
 """
 
 import hashlib
-import io
 import os
 import time
 from collections.abc import Sequence
@@ -29,6 +29,15 @@ from vaescale.data.index import (
     parse_entries,
     parse_index,
 )
+from vaescale.data.latent_format import (
+    LATENT_DTYPES,
+    VALUE_BYTES,
+    LatentDtype,
+    extension,
+    from_stored,
+    header,
+    to_stored,
+)
 from vaescale.data.tars import LATENT_EXTENSIONS, Roles, TarFault, samples
 from vaescale.errors import DataError
 from vaescale.system.files import remove_abandoned, replacing, sync, write_whole
@@ -43,6 +52,13 @@ class Block(NamedTuple):
     keys: list[str]
     labels: NDArray[np.int64]
     moments: NDArray[np.float32]
+
+
+class Standardized(NamedTuple):
+    """The scale of standardized latents, by channel: stored = (z - mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class _FileIdentity(NamedTuple):
@@ -64,13 +80,27 @@ _verified: dict[Path, _FileIdentity] = {}
 class LatentShards:
     """Latents in a folder, with their index.
 
-    shape: of an image's latents, (Z,) or (C, H, W); draws: the number of draws per image, 0 where the shards hold moments.
+    shape: of an image's latents, (Z,) or (C, H, W); draws: the number of draws per image, 0 where the shards hold moments;
+    dtype: of the stored values; standardized: their scale, None where they are the model's own latents.
     """
 
     index: ShardIndex
     folder: Path
     shape: tuple[int, ...]
     draws: int = 0
+    dtype: LatentDtype = "float32"
+    standardized: Standardized | None = None
+
+    @property
+    def header(self) -> bytes:
+        """The bytes before the values of a member."""
+        return header((self.draws or 2, *self.shape), draws=self.draws > 0, dtype=self.dtype)
+
+    @property
+    def member_bytes(self) -> int:
+        """The size of a member."""
+        values = (self.draws or 2) * int(np.prod(self.shape))
+        return len(self.header) + VALUE_BYTES[self.dtype] * values
 
     def read(self, number: int) -> Block:
         """Read one shard and check its bytes against the index. Raises DataError.
@@ -85,25 +115,24 @@ class LatentShards:
             raise DataError(
                 f"{error.filename or self.folder}: {error.strerror}; encode the run again"
             ) from error
-        per_image = self.draws or 2
-        header = _header((per_image, *self.shape))
-        values = per_image * int(np.prod(self.shape))
-        if (entries["bytes"] != len(header) + 4 * values).any():
+        begin, size = self.header, self.member_bytes
+        if (entries["bytes"] != size).any():
             raise DataError(
                 f"{self.folder / shard.name} holds latents of another shape; encode the run again"
             )
         first, stride = int(entries["offset"][0]), 0
         steps = np.diff(entries["offset"])
         if len(steps) == 0 or (steps == steps[0]).all():
-            stride = int(steps[0]) if len(steps) else len(header) + 4 * values
+            stride = int(steps[0]) if len(steps) else size
             rows = np.lib.stride_tricks.as_strided(
-                content[first:], (len(entries), len(header) + 4 * values), (stride, 1), writeable=False
+                content[first:], (len(entries), size), (stride, 1), writeable=False
             )
         else:  # a long key adds headers to its member
             rows = np.stack([content[entry["offset"] :][: entry["bytes"]] for entry in entries])
-        if (rows[:, : len(header)] != np.frombuffer(header, np.uint8)).any():
+        if (rows[:, : len(begin)] != np.frombuffer(begin, np.uint8)).any():
             raise DataError(f"{self.folder / shard.name} does not hold latents; encode the run again")
-        moments = np.ascontiguousarray(rows[:, len(header) :]).view("<f4").reshape(len(rows), per_image, -1)
+        values = from_stored(rows[:, len(begin) :], self.dtype)
+        moments = values.reshape(len(rows), self.draws or 2, -1)
         if not np.isfinite(moments).all():
             raise DataError(f"{self.folder / shard.name} holds NaN or Inf; encode the run again")
         keys = [key.decode(errors="replace") for key in entries["key"]]
@@ -118,23 +147,27 @@ def write_latents(
     labels: NDArray[np.int64],
     moments: NDArray[np.float32],
     draws: bool = False,
+    dtype: LatentDtype = "float32",
 ) -> Shard:
     """Write one shard and its entries, whole or not at all. Returns its row.
 
-    moments: [n, 2, ...latent shape], or, of draws, [n, S, ...latent shape].
+    moments: [n, 2, ...latent shape], or, of draws, [n, S, ...latent shape]. Raises DataError when the dtype cannot hold them.
     """
     from webdataset import TarWriter
 
     folder.mkdir(parents=True, exist_ok=True)
-    header, extension = _header(moments.shape[1:]), LATENT_EXTENSIONS[draws]
+    begin, name_ending = (
+        header(moments.shape[1:], draws=draws, dtype=dtype),
+        extension(draws=draws, dtype=dtype),
+    )
     with replacing(folder / name) as temporary:
         with (
             temporary.open("wb") as file,
             TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar,
         ):
-            for key, label, values in zip(keys, labels.tolist(), moments.astype("<f4"), strict=True):
+            for key, label, values in zip(keys, labels.tolist(), to_stored(moments, dtype), strict=True):
                 classes = {"cls": str(label).encode()} if label >= 0 else {}
-                tar.write({"__key__": key, **classes, extension: header + values.tobytes()})
+                tar.write({"__key__": key, **classes, name_ending: begin + values.tobytes()})
         rows = []
         with temporary.open("rb") as whole:
             for sample in samples(whole, Roles(LATENT_EXTENSIONS)):  # read back strictly, as any tar is
@@ -174,16 +207,49 @@ def open_latents(folder: Path) -> LatentShards:
         index = parse_index((folder / INDEX).read_bytes(), str(folder))
     except OSError:
         raise DataError(f"{folder} holds no latents; write them with `vaescale encode RUN`") from None
-    shape: Any = index.made.get("latent_shape")
-    known = index.made.get("kind") == LATENTS and isinstance(shape, list) and bool(shape)
-    draws: Any = index.made.get("draws", 0)
+    return latents_of_index(index, folder)
+
+
+def latents_of_index(index: ShardIndex, folder: Path) -> LatentShards:
+    """The latents that an index describes. Raises DataError when it describes none, or a dtype or scale that is not known."""
+    made: dict[str, Any] = index.made
+    shape: Any = made.get("latent_shape")
+    draws: Any = made.get("draws", 0)
+    known = made.get("kind") == LATENTS and isinstance(shape, list) and bool(shape)
     if (
         not known
         or not all(type(size) is int and 0 <= size < 1 << 24 for size in [*shape, draws])
         or 0 in shape
     ):
         raise DataError(f"{folder} holds no latents; give a folder that `vaescale encode` wrote")
-    return LatentShards(index, folder, tuple(shape), draws)
+    dtype = made.get("dtype", "float32")
+    if dtype not in LATENT_DTYPES:
+        raise DataError(
+            f"{folder} holds latents of dtype {dtype!r}, and this version reads {', '.join(LATENT_DTYPES)}; encode the run again"
+        )
+    return LatentShards(
+        index, folder, tuple(shape), draws, dtype, _scale(made.get("standardized"), shape[0], folder)
+    )
+
+
+def _scale(stored: Any, channels: int, folder: Path) -> Standardized | None:
+    """The scale of standardized latents from the index. Raises DataError when it has another form."""
+    if stored is None:
+        return None
+    try:
+        mean, std = (tuple(map(float, stored[name])) for name in ("mean", "std"))
+    except (TypeError, KeyError, ValueError):
+        mean = std = ()
+    if (
+        len(mean) != channels
+        or len(std) != channels
+        or not min(std) > 0
+        or not np.isfinite([*mean, *std]).all()
+    ):
+        raise DataError(
+            f"{folder} holds latents that are standardized in a way that this version does not know; encode the run again"
+        )
+    return Standardized(mean, std)
 
 
 def _read_verified(path: Path, shard: Shard) -> NDArray[np.uint8]:
@@ -201,11 +267,3 @@ def _read_verified(path: Path, shard: Shard) -> NDArray[np.uint8]:
     if time.time_ns() - status.st_mtime_ns > SETTLED_NS:
         _verified[path.absolute()] = identity
     return content
-
-
-def _header(shape: tuple[int, ...]) -> bytes:
-    """What np.save writes before one sample's array."""
-    buffer = io.BytesIO()
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.getvalue()

@@ -57,6 +57,13 @@ class Likelihood(nn.Module):
         """
         raise NotImplementedError
 
+    def transformed_log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:
+        """log p(x|z) in nats [B] of transformed images of any size, in training, after `log_prob` of the images themselves.
+
+        Sigma is that of `log_prob`, as a constant, and its state collects nothing.
+        """
+        raise NotImplementedError
+
     def mean(self, params: Tensor) -> Tensor:
         """The mean E[x|z], [B, C, H, W]."""
         raise NotImplementedError
@@ -155,6 +162,11 @@ class LocationScale(Density):
         if self.sigma is None:
             return super().deviation(params)
         return torch.exp(self.state.evaluation_log_sigma(None))
+
+    def transformed_log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:
+        """`log_prob` with the sigma of its last call. A predicted sigma is that of these params."""
+        with self.state.held():
+            return self.log_prob(x, params, mask)
 
     def end_step(self) -> None:
         """Update the running sigma."""

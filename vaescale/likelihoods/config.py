@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vaescale.config import SIGMA_OF_DRAWS, Config, Property, Sizes
+from vaescale.config import SIGMA_OF_ANY_SIZE, SIGMA_OF_DRAWS, Config, Property, Sizes
 
 LEVELS = 256
 SCALE_CEILING = 20.0  # largest scale of a discretized logistic on [-1, 1]; beyond it float32 cannot resolve the masses of the levels
@@ -132,9 +132,16 @@ class LocationScaleConfig(MeanConfig):
     )
 
     def offers(self) -> frozenset[Property]:
-        """The properties without those of importance weights, if sigma is fitted to the mean over draws."""
+        """Without that of importance weights if sigma is fitted to the mean over draws; with that of resized images unless sigma
+        belongs to a pixel or is fitted to an image.
+        """
         fitted = self.sigma in OPTIMAL or self.handover is not None
-        return super().offers() - {SIGMA_OF_DRAWS} if fitted else super().offers()
+        offered = super().offers() - {SIGMA_OF_DRAWS} if fitted else super().offers()
+        return (
+            offered
+            if self.sigma in ("optimal_per_image", "optimal_per_pixel")
+            else offered | {SIGMA_OF_ANY_SIZE}
+        )
 
     @property
     def has_running_sigma(self) -> bool:

@@ -29,7 +29,7 @@ class Gaussian(LocationScale):
         mean, raw = self.mean_and_raw(params)
         squared_error = (x - mean).square()
         log_sigma = self.state.log_sigma(squared_error, raw, mask)
-        constant = constant_sum(log_sigma + 0.5 * math.log(2 * math.pi), self.dimensions)
+        constant = constant_sum(log_sigma + 0.5 * math.log(2 * math.pi), x[0].numel())
         return -constant - 0.5 * weighted_sum(squared_error, -2 * log_sigma)
 
     def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:

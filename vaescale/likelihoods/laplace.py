@@ -28,7 +28,7 @@ class Laplace(LocationScale):
         mean, raw = self.mean_and_raw(params)
         absolute_error = (x - mean).abs()
         log_sigma = self.state.log_sigma(absolute_error, raw, mask)
-        constant = constant_sum(log_sigma + 0.5 * math.log(2), self.dimensions)
+        constant = constant_sum(log_sigma + 0.5 * math.log(2), x[0].numel())
         return -constant - math.sqrt(2) * weighted_sum(absolute_error, -log_sigma)
 
     def central_mass(self, x: Tensor, params: Tensor) -> Tensor | None:

@@ -12,7 +12,8 @@ the global batch: one all-reduce of (number, sums) in float64.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,7 @@ class SigmaState(nn.Module):
             self.register_buffer("stage", torch.tensor([0.0, start, math.inf, 0, 0], dtype=torch.float64))
         self._horizon = config.horizon_steps or MOST_HORIZON_STEPS
         self._pending: list[Callable[[], Tensor]] = []
+        self._is_held = False
 
     @property
     def collects(self) -> bool:
@@ -83,6 +85,8 @@ class SigmaState(nn.Module):
     def log_sigma(self, powered: Tensor, raw: Tensor | None, mask: Tensor) -> Tensor:
         """log sigma for log_prob, broadcastable to [B, C, H, W]. powered: |e|^m; raw: the decoder's raw log sigma, or None."""
         config = self.config
+        if self._is_held:
+            return self._held_log_sigma(raw).to(powered)
         if config.sigma == "optimal_per_image":
             self._collect(powered, mask)
             return self._log_optimal(self._taken(powered).flatten(1).mean(1).view(-1, 1, 1, 1))
@@ -103,6 +107,22 @@ class SigmaState(nn.Module):
         if config.sigma == "shared":
             return floored(wide(self.log_shared), config.sigma_floor).view(1, 1, 1, 1)
         return torch.full_like(self.running[:1], math.log(float(config.sigma))).view(1, 1, 1, 1)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block, in training, log sigma is the one that the loss has just used, as a constant, and nothing is collected."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+
+    def _held_log_sigma(self, raw: Tensor | None) -> Tensor:
+        if not (self.collects and self.config.sigma_source == "batch"):
+            log_sigma = self.evaluation_log_sigma(raw)
+            return log_sigma.detach() if raw is None else log_sigma
+        log_optimal = self._log_optimal(_ratio(self._pending[-1]())).view(1, *self.group_shape)
+        return log_optimal if raw is None else self._handed_over(log_optimal.to(raw), raw)
 
     def end_step(self) -> None:
         """Add the sums of all micro-batches of this optimizer step to the running averages."""

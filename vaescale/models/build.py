@@ -1,7 +1,7 @@
 """Build a model from the sections of a recipe."""
 
 from vaescale.likelihoods.config import LikelihoodConfig
-from vaescale.models.config import PosteriorConfig
+from vaescale.models.config import EquivarianceConfig, PosteriorConfig
 from vaescale.models.flat import FlatVAE
 from vaescale.models.ladder import LadderVAE
 from vaescale.models.vae import VAE
@@ -17,8 +17,10 @@ def build_vae(
     image_size: int,
     channels: int,
     spectral: bool = False,
+    equivariance: EquivarianceConfig | None = None,
 ) -> VAE:
-    """Build the model of these sections. spectral: whether its terms include the layers' singular values.
+    """Build the model of these sections. spectral: whether its terms include the layers' singular values. equivariance: of the
+    decoder, if the terms include it; for a network with a latent map.
 
     Raises UserError when the network does not fit the images.
     """
@@ -26,4 +28,7 @@ def build_vae(
     model = kind(network, posterior, likelihood, image_size=image_size, channels=channels)
     if spectral:
         model.spectral = SpectralSum(model.network)
+    if equivariance is not None:
+        equivariance.sides(model.latent_shape[-1])
+        model.equivariance = equivariance
     return model

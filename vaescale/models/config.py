@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from vaescale.config import GROUPS, ONE_VECTOR, Config, Need, Sizes
+from vaescale.errors import UserError
 
 Sigma = Annotated[float, Field(gt=0, le=1000)]
 
@@ -118,6 +119,53 @@ class RelativeConfig(PosteriorConfig):
     def needs(self) -> Iterable[Need]:
         """The need of groups, whose priors it is relative to."""
         yield Need("posterior.kind (='relative')", GROUPS, "choose diagonal")
+
+
+Turns = Annotated[int, Field(ge=0, le=3)]
+Scale = Annotated[float, Field(gt=0, le=1)]
+
+
+class EquivarianceConfig(Config):
+    """A loss term: -log p(Tx|Tz) of the transformed image given the transformed latent map, with T drawn for each step."""
+
+    weight: float = Field(default=1.0, ge=0, description="weight of the term; 0: it is not computed")
+    scales: tuple[Scale, Scale] | None = Field(
+        default=(0.25, 1.0),
+        description="range of the scale of T, [first, last), of which it takes those that give the map whole numbers of rows; "
+        "null: no scaling",
+    )
+    turns: Annotated[tuple[Turns, ...], Field(min_length=1)] = Field(
+        default=(1, 2, 3),
+        description="numbers of quarter turns of T, one of which is drawn; [0]: no rotation",
+    )
+    anisotropic: bool = Field(
+        default=False, description="draw a scale for the height and another for the width"
+    )
+
+    @model_validator(mode="after")
+    def _a_transformation_changes_something(self) -> "EquivarianceConfig":
+        if self.scales and self.scales[0] >= self.scales[1]:
+            raise ValueError(f"scales (={list(self.scales)}) must be [first, last) with first below last")
+        if self.scales is None and set(self.turns) == {0}:
+            raise ValueError(
+                "scales (=null) and turns (=[0]) leave images as they are; leave equivariance out"
+            )
+        if self.scales is None and self.anisotropic:
+            raise ValueError("anisotropic (=True) has no meaning with scales: null; remove it")
+        return self
+
+    def sides(self, side: int) -> list[int]:
+        """The numbers of rows that a map of `side` rows is scaled to. Raises UserError when the range has none."""
+        if self.scales is None:
+            return [side]
+        first, last = self.scales
+        sides = [rows for rows in range(1, side + 1) if first <= rows / side < last]
+        if not sides:
+            raise UserError(
+                f"objective.equivariance.scales (={list(self.scales)}) gives a latent map of {side}x{side} no size; widen it, or set "
+                "it to null"
+            )
+        return sides
 
 
 POSTERIORS: dict[str, type[PosteriorConfig]] = {

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from vaescale import noise
 from vaescale.likelihoods.base import Likelihood
 from vaescale.likelihoods.config import LikelihoodConfig
+from vaescale.models.config import EquivarianceConfig
+from vaescale.models.equivariance import drawn
 from vaescale.models.posterior import Gaussian
 from vaescale.networks.config import NetworkConfig
 from vaescale.networks.spectral import SpectralSum
@@ -33,7 +35,8 @@ class Terms(NamedTuple):
     mean, as deviation from the prior's in its standard deviations, and the square of that, averaged over the places of a map.
     mu, log_sigma and z [B, Z] of a single latent vector, z its first draw; [B, 0] in a ladder.
     log_weights [B, K] = log p(x, z) - log q(z|x); [B, 0] without importance samples. spectral [B]: the network's sum of
-    singular values, the same for each example; [B, 0] unless the model was built with it. squared_error, variance, unit_mean and
+    singular values, the same for each example; [B, 0] unless the model was built with it. transformed_log_px [B]: see
+    `equivariance.py`; [B, 0] in evaluation, and unless the model was built with it. squared_error, variance, unit_mean and
     unit_square, which only metrics read, are [B, 0] unless they were wanted.
     """
 
@@ -49,6 +52,7 @@ class Terms(NamedTuple):
     z: Tensor
     log_weights: Tensor
     spectral: Tensor
+    transformed_log_px: Tensor
 
 
 class Inferred(NamedTuple):
@@ -101,6 +105,7 @@ class VAE(nn.Module):
             out_channels=self.likelihood.num_params(channels),
         )
         self.spectral: SpectralSum | None = None
+        self.equivariance: EquivarianceConfig | None = None
         self.frozen: tuple[nn.Module, ...] = ()  # layers that stay in evaluation mode (see `freezing.py`)
 
     def train(self, mode: bool = True) -> "VAE":
@@ -142,7 +147,10 @@ class VAE(nn.Module):
                 weighted=importance_samples > 0,
                 measured=measured,
             )
-            return self.terms(x, inferred, mask, doubly_reparameterized, measured=measured)
+            terms = self.terms(x, inferred, mask, doubly_reparameterized, measured=measured)
+            if self.equivariance is None or not self.training:
+                return terms
+            return terms._replace(transformed_log_px=self._transformed_log_px(x, inferred, stream, mask))
 
     def terms(
         self,
@@ -186,7 +194,21 @@ class VAE(nn.Module):
                 z=nothing if first is None else first.flatten(1),
                 log_weights=log_weights,
                 spectral=self.spectral().expand(len(x)) if self.spectral else nothing,
+                transformed_log_px=nothing,
             )
+
+    def _transformed_log_px(
+        self, x: Tensor, inferred: Inferred, stream: noise.Stream, mask: Tensor
+    ) -> Tensor:
+        """log p(Tx|Tz) [B] with the step's transformation T of image and latent map."""
+        assert self.equivariance is not None
+        assert inferred.draws is not None
+        side = self.latent_shape[-1]
+        transformation = drawn(self.equivariance, side, stream)
+        params = self.network.decode(transformation(inferred.draws))
+        with torch.autocast(x.device.type, enabled=False):
+            target = transformation(x, self.image_shape[-1] // side)
+            return self.likelihood.transformed_log_prob(target, params, mask)
 
     def target(self, images: Tensor, stream: noise.Stream) -> Tensor:
         """The target [B, C, H, W] in [0, 1] that is encoded and modelled: the images, binarized or dequantized if the likelihood

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from vaescale.config import GROUPS, ONE_VECTOR, Config, Property
+from vaescale.config import GROUPS, LATENT_MAP, ONE_VECTOR, Config, Property
 
 Norm = Literal["group", "batch", "none"]
 Width = Annotated[int, Field(gt=0)]
@@ -120,6 +120,10 @@ class ResnetConfig(NetworkConfig):
         default=1e-5, gt=0, description="GroupNorm's epsilon; diffusers' AutoencoderKL has 1e-6"
     )
     standardize: Standardized = None
+
+    def offers(self) -> frozenset[Property]:
+        """The property of terms that transform the latent map."""
+        return super().offers() | {LATENT_MAP}
 
 
 class LadderConfig(NetworkConfig):

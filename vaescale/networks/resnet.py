@@ -137,12 +137,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply attention to [B, W, R, R]."""
-        inner, side = self.norm(x), x.shape[-1]
+        inner, height = self.norm(x), x.shape[-2]
         query, key, value = (
             rearrange(layer(inner), "b w i j -> b (i j) w") for layer in (self.query, self.key, self.value)
         )
         mixed = attend(query, key, value)
-        total: Tensor = x + self.out(rearrange(mixed, "b (i j) w -> b w i j", i=side))
+        total: Tensor = x + self.out(rearrange(mixed, "b (i j) w -> b w i j", i=height))
         return total
 
 

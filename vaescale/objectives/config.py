@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vaescale.config import GROUPS, ONE_VECTOR, SIGMA_OF_DRAWS, Config, Need, Sizes
+from vaescale.config import (
+    GROUPS,
+    LATENT_MAP,
+    ONE_VECTOR,
+    SIGMA_OF_ANY_SIZE,
+    SIGMA_OF_DRAWS,
+    UNCOMPILED,
+    Config,
+    Need,
+    Sizes,
+)
+from vaescale.models.config import EquivarianceConfig
 from vaescale.schedules import Annealing
 
 
@@ -21,6 +32,11 @@ class ObjectiveConfig(Config):
     def reads_spectrum(self) -> bool:
         """Whether the loss needs the layers' singular values, which the model computes only then."""
         return False
+
+    @property
+    def transforms(self) -> EquivarianceConfig | None:
+        """The transformations whose likelihood the loss needs, which the model computes only then."""
+        return None
 
 
 class FreeBitsConfig(Config):
@@ -84,11 +100,19 @@ class ElboConfig(ObjectiveConfig):
     spectral: float = Field(
         default=0.0, ge=0, description="weight of the sum of the layers' largest singular values"
     )
+    equivariance: EquivarianceConfig | None = Field(
+        default=None, description="add -log p(Tx|Tz) of transformed images and latent maps (EQ-VAE)"
+    )
 
     @property
     def reads_spectrum(self) -> bool:
         """True with a weight for the spectral term."""
         return self.spectral > 0
+
+    @property
+    def transforms(self) -> EquivarianceConfig | None:
+        """Those of the equivariance term, if it has a weight."""
+        return self.equivariance if self.equivariance and self.equivariance.weight > 0 else None
 
     def needs(self) -> Iterable[Need]:
         """The needs of batch terms (one vector per image) and of balancing (groups)."""
@@ -97,6 +121,11 @@ class ElboConfig(ObjectiveConfig):
                 yield Need(f"objective.{term}", ONE_VECTOR, "leave it out")
         if self.balancing != "never":
             yield Need(f"objective.balancing (={self.balancing!r})", GROUPS, "leave it out")
+        if self.transforms:
+            key = "objective.equivariance"
+            yield Need(key, LATENT_MAP, "leave it out, or choose network.kind resnet")
+            yield Need(key, SIGMA_OF_ANY_SIZE, "choose gaussian or laplace with one sigma for all pixels")
+            yield Need(key, UNCOMPILED, "set training.compile to false")
 
     def check_sizes(self, sizes: Sizes) -> None:
         """Refuse an MMD over a single image."""

@@ -7,6 +7,7 @@ balancing  -log p(x|z) + beta sum_g gamma_g KL_g                         Vahdat 
 mmd        ... + lambda MMD(q(z), p(z)); with beta 0 the WAE             Tolstikhin et al. 2018, algorithm 2
 dip        ... + lambda_od sum C_ij^2 + lambda_d sum (C_ii - 1)^2        Kumar et al. 2018, eq. 6 and 7
 spectral   ... + lambda sum_i s_i, the layers' singular values           Vahdat & Kautz 2020, section 3.2
+equivariance   ... - lambda log p(Tx|Tz), T a scaling and rotation       Kouzelis et al. 2025, eq. 5
 """
 
 from torch import Tensor
@@ -36,7 +37,7 @@ class Elbo:
         self.config, self._alpha = config, group_shares(model.group_places)
 
     def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss [] in nats per image; and the terms mmd and spectral without their weights, and dip."""
+        """The loss [] in nats per image; and the terms mmd, spectral and equivariance without their weights, and dip."""
         config, pieces = self.config, {}
         loss = self._rate(terms, stream.step) - terms.log_px.mean()
         if config.mmd:
@@ -48,6 +49,9 @@ class Elbo:
         if config.spectral:
             pieces["spectral"] = terms.spectral.mean()
             loss = loss + config.spectral * pieces["spectral"]
+        if config.transforms:
+            pieces["equivariance"] = -terms.transformed_log_px.mean()
+            loss = loss + config.transforms.weight * pieces["equivariance"]
         return loss, pieces
 
     def progress(self, step: int) -> dict[str, float]:

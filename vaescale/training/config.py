@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vaescale.config import Config, Sizes
+from vaescale.config import UNCOMPILED, Config, Property, Sizes
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 MOST_SIGMA_REL = 0.2886  # a power-function average with the exponent 0 has 1 / sqrt(12)
@@ -186,6 +186,10 @@ class TrainingConfig(Config):
         gt=0,
         description="steps between two checks that all processes hold the same weights, bit for bit; null: never",
     )
+
+    def offers(self) -> frozenset[Property]:
+        """The property of terms whose shapes change from step to step."""
+        return frozenset() if self.compile else frozenset({UNCOMPILED})
 
     @model_validator(mode="after")
     def _measures_what_it_keeps(self) -> "TrainingConfig":

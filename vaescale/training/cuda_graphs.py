@@ -28,6 +28,8 @@ def capture(
         return "training.compile is true"
     if accumulation > 1:
         return "training.accumulation is more than 1"
+    if strategy.model.equivariance is not None:
+        return "objective.equivariance scales the images of each step to another size"
     try:
         strategy.wrapped = GraphedForward(strategy.model, images=images, seed=seed, options=options)
     except torch.cuda.OutOfMemoryError:

@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("mlflow", "diffusers"), default="mlflow", help="what opens it; default: mlflow"
     )
     add_weights(parser)
+    scaling = "diffusers: scaling_factor and shift_factor of all channels, or latents_mean and latents_std of each; default: all"
+    parser.add_argument("--scaling", choices=("all", "channel"), default="all", help=scaling)
     parser.add_argument(
         "--latent-images",
         type=integer(0),

@@ -77,7 +77,8 @@ def test_there_and_back_is_the_same_run(vaescale, recipe_file, resnet, digits: P
     """Weights and sigma bit for bit; the scaling factor is that of the training images' latents."""
     run, out, back = Path(resnet["run_dir"]), tmp_path / "out", tmp_path / "back"
     assert vaescale("train", recipe_file(resnet)).code == 0
-    exported = vaescale("export", run, out, "--format", "diffusers", "--json")
+    words = ("--format", "diffusers", "--scaling", "channel", "--json")
+    exported = vaescale("export", run, out, *words)
     assert exported.code == 0, exported.err
     assert set(exported.json["largest_differences"].values()) == {0.0}
     imported = vaescale(
@@ -98,7 +99,13 @@ def test_there_and_back_is_the_same_run(vaescale, recipe_file, resnet, digits: P
     std = (q.mu.square() + (2 * q.log_sigma).exp()).mean((0, 2, 3)).sub(mean.square()).sqrt()
     torch.testing.assert_close(torch.tensor(config["latents_mean"]), mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.tensor(config["latents_std"]), std, rtol=1e-4, atol=1e-5)
-    assert config["scaling_factor"] == pytest.approx(1, abs=0.1)
+    assert (config["scaling_factor"], config["shift_factor"]) == (1, None), "pipelines would apply both"
+    whole = vaescale("export", run, tmp_path / "whole", "--format", "diffusers", "--json").json
+    factors = json.loads((tmp_path / "whole/config.json").read_text())
+    assert (factors["latents_mean"], factors["latents_std"]) == (None, None)
+    assert whole["shift_factor"] == factors["shift_factor"] == pytest.approx(float(q.mu.mean()), abs=1e-5)
+    spread = (q.mu.square() + (2 * q.log_sigma).exp()).mean() - q.mu.mean().square()
+    assert factors["scaling_factor"] == pytest.approx(float(spread) ** -0.5, rel=1e-4)
     again = vaescale("import", out, back)
     assert again.code == 2
     assert "already exists" in again.err

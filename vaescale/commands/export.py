@@ -22,7 +22,7 @@ from pydantic import Field
 
 from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
-from vaescale.commands.export_diffusers import export_diffusers
+from vaescale.commands.export_diffusers import Scaling, export_diffusers
 from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
@@ -56,12 +56,13 @@ def export(
     format: Format = "mlflow",  # noqa: A002
     weights: Weights = "ema",
     log: bool = False,
+    scaling: Scaling = "all",
     latent_images: Annotated[int, Field(ge=0)] = 10_000,
 ) -> dict[str, Any]:
     """Write a run to OUT, which must not exist, as an MLflow model or for diffusers. Returns the path, the size and what was exported.
 
-    format: `diffusers` writes an AutoencoderKL, whose scaling factor and moments are those of the latents of the first `latent_images`
-    training images; 0: a factor of 1. weights: `ema` takes the averaged weights when the run has them. log: also add the model to the run in MLflow, and return
+    format: `diffusers` writes an AutoencoderKL, whose factors are those of the latents of the first `latent_images` training
+    images; 0: a factor of 1. scaling: one factor and shift for `all` channels, or the moments of each `channel`. weights: `ema` takes the averaged weights when the run has them. log: also add the model to the run in MLflow, and return
     its URI. Raises UserError when the run cannot be opened, or when MLflow does not have the run and `log` is set.
     """
     if out.exists():
@@ -70,7 +71,7 @@ def export(
         raise UserError(f"--log adds MLflow models, and {format} is none; leave one of the two out")
     trained = open_trained(run, weights=weights)
     if format == "diffusers":
-        written = export_diffusers(trained, out, latent_images=latent_images)
+        written = export_diffusers(trained, out, latent_images=latent_images, scaling=scaling)
         return {"out": str(out), **written, "bytes": _num_bytes(out)}
     uri, known = trained.recipe.tracking.mlflow, mlflow_state.read(trained.folder)
     known = mlflow_state.located(trained.folder, known) if log else known

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -25,14 +25,17 @@ from vaescale.system.files import strict_json, write_whole
 from vaescale.trained import Trained, in_order, open_split
 
 LARGEST_DIFFERENCE = 1e-5  # of what diffusers computes from the run's own, without a word
+Scaling = Literal["all", "channel"]
 COMPARED = 64  # images on which the two are compared
 
 
-def export_diffusers(trained: Trained, out: Path, *, latent_images: int) -> dict[str, Any]:
+def export_diffusers(
+    trained: Trained, out: Path, *, latent_images: int, scaling: Scaling = "all"
+) -> dict[str, Any]:
     """Write config.json, the weights and vaescale.json to OUT. Returns what the last one says of latents and differences.
 
-    latent_images: number of training images whose latents give the scaling factor and the moments; 0: none, a factor of 1. Raises
-    UserError for a run whose encoder or decoded mean an AutoencoderKL cannot have.
+    latent_images: number of training images whose latents give the factors; 0: none, a factor of 1. scaling: `all` gives one factor and
+    shift for all channels, `channel` the moments of each. Raises UserError for a run whose encoder or decoded mean an AutoencoderKL cannot have.
     """
     network = trained.recipe.network
     if not isinstance(network, ResnetConfig):
@@ -56,7 +59,7 @@ def export_diffusers(trained: Trained, out: Path, *, latent_images: int) -> dict
         network, tensors, channels=channels, image_size=trained.recipe.data.image_size
     )
     latents, differences = _measure(trained, latent_images) if latent_images else ({}, {})
-    config |= _scaling(latents)
+    config |= _factors(latents, scaling)
     details = {
         "format": "vaescale-autoencoder",
         "version": 1,
@@ -185,16 +188,21 @@ def _remedy(trained: Trained) -> str:
     return f"a run with {' '.join(keys)} is the same in both" if keys else "float32 rounds so"
 
 
-def _scaling(latents: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration's factors: diffusion models take (z - shift_factor) * scaling_factor, or each channel's moments."""
-    if not latents:
-        return {"scaling_factor": 1.0, "shift_factor": None, "latents_mean": None, "latents_std": None}
-    return {
-        "scaling_factor": 1 / latents["overall_std"],
-        "shift_factor": latents["overall_mean"],
-        "latents_mean": latents["mean"],
-        "latents_std": latents["std"],
+def _factors(latents: Mapping[str, Any], scaling: Scaling) -> dict[str, Any]:
+    """The configuration's factors: pipelines take (z - shift_factor) scaling_factor or, where both are given, (z - latents_mean)
+    scaling_factor / latents_std. So a factor for all channels and moments of each exclude each other.
+    """
+    nothing: dict[str, Any] = {
+        "scaling_factor": 1.0,
+        "shift_factor": None,
+        "latents_mean": None,
+        "latents_std": None,
     }
+    if not latents:
+        return nothing
+    if scaling == "channel":
+        return nothing | {"latents_mean": latents["mean"], "latents_std": latents["std"]}
+    return nothing | {"scaling_factor": 1 / latents["overall_std"], "shift_factor": latents["overall_mean"]}
 
 
 def sigma_of(model: VAE) -> float | None:

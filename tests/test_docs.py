@@ -15,10 +15,12 @@ from vaescale.tools.docs import recipe_reference
 from vaescale.aggregate.information import Information
 from vaescale.cli import VERBS
 from vaescale.commands import baselines
+from vaescale.evaluation.auroc import Auroc
 from vaescale.evaluation.comparison import SCORES
 from vaescale.evaluation.importance import IMPORTANCE
 from vaescale.evaluation.likelihood import metric_names
 from vaescale.evaluation.reconstruction import METRICS
+from vaescale.evaluation.scores import COMPLEXITY, CORRECTED, RATIO
 from vaescale.mixtures.selection import Candidate
 from vaescale.recipe import load_recipe
 from vaescale.trained import build_model
@@ -181,7 +183,8 @@ def test_every_reported_quantity_has_a_row() -> None:
     information = {endings.sub("", name) for name in Information._fields if not name.startswith("mixture_")}
     fits, probes = {*Candidate._fields} - {"mixture"}, {*baselines.PROTOCOL} - {"pPCA", "..._balanced"}
     evaluated = {*metric_names(model), *METRICS, *IMPORTANCE, "data_sigma", "coverage/50"}
-    names = {*evaluated, *SCORES, *information, *fits, *probes}
+    scores = {RATIO, COMPLEXITY, CORRECTED, *Auroc._fields}
+    names = {*evaluated, *scores, *SCORES, *information, *fits, *probes}
     assert len(names) > 40
     assert names - rows == set(), "add rows to docs/quantities.md"
 

@@ -365,6 +365,7 @@ def test_two_processes_evaluate_as_one(vaescale, run: Path, tmp_path: Path) -> N
         ("quality", run, "--features", "pixels", "--count", 101, "--cache", tmp_path),
         ("latents", run, "--draws", 100, "--gaps", 9, "--gap-steps", 3, "--importance-samples", 20),
         ("sample", run, "--prior", "standard", "--decode", "ancestral", "--count", 1500, "--shards", "OUT"),
+        ("score", run, "digits", "--odd-class", 8, "--complexity", "png", "--maps", tmp_path / "maps"),
     )
     results = []
     for place in ("one", "two"):
@@ -383,6 +384,14 @@ def test_two_processes_evaluate_as_one(vaescale, run: Path, tmp_path: Path) -> N
                 assert together[part] == pytest.approx(alone[part], rel=1e-4, abs=1e-4)
             for name, row in alone["noise"].items():
                 assert together["noise"][name] == pytest.approx(row, rel=1e-4)
+        elif words[0] == "score":
+            assert together["metrics"]["images"] == pytest.approx(
+                alone["metrics"]["images"], rel=1e-5, abs=1e-6
+            )
+            assert [one["name"] for one in together["highest"]] == [one["name"] for one in alone["highest"]]
+            for one, other in zip(together["auroc"], alone["auroc"], strict=True):
+                assert one["odd_images"] == other["odd_images"] > 100
+                assert one["auroc"] == pytest.approx(other["auroc"], abs=1e-4)
         elif words[0] == "sample":
             assert together["data_hash"] == alone["data_hash"]
         else:

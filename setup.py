@@ -36,6 +36,8 @@ EXTRAS = {
     "arrays": ["h5py>=3.11"],
     # accelerate's DeepSpeed path imports transformers.
     "deepspeed": ["deepspeed>=0.18", "ninja>=1.11", "transformers>=5.0"],
+    # To use what `export --format diffusers` writes, and to test it.
+    "diffusers": ["diffusers>=0.42"],
     "dev": [
         "h5py>=3.11",
         "hypothesis>=6.100",

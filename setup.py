@@ -52,10 +52,14 @@ EXTRAS = {
         "types-PyYAML>=6.0",
         "types-psutil>=7.0",
     ],
+    # To send exported runs to a model repository.
+    "hub": ["huggingface_hub>=1.0"],
     # To read LSUN's databases.
     "lsun": ["lmdb>=1.6"],
     # For `mlflow server --backend-store-uri postgresql+psycopg://... --artifacts-destination s3://...`.
     "mlflow-server": ["boto3>=1.40", "mlflow>=3.10", "psycopg[binary]>=3.2"],
+    # To export encoder and decoder as ONNX graphs, and to check them.
+    "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5.4"],
     # To read HEIC and JPEG XL.
     "pictures": ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3.4"],
 }

@@ -45,6 +45,10 @@ KEPT = {
     "h5py": ("vaescale/data/",),
     "lmdb": ("vaescale/data/",),
     "matplotlib": ("vaescale/figures/",),
+    "onnx": ("vaescale/commands/export_onnx.py",),
+    "onnxruntime": ("vaescale/commands/export_onnx.py",),
+    "onnxscript": ("vaescale/commands/export_onnx.py",),
+    "huggingface_hub": ("vaescale/commands/hub.py",),
     # The digits are a data set of scikit-learn's.
     "sklearn": (
         "vaescale/evaluation/",

@@ -5,6 +5,8 @@ mixture. `vaescale sample OUT/data/run` and the other verbs for trained runs acc
 MLflow.
 
 --format diffusers writes a run of `network: resnet` as an AutoencoderKL: `AutoencoderKL.from_pretrained(OUT)`.
+--format torch_export and onnx write encoder and decoder of any run as graphs, which need no vaescale: encode.pt2 and decode.pt2, or
+encode.onnx and decode.onnx.
 
   vaescale export runs/digits-optimal exported/digits
   python -c 'import mlflow, numpy; m = mlflow.pyfunc.load_model("exported/digits"); print(m.predict(numpy.zeros((4, 1, 8, 8), "uint8"), params={"mode": "sample"}).shape)'
@@ -23,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder that does not exist yet")
     parser.add_argument(
-        "--format", choices=("mlflow", "diffusers"), default="mlflow", help="what opens it; default: mlflow"
+        "--format",
+        choices=("mlflow", "diffusers", "torch_export", "onnx"),
+        default="mlflow",
+        help="what opens it; default: mlflow",
     )
     add_weights(parser)
     scaling = "diffusers: scaling_factor and shift_factor of all channels, or latents_mean and latents_std of each; default: all"
@@ -34,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=10_000,
         metavar="N",
         help="diffusers: training images whose latents give scaling_factor and the moments; 0: none; default: 10000",
+    )
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="also send OUT with a model card to this model repository, which is made private unless it exists",
     )
     parser.add_argument("--log", action="store_true", help="also add the model to the run in MLflow")
 

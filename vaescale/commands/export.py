@@ -12,8 +12,9 @@ OUT/data/run is a run folder with the recipe, one kind of weights without an opt
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from pydantic import Field
 from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
 from vaescale.commands.export_diffusers import Scaling, export_diffusers
+from vaescale.commands.export_onnx import export_onnx
+from vaescale.commands.export_torch import export_torch
+from vaescale.commands.hub import check_hub, push_folder
 from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
@@ -45,7 +49,7 @@ DEFAULTS: dict[str, Any] = {
 }
 MOST_TEMPERATURE = 10
 BATCH = 250
-Format = Literal["mlflow", "diffusers"]
+Format = Literal["mlflow", "diffusers", "torch_export", "onnx"]
 
 
 @checked
@@ -58,21 +62,38 @@ def export(
     log: bool = False,
     scaling: Scaling = "all",
     latent_images: Annotated[int, Field(ge=0)] = 10_000,
+    push_to_hub: str | None = None,
 ) -> dict[str, Any]:
-    """Write a run to OUT, which must not exist, as an MLflow model or for diffusers. Returns the path, the size and what was exported.
+    """Write a run to OUT, which must not exist, in one of FORMATS. Returns the path, the size and what was exported.
 
     format: `diffusers` writes an AutoencoderKL, whose factors are those of the latents of the first `latent_images` training
-    images; 0: a factor of 1. scaling: one factor and shift for `all` channels, or the moments of each `channel`. weights: `ema` takes the averaged weights when the run has them. log: also add the model to the run in MLflow, and return
-    its URI. Raises UserError when the run cannot be opened, or when MLflow does not have the run and `log` is set.
+    images; 0: a factor of 1. scaling: one factor and shift for `all` channels, or the moments of each `channel`. `torch_export` and
+    `onnx` write encoder and decoder as graphs (see `graphs.py`). weights: `ema` takes the averaged weights when the run has them. log:
+    also add the model to the run in MLflow, and return its URI. push_to_hub: the name of a model repository, OWNER/NAME, to which
+    OUT is sent with a model card. Raises UserError when the run cannot be opened, or when MLflow does not have the run and `log` is set.
     """
     if out.exists():
         raise UserError(f"{out} already exists; delete it or choose another OUT")
     if format != "mlflow" and log:
         raise UserError(f"--log adds MLflow models, and {format} is none; leave one of the two out")
+    if push_to_hub:
+        check_hub(push_to_hub)
     trained = open_trained(run, weights=weights)
-    if format == "diffusers":
-        written = export_diffusers(trained, out, latent_images=latent_images, scaling=scaling)
-        return {"out": str(out), **written, "bytes": _num_bytes(out)}
+    result = {"out": str(out), **FORMATS[format](trained, out, Options(log, scaling, latent_images))}
+    result["bytes"] = _num_bytes(out)
+    return result | (push_folder(trained, out, push_to_hub, format=format) if push_to_hub else {})
+
+
+class Options(NamedTuple):
+    """What single formats take: whether MLflow logs the model; for diffusers, which factors, from how many images."""
+
+    log: bool
+    scaling: Scaling
+    latent_images: int
+
+
+def _for_mlflow(trained: Trained, out: Path, options: Options) -> dict[str, Any]:
+    log = options.log
     uri, known = trained.recipe.tracking.mlflow, mlflow_state.read(trained.folder)
     known = mlflow_state.located(trained.folder, known) if log else known
     if log and not (uri and known.get("run_id")):
@@ -88,7 +109,17 @@ def export(
         logged = (
             log_model(model, known["run_id"], store_uri(trained.folder, uri, known)) if log and uri else None
         )
-    return {"out": str(out), **details, "bytes": _num_bytes(out), **({"model_uri": logged} if logged else {})}
+    return {**details, **({"model_uri": logged} if logged else {})}
+
+
+FORMATS: dict[Format, Callable[[Trained, Path, Options], dict[str, Any]]] = {
+    "mlflow": _for_mlflow,
+    "diffusers": lambda trained, out, options: export_diffusers(
+        trained, out, latent_images=options.latent_images, scaling=options.scaling
+    ),
+    "torch_export": lambda trained, out, _: export_torch(trained, out),
+    "onnx": lambda trained, out, _: export_onnx(trained, out),
+}
 
 
 def _num_bytes(folder: Path) -> int:

@@ -46,6 +46,10 @@ class Likelihood(nn.Module):
         """The images that the model encodes and reconstructs: x binarized, dequantized, or unchanged."""
         return x
 
+    def expected_target(self, x: Tensor) -> Tensor:
+        """The mean of `target` over its noise."""
+        return x
+
     def num_params(self, channels: int) -> int:
         """The number of channels that the decoder must return for each pixel."""
         raise NotImplementedError
@@ -126,6 +130,10 @@ class Density(Likelihood):
             return x
         u = noise.uniform(stream, noise.DEQUANTIZE, tuple(x.shape[1:]))
         return (255 * x + u.to(x)) / 256
+
+    def expected_target(self, x: Tensor) -> Tensor:
+        """Return x, or with `dequantize` (255 x + 1/2) / 256."""
+        return (255 * x + 0.5) / 256 if self.config.dequantize else x
 
 
 class LocationScale(Density):

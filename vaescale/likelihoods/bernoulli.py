@@ -28,6 +28,10 @@ class Bernoulli(Likelihood):
             return (x > 0.5).to(x)
         return (noise.uniform(stream, noise.BINARIZE, tuple(x.shape[1:])) < x).to(x)
 
+    def expected_target(self, x: Tensor) -> Tensor:
+        """x binarized at one half, or x itself where a draw binarizes it."""
+        return (x > 0.5).to(x) if self.config.binarize == "threshold" else x
+
     def num_params(self, channels: int) -> int:
         """Channels for one logit of each value."""
         return channels

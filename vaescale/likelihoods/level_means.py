@@ -31,6 +31,8 @@ def chained_means(means: Tensor, log_scales: Tensor, coefficients: Tensor) -> Te
 
     means, log_scales: [P, N]; coefficients: [P, N (N - 1) / 2], for each channel those of the channels before it.
     """
+    if torch.compiler.is_exporting():  # a graph for every number of images has no number of parts
+        return _chained(means, log_scales.exp(), coefficients)
     rows_at_once = ROWS.get(means.device.type, ROWS["cuda"])
     inputs = (torch.split(part, rows_at_once) for part in (means, log_scales.exp(), coefficients))
     return torch.cat([_chained(*rows) for rows in zip(*inputs, strict=True)])

@@ -89,6 +89,10 @@ class FlatVAE(VAE):
         """The posterior means, as a flat model has a single group."""
         return self.posterior(x).mu.flatten(1)
 
+    def joint_posterior(self, x: Tensor) -> Gaussian:
+        """The posterior of all latents, flat."""
+        return Gaussian(*(tensor.flatten(1) for tensor in self.posterior(x)))
+
     def prior(self) -> Gaussian:
         """The standard normal prior."""
         zeros = next(self.parameters()).new_zeros(self.latent_shape)
@@ -101,7 +105,7 @@ class FlatVAE(VAE):
         temperature: float = 1.0,  # noqa: ARG002
     ) -> Tensor:
         """The raw parameters from all latents."""
-        params: Tensor = self.network.decode(z.reshape(len(z), *self.latent_shape))
+        params: Tensor = self.network.decode(z.reshape(z.shape[0], *self.latent_shape))
         return params
 
     def decode_means(self, encoded: Gaussian) -> Tensor:

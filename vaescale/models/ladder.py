@@ -151,7 +151,13 @@ class LadderVAE(VAE):
 
     def joint_means(self, x: Tensor, groups: int) -> Tensor:
         """The posterior means that `decode_means` decodes."""
-        return torch.cat(self._along_means(self.encode(x), groups)[1], dim=1)
+        return torch.cat([q.mu.flatten(1) for q in self._along_means(self.encode(x), groups)[1]], dim=1)
+
+    def joint_posterior(self, x: Tensor) -> Gaussian:
+        """The posteriors of all groups along the means that `decode_means` decodes."""
+        posteriors = self._along_means(self.encode(x), None)[1]
+        flat = ([tensor.flatten(1) for tensor in q] for q in posteriors)
+        return Gaussian(*(torch.cat(tensors, dim=1) for tensors in zip(*flat, strict=True)))
 
     def prior_log_density(self, z: Tensor) -> Tensor:
         """The log density log p(z_1) + log p(z_2 | z_1) + ... of the first groups, whose latents are z."""
@@ -168,7 +174,7 @@ class LadderVAE(VAE):
 
     def decode(self, z: Tensor, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """The raw parameters from latents of the first groups; the other groups are drawn from their priors."""
-        return self.network.finish(self._drawn(len(z), stream, temperature, given=self._by_group(z)))
+        return self.network.finish(self._drawn(z.shape[0], stream, temperature, given=self._by_group(z)))
 
     def decode_means(self, encoded: dict[int, Tensor]) -> Tensor:
         """The raw parameters from the mean of each group's posterior, given the means above it."""
@@ -191,17 +197,16 @@ class LadderVAE(VAE):
 
     def _along_means(
         self, seen: dict[int, Tensor], groups: int | None
-    ) -> tuple[dict[int, Tensor], list[Tensor]]:
-        """The maps after the first groups, or all, with latents at the posterior means; and these means, [B, Z] flat."""
-        rows = len(seen[self._groups[0].block.resolution])
-        means: list[Tensor] = []
+    ) -> tuple[dict[int, Tensor], list[Gaussian]]:
+        """The maps after the first groups, or all, with latents at the posterior means; and these posteriors."""
+        rows = seen[self._groups[0].block.resolution].shape[0]
+        posteriors: list[Gaussian] = []
 
         def mean(group: Group, number: int, feature_map: Tensor, prior: Gaussian) -> Tensor:  # noqa: ARG001
-            mu = self._posterior(group, feature_map, seen[group.block.resolution], prior).mu
-            means.append(mu.flatten(1))
-            return mu
+            posteriors.append(self._posterior(group, feature_map, seen[group.block.resolution], prior))
+            return posteriors[-1].mu
 
-        return self._top_down(rows, mean, like=next(self.parameters()), groups=groups), means
+        return self._top_down(rows, mean, like=next(self.parameters()), groups=groups), posteriors
 
     def _top(self, rows: int, *, like: Tensor) -> tuple[Tensor, Gaussian]:
         """The input map of the top group, and its prior."""
@@ -255,7 +260,7 @@ class LadderVAE(VAE):
         assert z.shape[1] in sums, f"{z.shape[1]} latents do not fill the first groups: {self.group_sizes}"
         parts = torch.split(z, list(self.group_sizes[: sums.index(z.shape[1]) + 1]), dim=1)
         return [
-            latents_of_group.view(len(z), -1, group.block.resolution, group.block.resolution)
+            latents_of_group.view(z.shape[0], -1, group.block.resolution, group.block.resolution)
             for group, latents_of_group in zip(self._groups, parts, strict=False)
         ]
 

@@ -72,7 +72,8 @@ class Inferred(NamedTuple):
 
 
 class VAE(nn.Module):
-    """x -> q(z|x) -> z -> p(x|z). Override `encode`, `infer`, `decode_means`, `posterior`, `joint_means`, `prior`, `decode` and `from_prior`."""
+    """x -> q(z|x) -> z -> p(x|z). Override `encode`, `infer`, `decode_means`, `posterior`, `joint_means`, `joint_posterior`, `prior`, `decode`
+    and `from_prior`."""
 
     latent_shape: tuple[int, ...]
     """The shape of the latents that `posterior` infers from x: all of a flat model, the top group of a ladder."""
@@ -251,6 +252,10 @@ class VAE(nn.Module):
 
     def joint_means(self, x: Tensor, groups: int) -> Tensor:
         """The means of q(z|x) of the first `groups` groups, each given the means above it, [B, Z] flat. x from `target`."""
+        raise NotImplementedError
+
+    def joint_posterior(self, x: Tensor) -> Gaussian:
+        """q(z|x) of all latents, flat [B, Z]; of a ladder each group's, given the means of the groups above. x from `target`."""
         raise NotImplementedError
 
     def prior_log_density(self, z: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class LadderNetwork(nn.Module):
         feature_map = maps.get(size)
         # In the convolutions' precision: a float32 bias would turn every later sum into float32.
         feature_map = (
-            like.new_zeros(len(like), width, size, size)
+            like.new_zeros(like.shape[0], width, size, size)
             if feature_map is None
             else feature_map.to(like.dtype)
         )

@@ -30,7 +30,7 @@ class LinearNetwork(FlatNetwork):
     def encode(self, x: Tensor) -> Tensor:
         """Map [B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out]."""
         mu = self.encoder(rearrange(x, "b c i j -> b (c i j)"))
-        return torch.cat([mu, self.log_sigma.to(mu).expand(len(mu), -1)], dim=1)
+        return torch.cat([mu, self.log_sigma.to(mu).expand(mu.shape[0], -1)], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
         """Map [B, Z] to the likelihood's raw parameters [B, out_channels, S, S]."""

@@ -25,6 +25,10 @@ OPTIONAL = {
     "deepspeed": "DeepSpeed ZeRO",
     "h5py": "make-shards arrays:FILE.h5",
     "transformers": "accelerate's DeepSpeed path",
+    "onnx": "export --format onnx",
+    "onnxruntime": "export --format onnx",
+    "onnxscript": "export --format onnx",
+    "huggingface_hub": "export --push-to-hub",
 }
 _MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL"}
 

@@ -1,0 +1,180 @@
+"""Encoder and decoder of a run as graphs without code: `torch.export`ed programs that take any number of images.
+
+    encode   images [N, C, H, W] in [0, 1]  ->  mean, log_sigma of q(z|x), [N, *latent_shape]; of a ladder [N, Z]
+    decode   z like the mean                ->  mean E[x|z] [N, C, H, W] and, where the likelihood has one, its sigma of that shape
+
+Of a ladder, z holds the latents of all groups: the posterior of each group is given the means of the groups above, and decoding such
+means draws nothing. Graphs hold no source of `vaescale.noise`, so that targets with noise are encoded at the mean of their noise.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from vaescale.errors import UserError
+from vaescale.models.vae import VAE
+from vaescale.system.files import strict_json, write_whole
+from vaescale.trained import Trained
+
+DESCRIPTION = "vaescale.json"
+LARGEST_DIFFERENCE = 1e-4  # of a graph's values from the model's
+TRACED, CHECKED = 2, (1, 5)  # numbers of images
+
+
+class Graph(NamedTuple):
+    """A module, an example of its input [TRACED, ...], and the names of input and outputs."""
+
+    module: nn.Module
+    example: Tensor
+    takes: str
+    gives: tuple[str, ...]
+
+
+class Encode(nn.Module):
+    """From images to the moments of q(z|x)."""
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.model, self.is_flat = model, len(model.group_sizes) == 1
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images [N, C, H, W] in [0, 1] to mean and log sigma."""
+        x = self.model.likelihood.expected_target(images)
+        mu, log_sigma = self.model.posterior(x) if self.is_flat else self.model.joint_posterior(x)
+        # Outputs of their own: two names for one tensor, or for a constant, are no graph of ONNX.
+        return mu.float().clone(), log_sigma.float().expand_as(mu).clone()
+
+
+class Decode(nn.Module):
+    """From latents to the moments of p(x|z)."""
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Map z to the mean and, where there is one, the standard deviation, [N, C, H, W] each."""
+        params = self.model.decode(z.flatten(1), None)  # type: ignore[arg-type]  # nothing is drawn
+        mean, sigma = self.model.likelihood.mean(params).float(), self.model.likelihood.deviation(params)
+        return (mean.clone(),) if sigma is None else (mean.clone(), sigma.float().expand_as(mean).clone())
+
+
+def graphs_of(trained: Trained) -> dict[str, Graph]:
+    """`encode` and `decode` of a run, on the CPU."""
+    model = copy.deepcopy(trained.model).cpu().float().eval()
+    if hasattr(model.network, "checkpointing"):
+        model.network.checkpointing = False  # of use in a backward pass only
+    latents = model.latent_shape if len(model.group_sizes) == 1 else (sum(model.group_sizes),)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(TRACED, *model.image_shape, generator=generator)
+    z = torch.randn(TRACED, *latents, generator=generator)
+    decode = Decode(model)
+    with torch.no_grad():
+        moments = len(decode(z))
+    return {
+        "encode": Graph(Encode(model), images, "images", ("mean", "log_sigma")),
+        "decode": Graph(decode, z, "z", ("mean", "sigma")[:moments]),
+    }
+
+
+def program_of(graph: Graph) -> ExportedProgram:
+    """The graph of a module for any number of images, without its example and without the paths of its source files."""
+    from torch import export  # imported here because it takes a second
+
+    with torch.no_grad():
+        program = export.export(
+            graph.module, (graph.example,), dynamic_shapes=({0: export.Dim("batch")},), strict=False
+        )
+    program.example_inputs = None  # torch.export.save would pickle it
+    for module in program.graph_module.modules():  # a region with another autocast is a graph of its own
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return program
+
+
+@torch.no_grad()
+def largest_difference(graph: Graph, values: Any) -> float:
+    """The largest difference of what a graph computes from what its module does, for one and for several images.
+
+    values: a function from the input to the outputs. Raises UserError for more than LARGEST_DIFFERENCE.
+    """
+    generator = torch.Generator().manual_seed(1)
+    draw = torch.rand if graph.takes == "images" else torch.randn
+    largest = 0.0
+    for number in CHECKED:
+        x = draw(number, *graph.example.shape[1:], generator=generator)
+        for name, own, other in zip(graph.gives, graph.module(x), values(x), strict=True):
+            difference = float((own - other).abs().max()) if own.shape == other.shape else torch.inf
+            largest = max(largest, difference)
+            if not difference <= LARGEST_DIFFERENCE:
+                raise UserError(
+                    f"the graph's {name} differs by {difference:.2g} from the model's, more than {LARGEST_DIFFERENCE:g}; "
+                    "export --format mlflow keeps the model as it is"
+                )
+    return largest
+
+
+def describe(
+    trained: Trained,
+    out: Path,
+    *,
+    graphs: dict[str, Graph],
+    files: dict[str, str],
+    differences: dict[str, float],
+) -> dict[str, Any]:
+    """Write vaescale.json beside the graphs: the recipe, hashes, and what each input and output means. Returns what is shown."""
+    model = trained.model
+    sigma = model.likelihood.sigma
+    meanings = {
+        "images": "float32 in [0, 1]" + _of_noise(model),
+        "log_sigma": "natural logarithm of the standard deviation of q(z|x)",
+        "z": "latents: the encoder's mean, a draw mean + exp(log_sigma) * normal noise, or for new images a draw of the prior"
+        + ("" if len(model.group_sizes) == 1 else ", whose groups below the first depend on those above"),
+        "sigma": "standard deviation of p(x|z) for each value, in the scale of [0, 1]",
+    }
+    described = {
+        name: {
+            "file": files[name],
+            "input": {graph.takes: ["N", *graph.example.shape[1:]]},
+            "outputs": {
+                output: ["N", *value.shape[1:]]
+                for output, value in zip(graph.gives, graph.module(graph.example), strict=True)
+            },
+            "mean": "the mean of q(z|x)" if name == "encode" else "E[x|z], in the scale of [0, 1]",
+        }
+        for name, graph in graphs.items()
+    }
+    content = {
+        "format": "vaescale-graphs",
+        "version": 1,
+        "run": trained.recipe.name,
+        **trained.identity,
+        "recipe": trained.recipe.public(),
+        "graphs": described,
+        "meanings": meanings,
+        "group_sizes": list(model.group_sizes),
+        "sigma": None if sigma is None else float(sigma),
+        "largest_differences": differences,
+        "torch": torch.__version__,
+    }
+    write_whole(out / DESCRIPTION, strict_json(content, indent=2).encode())
+    return {name: content[name] for name in ("run", "step", "weights", "sigma", "largest_differences")}
+
+
+def _of_noise(model: VAE) -> str:
+    config = model.likelihood.config
+    if getattr(config, "dequantize", False):
+        return "; the graph adds the mean of the uniform noise of training, (255 x + 1/2) / 256"
+    if binarize := getattr(config, "binarize", None):
+        threshold = "; the graph sets values above 1/2 to 1 and others to 0"
+        return (
+            threshold
+            if binarize == "threshold"
+            else "; in training binarized by a draw, which the graph does not do"
+        )
+    return ""

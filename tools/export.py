@@ -21,7 +21,7 @@ from vaescale.system.arguments import add_weights, integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add RUN, OUT, the format, the weights, --latent-images and --log."""
+    """Add RUN, OUT, the format and its options."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder that does not exist yet")
     parser.add_argument(

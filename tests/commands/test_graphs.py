@@ -29,7 +29,11 @@ def graphs_of_model(model: VAE) -> dict[str, Graph]:
     [
         ("linear", {"kind": "discretized_logistic_mixture", "components": 2}),
         ("conv, batch norm", {"kind": "bernoulli", "binarize": "threshold"}),
-        ("resnet, attention", {"kind": "gaussian", "sigma": "optimal_per_channel"}),
+        pytest.param(
+            "resnet, attention",
+            {"kind": "gaussian", "sigma": "optimal_per_channel"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("ladder, relative", {"kind": "gaussian", "sigma": "predicted"}, marks=pytest.mark.slow),
     ],
 )

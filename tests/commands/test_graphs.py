@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from vaescale.tools import export as tool
 
 from tests.networks.test_every_network import build
 from vaescale.commands import graphs
@@ -30,7 +29,11 @@ def graphs_of_model(model: VAE) -> dict[str, Graph]:
     [
         ("linear", {"kind": "discretized_logistic_mixture", "components": 2}),
         ("conv, batch norm", {"kind": "bernoulli", "binarize": "threshold"}),
-        ("resnet, attention", {"kind": "gaussian", "sigma": "optimal_per_channel"}),
+        pytest.param(
+            "resnet, attention",
+            {"kind": "gaussian", "sigma": "optimal_per_channel"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("ladder, relative", {"kind": "gaussian", "sigma": "predicted"}, marks=pytest.mark.slow),
     ],
 )
@@ -95,6 +98,7 @@ def _is_pickle(name: str, content: bytes) -> bool:
         return False
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # of torch 2.11
 def test_the_files_of_torch_export(vaescale: Callable[..., Any], trained_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = vaescale("export", trained_run, out, "--format", "torch_export", "--json")
@@ -171,6 +175,8 @@ def test_onnx_without_its_packages_is_a_sentence(
 
 def test_the_formats_of_the_option_are_those_of_the_verb() -> None:
     import argparse
+
+    from vaescale.tools import export as tool
 
     parser = argparse.ArgumentParser()
     tool.add_arguments(parser)

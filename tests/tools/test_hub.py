@@ -139,6 +139,7 @@ def test_numbers_of_other_weights_are_not_in_the_card(run: Path) -> None:
     assert "Samples" not in card
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # of torch 2.11
 def test_a_refusal_is_a_sentence_and_the_folder_stays(
     vaescale: Callable[..., Any], run: Path, tmp_path: Path, hub: Hub
 ) -> None:

@@ -70,7 +70,7 @@ def level_mean(mean: Tensor, scale: Tensor) -> Tensor:
     clipped = 1 - scale * (softplus(above) - softplus(below))
     ends = H * H / 24 / scale * (_bell(below) - _bell(above))
     wave = 2 * math.pi**2 / H * scale
-    size = H / math.pi * wave / torch.sinh(wave.clamp(1e-6, 80))
+    size = H / math.pi * wave / torch.sinh(wave.clamp(1e-6, 80.0))
     inside = mean.abs() < 1
     wide = clipped - ends - size * torch.where(inside, torch.sin((mean + 1) * (2 * math.pi / H)), 0.0)
     edge = ((mean + LAST_EDGE) / H).round().clamp(0, LEVELS - 2)

@@ -25,7 +25,7 @@ from vaescale.figures.images import image_rows
 from vaescale.mixtures import files, gaussian
 from vaescale.trained import open_split, open_trained
 
-SEED, BATCH, WIDTH, LR, HEUN_STEPS, JUDGED = 0, 64, 32, 2e-3, 10, 1000
+SEED, BATCH, WIDTH, LR, HEUN_STEPS, JUDGED = 0, 64, 32, 2e-3, 20, 2000
 
 
 def train(model: UNet2DModel, data: LatentDataset) -> None:
@@ -60,6 +60,7 @@ def flow_samples(model: UNet2DModel, stream: noise.Stream) -> torch.Tensor:
 def main(run: Path, latents: Path, steps: int, features: str) -> None:
     """Train, draw and judge."""
     trained = open_trained(run)
+    mixture = files.load(run / "gmm", **trained.identity)
     data = LatentDataset(latents, global_batch=BATCH, steps=steps, seed=SEED)
     channels, rows, columns = data.shape
     torch.manual_seed(SEED)
@@ -75,7 +76,6 @@ def main(run: Path, latents: Path, steps: int, features: str) -> None:
     )
     train(model, data)
     model.eval()
-    mixture = files.load(run / "gmm", **trained.identity)
 
     @torch.no_grad()
     def images(kind: str, numbers: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from vaescale.figures.images import image_rows
 from vaescale.mixtures import files, gaussian
 from vaescale.trained import open_split, open_trained
 
-SEED, BATCH, WIDTH, LR, HEUN_STEPS, JUDGED = 0, 64, 32, 2e-3, 20, 2000
+SEED, BATCH, WIDTH, LR, HEUN_STEPS, JUDGED = 0, 64, 32, 2e-3, 10, 1000
 
 
 def train(model: UNet2DModel, data: LatentDataset) -> None:

@@ -77,6 +77,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     monkeypatch.setenv("HF_ENDPOINT", server.address)
+    # Read from the environment when the library is imported, which another test may have done.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     yield server
     server.shutdown()

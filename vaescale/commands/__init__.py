@@ -5,6 +5,8 @@ DISTRIBUTED = ("train", "doctor", "evaluate", "score", "quality", "encode", "fit
 ALONE = (
     *(
         "make-shards",
+        "average",
+        "import",
         "verify-shards",
         "sweep",
         "baselines",

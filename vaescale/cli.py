@@ -44,7 +44,7 @@ VERBS = {
     "sample": "draw samples from the prior or the mixture; interpolate, or map two latents",
     "latents": "measure how informative the latents are, which are active and what they explain",
     "compare-runs": "compare runs on one page: table, curves, rate and distortion, pictures",
-    "export": "write a run as an MLflow model, or as diffusers' AutoencoderKL; no pickle",
+    "export": "write a run for MLflow, diffusers, torch.export or ONNX, without pickles",
     "import": "make a run of diffusers' AutoencoderKL",
     "average": "average the weights over any part of training, after it",
     "sync": "send to MLflow what a run could not send while it trained",

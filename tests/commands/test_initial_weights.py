@@ -159,6 +159,17 @@ def test_a_run_goes_on_without_its_source(
     assert "begins from" not in outcome.err
 
 
+def test_a_killed_first_save_is_no_checkpoint(from_run, trained_run: Path, tmp_path: Path) -> None:
+    """A start that was killed in its first save begins from the source again, and not from random weights."""
+    recipe = from_run()
+    (tmp_path / "checkpoints/step-000000006.tmp-7").mkdir(parents=True)
+    (tmp_path / "run.json").write_text(json.dumps({"init_weights_hash": "0" * 64}))
+    model, source = build_model(recipe), open_trained(trained_run).model
+    _, sentence = prepare(model, recipe, tmp_path)
+    assert sentence is not None
+    assert all(torch.equal(source.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
 def test_a_new_head_is_not_frozen(from_run, tmp_path: Path) -> None:
     recipe = from_run(likelihood=PREDICTED, network={"freeze": "decoder"})
     with pytest.raises(UserError, match=r"would keep .* at random.*network\.freeze=decoder\.0"):

@@ -242,7 +242,7 @@ def prepare(model: VAE, recipe: Recipe, folder: Path) -> tuple[str | None, str |
     if recipe.init_from is None:
         return None, None
     known = run_folder.read_json(folder / run_folder.TAGS).get("init_weights_hash")
-    if known and any((folder / "checkpoints").glob("step-*")):
+    if known and checkpoint.has_any(folder / "checkpoints"):
         return str(known), None
     with torch.no_grad():
         beginning = begin(model, recipe)

@@ -218,6 +218,11 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def has_any(folder: Path) -> bool:
+    """Whether a folder has a checkpoint that was finished, sound or not; what a killed save leaves behind is none."""
+    return bool(_finished(folder))
+
+
 def sound(folder: Path) -> Iterator[Checkpoint]:
     """The checkpoints that verify, from the oldest. Reports those that it skips."""
     for path in sorted(_finished(folder), key=lambda path: (_step(path), path.suffix)):
@@ -300,7 +305,14 @@ def file_of(saved: Checkpoint, weights: str) -> str:
 
     Raises UserError for an average that the checkpoint does not have. An exported run has one kind of weights.
     """
-    if weights == "raw" or saved.state().get(EXPORTED) is not None:
+    exported = saved.state().get(EXPORTED)
+    if exported is not None:
+        if weights not in ("ema", "raw", exported):
+            raise UserError(
+                f"{saved.folder} is exported and has {exported!r} weights only; leave --weights out"
+            )
+        return "model"
+    if weights == "raw":
         return "model"
     known = saved.averages()
     if weights in known:

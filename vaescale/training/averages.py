@@ -65,7 +65,7 @@ def averages_of(config: TrainingConfig) -> dict[str, Average]:
 
 def name_of(decay: float | None, sigma_rel: float | None) -> str:
     """The name of an average beside the main one."""
-    return f"{MAIN}-{decay:g}" if sigma_rel is None else f"{MAIN}-sigma-{sigma_rel:g}"
+    return f"{MAIN}-{decay}" if sigma_rel is None else f"{MAIN}-sigma-{sigma_rel}"
 
 
 def gamma_of(sigma_rel: float) -> float:

@@ -203,7 +203,7 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _names_each_average_once(self) -> "TrainingConfig":
         for key in ("ema_more", "ema_sigma_rel"):
-            names = [f"{value:g}" for value in getattr(self, key)]
+            names = [str(value) for value in getattr(self, key)]
             if twice := [name for name in names if names.count(name) > 1]:
                 raise ValueError(f"{key} names {twice[0]} twice; name each average once")
         return self

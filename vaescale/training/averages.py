@@ -28,23 +28,19 @@ class Average(NamedTuple):
 
     def weight(self, step: int) -> float:
         """The share w_t by which the average moves to the weights after step t, in (0, 1]."""
-        if self.gamma is not None:
-            return float(1 - (1 - 1 / (step + 1)) ** (self.gamma + 1))
-        assert self.decay is not None
-        most = (1 + step) / (10 + step) if self.warmup else 1.0
-        return 1 - min(self.decay, most)
+        return float(self.weights(np.array([step]))[0])
 
-    def weights(self, steps: int) -> NDArray[np.float64]:
-        """`weight` of the first steps."""
-        at = np.arange(steps, dtype=np.float64)
+    def weights(self, at: NDArray[np.int64]) -> NDArray[np.float64]:
+        """`weight` of several steps."""
+        t = at.astype(np.float64)
         if self.gamma is not None:
-            return 1 - (1 - 1 / (at + 1)) ** (self.gamma + 1)
+            return 1 - (1 - 1 / (t + 1)) ** (self.gamma + 1)
         assert self.decay is not None
-        return 1 - np.minimum(self.decay, (1 + at) / (10 + at) if self.warmup else np.ones(steps))
+        return 1 - np.minimum(self.decay, (1 + t) / (10 + t) if self.warmup else np.ones_like(t))
 
     def profile(self, steps: int) -> NDArray[np.float64]:
         """The factors of the initial weights and of those after each of the first steps, [steps + 1]; their sum is 1."""
-        moves = self.weights(steps)
+        moves = self.weights(np.arange(steps))
         with np.errstate(divide="ignore"):
             kept = np.concatenate(
                 [np.cumsum(np.log1p(-moves)[::-1])[::-1], [0.0]]

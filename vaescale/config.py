@@ -25,6 +25,7 @@ LATENT_MAP = Property("network", "a single latent map")
 GROUPS = Property("network", "groups of latents")
 SIGMA_OF_ANY_SIZE = Property("likelihood", "a sigma for images of any size")
 UNCOMPILED = Property("training", "an uncompiled model")
+UNSCALED_LOSS = Property("training", "a loss that is not scaled")
 SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
 
 

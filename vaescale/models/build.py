@@ -1,7 +1,7 @@
 """Build a model from the sections of a recipe."""
 
 from vaescale.likelihoods.config import LikelihoodConfig
-from vaescale.models.config import EquivarianceConfig, PosteriorConfig
+from vaescale.models.config import EquivarianceConfig, PosteriorConfig, Shows
 from vaescale.models.flat import FlatVAE
 from vaescale.models.ladder import LadderVAE
 from vaescale.models.vae import VAE
@@ -18,9 +18,10 @@ def build_vae(
     channels: int,
     spectral: bool = False,
     equivariance: EquivarianceConfig | None = None,
+    shows: Shows | None = None,
 ) -> VAE:
     """Build the model of these sections. spectral: whether its terms include the layers' singular values. equivariance: of the
-    decoder, if the terms include it; for a network with a latent map.
+    decoder, if the terms include it; for a network with a latent map. shows: what discriminators see, if there are any.
 
     Raises UserError when the network does not fit the images.
     """
@@ -28,6 +29,7 @@ def build_vae(
     model = kind(network, posterior, likelihood, image_size=image_size, channels=channels)
     if spectral:
         model.spectral = SpectralSum(model.network)
+    model.shows = shows
     if equivariance is not None:
         equivariance.sides(model.latent_shape[-1])
         model.equivariance = equivariance

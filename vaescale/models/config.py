@@ -4,7 +4,7 @@ To add a posterior: a class (see `posterior.py`), its section, which names the c
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -166,6 +166,15 @@ class EquivarianceConfig(Config):
                 "it to null"
             )
         return sides
+
+
+class Shows(NamedTuple):
+    """What a model shows discriminators besides images, reconstructions and latents (see `shown.py`)."""
+
+    prior: bool = False
+    held: bool = False
+    generated: bool = False
+    recovered: bool = False
 
 
 POSTERIORS: dict[str, type[PosteriorConfig]] = {

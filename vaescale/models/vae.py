@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from vaescale import noise
 from vaescale.likelihoods.base import Likelihood
 from vaescale.likelihoods.config import LikelihoodConfig
-from vaescale.models.config import EquivarianceConfig
+from vaescale.models.config import EquivarianceConfig, Shows
 from vaescale.models.equivariance import drawn
 from vaescale.models.posterior import Gaussian
+from vaescale.models.shown import Shown, shown
 from vaescale.networks.config import NetworkConfig
 from vaescale.networks.spectral import SpectralSum
 
@@ -37,7 +38,8 @@ class Terms(NamedTuple):
     log_weights [B, K] = log p(x, z) - log q(z|x); [B, 0] without importance samples. spectral [B]: the network's sum of
     singular values, the same for each example; [B, 0] unless the model was built with it. transformed_log_px [B]: see
     `equivariance.py`; [B, 0] in evaluation, and unless the model was built with it. squared_error, variance, unit_mean and
-    unit_square, which only metrics read, are [B, 0] unless they were wanted.
+    unit_square, which only metrics read, are [B, 0] unless they were wanted. shown: what discriminators see, empty in evaluation, and
+    unless the model was built with it.
     """
 
     log_px: Tensor
@@ -53,6 +55,7 @@ class Terms(NamedTuple):
     log_weights: Tensor
     spectral: Tensor
     transformed_log_px: Tensor
+    shown: Shown | tuple[()] = ()
 
 
 class Inferred(NamedTuple):
@@ -107,6 +110,7 @@ class VAE(nn.Module):
         )
         self.spectral: SpectralSum | None = None
         self.equivariance: EquivarianceConfig | None = None
+        self.shows: Shows | None = None
         self.frozen: tuple[nn.Module, ...] = ()  # layers that stay in evaluation mode (see `freezing.py`)
 
     def train(self, mode: bool = True) -> "VAE":
@@ -149,6 +153,9 @@ class VAE(nn.Module):
                 measured=measured,
             )
             terms = self.terms(x, inferred, mask, doubly_reparameterized, measured=measured)
+            if self.shows is not None and self.training:
+                seen = shown(self, self.shows, x, inferred.params, inferred.draws, stream)
+                terms = terms._replace(shown=seen)
             if self.equivariance is None or not self.training:
                 return terms
             return terms._replace(transformed_log_px=self._transformed_log_px(x, inferred, stream, mask))

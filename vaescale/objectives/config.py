@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from vaescale.adversaries.config import AdversarialConfig
 from vaescale.config import (
     GROUPS,
     LATENT_MAP,
@@ -15,11 +16,12 @@ from vaescale.config import (
     SIGMA_OF_ANY_SIZE,
     SIGMA_OF_DRAWS,
     UNCOMPILED,
+    UNSCALED_LOSS,
     Config,
     Need,
     Sizes,
 )
-from vaescale.models.config import EquivarianceConfig
+from vaescale.models.config import EquivarianceConfig, Shows
 from vaescale.schedules import Annealing
 
 
@@ -36,6 +38,11 @@ class ObjectiveConfig(Config):
     @property
     def transforms(self) -> EquivarianceConfig | None:
         """The transformations whose likelihood the loss needs, which the model computes only then."""
+        return None
+
+    @property
+    def shows(self) -> Shows | None:
+        """What the model shows a second player, if the loss has one."""
         return None
 
 
@@ -104,6 +111,16 @@ class ElboConfig(ObjectiveConfig):
         default=None, description="add -log p(Tx|Tz) of transformed images and latent maps (EQ-VAE)"
     )
 
+    adversarial: AdversarialConfig | None = Field(
+        default=None,
+        description="add a discriminator's judgement of the decoded means (VQGAN, latent diffusion)",
+    )
+
+    @property
+    def shows(self) -> Shows | None:
+        """The reconstructions, for the adversarial term."""
+        return Shows() if self.adversarial else None
+
     @property
     def reads_spectrum(self) -> bool:
         """True with a weight for the spectral term."""
@@ -126,9 +143,13 @@ class ElboConfig(ObjectiveConfig):
             yield Need(key, LATENT_MAP, "leave it out, or choose network.kind resnet")
             yield Need(key, SIGMA_OF_ANY_SIZE, "choose gaussian or laplace with one sigma for all pixels")
             yield Need(key, UNCOMPILED, "set training.compile to false")
+        if self.adversarial:
+            yield from needs_of_players("objective.adversarial")
 
     def check_sizes(self, sizes: Sizes) -> None:
-        """Refuse an MMD over a single image."""
+        """Refuse an MMD over a single image, and a second player that never plays."""
+        if self.adversarial:
+            self.adversarial.check_start("objective.adversarial", sizes)
         if self.mmd and sizes.micro_batch < 2:
             raise ValueError(
                 f"objective.mmd compares images, and a micro-batch has {sizes.micro_batch}; raise data.global_batch "
@@ -148,6 +169,12 @@ class ElboConfig(ObjectiveConfig):
         if self.balancing == "while_annealing" and not isinstance(self.beta, Annealing):
             raise ValueError("balancing is while_annealing, but beta does not change; give beta a schedule")
         return self
+
+
+def needs_of_players(key: str) -> Iterable[Need]:
+    """The needs of a loss with a second player. key: the section's."""
+    yield Need(key, UNCOMPILED, "set training.compile to false")
+    yield Need(key, UNSCALED_LOSS, "set training.precision to bf16 or fp32")
 
 
 class IwaeConfig(ObjectiveConfig):

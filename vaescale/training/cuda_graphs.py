@@ -30,6 +30,8 @@ def capture(
         return "training.accumulation is more than 1"
     if strategy.model.equivariance is not None:
         return "objective.equivariance scales the images of each step to another size"
+    if strategy.model.shows is not None:
+        return "the objective has a second player"
     try:
         strategy.wrapped = GraphedForward(strategy.model, images=images, seed=seed, options=options)
     except torch.cuda.OutOfMemoryError:
@@ -84,7 +86,7 @@ class GraphedForward(nn.Module):
         count = len(Terms._fields)
         for state, total in zip(_states(self.model), outputs[count:], strict=True):
             state.put_sums([total.detach().clone()])
-        return Terms(*outputs[:count])
+        return Terms(*outputs[:count])  # type: ignore[arg-type]
 
 
 class _Passes(nn.Module):

@@ -78,6 +78,7 @@ def build_model(recipe: Recipe) -> VAE:
             spectral=recipe.objective.reads_spectrum,
             equivariance=recipe.objective.transforms,
             shows=recipe.objective.shows,
+            has_bound=recipe.objective.has_bound,
         )
 
 

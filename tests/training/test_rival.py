@@ -182,7 +182,7 @@ def test_a_step_of_nan_changes_neither_player(recipe_content: dict[str, Any], of
 
 def test_they_play_in_the_steps_that_the_recipe_names() -> None:
     config = PlayerConfig(start_step=3, every=2)
-    assert [step for step in range(9) if config.plays(step)] == [3, 5, 7]
+    assert [step for step in range(9) if config.plays(step)] == [4, 6, 8]
 
 
 def test_before_its_first_step_there_is_neither_term_nor_update(recipe_content: dict[str, Any]) -> None:

@@ -59,8 +59,8 @@ class PlayerConfig(Config):
     )
 
     def plays(self, step: int) -> bool:
-        """Whether the discriminators are updated in this step."""
-        return step >= self.start_step and (step - self.start_step) % self.every == 0
+        """Whether the discriminators are updated in this step: the last of each `every` steps, among which logged steps are."""
+        return step >= self.start_step and (step + 1 - self.start_step) % self.every == 0
 
     def check_start(self, key: str, sizes: Sizes) -> None:
         """Raise ValueError where training ends before the players see each other. key: the section's."""

@@ -19,9 +19,11 @@ def build_vae(
     spectral: bool = False,
     equivariance: EquivarianceConfig | None = None,
     shows: Shows | None = None,
+    has_bound: bool = True,
 ) -> VAE:
     """Build the model of these sections. spectral: whether its terms include the layers' singular values. equivariance: of the
-    decoder, if the terms include it; for a network with a latent map. shows: what discriminators see, if there are any.
+    decoder, if the terms include it; for a network with a latent map. shows: what discriminators see, if there are any. has_bound: whether
+    p(x|z) is trained, so that evaluation may report bounds.
 
     Raises UserError when the network does not fit the images.
     """
@@ -29,7 +31,7 @@ def build_vae(
     model = kind(network, posterior, likelihood, image_size=image_size, channels=channels)
     if spectral:
         model.spectral = SpectralSum(model.network)
-    model.shows = shows
+    model.shows, model.has_bound = shows, has_bound
     if equivariance is not None:
         equivariance.sides(model.latent_shape[-1])
         model.equivariance = equivariance

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from vaescale.config import GROUPS, ONE_VECTOR, Config, Need, Sizes
+from vaescale.config import FIXED_POSTERIOR, GROUPS, ONE_VECTOR, Config, Need, Property, Sizes
 from vaescale.errors import UserError
 
 Sigma = Annotated[float, Field(gt=0, le=1000)]
@@ -81,6 +81,10 @@ class FixedConfig(PosteriorConfig):
     def num_params(self, latents: int) -> int:
         """Channels for one mean of each latent."""
         return latents
+
+    def offers(self) -> frozenset[Property]:
+        """The property of objectives that train the means alone."""
+        return frozenset({FIXED_POSTERIOR})
 
     def needs(self) -> Iterable[Need]:
         """The need of a single vector or map of latents."""

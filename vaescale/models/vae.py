@@ -111,6 +111,7 @@ class VAE(nn.Module):
         self.spectral: SpectralSum | None = None
         self.equivariance: EquivarianceConfig | None = None
         self.shows: Shows | None = None
+        self.has_bound = True  # whether evaluation may report bounds on log p(x)
         self.frozen: tuple[nn.Module, ...] = ()  # layers that stay in evaluation mode (see `freezing.py`)
 
     def train(self, mode: bool = True) -> "VAE":

@@ -8,12 +8,14 @@ ranks' norms, so that w is the same number on any number of ranks. With training
 were read in the authors' papers and in the code of both (a factor 1/2 of the hinge loss there is left out).
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.adversaries import losses
-from vaescale.adversaries.config import AdversarialConfig
+from vaescale.adversaries.config import AdversarialConfig, PlayerConfig
 from vaescale.adversaries.discriminators import Discriminators, Match
 from vaescale.errors import UserError
 from vaescale.models.shown import Shown
@@ -28,9 +30,7 @@ class AdversarialTerm:
 
     def __init__(self, config: AdversarialConfig, model: VAE) -> None:
         self.config = config
-        self.discriminators = Discriminators(
-            config, {"image": MATCH}, image_shape=model.image_shape, latent_dim=model.latent_dim
-        ).to(next(model.parameters()).device)
+        self.discriminators = of_model(config, {"image": MATCH}, model)
         self._last: Tensor | None = None
         if config.adaptive:
             self._last = model.network.get_submodule(model.network.head_name).weight
@@ -42,14 +42,26 @@ class AdversarialTerm:
 
     def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted term [] of a rank's images, and the pieces adversarial, g, and adversarial_weight, w."""
-        shown = terms.shown
-        assert isinstance(shown, Shown)
-        (logits,) = self.discriminators.logits("image", MATCH.fakes, shown, stream)
+        (logits,) = self.discriminators.logits("image", MATCH.fakes, shown_in(terms), stream)
         g = losses.fooling(self.config.loss, logits)
         weight = g.new_tensor(self.config.weight)
         if self._last is not None:
             weight = weight * balance(-terms.log_px.mean(), g, self._last)
         return weight * g, {"adversarial": g, "adversarial_weight": weight}
+
+
+def of_model(config: PlayerConfig, matches: Mapping[str, Match], model: VAE) -> Discriminators:
+    """The discriminators of a model's images and latents, on its device."""
+    discriminators = Discriminators(
+        config, matches, image_shape=model.image_shape, latent_dim=model.latent_dim
+    )
+    return discriminators.to(next(model.parameters()).device)
+
+
+def shown_in(terms: Terms) -> Shown:
+    """What the model showed in training, if it was built with it."""
+    assert isinstance(terms.shown, Shown)
+    return terms.shown
 
 
 def balance(nll: Tensor, g: Tensor, weight: Tensor) -> Tensor:

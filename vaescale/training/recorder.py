@@ -107,7 +107,8 @@ class Recorder:
         self.status.update(done, metrics)
         bound = "neg_profile_elbo" if self.strategy.model.likelihood.reads_x else "neg_elbo"
         nats = metrics.get(f"train/{bound}_nats", math.nan)
-        note = f"{bound} {nats:.2f} nats"
+        has_bound = self.strategy.model.has_bound
+        note = f"{bound} {nats:.2f} nats" if has_bound else f"mse {metrics.get('train/mse', math.nan):.4f}"
         note += f"  sigma {metrics['train/sigma']:.4f}" if "train/sigma" in metrics else ""
         self.progress.update(done, f"{note}  {metrics['perf/images_per_second']:.0f} images/s")
 

@@ -17,7 +17,7 @@ from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import UserError
 from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
-from vaescale.objectives.base import Objective
+from vaescale.objectives.base import Objective, discriminators_of
 from vaescale.recipe import Recipe
 from vaescale.runs import checkpoint
 from vaescale.runs.identity import identity_tags
@@ -119,11 +119,6 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
         first_weights=first_weights,
         beginning=beginning,
     )
-
-
-def discriminators_of(objective: Objective) -> Discriminators | None:
-    """The second player of an objective, None of one that has none."""
-    return getattr(objective, "discriminators", None)
 
 
 def _refuse_partitioned_layer(discriminators: Discriminators | None, layout: str) -> None:

@@ -262,7 +262,8 @@ def _finish(scoring: Scoring, scored: Scored, files: Files) -> dict[str, Any]:
     if files.histograms is not None:
         _draw_histograms(scoring.trained, table, areas, files.histograms)
         paths["histograms"] = str(files.histograms)
-    protocol = bounds.protocol(scoring.trained.model.likelihood) | PROTOCOL
+    model = scoring.trained.model
+    protocol = bounds.protocol(model.likelihood, codes=model.num_codes) | PROTOCOL
     return {
         "protocol": {name: protocol[name] for name in ("bound", "noise", *scoring.names) if name in protocol},
         "scores": list(scoring.names),

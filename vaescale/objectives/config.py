@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from vaescale.config import (
+    GAUSSIAN,
     GROUPS,
     LATENT_MAP,
     ONE_VECTOR,
@@ -126,6 +127,10 @@ class ElboConfig(ObjectiveConfig):
             yield Need(key, LATENT_MAP, "leave it out, or choose network.kind resnet")
             yield Need(key, SIGMA_OF_ANY_SIZE, "choose gaussian or laplace with one sigma for all pixels")
             yield Need(key, UNCOMPILED, "set training.compile to false")
+        of_a_density = ("free_bits", "capacity", "mmd", "dip", "equivariance")
+        for term in (*of_a_density, *(["beta"] if self.beta != 1.0 else [])):
+            if getattr(self, term):  # the KL of codes is a constant
+                yield Need(f"objective.{term}", GAUSSIAN, "leave it out")
 
     def check_sizes(self, sizes: Sizes) -> None:
         """Refuse an MMD over a single image."""
@@ -163,6 +168,7 @@ class IwaeConfig(ObjectiveConfig):
 
     def needs(self) -> Iterable[Need]:
         """The needs of weighted draws, and of the second gradient: a hook on a single z."""
+        yield Need("objective.kind (='iwae')", GAUSSIAN, "choose elbo")
         yield Need(
             "objective.kind (='iwae')",
             SIGMA_OF_DRAWS,

@@ -8,6 +8,7 @@ mmd        ... + lambda MMD(q(z), p(z)); with beta 0 the WAE             Tolstik
 dip        ... + lambda_od sum C_ij^2 + lambda_d sum (C_ii - 1)^2        Kumar et al. 2018, eq. 6 and 7
 spectral   ... + lambda sum_i s_i, the layers' singular values           Vahdat & Kautz 2020, section 3.2
 equivariance   ... - lambda log p(Tx|Tz), T a scaling and rotation       Kouzelis et al. 2025, eq. 5
+codes      ... + what a codebook adds: its distance from the encoder     van den Oord et al. 2017, eq. 3
 """
 
 from torch import Tensor
@@ -37,7 +38,7 @@ class Elbo:
         self.config, self._alpha = config, group_shares(model.group_places)
 
     def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss [] in nats per image; and the terms mmd, spectral and equivariance without their weights, and dip."""
+        """The loss [] in nats per image; and the terms mmd, spectral and equivariance without their weights, dip, and commitment_nats."""
         config, pieces = self.config, {}
         loss = self._rate(terms, stream.step) - terms.log_px.mean()
         if config.mmd:
@@ -52,6 +53,9 @@ class Elbo:
         if config.transforms:
             pieces["equivariance"] = -terms.transformed_log_px.mean()
             loss = loss + config.transforms.weight * pieces["equivariance"]
+        if terms.code_cost.ndim == 1:
+            pieces["commitment_nats"] = terms.code_cost.mean()
+            loss = loss + pieces["commitment_nats"]
         return loss, pieces
 
     def progress(self, step: int) -> dict[str, float]:

@@ -76,11 +76,10 @@ def train_step(
             strategy.backward(share if scale is None else share * scale)
         losses.append(loss.detach())
         if logged:
-            sums.append(column_sums(terms, mask))
+            sums.append(column_sums(terms, mask, codes=strategy.model.num_codes))
             named = {"loss_nats": loss, **named}
             pieces.append({name: value.detach().double() * len(slots) for name, value in named.items()})
     verdict = strategy.step(step, partial(judge, _sum(losses)))
-    strategy.model.likelihood.end_step()
     global_batch = sum(len(batch.slots) for batch in micro_batches) * comm.world_size()
     total = {name: _sum([values[name] for values in pieces]) for name in pieces[0]} if logged else {}
     return StepSums(_sum(sums) if logged else None, total, verdict.grad_norm, global_batch)

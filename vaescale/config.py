@@ -23,6 +23,7 @@ class Property(NamedTuple):
 ONE_VECTOR = Property("network", "a single latent vector or map")
 LATENT_MAP = Property("network", "a single latent map")
 GROUPS = Property("network", "groups of latents")
+GAUSSIAN = Property("posterior", "a Gaussian q(z|x)")
 SIGMA_OF_ANY_SIZE = Property("likelihood", "a sigma for images of any size")
 UNCOMPILED = Property("training", "an uncompiled model")
 UNSCALED_LOSS = Property("training", "a loss that is not scaled")

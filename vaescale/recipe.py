@@ -56,6 +56,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("training", "ema_sigma_rel", []),
     ("network", "standardize", None),
     ("network", "freeze", []),
+    ("network", "latent_map", False),
     ("network", "norm_groups", None),
     ("network", "norm_epsilon", 1e-5),
     ("posterior", "bounded", True),

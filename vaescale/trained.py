@@ -122,6 +122,15 @@ def open_trained(folder: Path, *, weights: Weights = "ema") -> Trained:
     return Trained(folder, recipe, model.eval().to(device), newest.step, weights, weights_hash)
 
 
+def refuse_codes(trained: Trained, what: str, remedy: str) -> None:
+    """Raise UserError for a run with codes in place of a Gaussian q(z|x), which `what` needs."""
+    if trained.model.num_codes:
+        raise UserError(
+            f"{what} needs a Gaussian q(z|x), and {trained.folder} has codes (posterior.kind "
+            f"{trained.recipe.posterior.kind!r}); {remedy}"
+        )
+
+
 def images_at_once(image_shape: tuple[int, int, int]) -> int:
     """The number of images of this shape that a process evaluates in one batch."""
     return min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(image_shape)))

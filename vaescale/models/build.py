@@ -1,9 +1,12 @@
 """Build a model from the sections of a recipe."""
 
+from typing import Any
+
 from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.models.config import EquivarianceConfig, PosteriorConfig, Shows
 from vaescale.models.flat import FlatVAE
 from vaescale.models.ladder import LadderVAE
+from vaescale.models.quantized import QuantizedVAE
 from vaescale.models.vae import VAE
 from vaescale.networks.config import NetworkConfig
 from vaescale.networks.spectral import SpectralSum
@@ -27,8 +30,9 @@ def build_vae(
 
     Raises UserError when the network does not fit the images.
     """
-    kind = LadderVAE if network.hierarchical else FlatVAE
-    model = kind(network, posterior, likelihood, image_size=image_size, channels=channels)
+    gaussian = LadderVAE if network.hierarchical else FlatVAE
+    kind: Any = QuantizedVAE if posterior.quantized else gaussian
+    model: VAE = kind(network, posterior, likelihood, image_size=image_size, channels=channels)
     if spectral:
         model.spectral = SpectralSum(model.network)
     model.shows, model.has_bound = shows, has_bound

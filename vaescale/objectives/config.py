@@ -18,6 +18,7 @@ from vaescale.adversaries.config import (
 )
 from vaescale.config import (
     FIXED_POSTERIOR,
+    GAUSSIAN,
     GROUPS,
     LATENT_MAP,
     MEAN_ALONE,
@@ -157,6 +158,10 @@ class ElboConfig(ObjectiveConfig):
             yield Need(key, LATENT_MAP, "leave it out, or choose network.kind resnet")
             yield Need(key, SIGMA_OF_ANY_SIZE, "choose gaussian or laplace with one sigma for all pixels")
             yield Need(key, UNCOMPILED, "set training.compile to false")
+        of_a_density = ("free_bits", "capacity", "mmd", "dip", "equivariance")
+        for term in (*of_a_density, *(["beta"] if self.beta != 1.0 else [])):
+            if getattr(self, term):  # the KL of codes is a constant
+                yield Need(f"objective.{term}", GAUSSIAN, "leave it out")
         if self.adversarial:
             yield from needs_of_players("objective.adversarial")
 
@@ -204,6 +209,7 @@ class IwaeConfig(ObjectiveConfig):
 
     def needs(self) -> Iterable[Need]:
         """The needs of weighted draws, and of the second gradient: a hook on a single z."""
+        yield Need("objective.kind (='iwae')", GAUSSIAN, "choose elbo")
         yield Need(
             "objective.kind (='iwae')",
             SIGMA_OF_DRAWS,
@@ -228,6 +234,7 @@ class GameConfig(ObjectiveConfig):
         key = f"objective.kind (={self.kind!r})"
         yield from needs_of_players(key)
         yield Need(key, ONE_VECTOR, "choose network.kind conv or resnet")
+        yield Need(key, GAUSSIAN, "choose posterior.kind diagonal or fixed")
         if not self.has_bound:
             yield Need(key, MEAN_ALONE, "choose gaussian or laplace, with sigma optimal or a number")
 

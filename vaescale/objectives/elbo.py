@@ -9,6 +9,7 @@ dip        ... + lambda_od sum C_ij^2 + lambda_d sum (C_ii - 1)^2        Kumar e
 spectral   ... + lambda sum_i s_i, the layers' singular values           Vahdat & Kautz 2020, section 3.2
 adversarial  ... + w g, a discriminator's judgement                      Esser et al. 2021, eq. 7; see adversarial.py
 equivariance   ... - lambda log p(Tx|Tz), T a scaling and rotation       Kouzelis et al. 2025, eq. 5
+codes      ... + what a codebook adds: its distance from the encoder     van den Oord et al. 2017, eq. 3
 """
 
 from torch import Tensor
@@ -41,7 +42,9 @@ class Elbo:
         self.discriminators = self._adversarial.discriminators if self._adversarial else None
 
     def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss [] in nats per image; and the terms mmd, spectral, equivariance and adversarial without their weights, and dip."""
+        """The loss [] in nats per image; and the terms mmd, spectral, equivariance and adversarial without their weights, dip, and
+        commitment_nats.
+        """
         config, pieces = self.config, dict[str, Tensor]()
         loss = self._rate(terms, stream.step) - terms.log_px.mean()
         if config.mmd:
@@ -56,6 +59,9 @@ class Elbo:
         if config.transforms:
             pieces["equivariance"] = -terms.transformed_log_px.mean()
             loss = loss + config.transforms.weight * pieces["equivariance"]
+        if terms.code_cost.ndim == 1:
+            pieces["commitment_nats"] = terms.code_cost.mean()
+            loss = loss + pieces["commitment_nats"]
         if self._adversarial and stream.step >= self._adversarial.config.start_step:
             term, judged = self._adversarial(terms, stream)
             loss, pieces = loss + term, pieces | judged

@@ -32,6 +32,8 @@ def capture(
         return "objective.equivariance scales the images of each step to another size"
     if strategy.model.shows is not None:
         return "the objective has a second player"
+    if strategy.model.num_codes:
+        return "posterior.kind has codes, whose state is chosen by the host"
     try:
         strategy.wrapped = GraphedForward(strategy.model, images=images, seed=seed, options=options)
     except torch.cuda.OutOfMemoryError:

@@ -84,7 +84,7 @@ def train_step(
             assert isinstance(terms.shown, Shown)
             seen.append((terms.shown.detached(), stream))
         if logged:
-            sums.append(column_sums(terms, mask))
+            sums.append(column_sums(terms, mask, codes=strategy.model.num_codes))
             named = {"loss_nats": loss, **named}
             pieces.append({name: value.detach().double() * len(slots) for name, value in named.items()})
     total = {name: _sum([values[name] for values in pieces]) for name in pieces[0]} if logged else {}
@@ -99,7 +99,6 @@ def train_step(
     verdict = strategy.step(step, partial(judge, loss))
     if rival is not None and plays:
         rival.finish(played, verdict)
-    strategy.model.likelihood.end_step()
     global_batch = num_images * comm.world_size()
     return StepSums(_sum(sums) if logged else None, total, verdict.grad_norm, global_batch)
 

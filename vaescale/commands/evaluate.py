@@ -133,7 +133,7 @@ def _measure(
             seed=seed,
             progress=lambda done: progress.update(min(done * comm.world_size(), len(reader)), "images"),
         )
-    protocol = bounds.protocol(model.likelihood, codes=model.num_codes)
+    protocol = bounds.protocol(model)
     if not importance_samples:
         origin = {"weights_hash": trained.weights_hash, "data_hash": hashed, "code": code}
         metrics |= _kept(earlier, origin)

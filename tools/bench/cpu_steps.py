@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-not-found,arg-type,no-untyped-call,type-arg"
 """One row of `cpu.py`: times steps in this process and prints their median in seconds. The argument is a JSON object."""
 
 import json
@@ -32,6 +33,7 @@ def ours(job: dict[str, Any]) -> Callable[[int], object]:
 
     from tools.bench import gpu_training
     from vaescale.networks.presets import PRESETS, Preset
+    from vaescale.recipe import load_recipe
     from vaescale.system.host import keep_freed_pages
     from vaescale.training import launch
 
@@ -47,7 +49,7 @@ def ours(job: dict[str, Any]) -> Callable[[int], object]:
         )
     keep_freed_pages()
     options = (*job["options"], f"data.global_batch={job['images']}")
-    recipe = gpu_training.load_recipe(Path(job["recipe"]), list(options))
+    recipe = load_recipe(Path(job["recipe"]), list(options))
     return gpu_training._ours(recipe, job["images"], torch.device("cpu"))[1]
 
 
@@ -88,7 +90,7 @@ def vdvae(job: dict[str, Any]) -> Callable[[int], object]:
     network, size = recipe.network, recipe.data.image_size
     sys.path.insert(0, job["vdvae"])
     for name in ("mpi4py", "apex"):  # which the modules do not use on one process
-        sys.modules.setdefault(name, SimpleNamespace())  # type: ignore[arg-type]
+        sys.modules.setdefault(name, SimpleNamespace())
     from vae import VAE
 
     down, up = suggested(size)

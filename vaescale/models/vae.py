@@ -40,8 +40,8 @@ class Terms(NamedTuple):
     singular values, the same for each example; [B, 0] unless the model was built with it. transformed_log_px [B]: see
     `equivariance.py`; [B, 0] in evaluation, and unless the model was built with it. squared_error, variance, unit_mean and
     unit_square, which only metrics read, are [B, 0] unless they were wanted. codes int64 [B, N], and code_cost [B], what a
-    quantizer adds to the loss in nats; each [B, 0] in a model without. shown: what discriminators see, empty in evaluation, and
-    unless the model was built with it.
+    quantizer adds to the loss in nats; each [B, 0] in a model without. shown: what discriminators see, empty in evaluation, and unless
+    the model was built with it.
     """
 
     log_px: Tensor

@@ -53,28 +53,24 @@ class _GroupNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: str | None
     ) -> Tensor:
-        y = torch.empty_like(x)
-        mean, rstd = (x.new_empty(len(x), groups, dtype=torch.float32) for _ in range(2))
+        y, moments = torch.empty_like(x), x.new_empty(2, len(x), groups, dtype=torch.float32)
         weight, bias = weight.float(), bias.float()
-        _call(
-            "group_norm_forward",
-            *(x, act, x, y, *_sizes(x), groups, weight, bias, ctypes.c_float(eps), mean, rstd),
-        )
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        settings = (*_sizes(x), groups, weight, bias, ctypes.c_float(eps))
+        _call("group_norm_forward", x, act, x, y, *settings, *_halves(moments))
+        ctx.save_for_backward(x, weight, bias, moments)
         ctx.act = act
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, rstd = ctx.saved_tensors
+        x, weight, bias, moments = ctx.saved_tensors
         dy, dx = _like(dy, x), torch.empty_like(x)
-        of_bias, of_weight = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
-        _call(
-            "group_norm_backward",
-            *(x, ctx.act, dy, x, dx, *_sizes(x), mean.shape[1], weight, bias, mean, rstd, of_bias, of_weight),
-        )
-        return dx, of_weight.sum(0), of_bias.sum(0), None, None, None
+        sums = x.new_empty(2, *x.shape[:2], dtype=torch.float32)
+        settings = (*_sizes(x), moments.shape[2], weight, bias, *_halves(moments), *_halves(sums))
+        _call("group_norm_backward", x, ctx.act, dy, x, dx, *settings)
+        of_bias, of_weight = sums.sum(1).unbind()
+        return dx, of_weight, of_bias, None, None, None
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +116,13 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
     return images, height * width, channels
 
 
-def _call(name: str, x: Tensor, act: str | bool | None, *arguments: Tensor | int | ctypes.c_float) -> None:
+def _halves(tensor: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    """The places of the two halves of a float32 tensor [2, ...]; views of them would be operations of torch."""
+    place = tensor.data_ptr()
+    return ctypes.c_void_p(place), ctypes.c_void_p(place + 4 * (tensor.numel() // 2))
+
+
+def _call(name: str, x: Tensor, act: str | bool | None, *arguments: Tensor | int | Any) -> None:
     """Call a function of the library. act: False for a function without an activation."""
     library = native.load(SOURCE)
     assert library is not None

@@ -271,3 +271,30 @@ def test_an_adaptive_weight_needs_a_last_layer_that_is_trained(recipe_content: d
     assert isinstance(
         build_objective(recipe_of(recipe_content, adaptive=False), model).discriminators, Discriminators
     )
+
+
+@pytest.mark.parametrize("network", ["conv", "resnet", "ladder", "linear"])
+def test_the_term_and_its_weight_work_with_every_network(
+    recipe_content: dict[str, Any], network: str
+) -> None:
+    keys = {
+        "ladder": {"width": 8, "latent_dim": 2},
+        "resnet": {"width": 8, "multipliers": [1, 2], "latent_dim": 2},
+    }
+    content = recipe_content | {"network": {"kind": network, **keys.get(network, {"latent_dim": 2})}}
+    recipe = recipe_of(content, weight=1.0)
+    model = build_model(recipe).train()
+    objective = build_objective(recipe, model)
+    (batch,) = batches(1)
+    terms = model(batch.images, noise.Stream(0, 0, batch.slots), batch.mask)
+    loss, pieces = objective(terms, noise.Stream(0, 0, batch.slots))
+    last = model.network.get_submodule(model.network.head_name).weight
+    gradients = [
+        float(torch.autograd.grad(term, last, retain_graph=True)[0].norm())
+        for term in (-terms.log_px.mean(), pieces["adversarial"])
+    ]
+    assert float(pieces["adversarial_weight"]) == pytest.approx(
+        gradients[0] / (gradients[1] + 1e-4), rel=1e-5
+    )
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -273,10 +273,12 @@ def test_an_adaptive_weight_needs_a_last_layer_that_is_trained(recipe_content: d
     )
 
 
-@pytest.mark.parametrize("network", ["conv", "resnet", "ladder", "linear"])
+@pytest.mark.parametrize("network", ["conv", "resnet", "resnet with codes", "ladder", "linear"])
 def test_the_term_and_its_weight_work_with_every_network(
     recipe_content: dict[str, Any], network: str
 ) -> None:
+    network, _, codes = network.partition(" with ")
+    recipe_content["posterior"] = {"kind": "quantized", "codes": 8} if codes else {"kind": "diagonal"}
     keys = {
         "ladder": {"width": 8, "latent_dim": 2},
         "resnet": {"width": 8, "multipliers": [1, 2], "latent_dim": 2},

@@ -64,6 +64,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("likelihood", "scale_ceiling", 20.0),
     ("objective", "equivariance", None),
     ("objective", "adversarial", None),
+    ("objective", "perceptual", None),
 )
 
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)

@@ -18,6 +18,7 @@ from vaescale.errors import UserError
 from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
 from vaescale.objectives.base import Objective, discriminators_of
+from vaescale.perceptual.distance import Distance
 from vaescale.recipe import Recipe
 from vaescale.runs import checkpoint
 from vaescale.runs.identity import identity_tags
@@ -83,6 +84,8 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
     )
     if parts.first_weights:
         tags["init_weights_hash"] = parts.first_weights
+    if distance := distance_of(parts.objective):
+        tags["perceptual_hash"] = distance.identity
     return replace(parts, tags=tags)
 
 
@@ -119,6 +122,11 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
         first_weights=first_weights,
         beginning=beginning,
     )
+
+
+def distance_of(objective: Objective) -> Distance | None:
+    """The perceptual distance of an objective, None of one that has none."""
+    return getattr(objective, "distance", None)
 
 
 def _refuse_partitioned_layer(discriminators: Discriminators | None, layout: str) -> None:
@@ -161,6 +169,8 @@ def lay_out(recipe: Recipe, launch: backends.Launch, model: VAE, objective: Obje
     if config.compile:
         backends.refuse_to_compile(launch.strategy)
         model.compile()
+    if distance := distance_of(objective):
+        distance.autocast = AUTOCAST[config.precision]
     build = partial(build_optimizer, config=recipe.optimizer)
     strategy = strategy_class(launch.strategy)(launch.accelerator, model, build, averages=averages_of(config))
     if config.cuda_graphs and device.type == "cuda":

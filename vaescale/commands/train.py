@@ -115,12 +115,18 @@ def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Start:
     Changes nothing but the folder's lock. Raises UserError and DataError for the folder of another run.
     """
     folder, recipe, changes = parts.folder, parts.recipe, list[str]()
+    perceives = getattr(recipe.objective, "perceives", None)
+    perceptual = perceives.features if perceives else None
 
     def may_go_on() -> None:
         changes[:] = refuse_foreign_folder(
             folder,
             parts.tags,
-            data={"data_hash": recipe.data.train, "val_data_hash": recipe.data.val},
+            data={
+                "data_hash": recipe.data.train,
+                "val_data_hash": recipe.data.val,
+                **({"perceptual_hash": perceptual} if perceptual else {}),
+            },
             recipe_changes=lambda: differences(
                 load_recipe(folder / run_folder.RECIPE).settings(), recipe.settings()
             ),

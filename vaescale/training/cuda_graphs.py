@@ -33,7 +33,7 @@ def capture(
     if strategy.model.num_codes:
         return "posterior.kind has codes, whose state is chosen by the host"
     if strategy.model.shows is not None:
-        return "the objective has a second player"
+        return "the objective reads reconstructions (adversarial, perceptual)"
     try:
         strategy.wrapped = GraphedForward(strategy.model, images=images, seed=seed, options=options)
     except torch.cuda.OutOfMemoryError:

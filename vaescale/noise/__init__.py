@@ -36,6 +36,7 @@ HALF = 8 << 16
 EQUIVARIANCE = 9 << 16
 CODES = 10 << 16
 CHOICE = 11 << 16
+DROPOUT = 12 << 16
 
 # Blocks [B T] that are drawn together at most, 48 bytes each; a purpose that needs more is drawn alone.
 MOST_BLOCKS = 1 << 19

@@ -26,6 +26,11 @@ GROUPS = Property("network", "groups of latents")
 GAUSSIAN = Property("posterior", "a Gaussian q(z|x)")
 SIGMA_OF_ANY_SIZE = Property("likelihood", "a sigma for images of any size")
 UNCOMPILED = Property("training", "an uncompiled model")
+UNSCALED_LOSS = Property("training", "a loss that is not scaled")
+MEAN_ALONE = Property(
+    "likelihood", "a decoder of the mean alone, with a sigma that is a number or an optimal one"
+)
+FIXED_POSTERIOR = Property("posterior", "constant standard deviations")
 SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
 
 

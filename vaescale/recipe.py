@@ -63,6 +63,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("likelihood", "first_scale", 0.25),
     ("likelihood", "scale_ceiling", 20.0),
     ("objective", "equivariance", None),
+    ("objective", "adversarial", None),
 )
 
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)

@@ -17,6 +17,7 @@ from vaescale.data.workers import Workers
 from vaescale.errors import UserError
 from vaescale.models.build import build_vae
 from vaescale.models.vae import VAE
+from vaescale.objectives.base import Objective
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.runs import checkpoint
 from vaescale.runs import folder as run_folder
@@ -26,6 +27,7 @@ from vaescale.training import launch as backends
 from vaescale.training.skips import tell
 
 HELD_OUT_SEED = 1 << 31
+RIVAL_SEED = 1 << 32
 EVALUATION_BATCH = 500  # images of a process
 EVALUATION_VALUES = 500 * 3072  # of them: larger images are evaluated in smaller batches
 Split = Literal["train", "val"]
@@ -75,7 +77,17 @@ def build_model(recipe: Recipe) -> VAE:
             channels=recipe.data.channels,
             spectral=recipe.objective.reads_spectrum,
             equivariance=recipe.objective.transforms,
+            shows=recipe.objective.shows,
+            has_bound=recipe.objective.has_bound,
         )
+
+
+def build_objective(recipe: Recipe, model: VAE) -> Objective:
+    """The recipe's objective, with the first weights of its discriminators, if it has any, from the recipe's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + RIVAL_SEED)
+        objective: Objective = recipe.objective.implement(model)
+        return objective
 
 
 def open_trained(folder: Path, *, weights: Weights = "ema") -> Trained:

@@ -61,9 +61,14 @@ def training(layout: str, processes: int, accumulation: int) -> Command:
 
 
 def training_of_a_decoder(layout: str, processes: int) -> Command:
-    """20 steps that begin from the first run's weights, with a frozen encoder."""
+    """20 steps that begin from the first run's weights, with a frozen encoder, and against a discriminator from the fifth on."""
     words = [*OPTIONS, "training.steps=20", "init_from=runs/ddp-1-1", "network.freeze=encoder"]
-    words += ["training.ema_more=[0.5]"]
+    words += [
+        "training.ema_more=[0.5]",
+        "objective.adversarial.start_step=4",
+        "objective.adversarial.widths=[8]",
+    ]
+    words += ["objective.adversarial.adaptive=false"]  # which only ddp allows
     run = f"runs/frozen-{layout}-{processes}"
     return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
 

@@ -138,7 +138,7 @@ def _measure(
             seed=seed,
             progress=lambda done: progress.update(min(done * comm.world_size(), len(reader)), "images"),
         )
-    protocol = bounds.protocol(model.likelihood, codes=model.num_codes)
+    protocol = bounds.protocol(model)
     if prior is not None:
         protocol |= code_prior.PROTOCOL
     if not importance_samples:

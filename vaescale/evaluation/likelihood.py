@@ -8,13 +8,13 @@ from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
-from vaescale.errors import DataError
+from vaescale.errors import DataError, UserError
 from vaescale.evaluation.measures import Seen
-from vaescale.likelihoods.base import Likelihood
 from vaescale.models.vae import VAE, Terms
 
 ACTIVE_VARIANCE = 0.01
 COLLAPSED_NATS, COLLAPSED_IMAGES = 0.01, 0.99
+NO_BOUND = "this objective trains no likelihood of images, so there is no bound on log p(x)"
 PER_IMAGE = 4  # number of columns before those of groups and latents
 
 
@@ -96,7 +96,8 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
     neg_elbo_nats, log_px_nats and kl_nats (per image), bits_per_dim, mse (per value, images in [0, 1]), and sigma: the
     likelihood's noise level, or the root of the mean variance of p(x|z) when it depends on z (absent without a noise level).
     A likelihood that fits sigma to each image gives no bound: then the names are neg_profile_elbo_nats and
-    profile_log_px_nats, and bits_per_dim is absent. The likelihood's `progress` is added.
+    profile_log_px_nats, and bits_per_dim is absent. The likelihood's `progress` is added. Without a trained p(x|z) (VAE.has_bound) the
+    bound, log_px_nats and bits_per_dim are absent.
 
     active_units: number of latents whose posterior mean, in units of the prior's standard deviations, has a variance above 0.01
     over the images and the places of a map (Burda, Grosse & Salakhutdinov 2016, section 5.1). collapsed_share: share of the
@@ -120,6 +121,8 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
     }
     if not likelihood.reads_x:
         metrics["bits_per_dim"] = bits_per_dim(kl - log_px, dimensions, likelihood.measure)
+    if not model.has_bound:
+        metrics = {name: value for name, value in metrics.items() if name in ("kl_nats", "mse")}
     if likelihood.sigma is not None:
         metrics["sigma"] = float(likelihood.sigma)
     elif math.isfinite(variance):
@@ -147,8 +150,9 @@ def metric_names(model: VAE) -> list[str]:
     return list(model_metrics(model, torch.zeros(columns, dtype=torch.float64)))
 
 
-def protocol(likelihood: Likelihood, *, codes: int = 0) -> dict[str, str]:
-    """The meaning of the metrics of `evaluate` for this likelihood, by name. codes: number of the model's codes, 0 without."""
+def protocol(model: VAE) -> dict[str, str]:
+    """The meaning of the metrics of `evaluate` for this model, by name."""
+    likelihood, codes = model.likelihood, model.num_codes
     formula = "neg_elbo_nats / (D ln 2)"
     if likelihood.measure == "mass":
         bits = f"{formula}: a mass over {likelihood.levels} levels, not comparable with densities or other levels"
@@ -185,7 +189,21 @@ def protocol(likelihood: Likelihood, *, codes: int = 0) -> dict[str, str]:
         )
         meanings["code_perplexity"] = "exp of the entropy of the codes over all images and places"
         meanings["code_usage"] = "share of the codes that is used at least once"
+    if not model.has_bound:
+        meanings = {
+            name: meaning for name, meaning in meanings.items() if name not in ("log_px_nats", "bits_per_dim")
+        }
+        meanings["bound"] = NO_BOUND
+        meanings["sigma"] = (
+            "root mean square error of reconstructions, running average from training, or the recipe's number"
+        )
     return meanings
+
+
+def refuse_without_bound(model: VAE, remedy: str) -> None:
+    """Raise UserError for a model without a trained p(x|z), where something needs bounds on log p(x)."""
+    if not model.has_bound:
+        raise UserError(f"{NO_BOUND}; {remedy}")
 
 
 def bits_per_dim(nll_nats: float, dimensions: int, measure: str = "density") -> float:

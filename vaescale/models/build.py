@@ -3,7 +3,7 @@
 from typing import Any
 
 from vaescale.likelihoods.config import LikelihoodConfig
-from vaescale.models.config import EquivarianceConfig, PosteriorConfig
+from vaescale.models.config import EquivarianceConfig, PosteriorConfig, Shows
 from vaescale.models.flat import FlatVAE
 from vaescale.models.ladder import LadderVAE
 from vaescale.models.quantized import QuantizedVAE
@@ -21,9 +21,12 @@ def build_vae(
     channels: int,
     spectral: bool = False,
     equivariance: EquivarianceConfig | None = None,
+    shows: Shows | None = None,
+    has_bound: bool = True,
 ) -> VAE:
     """Build the model of these sections. spectral: whether its terms include the layers' singular values. equivariance: of the
-    decoder, if the terms include it; for a network with a latent map.
+    decoder, if the terms include it; for a network with a latent map. shows: what discriminators see, if there are any. has_bound: whether
+    p(x|z) is trained, so that evaluation may report bounds.
 
     Raises UserError when the network does not fit the images.
     """
@@ -32,6 +35,7 @@ def build_vae(
     model: VAE = kind(network, posterior, likelihood, image_size=image_size, channels=channels)
     if spectral:
         model.spectral = SpectralSum(model.network)
+    model.shows, model.has_bound = shows, has_bound
     if equivariance is not None:
         equivariance.sides(model.latent_shape[-1])
         model.equivariance = equivariance

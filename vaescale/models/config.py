@@ -5,11 +5,12 @@ To add a posterior: a class (see `posterior.py`), its section, which names the c
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from vaescale.config import (
+    FIXED_POSTERIOR,
     GAUSSIAN,
     GROUPS,
     LATENT_MAP,
@@ -101,6 +102,10 @@ class FixedConfig(PosteriorConfig):
     def num_params(self, latents: int) -> int:
         """Channels for one mean of each latent."""
         return latents
+
+    def offers(self) -> frozenset[Property]:
+        """The property of objectives that train the means alone, and that of a Gaussian."""
+        return super().offers() | {FIXED_POSTERIOR}
 
     def needs(self) -> Iterable[Need]:
         """The need of a single vector or map of latents."""
@@ -271,6 +276,15 @@ class EquivarianceConfig(Config):
                 "it to null"
             )
         return sides
+
+
+class Shows(NamedTuple):
+    """What a model shows discriminators besides images, reconstructions and latents (see `shown.py`)."""
+
+    prior: bool = False
+    held: bool = False
+    generated: bool = False
+    recovered: bool = False
 
 
 POSTERIORS: dict[str, type[PosteriorConfig]] = {

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from vaescale import noise
 from vaescale.likelihoods.base import Likelihood
 from vaescale.likelihoods.config import LikelihoodConfig
-from vaescale.models.config import EquivarianceConfig
+from vaescale.models.config import EquivarianceConfig, Shows
 from vaescale.models.equivariance import drawn
 from vaescale.models.posterior import Gaussian
 from vaescale.models.quantizer import Quantized
+from vaescale.models.shown import Shown, shown
 from vaescale.networks.config import NetworkConfig
 from vaescale.networks.spectral import SpectralSum
 
@@ -39,7 +40,8 @@ class Terms(NamedTuple):
     singular values, the same for each example; [B, 0] unless the model was built with it. transformed_log_px [B]: see
     `equivariance.py`; [B, 0] in evaluation, and unless the model was built with it. squared_error, variance, unit_mean and
     unit_square, which only metrics read, are [B, 0] unless they were wanted. codes int64 [B, N], and code_cost [B], what a
-    quantizer adds to the loss in nats; each [B, 0] in a model without.
+    quantizer adds to the loss in nats; each [B, 0] in a model without. shown: what discriminators see, empty in evaluation, and unless
+    the model was built with it.
     """
 
     log_px: Tensor
@@ -57,6 +59,7 @@ class Terms(NamedTuple):
     transformed_log_px: Tensor
     codes: Tensor
     code_cost: Tensor
+    shown: Shown | tuple[()] = ()
 
 
 class Inferred(NamedTuple):
@@ -116,6 +119,8 @@ class VAE(nn.Module):
         )
         self.spectral: SpectralSum | None = None
         self.equivariance: EquivarianceConfig | None = None
+        self.shows: Shows | None = None
+        self.has_bound = True  # whether evaluation may report bounds on log p(x)
         self.frozen: tuple[nn.Module, ...] = ()  # layers that stay in evaluation mode (see `freezing.py`)
 
     def train(self, mode: bool = True) -> "VAE":
@@ -161,6 +166,9 @@ class VAE(nn.Module):
             terms = self.terms(x, inferred, mask, doubly_reparameterized, measured=measured)
             if self.training and self.num_codes:
                 self.collect(encoded, stream, mask)
+            if self.shows is not None and self.training:
+                seen = shown(self, self.shows, x, inferred.params, inferred.draws, stream)
+                terms = terms._replace(shown=seen)
             if self.equivariance is None or not self.training:
                 return terms
             return terms._replace(transformed_log_px=self._transformed_log_px(x, inferred, stream, mask))

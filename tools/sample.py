@@ -8,6 +8,7 @@ Without --prior and --decode, RUN/figures/samples.png shows every combination si
   vaescale sample runs/digits-optimal --interpolate 3,17 --interpolate 5,9
   vaescale sample runs/digits-predicted --prior gmm --refine 200
   vaescale sample runs/digits-plane --map 20
+  vaescale sample runs/digits-vq_vae --prior autoregressive
 """
 
 import argparse
@@ -18,8 +19,8 @@ from typing import Any
 from vaescale.system.arguments import integer, real
 
 PAIR = "instead of samples: decoded means between the latents of held-out images number I and J"
-PRIOR = "distribution of z: the model's prior, or the mixture of fit-gmm; default: both"
-TEMPERATURE = "factor of the standard deviations of the prior (of every group) or the mixture; default: 1"
+PRIOR = "distribution of z: the model's prior, the mixture of fit-gmm, or the prior over codes of fit-prior; default: all that there are"
+TEMPERATURE = "factor of the standard deviations of the prior (of every group) or the mixture, divisor of an autoregressive prior's logits; default: 1"
 REFINE = "show samples before and after STEPS of gradient descent on mean log sigma(z), if sigma is predicted"
 WEIGHT = "weight of -log density of z (mixture or prior) in the descent of --refine; default: 0"
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RUN, the samples, where to write them, and the pictures to draw instead."""
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
-    add("--prior", choices=("standard", "gmm"), help=PRIOR)
+    add("--prior", choices=("standard", "gmm", "autoregressive"), help=PRIOR)
     components = "use the mixture with K components that fit-gmm compared; default: the chosen mixture"
     add("--components", type=integer(1), metavar="K", help=components)
     add(

@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 
 from vaescale import noise
+from vaescale.aggregate import code_prior
 from vaescale.errors import UserError
 from vaescale.likelihoods.base import Likelihood
 from vaescale.mixtures.gaussian import Mixture, sample
+from vaescale.models.quantized import QuantizedVAE
 from vaescale.models.vae import VAE
+from vaescale.networks.code_transformer import CodeTransformer
 
+Source = Mixture | CodeTransformer | None
+"""What z is drawn from: a mixture, an autoregressive prior over codes, or the model's prior."""
 DECODINGS = ("mean", "ancestral", "offset:ALPHA")
 
 
@@ -50,12 +55,13 @@ def parse_decoding(text: str) -> Decoding:
 
 
 @torch.no_grad()
-def from_latents(
-    model: VAE, mixture: Mixture | None, stream: noise.Stream, temperature: float = 1.0
-) -> Tensor:
-    """The likelihood's raw parameters from draws of the model's prior, or of a mixture if given, one per slot."""
+def from_latents(model: VAE, mixture: Source, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
+    """The likelihood's raw parameters from draws of the model's prior, or of a mixture or a prior over codes if given, one per slot."""
     if mixture is None:
         return model.from_prior(stream, temperature)
+    if isinstance(mixture, CodeTransformer):
+        assert isinstance(model, QuantizedVAE)
+        return model.decode_codes(code_prior.draw(mixture, stream, temperature))
     return model.decode(sample(mixture, stream, temperature), stream, temperature)
 
 

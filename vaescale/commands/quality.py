@@ -1,6 +1,6 @@
 """Measure the distance of a run's samples and reconstructions from its images, by their features."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from vaescale import comm, figures, noise
-from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding, refuse_misfit
+from vaescale.aggregate import code_prior
+from vaescale.aggregate.sampling import Source, from_latents, image_of, parse_decoding, refuse_misfit
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
 from vaescale.data.lookup import evenly, images_at
 from vaescale.data.reader import ShardReader
@@ -28,7 +29,6 @@ from vaescale.evaluation.comparison import (
 )
 from vaescale.evaluation.features import Extractor, open_extractor
 from vaescale.mixtures import files as mixture_files
-from vaescale.mixtures.gaussian import Mixture
 from vaescale.models.vae import to_unit
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
@@ -103,7 +103,7 @@ def quality(
 
 
 def kinds_of(
-    trained: Trained, val: ShardReader, mixtures: dict[str, Mixture], samples: Samples
+    trained: Trained, val: ShardReader, mixtures: Mapping[str, Source], samples: Samples
 ) -> list[Kind]:
     """Held-out images, their reconstructions, and samples of the prior and of each mixture under each decoding.
 
@@ -129,7 +129,7 @@ def kinds_of(
         Kind("held-out images", "", len(numbers), images),
         Kind("reconstructions", "mean", len(numbers), reconstructions),
     ]
-    sources: dict[str, Mixture | None] = {"prior": None, **mixtures}
+    sources: dict[str, Source] = {"prior": None, **mixtures}
     for decode in samples.decodings:
         kinds += [
             Kind(name, decode, samples.number, _drawn(trained, mixture, decode, samples))
@@ -138,9 +138,7 @@ def kinds_of(
     return kinds
 
 
-def _drawn(
-    trained: Trained, mixture: Mixture | None, decode: str, samples: Samples
-) -> Callable[[Tensor], Tensor]:
+def _drawn(trained: Trained, mixture: Source, decode: str, samples: Samples) -> Callable[[Tensor], Tensor]:
     """A function from positions to samples, with latents from the prior, or from a mixture if given."""
     likelihood, decoding = trained.model.likelihood, parse_decoding(decode)
 
@@ -168,8 +166,13 @@ def _extractor(trained: Trained, features: str, trusted: bool) -> Extractor:
     )
 
 
-def _mixtures(trained: Trained) -> dict[str, Mixture]:
-    """The mixtures of fit-gmm for this model, by name. Mixtures of other weights are left out, with a message."""
+def _mixtures(trained: Trained) -> Mapping[str, Source]:
+    """The mixtures of fit-gmm for this model, by name. Mixtures of other weights are left out, with a message. Of a model with codes,
+    the prior of fit-prior.
+    """
+    if trained.model.num_codes:
+        prior = code_prior.of_weights(trained.folder, trained.model, trained.identity)
+        return {} if prior is None else {"autoregressive prior": prior}
     folder = trained.folder / "gmm"
     if not folder.is_dir():
         return {}

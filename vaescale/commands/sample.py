@@ -12,7 +12,15 @@ import torch
 from pydantic import Field
 
 from vaescale import comm, figures, noise
-from vaescale.aggregate.sampling import Decoding, from_latents, image_of, parse_decoding, refuse_misfit
+from vaescale.aggregate import code_prior
+from vaescale.aggregate.sampling import (
+    Decoding,
+    Source,
+    from_latents,
+    image_of,
+    parse_decoding,
+    refuse_misfit,
+)
 from vaescale.commands.chosen_latents import interpolate as draw_lines
 from vaescale.commands.chosen_latents import map_latents, refine_samples
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, Temperature, checked
@@ -51,7 +59,7 @@ class Draws:
 def sample(
     run: Path,
     *,
-    prior: Literal["standard", "gmm"] | None = None,
+    prior: Literal["standard", "gmm", "autoregressive"] | None = None,
     components: Count | None = None,
     decode: str | None = None,
     temperature: Temperature | None = None,
@@ -67,7 +75,8 @@ def sample(
     """Write pictures to RUN/figures, or samples to the folder `shards`. Returns a description of the samples, the paths, and
     notes: sentences on what went wrong in training.
 
-    prior: `standard` (the model's prior) or `gmm` (the mixture), by default both. components: number of components, to use a
+    prior: `standard` (the model's prior), `gmm` (the mixture) or `autoregressive` (over codes, see fit-prior), by default all that
+    the run has. components: number of components, to use a
     mixture that fit-gmm compared instead of the chosen one. decode: mean, ancestral or offset:ALPHA, by default mean and
     ancestral. These arguments replace the samples by other pictures: interpolate, pairs of numbers of held-out images;
     refine, number of steps of descent on log sigma(z), with refine_weight of -log p(z) and refine_rate; map_side, the side of
@@ -88,9 +97,8 @@ def sample(
     _refuse_contradictions({name: value for name, value in given.items() if value is not None}, draws)
     with backends.joined():
         trained = open_trained(run)
-        _refuse_of_codes(
-            trained, {name for name in ("interpolate", "refine") if given[name] is not None}, draws
-        )
+        pictures = {name for name in ("interpolate", "refine") if given[name] is not None}
+        _refuse_of_codes(trained, pictures, draws, prior)
         if map_side is not None:
             result = comm.on_main(lambda: map_latents(trained, map_side, seed=seed))
         elif interpolate:
@@ -114,7 +122,7 @@ def sample(
 
 
 def draw_pages(
-    trained: Trained, sources: Mapping[str, Mixture | None], decodings: Sequence[Decoding], *, draws: Draws
+    trained: Trained, sources: Mapping[str, Source], decodings: Sequence[Decoding], *, draws: Draws
 ) -> list[str]:
     """Draw RUN/figures/samples.png, and samples-002.png and so on for more samples than a picture shows.
 
@@ -148,7 +156,7 @@ def draw_pages(
 
 def write_shards(
     trained: Trained,
-    mixture: Mixture | None,
+    mixture: Source,
     decoding: Decoding,
     folder: Path,
     origin: dict[str, Any],
@@ -195,7 +203,7 @@ def _samples(
     sources = _sources(trained, prior, components)
     drawn = {
         "priors": list(sources),
-        "components": [len(mixture.weights) for mixture in sources.values() if mixture is not None],
+        "components": [len(mixture.weights) for mixture in sources.values() if isinstance(mixture, Mixture)],
         "temperature": draws.temperature,
         "count": draws.count,
         "seed": draws.seed,
@@ -210,7 +218,7 @@ def _samples(
         "source": f"samples of {trained.recipe.name}",
         "step": trained.step,
         "prior": source,
-        "components": 0 if mixture is None else len(mixture.weights),
+        "components": len(mixture.weights) if isinstance(mixture, Mixture) else 0,
         "decode": decode,
         "temperature": draws.temperature,
         "seed": draws.seed,
@@ -219,16 +227,37 @@ def _samples(
     return {**drawn, "decode": decode, **index}
 
 
-def _sources(trained: Trained, prior: str | None, components: int | None) -> dict[str, Mixture | None]:
+def _sources(trained: Trained, prior: str | None, components: int | None) -> dict[str, Source]:
     """The distributions of z by name; None is the model's prior. Prints a message when the run has no mixture."""
-    sources: dict[str, Mixture | None] = {} if prior == "gmm" else {"prior": None}
+    if trained.model.num_codes:
+        return _sources_of_codes(trained, prior)
+    if prior == "autoregressive":
+        raise UserError(
+            f"--prior autoregressive is over codes, and {trained.folder} has a Gaussian q(z|x); take --prior standard or gmm"
+        )
+    sources: dict[str, Source] = {} if prior == "gmm" else {"prior": None}
     if prior != "standard":
         mixture = _mixture(trained, components, needed=prior == "gmm")
         if mixture is not None:
             sources["mixture"] = mixture
-        elif comm.is_main() and not trained.model.num_codes:
+        elif comm.is_main():
             say(f"no mixture in {trained.folder}; run `vaescale fit-gmm {trained.folder}` to add its samples")
     return sources
+
+
+def _sources_of_codes(trained: Trained, prior: str | None) -> dict[str, Source]:
+    """The distributions of codes by name: uniform, and the autoregressive prior, if the run has one or is asked for it."""
+    if prior == "gmm":
+        refuse_codes(trained, "--prior gmm", "take --prior standard or autoregressive")
+    sources: dict[str, Source] = {} if prior == "autoregressive" else {"uniform codes": None}
+    found = None
+    if prior == "autoregressive":
+        found = code_prior.load(trained.folder, trained.model, trained.identity)
+    elif prior is None:
+        found = code_prior.of_weights(trained.folder, trained.model, trained.identity)
+        if found is None and comm.is_main():
+            say(f"run `vaescale fit-prior {trained.folder}` to add samples of a prior over codes")
+    return sources if found is None else {**sources, "autoregressive prior": found}
 
 
 def _mixture(trained: Trained, components: int | None, *, needed: bool) -> Mixture | None:
@@ -252,7 +281,7 @@ def _mixture(trained: Trained, components: int | None, *, needed: bool) -> Mixtu
 
 def _panels(
     trained: Trained,
-    sources: Mapping[str, Mixture | None],
+    sources: Mapping[str, Source],
     decodings: Sequence[Decoding],
     stream: noise.Stream,
     draws: Draws,
@@ -261,7 +290,7 @@ def _panels(
     temperature = "" if draws.temperature == 1 else f" at temperature {draws.temperature:g}"
     panels = []
     for name, mixture in sources.items():
-        source = name if mixture is None else f"mixture of {len(mixture.weights)}"
+        source = f"mixture of {len(mixture.weights)}" if isinstance(mixture, Mixture) else name
         params = from_latents(trained.model, mixture, stream, draws.temperature)
         for decoding in decodings:
             names = {"mean": "decoder mean", "offset": f"mean + {decoding.alpha:g} sigma"}
@@ -271,9 +300,7 @@ def _panels(
     return panels
 
 
-def _items(
-    trained: Trained, mixture: Mixture | None, decoding: Decoding, numbers: range, draws: Draws
-) -> list[Item]:
+def _items(trained: Trained, mixture: Source, decoding: Decoding, numbers: range, draws: Draws) -> list[Item]:
     """The 8-bit samples with these numbers, as items of a shard."""
     items = []
     device = next(trained.model.parameters()).device
@@ -297,8 +324,10 @@ def _refuse_contradictions(given: Mapping[str, Any], draws: Draws) -> None:
     for name in ("refine-weight", "refine-rate"):
         if name in given and "refine" not in given:
             raise UserError(f"--{name} applies only to --refine; give --refine too")
-    if given.get("prior") == "standard" and "components" in given:
-        raise UserError("--components chooses a mixture, which --prior standard does not use; leave one out")
+    if given.get("prior") in ("standard", "autoregressive") and "components" in given:
+        raise UserError(
+            f"--components chooses a mixture, which --prior {given['prior']} does not use; leave one out"
+        )
     if "shards" not in given and draws.count > MOST_SHOWN:
         raise UserError(
             f"--count (={draws.count}) is too many for pictures, at most {MOST_SHOWN}; give --shards OUT"
@@ -307,13 +336,13 @@ def _refuse_contradictions(given: Mapping[str, Any], draws: Draws) -> None:
         raise UserError(f"--count (={draws.count}) must be at most {SHOWN} with --refine")
 
 
-def _refuse_of_codes(trained: Trained, pictures: set[str], draws: Draws) -> None:
+def _refuse_of_codes(trained: Trained, pictures: set[str], draws: Draws, prior: str | None) -> None:
     """Raise UserError for what a run with codes in place of Gaussian latents does not have."""
     for name in pictures:
         refuse_codes(trained, f"--{name}", "leave it out")
-    if trained.model.num_codes and draws.temperature != 1:
+    if trained.model.num_codes and draws.temperature != 1 and prior != "autoregressive":
         raise UserError(
-            f"--temperature (={draws.temperature:g}) scales standard deviations, and the prior over codes is uniform; leave it out"
+            f"--temperature (={draws.temperature:g}) has no meaning for uniform codes; give --prior autoregressive too, or leave it out"
         )
 
 

@@ -24,6 +24,7 @@ ONE_VECTOR = Property("network", "a single latent vector or map")
 LATENT_MAP = Property("network", "a single latent map")
 GROUPS = Property("network", "groups of latents")
 SIGMA_OF_ANY_SIZE = Property("likelihood", "a sigma for images of any size")
+UNBOUNDED_MEAN = Property("likelihood", "an unbounded mean of values that are not quantized")
 UNCOMPILED = Property("training", "an uncompiled model")
 SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
 

@@ -34,6 +34,7 @@ BINARIZE = 6 << 16
 MATCHED_PRIOR = 7 << 16
 HALF = 8 << 16
 EQUIVARIANCE = 9 << 16
+LATENT = 10 << 16
 
 # Blocks [B T] that are drawn together at most, 48 bytes each; a purpose that needs more is drawn alone.
 MOST_BLOCKS = 1 << 19

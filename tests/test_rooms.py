@@ -19,6 +19,7 @@ ORDER = (
     ("aggregate",),
     ("evaluation",),
     ("objectives", "mixtures"),
+    ("adversaries",),
     ("exchange", "models"),
     ("networks", "likelihoods"),
     ("runs", "figures"),

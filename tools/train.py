@@ -68,7 +68,8 @@ def show(result: dict[str, Any]) -> None:
     if "latents_of" in result:
         say(f"next: vaescale sample RUN --prior {run}, where RUN is the folder of {result['latents_of']}")
         return
-    say(f"next: vaescale evaluate {run}; vaescale fit-gmm {run}; vaescale sample {run}")
+    fit = "" if "code_usage" in metrics else f" vaescale fit-gmm {run};"  # fit-prior
+    say(f"next: vaescale evaluate {run};{fit} vaescale sample {run}")
 
 
 def _formatted(name: str, value: Any) -> str:

@@ -23,9 +23,15 @@ class Property(NamedTuple):
 ONE_VECTOR = Property("network", "a single latent vector or map")
 LATENT_MAP = Property("network", "a single latent map")
 GROUPS = Property("network", "groups of latents")
+GAUSSIAN = Property("posterior", "a Gaussian q(z|x)")
 SIGMA_OF_ANY_SIZE = Property("likelihood", "a sigma for images of any size")
 UNBOUNDED_MEAN = Property("likelihood", "an unbounded mean of values that are not quantized")
 UNCOMPILED = Property("training", "an uncompiled model")
+UNSCALED_LOSS = Property("training", "a loss that is not scaled")
+MEAN_ALONE = Property(
+    "likelihood", "a decoder of the mean alone, with a sigma that is a number or an optimal one"
+)
+FIXED_POSTERIOR = Property("posterior", "constant standard deviations")
 SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
 
 

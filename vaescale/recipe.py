@@ -57,12 +57,14 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("training", "ema_sigma_rel", []),
     ("network", "standardize", None),
     ("network", "freeze", []),
+    ("network", "latent_map", False),
     ("network", "norm_groups", None),
     ("network", "norm_epsilon", 1e-5),
     ("posterior", "bounded", True),
     ("likelihood", "first_scale", 0.25),
     ("likelihood", "scale_ceiling", 20.0),
     ("objective", "equivariance", None),
+    ("objective", "adversarial", None),
 )
 
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)

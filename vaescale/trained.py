@@ -17,6 +17,7 @@ from vaescale.data.workers import Workers
 from vaescale.errors import UserError
 from vaescale.models.build import build_vae
 from vaescale.models.vae import VAE
+from vaescale.objectives.base import Objective
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.runs import checkpoint
 from vaescale.runs import folder as run_folder
@@ -26,6 +27,7 @@ from vaescale.training import launch as backends
 from vaescale.training.skips import tell
 
 HELD_OUT_SEED = 1 << 31
+RIVAL_SEED = 1 << 32
 EVALUATION_BATCH = 500  # images of a process
 EVALUATION_VALUES = 500 * 3072  # of them: larger images are evaluated in smaller batches
 Split = Literal["train", "val"]
@@ -79,8 +81,18 @@ def build_model(recipe: Recipe) -> VAE:
             channels=recipe.data.channels,
             spectral=recipe.objective.reads_spectrum,
             equivariance=recipe.objective.transforms,
+            shows=recipe.objective.shows,
+            has_bound=recipe.objective.has_bound,
             of_latents=recipe.data.holds == "latents",
         )
+
+
+def build_objective(recipe: Recipe, model: VAE) -> Objective:
+    """The recipe's objective, with the first weights of its discriminators, if it has any, from the recipe's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + RIVAL_SEED)
+        objective: Objective = recipe.objective.implement(model)
+        return objective
 
 
 def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = False) -> Trained:
@@ -127,6 +139,15 @@ def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = F
         weights_hash,
         state.get("latents_of"),
     )
+
+
+def refuse_codes(trained: Trained, what: str, remedy: str) -> None:
+    """Raise UserError for a run with codes in place of a Gaussian q(z|x), which `what` needs."""
+    if trained.model.num_codes:
+        raise UserError(
+            f"{what} needs a Gaussian q(z|x), and {trained.folder} has codes (posterior.kind "
+            f"{trained.recipe.posterior.kind!r}); {remedy}"
+        )
 
 
 def images_at_once(image_shape: tuple[int, int, int]) -> int:

@@ -29,6 +29,8 @@ CASES += [("ddp", 4, 2), ("zero3", 4, 1), ("fsdp2", 4, 1)]
 FROZEN = {1: ("ddp",), 2: ("ddp", "zero2", "zero3", "fsdp2"), 4: ()}
 MAPPED = {1: ("ddp",), 2: ("zero2", "fsdp2"), 4: ()}
 OF_LATENTS = {1: ("ddp",), 2: ("fsdp2",), 4: ()}
+CODES = {1: ("ddp",), 2: ("ddp", "zero2", "zero3", "fsdp2"), 4: ()}
+CODE_STEPS = {"ddp": 50, "zero2": 12, "zero3": 12, "fsdp2": 12}
 WHOLE = [("ddp", 1, accumulation) for accumulation in ACCUMULATION] + [(layout, 2, 1) for layout in STOPPED]
 
 
@@ -52,7 +54,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         latents = [training_of_latents(layout, processes) for layout in OF_LATENTS[processes]]
         if processes == 1:
             latents.insert(0, Command("ddp", ["encode", "runs/ddp-1-1"]))
-        commands = [*(training(*case) for case in cases), *frozen, *mapped, *latents]
+        codes = [training_of_codes(layout, processes) for layout in CODES[processes]]
+        commands = [*(training(*case) for case in cases), *frozen, *codes, *mapped, *latents]
         several(folder, commands, processes=processes)
     return folder
 
@@ -65,9 +68,14 @@ def training(layout: str, processes: int, accumulation: int) -> Command:
 
 
 def training_of_a_decoder(layout: str, processes: int) -> Command:
-    """20 steps that begin from the first run's weights, with a frozen encoder."""
+    """20 steps that begin from the first run's weights, with a frozen encoder, and against a discriminator from the fifth on."""
     words = [*OPTIONS, "training.steps=20", "init_from=runs/ddp-1-1", "network.freeze=encoder"]
-    words += ["training.ema_more=[0.5]"]
+    words += [
+        "training.ema_more=[0.5]",
+        "objective.adversarial.start_step=4",
+        "objective.adversarial.widths=[8]",
+    ]
+    words += ["objective.adversarial.adaptive=false"]  # which only ddp allows
     run = f"runs/frozen-{layout}-{processes}"
     return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
 
@@ -87,6 +95,15 @@ def training_of_latents(layout: str, processes: int) -> Command:
     words += [f"data.{split}=runs/ddp-1-1/latents/{split}" for split in ("train", "val")]
     words += ["network.kind=mlp", "network.latent_dim=3", "network.widths=[8]", "likelihood.mean=identity"]
     run = f"runs/latents-{layout}-{processes}"
+    return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
+
+
+def training_of_codes(layout: str, processes: int) -> Command:
+    """A codebook that starts at the second step and has codes that restart at steps 6, 10, 14, ... ."""
+    words = [*OPTIONS, f"training.steps={CODE_STEPS[layout]}", "training.accumulation=2"]
+    words += ["network.latent_map=true", "network.latent_dim=3", "network.widths=[16]"]
+    words += ["posterior={kind: quantized, codes: 64, decay: 0.8, start_step: 2, restart_every: 4}"]
+    run = f"runs/codes-{layout}-{processes}"
     return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
 
 
@@ -193,3 +210,30 @@ def test_a_frozen_encoder_keeps_its_bits(project: Path, layout: str) -> None:
     assert not torch.equal(
         saved["model"]["network.decoder.0.weight"], saved["ema"]["network.decoder.0.weight"]
     )
+
+
+@pytest.mark.parametrize("layout", CODES[2])
+def test_codes_have_one_curve_and_one_codebook(project: Path, layout: str) -> None:
+    """On two processes as on one: the bound, the codebook, the use of each code and which codes restart."""
+    run, steps = project / f"runs/codes-{layout}-2", CODE_STEPS[layout]
+    rows = list(zip(curve(project / "runs/codes-ddp-1")[:steps], curve(run), strict=True))
+    for a, b in rows:
+        for metric in (
+            "train/neg_elbo_nats",
+            "train/sigma",
+            "train/commitment_nats",
+            "train/code_perplexity",
+        ):
+            assert b[metric] == pytest.approx(a[metric], rel=1e-4), (a["step"], metric)
+    if layout == "ddp":
+        for name in ("model", "ema"):
+            one, two = (
+                load_file(
+                    project / f"runs/codes-ddp-{number}/checkpoints/step-{steps:09d}/{name}.safetensors"
+                )
+                for number in (1, 2)
+            )
+            for key in ("vectors", "counts", "sums"):
+                torch.testing.assert_close(
+                    two[f"quantizer.{key}"], one[f"quantizer.{key}"], rtol=1e-4, atol=1e-5, msg=key
+                )

@@ -1,4 +1,4 @@
-"""One process and two give the same curve where it is hard: damaged data, ladders, statistics over the batch."""
+"""One process and two give the same curve where it is hard: damaged data, ladders, statistics over the batch, two players."""
 
 import json
 import shutil
@@ -50,9 +50,28 @@ INFOGAN = (
     "objective.dip.variant=ii",
     "objective.mmd.weight=5",
 )
-# The last is large and with BatchNorm: it makes 1e-3 of float32's rounding within 20 steps.
-STEPS = {"hard": 30, "ladder": 20, "batch norm, dip and mmd": 5}
-EXTRAS = {"hard": HARD, "ladder": LADDER, "batch norm, dip and mmd": INFOGAN}
+PLAYERS = (
+    *(
+        "data.global_batch=32",
+        "network.widths=[16,32]",
+        "objective.adversarial.widths=[16,32]",
+        "optimizer.lr=5e-4",
+    ),
+    *(
+        "objective.adversarial.start_step=10",
+        "objective.adversarial.steps_per_step=2",
+        "training.accumulation=2",
+    ),
+    *(
+        "objective.adversarial.augment=[colour,translation,cutout]",
+        "objective.adversarial.spectral_norm=true",
+    ),
+    *("objective.adversarial.r1=1", "objective.adversarial.r2=0.5", "objective.adversarial.lecam=0.1"),
+    "training.checkpoint_every=25",
+)
+# That with BatchNorm is large: it makes 1e-3 of float32's rounding within 20 steps.
+STEPS = {"hard": 30, "ladder": 20, "batch norm, dip and mmd": 5, "players": 50}
+EXTRAS = {"hard": HARD, "ladder": LADDER, "batch norm, dip and mmd": INFOGAN, "players": PLAYERS}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +88,15 @@ def runs(folder: Path) -> Path:
             options += [f"training.steps={STEPS[name]}", f"run_dir=runs/{number}/{name}"]
             words = ["train", RECIPE, *options, "--processes", str(processes), "--json"]
             commands.append(Command("ddp", words))
-        for name, printed in zip(EXTRAS, several(folder, commands, processes=processes), strict=True):
+        if processes == 2:
+            resumed = shutil.copytree(folder / "runs/one/players", folder / "runs/resumed")
+            shutil.rmtree(resumed / "checkpoints/step-000000050")
+            words = [
+                word.replace("run_dir=runs/two/players", "run_dir=runs/resumed")
+                for word in commands[-1].words
+            ]
+            commands.append(Command("ddp", words))
+        for name, printed in zip(EXTRAS, several(folder, commands, processes=processes), strict=False):
             assert json.loads(printed)["step"] == STEPS[name], "one JSON object, from one of the processes"
     return folder / "runs"
 
@@ -93,6 +120,18 @@ def test_one_and_two_processes_give_the_same_curve(runs: Path, name: str) -> Non
     if name == "ladder":
         skipped = [[row[rank]["train/skipped_steps"] for row in rows] for rank in (0, 1)]
         assert skipped[0] == skipped[1]
+
+
+def test_two_players_are_the_same_on_one_process_and_two_and_after_a_resume_on_more(runs: Path) -> None:
+    whole = curve(runs / "one/players")
+    for other in (curve(runs / "two/players"), curve(runs / "resumed")):
+        assert len(other) == len(whole) == 50
+        for a, b in zip(whole, other, strict=True):
+            players = [name for name in a if "adversar" in name or "discriminator" in name]
+            assert len(players) == (6 if a["step"] > 10 else 0)
+            for name in players:
+                assert b[name] == pytest.approx(a[name], rel=1e-4, abs=1e-5), (a["step"], name)
+            assert b["train/loss_nats"] == pytest.approx(a["train/loss_nats"], rel=1e-4), a["step"]
 
 
 def test_the_launcher_s_silent_one_process_fallback_is_refused(folder: Path) -> None:

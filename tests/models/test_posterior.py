@@ -85,7 +85,7 @@ def test_strange_sigmas_are_refused(refused) -> None:
 
 def test_the_default_kind_is_diagonal() -> None:
     assert OneOf(POSTERIORS, default="diagonal").validate({}).kind == "diagonal"
-    assert set(POSTERIORS) == {"diagonal", "isotropic", "fixed", "relative"}
+    assert set(POSTERIORS) == {"diagonal", "isotropic", "fixed", "relative", "quantized", "finite_scalar"}
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4, 4)], ids=["vector", "map"])

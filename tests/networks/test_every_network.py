@@ -30,6 +30,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, int]] = {
     "conv, batch norm": ({"kind": "conv", "latent_dim": 3, "widths": [8], "norm": "batch"}, {}, 8, 1),
     "conv, isotropic": ({"kind": "conv", "latent_dim": 3, "widths": [8]}, {"kind": "isotropic"}, 8, 1),
     "conv, fixed": ({"kind": "conv", "latent_dim": 3, "widths": [8]}, {"kind": "fixed", "sigma": 0.5}, 8, 1),
+    "conv, latent map": ({"kind": "conv", "latent_dim": 3, "widths": [8, 12], "latent_map": True}, {}, 8, 1),
     "sigma-VAE": ({"kind": "conv", "latent_dim": 3, "preset": "sigma_vae_svhn"}, {}, 8, 3),
     "WAE": ({"kind": "conv", "latent_dim": 3, "preset": "wae_celeba"}, {}, 16, 3),
     "InfoGAN": ({"kind": "conv", "latent_dim": 3, "preset": "infogan"}, {}, 8, 1),

@@ -19,6 +19,7 @@ from vaescale.data.batch import Request
 from vaescale.data.lookup import evenly
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
+from vaescale.evaluation.likelihood import refuse_without_bound
 from vaescale.models.flat import FlatVAE
 from vaescale.models.posterior import Gaussian, kl
 from vaescale.models.vae import VAE
@@ -78,6 +79,7 @@ def mean_gaps(
 
 def refuse_gaps(model: VAE) -> FlatVAE:
     """The model, if its gaps can be measured. Raises UserError for a ladder, and for a likelihood without a bound."""
+    refuse_without_bound(model, "leave --gaps out")
     if not isinstance(model, FlatVAE) or model.likelihood.reads_x:
         raise UserError(
             "--gaps needs a single latent vector and a likelihood that bounds log p(x); leave it out for this run"

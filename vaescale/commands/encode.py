@@ -18,7 +18,16 @@ from vaescale.data.loader import shard_batches
 from vaescale.data.reader import ShardReader
 from vaescale.system import heartbeat
 from vaescale.system.console import Progress
-from vaescale.trained import Split, Trained, Weights, draw_seed, images_at_once, open_split, open_trained
+from vaescale.trained import (
+    Split,
+    Trained,
+    Weights,
+    draw_seed,
+    images_at_once,
+    open_split,
+    open_trained,
+    refuse_codes,
+)
 from vaescale.training import launch
 from vaescale.training.skips import tell
 
@@ -49,6 +58,7 @@ def encode(
     suffix = "" if weights == "ema" else f"-{weights}"
     with launch.joined():
         trained = open_trained(run, weights=weights)
+        refuse_codes(trained, "encode", "export --format mlflow encodes images as the vectors of their codes")
         preparation = Preparation(dtype, flip, draws, standardize)
         written = {split: _summary(_written(trained, split, suffix, preparation)) for split in splits}
     return {

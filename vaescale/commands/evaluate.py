@@ -24,7 +24,7 @@ from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system.console import Progress, say
 from vaescale.system.secrets import redact
-from vaescale.trained import Split, Trained, Weights, in_order, open_split, open_trained
+from vaescale.trained import Split, Trained, Weights, in_order, open_split, open_trained, refuse_codes
 from vaescale.training import launch
 
 IWAE_PROTOCOL = (
@@ -74,6 +74,8 @@ def evaluate(
     name = _result_name(name, split, data, weights)
     with launch.joined():
         trained = open_trained(run, weights=weights)
+        if importance_samples:
+            refuse_codes(trained, "--importance-samples", "leave it out: each image has one code")
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
         images = Images(reader, redact(data or split), name)
         code = comm.on_main(git_revision)
@@ -131,7 +133,7 @@ def _measure(
             seed=seed,
             progress=lambda done: progress.update(min(done * comm.world_size(), len(reader)), "images"),
         )
-    protocol = bounds.protocol(model.likelihood)
+    protocol = bounds.protocol(model)
     if not importance_samples:
         origin = {"weights_hash": trained.weights_hash, "data_hash": hashed, "code": code}
         metrics |= _kept(earlier, origin)

@@ -3,7 +3,7 @@
 predict(images, params) takes uint8 images [N, C, H, W] and returns float32, by params["mode"]:
 
     reconstruct (default)   decoded means of the posterior's means, [N, C, H, W]
-    encode                  the posterior's means, [N, Z]
+    encode                  the posterior's means, [N, Z]; of a model with codes, their vectors
     sample                  N samples, [N, C, H, W], the number of images sets N; "prior": standard or gmm, "decode":
                             mean, ancestral or offset:ALPHA, "temperature", "seed"
 
@@ -190,7 +190,7 @@ class Served:
         else:
             x = model.target(torch.from_numpy(images).to(device), stream)
             if params["mode"] == "encode":
-                answer = model.posterior(x).mu.flatten(1)
+                answer = model.joint_means(x, 1) if model.num_codes else model.posterior(x).mu.flatten(1)
             else:
                 answer = model.likelihood.mean(model.reconstruct(x))
         array: NDArray[np.float32] = answer.float().cpu().numpy()

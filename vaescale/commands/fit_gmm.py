@@ -32,7 +32,7 @@ from vaescale.runs.tracking import push
 from vaescale.system import heartbeat
 from vaescale.system.console import say
 from vaescale.system.files import LockHeldError, exclusive
-from vaescale.trained import Trained, draw_seed, open_split, open_trained
+from vaescale.trained import Trained, draw_seed, open_split, open_trained, refuse_codes
 from vaescale.training import launch
 
 DRAWS_WANTED, MOST_DRAWS = 1 << 16, 8
@@ -93,6 +93,7 @@ def fit_gmm(
     how = Fitting(covariance, start, restarts, tolerance, max_iterations, ridge, online, online_batch, seed)
     with launch.joined():
         trained = open_trained(run)
+        refuse_codes(trained, "fit-gmm", "its prior over the codes is uniform")
         material = gather(
             trained, groups=groups, samples_per_image=samples_per_image, online=online is not None
         )

@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 from vaescale.errors import UserError
 from vaescale.models.vae import VAE
 from vaescale.system.files import strict_json, write_whole
-from vaescale.trained import Trained
+from vaescale.trained import Trained, refuse_codes
 
 DESCRIPTION = "vaescale.json"
 LARGEST_DIFFERENCE = 1e-4  # of a graph's values from the model's
@@ -69,6 +69,7 @@ class Decode(nn.Module):
 
 def graphs_of(trained: Trained) -> dict[str, Graph]:
     """`encode` and `decode` of a run, on the CPU."""
+    refuse_codes(trained, "this format", "export --format mlflow takes every kind")
     model = copy.deepcopy(trained.model).cpu().float().eval()
     if hasattr(model.network, "checkpointing"):
         model.network.checkpointing = False  # of use in a backward pass only

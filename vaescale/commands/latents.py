@@ -25,7 +25,7 @@ from vaescale.mixtures.gaussian import Mixture
 from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
-from vaescale.trained import Trained, open_split, open_trained
+from vaescale.trained import Trained, open_split, open_trained, refuse_codes
 from vaescale.training import launch
 from vaescale.training.summary import went_wrong
 
@@ -73,6 +73,7 @@ def latents(
         raise UserError("--gaps (=1) must be at least 2 images, or 0 for none")
     with launch.joined():
         trained = open_trained(run)
+        refuse_codes(trained, "latents", "evaluate measures the use of the codes")
         if gaps:
             refuse_gaps(trained.model)
         mixture = _mixture(trained)

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 
 from vaescale import comm
+from vaescale.adversaries.config import AdversarialConfig
+from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands import initial_weights
 from vaescale.commands.second_stage import origin_of
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
+from vaescale.errors import UserError
 from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
 from vaescale.objectives.base import Objective
@@ -20,13 +23,14 @@ from vaescale.recipe import Recipe
 from vaescale.runs import checkpoint
 from vaescale.runs.identity import identity_tags
 from vaescale.system.console import say
-from vaescale.trained import build_model
+from vaescale.trained import build_model, build_objective
 from vaescale.training import cuda_graphs
 from vaescale.training import launch as backends
 from vaescale.training.averages import averages_of
 from vaescale.training.guard import Guard
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
+from vaescale.training.rival import FILES, Rival, optimizer_of
 from vaescale.training.skips import Skips
 from vaescale.training.step import AUTOCAST
 from vaescale.training.strategies import strategy_class
@@ -93,6 +97,8 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     model = build_model(recipe)
     first_weights, beginning = initial_weights.prepare(model, recipe, Path(recipe.run_dir))
     model = model.to(device)
+    objective = build_objective(recipe, model)
+    _refuse_partitioned_layer(discriminators_of(objective), backends.layout(launch.strategy))
     train_reader, val_reader = open_reader(data.train, data), open_reader(data.val, data)
     plan = Plan(train_reader.index.shards.samples, data.global_batch, recipe.seed, data.shuffle_block)
     refuse_small_cache(train_reader, plan, data)
@@ -101,7 +107,7 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
         recipe=recipe,
         launch=launch,
         model=model,
-        objective=recipe.objective.implement(model),
+        objective=objective,
         guard=guard,
         skips=Skips(epoch_images=len(train_reader), most=data.max_skipped, device=device),
         train_reader=train_reader,
@@ -110,11 +116,34 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
         tags={},
         checkpoint_shapes={
             **checkpoint.shapes_of_training(model, averages=averages_of(config)),
+            **_rival_shapes(discriminators_of(objective)),
             "guard": {"state": ("F64", [len(guard.state.to_tensor())])},
         },
         first_weights=first_weights,
         beginning=beginning,
     )
+
+
+def discriminators_of(objective: Objective) -> Discriminators | None:
+    """The second player of an objective, None of one that has none."""
+    return getattr(objective, "discriminators", None)
+
+
+def _refuse_partitioned_layer(discriminators: Discriminators | None, layout: str) -> None:
+    """Raise UserError where an adaptive weight would differentiate behind the back of a layout that counts its backward passes."""
+    config = discriminators and discriminators.config
+    if isinstance(config, AdversarialConfig) and config.adaptive and layout != "ddp":
+        raise UserError(
+            f"objective.adversarial.adaptive takes gradients of the decoder's last layer before the backward pass, which {layout} does not "
+            "allow; set it to false, or take ddp"
+        )
+
+
+def _rival_shapes(discriminators: Discriminators | None) -> dict[str, checkpoint.Shapes]:
+    if discriminators is None:
+        return {}
+    shapes = checkpoint.shapes_of_training(discriminators, averages=())
+    return {file: shapes[part] for part, file in FILES.items()}
 
 
 def build_guard(recipe: Recipe, device: torch.device) -> Guard:
@@ -135,7 +164,7 @@ def lay_out(recipe: Recipe, launch: backends.Launch, model: VAE, objective: Obje
     backends.set_precision(config.precision)
     if device.type == "cuda":
         kernels_run()  # what is compiled or captured reads the answer
-    if backends.takes_channels_last(config, device):
+    if backends.takes_channels_last(config, device, model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.compile:
         backends.refuse_to_compile(launch.strategy)
@@ -145,6 +174,16 @@ def lay_out(recipe: Recipe, launch: backends.Launch, model: VAE, objective: Obje
     if config.cuda_graphs and device.type == "cuda":
         _capture(strategy, recipe, objective)
     return strategy
+
+
+def build_rival(recipe: Recipe, launch: backends.Launch, objective: Objective) -> Rival | None:
+    """The objective's second player in the precision of the recipe; None without one."""
+    discriminators = discriminators_of(objective)
+    if discriminators is None:
+        return None
+    discriminators.autocast = AUTOCAST[recipe.training.precision]
+    optimizer = optimizer_of(discriminators.config, recipe.optimizer)
+    return Rival(launch.accelerator, discriminators, optimizer)
 
 
 def _capture(strategy: Strategy, recipe: Recipe, objective: Objective) -> None:
@@ -177,6 +216,10 @@ def plan_of(parts: Parts) -> dict[str, Any]:
         layout=parts.layout,
         processes=processes,
     )
+    discriminators = discriminators_of(parts.objective)
+    rival = sum(p.numel() for p in discriminators.parameters()) if discriminators else 0
+    if rival:  # weights, gradients and two moments, float32; its activations are not in the estimate
+        memory = {**memory, "discriminator": 16 * rival, "total": memory["total"] + 16 * rival}
     return {
         "layout": parts.layout,
         "processes": processes,
@@ -188,6 +231,7 @@ def plan_of(parts: Parts) -> dict[str, Any]:
         "epochs": round(config.steps / parts.plan.steps_per_epoch, 2),
         "images_per_process_and_step": per_rank,
         "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
+        **({"discriminator_parameters": rival} if rival else {}),
         **({"frozen_parameters": frozen} if frozen else {}),
         **({"init_from": parts.beginning} if parts.beginning else {}),
         **{f"memory_{name}_bytes": size for name, size in memory.items()},

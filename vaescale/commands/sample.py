@@ -35,7 +35,7 @@ from vaescale.mixtures.gaussian import Mixture
 from vaescale.runs import folder as run_folder
 from vaescale.runs.tracking import push
 from vaescale.system.console import Progress, say
-from vaescale.trained import Trained, open_trained
+from vaescale.trained import Trained, open_trained, refuse_codes
 from vaescale.training import launch as backends
 from vaescale.training.summary import went_wrong
 
@@ -98,6 +98,9 @@ def sample(
     _refuse_contradictions({name: value for name, value in given.items() if value is not None}, draws)
     with backends.joined():
         trained = open_trained(run)
+        _refuse_of_codes(
+            trained, {name for name in ("interpolate", "refine") if given[name] is not None}, draws
+        )
         if map_side is not None:
             result = comm.on_main(lambda: map_latents(trained, map_side, seed=seed))
         elif interpolate:
@@ -236,7 +239,7 @@ def _sources(trained: Trained, prior: str | Path | None, components: int | None)
         mixture = _mixture(trained, components, needed=prior == "gmm")
         if mixture is not None:
             sources["mixture"] = mixture
-        elif comm.is_main():
+        elif comm.is_main() and not trained.model.num_codes:
             say(f"no mixture in {trained.folder}; run `vaescale fit-gmm {trained.folder}` to add its samples")
     return sources
 
@@ -319,6 +322,16 @@ def _refuse_contradictions(given: Mapping[str, Any], draws: Draws) -> None:
         )
     if "refine" in given and draws.count > SHOWN:
         raise UserError(f"--count (={draws.count}) must be at most {SHOWN} with --refine")
+
+
+def _refuse_of_codes(trained: Trained, pictures: set[str], draws: Draws) -> None:
+    """Raise UserError for what a run with codes in place of Gaussian latents does not have."""
+    for name in pictures:
+        refuse_codes(trained, f"--{name}", "leave it out")
+    if trained.model.num_codes and draws.temperature != 1:
+        raise UserError(
+            f"--temperature (={draws.temperature:g}) scales standard deviations, and the prior over codes is uniform; leave it out"
+        )
 
 
 def _refuse_full(folder: Path) -> None:

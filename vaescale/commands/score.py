@@ -139,6 +139,7 @@ def score(
     choice = Choice(split, limit, parse_crop(crop), resample)
     with launch.joined():
         trained = open_trained(run, weights=weights)
+        bounds.refuse_without_bound(trained.model, "score images with a run of another objective")
         divisor = None if background is None else _open_background(trained, background, weights)
         names = score_names(trained.model.likelihood, background=divisor, complexity=complexity)
         scoring = Scoring(trained, divisor, complexity, labels, names, _sort_column(sort, names))
@@ -262,7 +263,7 @@ def _finish(scoring: Scoring, scored: Scored, files: Files) -> dict[str, Any]:
     if files.histograms is not None:
         _draw_histograms(scoring.trained, table, areas, files.histograms)
         paths["histograms"] = str(files.histograms)
-    protocol = bounds.protocol(scoring.trained.model.likelihood) | PROTOCOL
+    protocol = bounds.protocol(scoring.trained.model) | PROTOCOL
     return {
         "protocol": {name: protocol[name] for name in ("bound", "noise", *scoring.names) if name in protocol},
         "scores": list(scoring.names),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import InstanceOf
 
 from vaescale import comm
-from vaescale.commands.parts import Parts, build_parts, lay_out, plan_of
+from vaescale.commands.parts import Parts, build_parts, build_rival, lay_out, plan_of
 from vaescale.commands.signature import Count, checked
 from vaescale.data.loader import training_batches
 from vaescale.data.workers import Workers, end_workers, start_server
@@ -177,7 +177,10 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
     strategy = lay_out(recipe, parts.launch, parts.model, parts.objective)
     if parts.beginning and not start.saved and shown:
         say(parts.beginning)
-    lr_factor = restore(start.saved, strategy, parts.guard) if start.saved else 1.0
+    rival = build_rival(recipe, parts.launch, parts.objective)
+    if rival and start.saved and not start.saved.has(checkpoint.OPTIONAL[0]) and shown:
+        say(f"{start.saved.folder} has no discriminator; it begins anew at step {start.step}")
+    lr_factor = restore(start.saved, strategy, rival, parts.guard) if start.saved else 1.0
     comm.on_main(lambda: _begin(parts, stack, start))
     with (
         Drain(parts.folder, recipe.tracking, shown=shown),
@@ -203,6 +206,7 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
                 recipe.data.max_skipped,
             ),
             strategy=strategy,
+            rival=rival,
             guard=parts.guard,
             skips=parts.skips,
             writer=writer,
@@ -256,6 +260,7 @@ def _train_from(start: int, parts: Parts, recorder: Recorder) -> None:
             config=recipe.training,
             optimizer_config=recipe.optimizer,
             objective=parts.objective,
+            rival=recorder.rival,
             seed=recipe.seed,
             start=start,
             lr_factor=recorder.lr_factor,
@@ -273,7 +278,7 @@ def _roll_back(error: NotFinite, recorder: Recorder, *, left: int) -> int:
         raise NotFinite(f"{error}; training.max_rollbacks has no checkpoint to return to yet") from error
     if saved is None or left <= 0:
         raise error
-    restore(saved, recorder.strategy, recorder.guard)
+    restore(saved, recorder.strategy, recorder.rival, recorder.guard)
     # Not the checkpoint's factor: it may be the same checkpoint again.
     recorder.roll_back(saved.step, recorder.lr_factor * ROLLBACK_FACTOR)
     if comm.is_main():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.errors import DataError, UserError
-from vaescale.evaluation.likelihood import bits_per_dim
+from vaescale.evaluation.likelihood import bits_per_dim, refuse_without_bound
 from vaescale.evaluation.measures import Seen
 from vaescale.models.vae import VAE, rows_of
 
@@ -34,6 +34,7 @@ class ImportanceBound:
     """
 
     def __init__(self, model: VAE, *, samples: int, most_images: int | None = None) -> None:
+        refuse_without_bound(model, "leave importance samples out")
         if model.likelihood.reads_x:
             raise UserError(
                 "this likelihood fits sigma to each image, which gives no bound of log p(x); leave importance samples out"

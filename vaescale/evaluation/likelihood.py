@@ -8,13 +8,13 @@ from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
-from vaescale.errors import DataError
+from vaescale.errors import DataError, UserError
 from vaescale.evaluation.measures import Seen
-from vaescale.likelihoods.base import Likelihood
 from vaescale.models.vae import VAE, Terms
 
 ACTIVE_VARIANCE = 0.01
 COLLAPSED_NATS, COLLAPSED_IMAGES = 0.01, 0.99
+NO_BOUND = "this objective trains no likelihood of images, so there is no bound on log p(x)"
 PER_IMAGE = 4  # number of columns before those of groups and latents
 
 
@@ -51,7 +51,7 @@ class Bound:
 
     def add_terms(self, terms: Terms, mask: Tensor, skipped: int) -> None:
         """Add the terms of a batch. skipped: the number of its images that cannot be used."""
-        sums = column_sums(terms, mask)
+        sums = column_sums(terms, mask, codes=self._model.num_codes)
         self._sums = sums if self._sums is None else self._sums + sums
         self._skipped += skipped
 
@@ -74,37 +74,43 @@ class Bound:
         return metrics | ({"skipped": skipped} if skipped else {})
 
 
-def column_sums(terms: Terms, mask: Tensor) -> Tensor:
-    """Sums over images for `model_metrics`, and the number of images, float64 [4 + G + 3 L + 1].
+def column_sums(terms: Terms, mask: Tensor, *, codes: int = 0) -> Tensor:
+    """Sums over images for `model_metrics`, and the number of images, float64 [4 + G + 3 L + K + 1]. codes: the model's number K.
 
     The columns are log_px, kl, squared error, variance; the KL of each group; and for each latent whether its KL is below 0.01
-    nats, the posterior's mean, and its square.
+    nats, the posterior's mean, and its square; and the number of places of each code.
     """
     first = torch.stack([terms.log_px, terms.kl.sum(1), terms.squared_error, terms.variance], dim=1)
     parts = [first, terms.kl, terms.latent_kl < COLLAPSED_NATS, terms.unit_mean, terms.unit_square]
     rows = torch.cat([columns.detach().double() for columns in parts], dim=1)
     sums = torch.where(mask[:, None], rows, 0.0).sum(0)
-    return torch.cat([sums, mask.sum().double()[None]])
+    used = sums.new_zeros(codes)
+    if codes:
+        used.index_add_(0, terms.codes.flatten(), mask[:, None].expand_as(terms.codes).flatten().double())
+    return torch.cat([sums, used, mask.sum().double()[None]])
 
 
 def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
-    """The metrics of a data set from the means over images of the columns of `column_sums`, float64 [4 + G + 3 L].
+    """The metrics of a data set from the means over images of the columns of `column_sums`, float64 [4 + G + 3 L + K].
 
     neg_elbo_nats, log_px_nats and kl_nats (per image), bits_per_dim, mse (per value, images in [0, 1]), and sigma: the
     likelihood's noise level, or the root of the mean variance of p(x|z) when it depends on z (absent without a noise level).
     A likelihood that fits sigma to each image gives no bound: then the names are neg_profile_elbo_nats and
     profile_log_px_nats, and bits_per_dim is absent, as it is for a model of latents. The likelihood's `progress` is added.
+    Without a trained p(x|z) (VAE.has_bound) the bound, log_px_nats and bits_per_dim are absent.
 
     active_units: number of latents whose posterior mean, in units of the prior's standard deviations, has a variance above 0.01
     over the images and the places of a map (Burda, Grosse & Salakhutdinov 2016, section 5.1). collapsed_share: share of the
     latents whose KL is below 0.01 nats for at least 99% of the images (Lucas et al. 2019, definition 1, with
-    epsilon = delta = 0.01). group_kl_nats/N: the KL of each group of a ladder.
+    epsilon = delta = 0.01). group_kl_nats/N: the KL of each group of a ladder. A model with codes has in place of the first two
+    code_perplexity, exp of the entropy of the codes over all images and places, at most K, and code_usage, the share of the K codes
+    that is used at least once.
     """
     likelihood, dimensions = model.likelihood, math.prod(model.image_shape)
     groups, latents = len(model.group_sizes), model.num_latents
     log_px, kl, squared_error, variance = means[:PER_IMAGE].tolist()
-    by_group, below, unit_mean, unit_square = torch.split(
-        means[PER_IMAGE:], [groups, latents, latents, latents]
+    by_group, below, unit_mean, unit_square, used = torch.split(
+        means[PER_IMAGE:], [groups, latents, latents, latents, model.num_codes]
     )
     of = "profile_" if likelihood.reads_x else ""
     metrics = {
@@ -115,25 +121,38 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
     }
     if not likelihood.reads_x and not model.of_latents:
         metrics["bits_per_dim"] = bits_per_dim(kl - log_px, dimensions, likelihood.measure)
+    if not model.has_bound:
+        metrics = {name: value for name, value in metrics.items() if name in ("kl_nats", "mse")}
     if likelihood.sigma is not None:
         metrics["sigma"] = float(likelihood.sigma)
     elif math.isfinite(variance):
         metrics["sigma"] = math.sqrt(variance / dimensions)
-    metrics["active_units"] = float((unit_square - unit_mean.square() > ACTIVE_VARIANCE).sum())
-    metrics["collapsed_share"] = float((below >= COLLAPSED_IMAGES).double().mean())
+    if model.num_codes:
+        metrics |= _use_of_codes(used)
+    else:
+        metrics["active_units"] = float((unit_square - unit_mean.square() > ACTIVE_VARIANCE).sum())
+        metrics["collapsed_share"] = float((below >= COLLAPSED_IMAGES).double().mean())
     if groups > 1:
         metrics |= {f"group_kl_nats/{number:02d}": nats for number, nats in enumerate(by_group.tolist())}
     return metrics | {name: float(value) for name, value in likelihood.progress.items()}
 
 
+def _use_of_codes(used: Tensor) -> dict[str, float]:
+    """Perplexity and usage from the relative numbers of each code [K]."""
+    share = used / used.sum().clamp_min(1e-300)
+    entropy = -torch.xlogy(share, share).sum()
+    return {"code_perplexity": float(entropy.exp()), "code_usage": float((used > 0).double().mean())}
+
+
 def metric_names(model: VAE) -> list[str]:
     """The names of the metrics of `model_metrics`, without measuring."""
-    columns = PER_IMAGE + len(model.group_sizes) + 3 * model.num_latents
+    columns = PER_IMAGE + len(model.group_sizes) + 3 * model.num_latents + model.num_codes
     return list(model_metrics(model, torch.zeros(columns, dtype=torch.float64)))
 
 
-def protocol(likelihood: Likelihood) -> dict[str, str]:
-    """The meaning of the metrics of `evaluate` for this likelihood, by name."""
+def protocol(model: VAE) -> dict[str, str]:
+    """The meaning of the metrics of `evaluate` for this model, by name."""
+    likelihood, codes = model.likelihood, model.num_codes
     formula = "neg_elbo_nats / (D ln 2)"
     if likelihood.measure == "mass":
         bits = f"{formula}: a mass over {likelihood.levels} levels, not comparable with densities or other levels"
@@ -157,7 +176,34 @@ def protocol(likelihood: Likelihood) -> dict[str, str]:
         meanings["bound"] = (
             "none: sigma is fitted to each image itself, so the numbers do not apply to unseen images"
         )
+    if codes:
+        del meanings["active_units"], meanings["collapsed_share"]
+        meanings["bound"] = (
+            f"-log p(x|z) of the image's codes, plus the length of the codes under a uniform prior over {codes}: nothing is drawn"
+        )
+        meanings["log_px_nats"] = (
+            "log p(x|z) of the image's codes: the reconstruction term of the bound, not log p(x)"
+        )
+        meanings["kl_nats"] = (
+            "places ln(codes): the length of the codes under the uniform prior, the same for every image"
+        )
+        meanings["code_perplexity"] = "exp of the entropy of the codes over all images and places"
+        meanings["code_usage"] = "share of the codes that is used at least once"
+    if not model.has_bound:
+        meanings = {
+            name: meaning for name, meaning in meanings.items() if name not in ("log_px_nats", "bits_per_dim")
+        }
+        meanings["bound"] = NO_BOUND
+        meanings["sigma"] = (
+            "root mean square error of reconstructions, running average from training, or the recipe's number"
+        )
     return meanings
+
+
+def refuse_without_bound(model: VAE, remedy: str) -> None:
+    """Raise UserError for a model without a trained p(x|z), where something needs bounds on log p(x)."""
+    if not model.has_bound:
+        raise UserError(f"{NO_BOUND}; {remedy}")
 
 
 def bits_per_dim(nll_nats: float, dimensions: int, measure: str = "density") -> float:

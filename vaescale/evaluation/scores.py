@@ -17,7 +17,7 @@ from torch import Tensor
 from vaescale.data.batch import Batch, Fault
 from vaescale.data.pictures import encode
 from vaescale.errors import UserError
-from vaescale.evaluation.likelihood import Bound, bits_per_dim
+from vaescale.evaluation.likelihood import Bound, bits_per_dim, refuse_without_bound
 from vaescale.evaluation.measures import Seen
 from vaescale.likelihoods.base import Likelihood
 from vaescale.models.vae import VAE
@@ -122,6 +122,7 @@ def score_names(
 
 def refuse_background(model: VAE, background: VAE) -> None:
     """Raise UserError for a background model whose likelihood is not comparable with the model's."""
+    refuse_without_bound(background, "give another run as --background")
     if background.likelihood.reads_x:
         raise UserError("--background fits sigma to each image, which gives no bound; give another run")
     if background.image_shape != model.image_shape:

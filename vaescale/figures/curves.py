@@ -24,12 +24,14 @@ def training_curves(path: Path, rows: Sequence[dict[str, float]], *, title: str)
         ("sigma", "sigma"),
         ("beta", "beta"),
         ("MMD", "mmd"),
+        ("code perplexity", "code_perplexity"),
     )
     # A constant gets no panel, nor does a loss that equals the bound.
     idle = {
         name for name in ("sigma", "beta") if len({row.get(f"train/{name}") for row in rows} - {None}) < 2
     }
     idle |= set() if any(_loss_differs(row) for row in rows) else {"loss_nats"}
+    idle |= {"kl_nats"} if any("train/code_perplexity" in row for row in rows) else set()
     names = {name.partition("/")[2] for row in rows for name in row}
     drawn = [panel for panel in panels if panel[1] in names - idle] or [*panels]
     size = (3.1 * len(drawn), 2.9)

@@ -7,7 +7,15 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vaescale.config import SIGMA_OF_ANY_SIZE, SIGMA_OF_DRAWS, UNBOUNDED_MEAN, Config, Property, Sizes
+from vaescale.config import (
+    MEAN_ALONE,
+    SIGMA_OF_ANY_SIZE,
+    SIGMA_OF_DRAWS,
+    UNBOUNDED_MEAN,
+    Config,
+    Property,
+    Sizes,
+)
 
 LEVELS = 256
 SCALE_CEILING = 20.0  # largest scale of a discretized logistic on [-1, 1]; beyond it float32 cannot resolve the masses of the levels
@@ -138,10 +146,11 @@ class LocationScaleConfig(MeanConfig):
 
     def offers(self) -> frozenset[Property]:
         """Without that of importance weights if sigma is fitted to the mean over draws; with that of resized images unless sigma
-        belongs to a pixel or is fitted to an image.
+        belongs to a pixel or is fitted to an image; with that of the mean alone unless sigma is learned.
         """
         fitted = self.sigma in OPTIMAL or self.handover is not None
         offered = super().offers() - {SIGMA_OF_DRAWS} if fitted else super().offers()
+        offered = offered if self.sigma in ("shared", "predicted") else offered | {MEAN_ALONE}
         return (
             offered
             if self.sigma in ("optimal_per_image", "optimal_per_pixel")

@@ -25,7 +25,19 @@ from vaescale.likelihoods.config import MOST_HORIZON_STEPS, OPTIMAL, Handover, L
 FLOOR_SHARPNESS = 4.0
 
 
-class SigmaState(nn.Module):
+class WideState(nn.Module):
+    """A module whose buffers keep their precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WideState":
+        # `.bfloat16()` and `.half()`, which sharding backends call on whole models, must not change the state.
+        state = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in state.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
+
+
+class SigmaState(WideState):
     """The state of log sigma for training and evaluation, which checkpoints save.
 
     Training takes the batch's optimal sigma (`sigma_source: batch`) or the running one; evaluation the running one.
@@ -222,14 +234,6 @@ class SigmaState(nn.Module):
             start = torch.where(settled & torch.isinf(start), steps, start)
             last, window = torch.where(ends, now, last), torch.where(ends, 0.0, window)
         self.stage.copy_(torch.cat([torch.stack([steps, start, last]), window]))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SigmaState":
-        # `.bfloat16()` and `.half()`, which sharding backends call on whole models, must not change the state.
-        state = dict(self.named_buffers())
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, value in state.items():
-            setattr(self, name, value.to(getattr(self, name).device))
-        return self
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """Build a model from the sections of a recipe."""
 
+from typing import Any
+
 from vaescale.likelihoods.config import LikelihoodConfig
-from vaescale.models.config import EquivarianceConfig, PosteriorConfig
+from vaescale.models.config import EquivarianceConfig, PosteriorConfig, Shows
 from vaescale.models.flat import FlatVAE
 from vaescale.models.ladder import LadderVAE
+from vaescale.models.quantized import QuantizedVAE
 from vaescale.models.vae import VAE
 from vaescale.networks.config import NetworkConfig
 from vaescale.networks.spectral import SpectralSum
@@ -18,18 +21,23 @@ def build_vae(
     channels: int,
     spectral: bool = False,
     equivariance: EquivarianceConfig | None = None,
+    shows: Shows | None = None,
+    has_bound: bool = True,
     of_latents: bool = False,
 ) -> VAE:
     """Build the model of these sections. spectral: whether its terms include the layers' singular values. equivariance: of the
-    decoder, if the terms include it; for a network with a latent map. of_latents: whether the images are latents of another model.
+    decoder, if the terms include it; for a network with a latent map. shows: what discriminators see, if there are any. has_bound: whether
+    p(x|z) is trained, so that evaluation may report bounds. of_latents: whether the images are latents of another model.
 
     Raises UserError when the network does not fit the images.
     """
-    kind = LadderVAE if network.hierarchical else FlatVAE
-    model = kind(network, posterior, likelihood, image_size=image_size, channels=channels)
+    gaussian = LadderVAE if network.hierarchical else FlatVAE
+    kind: Any = QuantizedVAE if posterior.quantized else gaussian
+    model: VAE = kind(network, posterior, likelihood, image_size=image_size, channels=channels)
     model.of_latents = of_latents
     if spectral:
         model.spectral = SpectralSum(model.network)
+    model.shows, model.has_bound = shows, has_bound
     if equivariance is not None:
         equivariance.sides(model.latent_shape[-1])
         model.equivariance = equivariance

@@ -3,21 +3,42 @@
 To add a posterior: a class (see `posterior.py`), its section, which names the class, and a line in POSTERIORS.
 """
 
+import math
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from vaescale.config import GROUPS, ONE_VECTOR, Config, Need, Sizes
+from vaescale.config import (
+    FIXED_POSTERIOR,
+    GAUSSIAN,
+    GROUPS,
+    LATENT_MAP,
+    ONE_VECTOR,
+    UNCOMPILED,
+    Config,
+    Need,
+    Property,
+    Sizes,
+)
 from vaescale.errors import UserError
 
 Sigma = Annotated[float, Field(gt=0, le=1000)]
 
 
 class PosteriorConfig(Config):
-    """The section of one q(z|x). Its implementation is a `posterior.Posterior`, built with the number of latents."""
+    """The section of one q(z|x). Its implementation is a `posterior.Posterior`, or a `quantizer.Quantizer` where `quantized`, built
+    with the number of latents.
+    """
+
+    quantized: ClassVar[bool] = False
+    """Whether z is one of a finite number of codes at each place of a map, in place of a Gaussian draw."""
 
     kind: str
+
+    def offers(self) -> frozenset[Property]:
+        """The property that other sections may need: a Gaussian."""
+        return frozenset() if self.quantized else frozenset({GAUSSIAN})
 
     def num_params(self, latents: int) -> int:
         """The number of channels that the encoder returns for this number of latents (channels of a map)."""
@@ -82,6 +103,10 @@ class FixedConfig(PosteriorConfig):
         """Channels for one mean of each latent."""
         return latents
 
+    def offers(self) -> frozenset[Property]:
+        """The property of objectives that train the means alone."""
+        return frozenset({FIXED_POSTERIOR})
+
     def needs(self) -> Iterable[Need]:
         """The need of a single vector or map of latents."""
         yield Need("posterior.kind (='fixed')", ONE_VECTOR, "choose diagonal or relative")
@@ -119,6 +144,91 @@ class RelativeConfig(PosteriorConfig):
     def needs(self) -> Iterable[Need]:
         """The need of groups, whose priors it is relative to."""
         yield Need("posterior.kind (='relative')", GROUPS, "choose diagonal")
+
+
+class Codes(PosteriorConfig):
+    """The base of codes: q(z|x) is one code at each place of a latent map, under a uniform prior over the codes."""
+
+    quantized = True
+
+    def num_params(self, latents: int) -> int:
+        """Channels for the vector that is replaced by a code's."""
+        return latents
+
+    def needs(self) -> Iterable[Need]:
+        """The needs of a map, and of a forward pass that keeps what the step's end reads."""
+        key = f"posterior.kind (={self.kind!r})"
+        remedy = "choose network.kind resnet, or conv with network.latent_map: true"
+        yield Need(key, LATENT_MAP, remedy)
+        yield Need(key, UNCOMPILED, "set training.compile to false")
+
+
+class QuantizedConfig(Codes):
+    """The nearest vector of a learned codebook at each place of a map: the VQ-VAE of van den Oord et al. 2017."""
+
+    implementation = "vaescale.models.codebook.Codebook"
+    kind: Literal["quantized"] = "quantized"
+    codes: int = Field(default=512, ge=2, le=1 << 20, description="K, the number of vectors in the codebook")
+    codebook: Literal["ema", "gradient"] = Field(
+        default="ema",
+        description="how the codebook follows the encoder: averages of the vectors that each code replaces, over the global batch "
+        "and the last steps; or the gradient of their squared distance",
+    )
+    decay: float = Field(
+        default=0.99, ge=0, lt=1, description="decay of these averages and of the codes' use"
+    )
+    commitment: float = Field(
+        default=0.25,
+        ge=0,
+        description="nats for each unit of squared distance of the encoder's vectors from their codes, summed over the places",
+    )
+    gradient: Literal["straight_through", "rotation"] = Field(
+        default="straight_through",
+        description="gradient of the encoder: that of the code's vector, or the same rotated and scaled from the code to the vector",
+    )
+    start_step: int = Field(
+        default=1,
+        ge=1,
+        description="step after which k-means of its global batch starts the codebook; until then z is not quantized",
+    )
+    restart_every: int = Field(
+        default=50, ge=1, description="steps between restarts of codes that are hardly used"
+    )
+    restart_below: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="use of a code, relative to the mean use, below which it restarts at a vector of the global batch; 0: never",
+    )
+
+
+Levels = Annotated[int, Field(ge=2, le=1 << 10)]
+
+
+class FiniteScalarConfig(Codes):
+    """Each channel of a map rounded to a few levels: the FSQ of Mentzer et al. 2024. Nothing is learned, and nothing added to the loss."""
+
+    implementation = "vaescale.models.finite_scalar.FiniteScalar"
+    kind: Literal["finite_scalar"] = "finite_scalar"
+    levels: Annotated[tuple[Levels, ...], Field(min_length=1)] = Field(
+        description="number of levels of each channel, such as [8, 5, 5, 5] for 1,000 codes"
+    )
+
+    @model_validator(mode="after")
+    def _codes_can_be_counted(self) -> "FiniteScalarConfig":
+        if (codes := math.prod(self.levels)) > 1 << 20:
+            raise ValueError(
+                f"levels (={list(self.levels)}) make {codes:,} codes; at most {1 << 20:,} are counted"
+            )
+        return self
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Refuse another number of levels than of channels."""
+        if len(self.levels) != sizes.latent_dim:
+            raise ValueError(
+                f"posterior.levels (={list(self.levels)}) has {len(self.levels)} numbers for network.latent_dim "
+                f"(={sizes.latent_dim}); give one for each channel"
+            )
 
 
 Turns = Annotated[int, Field(ge=0, le=3)]
@@ -168,9 +278,20 @@ class EquivarianceConfig(Config):
         return sides
 
 
+class Shows(NamedTuple):
+    """What a model shows discriminators besides images, reconstructions and latents (see `shown.py`)."""
+
+    prior: bool = False
+    held: bool = False
+    generated: bool = False
+    recovered: bool = False
+
+
 POSTERIORS: dict[str, type[PosteriorConfig]] = {
     "diagonal": DiagonalConfig,
     "isotropic": IsotropicConfig,
     "fixed": FixedConfig,
     "relative": RelativeConfig,
+    "quantized": QuantizedConfig,
+    "finite_scalar": FiniteScalarConfig,
 }

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from vaescale import noise
 from vaescale.likelihoods.base import Likelihood
 from vaescale.likelihoods.config import LikelihoodConfig
-from vaescale.models.config import EquivarianceConfig
+from vaescale.models.config import EquivarianceConfig, Shows
 from vaescale.models.equivariance import drawn
 from vaescale.models.posterior import Gaussian
+from vaescale.models.quantizer import Quantized
+from vaescale.models.shown import Shown, shown
 from vaescale.networks.config import NetworkConfig
 from vaescale.networks.spectral import SpectralSum
 
-Encoded = Gaussian | dict[int, Tensor]
-"""What `VAE.encode` makes of B images: q(z|x) of a flat model; the maps of a ladder's encoder, [B, W, R, R] by resolution R."""
+Encoded = Gaussian | Quantized | dict[int, Tensor]
+"""What `VAE.encode` makes of B images: q(z|x) of a flat model, or codes; the maps of a ladder's encoder, [B, W, R, R] by resolution R."""
 
 
 class Terms(NamedTuple):
@@ -37,7 +39,9 @@ class Terms(NamedTuple):
     log_weights [B, K] = log p(x, z) - log q(z|x); [B, 0] without importance samples. spectral [B]: the network's sum of
     singular values, the same for each example; [B, 0] unless the model was built with it. transformed_log_px [B]: see
     `equivariance.py`; [B, 0] in evaluation, and unless the model was built with it. squared_error, variance, unit_mean and
-    unit_square, which only metrics read, are [B, 0] unless they were wanted.
+    unit_square, which only metrics read, are [B, 0] unless they were wanted. codes int64 [B, N], and code_cost [B], what a
+    quantizer adds to the loss in nats; each [B, 0] in a model without. shown: what discriminators see, empty in evaluation, and unless
+    the model was built with it.
     """
 
     log_px: Tensor
@@ -53,6 +57,9 @@ class Terms(NamedTuple):
     log_weights: Tensor
     spectral: Tensor
     transformed_log_px: Tensor
+    codes: Tensor
+    code_cost: Tensor
+    shown: Shown | tuple[()] = ()
 
 
 class Inferred(NamedTuple):
@@ -69,6 +76,8 @@ class Inferred(NamedTuple):
     log_sigma: Tensor
     log_ratio: Tensor
     draws: Tensor | None
+    codes: Tensor | None = None
+    code_cost: Tensor | None = None
 
 
 class VAE(nn.Module):
@@ -89,6 +98,8 @@ class VAE(nn.Module):
 
     of_latents: bool
     """Whether x is the latent of another model, and no image."""
+    num_codes: int = 0
+    """The number K of codes of a place; 0 for a model without codes."""
 
     def __init__(
         self,
@@ -111,6 +122,8 @@ class VAE(nn.Module):
         self.spectral: SpectralSum | None = None
         self.equivariance: EquivarianceConfig | None = None
         self.of_latents = False
+        self.shows: Shows | None = None
+        self.has_bound = True  # whether evaluation may report bounds on log p(x)
         self.frozen: tuple[nn.Module, ...] = ()  # layers that stay in evaluation mode (see `freezing.py`)
 
     def train(self, mode: bool = True) -> "VAE":
@@ -144,8 +157,9 @@ class VAE(nn.Module):
         """
         x = self.target(images, stream)
         with nullcontext() if autocast is None else torch.autocast(x.device.type, autocast):
+            encoded = self.encode(x)
             inferred = self.infer(
-                self.encode(x),
+                encoded,
                 stream,
                 max(1, importance_samples),
                 doubly_reparameterized,
@@ -153,6 +167,11 @@ class VAE(nn.Module):
                 measured=measured,
             )
             terms = self.terms(x, inferred, mask, doubly_reparameterized, measured=measured)
+            if self.training and self.num_codes:
+                self.collect(encoded, stream, mask)
+            if self.shows is not None and self.training:
+                seen = shown(self, self.shows, x, inferred.params, inferred.draws, stream)
+                terms = terms._replace(shown=seen)
             if self.equivariance is None or not self.training:
                 return terms
             return terms._replace(transformed_log_px=self._transformed_log_px(x, inferred, stream, mask))
@@ -200,7 +219,19 @@ class VAE(nn.Module):
                 log_weights=log_weights,
                 spectral=self.spectral().expand(len(x)) if self.spectral else nothing,
                 transformed_log_px=nothing,
+                codes=nothing if inferred.codes is None else inferred.codes,
+                code_cost=nothing if inferred.code_cost is None else inferred.code_cost,
             )
+
+    def collect(self, encoded: Any, stream: noise.Stream, mask: Tensor) -> None:
+        """Keep what the state of a quantizer needs of a forward pass in training. encoded: from `encode`."""
+
+    def end_step(self, skipped: Tensor) -> None:  # noqa: ARG002
+        """Update the model's state from the step's forward passes; called once per optimizer step, on every rank.
+
+        skipped []: 1 where the step moves no weights, else 0.
+        """
+        self.likelihood.end_step()
 
     def _transformed_log_px(
         self, x: Tensor, inferred: Inferred, stream: noise.Stream, mask: Tensor
@@ -306,6 +337,8 @@ def rows_of(encoded: Encoded, rows: Tensor) -> Encoded:
     """The part of `VAE.encode`'s result that belongs to some of the images. rows: their indices, or a mask [B]."""
     if isinstance(encoded, Gaussian):
         return Gaussian(*(values[rows] for values in encoded))
+    if isinstance(encoded, Quantized):
+        return Quantized(*(values[rows] for values in encoded))
     return {size: values[rows] for size, values in encoded.items()}
 
 

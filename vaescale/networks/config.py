@@ -82,9 +82,22 @@ class ConvConfig(NetworkConfig):
         "the preset, or `group` without a preset",
     )
     standardize: Standardized = None
+    latent_map: bool = Field(
+        default=False,
+        description="keep the innermost map as the latents, of latent_dim channels, by 1x1 convolutions in place of the fully "
+        "connected layers",
+    )
+
+    def offers(self) -> frozenset[Property]:
+        """The property of terms that need a latent map, if it has one."""
+        return super().offers() | ({LATENT_MAP} if self.latent_map else set())
 
     @model_validator(mode="after")
     def _a_preset_has_its_widths(self) -> "ConvConfig":
+        if self.preset and self.latent_map:
+            raise ValueError(
+                f"preset (={self.preset}) has a latent vector; leave network.latent_map out, or choose widths"
+            )
         if self.preset and self.widths:
             raise ValueError(
                 f"preset (={self.preset}) sets its own widths; leave network.widths out, or set it to null"

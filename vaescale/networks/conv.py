@@ -1,6 +1,6 @@
 """Strided convolutional encoder and decoder: given widths, each with a halving of the resolution, or a published network.
 
-Legend: x [B, C, S, S], W = the encoder's last width, s = S / (product of the decoder's strides), z [B, Z]. GroupNorm unless
+Legend: x [B, C, S, S], W = the encoder's last width, s = S / (product of the decoder's strides), z [B, Z] or, as a latent map, [B, Z, s, s]. GroupNorm unless
 the recipe or a preset says otherwise: a curve must not depend on how many images a process holds.
 """
 
@@ -50,6 +50,18 @@ class ConvNetwork(FlatNetwork):
         self.latent_shape, self._standardize = (config.latent_dim,), config.standardize
         small, start = image_size // halvings, image_size // doublings
         width = plan.encoder[-1][0]
+        if config.latent_map:
+            self.latent_shape = (config.latent_dim, small, small)
+            self.encoder = nn.Sequential(
+                *_encoder_maps(plan, channels, kind, image_size),
+                conv(width, encoder_out, 1),  # [B, encoder_out, small, small]
+            )
+            self.decoder = nn.Sequential(
+                conv(config.latent_dim, width, 1),
+                *_decoder_maps(plan, width, kind, start),
+                _last(plan, out_channels),
+            )
+            return
         sizes = (width * small * small, *plan.hidden, encoder_out)
         self.encoder = nn.Sequential(
             *_encoder_maps(plan, channels, kind, image_size),
@@ -68,12 +80,12 @@ class ConvNetwork(FlatNetwork):
         )
 
     def encode(self, x: Tensor) -> Tensor:
-        """Map [B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out]."""
+        """Map [B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out], of a latent map [B, encoder_out, s, s]."""
         parameters: Tensor = self.encoder(standardized(x, self._standardize))
         return parameters
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map [B, Z] to the likelihood's raw parameters [B, out_channels, S, S]."""
+        """Map [B, Z], or a latent map [B, Z, s, s], to the likelihood's raw parameters [B, out_channels, S, S]."""
         parameters: Tensor = self.decoder(z)
         return parameters
 

@@ -2,9 +2,10 @@
 
 On CUDA, maps in channels_last order use Triton kernels (`group_norm_kernels.py`), and the output has the dtype and the order of the
 input. torch's group_norm returns another order (PyTorch issue 111824) and computes in float32 under autocast, so that each
-convolution after it copies its input twice. Everywhere else this is torch's group_norm followed by torch's silu.
+convolution after it copies its input twice. On a CPU such maps use compiled functions (`normalization.py`). Everywhere else this
+is torch's group_norm followed by torch's silu.
 
-To compare the two on a GPU: set `GroupNorm.fused = False`, or VAESCALE_TRITON=0 in the environment (see `kernels.py`).
+To compare the two: set `GroupNorm.fused = False`; or set VAESCALE_TRITON=0 (see `kernels.py`) or VAESCALE_NATIVE=0 in the environment.
 """
 
 from typing import ClassVar
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from vaescale.kernels import kernels_run
+from vaescale.networks import normalization
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST = 1024
@@ -24,7 +26,7 @@ class GroupNorm(nn.GroupNorm):
     """torch's GroupNorm, with SiLU after it where `with_silu`. Parameters have the names, shapes and initial values of torch's."""
 
     fused: ClassVar[bool] = True
-    """Whether to use the Triton kernels where they apply."""
+    """Whether to use the kernels where they apply."""
 
     def __init__(self, groups: int, width: int, *, with_silu: bool = False, eps: float = 1e-5) -> None:
         super().__init__(groups, width, eps=eps)
@@ -37,6 +39,9 @@ class GroupNorm(nn.GroupNorm):
                 0
             ]
             return y
+        if GroupNorm.fused and normalization.take(x):
+            act = "silu" if self.with_silu else None
+            return normalization.group_norm(x, self.weight, self.bias, self.num_groups, self.eps, act)
         normed = super().forward(x)
         return silu(normed) if self.with_silu else normed
 

@@ -12,9 +12,10 @@ from torch.nn.functional import interpolate
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
-from vaescale import comm
 from vaescale.errors import UserError
+from vaescale.networks.batch_norm import GlobalBatchNorm
 from vaescale.networks.config import Norm, Standardize
+from vaescale.networks.convolutions import Conv2d, ConvTranspose2d
 from vaescale.networks.group_norm import GroupNorm
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ def conv(
     before: the normalization that follows; see `has_bias`.
     """
     padding = (kernel - 1) // 2 if padding is None else padding
-    return nn.Conv2d(channels, width, kernel, stride=stride, padding=padding, bias=has_bias(before))
+    return Conv2d(channels, width, kernel, stride=stride, padding=padding, bias=has_bias(before))
 
 
 def standardized(x: Tensor, moments: Standardize | None) -> Tensor:
@@ -54,7 +55,7 @@ def deconv(
     """Map [B, C, S, S] to [B, width, S * stride, S * stride]. before: as in `conv`."""
     odd = kernel % 2 if stride == 2 else 0
     padding = (kernel - stride + odd) // 2
-    return nn.ConvTranspose2d(
+    return ConvTranspose2d(
         channels,
         width,
         kernel,
@@ -99,8 +100,8 @@ def normed(
     exact: bool = False,
     eps: float = 1e-5,
 ) -> tuple[nn.Module, nn.Module]:
-    """Two layers, a normalization (see `norm`) and its activation. GroupNorm computes SiLU itself; the second layer is then the
-    identity, so that the layers of an nn.Sequential keep their numbers in checkpoints.
+    """Two layers, a normalization (see `norm`) and its activation. GroupNorm computes SiLU itself and batch normalization any
+    activation; the second layer is then the identity, so that the layers of an nn.Sequential keep their numbers in checkpoints.
     """
     normalization = norm(kind, width, places=places, groups=groups, exact=exact, eps=eps)
     if kind == "group" and activation == "silu":
@@ -108,7 +109,15 @@ def normed(
             return nn.SiLU(), nn.Identity()
         normalization.with_silu = True
         return normalization, nn.Identity()
+    if isinstance(normalization, GlobalBatchNorm):
+        normalization.activation = activation
+        return normalization, nn.Identity()
     return normalization, ACTIVATIONS[activation]()
+
+
+def has_norms(model: nn.Module) -> bool:
+    """Whether a model normalizes maps."""
+    return any(isinstance(module, GroupNorm | GlobalBatchNorm) for module in model.modules())
 
 
 def num_groups(width: int, most: int, places: int) -> int:
@@ -138,58 +147,6 @@ def spectral(layer: nn.Module) -> nn.Module:
     """Divide the weight of a layer by its largest singular value. Miyato et al. 2018, algorithm 1."""
     normalized: nn.Module = spectral_norm(layer)
     return normalized
-
-
-class GlobalBatchNorm(nn.Module):
-    """Batch normalization with the statistics of the global batch: one curve on any number of ranks, on gloo too.
-
-    Ioffe & Szegedy 2015, algorithm 1; evaluation uses running averages. With training.accumulation the statistics are
-    those of a micro-batch. A layer costs one all-reduce of 2 width + 1 numbers forward and one backward.
-    """
-
-    averaged_buffers = ("running_mean", "running_variance")
-    """What is averaged over steps together with the weights: the averaged weights' maps have other statistics than the weights'."""
-
-    def __init__(self, width: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_variance", torch.ones(width))
-        self.running_mean: Tensor
-        self.running_variance: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize x [B, C] or [B, C, H, W]."""
-        mean, variance = (
-            self._batch_moments(x) if self.training else (self.running_mean, self.running_variance)
-        )
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        shape = (1, -1, *(1 for _ in x.shape[2:]))
-        # In float32, because a channel with a large mean would cancel in bf16.
-        return torch.addcmul(shift.view(shape), x.to(scale.dtype), scale.view(shape)).to(x.dtype)
-
-    def _batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        rows = x.transpose(0, 1).flatten(1)  # [C, N]
-        rows = rows if rows.dtype == torch.float64 else rows.float()
-        count = float(rows.shape[1])
-        mean = rows.mean(1)
-        deviations = (rows - mean[:, None]).square().sum(1)
-        # Summed around zero in float64, where the cancellation that follows costs nothing.
-        mean, deviations = mean.double(), deviations.double()
-        sums = torch.cat([count * mean, deviations + count * mean.square(), mean.new_full((1,), count)])
-        sums = comm.all_reduce_sum_with_gradient(sums)
-        total = sums[-1].detach()
-        mean, square = (sums[:-1] / total).chunk(2)
-        variance = (square - mean.square()).clamp_min(0)
-        with torch.no_grad():
-            unbiased = variance * total / (total - 1).clamp_min(1)
-            for running, value in ((self.running_mean, mean), (self.running_variance, unbiased)):
-                # One batch of NaN must not remain in the running averages.
-                running.lerp_(torch.where(value.isfinite(), value.to(running), running), self.momentum)
-        return mean.to(rows.dtype), variance.to(rows.dtype)
 
 
 observers: list[Callable[[Callable[..., object], tuple[object, ...]], None]] = []

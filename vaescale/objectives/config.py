@@ -8,18 +8,30 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from vaescale.adversaries.config import (
+    AdversarialConfig,
+    BothPlayersConfig,
+    ImagePlayerConfig,
+    LatentPlayerConfig,
+    PairPlayerConfig,
+    PlayerConfig,
+)
 from vaescale.config import (
+    FIXED_POSTERIOR,
+    GAUSSIAN,
     GROUPS,
     LATENT_MAP,
+    MEAN_ALONE,
     ONE_VECTOR,
     SIGMA_OF_ANY_SIZE,
     SIGMA_OF_DRAWS,
     UNCOMPILED,
+    UNSCALED_LOSS,
     Config,
     Need,
     Sizes,
 )
-from vaescale.models.config import EquivarianceConfig
+from vaescale.models.config import EquivarianceConfig, Shows
 from vaescale.schedules import Annealing
 
 
@@ -37,6 +49,16 @@ class ObjectiveConfig(Config):
     def transforms(self) -> EquivarianceConfig | None:
         """The transformations whose likelihood the loss needs, which the model computes only then."""
         return None
+
+    @property
+    def shows(self) -> Shows | None:
+        """What the model shows a second player, if the loss has one."""
+        return None
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether the loss trains p(x|z), so that evaluation may report bounds on log p(x)."""
+        return True
 
 
 class FreeBitsConfig(Config):
@@ -104,6 +126,16 @@ class ElboConfig(ObjectiveConfig):
         default=None, description="add -log p(Tx|Tz) of transformed images and latent maps (EQ-VAE)"
     )
 
+    adversarial: AdversarialConfig | None = Field(
+        default=None,
+        description="add a discriminator's judgement of the decoded means (VQGAN, latent diffusion)",
+    )
+
+    @property
+    def shows(self) -> Shows | None:
+        """The reconstructions, for the adversarial term."""
+        return Shows() if self.adversarial else None
+
     @property
     def reads_spectrum(self) -> bool:
         """True with a weight for the spectral term."""
@@ -126,9 +158,17 @@ class ElboConfig(ObjectiveConfig):
             yield Need(key, LATENT_MAP, "leave it out, or choose network.kind resnet")
             yield Need(key, SIGMA_OF_ANY_SIZE, "choose gaussian or laplace with one sigma for all pixels")
             yield Need(key, UNCOMPILED, "set training.compile to false")
+        of_a_density = ("free_bits", "capacity", "mmd", "dip", "equivariance")
+        for term in (*of_a_density, *(["beta"] if self.beta != 1.0 else [])):
+            if getattr(self, term):  # the KL of codes is a constant
+                yield Need(f"objective.{term}", GAUSSIAN, "leave it out")
+        if self.adversarial:
+            yield from needs_of_players("objective.adversarial")
 
     def check_sizes(self, sizes: Sizes) -> None:
-        """Refuse an MMD over a single image."""
+        """Refuse an MMD over a single image, and a second player that never plays."""
+        if self.adversarial:
+            self.adversarial.check_start("objective.adversarial", sizes)
         if self.mmd and sizes.micro_batch < 2:
             raise ValueError(
                 f"objective.mmd compares images, and a micro-batch has {sizes.micro_batch}; raise data.global_batch "
@@ -150,6 +190,12 @@ class ElboConfig(ObjectiveConfig):
         return self
 
 
+def needs_of_players(key: str) -> Iterable[Need]:
+    """The needs of a loss with a second player. key: the section's."""
+    yield Need(key, UNCOMPILED, "set training.compile to false")
+    yield Need(key, UNSCALED_LOSS, "set training.precision to bf16 or fp32")
+
+
 class IwaeConfig(ObjectiveConfig):
     """The importance-weighted bound, -log 1/K sum of K importance weights."""
 
@@ -163,6 +209,7 @@ class IwaeConfig(ObjectiveConfig):
 
     def needs(self) -> Iterable[Need]:
         """The needs of weighted draws, and of the second gradient: a hook on a single z."""
+        yield Need("objective.kind (='iwae')", GAUSSIAN, "choose elbo")
         yield Need(
             "objective.kind (='iwae')",
             SIGMA_OF_DRAWS,
@@ -172,4 +219,117 @@ class IwaeConfig(ObjectiveConfig):
             yield Need("objective.gradient (='doubly_reparameterized')", ONE_VECTOR, "choose reparameterized")
 
 
-OBJECTIVES: dict[str, type[ObjectiveConfig]] = {"elbo": ElboConfig, "iwae": IwaeConfig}
+class GameConfig(ObjectiveConfig):
+    """What the objectives that are games of two players share: a section `discriminator`, and no likelihood of images."""
+
+    discriminator: PlayerConfig
+
+    @property
+    def has_bound(self) -> bool:
+        """False: p(x|z) is no part of the loss."""
+        return False
+
+    def needs(self) -> Iterable[Need]:
+        """The needs of a second player, of latents that it can see, and of a decoder that is trained as a whole."""
+        key = f"objective.kind (={self.kind!r})"
+        yield from needs_of_players(key)
+        yield Need(key, ONE_VECTOR, "choose network.kind conv or resnet")
+        if not self.has_bound:
+            yield Need(key, MEAN_ALONE, "choose gaussian or laplace, with sigma optimal or a number")
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Refuse a game that begins late: without it nothing is trained."""
+        if self.discriminator.start_step and not self.has_bound:
+            raise ValueError(
+                f"objective.discriminator.start_step (={self.discriminator.start_step}) must be 0: before it, "
+                f"objective.kind {self.kind!r} has nothing to minimize"
+            )
+        self.discriminator.check_start("objective.discriminator", sizes)
+
+
+class AaeConfig(GameConfig):
+    """The adversarial autoencoder: -log p(x|z), and a discriminator of latents in place of the KL."""
+
+    implementation = "vaescale.objectives.aae.Aae"
+    kind: Literal["aae"] = "aae"
+    weight: float = Field(default=1.0, gt=0, description="weight of the latents' adversarial term")
+    discriminator: LatentPlayerConfig = Field(
+        default=LatentPlayerConfig(), description="the discriminator of latents"
+    )
+
+    @property
+    def has_bound(self) -> bool:
+        """True: the loss has -log p(x|z), although no KL."""
+        return True
+
+    @property
+    def shows(self) -> Shows:
+        """Draws of the prior."""
+        return Shows(prior=True)
+
+
+class VaeGanConfig(GameConfig):
+    """VAE-GAN: KL, reconstruction errors in the discriminator's features, and adversarial images."""
+
+    implementation = "vaescale.objectives.vae_gan.VaeGan"
+    kind: Literal["vae_gan"] = "vae_gan"
+    gamma: float = Field(default=1.0, gt=0, description="weight of the feature errors in the decoder's loss")
+    discriminator: ImagePlayerConfig = Field(
+        default=ImagePlayerConfig(), description="the discriminator of images; its last maps are the features"
+    )
+
+    @property
+    def shows(self) -> Shows:
+        """Draws of the prior, decoded, and reconstructions without a gradient for the encoder."""
+        return Shows(prior=True, generated=True, held=True)
+
+
+class AlphaGanConfig(GameConfig):
+    """alpha-GAN: absolute errors, a discriminator of latents and one of images."""
+
+    implementation = "vaescale.objectives.alpha_gan.AlphaGan"
+    kind: Literal["alpha_gan"] = "alpha_gan"
+    reconstruction: float = Field(
+        default=10.0, gt=0, description="lambda, the weight of the mean absolute error of an image's values"
+    )
+    prior_samples: bool = Field(
+        default=True, description="whether the discriminator of images sees decoded draws of the prior, too"
+    )
+    discriminator: BothPlayersConfig = Field(
+        default=BothPlayersConfig(), description="the discriminators of images and of latents"
+    )
+
+    @property
+    def shows(self) -> Shows:
+        """Draws of the prior, decoded if the discriminator of images sees them."""
+        return Shows(prior=True, generated=self.prior_samples)
+
+
+class VeeganConfig(GameConfig):
+    """VEEGAN: a discriminator of pairs of latents and images, and latents recovered from decoded draws of the prior."""
+
+    implementation = "vaescale.objectives.veegan.Veegan"
+    kind: Literal["veegan"] = "veegan"
+    discriminator: PairPlayerConfig = Field(
+        default=PairPlayerConfig(), description="the discriminator of pairs"
+    )
+
+    @property
+    def shows(self) -> Shows:
+        """Draws of the prior, decoded and encoded again."""
+        return Shows(prior=True, generated=True, recovered=True)
+
+    def needs(self) -> Iterable[Need]:
+        """The need of constant standard deviations of q(z|x), too: the loss has no gradient for them."""
+        yield from super().needs()
+        yield Need("objective.kind (='veegan')", FIXED_POSTERIOR, "choose posterior.kind fixed")
+
+
+OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
+    "elbo": ElboConfig,
+    "iwae": IwaeConfig,
+    "aae": AaeConfig,
+    "vae_gan": VaeGanConfig,
+    "alpha_gan": AlphaGanConfig,
+    "veegan": VeeganConfig,
+}

@@ -7,13 +7,16 @@ balancing  -log p(x|z) + beta sum_g gamma_g KL_g                         Vahdat 
 mmd        ... + lambda MMD(q(z), p(z)); with beta 0 the WAE             Tolstikhin et al. 2018, algorithm 2
 dip        ... + lambda_od sum C_ij^2 + lambda_d sum (C_ii - 1)^2        Kumar et al. 2018, eq. 6 and 7
 spectral   ... + lambda sum_i s_i, the layers' singular values           Vahdat & Kautz 2020, section 3.2
+adversarial  ... + w g, a discriminator's judgement                      Esser et al. 2021, eq. 7; see adversarial.py
 equivariance   ... - lambda log p(Tx|Tz), T a scaling and rotation       Kouzelis et al. 2025, eq. 5
+codes      ... + what a codebook adds: its distance from the encoder     van den Oord et al. 2017, eq. 3
 """
 
 from torch import Tensor
 
 from vaescale import noise
 from vaescale.models.vae import VAE, Terms
+from vaescale.objectives.adversarial import AdversarialTerm
 from vaescale.objectives.config import ElboConfig
 from vaescale.objectives.dip import dip
 from vaescale.objectives.mmd import mmd
@@ -35,10 +38,14 @@ class Elbo:
 
     def __init__(self, config: ElboConfig, model: VAE) -> None:
         self.config, self._alpha = config, group_shares(model.group_places)
+        self._adversarial = AdversarialTerm(config.adversarial, model) if config.adversarial else None
+        self.discriminators = self._adversarial.discriminators if self._adversarial else None
 
     def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss [] in nats per image; and the terms mmd, spectral and equivariance without their weights, and dip."""
-        config, pieces = self.config, {}
+        """The loss [] in nats per image; and the terms mmd, spectral, equivariance and adversarial without their weights, dip, and
+        commitment_nats.
+        """
+        config, pieces = self.config, dict[str, Tensor]()
         loss = self._rate(terms, stream.step) - terms.log_px.mean()
         if config.mmd:
             pieces["mmd"] = mmd(terms.z, stream, config.mmd)
@@ -52,6 +59,12 @@ class Elbo:
         if config.transforms:
             pieces["equivariance"] = -terms.transformed_log_px.mean()
             loss = loss + config.transforms.weight * pieces["equivariance"]
+        if terms.code_cost.ndim == 1:
+            pieces["commitment_nats"] = terms.code_cost.mean()
+            loss = loss + pieces["commitment_nats"]
+        if self._adversarial and stream.step >= self._adversarial.config.start_step:
+            term, judged = self._adversarial(terms, stream)
+            loss, pieces = loss + term, pieces | judged
         return loss, pieces
 
     def progress(self, step: int) -> dict[str, float]:

@@ -4,7 +4,8 @@
         model.safetensors       weights and buffers, the sigma state among them
         ema.safetensors         the averaged weights, if there are any; further averages have names such as ema-0.9999
         optimizer.safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/step for each parameter NAME
-        guard.safetensors       the usual gradient norm, and how many steps were skipped
+        discriminator.safetensors, discriminator-optimizer.safetensors   the second player of an adversarial objective
+    guard.safetensors       the usual gradient norm, and how many steps were skipped
         state.json              step, recipe hash, plan hash, world size
         manifest.json           bytes and sha256 of each file above
 
@@ -41,6 +42,7 @@ MANIFEST = "manifest.json"
 REPLACED = ".replaced"
 NAME = re.compile(rf"step-(\d{{9}})({REPLACED})?")
 FILE = re.compile(r"[a-z]+(-[a-z0-9.-]+)?\.(safetensors|json)")
+OPTIONAL = ("discriminator", "discriminator-optimizer")  # training can begin them anew
 NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
 NEEDED_EXPORTED = {"model.safetensors", "state.json"}
 EXPORTED = "exported_weights"  # key of state.json: which weights an exported run has
@@ -325,8 +327,12 @@ def file_of(saved: Checkpoint, weights: str) -> str:
 
 
 def refuse_unfit(saved: Checkpoint, expected: Mapping[str, Shapes]) -> None:
-    """Raise UserError when a checkpoint's names, types and shapes differ from the expected ones, given by file."""
+    """Raise UserError when a checkpoint's names, types and shapes differ from the expected ones, given by file. Those of OPTIONAL may
+    be missing.
+    """
     for file, shapes in expected.items():
+        if file in OPTIONAL and not saved.has(file):
+            continue
         if not saved.has(file):
             raise _unfit(saved, f"{file}.safetensors is missing")
         try:

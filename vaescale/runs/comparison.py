@@ -23,6 +23,7 @@ SHOWN_METRICS = (
     "val/mse",
     "val/sigma",
     "val/active_units",
+    "val/code_perplexity",
 )
 UNCOMPARED = ("name", "run_dir", "tracking.")  # recipe keys that always differ or do not concern the model
 MORE_IS_BETTER = (  # the last part of a metric's name; results of verbs name further metrics

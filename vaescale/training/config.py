@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vaescale.config import UNCOMPILED, Config, Property, Sizes
+from vaescale.config import UNCOMPILED, UNSCALED_LOSS, Config, Property, Sizes
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 MOST_SIGMA_REL = 0.2886  # a power-function average with the exponent 0 has 1 / sqrt(12)
@@ -113,7 +113,8 @@ class TrainingConfig(Config):
     )
     channels_last: bool = Field(
         default=False,
-        description="store weights and maps as [B, H, W, C]; faster for bf16 convolutions; on a GPU, bf16 and fp16 always do",
+        description="store weights and maps as [B, H, W, C]; on a GPU bf16 and fp16 always do, on a CPU networks with "
+        "normalization for images of at least 28x28",
     )
     compile: bool = Field(
         default=False,
@@ -188,8 +189,9 @@ class TrainingConfig(Config):
     )
 
     def offers(self) -> frozenset[Property]:
-        """The property of terms whose shapes change from step to step."""
-        return frozenset() if self.compile else frozenset({UNCOMPILED})
+        """The properties of terms whose shapes change from step to step, and of a second player."""
+        uncompiled = frozenset() if self.compile else frozenset({UNCOMPILED})
+        return uncompiled if self.precision == "fp16" else uncompiled | {UNSCALED_LOSS}
 
     @model_validator(mode="after")
     def _measures_what_it_keeps(self) -> "TrainingConfig":

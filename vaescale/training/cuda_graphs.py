@@ -32,6 +32,10 @@ def capture(
         return "objective.equivariance scales the images of each step to another size"
     if strategy.model.of_latents:
         return "data.holds is latents"
+    if strategy.model.num_codes:
+        return "posterior.kind has codes, whose state is chosen by the host"
+    if strategy.model.shows is not None:
+        return "the objective has a second player"
     try:
         strategy.wrapped = GraphedForward(strategy.model, images=images, seed=seed, options=options)
     except torch.cuda.OutOfMemoryError:
@@ -86,7 +90,7 @@ class GraphedForward(nn.Module):
         count = len(Terms._fields)
         for state, total in zip(_states(self.model), outputs[count:], strict=True):
             state.put_sums([total.detach().clone()])
-        return Terms(*outputs[:count])
+        return Terms(*outputs[:count])  # type: ignore[arg-type]
 
 
 class _Passes(nn.Module):

@@ -18,6 +18,8 @@ import torch
 
 from vaescale import comm
 from vaescale.errors import UserError
+from vaescale.models.vae import VAE
+from vaescale.networks import layers, normalization
 from vaescale.system.meeting import Place, gloo_variables, meet, patience
 from vaescale.system.slurm import without_stale_step
 from vaescale.system.world import refuse_half_a_world, unjoined
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 ON = ("1", "true")
+LARGE = 28  # height of an image whose maps are stored as [B, H, W, C] on a CPU: smaller ones are slower so
 HARMLESS = (
     # A kernel with one input channel has two equivalent stride patterns, which DDP takes for different ones.
     (UserWarning, "Grad strides do not match bucket view strides"),
@@ -223,12 +226,16 @@ def compiling() -> Iterator[None]:
         ) from error
 
 
-def takes_channels_last(config: TrainingConfig, device: torch.device) -> bool:
-    """Whether weights and maps are stored as [B, H, W, C]: as the recipe says, and always on a GPU in half precision.
+def takes_channels_last(config: TrainingConfig, device: torch.device, model: VAE) -> bool:
+    """Whether weights and maps are stored as [B, H, W, C]: as the recipe says, and always where it is faster.
 
-    There cuDNN's convolutions are of this order, and others are converted before and after each of them.
+    On a GPU in half precision cuDNN's convolutions are of this order, and others are converted before and after each of them. On a
+    CPU it pays where normalization is compiled and maps are large (tools/bench/README.md).
     """
-    return config.channels_last or (device.type == "cuda" and config.precision in ("bf16", "fp16"))
+    if config.channels_last or device.type == "cuda":
+        return config.channels_last or config.precision in ("bf16", "fp16")
+    large = model.image_shape[-1] >= LARGE and not config.compile
+    return large and layers.has_norms(model) and normalization.are_usable()
 
 
 def set_precision(precision: str) -> None:

@@ -14,6 +14,7 @@ from vaescale.training.clock import Clock
 from vaescale.training.config import OptimizerConfig, TrainingConfig
 from vaescale.training.guard import Guard, StepReport
 from vaescale.training.optimizer import learning_rate
+from vaescale.training.rival import Rival
 from vaescale.training.step import step_metrics, train_step
 from vaescale.training.strategies.base import Strategy
 
@@ -69,12 +70,13 @@ def train(
     config: TrainingConfig,
     optimizer_config: OptimizerConfig,
     objective: Objective,
+    rival: Rival | None = None,
     seed: int,
     start: int,
     lr_factor: float = 1.0,
     full_speed: float | None = None,
 ) -> None:
-    """Train from step `start` to config.steps. full_speed: see Clock.
+    """Train from step `start` to config.steps. full_speed: see Clock. rival: the second player of an adversarial objective.
 
     Raises NotFinite when loss or gradient stay NaN or Inf, and Preempted after a checkpoint when a rank was asked to stop.
     """
@@ -84,11 +86,16 @@ def train(
         )  # the last start saved this step and was ended before it was measured
     strategy.wrapped.train()
     clock = Clock(full_speed)
-    run_step = partial(train_step, strategy, objective=objective, precision=config.precision, seed=seed)
+    run_step = partial(
+        train_step, strategy, objective=objective, rival=rival, precision=config.precision, seed=seed
+    )
     for step, micro_batches in enumerate(clock.waiting_for(batches), start=start):
         comm.at_step(step)
         lr = lr_factor * learning_rate(step, optimizer_config, total_steps=config.steps)
         set_learning_rate(strategy.optimizer, lr)
+        if rival is not None:
+            rival_lr = lr_factor * learning_rate(step, rival.config, total_steps=config.steps)
+            set_learning_rate(rival.optimizer, rival_lr)
         judge = partial(guard.judge, step=step, asked_to_stop=watch.asked_to_stop())
         done, due = step + 1, Due.after(step + 1, config)
         # A compiled model has one graph for all steps.
@@ -100,6 +107,8 @@ def train(
         stop = any(report.asked_to_stop for report in reports) and done < config.steps
         if due.compare:
             strategy.compare_replicas()
+            if rival is not None:
+                rival.compare_replicas()
         if due.log:
             metrics = step_metrics(result, strategy.model) | guard.metrics() | _schedules(objective, step, lr)
             watch.log(done, metrics | clock.metrics(result.global_batch))

@@ -26,6 +26,7 @@ from vaescale.system.host import system_metrics
 from vaescale.training.guard import Guard, StepReport
 from vaescale.training.launch import precision_of_evaluation
 from vaescale.training.preemption import Preemption
+from vaescale.training.rival import FILES, Rival
 from vaescale.training.skips import Skips
 from vaescale.training.strategies.base import Strategy
 from vaescale.training.writer import Writer
@@ -60,6 +61,7 @@ class Recorder:
     tags: dict[str, Any]
     images: Images
     strategy: Strategy
+    rival: Rival | None
     guard: Guard
     skips: Skips
     writer: Writer
@@ -105,14 +107,16 @@ class Recorder:
         self.status.update(done, metrics)
         bound = "neg_profile_elbo" if self.strategy.model.likelihood.reads_x else "neg_elbo"
         nats = metrics.get(f"train/{bound}_nats", math.nan)
-        note = f"{bound} {nats:.2f} nats"
+        has_bound = self.strategy.model.has_bound
+        note = f"{bound} {nats:.2f} nats" if has_bound else f"mse {metrics.get('train/mse', math.nan):.4f}"
         note += f"  sigma {metrics['train/sigma']:.4f}" if "train/sigma" in metrics else ""
         self.progress.update(done, f"{note}  {metrics['perf/images_per_second']:.0f} images/s")
 
     def checkpoint(self, done: int) -> None:
         """Start to write a checkpoint."""
         self.wait_for_the_disk()  # otherwise memory would hold two copies
-        tensors = self.strategy.state() | {"guard": {"state": self.guard.state.to_tensor().cpu()}}
+        tensors = self.strategy.state() | (self.rival.state() if self.rival else {})
+        tensors |= {"guard": {"state": self.guard.state.to_tensor().cpu()}}
         state = self.tags | {"lr_factor": self.lr_factor}
         comm.on_main(lambda: self.writer.save(done, tensors, state, keep=self._keep()))
 
@@ -208,9 +212,11 @@ class _UntilAsked:
                     return
 
 
-def restore(saved: Checkpoint, strategy: Strategy, guard: Guard) -> float:
-    """Load a checkpoint, on every rank. Returns its lr_factor."""
+def restore(saved: Checkpoint, strategy: Strategy, rival: Rival | None, guard: Guard) -> float:
+    """Load a checkpoint, on every rank. Returns its lr_factor. A second player that it does not have begins anew."""
     names = ["model", "optimizer", *saved.averages()]
     strategy.load({name: saved.tensors(name) for name in names})
+    if rival is not None and saved.has(FILES["model"]):
+        rival.load({part: saved.tensors(file) for part, file in FILES.items()})
     guard.load(saved.tensors("guard")["state"])
     return float(saved.state().get("lr_factor", 1.0))

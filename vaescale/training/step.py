@@ -10,10 +10,12 @@ from torch import Tensor
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
 from vaescale.evaluation.likelihood import column_sums, model_metrics
+from vaescale.models.shown import Shown
 from vaescale.models.vae import VAE
 from vaescale.objectives.base import Objective
 from vaescale.system import heartbeat
 from vaescale.training.config import Precision
+from vaescale.training.rival import Rival
 from vaescale.training.strategies.base import Strategy, Verdict
 
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,21 +41,24 @@ def train_step(
     objective: Objective,
     judge: Callable[[Tensor, Tensor], Verdict],
     scale: Tensor | None = None,
+    rival: Rival | None = None,
     precision: Precision,
     seed: int,
     step: int,
     logged: bool = True,
 ) -> StepSums:
-    """Forward and backward over the micro-batches, one gradient exchange, one optimizer step.
+    """Forward and backward over the micro-batches, one gradient exchange, one optimizer step; of both players, if there are two.
 
     precision: of the forward pass (see `AUTOCAST`); weights and loss are always float32. judge: maps the rank's loss [] and the
     gradient's norm [] to the verdict. scale []: factor of the loss in the backward pass. logged: whether `step_metrics` will read
-    the result; what only it reads is not computed otherwise.
+    the result; what only it reads is not computed otherwise. rival: the second player of an adversarial objective.
     """
     device = strategy.device
     sums: list[Tensor] = []
     losses: list[Tensor] = []
     pieces: list[dict[str, Tensor]] = []
+    seen: list[tuple[Shown, noise.Stream]] = []
+    plays = rival is not None and rival.player.plays(step)
     for number, batch in enumerate(micro_batches, start=1):
         images, slots, mask = (
             tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.slots, batch.mask)
@@ -75,14 +80,26 @@ def train_step(
             heartbeat.beat("the backward pass and the exchange of gradients")
             strategy.backward(share if scale is None else share * scale)
         losses.append(loss.detach())
+        if plays:
+            assert isinstance(terms.shown, Shown)
+            seen.append((terms.shown.detached(), stream))
         if logged:
-            sums.append(column_sums(terms, mask))
+            sums.append(column_sums(terms, mask, codes=strategy.model.num_codes))
             named = {"loss_nats": loss, **named}
             pieces.append({name: value.detach().double() * len(slots) for name, value in named.items()})
-    verdict = strategy.step(step, partial(judge, _sum(losses)))
-    strategy.model.likelihood.end_step()
-    global_batch = sum(len(batch.slots) for batch in micro_batches) * comm.world_size()
     total = {name: _sum([values[name] for values in pieces]) for name in pieces[0]} if logged else {}
+    num_images = sum(len(batch.slots) for batch in micro_batches)
+    loss = _sum(losses)
+    if rival is not None and plays:
+        heartbeat.beat("the discriminators' passes")
+        played = rival.play(seen)
+        loss = loss + played.faults
+        figures = zip(rival.model.names(), played.figures.double() * num_images, strict=True)
+        total |= dict(figures) if logged else {}
+    verdict = strategy.step(step, partial(judge, loss))
+    if rival is not None and plays:
+        rival.finish(played, verdict)
+    global_batch = num_images * comm.world_size()
     return StepSums(_sum(sums) if logged else None, total, verdict.grad_norm, global_batch)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vaescale import comm
-from vaescale.errors import TrainingStopped
+from vaescale.errors import TrainingStopped, UserError
 from vaescale.models.vae import VAE, Terms
 from vaescale.system import heartbeat
 from vaescale.training.averages import MAIN, Average
@@ -86,7 +86,7 @@ class Strategy:
         self._hand_over(verdict)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._average_buffers()
+        self._end(verdict)
         return verdict
 
     # The state.
@@ -259,6 +259,11 @@ class Strategy:
             averages = [self.optimizer.state[tensor][name] for tensor in tensors]
             torch._foreach_lerp_(averages, tensors, move)
 
+    def _end(self, verdict: Verdict) -> None:
+        """Update the model's own state, then the averages of its buffers."""
+        self.model.end_step(verdict.found_inf)
+        self._average_buffers()
+
     @torch.no_grad()
     def _average_buffers(self) -> None:
         """Move the averages of buffers towards the buffers, once in each step."""
@@ -282,6 +287,15 @@ class Strategy:
                 if group in state:
                     copy = torch.empty(value.shape, dtype=value.dtype)
                     state[group][name] = copy.copy_(value.detach())
+
+
+def refuse_learned_codebook(model: VAE, layout: str) -> None:
+    """Raise UserError for a codebook that is a parameter, for layouts that partition what k-means and restarts would set."""
+    if any(name.startswith("quantizer.") for name, _ in model.named_parameters()):
+        raise UserError(
+            f"posterior.codebook (='gradient') restarts codes in the weights, which {layout} partitions; take posterior.codebook: "
+            "ema, or recipes/backends/ddp.yaml"
+        )
 
 
 def averaged_buffers(model: nn.Module) -> set[str]:

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vaescale.errors import UserError
-from vaescale.training.strategies.base import Strategy
+from vaescale.training.strategies.base import Strategy, refuse_learned_codebook
 
 SMALLEST_BLOCK = 1 << 14  # parameters; to gather fewer costs more than it saves
 
@@ -33,6 +33,7 @@ class FullyShard(Strategy):
                 "objective.spectral reads weights outside of their layers' calls, where FSDP2 partitions them; take "
                 "recipes/backends/ddp.yaml or zero2.yaml"
             )
+        refuse_learned_codebook(self.model, "FSDP2")
         mesh = init_device_mesh(self.device.type, (self.accelerator.num_processes,))
         for block in list(blocks(self.model)):
             fully_shard(block, mesh=mesh)

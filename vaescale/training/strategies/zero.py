@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vaescale.training.averages import MAIN
-from vaescale.training.strategies.base import Strategy, Verdict
+from vaescale.training.strategies.base import Strategy, Verdict, refuse_learned_codebook
 
 # Counts of values. DeepSpeed's defaults suit billions of weights: a bucket of 5e8 is 2 GB, and no model has 1e9 weights.
 BUCKETS = {
@@ -39,6 +39,7 @@ class Zero(Strategy):
     def _wrap(
         self, build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        refuse_learned_codebook(self.model, "ZeRO")
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         plugin = self.accelerator.state.deepspeed_plugin
         self.stage = int(plugin.zero_stage)
@@ -78,7 +79,7 @@ class Zero(Strategy):
         if self._verdict is None:
             self._verdict = judge(torch.full((), torch.inf, device=self.device))
             self._average([{"params": self._held()}])
-        self._average_buffers()
+        self._end(self._verdict)
         return self._verdict
 
     def _decide(self) -> None:

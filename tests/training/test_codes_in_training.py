@@ -1,0 +1,145 @@
+"""Runs with codes: resumed bit by bit, averaged together with their codebook, and what each verb does with them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.conftest import run_verb, tiny_recipe
+from vaescale.models.codebook import Codebook
+from vaescale.recipe import load_recipe
+from vaescale.runs.folder import read_metrics
+from vaescale.training.averages import MAIN, averages_of
+
+CODES = {
+    "quantized": {"kind": "quantized", "codes": 8, "decay": 0.5, "restart_every": 5, "start_step": 2},
+    "gradient": {
+        "kind": "quantized",
+        "codes": 8,
+        "codebook": "gradient",
+        "gradient": "rotation",
+        "restart_every": 5,
+    },
+    "finite_scalar": {"kind": "finite_scalar", "levels": [4, 3]},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With `NAME`, a run of twelve steps, and `seen.npy`, the codebook of `quantized` after each of its steps."""
+    folder = tmp_path_factory.mktemp("codes")
+    seen: list[np.ndarray] = []
+    end_step = Codebook.end_step
+
+    def recorded(state: Codebook, skipped: torch.Tensor) -> None:
+        end_step(state, skipped)
+        seen.append(state.vectors.detach().numpy().copy())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Codebook, "end_step", recorded)
+        for name, posterior in CODES.items():
+            content = tiny_recipe(digits, folder / name) | {"posterior": posterior}
+            content["network"] = {"kind": "conv", "latent_dim": 2, "widths": [8], "latent_map": True}
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+            assert run_verb("train", folder / f"{name}.yaml") == 0
+            if name == "quantized":
+                np.save(folder / "seen.npy", np.stack(seen))
+    return folder
+
+
+def tensors(run: Path, name: str, step: int = 12) -> dict[str, torch.Tensor]:
+    return load_file(run / f"checkpoints/step-{step:09d}/{name}.safetensors")
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_resumed_run_is_bit_equal(runs: Path, tmp_path: Path, name: str) -> None:
+    """From step 6 on, with codes that restart at step 7 or 11."""
+    again = shutil.copytree(runs / name, tmp_path / "run")
+    shutil.rmtree(again / "checkpoints/step-000000012")
+    assert run_verb("train", runs / f"{name}.yaml", f"run_dir={again}") == 0
+    for kind in ("model", "ema", "optimizer"):
+        whole, parts = tensors(runs / name, kind), tensors(again, kind)
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(whole[key], parts[key]) for key in whole), kind
+
+
+def test_the_codebook_is_averaged_as_the_weights_are(runs: Path) -> None:
+    config = load_recipe(runs / "quantized.yaml").training
+    factors = averages_of(config)[MAIN].profile(12)
+    seen = np.concatenate([np.zeros((1, 8, 2)), np.load(runs / "seen.npy")])
+    expected = np.tensordot(factors, seen, axes=1)
+    np.testing.assert_allclose(
+        tensors(runs / "quantized", "ema")["quantizer.vectors"], expected, rtol=1e-5, atol=1e-7
+    )
+    model = tensors(runs / "quantized", "model")["quantizer.vectors"]
+    np.testing.assert_array_equal(model, seen[-1])
+    assert not np.allclose(model, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_its_rows_say_how_the_codes_are_used(runs: Path, name: str) -> None:
+    rows = read_metrics(runs / name)
+    codes = 12 if name == "finite_scalar" else 8
+    last = rows[-1]
+    assert last["val/kl_nats"] == pytest.approx(16 * np.log(codes), rel=1e-6)
+    assert last["val/neg_elbo_nats"] == pytest.approx(last["val/kl_nats"] - last["val/log_px_nats"], rel=1e-6)
+    for row in rows:
+        for part in {name.partition("/")[0] for name in row} & {"train", "val"}:
+            assert 1 <= row[f"{part}/code_perplexity"] <= codes * row[f"{part}/code_usage"] * (1 + 1e-9)
+            assert "val/active_units" not in row
+    assert ("train/commitment_nats" in rows[0]) == (name != "finite_scalar")
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_verbs_work_or_say_why_not(runs: Path, vaescale, tmp_path: Path, name: str) -> None:
+    run = shutil.copytree(runs / name, tmp_path / "run")
+    evaluated = vaescale("evaluate", run, "--json")
+    assert evaluated.code == 0, evaluated.err
+    metrics, protocol = evaluated.json["metrics"], evaluated.json["protocol"]
+    assert protocol["bound"].startswith("-log p(x|z) of the image's codes, plus the length")
+    assert metrics["neg_elbo_nats"] == pytest.approx(read_metrics(run)[-1]["val/neg_elbo_nats"], rel=1e-6)
+    sampled = vaescale("sample", run, "--count", "4", "--json")
+    assert sampled.code == 0, sampled.err
+    assert "mixture" not in sampled.err
+    assert (
+        vaescale(
+            "score", run, load_recipe(run / "recipe.yaml").data.val, "--out", tmp_path / "scores.csv"
+        ).code
+        == 0
+    )
+    assert (
+        vaescale(
+            "compare-runs", run, runs / "quantized", runs / "gradient", "--out", tmp_path / "page.html"
+        ).code
+        == 0
+    )
+    exported = vaescale("export", run, tmp_path / "mlflow")
+    assert exported.code == 0, exported.err
+    from vaescale.commands.export import Served
+
+    answer = Served(tmp_path / "mlflow/data/run").predict(
+        np.zeros((2, 1, 8, 8), np.uint8), {"mode": "encode"}
+    )
+    assert answer.shape == (2, 32)
+    for words, message in {
+        ("fit-gmm", run): "fit-gmm needs a Gaussian q",
+        ("latents", run): "latents needs a Gaussian q",
+        ("encode", run): "encode needs a Gaussian q",
+        ("evaluate", run, "--importance-samples", "3"): "--importance-samples needs a Gaussian q",
+        ("sample", run, "--interpolate", "1,2"): "--interpolate needs a Gaussian q",
+        ("sample", run, "--temperature", "0.5"): "the prior over codes is uniform",
+        ("export", run, tmp_path / "out", "--format", "torch_export"): "this format needs a Gaussian q",
+    }.items():
+        refused = vaescale(*words)
+        assert refused.code == 2, words
+        assert message in refused.err
+        assert "Traceback" not in refused.err
+
+
+def test_summary_of_training_names_what_comes_next(runs: Path) -> None:
+    assert json.loads((runs / "quantized/summary.json").read_text())["val"]["code_usage"] > 0

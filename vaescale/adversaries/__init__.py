@@ -1,0 +1,1 @@
+"""The second player of adversarial objectives: discriminators of images, latents and pairs of both, and their losses."""

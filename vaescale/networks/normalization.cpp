@@ -1,0 +1,348 @@
+// Normalization of maps and the activation after it, forward and backward, on a CPU. Wu & He 2018; Ioffe & Szegedy 2015.
+//
+// A map is dense as [N images, P places, C channels], in float32 or bfloat16; every sum and product is in float32, sums over many
+// places in float64. With a and b of each image and channel, h = a x + b and y = act(h); g = dy act'(h).
+//
+//   moments         mean and sum of squared deviations of x over the places of an image, [N, C] each
+//   affine          y
+//   sums            S1 = sum g and S2 = sum g (x - centre) over the places of an image, [N, C] each
+//   input_gradient  dx = a g + p (x - centre) + q
+//   group_norm...   GroupNorm as these four in one pass over the images, each of which then stays in a core's cache
+//
+// A sum over places goes through partial sums of fixed lengths, so results do not depend on the number of threads.
+// a, b, centre, p and q of batch normalization are the same for all images: their stride is 0, otherwise C.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+enum Act { NONE, SILU, RELU, LEAKY };
+constexpr float SLOPE = 0.2f;        // of LEAKY
+constexpr int64_t SPAN = 512;        // floats that the inner loops go over at once
+constexpr int64_t PARTIAL = 64;      // spans that are summed in float32
+constexpr int64_t TOGETHER = 1 << 14;  // values of an image that one thread takes at once
+
+inline float number(float value) { return value; }
+
+inline float number(uint16_t value) {
+    uint32_t bits = static_cast<uint32_t>(value) << 16;
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+}
+
+inline void put(float* place, float value) { *place = value; }
+
+// To the nearest bfloat16, ties to even.
+inline void put(uint16_t* place, float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    *place = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+// e^x to 2 units of the last place of a float: 2^n times the Taylor series of e^r, |r| <= ln(2) / 2.
+inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float n = std::nearbyint(x * 1.44269504f);
+    float r = x - n * 0.693115234375f;  // ln 2 in two parts; the first has few digits, so the product is exact
+    r = r - n * 3.19461832987e-5f;
+    float series = 1.0f / 5040;
+    series = series * r + 1.0f / 720;
+    series = series * r + 1.0f / 120;
+    series = series * r + 1.0f / 24;
+    series = series * r + 1.0f / 6;
+    series = series * r + 0.5f;
+    series = series * r + 1.0f;
+    series = series * r + 1.0f;
+    int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return series * power;
+}
+
+template <int ACT>
+inline float activated(float h) {
+    if (ACT == SILU) return h / (1.0f + exponential(-h));
+    if (ACT == RELU) return h < 0 ? 0.0f : h;
+    if (ACT == LEAKY) return h < 0 ? SLOPE * h : h;
+    return h;
+}
+
+// act'(h), with torch's values where the derivative does not exist.
+template <int ACT>
+inline float slope(float h) {
+    if (ACT == SILU) {
+        float s = 1.0f / (1.0f + exponential(-h));
+        return s * (1.0f + h * (1.0f - s));
+    }
+    if (ACT == RELU) return h > 0 ? 1.0f : 0.0f;
+    if (ACT == LEAKY) return h > 0 ? 1.0f : SLOPE;
+    return 1.0f;
+}
+
+// Rows of C values are taken `rows` at once, so that the inner loop is long where there are few channels.
+struct Shape {
+    int64_t places, channels, rows, span;
+    Shape(int64_t P, int64_t C) : places(P), channels(C), rows(std::max<int64_t>(1, SPAN / C)), span(rows * C) {}
+    int64_t size() const { return places * channels; }
+    // A vector of each channel, repeated for the rows of a span.
+    std::vector<float> repeated(const float* values) const {
+        std::vector<float> all(span);
+        for (int64_t row = 0; row < rows; ++row) std::copy(values, values + channels, all.begin() + row * channels);
+        return all;
+    }
+};
+
+// Two sums of each channel over the places of an image. `add(i, k, first, second)` adds the terms of value i of the map, at place k
+// of a span, to the two partial sums.
+template <typename F>
+void sum_over_places(const Shape& shape, float* first, float* second, F add) {
+    std::vector<float> a(shape.span), b(shape.span);
+    std::vector<double> wide_a(shape.channels), wide_b(shape.channels);
+    for (int64_t start = 0; start < shape.size(); start += PARTIAL * shape.span) {
+        std::fill(a.begin(), a.end(), 0.0f);
+        std::fill(b.begin(), b.end(), 0.0f);
+        float *pa = a.data(), *pb = b.data();
+        int64_t end = std::min(shape.size(), start + PARTIAL * shape.span);
+        for (int64_t base = start; base < end; base += shape.span) {
+            int64_t length = std::min(shape.span, end - base);
+#pragma omp simd
+            for (int64_t k = 0; k < length; ++k) add(base + k, k, pa[k], pb[k]);
+        }
+        for (int64_t k = 0; k < shape.span; ++k) {
+            wide_a[k % shape.channels] += a[k];
+            wide_b[k % shape.channels] += b[k];
+        }
+    }
+    for (int64_t c = 0; c < shape.channels; ++c) {
+        first[c] = static_cast<float>(wide_a[c]);
+        second[c] = static_cast<float>(wide_b[c]);
+    }
+}
+
+// Mean and sum of squared deviations of an image, from deviations from its first place, so that little cancels.
+template <typename T>
+void image_moments(const T* x, const Shape& shape, float* mean, float* deviations) {
+    std::vector<float> first(shape.channels);
+    for (int64_t c = 0; c < shape.channels; ++c) first[c] = number(x[c]);
+    auto shift = shape.repeated(first.data());
+    const float* s = shift.data();
+    sum_over_places(shape, mean, deviations, [=](int64_t i, int64_t k, float& sum, float& square) {
+        float d = number(x[i]) - s[k];
+        sum += d;
+        square += d * d;
+    });
+    for (int64_t c = 0; c < shape.channels; ++c) {
+        double d = static_cast<double>(mean[c]) / shape.places;
+        deviations[c] = std::max(0.0f, static_cast<float>(deviations[c] - d * mean[c]));
+        mean[c] = static_cast<float>(first[c] + d);
+    }
+}
+
+template <typename T, int ACT>
+void image_affine(const T* x, T* y, const Shape& shape, const float* scales, const float* shifts) {
+    auto a = shape.repeated(scales), b = shape.repeated(shifts);
+    const float *pa = a.data(), *pb = b.data();
+    for (int64_t base = 0; base < shape.size(); base += shape.span) {
+        int64_t length = std::min(shape.span, shape.size() - base);
+#pragma omp simd
+        for (int64_t k = 0; k < length; ++k)
+            put(y + base + k, activated<ACT>(number(x[base + k]) * pa[k] + pb[k]));
+    }
+}
+
+template <typename T, int ACT>
+void image_sums(const T* dy, const T* x, const Shape& shape, const float* scales, const float* shifts,
+                const float* centres, float* s1, float* s2) {
+    auto a = shape.repeated(scales), b = shape.repeated(shifts), c = shape.repeated(centres);
+    const float *pa = a.data(), *pb = b.data(), *pc = c.data();
+    sum_over_places(shape, s1, s2, [=](int64_t i, int64_t k, float& sum, float& product) {
+        float value = number(x[i]), g = number(dy[i]) * slope<ACT>(value * pa[k] + pb[k]);
+        sum += g;
+        product += g * (value - pc[k]);
+    });
+}
+
+template <typename T, int ACT>
+void image_gradient(const T* dy, const T* x, T* dx, const Shape& shape, const float* scales, const float* shifts,
+                    const float* centres, const float* slopes, const float* constants) {
+    auto a = shape.repeated(scales), b = shape.repeated(shifts), c = shape.repeated(centres);
+    auto p = shape.repeated(slopes), q = shape.repeated(constants);
+    const float *pa = a.data(), *pb = b.data(), *pc = c.data(), *pp = p.data(), *pq = q.data();
+    for (int64_t base = 0; base < shape.size(); base += shape.span) {
+        int64_t length = std::min(shape.span, shape.size() - base);
+#pragma omp simd
+        for (int64_t k = 0; k < length; ++k) {
+            float value = number(x[base + k]), g = number(dy[base + k]) * slope<ACT>(value * pa[k] + pb[k]);
+            put(dx + base + k, pa[k] * g + pp[k] * (value - pc[k]) + pq[k]);
+        }
+    }
+}
+
+// What GroupNorm needs of an image: mean and 1 / sigma of each group, and a and b of each channel.
+struct Groups {
+    int64_t groups, width;
+    std::vector<float> a, b, mean;
+    Groups(int64_t C, int64_t G) : groups(G), width(C / G), a(C), b(C), mean(C) {}
+    void set(const float* means, const float* rstds, const float* weight, const float* bias) {
+        for (int64_t g = 0; g < groups; ++g)
+            for (int64_t c = g * width; c < (g + 1) * width; ++c) {
+                mean[c] = means[g];
+                a[c] = weight[c] * rstds[g];
+                b[c] = bias[c] - means[g] * a[c];
+            }
+    }
+};
+
+template <typename T, int ACT>
+void group_norm_forward_of(const T* x, T* y, int64_t N, int64_t P, int64_t C, int64_t G, const float* weight,
+                           const float* bias, float eps, float* mean, float* rstd, int threads) {
+    Shape shape(P, C);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t n = 0; n < N; ++n) {
+        Groups groups(C, G);
+        std::vector<float> means(C), deviations(C);
+        image_moments(x + n * shape.size(), shape, means.data(), deviations.data());
+        for (int64_t g = 0; g < G; ++g) {
+            double sum = 0, square = 0;
+            for (int64_t c = g * groups.width; c < (g + 1) * groups.width; ++c) sum += means[c];
+            double centre = sum / groups.width;
+            for (int64_t c = g * groups.width; c < (g + 1) * groups.width; ++c)
+                square += deviations[c] + P * (means[c] - centre) * (means[c] - centre);
+            mean[n * G + g] = static_cast<float>(centre);
+            rstd[n * G + g] = static_cast<float>(1 / std::sqrt(square / (groups.width * P) + eps));
+        }
+        groups.set(mean + n * G, rstd + n * G, weight, bias);
+        image_affine<T, ACT>(x + n * shape.size(), y + n * shape.size(), shape, groups.a.data(), groups.b.data());
+    }
+}
+
+template <typename T, int ACT>
+void group_norm_backward_of(const T* dy, const T* x, T* dx, int64_t N, int64_t P, int64_t C, int64_t G,
+                            const float* weight, const float* bias, const float* mean, const float* rstd, float* s1,
+                            float* s2, int threads) {
+    Shape shape(P, C);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t n = 0; n < N; ++n) {
+        Groups groups(C, G);
+        groups.set(mean + n * G, rstd + n * G, weight, bias);
+        const T *dy_n = dy + n * shape.size(), *x_n = x + n * shape.size();
+        float *first = s1 + n * C, *second = s2 + n * C;
+        image_sums<T, ACT>(dy_n, x_n, shape, groups.a.data(), groups.b.data(), groups.mean.data(), first, second);
+        std::vector<float> p(C), q(C);
+        for (int64_t g = 0; g < G; ++g) {
+            double m1 = 0, m2 = 0, r = rstd[n * G + g];
+            for (int64_t c = g * groups.width; c < (g + 1) * groups.width; ++c) {
+                second[c] = static_cast<float>(second[c] * r);  // sum of g x^, x^ = (x - mean) rstd
+                m1 += weight[c] * first[c];
+                m2 += weight[c] * second[c];
+            }
+            double count = static_cast<double>(groups.width) * P;
+            for (int64_t c = g * groups.width; c < (g + 1) * groups.width; ++c) {
+                p[c] = static_cast<float>(-r * r * m2 / count);
+                q[c] = static_cast<float>(-r * m1 / count);
+            }
+        }
+        image_gradient<T, ACT>(dy_n, x_n, dx + n * shape.size(), shape, groups.a.data(), groups.b.data(),
+                               groups.mean.data(), p.data(), q.data());
+    }
+}
+
+// The places of all images in pieces for threads: f(image, first place, number of places).
+template <typename F>
+void over_pieces(int64_t N, int64_t P, int64_t C, int threads, F f) {
+    int64_t places = std::max<int64_t>(1, TOGETHER / C), pieces = (P + places - 1) / places;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t job = 0; job < N * pieces; ++job) {
+        int64_t start = job % pieces * places;
+        f(job / pieces, start, std::min(places, P - start));
+    }
+}
+
+// Call f<T, ACT>() with the type and activation that two codes name.
+template <typename T, typename F>
+void with_act(int act, F f) {
+    if (act == SILU) f.template operator()<T, SILU>();
+    else if (act == RELU) f.template operator()<T, RELU>();
+    else if (act == LEAKY) f.template operator()<T, LEAKY>();
+    else f.template operator()<T, NONE>();
+}
+
+template <typename F>
+void with_types(int is_bf16, int act, F f) {
+    if (is_bf16) with_act<uint16_t>(act, f);
+    else with_act<float>(act, f);
+}
+
+}  // namespace
+
+extern "C" {
+
+void group_norm_forward(int is_bf16, int act, const void* x, void* y, int64_t N, int64_t P, int64_t C, int64_t G,
+                        const float* weight, const float* bias, float eps, float* mean, float* rstd, int threads) {
+    with_types(is_bf16, act, [&]<typename T, int ACT>() {
+        group_norm_forward_of<T, ACT>(static_cast<const T*>(x), static_cast<T*>(y), N, P, C, G, weight, bias, eps, mean,
+                                      rstd, threads);
+    });
+}
+
+void group_norm_backward(int is_bf16, int act, const void* dy, const void* x, void* dx, int64_t N, int64_t P, int64_t C,
+                         int64_t G, const float* weight, const float* bias, const float* mean, const float* rstd,
+                         float* s1, float* s2, int threads) {
+    with_types(is_bf16, act, [&]<typename T, int ACT>() {
+        group_norm_backward_of<T, ACT>(static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<T*>(dx), N, P,
+                                       C, G, weight, bias, mean, rstd, s1, s2, threads);
+    });
+}
+
+void moments(int is_bf16, const void* x, int64_t N, int64_t P, int64_t C, float* mean, float* deviations, int threads) {
+    with_types(is_bf16, NONE, [&]<typename T, int ACT>() {
+        Shape shape(P, C);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t n = 0; n < N; ++n)
+            image_moments(static_cast<const T*>(x) + n * shape.size(), shape, mean + n * C, deviations + n * C);
+    });
+}
+
+void affine(int is_bf16, int act, const void* x, void* y, int64_t N, int64_t P, int64_t C, const float* a,
+            const float* b, int64_t stride, int threads) {
+    with_types(is_bf16, act, [&]<typename T, int ACT>() {
+        over_pieces(N, P, C, threads, [&](int64_t n, int64_t start, int64_t places) {
+            int64_t offset = (n * P + start) * C;
+            image_affine<T, ACT>(static_cast<const T*>(x) + offset, static_cast<T*>(y) + offset, Shape(places, C),
+                                 a + n * stride, b + n * stride);
+        });
+    });
+}
+
+void sums(int is_bf16, int act, const void* dy, const void* x, int64_t N, int64_t P, int64_t C, const float* a,
+          const float* b, const float* centre, int64_t stride, float* s1, float* s2, int threads) {
+    with_types(is_bf16, act, [&]<typename T, int ACT>() {
+        Shape shape(P, C);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t n = 0; n < N; ++n)
+            image_sums<T, ACT>(static_cast<const T*>(dy) + n * shape.size(), static_cast<const T*>(x) + n * shape.size(),
+                               shape, a + n * stride, b + n * stride, centre + n * stride, s1 + n * C, s2 + n * C);
+    });
+}
+
+void input_gradient(int is_bf16, int act, const void* dy, const void* x, void* dx, int64_t N, int64_t P, int64_t C,
+                    const float* a, const float* b, const float* centre, const float* p, const float* q, int64_t stride,
+                    int threads) {
+    with_types(is_bf16, act, [&]<typename T, int ACT>() {
+        over_pieces(N, P, C, threads, [&](int64_t n, int64_t start, int64_t places) {
+            int64_t offset = (n * P + start) * C, own = n * stride;
+            image_gradient<T, ACT>(static_cast<const T*>(dy) + offset, static_cast<const T*>(x) + offset,
+                                   static_cast<T*>(dx) + offset, Shape(places, C), a + own, b + own, centre + own,
+                                   p + own, q + own);
+        });
+    });
+}
+
+}

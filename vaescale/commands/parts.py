@@ -11,6 +11,7 @@ from vaescale import comm
 from vaescale.adversaries.config import AdversarialConfig
 from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands import initial_weights
+from vaescale.commands.second_stage import origin_of
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
@@ -82,6 +83,8 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
             layout=parts.layout,
         )
     )
+    if recipe.data.holds == "latents":
+        tags["latents_of"] = comm.together(lambda: origin_of(parts.train_reader, parts.val_reader))
     if parts.first_weights:
         tags["init_weights_hash"] = parts.first_weights
     if distance := distance_of(parts.objective):

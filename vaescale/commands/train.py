@@ -56,8 +56,8 @@ def train(
     """Train to the last step, or continue from the newest checkpoint that verifies. All ranks call it.
 
     launch: the processes, if they were started before. processes: the expected number; another number is refused.
-    allow_changes: continue a run whose recipe or data have changed. Returns run_dir, step, the sections of summary.json, and
-    notes: sentences on what went wrong. Raises UserError.
+    allow_changes: continue a run whose recipe or data have changed. Returns run_dir, step, latents_of (the name of the run whose
+    latents it models, if any), the sections of summary.json, and notes: sentences on what went wrong. Raises UserError.
     """
     refuse_ignored(os.environ, recipe.training, recipe.optimizer)
     if recipe.data.workers and recipe.data.cache != "memory":
@@ -76,7 +76,9 @@ def train(
         else:
             _train(parts, start, stack, watchdog)
         summary = comm.on_main(lambda: _summary(parts, is_other=start.is_at_the_end and bool(start.changes)))
-    return {"run_dir": str(parts.folder), "step": steps, **summary}
+    origin = parts.tags.get("latents_of")
+    of_latents = {"latents_of": origin["run"]} if origin else {}
+    return {"run_dir": str(parts.folder), "step": steps, **of_latents, **summary}
 
 
 @checked

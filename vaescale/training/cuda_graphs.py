@@ -30,6 +30,8 @@ def capture(
         return "training.accumulation is more than 1"
     if strategy.model.equivariance is not None:
         return "objective.equivariance scales the images of each step to another size"
+    if strategy.model.of_latents:
+        return "data.holds is latents"
     if strategy.model.num_codes:
         return "posterior.kind has codes, whose state is chosen by the host"
     if strategy.model.shows is not None:

@@ -8,6 +8,7 @@ Without --prior and --decode, RUN/figures/samples.png shows every combination si
   vaescale sample runs/digits-optimal --interpolate 3,17 --interpolate 5,9
   vaescale sample runs/digits-predicted --prior gmm --refine 200
   vaescale sample runs/digits-plane --map 20
+  vaescale sample runs/digits-vq_vae --prior autoregressive
 """
 
 import argparse
@@ -18,8 +19,11 @@ from typing import Any
 from vaescale.system.arguments import integer, real
 
 PAIR = "instead of samples: decoded means between the latents of held-out images number I and J"
-PRIOR = "distribution of z: the model's prior, or the mixture of fit-gmm; default: both"
-TEMPERATURE = "factor of the standard deviations of the prior (of every group) or the mixture; default: 1"
+PRIOR = (
+    "distribution of z: `standard` for the model's prior, `gmm` for the mixture of fit-gmm, `autoregressive` for the prior over codes of \
+fit-prior, or the folder of a run trained on this run's latents; default: all that the run has"
+)
+TEMPERATURE = "factor of the standard deviations of the prior (of every group) or the mixture, divisor of an autoregressive prior's logits; default: 1"
 REFINE = "show samples before and after STEPS of gradient descent on mean log sigma(z), if sigma is predicted"
 WEIGHT = "weight of -log density of z (mixture or prior) in the descent of --refine; default: 0"
 
@@ -28,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RUN, the samples, where to write them, and the pictures to draw instead."""
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
-    add("--prior", choices=("standard", "gmm"), help=PRIOR)
+    add("--prior", type=_prior, metavar="WHICH", help=PRIOR)
     components = "use the mixture with K components that fit-gmm compared; default: the chosen mixture"
     add("--components", type=integer(1), metavar="K", help=components)
     add(
@@ -61,6 +65,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     options = {name: value for name, value in vars(arguments).items() if name != "json"}
     return sample(options.pop("run"), **options)
+
+
+def _prior(text: str) -> str | Path:
+    return text if text in ("standard", "gmm", "autoregressive") else Path(text)
 
 
 def _pair(text: str) -> tuple[int, int]:

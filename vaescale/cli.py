@@ -41,6 +41,7 @@ VERBS = {
     "train-features": "train a small classifier whose features `quality` compares",
     "encode": "write the latents of a run's images as WebDataset shards",
     "fit-gmm": "fit a Gaussian mixture to a run's aggregate posterior",
+    "fit-prior": "fit an autoregressive prior to the codes of a run with codes",
     "sample": "draw samples from the prior or the mixture; interpolate, or map two latents",
     "latents": "measure how informative the latents are, which are active and what they explain",
     "compare-runs": "compare runs on one page: table, curves, rate and distortion, pictures",

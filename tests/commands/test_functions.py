@@ -25,6 +25,7 @@ from vaescale.commands.encode import encode
 from vaescale.commands.evaluate import evaluate
 from vaescale.commands.export import export
 from vaescale.commands.fit_gmm import fit_gmm
+from vaescale.commands.fit_prior import fit_prior
 from vaescale.commands.latents import latents
 from vaescale.commands.make_shards import index_shards, make_shards
 from vaescale.commands.quality import quality
@@ -172,6 +173,10 @@ NONSENSE: dict[Callable[..., Any], tuple[dict[str, Any], ...]] = {
     baselines: ({"labels": 0}, {"groups": 0}, {"images": 0}),
     average: ({"sigma_rel": 0.3}, {"sigma_rel": NAN}, {"decay": 1}, {"decay": 0}, {"out": 3}),
     export: ({"weights": "EMA"}, {"log": "perhaps"}),
+    fit_prior: (
+        *({"width": 0}, {"layers": 0}, {"heads": 1.5}, {"steps": 0}, {"batch": 0}, {"lr": 0}, {"lr": NAN}),
+        *({"weight_decay": -1}, {"dropout": 1}, {"dropout": INF}, {"weights": "EMA"}, {"seed": -1}),
+    ),
     train_features: ({"steps": 1}, {"width": 0}, {"seed": -1}, {"out": 3}),
     make_shards: (
         *({"size": 0}, {"resample": "nearest"}, {"channels": 2}, {"encoding": "gif"}, {"quality": 101}),

@@ -351,6 +351,7 @@ def test_perplexity_and_usage_are_those_of_all_codes_of_used_images(with_codes) 
         ({"objective": {"beta": 0.5}}, "objective.beta needs a Gaussian q"),
         ({"objective": {"free_bits": {"nats": 1}}}, "objective.free_bits needs a Gaussian"),
         ({"objective": {"mmd": {"weight": 1}}}, "objective.mmd needs a Gaussian"),
+        ({"objective": {"kind": "aae"}}, "objective.kind .='aae'. needs a Gaussian"),
         ({"objective": {"equivariance": {}}}, "objective.equivariance needs a Gaussian"),
     ],
 )  # fmt: skip

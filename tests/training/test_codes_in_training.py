@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.conftest import run_verb, tiny_recipe
+from vaescale.commands import fit_prior as fit_prior_module
 from vaescale.models.codebook import Codebook
 from vaescale.recipe import load_recipe
 from vaescale.runs.folder import read_metrics
@@ -132,13 +133,88 @@ def test_verbs_work_or_say_why_not(runs: Path, vaescale, tmp_path: Path, name: s
         ("encode", run): "encode needs a Gaussian q",
         ("evaluate", run, "--importance-samples", "3"): "--importance-samples needs a Gaussian q",
         ("sample", run, "--interpolate", "1,2"): "--interpolate needs a Gaussian q",
-        ("sample", run, "--temperature", "0.5"): "the prior over codes is uniform",
+        ("sample", run, "--temperature", "0.5"): "has no meaning for uniform codes",
         ("export", run, tmp_path / "out", "--format", "torch_export"): "this format needs a Gaussian q",
     }.items():
         refused = vaescale(*words)
         assert refused.code == 2, words
         assert message in refused.err
         assert "Traceback" not in refused.err
+
+
+PRIOR = ("--width", "16", "--layers", "1", "--heads", "2", "--steps", "20", "--batch", "32")
+
+
+def test_a_prior_over_codes_is_fitted_used_and_resumed(
+    runs: Path, vaescale, tmp_path: Path, monkeypatch
+) -> None:
+    run = shutil.copytree(runs / "quantized", tmp_path / "run")
+    fitted = vaescale("fit-prior", run, *PRIOR, "--json")
+    assert fitted.code == 0, fitted.err
+    nats = fitted.json["prior/val_code_nats"]
+    assert nats < fitted.json["prior/uniform_code_nats"] == pytest.approx(16 * np.log(8))
+    weights = (run / "prior/prior.safetensors").read_bytes()
+
+    metrics = vaescale("evaluate", run, "--json").json["metrics"]
+    assert metrics["autoregressive_kl_nats"] == pytest.approx(nats, rel=1e-5)
+    bound = nats - metrics["log_px_nats"]
+    assert metrics["autoregressive_neg_elbo_nats"] == pytest.approx(bound, rel=1e-5)
+    assert metrics["autoregressive_bits_per_dim"] == pytest.approx(bound / (64 * np.log(2)) + 8, rel=1e-5)
+    assert metrics["neg_elbo_nats"] == pytest.approx(metrics["kl_nats"] - metrics["log_px_nats"])
+    sampled = vaescale("sample", run, "--count", "4", "--json")
+    assert sampled.json["priors"] == ["uniform codes", "autoregressive prior"]
+    out = tmp_path / "samples"
+    words = ("--count", "4", "--decode", "mean", "--temperature", "0.5", "--shards", out)
+    drawn = vaescale("sample", run, "--prior", "autoregressive", *words, "--json")
+    assert drawn.code == 0, drawn.err
+    judged = vaescale("quality", run, "--features", "pixels", "--cache", tmp_path / "cache", "--json")
+    assert "autoregressive prior" in {row["of"] for row in judged.json["rows"]}
+    assert (
+        "autoregressive_kl_nats"
+        not in vaescale("evaluate", run, "--weights", "raw", "--json").json["metrics"]
+    )
+
+    # Ended at step 13, the same command continues from the checkpoint of step 12.
+    save, steps = fit_prior_module.set_learning_rate, []
+
+    def ended(optimizer: torch.optim.Optimizer, lr: float) -> None:
+        steps.append(lr)
+        if len(steps) == 14:
+            raise KeyboardInterrupt
+        save(optimizer, lr)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_prior_module, "set_learning_rate", ended)
+        assert vaescale("fit-prior", run, *PRIOR).code != 0
+    assert [path.name for path in (run / "prior/checkpoints").iterdir()] == ["step-000000012"]
+    other = vaescale("fit-prior", shutil.copytree(run, tmp_path / "other"), *PRIOR, "--seed", "1")
+    assert "is of a fit with other settings" in other.err
+    again = vaescale("fit-prior", run, *PRIOR, "--json")
+    assert "continues from step 12" in again.err
+    assert (run / "prior/prior.safetensors").read_bytes() == weights
+    assert not (run / "prior/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--width", "10", "--heads", "4"), "--width (=10) must be a multiple of --heads (=4)"),
+        (("--batch", "5000"), "--batch (=5000) exceeds the 1437 training images"),
+    ],
+)
+def test_priors_that_cannot_be_are_refused(runs: Path, vaescale, tmp_path: Path, words, message: str) -> None:
+    refused = vaescale("fit-prior", shutil.copytree(runs / "finite_scalar", tmp_path / "run"), *words)
+    assert refused.code == 2
+    assert message in refused.err
+
+
+def test_a_gaussian_run_has_no_codes_to_fit_or_draw(trained_run: Path, vaescale) -> None:
+    refused = vaescale("fit-prior", trained_run)
+    assert refused.code == 2
+    assert "fit-prior needs codes" in refused.err
+    refused = vaescale("sample", trained_run, "--prior", "autoregressive")
+    assert refused.code == 2
+    assert "--prior autoregressive is over codes" in refused.err
 
 
 def test_summary_of_training_names_what_comes_next(runs: Path) -> None:

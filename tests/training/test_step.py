@@ -125,3 +125,20 @@ def test_a_scaled_loss_gives_the_same_step(recipe_content) -> None:
     assert float(scaled.grad_norm) == pytest.approx(float(plain.grad_norm), rel=1e-2)
     for gradient, value in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, value, rtol=5e-2, atol=1e-2 * float(plain.grad_norm))
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_step_of_nan_changes_no_codebook(recipe_content, sound: bool) -> None:
+    """The encoder is sound and the decoder returns NaN: the codes of the step are known and must not be used."""
+    network = {"kind": "conv", "latent_dim": 2, "widths": [8], "latent_map": True}
+    posterior = {"kind": "quantized", "codes": 4, "start_step": 4}
+    recipe = Recipe.model_validate(recipe_content | {"network": network, "posterior": posterior})
+
+    def damage(model: torch.nn.Module) -> None:
+        with torch.no_grad():
+            next(reversed([*model.network.decoder.parameters()])).fill_(torch.nan)
+
+    model, _, _ = one_step(recipe, 3, damage=None if sound else damage)
+    assert float(model.quantizer.ready) == sound
+    assert bool(model.quantizer.vectors.any()) == sound
+    assert float(model.quantizer.counts.sum()) == (12 * 16 if sound else 0)

@@ -11,6 +11,7 @@ ALONE = (
         "sweep",
         "baselines",
         "train-features",
+        "fit-prior",
         "compare-runs",
         "export",
         "sync",

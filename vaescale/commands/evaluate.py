@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vaescale import comm, figures
+from vaescale.aggregate import code_prior
+from vaescale.aggregate.code_prior import PriorBound
 from vaescale.commands.signature import checked
 from vaescale.data.batch import Request
 from vaescale.data.reader import ShardReader
@@ -125,6 +127,9 @@ def _measure(
     measures: list[Measure] = [bound, pictures]
     if importance_samples:
         measures.insert(1, ImportanceBound(model, samples=importance_samples, most_images=importance_images))
+    prior = code_prior.of_weights(trained.folder, model, trained.identity) if model.num_codes else None
+    if prior is not None:
+        measures.append(PriorBound(model, prior))
     with Progress(f"evaluate {trained.recipe.name}", len(reader), shown=comm.is_main()) as progress:
         metrics = measure(
             model,
@@ -134,6 +139,8 @@ def _measure(
             progress=lambda done: progress.update(min(done * comm.world_size(), len(reader)), "images"),
         )
     protocol = bounds.protocol(model)
+    if prior is not None:
+        protocol |= code_prior.PROTOCOL
     if not importance_samples:
         origin = {"weights_hash": trained.weights_hash, "data_hash": hashed, "code": code}
         metrics |= _kept(earlier, origin)

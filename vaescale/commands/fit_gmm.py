@@ -93,7 +93,7 @@ def fit_gmm(
     how = Fitting(covariance, start, restarts, tolerance, max_iterations, ridge, online, online_batch, seed)
     with launch.joined():
         trained = open_trained(run)
-        refuse_codes(trained, "fit-gmm", "its prior over the codes is uniform")
+        refuse_codes(trained, "fit-gmm", "fit a prior over its codes with `vaescale fit-prior RUN`")
         material = gather(
             trained, groups=groups, samples_per_image=samples_per_image, online=online is not None
         )

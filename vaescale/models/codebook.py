@@ -84,10 +84,10 @@ class Codebook(WideState, Quantizer):
         used = mask[:, None] & (points - points == 0).all(2)  # no NaN and no Inf
         points = torch.where(used[..., None], points, 0.0).flatten(0, 1)
         codes, used_points = quantized.codes.flatten(), used.flatten()
-        numbers = points.new_zeros(self.num_codes).index_add_(0, codes, used_points.double())
+        numbers = _sums_by_code(codes, used_points.double(), self.num_codes)
         share = [numbers]
         if self.config.codebook == "ema":
-            share.append(torch.zeros_like(self.sums).index_add_(0, codes, points).flatten())
+            share.append(_sums_by_code(codes, points, self.num_codes).flatten())
         self._pending.append(comm.start_sum(torch.cat(share)))
         since = stream.step + 1 - self.config.start_step
         if since >= 0 and since % self.config.restart_every == 0:
@@ -167,10 +167,19 @@ def kmeans(points: Tensor, codes: int) -> tuple[Tensor, Tensor]:
     ones = points.new_ones(len(points))
     for _ in range(KMEANS_ROUNDS):
         nearest_ones = nearest(points, centres)
-        sizes = points.new_zeros(codes).index_add_(0, nearest_ones, ones)
-        sums = torch.zeros_like(centres).index_add_(0, nearest_ones, points)
+        sizes = _sums_by_code(nearest_ones, ones, codes)
+        sums = _sums_by_code(nearest_ones, points, codes)
         centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp_min(1)[:, None], centres)
-    return centres, points.new_zeros(codes).index_add_(0, nearest(points, centres), ones)
+    return centres, _sums_by_code(nearest(points, centres), ones, codes)
+
+
+def _sums_by_code(codes: Tensor, values: Tensor, number: int) -> Tensor:
+    """The sums over the points of each code: of values [P, ...] to [K, ...].
+
+    `index_put_` adds in the points' order on a GPU too, where the order of `index_add_` changes from run to run.
+    """
+    sums = values.new_zeros(number, *values.shape[1:])
+    return sums.index_put_((codes,), values, accumulate=True)
 
 
 def _first_of_all_ranks(choices: list[tuple[Tensor, Tensor]], most: int) -> Tensor:

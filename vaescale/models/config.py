@@ -104,7 +104,7 @@ class FixedConfig(PosteriorConfig):
         return latents
 
     def offers(self) -> frozenset[Property]:
-        """The property of objectives that train the means alone."""
+        """The property of objectives that train the means alone, and that of a Gaussian."""
         return super().offers() | {FIXED_POSTERIOR}
 
     def needs(self) -> Iterable[Need]:

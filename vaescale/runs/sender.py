@@ -39,6 +39,7 @@ ARTIFACTS = (
     "evaluation/*.json",
     "gmm/*.*",
     "gmm/components-*/*",
+    "prior/*.*",
 )
 
 

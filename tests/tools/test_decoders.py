@@ -34,6 +34,7 @@ OTHERS = {
     "aae": {"objective", "posterior"},
     **{name: {"objective", "optimizer", "posterior"} for name in GAMES},
     "ladder": {"network", "posterior", "optimizer"},
+    "second_stage": {"network", "data", "optimizer", "training"},
     "linear": {"network", "data", "optimizer", "training"},
 }
 # A mixture is fitted to what the encoder gives: it does not depend on the decoder.

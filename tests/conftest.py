@@ -211,7 +211,11 @@ def make_terms() -> Callable[..., Terms]:
     def make(**fields: torch.Tensor) -> Terms:
         given = next(iter(fields.values()))
         widths = {"log_px": (), "squared_error": (), "variance": (), "log_weights": (0,)}
-        zeros = {name: given.new_zeros(len(given), *widths.get(name, (1,))) for name in Terms._fields}
+        zeros = {
+            name: given.new_zeros(len(given), *widths.get(name, (1,)))
+            for name in Terms._fields
+            if name != "shown"
+        }
         return Terms(**{**zeros, **fields})
 
     return make

@@ -19,7 +19,7 @@ ORDER = (
     ("aggregate",),
     ("evaluation",),
     ("objectives", "mixtures"),
-    ("adversaries",),
+    ("adversaries", "perceptual"),
     ("exchange", "models"),
     ("networks", "likelihoods"),
     ("runs", "figures"),

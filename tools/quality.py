@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--temperature", type=real(above=0, most=MOST_TEMPERATURE), default=1.0, metavar="T", help=temperature
     )
+    prior = "judge samples of a run trained on this run's latents too, as in `vaescale sample --prior RUN`"
+    add("--prior", type=Path, metavar="RUN", help=prior)
     add_weights(parser)
     add("--seed", type=integer(0), default=0, help="random seed of the samples; default: 0")
     trust = "allow --features FILE.pt2, which is a program and can do anything"

@@ -19,7 +19,10 @@ from typing import Any
 from vaescale.system.arguments import integer, real
 
 PAIR = "instead of samples: decoded means between the latents of held-out images number I and J"
-PRIOR = "distribution of z: the model's prior, the mixture of fit-gmm, or the prior over codes of fit-prior; default: all that there are"
+PRIOR = (
+    "distribution of z: `standard` for the model's prior, `gmm` for the mixture of fit-gmm, `autoregressive` for the prior over codes of \
+fit-prior, or the folder of a run trained on this run's latents; default: all that the run has"
+)
 TEMPERATURE = "factor of the standard deviations of the prior (of every group) or the mixture, divisor of an autoregressive prior's logits; default: 1"
 REFINE = "show samples before and after STEPS of gradient descent on mean log sigma(z), if sigma is predicted"
 WEIGHT = "weight of -log density of z (mixture or prior) in the descent of --refine; default: 0"
@@ -29,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RUN, the samples, where to write them, and the pictures to draw instead."""
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
-    add("--prior", choices=("standard", "gmm", "autoregressive"), help=PRIOR)
+    add("--prior", type=_prior, metavar="WHICH", help=PRIOR)
     components = "use the mixture with K components that fit-gmm compared; default: the chosen mixture"
     add("--components", type=integer(1), metavar="K", help=components)
     add(
@@ -62,6 +65,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     options = {name: value for name, value in vars(arguments).items() if name != "json"}
     return sample(options.pop("run"), **options)
+
+
+def _prior(text: str) -> str | Path:
+    return text if text in ("standard", "gmm", "autoregressive") else Path(text)
 
 
 def _pair(text: str) -> tuple[int, int]:

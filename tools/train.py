@@ -65,6 +65,9 @@ def show(result: dict[str, Any]) -> None:
     rows = [(name, f"{value:.6g}") for name, value in metrics.items()]
     table(f"{result['run_dir']}: held-out data", rows)
     run = result["run_dir"]
+    if "latents_of" in result:
+        say(f"next: vaescale sample RUN --prior {run}, where RUN is the folder of {result['latents_of']}")
+        return
     fit = "fit-prior" if "code_usage" in metrics else "fit-gmm"
     say(f"next: vaescale evaluate {run}; vaescale {fit} {run}; vaescale sample {run}")
 

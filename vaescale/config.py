@@ -25,6 +25,7 @@ LATENT_MAP = Property("network", "a single latent map")
 GROUPS = Property("network", "groups of latents")
 GAUSSIAN = Property("posterior", "a Gaussian q(z|x)")
 SIGMA_OF_ANY_SIZE = Property("likelihood", "a sigma for images of any size")
+UNBOUNDED_MEAN = Property("likelihood", "an unbounded mean of values that are not quantized")
 UNCOMPILED = Property("training", "an uncompiled model")
 UNSCALED_LOSS = Property("training", "a loss that is not scaled")
 MEAN_ALONE = Property(

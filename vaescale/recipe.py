@@ -46,6 +46,7 @@ OPERATIONAL = {
 # Keys that recipes did not have before, as section, key and default: a recipe without them has the hash that it had.
 ADDED: tuple[tuple[str, str, Any], ...] = (
     ("optimizer", "schedule_start", 0),
+    ("data", "holds", "images"),
     ("training", "evaluate_images", None),
     ("optimizer", "decay", "kernels"),
     ("optimizer", "epsilon", 1e-8),
@@ -64,6 +65,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("likelihood", "scale_ceiling", 20.0),
     ("objective", "equivariance", None),
     ("objective", "adversarial", None),
+    ("objective", "perceptual", None),
 )
 
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)

@@ -36,7 +36,10 @@ Weights = Annotated[str, Field(pattern=WEIGHTS)]
 
 
 class Trained(NamedTuple):
-    """A trained model, its run folder and recipe, and which weights it has: `ema` or `raw`, their sha256."""
+    """A trained model, its run folder and recipe, and which weights it has: `ema` or `raw`, their sha256.
+
+    latents_of: of a model of latents, the run, the weights and the scale of these latents.
+    """
 
     folder: Path
     recipe: Recipe
@@ -44,6 +47,7 @@ class Trained(NamedTuple):
     step: int
     weights: str
     weights_hash: str = ""
+    latents_of: dict[str, Any] | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -79,6 +83,7 @@ def build_model(recipe: Recipe) -> VAE:
             equivariance=recipe.objective.transforms,
             shows=recipe.objective.shows,
             has_bound=recipe.objective.has_bound,
+            of_latents=recipe.data.holds == "latents",
         )
 
 
@@ -90,11 +95,12 @@ def build_objective(recipe: Recipe, model: VAE) -> Objective:
         return objective
 
 
-def open_trained(folder: Path, *, weights: Weights = "ema") -> Trained:
+def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = False) -> Trained:
     """Open the newest sound checkpoint of a run, in evaluation mode, on a GPU if there is one.
 
     All ranks call it, and open the same checkpoint. weights: `ema` takes the averaged weights when the run has them; a name
-    such as ema-0.9999 another average that it has. Raises UserError for other weights and when there is nothing to open.
+    such as ema-0.9999 another average that it has. of_latents: whether it may be a model of latents. Raises UserError for other
+    weights, for a model of latents where images are needed, and when there is nothing to open.
     """
     if re.fullmatch(WEIGHTS, weights) is None:
         raise UserError(
@@ -105,6 +111,11 @@ def open_trained(folder: Path, *, weights: Weights = "ema") -> Trained:
             f"{folder} is not a run folder (no {run_folder.RECIPE}); give the run_dir of a training run"
         )
     recipe = load_recipe(folder / run_folder.RECIPE)
+    if recipe.data.holds == "latents" and not of_latents:
+        raise UserError(
+            f"{folder} is a model of the latents in {recipe.data.train}, which makes no images; decode its samples by the run of "
+            f"these latents: `vaescale sample RUN --prior {folder}`"
+        )
     newest = comm.on_main(lambda: checkpoint.newest(folder / "checkpoints"))
     if newest is None:
         raise UserError(
@@ -119,7 +130,15 @@ def open_trained(folder: Path, *, weights: Weights = "ema") -> Trained:
     state = newest.state()
     weights = kind if kind != "model" else str(state.get(checkpoint.EXPORTED, "raw"))
     weights_hash = str(state.get("exported_weights_hash", newest.sha256(kind)))
-    return Trained(folder, recipe, model.eval().to(device), newest.step, weights, weights_hash)
+    return Trained(
+        folder,
+        recipe,
+        model.eval().to(device),
+        newest.step,
+        weights,
+        weights_hash,
+        state.get("latents_of"),
+    )
 
 
 def refuse_codes(trained: Trained, what: str, remedy: str) -> None:

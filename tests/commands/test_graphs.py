@@ -83,6 +83,41 @@ def test_a_graph_that_differs_is_refused() -> None:
         largest_difference(graph, lambda z: [value[:1, :, :1] for value in graph.module(z)])
 
 
+class Unwritable(torch.nn.Module):
+    """A graph with an operation that ONNX does not have, or one that depends on values."""
+
+    def __init__(self, *, depends: bool) -> None:
+        super().__init__()
+        self.depends = depends
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        if self.depends and z.sum() > 0:
+            return z
+        return torch.special.bessel_j0(z)
+
+
+def test_what_cannot_be_traced_is_answered_with_a_sentence() -> None:
+    graph = Graph(Unwritable(depends=True), torch.rand(2, 3), "z", ("mean",))
+    with pytest.raises(
+        UserError, match=r"^torch\.export cannot trace the graph from z: .*; export --format mlflow"
+    ) as caught:
+        program_of(graph)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_onnx_does_not_have_is_answered_with_a_sentence() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="needs the extra onnx")
+    from vaescale.commands.export_onnx import model_of
+
+    graph = Graph(Unwritable(depends=False), torch.rand(2, 3), "z", ("mean",))
+    with pytest.raises(
+        UserError, match=r"cannot write the graph from z: .*bessel_j0.*; export --format torch_export"
+    ) as caught:
+        model_of(graph)
+    assert "\n" not in str(caught.value)
+
+
 def pickles_in(content: bytes) -> list[str]:
     """The members of an archive that are pickles, or archives that have them."""
     archive = zipfile.ZipFile(io.BytesIO(content))

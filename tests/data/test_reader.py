@@ -14,6 +14,7 @@ from PIL import Image
 
 from vaescale.data.batch import Batch, Request
 from vaescale.data.config import DataConfig
+from vaescale.data.forms import Pictures
 from vaescale.data.index import INDEX, parse_entries, parse_index
 from vaescale.data.loader import evaluation_batches, training_batches
 from vaescale.data.making.indexing import index_shards
@@ -342,7 +343,7 @@ def test_strange_images_of_foreign_tars_are_counted_by_reason(
             tar.write({"__key__": str(number), "png": content})
     index_shards(tmp_path)
     index = parse_index((tmp_path / INDEX).read_bytes(), str(tmp_path))
-    opened = ShardReader(index, Folder(str(tmp_path)), size=4, channels=1, cache=cache)
+    opened = ShardReader(index, Folder(str(tmp_path)), Pictures((1, 4, 4)), cache=cache)
     got = opened.__getitems__(Request(np.array([1, 2])))
     assert got.images[:, 0, 0, 0].tolist() == [1, 3]
     assert got.keys == ("1", "3")

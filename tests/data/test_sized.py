@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from vaescale.data.batch import Batch
+from vaescale.data.forms import Pictures
 from vaescale.data.making.items import Item
 from vaescale.data.making.sized import Sizing, sized_batches
 from vaescale.data.making.sources import open_source
@@ -62,7 +63,7 @@ def test_images_are_those_of_written_shards(pictures: Path, tmp_path: Path, crop
 
     written = write_shards(items_of(pictures), tmp_path / "out", making, class_names=("cat", "dog"))
     assert len(written.skipped) == 1
-    reader = ShardReader(written.shards, Folder(str(tmp_path / "out")), size=12, channels=channels)
+    reader = ShardReader(written.shards, Folder(str(tmp_path / "out")), Pictures((channels, 12, 12)))
     stored = [reader[number] for number in range(len(reader))]
     used = whole["mask"]
     assert torch.equal(whole["images"][used], torch.cat([one.images for one in stored]))

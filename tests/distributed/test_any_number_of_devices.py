@@ -27,6 +27,8 @@ STOPPED = ("ddp", "zero3", "fsdp2")
 CASES = [(layout, 2, 1) for layout in STOPPED] + [(layout, 2, 2) for layout in LAYOUTS]
 CASES += [("ddp", 4, 2), ("zero3", 4, 1), ("fsdp2", 4, 1)]
 FROZEN = {1: ("ddp",), 2: ("ddp", "zero2", "zero3", "fsdp2"), 4: ()}
+MAPPED = {1: ("ddp",), 2: ("zero2", "fsdp2"), 4: ()}
+OF_LATENTS = {1: ("ddp",), 2: ("fsdp2",), 4: ()}
 CODES = {1: ("ddp",), 2: ("ddp", "zero2", "zero3", "fsdp2"), 4: ()}
 CODE_STEPS = {"ddp": 50, "zero2": 12, "zero3": 12, "fsdp2": 12}
 WHOLE = [("ddp", 1, accumulation) for accumulation in ACCUMULATION] + [(layout, 2, 1) for layout in STOPPED]
@@ -48,8 +50,13 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     for processes in (1, 2, 4):
         cases = [case for case in dict.fromkeys((*WHOLE, *CASES)) if case[1] == processes]
         frozen = [training_of_a_decoder(layout, processes) for layout in FROZEN[processes]]
+        mapped = [training_of_a_map(layout, processes) for layout in MAPPED[processes]]
+        latents = [training_of_latents(layout, processes) for layout in OF_LATENTS[processes]]
+        if processes == 1:
+            latents.insert(0, Command("ddp", ["encode", "runs/ddp-1-1"]))
         codes = [training_of_codes(layout, processes) for layout in CODES[processes]]
-        several(folder, [*(training(*case) for case in cases), *frozen, *codes], processes=processes)
+        commands = [*(training(*case) for case in cases), *frozen, *codes, *mapped, *latents]
+        several(folder, commands, processes=processes)
     return folder
 
 
@@ -70,6 +77,24 @@ def training_of_a_decoder(layout: str, processes: int) -> Command:
     ]
     words += ["objective.adversarial.adaptive=false"]  # which only ddp allows
     run = f"runs/frozen-{layout}-{processes}"
+    return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
+
+
+def training_of_a_map(layout: str, processes: int) -> Command:
+    """A latent map with a term that decodes its transformations."""
+    words = [*OPTIONS, f"training.steps={SHORT}", "objective.equivariance={}", "network.kind=resnet"]
+    words += ["network.latent_dim=2", "network.width=4", "network.multipliers=[1,2]", "network.blocks=1"]
+    run = f"runs/mapped-{layout}-{processes}"
+    return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
+
+
+def training_of_latents(layout: str, processes: int) -> Command:
+    """A model of the first run's latents."""
+    words = [*OPTIONS, f"training.steps={SHORT}", "data.holds=latents"]
+    words += ["data.image_size=1", "data.channels=16"]
+    words += [f"data.{split}=runs/ddp-1-1/latents/{split}" for split in ("train", "val")]
+    words += ["network.kind=mlp", "network.latent_dim=3", "network.widths=[8]", "likelihood.mean=identity"]
+    run = f"runs/latents-{layout}-{processes}"
     return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
 
 
@@ -149,6 +174,19 @@ def test_one_run_over_every_layout_is_the_run_that_never_stopped(project: Path) 
     assert_no_step_is_lost(24)
     several(project, [Command("ddp", words)], processes=2)
     assert_same_curve(project / "runs/ddp-1-2", run)
+
+
+@pytest.mark.parametrize("layout", MAPPED[2])
+def test_the_transformed_term_is_the_same_on_two_processes(project: Path, layout: str) -> None:
+    one, two = project / "runs/mapped-ddp-1", project / f"runs/mapped-{layout}-2"
+    assert_same_curve(one, two, steps=SHORT)
+    for a, b in zip(curve(one), curve(two), strict=True):
+        assert b["train/equivariance"] == pytest.approx(a["train/equivariance"], rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", OF_LATENTS[2])
+def test_the_draws_of_latents_are_the_same_on_two_processes(project: Path, layout: str) -> None:
+    assert_same_curve(project / "runs/latents-ddp-1", project / f"runs/latents-{layout}-2", steps=SHORT)
 
 
 @pytest.mark.parametrize("layout", FROZEN[2])

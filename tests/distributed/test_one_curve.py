@@ -67,7 +67,7 @@ PLAYERS = (
         "objective.adversarial.spectral_norm=true",
     ),
     *("objective.adversarial.r1=1", "objective.adversarial.r2=0.5", "objective.adversarial.lecam=0.1"),
-    "training.checkpoint_every=25",
+    *("training.checkpoint_every=25", "training.compare_replicas_every=25"),
 )
 # That with BatchNorm is large: it makes 1e-3 of float32's rounding within 20 steps.
 STEPS = {"hard": 30, "ladder": 20, "batch norm, dip and mmd": 5, "players": 50}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from vaescale.data.batch import Batch
-from vaescale.evaluation.classifier import Classifier, Shape, accuracy
 from vaescale.evaluation.ppca import ppca
 from vaescale.evaluation.probes import Labelled, majority_share, probe
+from vaescale.perceptual.classifier import Classifier, Shape, accuracy
 
 
 def labelled(seed: int, *, separation: float) -> Labelled:

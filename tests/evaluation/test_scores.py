@@ -195,3 +195,14 @@ def test_the_extremes_of_many_batches_are_those_of_all() -> None:
         assert name == f"image {slot}"
         assert torch.equal(image, images[name])
     assert merged._kept[0][3].untyped_storage().nbytes() == 108, "not the whole batch"
+
+
+def test_no_image_is_kept_where_no_picture_is_drawn() -> None:
+    kept = Extremes(0)
+    (batch,) = batches_of(tiny(PER_IMAGE), 5)
+    kept.add(
+        np.arange(int(batch.mask.sum())),
+        [name for name, used in zip(batch.keys, batch.mask, strict=True) if used],
+        batch,
+    )
+    assert kept._kept == [], "memory does not grow with the images"

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.extensions.cauchy import CauchyConfig
-from tests.extensions.mlp import MlpConfig
+from tests.extensions.perceptron import PerceptronConfig
 from tests.extensions.ramps import ramps
 from tests.extensions.scaled import ScaledConfig
 from tests.extensions.sharpness import SHARPNESS
@@ -30,7 +30,7 @@ from vaescale.recipe import load_recipe
 def extended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The dict lines."""
     monkeypatch.setitem(LIKELIHOODS, "cauchy", CauchyConfig)
-    monkeypatch.setitem(NETWORKS, "mlp", MlpConfig)
+    monkeypatch.setitem(NETWORKS, "perceptron", PerceptronConfig)
     monkeypatch.setitem(POSTERIORS, "scaled", ScaledConfig)
     monkeypatch.setitem(OBJECTIVES, "squared", SquaredConfig)
     monkeypatch.setitem(SOURCES, "ramps", Kind(ramps, "nothing"))
@@ -44,7 +44,7 @@ def content(recipe_content: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     return recipe_content | {
         "name": "extended",
         "run_dir": str(tmp_path / "extended"),
-        "network": {"kind": "mlp", "latent_dim": 3, "hidden": 24},
+        "network": {"kind": "perceptron", "latent_dim": 3, "hidden": 24},
         "posterior": {"kind": "scaled", "sigma": 0.5},
         "likelihood": {"kind": "cauchy", "initial_scale": 0.2},
         "objective": {"kind": "squared", "weight": 0.01},
@@ -97,5 +97,7 @@ def test_recipes_know_the_keys_of_kinds_from_outside(
 
 
 def test_without_the_dict_line_the_kind_is_unknown(content: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"network\.kind is 'mlp'; known here: conv, resnet, ladder, linear"):
+    with pytest.raises(
+        UserError, match=r"network\.kind is 'perceptron'; known here: conv, resnet, ladder, linear, mlp"
+    ):
         load_recipe(write(content, tmp_path / "recipe.yaml"))

@@ -23,6 +23,7 @@ SMALL_LADDER = {"kind": "ladder", "latent_dim": 2, "width": 8}
 # network, posterior, image size, channels
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int, int]] = {
     "linear": ({"kind": "linear", "latent_dim": 3}, {}, 5, 1),
+    "mlp": ({"kind": "mlp", "latent_dim": 3, "widths": [12, 8]}, {}, 5, 3),
     "conv": ({"kind": "conv", "latent_dim": 3, "widths": [8, 12]}, {}, 8, 1),
     "conv, wide and odd": ({"kind": "conv", "latent_dim": 3, "widths": [5]}, {}, 10, 3),
     "conv, no norm": ({"kind": "conv", "latent_dim": 3, "widths": [8], "norm": "none"}, {}, 8, 1),

@@ -14,7 +14,7 @@ from tests.launching import ROOT
 from vaescale.data.making.items import Item
 from vaescale.data.making.storing import Making
 from vaescale.data.making.writing import write_shards
-from vaescale.evaluation.classifier import Classifier, Shape, save
+from vaescale.perceptual.classifier import Classifier, Shape, save
 from vaescale.trained import open_split, open_trained
 
 

@@ -18,9 +18,10 @@ from tests.training.test_step import batches
 from vaescale import noise
 from vaescale.adversaries.config import PlayerConfig
 from vaescale.adversaries.discriminators import Discriminators
-from vaescale.commands.parts import build_rival
+from vaescale.commands.parts import build_parts, build_rival, plan_of
 from vaescale.errors import UserError
 from vaescale.models.vae import VAE
+from vaescale.objectives.base import discriminators_of
 from vaescale.recipe import Recipe
 from vaescale.trained import build_model, build_objective
 from vaescale.training.guard import Guard
@@ -271,3 +272,47 @@ def test_an_adaptive_weight_needs_a_last_layer_that_is_trained(recipe_content: d
     assert isinstance(
         build_objective(recipe_of(recipe_content, adaptive=False), model).discriminators, Discriminators
     )
+
+
+def test_an_adaptive_weight_needs_whole_gradients_and_the_plan_counts_the_second_player(
+    recipe_content: dict[str, Any],
+) -> None:
+    AcceleratorState._reset_state(True)
+    launch = Launch(Accelerator(cpu=True), "fsdp2")
+    with pytest.raises(UserError, match=r"which fsdp2 does not allow; set it to false, or take ddp"):
+        build_parts(recipe_of(recipe_content), launch)
+    parts = build_parts(recipe_of(recipe_content, adaptive=False), launch)
+    plan = plan_of(parts)
+    number = sum(p.numel() for p in discriminators_of(parts.objective).parameters())
+    assert plan["discriminator_parameters"] == number
+    assert plan["memory_discriminator_bytes"] == 16 * number
+    assert plan["memory_total_bytes"] > plan["memory_discriminator_bytes"]
+
+
+@pytest.mark.parametrize("network", ["conv", "resnet", "resnet with codes", "ladder", "linear"])
+def test_the_term_and_its_weight_work_with_every_network(
+    recipe_content: dict[str, Any], network: str
+) -> None:
+    network, _, codes = network.partition(" with ")
+    recipe_content["posterior"] = {"kind": "quantized", "codes": 8} if codes else {"kind": "diagonal"}
+    keys = {
+        "ladder": {"width": 8, "latent_dim": 2},
+        "resnet": {"width": 8, "multipliers": [1, 2], "latent_dim": 2},
+    }
+    content = recipe_content | {"network": {"kind": network, **keys.get(network, {"latent_dim": 2})}}
+    recipe = recipe_of(content, weight=1.0)
+    model = build_model(recipe).train()
+    objective = build_objective(recipe, model)
+    (batch,) = batches(1)
+    terms = model(batch.images, noise.Stream(0, 0, batch.slots), batch.mask)
+    loss, pieces = objective(terms, noise.Stream(0, 0, batch.slots))
+    last = model.network.get_submodule(model.network.head_name).weight
+    gradients = [
+        float(torch.autograd.grad(term, last, retain_graph=True)[0].norm())
+        for term in (-terms.log_px.mean(), pieces["adversarial"])
+    ]
+    assert float(pieces["adversarial_weight"]) == pytest.approx(
+        gradients[0] / (gradients[1] + 1e-4), rel=1e-5
+    )
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

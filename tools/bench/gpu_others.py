@@ -8,11 +8,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vaescale.evaluation.classifier import Classifier, Shape
 from vaescale.evaluation.frechet import frechet_distance, moments
 from vaescale.mixtures.em import fit
 from vaescale.mixtures.points import Points
 from vaescale.mixtures.starts import start
+from vaescale.perceptual.classifier import Classifier, Shape
 
 T = TypeVar("T")
 LATENTS, SIZE, COMPONENTS, ITERATIONS = 1_000_000, 64, 64, 100

@@ -161,6 +161,8 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
     if value is PydanticUndefined:
         return "required"
+    if isinstance(value, BaseModel):
+        return "its defaults"
     return f"`{_yaml(value)}`"
 
 

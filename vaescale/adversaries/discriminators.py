@@ -114,24 +114,14 @@ class Discriminators(nn.Module):
         right = ((logits[0] > 0).float().mean() + (fakes < 0).float().mean()) / 2
         figures = torch.stack([loss, logits[0].mean(), fakes.mean(), right]).detach()
         if penalized:
-            for gamma, names, logit in zip(
-                (config.r1, *[config.r2] * len(match.fakes)), inputs, logits, strict=True
-            ):
-                loss = (
-                    loss + gamma / 2 * self._steepness(logit, [getattr(shown, field) for field in names])
-                    if gamma
-                    else loss
-                )
+            gammas = (config.r1, *[config.r2 for _ in match.fakes])
+            for gamma, names, logit in zip(gammas, inputs, logits, strict=True):
+                if gamma:
+                    loss = loss + gamma / 2 * _steepness(logit, [getattr(shown, field) for field in names])
         if config.lecam:
             running = self.get_buffer(f"{name}_running")
             loss = loss + config.lecam * losses.lecam(logits[0], fakes, running).to(loss)
         return loss, figures
-
-    @staticmethod
-    def _steepness(logits: Tensor, inputs: list[Tensor]) -> Tensor:
-        """The mean over examples of |gradient of an example's mean logit for its inputs|^2, [], with a gradient."""
-        gradients = torch.autograd.grad(logits.mean(1).sum(), inputs, create_graph=True)
-        return torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).mean()
 
     def _seen(
         self, inputs: tuple[tuple[str, ...], ...], shown: Shown, stream: noise.Stream, number: int
@@ -180,3 +170,9 @@ def _critic(name: str, config: PlayerConfig, image_shape: tuple[int, int, int], 
         return LatentCritic(config, latent_dim)
     assert isinstance(config, PairPlayerConfig)
     return PairCritic(config, latent_dim, image_shape)
+
+
+def _steepness(logits: Tensor, inputs: list[Tensor]) -> Tensor:
+    """The mean over examples of |gradient of an example's mean logit for its inputs|^2, [], with a gradient."""
+    gradients = torch.autograd.grad(logits.mean(1).sum(), inputs, create_graph=True)
+    return torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).mean()

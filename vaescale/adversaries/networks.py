@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vaescale.adversaries.config import ImagePlayerConfig, LatentPlayerConfig, PairPlayerConfig
 from vaescale.errors import UserError
-from vaescale.networks.layers import ACTIVATIONS, LEAST_VALUES, conv, num_groups, refuse_indivisible, spectral
+from vaescale.networks.layers import ACTIVATIONS, LEAST_VALUES, num_groups, refuse_indivisible, spectral
 
 LEAST_PATCH_MAP = 3  # two convolutions of 4x4 with a padding of 1 take a row each
 
@@ -95,7 +95,8 @@ def _small(config: ImagePlayerConfig, size: int) -> int:
 def _halvings(config: ImagePlayerConfig, channels: int, size: int) -> Iterator[nn.Module]:
     for number, width in enumerate(config.widths):
         size //= 2
-        yield _layer(conv(channels, width, 4, stride=2), config.spectral_norm)
+        # torch's own: the backward pass of the networks' convolutions has no gradient
+        yield _layer(nn.Conv2d(channels, width, 4, stride=2, padding=1), config.spectral_norm)
         yield _norm(config, width, size * size) if number else nn.Identity()
         yield ACTIVATIONS["leaky_relu"]()
         channels = width

@@ -1,4 +1,4 @@
-"""Images from latents, which are drawn from the prior or a mixture; decoded as a mean, as a draw, or as an offset.
+"""Images from latents, which are drawn from the prior, a mixture or a model of latents; decoded as a mean, as a draw, or as an offset.
 
 A draw x = E[x|z] + sigma epsilon is a sample of the model; the mean E[x|z] is usually shown as its sample. The offset
 E[x|z] + alpha sigma(z) shows the size of the noise by the same multiple of sigma at every pixel.
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.aggregate import code_prior
+from vaescale.aggregate import code_prior, second_stage
+from vaescale.aggregate.second_stage import SecondStage
 from vaescale.errors import UserError
 from vaescale.likelihoods.base import Likelihood
 from vaescale.mixtures.gaussian import Mixture, sample
@@ -21,8 +22,9 @@ from vaescale.models.quantized import QuantizedVAE
 from vaescale.models.vae import VAE
 from vaescale.networks.code_transformer import CodeTransformer
 
-Source = Mixture | CodeTransformer | None
-"""What z is drawn from: a mixture, an autoregressive prior over codes, or the model's prior."""
+Prior = Mixture | SecondStage | CodeTransformer | None
+"""Where latents come from: a mixture, a model of latents, an autoregressive prior over codes, or None for the model's own prior."""
+
 DECODINGS = ("mean", "ancestral", "offset:ALPHA")
 
 
@@ -55,14 +57,18 @@ def parse_decoding(text: str) -> Decoding:
 
 
 @torch.no_grad()
-def from_latents(model: VAE, mixture: Source, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
-    """The likelihood's raw parameters from draws of the model's prior, or of a mixture or a prior over codes if given, one per slot."""
-    if mixture is None:
+def from_latents(model: VAE, prior: Prior, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
+    """The likelihood's raw parameters from draws of a prior, one per slot."""
+    if prior is None:
         return model.from_prior(stream, temperature)
-    if isinstance(mixture, CodeTransformer):
+    if isinstance(prior, CodeTransformer):
         assert isinstance(model, QuantizedVAE)
-        return model.decode_codes(code_prior.draw(mixture, stream, temperature))
-    return model.decode(sample(mixture, stream, temperature), stream, temperature)
+        return model.decode_codes(code_prior.draw(prior, stream, temperature))
+    if isinstance(prior, Mixture):
+        z = sample(prior, stream, temperature)
+    else:
+        z = second_stage.draws(prior, stream, temperature)
+    return model.decode(z, stream, temperature)
 
 
 @torch.no_grad()

@@ -162,7 +162,9 @@ def _nats(metrics: dict[str, float]) -> tuple[float | None, list[str]]:
             "the run's nats are the ELBO; `vaescale evaluate --importance-samples` bounds log p(x) more tightly"
         )
     else:
-        notes.append("the run fits sigma to each image, so it has no bound of log p(x)")
+        fits = "neg_profile_elbo_nats" in metrics
+        why = "fits sigma to each image" if fits else "trains no likelihood of images"
+        notes.append(f"the run {why}, so it has no bound of log p(x)")
     return nats, notes
 
 

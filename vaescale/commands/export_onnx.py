@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaescale.commands.graphs import Graph, describe, graphs_of, largest_difference, program_of
+from vaescale.commands.graphs import Graph, answered, describe, graphs_of, largest_difference, program_of
 from vaescale.system.files import write_whole
 from vaescale.trained import Trained
+
+REMEDY = "export --format torch_export writes the same graph, and --format mlflow keeps the model as it is"
 
 
 def export_onnx(trained: Trained, out: Path) -> dict[str, Any]:
@@ -25,12 +27,15 @@ def export_onnx(trained: Trained, out: Path) -> dict[str, Any]:
     import onnxscript  # noqa: F401
 
     graphs = graphs_of(trained)
-    contents = {name: _model_of(graph) for name, graph in graphs.items()}
+    contents = {name: model_of(graph) for name, graph in graphs.items()}
     differences = {}
     for name, graph in graphs.items():
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
-        session = onnxruntime.InferenceSession(contents[name], options, providers=["CPUExecutionProvider"])
+        with answered(f"ONNX Runtime does not open the graph of {name}", REMEDY):
+            session = onnxruntime.InferenceSession(
+                contents[name], options, providers=["CPUExecutionProvider"]
+            )
 
         def values(x: Tensor, session: Any = session, graph: Graph = graph) -> list[Tensor]:
             return [
@@ -45,11 +50,12 @@ def export_onnx(trained: Trained, out: Path) -> dict[str, Any]:
     return describe(trained, out, graphs=graphs, files=files, differences=differences)
 
 
-def _model_of(graph: Graph) -> bytes:
-    """The model in ONNX's format, without the exporter's notes on source files."""
-    with _quiet():
+def model_of(graph: Graph) -> bytes:
+    """The model in ONNX's format, without the exporter's notes on source files. Raises UserError for what ONNX cannot say."""
+    program = program_of(graph)
+    with answered(f"torch's ONNX exporter cannot write the graph from {graph.takes}", REMEDY), _quiet():
         written = torch.onnx.export(
-            program_of(graph),
+            program,
             args=(),
             kwargs={graph.takes: graph.example},
             dynamo=True,
@@ -68,7 +74,8 @@ def _model_of(graph: Graph) -> bytes:
     ):
         del noted.metadata_props[:]
     del model.graph.metadata_props[:]
-    content: bytes = model.SerializeToString()
+    with answered(f"the graph from {graph.takes} does not fit into one ONNX file", REMEDY):
+        content: bytes = model.SerializeToString()
     return content
 
 

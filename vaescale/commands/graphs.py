@@ -8,6 +8,8 @@ means draws nothing. Graphs hold no source of `vaescale.noise`, so that targets 
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ from vaescale.trained import Trained, refuse_codes
 
 DESCRIPTION = "vaescale.json"
 LARGEST_DIFFERENCE = 1e-4  # of a graph's values from the model's
+KEEP = "export --format mlflow keeps the model as it is"
 TRACED, CHECKED = 2, (1, 5)  # numbers of images
 
 
@@ -87,7 +90,7 @@ def program_of(graph: Graph) -> ExportedProgram:
     """The graph of a module for any number of images, without its example and without the paths of its source files."""
     from torch import export  # imported here because it takes a second
 
-    with torch.no_grad():
+    with torch.no_grad(), answered(f"torch.export cannot trace the graph from {graph.takes}", KEEP):
         program = export.export(
             graph.module, (graph.example,), dynamic_shapes=({0: export.Dim("batch")},), strict=False
         )
@@ -96,6 +99,23 @@ def program_of(graph: Graph) -> ExportedProgram:
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():
             node.meta.pop("stack_trace", None)
     return program
+
+
+@contextmanager
+def answered(failure: str, remedy: str) -> Iterator[None]:
+    """Raise UserError with a failure, its innermost cause and a remedy for whatever an exporter raises: each step has its own types."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next(
+            (line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__
+        )
+        raise UserError(f"{failure}: {reason.rstrip('.')}; {remedy}") from error
 
 
 @torch.no_grad()
@@ -114,8 +134,7 @@ def largest_difference(graph: Graph, values: Any) -> float:
             largest = max(largest, difference)
             if not difference <= LARGEST_DIFFERENCE:
                 raise UserError(
-                    f"the graph's {name} differs by {difference:.2g} from the model's, more than {LARGEST_DIFFERENCE:g}; "
-                    "export --format mlflow keeps the model as it is"
+                    f"the graph's {name} differs by {difference:.2g} from the model's, more than {LARGEST_DIFFERENCE:g}; {KEEP}"
                 )
     return largest
 

@@ -11,13 +11,15 @@ from vaescale import comm
 from vaescale.adversaries.config import AdversarialConfig
 from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands import initial_weights
+from vaescale.commands.second_stage import origin_of
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import UserError
 from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
-from vaescale.objectives.base import Objective
+from vaescale.objectives.base import Objective, discriminators_of
+from vaescale.perceptual.distance import Distance
 from vaescale.recipe import Recipe
 from vaescale.runs import checkpoint
 from vaescale.runs.identity import identity_tags
@@ -81,8 +83,12 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
             layout=parts.layout,
         )
     )
+    if recipe.data.holds == "latents":
+        tags["latents_of"] = comm.together(lambda: origin_of(parts.train_reader, parts.val_reader))
     if parts.first_weights:
         tags["init_weights_hash"] = parts.first_weights
+    if distance := distance_of(parts.objective):
+        tags["perceptual_hash"] = distance.identity
     return replace(parts, tags=tags)
 
 
@@ -121,9 +127,9 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     )
 
 
-def discriminators_of(objective: Objective) -> Discriminators | None:
-    """The second player of an objective, None of one that has none."""
-    return getattr(objective, "discriminators", None)
+def distance_of(objective: Objective) -> Distance | None:
+    """The perceptual distance of an objective, None of one that has none."""
+    return getattr(objective, "distance", None)
 
 
 def _refuse_partitioned_layer(discriminators: Discriminators | None, layout: str) -> None:
@@ -166,6 +172,8 @@ def lay_out(recipe: Recipe, launch: backends.Launch, model: VAE, objective: Obje
     if config.compile:
         backends.refuse_to_compile(launch.strategy)
         model.compile()
+    if distance := distance_of(objective):
+        distance.autocast = AUTOCAST[config.precision]
     build = partial(build_optimizer, config=recipe.optimizer)
     strategy = strategy_class(launch.strategy)(launch.accelerator, model, build, averages=averages_of(config))
     if config.cuda_graphs and device.type == "cuda":

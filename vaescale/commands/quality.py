@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vaescale import comm, figures, noise
 from vaescale.aggregate import code_prior
-from vaescale.aggregate.sampling import Source, from_latents, image_of, parse_decoding, refuse_misfit
+from vaescale.aggregate.sampling import Prior, from_latents, image_of, parse_decoding, refuse_misfit
+from vaescale.commands.second_stage import open_second_stage
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
 from vaescale.data.lookup import evenly, images_at
 from vaescale.data.reader import ShardReader
@@ -59,6 +60,7 @@ def quality(
     count: Count | None = None,
     decode: Annotated[Sequence[str], Field(min_length=1)] = DECODINGS,
     temperature: Temperature = 1.0,
+    prior: Path | None = None,
     weights: Weights = "ema",
     seed: NonNegative = 0,
     trust_features: bool = False,
@@ -68,7 +70,7 @@ def quality(
 
     features: `pixels`, a folder of `train_features`, `inception[:FILE]` or a FILE.pt2, which is a program and needs
     `trust_features`. count: samples of each kind, by default the number of held-out images, at most 10,000. decode: `mean`,
-    `ancestral` or `offset:ALPHA`. cache: the folder that keeps the training images' features; None for CACHE below ~/.cache.
+    `ancestral` or `offset:ALPHA`. prior: the folder of a run that was trained on this run's latents, to judge its samples too. cache: the folder that keeps the training images' features; None for CACHE below ~/.cache.
 
     Returns a row of scores for each kind of picture, with the protocol. Raises UserError for invalid arguments,
     missing features and mixtures of another model, DataError for too few images.
@@ -79,13 +81,16 @@ def quality(
         extractor = comm.together(lambda: _extractor(trained, features, trust_features))
         train = comm.together(lambda: open_split(trained.recipe, "train"))
         val = comm.together(lambda: open_split(trained.recipe, "val"))
-        mixtures = comm.together(lambda: _mixtures(trained))
+        priors: dict[str, Prior] = {**comm.together(lambda: _mixtures(trained))}
+        second = open_second_stage(prior, trained) if prior else None
+        if second:
+            priors["second stage"] = second
         samples = Samples(count or min(len(val), MOST_COMPARED), decodings, temperature, seed)
         kept = cache.expanduser() if cache else cache_home() / CACHE
         references, cached = references_of(
             train, extractor, trained.recipe.data, device=trained.device, cache=kept
         )
-        kinds = kinds_of(trained, val, mixtures, samples)
+        kinds = kinds_of(trained, val, priors, samples)
         with torch.no_grad():
             rows = judge(kinds, extractor, references)
             first = [kind.pictures(torch.arange(min(SHOWN, kind.number))).cpu() for kind in kinds]
@@ -97,15 +102,14 @@ def quality(
             "code": git_revision(),
             **_protocol(extractor, samples, len(references), data_hash),
             "references_from_cache": cached,
+            **({"second_stage": second.identity} if second else {}),
             "rows": rows,
         }
         return comm.on_main(lambda: _save(trained, result, first))
 
 
-def kinds_of(
-    trained: Trained, val: ShardReader, mixtures: Mapping[str, Source], samples: Samples
-) -> list[Kind]:
-    """Held-out images, their reconstructions, and samples of the prior and of each mixture under each decoding.
+def kinds_of(trained: Trained, val: ShardReader, priors: Mapping[str, Prior], samples: Samples) -> list[Kind]:
+    """Held-out images, their reconstructions, and samples of the prior and of each further prior under each decoding.
 
     Distances are biased upwards for few pictures, so rows are comparable only with as many held-out images as samples.
     Raises DataError for fewer than `LEAST` held-out images.
@@ -129,22 +133,22 @@ def kinds_of(
         Kind("held-out images", "", len(numbers), images),
         Kind("reconstructions", "mean", len(numbers), reconstructions),
     ]
-    sources: dict[str, Source] = {"prior": None, **mixtures}
+    sources: dict[str, Prior] = {"prior": None, **priors}
     for decode in samples.decodings:
         kinds += [
-            Kind(name, decode, samples.number, _drawn(trained, mixture, decode, samples))
-            for name, mixture in sources.items()
+            Kind(name, decode, samples.number, _drawn(trained, source, decode, samples))
+            for name, source in sources.items()
         ]
     return kinds
 
 
-def _drawn(trained: Trained, mixture: Source, decode: str, samples: Samples) -> Callable[[Tensor], Tensor]:
-    """A function from positions to samples, with latents from the prior, or from a mixture if given."""
+def _drawn(trained: Trained, prior: Prior, decode: str, samples: Samples) -> Callable[[Tensor], Tensor]:
+    """A function from positions to samples, with latents from a prior."""
     likelihood, decoding = trained.model.likelihood, parse_decoding(decode)
 
     def draw(positions: Tensor) -> Tensor:
         stream = noise.Stream(samples.seed, 0, positions.to(trained.device))
-        params = from_latents(trained.model, mixture, stream, samples.temperature)
+        params = from_latents(trained.model, prior, stream, samples.temperature)
         return to_levels(image_of(likelihood, params, decoding, stream))
 
     return draw
@@ -166,7 +170,7 @@ def _extractor(trained: Trained, features: str, trusted: bool) -> Extractor:
     )
 
 
-def _mixtures(trained: Trained) -> Mapping[str, Source]:
+def _mixtures(trained: Trained) -> Mapping[str, Prior]:
     """The mixtures of fit-gmm for this model, by name. Mixtures of other weights are left out, with a message. Of a model with codes,
     the prior of fit-prior.
     """

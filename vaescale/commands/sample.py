@@ -15,14 +15,16 @@ from vaescale import comm, figures, noise
 from vaescale.aggregate import code_prior
 from vaescale.aggregate.sampling import (
     Decoding,
-    Source,
+    Prior,
     from_latents,
     image_of,
     parse_decoding,
     refuse_misfit,
 )
+from vaescale.aggregate.second_stage import SecondStage
 from vaescale.commands.chosen_latents import interpolate as draw_lines
 from vaescale.commands.chosen_latents import map_latents, refine_samples
+from vaescale.commands.second_stage import open_second_stage
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, Temperature, checked
 from vaescale.data.making.indexing import Made
 from vaescale.data.making.items import Item
@@ -59,7 +61,7 @@ class Draws:
 def sample(
     run: Path,
     *,
-    prior: Literal["standard", "gmm", "autoregressive"] | None = None,
+    prior: Literal["standard", "gmm", "autoregressive"] | Path | None = None,
     components: Count | None = None,
     decode: str | None = None,
     temperature: Temperature | None = None,
@@ -75,8 +77,8 @@ def sample(
     """Write pictures to RUN/figures, or samples to the folder `shards`. Returns a description of the samples, the paths, and
     notes: sentences on what went wrong in training.
 
-    prior: `standard` (the model's prior), `gmm` (the mixture) or `autoregressive` (over codes, see fit-prior), by default all that
-    the run has. components: number of components, to use a
+    prior: `standard` (the model's prior), `gmm` (the mixture), `autoregressive` (over codes, see fit-prior), or the folder of a run that
+    was trained on this run's latents; by default all that the run has. components: number of components, to use a
     mixture that fit-gmm compared instead of the chosen one. decode: mean, ancestral or offset:ALPHA, by default mean and
     ancestral. These arguments replace the samples by other pictures: interpolate, pairs of numbers of held-out images;
     refine, number of steps of descent on log sigma(z), with refine_weight of -log p(z) and refine_rate; map_side, the side of
@@ -122,11 +124,11 @@ def sample(
 
 
 def draw_pages(
-    trained: Trained, sources: Mapping[str, Source], decodings: Sequence[Decoding], *, draws: Draws
+    trained: Trained, sources: Mapping[str, Prior], decodings: Sequence[Decoding], *, draws: Draws
 ) -> list[str]:
     """Draw RUN/figures/samples.png, and samples-002.png and so on for more samples than a picture shows.
 
-    sources: a mixture, or None for the model's prior, by name. All ranks call it. Returns the paths.
+    sources: distributions of z by name. All ranks call it. Returns the paths.
     """
     device = next(trained.model.parameters()).device
     folder, starts = trained.folder / "figures", range(0, draws.count, SHOWN)
@@ -156,7 +158,7 @@ def draw_pages(
 
 def write_shards(
     trained: Trained,
-    mixture: Source,
+    prior: Prior,
     decoding: Decoding,
     folder: Path,
     origin: dict[str, Any],
@@ -165,7 +167,7 @@ def write_shards(
 ) -> dict[str, Any]:
     """Write samples as 8-bit shards to an empty or missing folder. All ranks call it.
 
-    mixture: None is the model's prior. origin: the description of the samples for the index. The bytes of a shard do not depend on the
+    origin: the description of the samples for the index. The bytes of a shard do not depend on the
     number of processes.
     """
     starts = range(0, draws.count, SHARD_SAMPLES)
@@ -176,7 +178,7 @@ def write_shards(
         with Progress("sample", len(share), shown=comm.is_main()) as progress:
             for number in share:
                 stop = min(draws.count, starts[number] + SHARD_SAMPLES)
-                items = _items(trained, mixture, decoding, range(starts[number], stop), draws)
+                items = _items(trained, prior, decoding, range(starts[number], stop), draws)
                 written[number] = write_part(items, folder, number, Making())
                 progress.update(len(written), "shards")
         return written
@@ -192,7 +194,7 @@ def write_shards(
 
 def _samples(
     trained: Trained,
-    prior: str | None,
+    prior: str | Path | None,
     components: int | None,
     decode: str | None,
     shards: Path | None,
@@ -203,7 +205,7 @@ def _samples(
     sources = _sources(trained, prior, components)
     drawn = {
         "priors": list(sources),
-        "components": [len(mixture.weights) for mixture in sources.values() if isinstance(mixture, Mixture)],
+        "components": [len(source.weights) for source in sources.values() if isinstance(source, Mixture)],
         "temperature": draws.temperature,
         "count": draws.count,
         "seed": draws.seed,
@@ -213,29 +215,32 @@ def _samples(
         return {**drawn, "decode": [decoding.text for decoding in decodings], "figures": paths}
     if len(sources) * len(decodings) != 1:
         raise UserError("--shards writes one kind of samples; give --prior and --decode")
-    ((source, mixture),) = sources.items()
+    ((name, source),) = sources.items()
     origin = {
         "source": f"samples of {trained.recipe.name}",
         "step": trained.step,
-        "prior": source,
-        "components": len(mixture.weights) if isinstance(mixture, Mixture) else 0,
+        "prior": name,
+        "components": len(source.weights) if isinstance(source, Mixture) else 0,
+        **({"second_stage": source.identity} if isinstance(source, SecondStage) else {}),
         "decode": decode,
         "temperature": draws.temperature,
         "seed": draws.seed,
     }
-    index = write_shards(trained, mixture, decodings[0], shards, origin, draws=draws)
+    index = write_shards(trained, source, decodings[0], shards, origin, draws=draws)
     return {**drawn, "decode": decode, **index}
 
 
-def _sources(trained: Trained, prior: str | None, components: int | None) -> dict[str, Source]:
-    """The distributions of z by name; None is the model's prior. Prints a message when the run has no mixture."""
+def _sources(trained: Trained, prior: str | Path | None, components: int | None) -> dict[str, Prior]:
+    """The distributions of z by name. Prints a message when the run has no mixture."""
+    if isinstance(prior, Path):
+        return {"second stage": open_second_stage(prior, trained)}
     if trained.model.num_codes:
         return _sources_of_codes(trained, prior)
     if prior == "autoregressive":
         raise UserError(
             f"--prior autoregressive is over codes, and {trained.folder} has a Gaussian q(z|x); take --prior standard or gmm"
         )
-    sources: dict[str, Source] = {} if prior == "gmm" else {"prior": None}
+    sources: dict[str, Prior] = {} if prior == "gmm" else {"prior": None}
     if prior != "standard":
         mixture = _mixture(trained, components, needed=prior == "gmm")
         if mixture is not None:
@@ -245,11 +250,11 @@ def _sources(trained: Trained, prior: str | None, components: int | None) -> dic
     return sources
 
 
-def _sources_of_codes(trained: Trained, prior: str | None) -> dict[str, Source]:
+def _sources_of_codes(trained: Trained, prior: str | None) -> dict[str, Prior]:
     """The distributions of codes by name: uniform, and the autoregressive prior, if the run has one or is asked for it."""
     if prior == "gmm":
         refuse_codes(trained, "--prior gmm", "take --prior standard or autoregressive")
-    sources: dict[str, Source] = {} if prior == "autoregressive" else {"uniform codes": None}
+    sources: dict[str, Prior] = {} if prior == "autoregressive" else {"uniform codes": None}
     found = None
     if prior == "autoregressive":
         found = code_prior.load(trained.folder, trained.model, trained.identity)
@@ -281,7 +286,7 @@ def _mixture(trained: Trained, components: int | None, *, needed: bool) -> Mixtu
 
 def _panels(
     trained: Trained,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, Prior],
     decodings: Sequence[Decoding],
     stream: noise.Stream,
     draws: Draws,
@@ -289,9 +294,9 @@ def _panels(
     """A panel of images and its title for each source and decoding."""
     temperature = "" if draws.temperature == 1 else f" at temperature {draws.temperature:g}"
     panels = []
-    for name, mixture in sources.items():
-        source = f"mixture of {len(mixture.weights)}" if isinstance(mixture, Mixture) else name
-        params = from_latents(trained.model, mixture, stream, draws.temperature)
+    for name, prior in sources.items():
+        source = f"mixture of {len(prior.weights)}" if isinstance(prior, Mixture) else name
+        params = from_latents(trained.model, prior, stream, draws.temperature)
         for decoding in decodings:
             names = {"mean": "decoder mean", "offset": f"mean + {decoding.alpha:g} sigma"}
             images = image_of(trained.model.likelihood, params, decoding, stream)
@@ -300,13 +305,13 @@ def _panels(
     return panels
 
 
-def _items(trained: Trained, mixture: Source, decoding: Decoding, numbers: range, draws: Draws) -> list[Item]:
+def _items(trained: Trained, prior: Prior, decoding: Decoding, numbers: range, draws: Draws) -> list[Item]:
     """The 8-bit samples with these numbers, as items of a shard."""
     items = []
     device = next(trained.model.parameters()).device
     for slots in torch.split(torch.arange(numbers.start, numbers.stop, device=device), BATCH):
         stream = noise.Stream(draws.seed, 0, slots)
-        params = from_latents(trained.model, mixture, stream, draws.temperature)
+        params = from_latents(trained.model, prior, stream, draws.temperature)
         images = image_of(trained.model.likelihood, params, decoding, stream)
         levels = (255 * images.float().clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         items += [Item(f"{slot:09d}", level, -1) for slot, level in zip(slots.tolist(), levels, strict=True)]
@@ -324,9 +329,13 @@ def _refuse_contradictions(given: Mapping[str, Any], draws: Draws) -> None:
     for name in ("refine-weight", "refine-rate"):
         if name in given and "refine" not in given:
             raise UserError(f"--{name} applies only to --refine; give --refine too")
-    if given.get("prior") in ("standard", "autoregressive") and "components" in given:
+    if given.get("prior", "gmm") != "gmm" and "components" in given:
         raise UserError(
             f"--components chooses a mixture, which --prior {given['prior']} does not use; leave one out"
+        )
+    if isinstance(given.get("prior"), Path) and "refine" in given:
+        raise UserError(
+            f"--refine needs a density of z, which --prior {given['prior']} has not; give --prior standard or gmm"
         )
     if "shards" not in given and draws.count > MOST_SHOWN:
         raise UserError(
@@ -336,7 +345,7 @@ def _refuse_contradictions(given: Mapping[str, Any], draws: Draws) -> None:
         raise UserError(f"--count (={draws.count}) must be at most {SHOWN} with --refine")
 
 
-def _refuse_of_codes(trained: Trained, pictures: set[str], draws: Draws, prior: str | None) -> None:
+def _refuse_of_codes(trained: Trained, pictures: set[str], draws: Draws, prior: str | Path | None) -> None:
     """Raise UserError for what a run with codes in place of Gaussian latents does not have."""
     for name in pictures:
         refuse_codes(trained, f"--{name}", "leave it out")

@@ -173,7 +173,7 @@ def _sizing(recipe: Recipe, source: str, opened: Source, choice: Choice) -> tupl
         size=made.get("size") if twice else data.image_size,
         crop=choice.crop or crop or opened.crop,
         resample=choice.resample or made.get("resample") or opened.resample,
-        channels=data.channels,
+        channels=3 if data.channels == 3 else 1,
         flatten=made.get("flatten"),
     )
     words: dict[str, Any] = {"size": making.size, "crop": making.crop, "resample": making.resample}

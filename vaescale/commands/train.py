@@ -56,8 +56,8 @@ def train(
     """Train to the last step, or continue from the newest checkpoint that verifies. All ranks call it.
 
     launch: the processes, if they were started before. processes: the expected number; another number is refused.
-    allow_changes: continue a run whose recipe or data have changed. Returns run_dir, step, the sections of summary.json, and
-    notes: sentences on what went wrong. Raises UserError.
+    allow_changes: continue a run whose recipe or data have changed. Returns run_dir, step, latents_of (the name of the run whose
+    latents it models, if any), the sections of summary.json, and notes: sentences on what went wrong. Raises UserError.
     """
     refuse_ignored(os.environ, recipe.training, recipe.optimizer)
     if recipe.data.workers and recipe.data.cache != "memory":
@@ -76,7 +76,9 @@ def train(
         else:
             _train(parts, start, stack, watchdog)
         summary = comm.on_main(lambda: _summary(parts, is_other=start.is_at_the_end and bool(start.changes)))
-    return {"run_dir": str(parts.folder), "step": steps, **summary}
+    origin = parts.tags.get("latents_of")
+    of_latents = {"latents_of": origin["run"]} if origin else {}
+    return {"run_dir": str(parts.folder), "step": steps, **of_latents, **summary}
 
 
 @checked
@@ -115,12 +117,18 @@ def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Start:
     Changes nothing but the folder's lock. Raises UserError and DataError for the folder of another run.
     """
     folder, recipe, changes = parts.folder, parts.recipe, list[str]()
+    perceives = getattr(recipe.objective, "perceives", None)
+    perceptual = perceives.features if perceives else None
 
     def may_go_on() -> None:
         changes[:] = refuse_foreign_folder(
             folder,
             parts.tags,
-            data={"data_hash": recipe.data.train, "val_data_hash": recipe.data.val},
+            data={
+                "data_hash": recipe.data.train,
+                "val_data_hash": recipe.data.val,
+                **({"perceptual_hash": perceptual} if perceptual else {}),
+            },
             recipe_changes=lambda: differences(
                 load_recipe(folder / run_folder.RECIPE).settings(), recipe.settings()
             ),

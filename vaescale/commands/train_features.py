@@ -13,7 +13,7 @@ from vaescale.data.loader import evaluation_batches, training_batches
 from vaescale.data.plan import Plan
 from vaescale.data.reader import ShardReader, open_index, open_reader
 from vaescale.errors import DataError, UserError
-from vaescale.evaluation import classifier
+from vaescale.perceptual import classifier
 from vaescale.system.console import Progress
 
 BATCH, ACCURACY_BATCH = 128, 500

@@ -1,10 +1,11 @@
 """The recipe section of the images. Imports no torch."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from vaescale.config import Config, parse_bytes
+from vaescale.config import UNBOUNDED_MEAN, Config, Need, parse_bytes
 from vaescale.data.plan import BLOCK_SAMPLES
 
 Crop = Literal["square", "whole"] | int
@@ -17,7 +18,14 @@ class DataConfig(Config):
     train: str = Field(description="folder or URL of the training shards")
     val: str = Field(description="folder or URL of the held-out shards")
     image_size: int = Field(gt=0, description="height and width of the images in pixels")
-    channels: Literal[1, 3] = Field(default=1, description="1: grey, 3: RGB")
+    holds: Literal["images", "latents"] = Field(
+        default="images",
+        description="what the shards hold: images, or the latents of another run that `vaescale encode` wrote, as means and "
+        "variances from which each step draws",
+    )
+    channels: int = Field(
+        default=1, gt=0, description="1: grey, 3: RGB; of latents, their number or the channels of the map"
+    )
     crop: Literal["square", "whole"] | Annotated[int, Field(gt=0)] | None = Field(
         default=None,
         description="part of the image that is resized to image_size: a number of pixels of the centre square, "
@@ -53,3 +61,20 @@ class DataConfig(Config):
         gt=0,
         description="how long to retry an absent server; keep it below the collectives' timeout",
     )
+
+    @model_validator(mode="after")
+    def _fits_what_the_shards_hold(self) -> "DataConfig":
+        if self.holds == "images" and self.channels not in (1, 3):
+            raise ValueError(f"channels (={self.channels}) must be 1 or 3, or set data.holds=latents")
+        for key in ("crop", "flip"):
+            if self.holds == "latents" and getattr(self, key):
+                raise ValueError(
+                    f"{key} (={getattr(self, key)}) needs images; leave it out with holds: latents"
+                )
+        return self
+
+    def needs(self) -> Iterable[Need]:
+        """Latents have values outside of [0, 1]."""
+        if self.holds == "latents":
+            remedy = "set likelihood.mean=identity, with likelihood.kind gaussian, laplace or student_t"
+            yield Need("data.holds (='latents')", UNBOUNDED_MEAN, remedy)

@@ -3,7 +3,6 @@
 The global batches are the same for any number of ranks and workers. Remote shards are fetched ahead.
 """
 
-import math
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -41,7 +40,7 @@ def training_batches(
         reader.store.closed = False  # an earlier pass, before a rollback to a checkpoint, closed it
     slots = rank_slots(plan.global_batch, rank=rank, world_size=world_size, accumulation=accumulation)
     if workers and not reader.in_memory:
-        batch_bytes = len(slots[0]) * math.prod(reader.image_shape)
+        batch_bytes = len(slots[0]) * reader.sample_bytes
         refuse_small_shared_memory(workers, batch_bytes, ranks_here=comm.ranks_on_this_node())
     requests = (_request(plan, step, micro_slots, flip) for step in steps for micro_slots in slots)
     batches = _fetch(reader, requests, workers)

@@ -1,6 +1,6 @@
 """The reader of shards: whole batches of images, read by (shard, offset) and cut to size.
 
-Images are uint8 [B, C, H, W]; scaling to [0, 1] happens on the device. Each image's bytes are checked against the crc32 of
+Images are uint8 [B, C, H, W]; scaling to [0, 1] happens on the device. Latents are read as their moments (see `forms.py`). Each image's bytes are checked against the crc32 of
 the index before they are decoded, so that image, class and key belong together whatever happened to the files. A sample that
 cannot be used is never skipped silently: in training the next usable one of the index takes its slot, which depends on the
 data alone and so is the same on every rank; in evaluation its slot is masked. In both cases the batch reports it.
@@ -23,9 +23,11 @@ from torch.utils.data import Dataset
 
 from vaescale import comm
 from vaescale.data.batch import Fault, Fetched, Request
-from vaescale.data.config import Crop, DataConfig, Filter
+from vaescale.data.config import DataConfig
+from vaescale.data.forms import Moments, Pictures
 from vaescale.data.index import INDEX, LATENTS, ShardIndex, parse_index
-from vaescale.data.pictures import Picture, PictureFault, decode, fit, to_channels
+from vaescale.data.latent_shards import LatentShards, latents_of_index
+from vaescale.data.pictures import PictureFault
 from vaescale.data.shard_files import Located, ShardFiles
 from vaescale.data.storage import Folder, Remote, open_store, with_tars
 from vaescale.errors import DataError
@@ -43,23 +45,18 @@ class _Decoded(NamedTuple):
 
 
 class ShardReader(Dataset[Fetched]):
-    """Samples of shards by number, cut to [C, size, size]."""
+    """Samples of shards by number, in a form: pictures cut to uint8 [C, size, size], or moments of latents."""
 
     def __init__(
         self,
         index: ShardIndex,
         store: Folder | Remote,
+        form: Pictures | Moments,
         *,
-        size: int,
-        channels: int,
-        crop: Crop | None = None,
-        resample: Filter = "bicubic",
         cache: Literal["memory", "none"] = "none",
     ) -> None:
-        self.index, self.store = index, store
-        self._shape = (size, size, channels)
-        self.image_shape = (channels, size, size)
-        self._crop, self._resample = crop, resample
+        self.index, self.store, self.form = index, store, form
+        self.image_shape = form.image_shape
         self._files = ShardFiles(index, store)
         self._known_faults: dict[int, Fault] = {}
         self.in_memory = cache == "memory"
@@ -73,7 +70,12 @@ class ShardReader(Dataset[Fetched]):
     @property
     def memory_bytes(self) -> int:
         """Bytes of the decoded images that are kept in memory, 0 without `cache: memory`."""
-        return len(self) * math.prod(self._shape) if self.in_memory else 0
+        return len(self) * self.sample_bytes if self.in_memory else 0
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of the values of one sample."""
+        return math.prod(self.form.shape) * self.form.dtype.itemsize
 
     def __getitem__(self, number: int) -> Fetched:
         return self.__getitems__(Request(np.array([number])))
@@ -129,20 +131,20 @@ class ShardReader(Dataset[Fetched]):
         self, request: Request, usable: NDArray[np.bool_], faults: list[Fault]
     ) -> tuple[Tensor, list[Located]]:
         """The images of a request, and the samples that were taken."""
-        height, width, channels = self._shape
-        images = np.zeros((len(request.numbers), channels, height, width), np.uint8)
+        images = torch.zeros((len(request.numbers), *self.form.shape), dtype=self.form.dtype)
+        values = images.numpy()
         taken = self._files.locate(request.numbers)
         for slot, number in enumerate(request.numbers.tolist()):
             try:
-                images[slot] = self._decode(number, taken[slot]).transpose(2, 0, 1)
+                values[slot] = self._decode(number, taken[slot])
             except PictureFault as error:
                 self._remember(number, error)
                 other = self._refilled(number, request.refill, faults)
                 usable[slot] = other >= 0
                 if usable[slot]:
                     (taken[slot],) = self._files.locate(np.array([other]))
-                    images[slot] = self._decode(other, taken[slot]).transpose(2, 0, 1)
-        return torch.from_numpy(images), taken
+                    values[slot] = self._decode(other, taken[slot])
+        return images, taken
 
     def _refilled(self, number: int, refill: bool, faults: list[Fault]) -> int:
         """The sample for a slot: `number`, the next usable one of the index, or -1 where no other one may take it."""
@@ -187,8 +189,7 @@ class ShardReader(Dataset[Fetched]):
 
     def _decode_all(self) -> _Decoded:
         """Decode all images, in a thread per core: the decoders release the interpreter's lock."""
-        size = self._shape
-        images = torch.empty((len(self), size[2], *size[:2]), dtype=torch.uint8)
+        images = torch.empty((len(self), *self.form.shape), dtype=self.form.dtype)
         values = images.numpy()
 
         def work(
@@ -200,8 +201,7 @@ class ShardReader(Dataset[Fetched]):
                 for number, entry in enumerate(entries, start=start):
                     try:
                         content = os.pread(file.fileno(), int(entry["bytes"]), int(entry["offset"]))
-                        image = self._picture(content, int(entry["crc32"]))
-                        values[number] = image.transpose(2, 0, 1)
+                        values[number] = self._values(content, int(entry["crc32"]))
                     except PictureFault as error:
                         values[number] = 0
                         faults.append((number, error))
@@ -218,23 +218,22 @@ class ShardReader(Dataset[Fetched]):
         labels, keys = (np.concatenate([result[column] for result in results]) for column in (0, 1))
         return _Decoded(images, labels, keys, self._known_faults)
 
-    def _decode(self, number: int, located: Located) -> Picture:
-        """Decode a sample to uint8 [H, W, C]. Raises PictureFault."""
+    def _decode(self, number: int, located: Located) -> NDArray[Any]:
+        """Decode a sample to its values. Raises PictureFault."""
         if number in self._known_faults:
             fault = self._known_faults[number]
             raise PictureFault(fault.reason, fault.words)
         try:
-            return self._picture(self._files.content(located), located.crc32)
+            return self._values(self._files.content(located), located.crc32)
         except PictureFault as error:
             if error.reason != "changed" or not self._files.drop_cached(located.shard):
                 raise
-        return self._picture(self._files.content(located), located.crc32)
+        return self._values(self._files.content(located), located.crc32)
 
-    def _picture(self, content: bytes, crc32: int) -> Picture:
+    def _values(self, content: bytes, crc32: int) -> NDArray[Any]:
         if zlib.crc32(content) != crc32:
             raise PictureFault("changed", "its bytes are not those that were indexed")
-        image = to_channels(decode(content), self._shape[2])
-        return fit(image, size=self._shape[0], crop=self._crop, resample=self._resample)
+        return self.form.values(content)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process needs of a reader: nothing that it can decode again."""
@@ -266,19 +265,11 @@ def open_reader(place: str, config: DataConfig) -> ShardReader:
     )
     index = parse_index(store.read_index(INDEX), place)
     store = with_tars(store, index.tars)
-    _refuse_misfit(index, config)
+    form = _form(index, config)
     for shard in index.shards[comm.rank() :: comm.world_size()]:
         store.check(shard.name, shard.bytes)
         store.check(shard.entries_name, shard.entries_bytes)
-    return ShardReader(
-        index,
-        store,
-        size=config.image_size,
-        channels=config.channels,
-        crop=config.crop,
-        resample=config.resample,
-        cache=config.cache,
-    )
+    return ShardReader(index, store, form, cache=config.cache)
 
 
 def _refuse_big_memory(needed: int) -> None:
@@ -294,11 +285,37 @@ def _refuse_big_memory(needed: int) -> None:
             )
 
 
+def _form(index: ShardIndex, config: DataConfig) -> Pictures | Moments:
+    """The form in which a recipe reads a set. Raises DataError when the stored samples cannot be read so."""
+    shape = (config.channels, config.image_size, config.image_size)
+    if config.holds == "latents":
+        latents = latents_of_index(index, Path(index.place))
+        _refuse_other_latents(latents, shape)
+        return Moments(shape, latents.dtype, latents.header, latents.member_bytes)
+    _refuse_misfit(index, config)
+    return Pictures(shape, config.crop, config.resample)
+
+
+def _refuse_other_latents(latents: LatentShards, shape: tuple[int, int, int]) -> None:
+    """Raise DataError when latents are no moments, or of another shape than the recipe's."""
+    if latents.draws:
+        raise DataError(
+            f"{latents.folder} holds draws, and data.holds=latents reads the means and variances of q(z|x); give a folder that "
+            "`vaescale encode RUN` writes without --draws"
+        )
+    channels, side = latents.shape[0], latents.shape[-1] if len(latents.shape) > 1 else 1
+    if shape != (channels, side, side):
+        raise DataError(
+            f"{latents.folder} holds latents of shape {list(latents.shape)}; set data.channels={channels} and data.image_size={side}"
+        )
+
+
 def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     """Raise DataError when the stored images cannot be read as the recipe says."""
     if index.made.get("kind") == LATENTS:
         raise DataError(
-            f"{index.place} holds latents, not images; give data.train and data.val sets of images"
+            f"{index.place} holds latents, not images; give data.train and data.val sets of images, or set data.holds=latents to "
+            "train a model of the latents"
         )
     if index.image is None:
         if config.crop is None:

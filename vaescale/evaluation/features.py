@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vaescale.errors import UserError
-from vaescale.evaluation import classifier
+from vaescale.perceptual import classifier
 
 MOST_PIXELS = 4096
 INCEPTION = "inception"

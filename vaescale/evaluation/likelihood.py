@@ -96,8 +96,8 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
     neg_elbo_nats, log_px_nats and kl_nats (per image), bits_per_dim, mse (per value, images in [0, 1]), and sigma: the
     likelihood's noise level, or the root of the mean variance of p(x|z) when it depends on z (absent without a noise level).
     A likelihood that fits sigma to each image gives no bound: then the names are neg_profile_elbo_nats and
-    profile_log_px_nats, and bits_per_dim is absent. The likelihood's `progress` is added. Without a trained p(x|z) (VAE.has_bound) the
-    bound, log_px_nats and bits_per_dim are absent.
+    profile_log_px_nats, and bits_per_dim is absent, as it is for a model of latents. The likelihood's `progress` is added.
+    Without a trained p(x|z) (VAE.has_bound) the bound, log_px_nats and bits_per_dim are absent.
 
     active_units: number of latents whose posterior mean, in units of the prior's standard deviations, has a variance above 0.01
     over the images and the places of a map (Burda, Grosse & Salakhutdinov 2016, section 5.1). collapsed_share: share of the
@@ -119,7 +119,7 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
         "kl_nats": kl,
         "mse": squared_error / dimensions,
     }
-    if not likelihood.reads_x:
+    if not likelihood.reads_x and not model.of_latents:
         metrics["bits_per_dim"] = bits_per_dim(kl - log_px, dimensions, likelihood.measure)
     if not model.has_bound:
         metrics = {name: value for name, value in metrics.items() if name in ("kl_nats", "mse")}

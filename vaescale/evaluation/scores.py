@@ -148,6 +148,8 @@ class Extremes:
 
     def add(self, scores: NDArray[np.float64], names: list[str], batch: Batch) -> None:
         """Add the usable images of a batch. scores [N]."""
+        if not self._most:  # a slice of the last 0 is everything
+            return
         usable = batch.mask.nonzero()[:, 0]
         order = np.argsort(scores, kind="stable")
         for row in dict.fromkeys([*order[: self._most].tolist(), *order[-self._most :].tolist()]):

@@ -7,7 +7,15 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vaescale.config import MEAN_ALONE, SIGMA_OF_ANY_SIZE, SIGMA_OF_DRAWS, Config, Property, Sizes
+from vaescale.config import (
+    MEAN_ALONE,
+    SIGMA_OF_ANY_SIZE,
+    SIGMA_OF_DRAWS,
+    UNBOUNDED_MEAN,
+    Config,
+    Property,
+    Sizes,
+)
 
 LEVELS = 256
 SCALE_CEILING = 20.0  # largest scale of a discretized logistic on [-1, 1]; beyond it float32 cannot resolve the masses of the levels
@@ -81,8 +89,13 @@ class MeanConfig(DensityConfig):
     mean: Literal["sigmoid", "identity"] = Field(
         default="sigmoid",
         description="how the decoder's output becomes the mean: `sigmoid` maps it into (0, 1), `identity` leaves it "
-        "unbounded (linear models)",
+        "unbounded (linear models, latents)",
     )
+
+    def offers(self) -> frozenset[Property]:
+        """With that of latents where the mean is unbounded and x is not dequantized."""
+        latents = self.mean == "identity" and not self.dequantize
+        return super().offers() | ({UNBOUNDED_MEAN} if latents else frozenset())
 
 
 class LocationScaleConfig(MeanConfig):

@@ -23,16 +23,18 @@ def build_vae(
     equivariance: EquivarianceConfig | None = None,
     shows: Shows | None = None,
     has_bound: bool = True,
+    of_latents: bool = False,
 ) -> VAE:
     """Build the model of these sections. spectral: whether its terms include the layers' singular values. equivariance: of the
     decoder, if the terms include it; for a network with a latent map. shows: what discriminators see, if there are any. has_bound: whether
-    p(x|z) is trained, so that evaluation may report bounds.
+    p(x|z) is trained, so that evaluation may report bounds. of_latents: whether the images are latents of another model.
 
     Raises UserError when the network does not fit the images.
     """
     gaussian = LadderVAE if network.hierarchical else FlatVAE
     kind: Any = QuantizedVAE if posterior.quantized else gaussian
     model: VAE = kind(network, posterior, likelihood, image_size=image_size, channels=channels)
+    model.of_latents = of_latents
     if spectral:
         model.spectral = SpectralSum(model.network)
     model.shows, model.has_bound = shows, has_bound

@@ -96,6 +96,8 @@ class VAE(nn.Module):
     group_places: tuple[int, ...]
     """The number of places in the map of each group; 1 for a vector."""
 
+    of_latents: bool
+    """Whether x is the latent of another model, and no image."""
     num_codes: int = 0
     """The number K of codes of a place; 0 for a model without codes."""
 
@@ -119,6 +121,7 @@ class VAE(nn.Module):
         )
         self.spectral: SpectralSum | None = None
         self.equivariance: EquivarianceConfig | None = None
+        self.of_latents = False
         self.shows: Shows | None = None
         self.has_bound = True  # whether evaluation may report bounds on log p(x)
         self.frozen: tuple[nn.Module, ...] = ()  # layers that stay in evaluation mode (see `freezing.py`)
@@ -145,7 +148,7 @@ class VAE(nn.Module):
         autocast: torch.dtype | None = None,
         measured: bool = True,
     ) -> Terms:
-        """Compute the Terms of images uint8 [B, C, H, W], one slot of the stream each; mask bool [B] is false for padding.
+        """Compute the Terms of images, see `target`, one slot of the stream each; mask bool [B] is false for padding.
 
         importance_samples: number K of draws of z with log weights; 0 is one draw without weights. doubly_reparameterized: log
         weights whose gradient for the encoder passes through z only, weighted once more (see `objectives/iwae.py`). autocast:
@@ -244,10 +247,16 @@ class VAE(nn.Module):
             return self.likelihood.transformed_log_prob(target, params, mask)
 
     def target(self, images: Tensor, stream: noise.Stream) -> Tensor:
-        """The target [B, C, H, W] in [0, 1] that is encoded and modelled: the images, binarized or dequantized if the likelihood
-        does so.
+        """The target [B, C, H, W] that is encoded and modelled: images in [0, 1], binarized or dequantized if the likelihood does so,
+        or draws of latents.
+
+        images: uint8 [B, C, H, W], or the mean and log variance of latents, float32 [B, 2, C, H, W].
         """
         dtype = next(self.parameters()).dtype
+        if images.is_floating_point():
+            mean, log_variance = images.to(dtype).unbind(1)
+            epsilon = noise.normal(stream, noise.LATENT, tuple(mean.shape[1:])).to(mean)
+            return mean + torch.exp(0.5 * log_variance) * epsilon
         x = images.to(dtype) / 255 if dtype == torch.float64 else to_unit(images)
         return self.likelihood.target(x, stream)
 

@@ -198,9 +198,23 @@ class LinearConfig(NetworkConfig):
     latent_dim: int = Field(gt=0, description="number of latents")
 
 
+class MlpConfig(NetworkConfig):
+    """Fully connected layers, whose input also enters the last one: for vectors such as another model's latents."""
+
+    implementation = "vaescale.networks.mlp.MlpNetwork"
+    kind: Literal["mlp"] = "mlp"
+    latent_dim: int = Field(gt=0, description="number of latents")
+    widths: tuple[Width, ...] = Field(
+        default=(512, 512),
+        min_length=1,
+        description="sizes of the encoder's hidden layers; the decoder has them in the opposite order",
+    )
+
+
 NETWORKS: dict[str, type[NetworkConfig]] = {
     "conv": ConvConfig,
     "resnet": ResnetConfig,
     "ladder": LadderConfig,
     "linear": LinearConfig,
+    "mlp": MlpConfig,
 }

@@ -4,8 +4,11 @@
     w = weight clamp(|grad nll| / (|grad g| + 1e-4), 0, 1e4)                   nll = E[-log p(x|z)]
 
 Gradients are those of the decoder's last layer, and their means over the global batch: the norms of the mean gradients, not the mean of the
-ranks' norms, so that w is the same number on any number of ranks. With training.accumulation they are the micro-batch's. The formulas
-were read in the authors' papers and in the code of both (a factor 1/2 of the hinge loss there is left out).
+ranks' norms, so that w is the same number on any number of ranks. With training.accumulation they are the micro-batch's.
+
+Read in the authors' code (github.com/CompVis/taming-transformers), with these differences: there the discriminator's loss has a factor 1/2, the
+discriminator sees reconstructions of the updated autoencoder, nll is a mean over values (here nats per image under the likelihood), and the
+loss `vanilla` keeps g = -d. The other losses' g is in `adversaries/losses.py`.
 """
 
 from collections.abc import Mapping

@@ -5,6 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from vaescale import noise
+from vaescale.adversaries.discriminators import Discriminators
 from vaescale.models.vae import Terms
 
 
@@ -25,3 +26,8 @@ class Objective(Protocol):
 
     def progress(self, step: int) -> dict[str, float]:
         """Values that change over training, logged as train/NAME."""
+
+
+def discriminators_of(objective: Objective) -> Discriminators | None:
+    """The attribute `discriminators` of an objective that has a second player; None of one that has none."""
+    return getattr(objective, "discriminators", None)

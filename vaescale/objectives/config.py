@@ -32,6 +32,7 @@ from vaescale.config import (
     Sizes,
 )
 from vaescale.models.config import EquivarianceConfig, Shows
+from vaescale.perceptual.config import PerceptualConfig
 from vaescale.schedules import Annealing
 
 
@@ -130,11 +131,20 @@ class ElboConfig(ObjectiveConfig):
         default=None,
         description="add a discriminator's judgement of the decoded means (VQGAN, latent diffusion)",
     )
+    perceptual: PerceptualConfig | None = Field(
+        default=None,
+        description="add the distance of the decoded mean from the image in a frozen network's maps (LPIPS)",
+    )
 
     @property
     def shows(self) -> Shows | None:
-        """The reconstructions, for the adversarial term."""
-        return Shows() if self.adversarial else None
+        """The reconstructions, for the adversarial and the perceptual term."""
+        return Shows() if self.adversarial or self.perceives else None
+
+    @property
+    def perceives(self) -> PerceptualConfig | None:
+        """The perceptual term, if it has a weight."""
+        return self.perceptual if self.perceptual and self.perceptual.weight > 0 else None
 
     @property
     def reads_spectrum(self) -> bool:
@@ -164,11 +174,15 @@ class ElboConfig(ObjectiveConfig):
                 yield Need(f"objective.{term}", GAUSSIAN, "leave it out")
         if self.adversarial:
             yield from needs_of_players("objective.adversarial")
+        if self.perceives:
+            yield from self.perceives.needs_for("objective.perceptual")
 
     def check_sizes(self, sizes: Sizes) -> None:
         """Refuse an MMD over a single image, and a second player that never plays."""
         if self.adversarial:
             self.adversarial.check_start("objective.adversarial", sizes)
+        if self.perceives:
+            self.perceives.check_start("objective.perceptual", sizes)
         if self.mmd and sizes.micro_batch < 2:
             raise ValueError(
                 f"objective.mmd compares images, and a micro-batch has {sizes.micro_batch}; raise data.global_batch "

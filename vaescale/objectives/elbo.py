@@ -8,6 +8,7 @@ mmd        ... + lambda MMD(q(z), p(z)); with beta 0 the WAE             Tolstik
 dip        ... + lambda_od sum C_ij^2 + lambda_d sum (C_ii - 1)^2        Kumar et al. 2018, eq. 6 and 7
 spectral   ... + lambda sum_i s_i, the layers' singular values           Vahdat & Kautz 2020, section 3.2
 adversarial  ... + w g, a discriminator's judgement                      Esser et al. 2021, eq. 7; see adversarial.py
+perceptual   ... + lambda d(x, E[x|z]) in the maps of a frozen network   Zhang et al. 2018, eq. 1; see perceptual/distance.py
 equivariance   ... - lambda log p(Tx|Tz), T a scaling and rotation       Kouzelis et al. 2025, eq. 5
 codes      ... + what a codebook adds: its distance from the encoder     van den Oord et al. 2017, eq. 3
 """
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.models.vae import VAE, Terms
-from vaescale.objectives.adversarial import AdversarialTerm
+from vaescale.objectives.adversarial import AdversarialTerm, shown_in
 from vaescale.objectives.config import ElboConfig
 from vaescale.objectives.dip import dip
 from vaescale.objectives.mmd import mmd
@@ -27,6 +28,7 @@ from vaescale.objectives.rates import (
     free_bits,
     group_shares,
 )
+from vaescale.perceptual.distance import open_distance
 from vaescale.schedules import Annealing, annealed
 
 
@@ -40,10 +42,14 @@ class Elbo:
         self.config, self._alpha = config, group_shares(model.group_places)
         self._adversarial = AdversarialTerm(config.adversarial, model) if config.adversarial else None
         self.discriminators = self._adversarial.discriminators if self._adversarial else None
+        device = next(model.parameters()).device
+        self.distance = (
+            open_distance(config.perceives, model.image_shape, device) if config.perceives else None
+        )
 
     def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss [] in nats per image; and the terms mmd, spectral, equivariance and adversarial without their weights, dip, and
-        commitment_nats.
+        """The loss [] in nats per image; and the terms mmd, spectral, equivariance, adversarial and perceptual without their
+        weights, dip, and commitment_nats.
         """
         config, pieces = self.config, dict[str, Tensor]()
         loss = self._rate(terms, stream.step) - terms.log_px.mean()
@@ -65,6 +71,10 @@ class Elbo:
         if self._adversarial and stream.step >= self._adversarial.config.start_step:
             term, judged = self._adversarial(terms, stream)
             loss, pieces = loss + term, pieces | judged
+        if self.distance is not None and config.perceptual and stream.step >= config.perceptual.start_step:
+            seen = shown_in(terms)
+            pieces["perceptual"] = self.distance(seen.x, seen.reconstructed).mean()
+            loss = loss + config.perceptual.weight * pieces["perceptual"]
         return loss, pieces
 
     def progress(self, step: int) -> dict[str, float]:

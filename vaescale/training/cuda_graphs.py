@@ -30,10 +30,12 @@ def capture(
         return "training.accumulation is more than 1"
     if strategy.model.equivariance is not None:
         return "objective.equivariance scales the images of each step to another size"
+    if strategy.model.of_latents:
+        return "data.holds is latents"
     if strategy.model.num_codes:
         return "posterior.kind has codes, whose state is chosen by the host"
     if strategy.model.shows is not None:
-        return "the objective has a second player"
+        return "the objective reads reconstructions (adversarial, perceptual)"
     try:
         strategy.wrapped = GraphedForward(strategy.model, images=images, seed=seed, options=options)
     except torch.cuda.OutOfMemoryError:

@@ -129,7 +129,8 @@ class Recorder:
         batches = _UntilAsked(self._shown(images.held_out(), done), self.asked_to_stop)
         with self.strategy.averaged(), precision_of_evaluation():
             metrics = evaluate(model, batches, seed=self.seed, max_skipped=images.max_skipped)
-            numbers = np.arange(0 if batches.was_asked else min(GLIMPSED, len(images.val)))
+            shown = 0 if batches.was_asked or model.of_latents else min(GLIMPSED, len(images.val))
+            numbers = np.arange(shown)
             first = images.val.__getitems__(Request(numbers, refill=False))
             usable = first.images[first.usable]
             rows = glimpse(model, usable, seed=self.seed) if len(usable) else []

@@ -65,6 +65,22 @@ class Classifier(nn.Module):
         return logits
 
 
+class Maps(nn.Module):
+    """The maps of a classifier by name, `stem` and stage0 on, from images [B, C, H, W] in [0, 1]."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Each map [B, F, h, w]."""
+        x = self.model.stem(2 * x - 1)
+        maps = {"stem": x}
+        for number, stage in enumerate(self.model.stages):
+            x = maps[f"stage{number}"] = stage(x)
+        return maps
+
+
 class _Block(nn.Module):
     def __init__(self, before: int, after: int, *, stride: int) -> None:
         super().__init__()

@@ -10,11 +10,17 @@ from vaescale.networks.base import FlatNetwork
 from vaescale.networks.config import NetworkConfig
 
 
-class MlpNetwork(FlatNetwork):
+class PerceptronNetwork(FlatNetwork):
     """Pixels to hidden to parameters, and back."""
 
     def __init__(
-        self, config: "MlpConfig", *, image_size: int, channels: int, encoder_out: int, out_channels: int
+        self,
+        config: "PerceptronConfig",
+        *,
+        image_size: int,
+        channels: int,
+        encoder_out: int,
+        out_channels: int,
     ) -> None:
         super().__init__()
         self.latent_shape = (config.latent_dim,)
@@ -41,10 +47,10 @@ class MlpNetwork(FlatNetwork):
         return parameters
 
 
-class MlpConfig(NetworkConfig):
+class PerceptronConfig(NetworkConfig):
     """A multi-layer perceptron."""
 
-    implementation = MlpNetwork
-    kind: Literal["mlp"] = "mlp"
+    implementation = PerceptronNetwork
+    kind: Literal["perceptron"] = "perceptron"
     latent_dim: int = Field(gt=0, description="number of latents")
     hidden: int = Field(default=32, gt=0, description="size of the hidden layers")

@@ -1,0 +1,57 @@
+"""The form of a sample: what a reader makes of its bytes, a picture or the moments of a latent."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vaescale.data.config import Crop, Filter
+from vaescale.data.latent_format import LatentDtype, from_stored
+from vaescale.data.pictures import PictureFault, decode, fit, to_channels
+
+
+class Pictures(NamedTuple):
+    """Pictures, cut to size. image_shape: (C, H, W)."""
+
+    image_shape: tuple[int, int, int]
+    crop: Crop | None = None
+    resample: Filter = "bicubic"
+    dtype: torch.dtype = torch.uint8
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample's values."""
+        return self.image_shape
+
+    def values(self, content: bytes) -> NDArray[np.uint8]:
+        """The values uint8 [C, H, W] of a picture's bytes. Raises PictureFault."""
+        channels, size, _ = self.image_shape
+        image = to_channels(decode(content), channels)
+        return fit(image, size=size, crop=self.crop, resample=self.resample).transpose(2, 0, 1)
+
+
+class Moments(NamedTuple):
+    """The mean and log variance of each q(z|x), as an image of two parts.
+
+    image_shape: (C, H, W) of a latent map, (Z, 1, 1) of a vector. stored: the dtype of the stored values; header, member_bytes: of a
+    sample's member, see `LatentShards`.
+    """
+
+    image_shape: tuple[int, int, int]
+    stored: LatentDtype
+    header: bytes
+    member_bytes: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample's values."""
+        return (2, *self.image_shape)
+
+    def values(self, content: bytes) -> NDArray[np.float32]:
+        """The values float32 [2, C, H, W] of a member's bytes. Raises PictureFault."""
+        if len(content) != self.member_bytes or not content.startswith(self.header):
+            raise PictureFault("changed", "it is no latent of the shape that was indexed")
+        row = np.frombuffer(content, np.uint8)[len(self.header) :]
+        return from_stored(row[None], self.stored).reshape(self.shape)

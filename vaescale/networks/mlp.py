@@ -1,0 +1,55 @@
+"""Fully connected encoder and decoder: for vectors, such as the latents of another model.
+
+The input goes past the hidden layers to the last one, so that the network can leave an input as it is: the second stage of
+Dai & Wipf 2019, section 4 and appendix, whose encoder and decoder concatenate their input with the last hidden layer.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from vaescale.networks.base import FlatNetwork
+from vaescale.networks.config import MlpConfig
+
+
+class MlpNetwork(FlatNetwork):
+    """Hidden layers of config.widths in the encoder, and in the opposite order in the decoder."""
+
+    def __init__(
+        self, config: MlpConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
+    ) -> None:
+        super().__init__()
+        self.image_size, self.latent_shape = image_size, (config.latent_dim,)
+        self.encoder = _Layers(channels * image_size**2, config.widths, encoder_out)
+        self.decoder = _Layers(config.latent_dim, config.widths[::-1], out_channels * image_size**2)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Map [B, C, S, S] to the posterior's raw parameters [B, encoder_out]."""
+        parameters: Tensor = self.encoder(x.flatten(1))
+        return parameters
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Map [B, Z] to the likelihood's raw parameters [B, out_channels, S, S]."""
+        size = self.image_size
+        parameters: Tensor = rearrange(self.decoder(z), "b (c i j) -> b c i j", i=size, j=size)
+        return parameters
+
+
+class _Layers(nn.Module):
+    """Hidden layers with SiLU, and a last linear layer over their output and the input."""
+
+    def __init__(self, size: int, widths: tuple[int, ...], out: int) -> None:
+        super().__init__()
+        sizes = (size, *widths)
+        self.hidden = nn.ModuleList(
+            nn.Linear(before, after) for before, after in zip(sizes[:-1], widths, strict=True)
+        )
+        self.head = nn.Linear(widths[-1] + size, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x
+        for layer in self.hidden:
+            hidden = silu(layer(hidden))
+        out: Tensor = self.head(torch.cat([hidden, x.to(hidden.dtype)], dim=1))
+        return out

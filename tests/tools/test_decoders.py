@@ -20,6 +20,8 @@ SHORT = (
 )
 MASSES = {"bernoulli", "categorical", "bitwise", "discretized_logistic", "discretized_logistic_mixture"}
 WITHOUT_SIGMA = MASSES | {"continuous_bernoulli", "structured"}
+CODES = ("vq_vae", "fsq")
+GAMES = ("vae_gan", "alpha_gan", "veegan")  # without a likelihood of images
 # Recipes that are about something else than the decoder, and what they may change besides.
 OTHERS = {
     **{name: {"objective"} for name in ("annealed", "free_bits", "capacity", "iwae", "dip")},
@@ -27,11 +29,16 @@ OTHERS = {
     "wae_mmd": {"objective", "posterior"},
     "resnet": {"network"},
     "frozen_encoder": {"network", "init_from"},
+    **{name: {"network", "posterior"} for name in CODES},
+    **{name: {"objective"} for name in ("adversarial", "perceptual")},
+    "aae": {"objective", "posterior"},
+    **{name: {"objective", "optimizer", "posterior"} for name in GAMES},
     "ladder": {"network", "posterior", "optimizer"},
+    "second_stage": {"network", "data", "optimizer", "training"},
     "linear": {"network", "data", "optimizer", "training"},
 }
 # A mixture is fitted to what the encoder gives: it does not depend on the decoder.
-WITH_MIXTURE = OTHERS.keys() - {"frozen_encoder"} | {"optimal"}
+WITH_MIXTURE = OTHERS.keys() - {"frozen_encoder"} - set(CODES) | {"optimal"}
 pytestmark = pytest.mark.slow
 
 
@@ -45,6 +52,20 @@ def test_a_recipe_trains_evaluates_and_samples(vaescale, digits: Path, tmp_path:
         words = ("train", path.with_stem("optimal"), *keys, f"run_dir={source}")
         assert vaescale(*words).code == 0
         keys += (f"init_from.path={source}",)
+    keys += ("objective.adversarial.start_step=2",) if path.stem == "adversarial" else ()
+    if path.stem == "perceptual":
+        classes = (
+            "train-features",
+            digits / "train",
+            "--out",
+            tmp_path / "features",
+            "--steps",
+            2,
+            "--width",
+            4,
+        )
+        assert vaescale(*classes).code == 0
+        keys += (f"objective.perceptual.features={tmp_path / 'features'}",)
     outcome = vaescale("train", path, *keys)
     assert outcome.code == 0, outcome.err
     evaluated = vaescale("evaluate", run, "--json")
@@ -60,6 +81,10 @@ def test_a_recipe_trains_evaluates_and_samples(vaescale, digits: Path, tmp_path:
         assert not {"log_px_nats"} & metrics.keys()
         assert not {"train/neg_elbo_nats", "val/neg_elbo_nats", "train/bits_per_dim"} & names
         assert "bound: none" in vaescale("evaluate", run).err + vaescale("evaluate", run).out
+    elif path.stem in GAMES:
+        assert not {"neg_elbo_nats", "bits_per_dim", "log_px_nats"} & metrics.keys()
+        assert not {"train/neg_elbo_nats", "val/neg_elbo_nats", "train/bits_per_dim"} & names
+        assert {"mse", "kl_nats"} <= metrics.keys()
     else:
         per_dimension = metrics["neg_elbo_nats"] / 64 / 0.6931471805599453
         added = 0 if path.stem in MASSES else 8

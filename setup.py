@@ -80,5 +80,5 @@ setup(
     },
     install_requires=DEPENDENCIES,
     extras_require={**EXTRAS, "all": sorted({name for extra in EXTRAS.values() for name in extra})},
-    entry_points={"console_scripts": ["vaescale = vaescale.cli:main"]},
+    entry_points={"console_scripts": ["vaescale = vaescale.cli:program"]},
 )

@@ -204,3 +204,44 @@ def test_tools_run_by_themselves() -> None:
     done = subprocess.run([sys.executable, str(tool), "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stdout.startswith("usage: vaescale make-shards")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_program_ends_after_its_exit_handlers_and_before_the_shutdown(code: int, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+import atexit, logging, sys
+from vaescale import cli
+
+class Module:
+    def __del__(self):
+        print("taken apart")
+
+def main():
+    global kept
+    kept = Module()
+    atexit.register(print, "handler")
+    logging.getLogger().addHandler(logging.handlers.MemoryHandler(10, target=logging.StreamHandler(sys.stdout)))
+    logging.getLogger().warning("kept in memory")
+    print("done")
+    return {code}
+
+import logging.handlers
+cli.main = main
+sys.exit(cli.program())
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == code
+    assert done.stdout.splitlines() == ["done", "handler", "kept in memory"], done.stderr
+
+
+def test_a_program_that_raises_ends_as_python_does(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom vaescale import cli\ncli.main = lambda: sys.exit(2)\ncli.program()\n"
+    )
+    assert subprocess.run([sys.executable, str(program)], check=False, timeout=60).returncode == 2

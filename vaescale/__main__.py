@@ -2,6 +2,6 @@
 
 import sys
 
-from vaescale.cli import main
+from vaescale.cli import program
 
-sys.exit(main())
+sys.exit(program())

@@ -156,7 +156,7 @@ NONSENSE: dict[Callable[..., Any], tuple[dict[str, Any], ...]] = {
         *({name: value} for name in ("ridge", "tolerance") for value in (-1, 0, 1, NAN, INF)),
     ),
     sample: (
-        *({"count": -1}, {"count": 0}, {"prior": "gauss"}, {"components": 0}, {"seed": -1}, {"map_side": 1}),
+        *({"count": -1}, {"count": 0}, {"prior": 3}, {"components": 0}, {"seed": -1}, {"map_side": 1}),
         *({"temperature": value} for value in (NAN, INF, -1, 0, 11)),
         *({"refine": 0}, {"refine_weight": -1}, {"refine_rate": NAN}, {"interpolate": [(1, -2)]}),
         *({"interpolate": [(1, 2, 3)]}, {"interpolate": []}, {"decode": 3}),

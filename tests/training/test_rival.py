@@ -21,6 +21,7 @@ from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands.parts import build_parts, build_rival, plan_of
 from vaescale.errors import UserError
 from vaescale.models.vae import VAE
+from vaescale.objectives.adversarial import AdversarialTerm
 from vaescale.objectives.base import discriminators_of
 from vaescale.recipe import Recipe
 from vaescale.trained import build_model, build_objective
@@ -313,6 +314,12 @@ def test_the_term_and_its_weight_work_with_every_network(
     ]
     assert float(pieces["adversarial_weight"]) == pytest.approx(
         gradients[0] / (gradients[1] + 1e-4), rel=1e-5
+    )
+    own = AdversarialTerm(recipe.objective.adversarial, model)
+    own.discriminators.load_state_dict(objective.discriminators.state_dict())
+    _, doubled = own(terms, noise.Stream(0, 0, batch.slots), -2 * terms.log_px.mean())
+    assert float(doubled["adversarial_weight"]) == pytest.approx(
+        2 * float(pieces["adversarial_weight"]), rel=1e-4
     )
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -1,7 +1,7 @@
 """A discriminator's judgement of reconstructions, added to the ELBO under any likelihood. Esser et al. 2021 (VQGAN), eq. 7; Rombach et al. 2022.
 
     ... + w g,    g = E[-d(G(E(x)))] with the hinge loss                       w = weight, or, adaptive,
-    w = weight clamp(|grad nll| / (|grad g| + 1e-4), 0, 1e4)                   nll = E[-log p(x|z)]
+    w = weight clamp(|grad nll| / (|grad g| + 1e-4), 0, 1e4)                   nll = E[-log p(x|z)], and a perceptual term
 
 Gradients are those of the decoder's last layer, and their means over the global batch: the norms of the mean gradients, not the mean of the
 ranks' norms, so that w is the same number on any number of ranks. With training.accumulation they are the micro-batch's.
@@ -43,13 +43,13 @@ class AdversarialTerm:
                     "set it to false"
                 )
 
-    def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted term [] of a rank's images, and the pieces adversarial, g, and adversarial_weight, w."""
+    def __call__(self, terms: Terms, stream: noise.Stream, nll: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted term [] of a rank's images, and the pieces adversarial, g, and adversarial_weight, w. nll []: of these images."""
         (logits,) = self.discriminators.logits("image", MATCH.fakes, shown_in(terms), stream)
         g = losses.fooling(self.config.loss, logits)
         weight = g.new_tensor(self.config.weight)
         if self._last is not None:
-            weight = weight * balance(-terms.log_px.mean(), g, self._last)
+            weight = weight * balance(nll, g, self._last)
         return weight * g, {"adversarial": g, "adversarial_weight": weight}
 
 

@@ -42,17 +42,22 @@ class Elbo:
         self.config, self._alpha = config, group_shares(model.group_places)
         self._adversarial = AdversarialTerm(config.adversarial, model) if config.adversarial else None
         self.discriminators = self._adversarial.discriminators if self._adversarial else None
-        device = next(model.parameters()).device
-        self.distance = (
-            open_distance(config.perceives, model.image_shape, device) if config.perceives else None
-        )
+        self.distance = None
+        if config.perceives:
+            device = next(model.parameters()).device
+            self.distance = open_distance(config.perceives, model.image_shape, device)
 
     def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss [] in nats per image; and the terms mmd, spectral, equivariance, adversarial and perceptual without their
         weights, dip, and commitment_nats.
         """
         config, pieces = self.config, dict[str, Tensor]()
-        loss = self._rate(terms, stream.step) - terms.log_px.mean()
+        nll = -terms.log_px.mean()
+        if self.distance is not None and config.perceptual and stream.step >= config.perceptual.start_step:
+            seen = shown_in(terms)
+            pieces["perceptual"] = self.distance(seen.x, seen.reconstructed).mean()
+            nll = nll + config.perceptual.weight * pieces["perceptual"]
+        loss = self._rate(terms, stream.step) + nll
         if config.mmd:
             pieces["mmd"] = mmd(terms.z, stream, config.mmd)
             loss = loss + config.mmd.weight * pieces["mmd"]
@@ -69,12 +74,8 @@ class Elbo:
             pieces["commitment_nats"] = terms.code_cost.mean()
             loss = loss + pieces["commitment_nats"]
         if self._adversarial and stream.step >= self._adversarial.config.start_step:
-            term, judged = self._adversarial(terms, stream)
+            term, judged = self._adversarial(terms, stream, nll)
             loss, pieces = loss + term, pieces | judged
-        if self.distance is not None and config.perceptual and stream.step >= config.perceptual.start_step:
-            seen = shown_in(terms)
-            pieces["perceptual"] = self.distance(seen.x, seen.reconstructed).mean()
-            loss = loss + config.perceptual.weight * pieces["perceptual"]
         return loss, pieces
 
     def progress(self, step: int) -> dict[str, float]:

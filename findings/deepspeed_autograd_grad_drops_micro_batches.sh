@@ -5,8 +5,8 @@
 #       micro-batch reduces the gradients of the earlier ones; engine.backward then overwrites them without a message, and
 #       the step uses the last micro-batch only. With ZeRO-2 the call raises IndexError. With ZeRO-3 the step here is right.
 #       ZeRO-1 and ZeRO-3 return the gradient divided by gradient_accumulation_steps. The same call within the module's
-#       forward, before the hooks exist, gives the right gradient and the right step. The documentation says that
-#       tensor.backward() is supported and does not mention autograd.grad.
+#       forward, before the hooks exist, gives the right gradient and the right step. The documentation (read at
+#       0.19.6) says that tensor.backward() is supported and does not mention autograd.grad.
 set -euo pipefail
 
 folder=$(mktemp -d)

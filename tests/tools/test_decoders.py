@@ -38,7 +38,7 @@ OTHERS = {
     "linear": {"network", "data", "optimizer", "training"},
 }
 # A mixture is fitted to what the encoder gives: it does not depend on the decoder.
-WITH_MIXTURE = OTHERS.keys() - {"frozen_encoder"} - set(CODES) | {"optimal"}
+WITH_MIXTURE = OTHERS.keys() - {"frozen_encoder", "adversarial", "perceptual", *GAMES, *CODES} | {"optimal"}
 pytestmark = pytest.mark.slow
 
 

@@ -167,7 +167,7 @@ def lay_out(recipe: Recipe, launch: backends.Launch, model: VAE, objective: Obje
     backends.set_precision(config.precision)
     if device.type == "cuda":
         kernels_run()  # what is compiled or captured reads the answer
-    if backends.takes_channels_last(config, device, model):
+    if backends.takes_channels_last(config, device, model, launch.strategy):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.compile:
         backends.refuse_to_compile(launch.strategy)

@@ -114,7 +114,7 @@ class TrainingConfig(Config):
     channels_last: bool = Field(
         default=False,
         description="store weights and maps as [B, H, W, C]; on a GPU bf16 and fp16 always do, on a CPU networks with "
-        "normalization for images of at least 28x28",
+        "normalization for images of at least 28x28; for ddp",
     )
     compile: bool = Field(
         default=False,

@@ -226,12 +226,20 @@ def compiling() -> Iterator[None]:
         ) from error
 
 
-def takes_channels_last(config: TrainingConfig, device: torch.device, model: VAE) -> bool:
+def takes_channels_last(config: TrainingConfig, device: torch.device, model: VAE, strategy: str) -> bool:
     """Whether weights and maps are stored as [B, H, W, C]: as the recipe says, and always where it is faster.
+
+    Never where DeepSpeed or FSDP2 divides the weights: they take torch's usual order alone. Raises UserError if the recipe asks for it there.
 
     On a GPU in half precision cuDNN's convolutions are of this order, and others are converted before and after each of them. On a
     CPU it pays where normalization is compiled and maps are large (tools/bench/README.md).
     """
+    if strategy != "ddp":
+        if config.channels_last:
+            raise UserError(
+                f"training.channels_last is true, and {layout(strategy)} divides weights in torch's usual order alone; set it to false, or take ddp"
+            )
+        return False
     if config.channels_last or device.type == "cuda":
         return config.channels_last or config.precision in ("bf16", "fp16")
     large = model.image_shape[-1] >= LARGE and not config.compile

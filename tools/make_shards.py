@@ -5,6 +5,7 @@ Run the same command again to continue after a stop: it writes the shards that a
 sources:
   digits            scikit-learn's 1,797 scanned handwritten digits, 8x8 (needs no download)
   idx:PATH          the MNIST family: a folder with train-images-idx3-ubyte[.gz] and so on
+  stacked:PATH      three images of such a folder as the channels of one: Stacked MNIST, 1,000 modes
   folder:PATH       an image tree, or a zip or tar of one; sub-folders are classes; train/, val/, test/ and the like are splits
   celeba:PATH       img_align_celeba, with list_eval_partition.txt if present; crop 148 (140 is usual, too)
   imagenet:PATH     ILSVRC train/ and val/ of wnid folders or tars; with --size the whole image is averaged down (box);

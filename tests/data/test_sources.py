@@ -271,6 +271,28 @@ def test_idx(tmp_path: Path, suffix: str) -> None:
     assert [item.label for item in test.items] == [-1, -1]
 
 
+def test_stacked_images_have_channels_that_their_number_draws(tmp_path: Path) -> None:
+    images = np.arange(100, dtype=np.uint8)[:, None, None] * np.ones((100, 4, 5), np.uint8)
+    _idx(tmp_path / "train-images-idx3-ubyte", images)
+    _idx(tmp_path / "t10k-images-idx3-ubyte", images[:20])
+    with pytest.raises(DataError, match="no labels of train"):
+        open_source(f"stacked:{tmp_path}").splits["train"]()
+    _idx(tmp_path / "train-labels-idx1-ubyte", np.arange(100, dtype=np.uint8) % 10)
+    _idx(tmp_path / "t10k-labels-idx1-ubyte", np.arange(20, dtype=np.uint8) % 10)
+    source = open_source(f"stacked:{tmp_path}")
+    train, test = source.splits["train"](), source.splits["test"]()
+    assert len(train.class_names) == 1000
+    assert train.class_names[731] == "731"
+    drawn = np.stack([item.content[0, 0] for item in train.items]).astype(int)
+    assert [item.label for item in train.items] == (drawn % 10 @ [100, 10, 1]).tolist()
+    assert all(item.content.shape == (4, 5, 3) for item in train.items)
+    assert len(np.unique(drawn)) > 90, "300 channels of 100 images"
+    few = np.stack([item.content[0, 0] for item in test.items])
+    assert few.max() < 20
+    again = open_source(f"stacked:{tmp_path}").splits["train"]()
+    assert all(np.array_equal(a.content, b.content) for a, b in zip(train.items, again.items, strict=True))
+
+
 @pytest.mark.parametrize("fault", ["cut", "long", "magic", "huge", "labels", "gzip", "two sets"])
 def test_broken_idx_files_are_refused(tmp_path: Path, fault: str) -> None:
     path, labels = tmp_path / "train-images-idx3-ubyte", tmp_path / "train-labels-idx1-ubyte"

@@ -19,6 +19,7 @@ from vaescale.data.making.sources.hugging_face import hugging_face
 from vaescale.data.making.sources.idx import idx
 from vaescale.data.making.sources.imagenet import imagenet
 from vaescale.data.making.sources.lsun import lsun
+from vaescale.data.making.sources.stacked import stacked
 from vaescale.data.making.sources.suggestions import refuse_stacks, suggest
 from vaescale.data.tars import TarFault
 from vaescale.errors import DataError, UserError
@@ -43,6 +44,7 @@ class Kind(NamedTuple):
 SOURCES: dict[str, Kind] = {
     "digits": Kind(digits, "nothing"),
     "idx": Kind(idx, needs="the folder of the idx files"),
+    "stacked": Kind(stacked, needs="the folder of the idx files"),
     "folder": Kind(folder, options=("splits", "classes_only")),
     "celeba": Kind(celeba),
     "imagenet": Kind(imagenet),

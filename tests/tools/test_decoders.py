@@ -119,7 +119,7 @@ def test_the_study_runs(
     vaescale, tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In this process, its trainings too."""
-    from tools.studies import decoders
+    from tools.studies import decoders, runs
 
     monkeypatch.chdir(tmp_path)
     trained = []
@@ -130,7 +130,7 @@ def test_the_study_runs(
         outcome = vaescale(*command[3:])
         return subprocess.CompletedProcess(command, outcome.code)
 
-    monkeypatch.setattr(decoders, "subprocess", SimpleNamespace(run=train))
+    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=train))
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     words = ["--no-mlflow", "--only", "optimal_per_image,bitwise,bernoulli,fixed"]
     keys = [f"data.train={digits / 'train'}", f"data.val={digits / 'val'}", "data.image_size=8", *SHORT[:3]]

@@ -1,7 +1,7 @@
 """Compare all decoders and a beta sweep on Fashion-MNIST, at equal steps: a table, a rate-distortion plot, a picture.
 
     vaescale make-shards idx:DOWNLOADED_FOLDER data/fashion_mnist --holdout 0
-    python tools/studies/decoders.py
+    python -m tools.studies.decoders
 
 Trains every recipe of recipes/fashion_mnist except the ladder's, and `fixed` with other betas, each by `vaescale train`;
 finished runs are reused. Writes table.md, rate_distortion.png and decoders.png to --out, and logs them with the runs in the
@@ -11,20 +11,17 @@ recipes' MLflow experiment.
 import argparse
 import math
 import re
-import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tools.studies.runs import Trained, train
 from vaescale import figures, noise
 from vaescale.errors import UserError
 from vaescale.models.vae import to_unit
-from vaescale.recipe import Recipe, load_recipe
-from vaescale.runs.folder import RECIPE, SUMMARY, read_json
 from vaescale.runs.tracking import log_files
 from vaescale.trained import in_order, open_split, open_trained
 
@@ -40,24 +37,6 @@ GROUPS = (
     "mass of binary images",
     "no bound: sigma is fitted to each image",
 )
-
-
-class Trained(NamedTuple):
-    """A run of the study: its label, recipe and held-out metrics."""
-
-    label: str
-    recipe: Recipe
-    metrics: dict[str, float]
-
-    @property
-    def dimensions(self) -> int:
-        """The number of values of an image."""
-        return self.recipe.data.channels * self.recipe.data.image_size**2
-
-    @property
-    def beta(self) -> float:
-        """The constant beta; the recipes of the study do not anneal it."""
-        return float(self.recipe.objective.model_dump()["beta"])
 
 
 def main() -> None:
@@ -111,24 +90,6 @@ def study(arguments: argparse.Namespace) -> None:
     sys.stdout.write(tables)
     draw(out, decoders, betas)
     log_files(decoders[0].recipe.tracking, "decoders: table and plots", sorted(out.iterdir()))
-
-
-def train(label: str, path: Path, overrides: list[str]) -> Trained:
-    """Run `vaescale train`, unless the run is finished. Returns the run with its held-out metrics."""
-    recipe = load_recipe(path, overrides)
-    if not finished(recipe):
-        command = [sys.executable, "-m", "vaescale", "train", str(path), *overrides]
-        done = subprocess.run(command, check=False, stdout=sys.stderr)
-        if done.returncode:
-            raise UserError(f"training {recipe.name} ended with exit code {done.returncode}; see above")
-    return Trained(label, recipe, read_json(Path(recipe.run_dir) / SUMMARY)["val"])
-
-
-def finished(recipe: Recipe) -> bool:
-    """Return whether the run folder has this recipe, trained to the last step."""
-    folder = Path(recipe.run_dir)
-    last = read_json(folder / SUMMARY).get("val", {}).get("step")
-    return last == recipe.training.steps and load_recipe(folder / RECIPE).identity() == recipe.identity()
 
 
 def table(decoders: list[Trained], betas: list[Trained]) -> str:

@@ -44,7 +44,6 @@ class Kind(NamedTuple):
 SOURCES: dict[str, Kind] = {
     "digits": Kind(digits, "nothing"),
     "idx": Kind(idx, needs="the folder of the idx files"),
-    "stacked": Kind(stacked, needs="the folder of the idx files"),
     "folder": Kind(folder, options=("splits", "classes_only")),
     "celeba": Kind(celeba),
     "imagenet": Kind(imagenet),
@@ -54,6 +53,7 @@ SOURCES: dict[str, Kind] = {
         arrays, options=("column",), needs="a .npz, .npy, .mat or .h5 file, or the folder of the files"
     ),
     "cifar": Kind(cifar, options=("column",), needs="the folder of the batches, or one above it"),
+    "stacked": Kind(stacked, needs="the folder of the idx files"),
 }
 
 

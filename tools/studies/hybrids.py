@@ -8,7 +8,7 @@
     python -m tools.studies.hybrids stacked_mnist         1,000 modes; its channels are judged by features/mnist
 
     vaescale make-shards hf:uoft-cs/cifar10 data/cifar10 --size 32
-    vaescale train-features data/cifar10/train --out features/cifar10 --width 16
+    vaescale train-features data/cifar10/train --out features/cifar10 --width 16 --steps 500
     python -m tools.studies.hybrids cifar10
 
 Trains each recipe of recipes/hybrids for each seed by `vaescale train`, then calls `evaluate`, and `fit-gmm` or, for codes, `fit-prior`, and
@@ -84,8 +84,8 @@ ALL: dict[str, tuple[str, tuple[str, ...]]] = {kind: (kind, ()) for kind in KIND
 SETTINGS = {
     "mnist": Setting(ALL),
     "cifar10": Setting(
-        ALL | {"adversarial": ("adversarial", ("objective.adversarial.start_step=150",))},
-        (*of_set("cifar10"), *COLOUR, "data.image_size=32", "optimizer.clip_norm=100000", *steps(500)),
+        ALL | {"adversarial": ("adversarial", ("objective.adversarial.start_step=120",))},
+        (*of_set("cifar10"), *COLOUR, "data.image_size=32", "optimizer.clip_norm=100000", *steps(400)),
         ("network.widths=[24,48,96]", "network.latent_dim=64"),
         ("network.widths=[48,96]",),
     ),

@@ -28,6 +28,7 @@ from vaescale.system.files import strict_json
 from vaescale.system.host import follow_parent, keep_freed_pages, take_signals
 from vaescale.system.packages import missing_package
 from vaescale.system.secrets import redact, redact_all
+from vaescale.system.voice import Voice
 
 VERBS = {
     "doctor": "print versions, devices, how processes were launched, and what is missing",
@@ -57,6 +58,8 @@ VERBS = {
 FIRST_SPEAKS_SECONDS = 10.0
 # Verbs that end with 75 when a cluster asks them to stop before there is anything to save.
 STARTS_AGAIN = ("train", "launch")
+# Verbs whose work other processes do, which speak on the same stderr.
+SPOKEN_FOR = ("launch", "sweep", "quickstart")
 EPILOG = """examples:
   vaescale make-shards digits data/digits
   vaescale make-shards celeba:img_align_celeba data/celeba64 --size 64
@@ -146,8 +149,10 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
         follow_parent(signal.SIGTERM)  # a rank saves when its launcher is killed
     sys.excepthook = _without_credentials
     collector.pause_until_start()  # until the verb has imported what it needs
+    words = " ".join([f"vaescale {verb}", *map(str, sys.argv[2:] if arguments is None else arguments)])
     try:
-        code = exit_codes.leave(_call(tool, verb, options))
+        with Voice(redact(words), shown=_is_first_process() and verb not in SPOKEN_FOR):
+            code = exit_codes.leave(_call(tool, verb, options))
     finally:
         collector.start()
         if early is not None:

@@ -23,6 +23,7 @@ from vaescale.runs import checkpoint
 from vaescale.runs import folder as run_folder
 from vaescale.system import heartbeat
 from vaescale.system.arguments import WEIGHTS
+from vaescale.system.console import say
 from vaescale.training import launch as backends
 from vaescale.training.skips import tell
 
@@ -64,9 +65,35 @@ class Trained(NamedTuple):
         """Where the model's weights are."""
         return next(self.model.parameters()).device
 
+    def announce(self, verb: str, **images: ShardReader) -> None:
+        """Say on the main process what a verb does with what: run, step, weights, device, and the data sets by name."""
+        heartbeat.beat(verb)
+        if not comm.is_main():
+            return
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        processes = comm.world_size()
+        sets = [f"{len(one)} {name} images {size_of(one)}" for name, one in images.items()]
+        where = device_name(self.device) + (f", {processes} processes" if processes > 1 else "")
+        what = [f"{self.recipe.name} at step {self.step}, {self.weights} weights, {size:,} parameters", *sets]
+        say(f"{verb} {self.folder}: {'; '.join([*what, where])}")
+
     def title(self, subject: str) -> str:
         """Title of a picture: the run's name, step and weights, and what the picture shows."""
         return f"{self.recipe.name}, step {self.step}, {self.weights} weights: {subject}"
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words: a GPU's name, or the CPU with the number of torch's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type.upper()} with {threads} thread{'s' * (threads > 1)}"
+
+
+def size_of(reader: ShardReader) -> str:
+    """The size of a data set's images as height x width x channels, such as 8x8x1."""
+    channels, height, width = reader.image_shape
+    return f"{height}x{width}x{channels}"
 
 
 def build_model(recipe: Recipe) -> VAE:

@@ -20,6 +20,7 @@ from vaescale.models.vae import VAE
 from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
+from vaescale.system import heartbeat
 from vaescale.trained import Trained, open_split, open_trained
 
 SHOWN, BATCH = 12, 500
@@ -54,6 +55,7 @@ def baselines(
     trained = open_trained(run)
     _refuse_groups(trained.model, groups)
     train, val = (open_split(trained.recipe, split) for split in ("train", "val"))
+    trained.announce("baselines", train=train, val=val)
     row, notes = _row_of_run(trained, val)
     rows: Rows = {trained.recipe.name: row}
     pictures, fit = _add_ppca(trained, train, val, images, rows, notes)
@@ -187,6 +189,7 @@ def _add_ppca(
     if not fitted:
         notes.append(f"no PCA: the images have {size} values, more than {MOST_DIMENSIONS}")
         return pictures, None
+    heartbeat.beat("probabilistic PCA")
     fit = ppca(known, held_out, latents)
     if fit is None:
         notes.append("no PCA: the training images are all the same, or vary in one direction only")
@@ -238,6 +241,7 @@ def _probe(
         )
     if len(set(train.classes[taken].tolist())) < 2:
         raise UserError(f"--labels (={labels}) images are all of one class; give more")
+    heartbeat.beat("probes of the classes")
     inputs = {trained.recipe.name: (train.latents, val.latents)}
     if fit is not None:
         inputs[fit[0]] = (fit[1].train_scores, fit[1].val_scores)

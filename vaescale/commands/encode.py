@@ -109,6 +109,7 @@ def latents_of(
     """
     recipe = trained.recipe
     reader = comm.together(lambda: open_split(recipe, split))
+    trained.announce("encode", **{split: reader})
     batch = max(1, images_at_once(reader.image_shape) // max(1, draws))
 
     def batches(shards: Iterable[int]) -> Iterator[tuple[int, Batch]]:
@@ -142,13 +143,13 @@ def _batches(
     total = int(reader.index.shards.samples[comm.rank() :: comm.world_size()].sum())
     reported: set[int] = set()
     done = 0
-    with Progress(f"encode {split}", total, shown=comm.is_main()) as progress:
+    with Progress(f"encode {split}", total, unit="images", shown=comm.is_main()) as progress:
         for shard, images in shard_batches(reader, shards, batch=batch, workers=workers):
             tell(images.faults, reported)
             heartbeat.beat("encoding")
             yield shard, images
             done += len(images.slots)
-            progress.update(done, "images")
+            progress.update(done)
 
 
 def _mirror(batch: Batch) -> Batch:

@@ -80,6 +80,7 @@ def evaluate(
             refuse_codes(trained, "--importance-samples", "leave it out: each image has one code")
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
         images = Images(reader, redact(data or split), name)
+        trained.announce("evaluate", **{split if data is None else "other": reader})
         code = comm.on_main(git_revision)
         earlier = _earlier(trained, images, other_data=data is not None, samples=importance_samples)
         result = _measure(trained, images, earlier, code, importance_samples, importance_images)
@@ -130,13 +131,14 @@ def _measure(
     prior = code_prior.of_weights(trained.folder, model, trained.identity) if model.num_codes else None
     if prior is not None:
         measures.append(PriorBound(model, prior))
-    with Progress(f"evaluate {trained.recipe.name}", len(reader), shown=comm.is_main()) as progress:
+    name = f"evaluate {trained.recipe.name}"
+    with Progress(name, len(reader), unit="images", shown=comm.is_main()) as progress:
         metrics = measure(
             model,
             in_order(reader, workers=data.workers),
             measures,
             seed=seed,
-            progress=lambda done: progress.update(min(done * comm.world_size(), len(reader)), "images"),
+            progress=lambda done: progress.update(min(done * comm.world_size(), len(reader))),
         )
     protocol = bounds.protocol(model)
     if prior is not None:

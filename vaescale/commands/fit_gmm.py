@@ -93,7 +93,9 @@ def fit_gmm(
     how = Fitting(covariance, start, restarts, tolerance, max_iterations, ridge, online, online_batch, seed)
     with launch.joined():
         trained = open_trained(run)
+        trained.announce("fit-gmm")
         refuse_codes(trained, "fit-gmm", "fit a prior over its codes with `vaescale fit-prior RUN`")
+        heartbeat.beat("gathering latents")
         material = gather(
             trained, groups=groups, samples_per_image=samples_per_image, online=online is not None
         )

@@ -86,6 +86,7 @@ def fit_prior(
     if width % heads:
         raise UserError(f"--width (={width}) must be a multiple of --heads (={heads})")
     trained = open_trained(run, weights=weights)
+    trained.announce("fit-prior")
     model = trained.model
     if not isinstance(model, QuantizedVAE):
         raise UserError(
@@ -167,7 +168,9 @@ def _train(
     state = _restored(folder, prior, optimizer, settings)
     plan = Plan(np.array([len(train)]), fit.batch, fit.seed)
     slots = torch.arange(fit.batch, device=device)
-    with Progress("fit-prior", fit.steps, start=state.done) as progress:
+    with Progress(
+        "fit-prior", fit.steps, unit="steps", start=state.done, epoch=plan.steps_per_epoch
+    ) as progress:
         for step in range(state.done, fit.steps):
             heartbeat.beat("fit-prior")
             set_learning_rate(optimizer, learning_rate(step, config, total_steps=fit.steps))
@@ -184,6 +187,11 @@ def _train(
             if done % -(-fit.steps // MEASURED) == 0 or done == fit.steps:
                 state = _measured(prior.eval(), val, state._replace(done=done))
                 progress.update(done, f"held-out {state.best_nats:.2f} nats at step {state.best_step}")
+            else:
+                progress.update(
+                    done,
+                    "" if done > state.done + 1 else f"loss {float(loss) / shape.places:.3f} nats a code",
+                )
             if done % -(-fit.steps // SAVED) == 0 and done < fit.steps:
                 _save(folder, prior, optimizer, state._replace(done=done), settings)
     return prior.eval(), state

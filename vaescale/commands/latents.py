@@ -25,6 +25,7 @@ from vaescale.mixtures.gaussian import Mixture
 from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
+from vaescale.system import heartbeat
 from vaescale.trained import Trained, open_split, open_trained, refuse_codes
 from vaescale.training import launch
 from vaescale.training.summary import went_wrong
@@ -73,6 +74,7 @@ def latents(
         raise UserError("--gaps (=1) must be at least 2 images, or 0 for none")
     with launch.joined():
         trained = open_trained(run)
+        trained.announce("latents")
         refuse_codes(trained, "latents", "evaluate measures the use of the codes")
         if gaps:
             refuse_gaps(trained.model)
@@ -123,9 +125,11 @@ def _measure(
     reader = comm.together(lambda: open_split(trained.recipe, "train"))
     moments = load(shards, Drawing(0, data_seed))
     scaled = in_prior_scale(model, moments)
+    heartbeat.beat("the information of the latents")
     known, use = information(scaled, seed=seed, queries=draws), use_of(scaled, model.group_places[0])
     terms = known._asdict()
     mixture_of_others = {name: terms.pop(f"mixture_{name}") for name in ("components", "covariance")}
+    heartbeat.beat("variance, sigma and noise of the pictures")
     sources = draws_by_source(model, moments, mixture, seed=seed)
     return {
         "latents": len(use.latent_kl),

@@ -149,14 +149,14 @@ def index_shards(
     if not folder.is_dir():
         raise UserError(f"--index-only {folder} is not a folder; give the folder of the tars")
     sets = find_tars(folder, index_dir)
-    with Progress(f"index {folder}", sum(len(one.paths) for one in sets.values())) as progress:
+    with Progress(f"index {folder}", sum(len(one.paths) for one in sets.values()), unit="shards") as progress:
         written = indexing.index_tars(
             sets,
             image_member=image_member,
             class_member=class_member,
             skip_broken=skip_broken,
             jobs=jobs or cores(),
-            progress=lambda done: progress.update(done, "shards"),
+            progress=lambda done: progress.update(done),
         )
     for one in written.values():
         _report_skipped(one)
@@ -197,8 +197,8 @@ def _parse_shard_bytes(size: str | int | None) -> int | None:
 
 def _survey(source: Source, split: str, making: Making, limit: int | None) -> dict[str, Any]:
     listed = source.splits[split]()
-    with Progress(f"look at {split}", _number(listed, limit)) as progress:
-        return survey(listed, making, limit=limit, progress=lambda done: progress.update(done, "images"))
+    with Progress(f"look at {split}", _number(listed, limit), unit="images") as progress:
+        return survey(listed, making, limit=limit, progress=lambda done: progress.update(done))
 
 
 def _number(listed: Split, limit: int | None) -> int:
@@ -242,14 +242,14 @@ def _write_split(
             f"{folder}: {', '.join(damaged[:3])} missing or damaged; writing {len(damaged)} of {len(index.shards)} shards again"
         )
     listed = source.splits[split]()
-    with Progress(f"write {folder}", _number(listed, limit)) as progress:
+    with Progress(f"write {folder}", _number(listed, limit), unit="images") as progress:
         written = writing.write_shards(
             islice(listed.items, limit),
             folder,
             making,
             class_names=listed.class_names,
             jobs=jobs,
-            progress=lambda done: progress.update(done, "images"),
+            progress=lambda done: progress.update(done),
             made=origin,
             left_out=listed.left_out,
         )

@@ -24,7 +24,7 @@ from vaescale.recipe import Recipe
 from vaescale.runs import checkpoint
 from vaescale.runs.identity import identity_tags
 from vaescale.system.console import say
-from vaescale.trained import build_model, build_objective
+from vaescale.trained import build_model, build_objective, device_name, size_of
 from vaescale.training import cuda_graphs
 from vaescale.training import launch as backends
 from vaescale.training.averages import averages_of
@@ -204,6 +204,20 @@ def _capture(strategy: Strategy, recipe: Recipe, objective: Objective) -> None:
     how = "replayed as CUDA graphs" if why is None else f"not replayed as CUDA graphs: {why}"
     if comm.is_main():
         say(f"each step's passes are {how}")
+
+
+def opening(parts: Parts, start: int) -> str:
+    """The sentence with which training begins: what is trained, on what, how far, and where it is written. start: steps done."""
+    recipe, config, processes = parts.recipe, parts.recipe.training, parts.launch.accelerator.num_processes
+    weights = sum(parameter.numel() for parameter in parts.model.parameters())
+    epoch = parts.plan.steps_per_epoch
+    begins = f" from step {start}" if start else ""
+    return (
+        f"train {recipe.name} into {parts.folder}{begins}: {len(parts.train_reader)} images {size_of(parts.train_reader)} of {recipe.data.train} and "
+        f"{len(parts.val_reader)} held out; {weights:,} parameters ({recipe.network.kind}, {recipe.likelihood.kind}); "
+        f"{device_name(parts.launch.accelerator.device)}, {processes} process{'es' * (processes > 1)}, {parts.layout}, "
+        f"{config.precision}; {config.steps} steps of {recipe.data.global_batch} images, {epoch} to an epoch"
+    )
 
 
 def plan_of(parts: Parts) -> dict[str, Any]:

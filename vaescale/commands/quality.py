@@ -81,6 +81,7 @@ def quality(
         extractor = comm.together(lambda: _extractor(trained, features, trust_features))
         train = comm.together(lambda: open_split(trained.recipe, "train"))
         val = comm.together(lambda: open_split(trained.recipe, "val"))
+        trained.announce(f"quality ({extractor.name})", train=train, val=val)
         priors: dict[str, Prior] = {**comm.together(lambda: _mixtures(trained))}
         second = open_second_stage(prior, trained) if prior else None
         if second:

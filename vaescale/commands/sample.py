@@ -99,6 +99,7 @@ def sample(
     _refuse_contradictions({name: value for name, value in given.items() if value is not None}, draws)
     with backends.joined():
         trained = open_trained(run)
+        trained.announce("sample")
         pictures = {name for name in ("interpolate", "refine") if given[name] is not None}
         _refuse_of_codes(trained, pictures, draws, prior)
         if map_side is not None:
@@ -138,13 +139,15 @@ def draw_pages(
 
     def draw_share() -> None:
         share = range(comm.rank(), len(starts), comm.world_size())
-        with Progress("sample", len(share), shown=comm.is_main() and len(share) > 1) as progress:
+        with Progress(
+            "sample", len(share), unit="pictures", shown=comm.is_main() and len(share) > 1
+        ) as progress:
             for done, page in enumerate(share, start=1):
                 slots = torch.arange(starts[page], min(starts[page] + SHOWN, draws.count), device=device)
                 numbers = "" if len(starts) == 1 else f" {slots[0]} to {slots[-1]}"
                 panels = _panels(trained, sources, decodings, noise.Stream(draws.seed, 0, slots), draws)
                 figures.sample_panels(paths[page], panels, title=trained.title(f"samples{numbers}"))
-                progress.update(done, "pictures")
+                progress.update(done)
 
     def delete_earlier() -> None:
         for path in folder.glob("samples-[0-9]*.png"):
@@ -175,12 +178,12 @@ def write_shards(
 
     def write_share() -> dict[int, Made]:
         written = {}
-        with Progress("sample", len(share), shown=comm.is_main()) as progress:
+        with Progress("sample", len(share), unit="shards", shown=comm.is_main()) as progress:
             for number in share:
                 stop = min(draws.count, starts[number] + SHARD_SAMPLES)
                 items = _items(trained, prior, decoding, range(starts[number], stop), draws)
                 written[number] = write_part(items, folder, number, Making())
-                progress.update(len(written), "shards")
+                progress.update(len(written))
         return written
 
     comm.on_main(lambda: _refuse_full(folder))

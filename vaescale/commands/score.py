@@ -140,6 +140,7 @@ def score(
     with launch.joined():
         trained = open_trained(run, weights=weights)
         bounds.refuse_without_bound(trained.model, "score images with a run of another objective")
+        trained.announce(f"score {redact(source)} under")
         divisor = None if background is None else _open_background(trained, background, weights)
         names = score_names(trained.model.likelihood, background=divisor, complexity=complexity)
         scoring = Scoring(trained, divisor, complexity, labels, names, _sort_column(sort, names))
@@ -220,12 +221,12 @@ def _score_all(scoring: Scoring, sets: list[ImageSet], scored: Scored, kind: str
         )
         total = images.number or 0
         name = " ".join(filter(None, ("score", "odd" if second else "", images.split)))
-        with Progress(name, total, shown=comm.is_main()) as progress:
-            progress.update(0, "images", passing=True)
+        with Progress(name, total, unit="images", shown=comm.is_main()) as progress:
+            progress.update(0, passing=True)
 
             def show(done: int, progress: Progress = progress, total: int = total) -> None:
                 done *= comm.world_size()
-                progress.update(min(done, total) if total else done, "images")
+                progress.update(min(done, total) if total else done)
 
             measure(model, images.batches(), [scores], seed=scoring.trained.recipe.seed, progress=show)
     if comm.on_main(scored.table.count) == earlier:

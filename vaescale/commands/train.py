@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import InstanceOf
 
 from vaescale import comm
-from vaescale.commands.parts import Parts, build_parts, build_rival, lay_out, plan_of
+from vaescale.commands.parts import Parts, build_parts, build_rival, lay_out, opening, plan_of
 from vaescale.commands.signature import Count, checked
 from vaescale.data.loader import training_batches
 from vaescale.data.workers import Workers, end_workers, start_server
@@ -181,6 +181,8 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
         processes=parts.launch.accelerator.num_processes,
     )
     strategy = lay_out(recipe, parts.launch, parts.model, parts.objective)
+    if shown:
+        say(opening(parts, start.step))
     if parts.beginning and not start.saved and shown:
         say(parts.beginning)
     rival = build_rival(recipe, parts.launch, parts.objective)
@@ -191,7 +193,14 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
     with (
         Drain(parts.folder, recipe.tracking, shown=shown),
         TrainerStatus(os.environ, config.steps, start=start.step, shown=shown) as status,
-        Progress(f"train {recipe.name}", config.steps, start=start.step, shown=shown) as progress,
+        Progress(
+            f"train {recipe.name}",
+            config.steps,
+            unit="steps",
+            start=start.step,
+            epoch=parts.plan.steps_per_epoch,
+            shown=shown,
+        ) as progress,
         Writer(parts.folder / "checkpoints") as writer,
         watchdog,
         Preemption(shown=shown) as preemption,

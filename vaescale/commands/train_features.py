@@ -14,10 +14,13 @@ from vaescale.data.plan import Plan
 from vaescale.data.reader import ShardReader, open_index, open_reader
 from vaescale.errors import DataError, UserError
 from vaescale.perceptual import classifier
-from vaescale.system.console import Progress
+from vaescale.system.console import Progress, say
+from vaescale.system.secrets import redact
+from vaescale.trained import size_of
 
 BATCH, ACCURACY_BATCH = 128, 500
 LEAST_WIDTH = 4
+QUIET_SECONDS = 2.0
 
 
 @checked
@@ -46,9 +49,23 @@ def train_features(
     batches = training_batches(
         train_reader, plan, steps=range(steps), rank=0, world_size=1, accumulation=1, workers=0
     )
-    model = classifier.train(shape, _shown(batches, steps), steps=steps, seed=seed)
+    say(
+        f"train-features into {out}: {len(train_reader)} images {size_of(train_reader)} of {redact(train)} and {len(val_reader)} held out, "
+        f"{classes} classes; CPU, {steps} steps of {plan.global_batch} images, {plan.steps_per_epoch} to an epoch"
+    )
+    with Progress("train-features", steps, unit="steps", epoch=plan.steps_per_epoch) as progress:
+        model = classifier.train(
+            shape,
+            batches,
+            steps=steps,
+            seed=seed,
+            report=lambda done, loss: progress.update(done, f"loss {loss:.3f} nats"),
+        )
     held_out = evaluation_batches(val_reader, batch=ACCURACY_BATCH, rank=0, world_size=1)
-    accuracy = classifier.accuracy(model, held_out)
+    with Progress(
+        "held-out accuracy", len(val_reader), unit="images", quiet_seconds=QUIET_SECONDS
+    ) as progress:
+        accuracy = classifier.accuracy(model, _shown(held_out, progress))
     details = {
         "steps": steps,
         "seed": seed,
@@ -85,12 +102,13 @@ def _classes_of_both(train: ShardReader, val: ShardReader) -> int:
     return classes
 
 
-def _shown(batches: Iterable[list[Batch]], steps: int) -> Iterator[list[Batch]]:
-    """Yield the batches and show a progress bar."""
-    with Progress("train-features", steps) as progress:
-        for step, batch in enumerate(batches, start=1):
-            yield batch
-            progress.update(step, f"of {steps} steps")
+def _shown(batches: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
+    """Yield the batches and show the number of images done."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += int(batch.mask.sum())
+        progress.update(done)
 
 
 def _open(location: str) -> ShardReader:

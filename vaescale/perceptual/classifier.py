@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,23 +92,31 @@ class _Block(nn.Module):
 
 
 def train(
-    shape: Shape, batches: Iterable[list[Batch]], *, steps: int, seed: int, lr: float = 2e-3
+    shape: Shape,
+    batches: Iterable[list[Batch]],
+    *,
+    steps: int,
+    seed: int,
+    lr: float = 2e-3,
+    report: Callable[[int, float], None] | None = None,
 ) -> Classifier:
     """Train a classifier by AdamW with a cosine schedule over `steps` batches, in float32.
 
-    Raises DataError for images without a class, or with a class that `shape` does not have.
+    report: called after each step with the number of steps done and the loss in nats per image. Raises DataError for images without a class, or with a class that `shape` does not have.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    for (batch,) in batches:
+    for done, (batch,) in enumerate(batches, start=1):
         loss = cross_entropy(model(batch.images.float() / 255), _classes(batch, shape.classes))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+        if report is not None:
+            report(done, float(loss))
     return model.eval()
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from vaescale import comm
 from vaescale.data.batch import Batch
@@ -36,6 +37,9 @@ class Watcher(Protocol):
 
     def was_evaluated(self, done: int) -> bool:
         """Whether an earlier start has measured the held-out images at this step."""
+
+    def stepped(self, done: int, first_loss: Tensor | None) -> None:
+        """Show that a step is done. first_loss []: this rank's loss of the first step after a start, None at later ones."""
 
     def asked_to_stop(self) -> bool:
         """Whether this process was asked to stop, for example by a cluster that wants its node back."""
@@ -104,6 +108,7 @@ def train(
         reports = guard.reports(wait=due.log or due.evaluate or due.checkpoint)
         watch.judged(reports)
         guard.refuse(reports, last_step=config.steps - 1)
+        watch.stepped(done, result.loss if step == start else None)
         stop = any(report.asked_to_stop for report in reports) and done < config.steps
         if due.compare:
             strategy.compare_replicas()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vaescale import comm, figures
 from vaescale.data.batch import Batch, Request
@@ -105,12 +106,22 @@ class Recorder:
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         run_folder.append_metrics(self.folder, done, metrics | system_metrics())
         self.status.update(done, metrics)
-        bound = "neg_profile_elbo" if self.strategy.model.likelihood.reads_x else "neg_elbo"
-        nats = metrics.get(f"train/{bound}_nats", math.nan)
-        has_bound = self.strategy.model.has_bound
-        note = f"{bound} {nats:.2f} nats" if has_bound else f"mse {metrics.get('train/mse', math.nan):.4f}"
+        note = self._worth(metrics, "train")
         note += f"  sigma {metrics['train/sigma']:.4f}" if "train/sigma" in metrics else ""
         self.progress.update(done, f"{note}  {metrics['perf/images_per_second']:.0f} images/s")
+
+    def _worth(self, metrics: Mapping[str, float], split: str) -> str:
+        """The bound of a row of metrics in words, or the squared error of a model without one."""
+        model = self.strategy.model
+        if not model.has_bound:
+            return f"mse {metrics.get(f'{split}/mse', math.nan):.4f}"
+        bound = "neg_profile_elbo" if model.likelihood.reads_x else "neg_elbo"
+        return f"{bound} {metrics.get(f'{split}/{bound}_nats', math.nan):.2f} nats"
+
+    def stepped(self, done: int, first_loss: Tensor | None) -> None:
+        """Show that a step is done, of the first one its loss too: it may take minutes, and the first row is steps away."""
+        if self.progress.is_shown:
+            self.progress.update(done, "" if first_loss is None else f"loss {float(first_loss):.2f} nats")
 
     def checkpoint(self, done: int) -> None:
         """Start to write a checkpoint."""
@@ -140,6 +151,7 @@ class Recorder:
         if comm.is_main():
             run_folder.append_metrics(self.folder, done, measured)
             self.status.update(done, measured)
+            self.progress.update(done, f"held-out {self._worth(measured, 'val')}", passing=True)
         if comm.is_main() and rows:
             path = self.folder / "figures" / "progress" / f"step-{done:09d}.png"
             figures.picture_rows(path, [(name, row.numpy()) for name, row in rows])
@@ -152,6 +164,7 @@ class Recorder:
     def _shown(self, batches: Generator[Batch], done: int) -> Generator[Batch]:
         """The batches of an evaluation, each shown when it is done. done: the number of training steps."""
         measured = 0
+        self.progress.update(done, f"evaluate: 0 of {self.images.measured} held-out images", passing=True)
         with closing(batches):
             for batch in batches:
                 yield batch

@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
     samples = "number of draws for each image to bound log p(x) more tightly (IWAE), usually 1000; each draw decodes all images"
     add("--importance-samples", type=integer(1, MOST), metavar="K", help=samples)
+    refit = "use the sigma that is optimal for the training images with these weights in place of the running one; writes NAME-refit.json"
+    add("--refit-sigma", action="store_true", help=refit)
     images = "number of images, from the first, for the importance-sampled bound; default: all"
     add("--importance-images", type=integer(1, MOST), metavar="N", help=images)
 
@@ -55,8 +57,11 @@ def show(result: dict[str, Any]) -> None:
         )
     if result["protocol"]["bound"].startswith("none"):
         say(f"bound: {result['protocol']['bound']}")
+    sigma = result["sigma"]["sentence"] if result["sigma"] else ""
     for note in result["notes"]:
         say(note)
+    if sigma and not any(note.startswith(sigma) for note in result["notes"]):
+        say(sigma)
     table(
         f"{result['run']}, step {result['step']}, {result['data']} ({result['weights']} weights)",
         [(name, f"{value:.6g}") for name, value in result["metrics"].items()]

@@ -16,6 +16,7 @@ from vaescale.config import OneOf
 from vaescale.data.batch import Batch
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import open_reader
+from vaescale.evaluation.likelihood import Bound
 from vaescale.evaluation.measures import measure
 from vaescale.evaluation.reconstruction import METRICS, Metric, Reconstruction
 from vaescale.likelihoods.config import LIKELIHOODS
@@ -71,7 +72,7 @@ class Found(NamedTuple):
 
 def found(model: VAE, batches: Iterable[Batch]) -> Found:
     own = Reconstruction(model)
-    metrics = measure(model, batches, [own], seed=0)
+    metrics = measure(model, batches, [Bound(model), own], seed=0)
     return Found(metrics, own.protocol, own.coverage)
 
 

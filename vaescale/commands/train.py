@@ -38,7 +38,7 @@ from vaescale.training.launcher_settings import refuse_ignored
 from vaescale.training.optimizer import change_of_rate
 from vaescale.training.preemption import Preemption
 from vaescale.training.recorder import Images, Recorder, refuse_unknown_metric, restore
-from vaescale.training.summary import sum_up, went_wrong
+from vaescale.training.summary import sigma_at_the_end, sum_up, went_wrong
 from vaescale.training.watchdog import Watchdog
 from vaescale.training.writer import Writer
 
@@ -57,7 +57,8 @@ def train(
 
     launch: the processes, if they were started before. processes: the expected number; another number is refused.
     allow_changes: continue a run whose recipe or data have changed. Returns run_dir, step, latents_of (the name of the run whose
-    latents it models, if any), the sections of summary.json, and notes: sentences on what went wrong. Raises UserError.
+    latents it models, if any), the sections of summary.json, notes: sentences on what went wrong, and sigma: the sentence on a running
+    sigma. Raises UserError.
     """
     refuse_ignored(os.environ, recipe.training, recipe.optimizer)
     if recipe.data.workers and recipe.data.cache != "memory":
@@ -306,7 +307,7 @@ def _summary(parts: Parts, *, is_other: bool) -> dict[str, Any]:
 
     is_other: whether the folder's run has another recipe.
     """
-    recipe, notes = parts.recipe, list[str]()
+    recipe, notes, sigma = parts.recipe, list[str](), None
     if not is_other:
         sum_up(
             parts.folder,
@@ -316,10 +317,13 @@ def _summary(parts: Parts, *, is_other: bool) -> dict[str, Any]:
             tracking=recipe.tracking,
         )
         (parts.folder / run_folder.STOPPED).unlink(missing_ok=True)
-        notes = went_wrong(run_folder.read_metrics(parts.folder), recipe.likelihood)
-        for sentence in notes:
+        rows = run_folder.read_metrics(parts.folder)
+        notes, sigma = went_wrong(rows, recipe.likelihood), sigma_at_the_end(rows, recipe.likelihood)
+        is_said = sigma is None or any(sentence.startswith(sigma) for sentence in notes)
+        for sentence in notes if is_said else [*notes, sigma]:
             say(f"{parts.folder}: {sentence}")
-    return {**run_folder.read_json(parts.folder / run_folder.SUMMARY), "notes": notes}
+    of_sigma = {} if sigma is None else {"sigma": sigma}
+    return {**run_folder.read_json(parts.folder / run_folder.SUMMARY), "notes": notes, **of_sigma}
 
 
 @contextmanager

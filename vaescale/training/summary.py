@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vaescale.evaluation.remarks import remarks
+from vaescale.evaluation.remarks import arrived_sigma, remarks
 from vaescale.figures import group_rates, training_curves
 from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.runs import folder as run_folder
@@ -26,6 +26,16 @@ def went_wrong(rows: Iterable[Mapping[str, float]], likelihood: LikelihoodConfig
                 "lower optimizer.lr, or set optimizer.clip_norm"
             )
     return sentences
+
+
+def sigma_at_the_end(rows: Iterable[Mapping[str, float]], likelihood: LikelihoodConfig) -> str | None:
+    """The sentence on the running sigma after the last evaluation in training, and that of the held-out images; None without one."""
+    held_out = [row for row in rows if "val/sigma_gap_nats" in row]
+    if not held_out:
+        return None
+    return arrived_sigma(
+        {name.removeprefix("val/"): value for name, value in held_out[-1].items()}, likelihood
+    )
 
 
 def sum_up(

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import integer, real
+from vaescale.system.arguments import add_checkpoint, integer, real
 
 MOST_DRAWS = 1000  # per image
 BETWEEN_0_AND_1 = real(above=0, below=1)
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     batch = "latents per step of stepwise EM (--online), over all processes; default: 8192"
     add("--online-batch", type=integer(1), default=8192, metavar="N", help=batch)
     add("--seed", type=integer(0), default=0, help="random seed of EM and of the draws; default: 0")
+    add_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -46,6 +46,8 @@ OPERATIONAL = {
 # Keys that recipes did not have before, as section, key and default: a recipe without them has the hash that it had.
 ADDED: tuple[tuple[str, str, Any], ...] = (
     ("optimizer", "schedule_start", 0),
+    ("optimizer", "plateau", None),
+    ("training", "early_stopping", None),
     ("data", "holds", "images"),
     ("training", "evaluate_images", None),
     ("optimizer", "decay", "kernels"),
@@ -132,6 +134,8 @@ class Recipe(Config):
     def settings(self) -> dict[str, Any]:
         """The settings that decide the run's numbers: everything but paths, names and how often something is written."""
         content: dict[str, Any] = self.model_dump(mode="json", exclude=OPERATIONAL)  # type: ignore[arg-type]
+        if self.training.early_stopping or self.optimizer.schedule == "plateau":
+            content["training"]["evaluate_every"] = self.training.evaluate_every  # the evaluations decide
         return content
 
     def identity(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from vaescale.recipe import Recipe, load_recipe
 from vaescale.runs import checkpoint
 from vaescale.runs import folder as run_folder
 from vaescale.system import heartbeat
-from vaescale.system.arguments import WEIGHTS
+from vaescale.system.arguments import CHECKPOINT, WEIGHTS
 from vaescale.system.console import say
 from vaescale.training import launch as backends
 from vaescale.training.skips import tell
@@ -34,6 +34,11 @@ EVALUATION_VALUES = 500 * 3072  # of them: larger images are evaluated in smalle
 Split = Literal["train", "val"]
 Weights = Annotated[str, Field(pattern=WEIGHTS)]
 """`ema`, the main average or, without one, the raw weights; `raw`; or another average by name, such as ema-0.9999."""
+
+
+Which = Annotated[str, Field(pattern=CHECKPOINT)]
+"""The checkpoint to open: `last`; `best`, the one of those kept with the smallest training.keep_best (by default val/neg_elbo_nats); or
+a step."""
 
 
 class Trained(NamedTuple):
@@ -122,10 +127,12 @@ def build_objective(recipe: Recipe, model: VAE) -> Objective:
         return objective
 
 
-def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = False) -> Trained:
-    """Open the newest sound checkpoint of a run, in evaluation mode, on a GPU if there is one.
+def open_trained(
+    folder: Path, *, weights: Weights = "ema", which: Which = "last", of_latents: bool = False
+) -> Trained:
+    """Open a sound checkpoint of a run, the newest by default, in evaluation mode, on a GPU if there is one.
 
-    All ranks call it, and open the same checkpoint. weights: `ema` takes the averaged weights when the run has them; a name
+    which: `last`, `best` or a step (see `Which`). All ranks call it, and open the same checkpoint. weights: `ema` takes the averaged weights when the run has them; a name
     such as ema-0.9999 another average that it has. of_latents: whether it may be a model of latents. Raises UserError for other
     weights, for a model of latents where images are needed, and when there is nothing to open.
     """
@@ -143,7 +150,9 @@ def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = F
             f"{folder} is a model of the latents in {recipe.data.train}, which makes no images; decode its samples by the run of "
             f"these latents: `vaescale sample RUN --prior {folder}`"
         )
-    newest = comm.on_main(lambda: checkpoint.newest(folder / "checkpoints"))
+    if re.fullmatch(CHECKPOINT, which) is None:
+        raise UserError(f"checkpoint (={which!r}) must be 'last', 'best' or a step")
+    newest = comm.on_main(lambda: _chosen(folder, recipe, which))
     if newest is None:
         raise UserError(
             f"{folder} has no sound checkpoint; train it first: `vaescale train RECIPE run_dir={folder}`"
@@ -166,6 +175,33 @@ def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = F
         weights_hash,
         state.get("latents_of"),
     )
+
+
+def _chosen(folder: Path, recipe: Recipe, which: str) -> checkpoint.Checkpoint | None:
+    """The checkpoint that `which` names, None in a folder without any. Raises UserError for one that is not there."""
+    checkpoints = folder / "checkpoints"
+    if which == "last":
+        return checkpoint.newest(checkpoints)
+    kept = {one.step: one for one in checkpoint.sound(checkpoints)}
+    there = f"it has {', '.join(map(str, kept)) or 'none'}"
+    if which != "best":
+        if int(which) not in kept:
+            raise UserError(f"{folder} has no sound checkpoint of step {which}; {there}")
+        return kept[int(which)]
+    metric = recipe.training.keep_best or "val/neg_elbo_nats"
+    rows = run_folder.read_metrics(folder)
+    values = {int(row["step"]): row[metric] for row in rows if metric in row and int(row["step"]) in kept}
+    if not values:
+        raise UserError(f"no checkpoint of {folder} has a value of {metric} in {run_folder.METRICS}; {there}")
+    step = min(values, key=lambda step: (values[step], step))
+    if comm.is_main():
+        of = (
+            ""
+            if recipe.training.keep_best
+            else "; training.keep_best was not set, so a better one may be deleted"
+        )
+        say(f"{folder}: step {step} has the smallest {metric} of the checkpoints, {values[step]:.6g}{of}")
+    return kept[step]
 
 
 def refuse_codes(trained: Trained, what: str, remedy: str) -> None:

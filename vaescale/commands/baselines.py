@@ -21,7 +21,7 @@ from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system import heartbeat
-from vaescale.trained import Trained, open_split, open_trained
+from vaescale.trained import Trained, Which, open_split, open_trained
 
 SHOWN, BATCH = 12, 500
 UNEVEN = 1.5  # the largest class's share of the images, in shares of even classes, from which a note is due
@@ -42,17 +42,22 @@ Rows = dict[str, dict[str, float | None]]
 
 @checked
 def baselines(
-    run: Path, *, labels: Images | None = None, groups: Count = 1, images: Images = 20_000
+    run: Path,
+    *,
+    labels: Images | None = None,
+    groups: Count = 1,
+    images: Images = 20_000,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Compare a run with probabilistic PCA. Writes RUN/evaluation/baselines.json and RUN/figures/baselines.png.
 
     labels: number of labelled training images for the probes, by default all. groups: number of a ladder's groups, from the
-    top, that are the probes' input. images: maximum number of images of each split.
+    top, that are the probes' input. images: maximum number of images of each split. checkpoint: see `Which`.
 
     Returns the rows by name, notes on which numbers are comparable, and the protocol. Raises UserError when the run is not
     evaluated, DataError for images that cannot be used.
     """
-    trained = open_trained(run)
+    trained = open_trained(run, which=checkpoint)
     _refuse_groups(trained.model, groups)
     train, val = (open_split(trained.recipe, split) for split in ("train", "val"))
     trained.announce("baselines", train=train, val=val)

@@ -22,6 +22,7 @@ from vaescale.trained import (
     Split,
     Trained,
     Weights,
+    Which,
     draw_seed,
     images_at_once,
     open_split,
@@ -44,20 +45,21 @@ def encode(
     flip: Literal["none", "both"] = "none",
     draws: NonNegative = 0,
     standardize: Literal["none", "channel"] = "none",
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Write the latents of a run's images to RUN/latents/SPLIT (SPLIT-WEIGHTS for others than `ema`), unless they exist.
 
     dtype: of the stored values. flip: `both` adds the latents of each image's mirror image. draws: the number of draws of q(z|x)
     for each image, stored in place of its mean and log variance; 0 stores these. standardize: `channel` shifts and scales each
     channel to mean 0 and standard deviation 1 over the training images. With any of these the latents are in
-    RUN/latents/SPLIT-OPTIONS, made from the float32 moments in RUN/latents/SPLIT (and in SPLIT-mirrored).
+    RUN/latents/SPLIT-OPTIONS, made from the float32 moments in RUN/latents/SPLIT (and in SPLIT-mirrored). checkpoint: see `Which`.
 
     Returns for each split the folder, the numbers of shards, samples and bytes, the hash, the shape of a latent, the number
     of skipped images, and the mean and standard deviation of the aggregate posterior of each channel.
     """
     suffix = "" if weights == "ema" else f"-{weights}"
     with launch.joined():
-        trained = open_trained(run, weights=weights)
+        trained = open_trained(run, weights=weights, which=checkpoint)
         refuse_codes(trained, "encode", "export --format mlflow encodes images as the vectors of their codes")
         preparation = Preparation(dtype, flip, draws, standardize)
         written = {split: _summary(_written(trained, split, suffix, preparation)) for split in splits}

@@ -28,7 +28,7 @@ from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system.console import Progress, say
 from vaescale.system.secrets import redact
-from vaescale.trained import Split, Trained, Weights, in_order, open_split, open_trained, refuse_codes
+from vaescale.trained import Split, Trained, Weights, Which, in_order, open_split, open_trained, refuse_codes
 from vaescale.training import launch
 
 IWAE_PROTOCOL = (
@@ -38,18 +38,21 @@ IWAE_PROTOCOL = (
 )
 Draws = Annotated[int, Field(ge=1, le=10_000_000)]  # or images
 SHOWN = 12  # images in the picture
-REFITTED = "-refit"  # ends the name of a result with a sigma that was fitted anew
+REFITTED = "refit"  # ends the name of a result with a sigma that was fitted anew
 TAKEN = ("val", "train", "val-raw", "train-raw", "latents", "baselines")
 MORE_IS_BETTER = ("log_px_nats", "profile_log_px_nats", "active_units", "effective_samples")
 
 
 class Images(NamedTuple):
-    """The images to evaluate: their reader, a description, the name of the result, and their kind in words."""
+    """The images to evaluate: their reader, a description, the name of the result, their kind in words, and
+    how many of them are measured, from the first.
+    """
 
     reader: ShardReader
     description: str
     name: str
     kind: str
+    number: int
 
 
 @checked
@@ -60,14 +63,17 @@ def evaluate(
     data: str | None = None,
     name: str | None = None,
     weights: Weights = "ema",
+    images: Draws | None = None,
     importance_samples: Draws | None = None,
     importance_images: Draws | None = None,
     refit_sigma: bool = False,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once.
 
     data: a folder or URL of other shards than the recipe's. name: the name of the result, by default the split, or
-    data-FOLDER with `data`. importance_samples: number of draws for each image to bound log p(x) more tightly, for the first
+    data-FOLDER with `data`. images: evaluate only the first so many; the name of the result then ends with -first-N. checkpoint: see `Which`;
+    for another than the last the name of the result ends with it. importance_samples: number of draws for each image to bound log p(x) more tightly, for the first
     `importance_images` images or all. refit_sigma: use the maximum-likelihood sigma of the recipe's training images with these weights
     in place of the running one; the name of the result then ends with -refit.
 
@@ -79,22 +85,28 @@ def evaluate(
     if data and split:
         raise UserError("--data and --split both choose the images; give one of them")
     split = split or "val"
-    name = _result_name(name, split, data, weights, refitted=refit_sigma)
+    endings = [] if weights == "ema" else [weights]
+    endings += [] if checkpoint == "last" else [checkpoint]
+    endings += [f"first-{images}"] if images else []
+    endings += [REFITTED] if refit_sigma else []
+    name = "-".join([_result_name(name, split, data), *endings])
     with launch.joined():
-        trained = open_trained(run, weights=weights)
+        trained = open_trained(run, weights=weights, which=checkpoint)
         if refit_sigma:
             refuse_refit(trained.recipe.likelihood)
         if importance_samples:
             refuse_codes(trained, "--importance-samples", "leave it out: each image has one code")
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
         kind = "these images'" if data else {"val": "the held-out", "train": "the training"}[split]
-        images = Images(reader, redact(data or split), name, kind)
+        number = min(len(reader), images or len(reader))
+        description = redact(data or split) + (f", the first {number} of {len(reader)}" if images else "")
+        chosen = Images(reader, description, name, kind, number)
         trained.announce("evaluate", **{split if data is None else "other": reader})
         code = comm.on_main(git_revision)
         refitted = _refit(trained) if refit_sigma else None
-        earlier = _earlier(trained, images, other_data=data is not None, samples=importance_samples)
-        result = _measure(trained, images, earlier, code, importance_samples, importance_images, refitted)
-        return comm.on_main(lambda: _save(trained, images, result))
+        earlier = _earlier(trained, chosen, other_data=data is not None, samples=importance_samples)
+        result = _measure(trained, chosen, earlier, code, importance_samples, importance_images, refitted)
+        return comm.on_main(lambda: _save(trained, chosen, result))
 
 
 def _refit(trained: Trained) -> Refitted:
@@ -110,7 +122,7 @@ def _refit(trained: Trained) -> Refitted:
         )
 
 
-def _result_name(given: str | None, split: str, data: str | None, weights: str, *, refitted: bool) -> str:
+def _result_name(given: str | None, split: str, data: str | None) -> str:
     """The name of the result's file. Raises UserError for an invalid file name, or the name of another verb's result."""
     usual = "data-" + Path(data.partition("?")[0]).name if data else split
     name = given or usual
@@ -118,7 +130,7 @@ def _result_name(given: str | None, split: str, data: str | None, weights: str, 
         raise UserError(f"--name {name!r} is not a valid file name; use letters, digits and dashes")
     if name != usual and (name in TAKEN or name.startswith("quality-")):
         raise UserError(f"--name {name} is reserved for another result; choose another name")
-    return name + ("" if weights == "ema" else f"-{weights}") + (REFITTED if refitted else "")
+    return name
 
 
 def _earlier(trained: Trained, images: Images, *, other_data: bool, samples: int | None) -> dict[str, Any]:
@@ -156,13 +168,13 @@ def _measure(
     if prior is not None:
         measures.append(PriorBound(model, prior))
     name = f"evaluate {trained.recipe.name}"
-    with Progress(name, len(reader), unit="images", shown=comm.is_main()) as progress:
+    with Progress(name, images.number, unit="images", shown=comm.is_main()) as progress:
         metrics = measure(
             model,
-            in_order(reader, workers=data.workers),
+            in_order(reader, workers=data.workers, images=images.number),
             measures,
             seed=seed,
-            progress=lambda done: progress.update(min(done * comm.world_size(), len(reader))),
+            progress=lambda done: progress.update(min(done * comm.world_size(), images.number)),
         )
     protocol = bounds.protocol(model)
     if prior is not None:
@@ -219,7 +231,8 @@ def _measured(images: Images, metrics: dict[str, float], refitted: Refitted | No
     """The conditions under which two runs' metrics are comparable, by prefix of the metric names."""
     prefix = f"evaluation/{images.name}/"
     how = ", sigma fitted to the training images" if refitted else ""
-    measured = {prefix: f"images {images.reader.index.data_hash[:12]}{how}"}
+    first = f"the first {images.number} " if images.number < len(images.reader) else ""
+    measured = {prefix: f"{first}images {images.reader.index.data_hash[:12]}{how}"}
     if "importance_samples" in metrics:
         bound = f"{metrics['importance_samples']:.0f} importance samples of {metrics['importance_images']:.0f} images"
         measured |= {f"{prefix}{key}": bound for key in IMPORTANCE}

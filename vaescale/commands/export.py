@@ -37,7 +37,7 @@ from vaescale.runs.mlflow_state import store_uri
 from vaescale.runs.tracking import TrackingConfig
 from vaescale.system.console import say
 from vaescale.system.files import write_whole
-from vaescale.trained import Trained, Weights, open_trained
+from vaescale.trained import Trained, Weights, Which, open_trained
 
 MODES = ("reconstruct", "encode", "sample")
 DEFAULTS: dict[str, Any] = {
@@ -63,6 +63,7 @@ def export(
     scaling: Scaling = "all",
     latent_images: Annotated[int, Field(ge=0)] = 10_000,
     push_to_hub: str | None = None,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Write a run to OUT, which must not exist, in one of FORMATS. Returns the path, the size and what was exported.
 
@@ -70,7 +71,7 @@ def export(
     images; 0: a factor of 1. scaling: one factor and shift for `all` channels, or the moments of each `channel`. `torch_export` and
     `onnx` write encoder and decoder as graphs (see `graphs.py`). weights: `ema` takes the averaged weights when the run has them. log:
     also add the model to the run in MLflow, and return its URI. push_to_hub: the name of a model repository, OWNER/NAME, to which
-    OUT is sent with a model card. Raises UserError when the run cannot be opened, or when MLflow does not have the run and `log` is set.
+    OUT is sent with a model card. Raises UserError when the run cannot be opened, or when MLflow does not have the run and `log` is set. checkpoint: see `Which`.
     """
     if out.exists():
         raise UserError(f"{out} already exists; delete it or choose another OUT")
@@ -78,7 +79,7 @@ def export(
         raise UserError(f"--log adds MLflow models, and {format} is none; leave one of the two out")
     if push_to_hub:
         check_hub(push_to_hub)
-    trained = open_trained(run, weights=weights)
+    trained = open_trained(run, weights=weights, which=checkpoint)
     result = {"out": str(out), **FORMATS[format](trained, out, Options(log, scaling, latent_images))}
     result["bytes"] = _num_bytes(out)
     return result | (push_folder(trained, out, push_to_hub, format=format) if push_to_hub else {})

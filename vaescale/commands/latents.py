@@ -26,7 +26,7 @@ from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system import heartbeat
-from vaescale.trained import Trained, open_split, open_trained, refuse_codes
+from vaescale.trained import Trained, Which, open_split, open_trained, refuse_codes
 from vaescale.training import launch
 from vaescale.training.summary import went_wrong
 
@@ -61,19 +61,20 @@ def latents(
     gap_steps: Count = 300,
     importance_samples: Count = 1000,
     seed: NonNegative = 0,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Measure a run's latents on its training images. Writes RUN/evaluation/latents.json and RUN/figures/latent_*.png.
 
     draws: number of draws from q(z|x) for the information measures. gaps: number of held-out images whose inference gaps are
     measured, each with `gap_steps` steps of gradient ascent and `importance_samples` importance samples of log p(x); 0 keeps
-    the gaps of an earlier call.
+    the gaps of an earlier call. checkpoint: see `Which`.
 
     Returns all measures with their protocol. Raises UserError for gaps that the model does not have.
     """
     if gaps == 1:
         raise UserError("--gaps (=1) must be at least 2 images, or 0 for none")
     with launch.joined():
-        trained = open_trained(run)
+        trained = open_trained(run, which=checkpoint)
         trained.announce("latents")
         refuse_codes(trained, "latents", "evaluate measures the use of the codes")
         if gaps:

@@ -36,7 +36,7 @@ from vaescale.mixtures.gaussian import Mixture
 from vaescale.runs import folder as run_folder
 from vaescale.runs.tracking import push
 from vaescale.system.console import Progress, say
-from vaescale.trained import Trained, open_trained, refuse_codes
+from vaescale.trained import Trained, Which, open_trained, refuse_codes
 from vaescale.training import launch as backends
 from vaescale.training.summary import went_wrong
 
@@ -73,6 +73,7 @@ def sample(
     refine_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None,
     refine_rate: PositiveReal | None = None,
     map_side: Annotated[int, Field(ge=2, le=64)] | None = None,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Write pictures to RUN/figures, or samples to the folder `shards`. Returns a description of the samples, the paths, and
     notes: sentences on what went wrong in training.
@@ -82,7 +83,7 @@ def sample(
     mixture that fit-gmm compared instead of the chosen one. decode: mean, ancestral or offset:ALPHA, by default mean and
     ancestral. These arguments replace the samples by other pictures: interpolate, pairs of numbers of held-out images;
     refine, number of steps of descent on log sigma(z), with refine_weight of -log p(z) and refine_rate; map_side, the side of
-    a grid over the plane of two latents. Raises UserError for options that contradict each other.
+    a grid over the plane of two latents. Raises UserError for options that contradict each other. checkpoint: see `Which`.
     """
     given: dict[str, Any] = {"shards": shards, "interpolate": interpolate, "refine": refine, "map": map_side}
     given |= {
@@ -98,7 +99,7 @@ def sample(
     )
     _refuse_contradictions({name: value for name, value in given.items() if value is not None}, draws)
     with backends.joined():
-        trained = open_trained(run)
+        trained = open_trained(run, which=checkpoint)
         trained.announce("sample")
         pictures = {name for name in ("interpolate", "refine") if given[name] is not None}
         _refuse_of_codes(trained, pictures, draws, prior)

@@ -200,9 +200,7 @@ def _code_of(ended: int, resolved: Recipe, started: float, stopped_by: int | Non
         return int(stopped["exit_code"])  # a launcher's own exit code is always 1
     if stopped_by is None:
         return 4
-    summary = run_folder.read_json(folder / run_folder.SUMMARY)
-    is_trained = summary.get("train", {}).get("step") == resolved.training.steps
-    return 0 if is_trained else stopped_by
+    return 0 if run_folder.is_trained(folder, resolved.training.steps) else stopped_by
 
 
 class _Signals:

@@ -34,6 +34,7 @@ from vaescale.system.files import write_whole
 from vaescale.trained import in_order
 from vaescale.training import launch as backends
 from vaescale.training import loop, utilization
+from vaescale.training.improvement import watched
 from vaescale.training.launcher_settings import refuse_ignored
 from vaescale.training.optimizer import change_of_rate
 from vaescale.training.preemption import Preemption
@@ -68,15 +69,19 @@ def train(
     with launched as started, ExitStack() as stack:
         parts = build_parts(recipe, started)
         start = comm.on_main(lambda: _claim(parts, stack, allow_changes=allow_changes))
-        steps = recipe.training.steps
+        steps = min(start.step, recipe.training.steps)
         if start.is_at_the_end:
             if comm.is_main():
+                ended = ", where training.early_stopping ended it; raise its patience with --allow-changes, or choose another name or run_dir"
                 say(
-                    f"{parts.folder} is trained to step {steps} already; raise training.steps with --allow-changes (and set optimizer.schedule_start={steps} for a schedule of its own), or choose another name or run_dir"
+                    f"{parts.folder} is trained to step {steps} already{ended}"
+                    if steps < recipe.training.steps
+                    else f"{parts.folder} is trained to step {steps} already; raise training.steps with --allow-changes (and set optimizer.schedule_start={steps} for a schedule of its own), or choose another name or run_dir"
                 )
         else:
-            _train(parts, start, stack, watchdog)
-        summary = comm.on_main(lambda: _summary(parts, is_other=start.is_at_the_end and bool(start.changes)))
+            steps = _train(parts, start, stack, watchdog)
+        is_other = start.is_at_the_end and bool(start.changes)
+        summary = comm.on_main(lambda: _summary(parts, steps, is_other=is_other))
     origin = parts.tags.get("latents_of")
     of_latents = {"latents_of": origin["run"]} if origin else {}
     return {"run_dir": str(parts.folder), "step": steps, **of_latents, **summary}
@@ -144,14 +149,24 @@ def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Start:
         refuse_other(saved, parts.tags, allow_changes=allow_changes)
         checkpoint.refuse_unfit(saved, parts.checkpoint_shapes)
     rows = run_folder.read_metrics(folder)
-    at_the_end = saved is not None and saved.step >= recipe.training.steps
+    at_the_end = saved is not None and (
+        saved.step >= recipe.training.steps or _has_stalled(recipe, saved, rows)
+    )
     # The start that saved the last step may have been ended before it measured the held-out images.
-    measured = any(row["step"] >= recipe.training.steps and "val/mse" in row for row in rows) or not rows
+    last = min(saved.step, recipe.training.steps) if saved else 0
+    measured = any(row["step"] >= last and "val/mse" in row for row in rows) or not rows
     start = Start(saved, changes, is_at_the_end=at_the_end and measured)
     if not start.is_at_the_end:
-        refuse_unknown_metric(parts.model, recipe.training.keep_best)
+        refuse_unknown_metric(parts.model, recipe.training, recipe.optimizer)
         checkpoint.refuse_too_little_room(folder, checkpoint.num_bytes(parts.checkpoint_shapes))
     return start
+
+
+def _has_stalled(recipe: Recipe, saved: Checkpoint, rows: list[dict[str, float]]) -> bool:
+    """Whether early stopping has ended the run at this checkpoint."""
+    state = watched(recipe.training.early_stopping, recipe.optimizer)
+    state.resume(saved.state(), saved.step, rows)
+    return state.has_stalled
 
 
 def _begin(parts: Parts, stack: ExitStack, start: Start) -> None:
@@ -172,8 +187,8 @@ def _begin(parts: Parts, stack: ExitStack, start: Start) -> None:
     run_folder.forget_summary(folder, "train", "val")  # the checkpoint of the last step may have been lost
 
 
-def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> None:
-    """Train to the last step, from a checkpoint or from the recipe's weights."""
+def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> int:
+    """Train to the last step, from a checkpoint or from the recipe's weights. Returns the last step."""
     recipe, config, shown = parts.recipe, parts.recipe.training, comm.is_main()
     full_speed = utilization.full_speed(
         parts.model,
@@ -232,19 +247,38 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
             seed=recipe.seed,
             keep=Keep(config.keep_checkpoints, config.keep_every),
             keep_best=config.keep_best,
+            watched=watched(config.early_stopping, recipe.optimizer),
+            lowest_rate=recipe.optimizer.final_fraction,
             lr_factor=lr_factor,
             full_speed=full_speed,
         )
-        _train_with_rollbacks(parts, recorder, start.step)
+        if start.saved:
+            _watch_on(recorder, start.saved)
+        last = _train_with_rollbacks(parts, recorder, start.step)
         recorder.wait_for_the_disk()
+    if last < config.steps and shown:
+        stopping = config.early_stopping
+        assert stopping is not None
+        say(
+            f"training ends at step {last} of {config.steps}: {stopping.metric} has not improved for {stopping.patience} evaluations "
+            "(training.early_stopping)"
+        )
+    return last
 
 
-def _train_with_rollbacks(parts: Parts, recorder: Recorder, start: int) -> None:
+def _watch_on(recorder: Recorder, saved: Checkpoint) -> None:
+    """Continue from what a checkpoint and its evaluation say of the watched metrics. All ranks call it."""
+    rows = comm.on_main(
+        lambda: [row for row in run_folder.read_metrics(recorder.folder) if row["step"] == saved.step]
+    )
+    recorder.watched.resume(saved.state(), saved.step, rows)
+
+
+def _train_with_rollbacks(parts: Parts, recorder: Recorder, start: int) -> int:
     most = parts.recipe.training.max_rollbacks
     for rollbacks in itertools.count():
         try:
-            _train_from(start, parts, recorder)
-            return
+            return _train_from(start, parts, recorder)
         except NotFinite as error:
             recorder.wait_for_the_disk()
             start = _roll_back(error, recorder, left=most - rollbacks)
@@ -253,9 +287,10 @@ def _train_with_rollbacks(parts: Parts, recorder: Recorder, start: int) -> None:
             if recorder.preemption.signal == signal.SIGINT:
                 raise KeyboardInterrupt(str(error)) from None
             raise
+    raise AssertionError("unreachable: a rollback too many raises")
 
 
-def _train_from(start: int, parts: Parts, recorder: Recorder) -> None:
+def _train_from(start: int, parts: Parts, recorder: Recorder) -> int:
     recipe = parts.recipe
     batches = training_batches(
         parts.train_reader,
@@ -268,7 +303,7 @@ def _train_from(start: int, parts: Parts, recorder: Recorder) -> None:
         flip=recipe.data.flip,
     )
     with closing(batches), backends.compiling() if recipe.training.compile else nullcontext():
-        loop.train(
+        return loop.train(
             recorder.strategy,
             parts.guard,
             parts.skips.counting(batches),
@@ -295,6 +330,7 @@ def _roll_back(error: NotFinite, recorder: Recorder, *, left: int) -> int:
     if saved is None or left <= 0:
         raise error
     restore(saved, recorder.strategy, recorder.rival, recorder.guard)
+    _watch_on(recorder, saved)
     # Not the checkpoint's factor: it may be the same checkpoint again.
     recorder.roll_back(saved.step, recorder.lr_factor * ROLLBACK_FACTOR)
     if comm.is_main():
@@ -302,17 +338,18 @@ def _roll_back(error: NotFinite, recorder: Recorder, *, left: int) -> int:
     return saved.step
 
 
-def _summary(parts: Parts, *, is_other: bool) -> dict[str, Any]:
+def _summary(parts: Parts, steps: int, *, is_other: bool) -> dict[str, Any]:
     """The content of summary.json, which is written if it is not there, and notes on what went wrong.
 
-    is_other: whether the folder's run has another recipe.
+    steps: the last step, which early stopping may have chosen. is_other: whether the folder's run has another recipe.
     """
     recipe, notes, sigma = parts.recipe, list[str](), None
     if not is_other:
         sum_up(
             parts.folder,
             name=recipe.name,
-            steps=recipe.training.steps,
+            steps=steps,
+            stopped_early=steps < recipe.training.steps,
             group_places=parts.model.group_places,
             tracking=recipe.tracking,
         )

@@ -29,6 +29,7 @@ NON_FINITE = "non_finite.jsonl"
 RECIPE = "recipe.yaml"
 ROLLBACK = "rollback"  # marks the row of a rollback: earlier rows of later steps do not count
 STOPPED = "stopped.json"
+STOPPED_EARLY = "stopped_early"  # key of the summary's section train
 SUMMARY = "summary.json"
 SUMMARY_WAIT_SECONDS = 60.0
 TAGS = "run.json"
@@ -115,6 +116,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object; restore it, or delete it to do without")
     return content
+
+
+def is_trained(folder: Path, steps: int) -> bool:
+    """Whether a run was trained to its last step, the recipe's or that of early stopping, and summed up."""
+    train = read_json(folder / SUMMARY).get("train", {})
+    return bool(train.get("step") == steps or train.get(STOPPED_EARLY))
 
 
 def update_summary(folder: Path, section: str, content: Mapping[str, Any]) -> None:

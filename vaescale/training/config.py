@@ -11,6 +11,39 @@ MOST_SIGMA_REL = 0.2886  # a power-function average with the exponent 0 has 1 / 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
+class WatchConfig(Config):
+    """A held-out metric that should fall."""
+
+    metric: str = Field(
+        default="val/neg_elbo_nats",
+        pattern="^val/",
+        description="metric of the evaluations in training; smaller is better",
+    )
+    patience: int = Field(
+        default=5, gt=0, description="number of evaluations in a row that may bring no improvement"
+    )
+    min_delta: float = Field(
+        default=0.0,
+        ge=0,
+        description="a value counts as an improvement if it is lower than the best one by more than this",
+    )
+
+
+class PlateauConfig(WatchConfig):
+    """When and how far `schedule: plateau` lowers the learning rate."""
+
+    factor: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="factor of the learning rate at each plateau, down to final_fraction of lr",
+    )
+
+
+class EarlyStoppingConfig(WatchConfig):
+    """When training ends before its last step, with a checkpoint."""
+
+
 class OptimizerConfig(Config):
     """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019), and its learning rate over training."""
 
@@ -31,8 +64,12 @@ class OptimizerConfig(Config):
         gt=0,
         description="Adam's epsilon, added to the root of the second moment of a gradient in nats per image",
     )
-    schedule: Literal["cosine", "constant"] = Field(
-        default="cosine", description="learning rate after the warm-up"
+    schedule: Literal["cosine", "constant", "plateau"] = Field(
+        default="cosine",
+        description="learning rate after the warm-up; `plateau` lowers it when a held-out metric no longer falls",
+    )
+    plateau: PlateauConfig | None = Field(
+        default=None, description="of `schedule: plateau`; null: its defaults"
     )
     warmup_steps: int = Field(
         default=0, ge=0, description="steps over which the learning rate rises linearly from 0"
@@ -47,7 +84,10 @@ class OptimizerConfig(Config):
         description="step at which warm-up and cosine begin: to go on with a finished run, its number of steps",
     )
     final_fraction: float = Field(
-        default=0.0, ge=0, le=1, description="learning rate at the cosine's last step, as a fraction of lr"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="learning rate at the cosine's last step, or the lowest one of a plateau, as a fraction of lr",
     )
     clip_norm: float | None = Field(
         default=None,
@@ -67,6 +107,19 @@ class OptimizerConfig(Config):
         description="skip steps whose gradient norm, before clipping, is at least this; a run whose norms stay above it "
         "learns nothing more; null: skip none",
     )
+
+    @property
+    def plateau_or_default(self) -> PlateauConfig | None:
+        """The section `plateau` of a `schedule: plateau`; None of other schedules."""
+        return (self.plateau or PlateauConfig()) if self.schedule == "plateau" else None
+
+    @model_validator(mode="after")
+    def _plateau_has_a_meaning(self) -> "OptimizerConfig":
+        if self.plateau and self.schedule != "plateau":
+            raise ValueError(
+                f"plateau belongs to `schedule: plateau`, this is {self.schedule}; remove one of them"
+            )
+        return self
 
     def check_sizes(self, sizes: Sizes) -> None:
         """Refuse a schedule that begins after the last step."""
@@ -161,7 +214,12 @@ class TrainingConfig(Config):
     keep_best: str | None = Field(
         default=None,
         pattern="^val/",
-        description="also keep the checkpoint with the smallest value of this metric, such as val/neg_elbo_nats",
+        description="also keep the checkpoint with the smallest value of this metric, such as val/neg_elbo_nats; the option "
+        "`--checkpoint best` of the other verbs takes it",
+    )
+    early_stopping: EarlyStoppingConfig | None = Field(
+        default=None,
+        description="end training when a held-out metric no longer falls, such as {patience: 10}; null: train all steps",
     )
     resume: Literal["auto", "never"] = Field(
         default="auto", description="`never` refuses a run folder that holds a run"

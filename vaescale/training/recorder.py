@@ -24,7 +24,9 @@ from vaescale.runs.checkpoint import Checkpoint, Keep
 from vaescale.runs.trainer_status import TrainerStatus
 from vaescale.system.console import Progress, say
 from vaescale.system.host import system_metrics
+from vaescale.training.config import OptimizerConfig, TrainingConfig
 from vaescale.training.guard import Guard, StepReport
+from vaescale.training.improvement import Watched
 from vaescale.training.launch import precision_of_evaluation
 from vaescale.training.preemption import Preemption
 from vaescale.training.rival import FILES, Rival
@@ -54,7 +56,8 @@ class Recorder:
     """The watcher of the training loop. All ranks call it at the same steps; the main process writes.
 
     tags: what identifies the run, saved with each checkpoint; keep: the rule by which checkpoints are kept, beside the one with the
-    smallest value of the metric keep_best; lr_factor: the factor of the learning rate, which each rollback
+    smallest value of the metric keep_best; watched: the metrics that end training or lower its rate; lowest_rate: the least factor of
+    the latter; lr_factor: the factor of the learning rate, which each rollback
     to a checkpoint lowers; full_speed: images a second at the full rate of the GPUs, None where it is unknown.
     """
 
@@ -72,6 +75,8 @@ class Recorder:
     seed: int
     keep: Keep
     keep_best: str | None
+    watched: Watched
+    lowest_rate: float
     lr_factor: float = 1.0
     full_speed: float | None = None
     _evaluated: dict[int, float] = field(init=False, default_factory=dict)
@@ -128,7 +133,7 @@ class Recorder:
         self.wait_for_the_disk()  # otherwise memory would hold two copies
         tensors = self.strategy.state() | (self.rival.state() if self.rival else {})
         tensors |= {"guard": {"state": self.guard.state.to_tensor().cpu()}}
-        state = self.tags | {"lr_factor": self.lr_factor}
+        state = self.tags | {"lr_factor": self.lr_factor} | self.watched.state()
         comm.on_main(lambda: self.writer.save(done, tensors, state, keep=self._keep()))
 
     def evaluate(self, done: int) -> bool:
@@ -156,6 +161,7 @@ class Recorder:
             path = self.folder / "figures" / "progress" / f"step-{done:09d}.png"
             figures.picture_rows(path, [(name, row.numpy()) for name, row in rows])
         self._note_evaluation(done, measured)
+        self._watch(done, measured)
         if self.keep_best:
             self.wait_for_the_disk()
             comm.on_main(lambda: self.writer.delete_surplus(done, self._keep()))
@@ -172,6 +178,21 @@ class Recorder:
                 number = min(measured, self.images.measured)
                 note = f"evaluate: {number} of {self.images.measured} held-out images"
                 self.progress.update(done, note, passing=True)
+
+    def _watch(self, done: int, measured: Mapping[str, float]) -> None:
+        """Add an evaluation to the metrics that are watched. Says where the learning rate falls."""
+        before = self.plateau_factor()
+        self.watched.add(done, measured)
+        if comm.is_main() and self.plateau_factor() < before:
+            say(f"step {done}: {self.plateau_factor():g} of optimizer.lr from now on, a plateau")
+
+    def has_stalled(self) -> bool:
+        """Whether the metric of training.early_stopping no longer improves."""
+        return self.watched.has_stalled
+
+    def plateau_factor(self) -> float:
+        """The factor of the learning rate of `schedule: plateau`; 1 of others."""
+        return self.watched.lr_factor(self.lowest_rate)
 
     def was_evaluated(self, done: int) -> bool:
         """Whether metrics.jsonl has a row of held-out images at this step."""
@@ -202,11 +223,18 @@ class Recorder:
         comm.on_main(self.writer.wait)
 
 
-def refuse_unknown_metric(model: VAE, keep_best: str | None) -> None:
-    """Raise UserError where training.keep_best is no metric of the model's evaluations."""
+def refuse_unknown_metric(model: VAE, config: TrainingConfig, optimizer: OptimizerConfig) -> None:
+    """Raise UserError where a metric that the recipe names is none of the model's evaluations."""
     known = sorted(f"val/{name}" for name in metric_names(model))
-    if keep_best and keep_best not in known:
-        raise UserError(f"training.keep_best is {keep_best!r}; the metrics measured are {', '.join(known)}")
+    stopping, plateau = config.early_stopping, optimizer.plateau_or_default
+    named = {
+        "training.keep_best": config.keep_best,
+        "training.early_stopping.metric": stopping and stopping.metric,
+        "optimizer.plateau.metric": plateau and plateau.metric,
+    }
+    for key, metric in named.items():
+        if metric and metric not in known:
+            raise UserError(f"{key} is {metric!r}; the metrics measured are {', '.join(known)}")
 
 
 class _UntilAsked:

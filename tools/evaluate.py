@@ -5,6 +5,7 @@ with reconstructions, errors and sigma, and the calibration of p(x|z). Runs on a
 
   vaescale evaluate runs/digits-optimal --importance-samples 1000
   accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale evaluate runs/digits-optimal --data data/other/test
+  ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m vaescale evaluate runs/digits-optimal --data data/other/test
 """
 
 import argparse

@@ -7,6 +7,8 @@ RUN/figures/mixture_selection.png. The mixture of a ladder replaces the learned 
 first groups together. Runs on any number of processes, with the same result:
 
   accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale fit-gmm runs/digits-optimal --components 1,10,50
+
+  ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m vaescale fit-gmm runs/digits-optimal --components 1,10,50
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Any key of the recipe can be overridden: `optimizer.lr=1e-3 training.steps=2000 run_dir=runs/again`. On several
 processes: `accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train RECIPE`, or with ddp.yaml,
-zero1.yaml, zero2.yaml, zero3.yaml, fsdp2.yaml or multi_node.yaml. The training curve does not depend on the number of
+zero1.yaml, zero2.yaml, zero3.yaml, fsdp2.yaml or multi_node.yaml; with DDP also `torchrun --nproc-per-node 2 -m vaescale train RECIPE`. The training curve does not depend on the number of
 processes, and a run may continue on another number.
 """
 

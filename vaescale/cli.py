@@ -51,7 +51,7 @@ VERBS = {
     "export": "write a run for MLflow, diffusers, torch.export or ONNX, without pickles",
     "import": "make a run of diffusers' AutoencoderKL",
     "average": "average the weights over any part of training, after it",
-    "sync": "send to MLflow what a run could not send while it trained",
+    "sync": "send to MLflow what a run could not send while it trained, or to another tracker",
     "chaos": "kill and damage a run on purpose, and compare it with an undisturbed one",
     "quickstart": "run the main workflow end to end on scikit-learn's handwritten digits",
 }

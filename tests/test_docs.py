@@ -182,7 +182,14 @@ def test_every_reported_quantity_has_a_row() -> None:
     endings = re.compile("(_leave_one_out|_mixture)?(_error)?$")
     information = {endings.sub("", name) for name in Information._fields if not name.startswith("mixture_")}
     fits, probes = {*Candidate._fields} - {"mixture"}, {*baselines.PROTOCOL} - {"pPCA", "..._balanced"}
-    evaluated = {*metric_names(model), *METRICS, *IMPORTANCE, "data_sigma", "sigma_gap_nats", "coverage/50"}
+    evaluated = {
+        *metric_names(model),
+        *METRICS,
+        *IMPORTANCE,
+        "data_sigma",
+        "sigma_gap_nats",
+        "interval_coverage/50",
+    }
     scores = {RATIO, COMPLEXITY, CORRECTED, *Auroc._fields}
     names = {*evaluated, *scores, *SCORES, *information, *fits, *probes}
     assert len(names) > 40

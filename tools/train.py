@@ -27,11 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue in the run folder although its recipe or data have changed",
     )
     parser.add_argument(
-        "--processes",
+        "--expect-processes",
         type=int,
         metavar="N",
-        help="number of processes expected: refuse to run with another number",
+        help="refuse to run on another number of processes than N; `vaescale launch --processes N` starts so many",
     )
+    # Its name in earlier versions; that of `launch` asks for processes, this one checks them.
+    parser.add_argument("--processes", dest="expect_processes", type=int, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -43,8 +45,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale.commands.train import describe, train
 
     if arguments.dry_run:
-        return describe(recipe, processes=arguments.processes)
-    return train(recipe, processes=arguments.processes, allow_changes=arguments.allow_changes)
+        return describe(recipe, processes=arguments.expect_processes)
+    return train(recipe, processes=arguments.expect_processes, allow_changes=arguments.allow_changes)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ def test_the_usual_names_of_splits_in_any_case(tmp_path: Path, train: str, val: 
 def test_an_ambiguous_folder_names_the_ways_out_which_work(tmp_path: Path) -> None:
     fill(tmp_path / "a", "bus", "car", "test")
     with pytest.raises(
-        DataError, match=r"test and, beside it, bus, car; .*--splits test=test,train=DIR.*--classes-only"
+        DataError, match=r"test and also bus, car; .*--splits test=test,train=DIR.*--classes-only"
     ):
         open_source(f"folder:{tmp_path}/a")
     assert names(f"folder:{tmp_path}/a", classes_only=True) == ("bus", "car", "test")

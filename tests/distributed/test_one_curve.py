@@ -86,7 +86,7 @@ def runs(folder: Path) -> Path:
             if name == "hard" and processes == 2:
                 options += ["data.cache=none", "data.workers=2"]
             options += [f"training.steps={STEPS[name]}", f"run_dir=runs/{number}/{name}"]
-            words = ["train", RECIPE, *options, "--processes", str(processes), "--json"]
+            words = ["train", RECIPE, *options, "--expect-processes", str(processes), "--json"]
             commands.append(Command("ddp", words))
         if processes == 2:
             resumed = shutil.copytree(folder / "runs/one/players", folder / "runs/resumed")

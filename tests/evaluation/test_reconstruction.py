@@ -92,7 +92,7 @@ def test_numbers_are_those_of_their_definitions(recipe_content) -> None:
     sigma = float(model.likelihood.sigma)
     for level in (50, 90, 99):
         within = np.abs(error) <= stats.norm.ppf(0.5 + level / 200) * sigma
-        assert result.metrics[f"coverage/{level}"] == pytest.approx(within.mean(), abs=1e-4)
+        assert result.metrics[f"interval_coverage/{level}"] == pytest.approx(within.mean(), abs=1e-4)
     assert result.coverage is not None
     assert result.coverage[-1] == 1
 

@@ -378,7 +378,7 @@ def test_two_processes_evaluate_as_one(vaescale, run: Path, tmp_path: Path) -> N
     for words, alone, together in zip(cases, *results, strict=True):
         if words[0] == "evaluate":
             assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, abs=1e-6)
-            assert together["coverage"] == pytest.approx(alone["coverage"], abs=1e-4)
+            assert together["interval_coverage"] == pytest.approx(alone["interval_coverage"], abs=1e-4)
         elif words[0] == "latents":
             for part in ("information", "gaps", "latent_kl"):
                 assert together[part] == pytest.approx(alone[part], rel=1e-4, abs=1e-4)

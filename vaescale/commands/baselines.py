@@ -1,5 +1,6 @@
 """Baselines for a run: probabilistic PCA with as many latents, and probes that predict the images' classes from latents."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +71,7 @@ def baselines(
         for name, accuracies in _probe(trained, latents, labels, fit).items():
             rows.setdefault(name, {}).update(accuracies)
         share = majority_share(latents[1].classes)
-        notes += _uneven(share, len(set(latents[1].classes.tolist())))
+        notes += _uneven(share, latents[1].classes, val.index.class_names)
     else:
         share = None
         notes.append("no probes: the images have no classes")
@@ -221,12 +222,15 @@ def _probe_notes(model: VAE, groups: int, count: int) -> list[str]:
     return notes
 
 
-def _uneven(share: float, classes: int) -> list[str]:
-    """A note if accuracies are mostly the largest class's. share: of the held-out images in it."""
-    if share < UNEVEN / classes:
+def _uneven(share: float, of_images: NDArray[np.int64], names: Sequence[str]) -> list[str]:
+    """A note if accuracies are mostly the largest class's. share: of the held-out images in it; names: of the classes, if known."""
+    numbers, counts = np.unique(of_images, return_counts=True)
+    if share < UNEVEN / len(numbers):
         return []
+    largest = int(numbers[counts.argmax()])
+    name = names[largest] if 0 <= largest < len(names) else str(largest)
     return [
-        f"{share:.1%} of the held-out images are of one of {classes} classes: an accuracy of {share:.4g} needs no latents; read "
+        f"{share:.1%} of the held-out images are of the class {name}, one of {len(numbers)}: an accuracy of {share:.4g} needs no latents; read "
         "the balanced ones"
     ]
 

@@ -198,7 +198,7 @@ def _measure(
         "metrics": metrics,
         "notes": [] if refitted else remarks(metrics, trained.recipe.likelihood, of=images.kind),
         "sigma": _sigma(trained, metrics, refitted, images.kind),
-        "coverage": pictures.coverage,
+        "interval_coverage": pictures.coverage,
     }
 
 
@@ -250,11 +250,11 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
     paths = [folder / f"reconstructions{suffix}.png"]
     title = trained.title(f"{images.description} images, decoded from the mean of q(z|x)")
     figures.image_rows(paths[0], _rows(trained, images.reader), title=title)
-    if result["coverage"]:
+    if result["interval_coverage"]:
         paths.append(folder / f"calibration{suffix}.png")
         label = f"{trained.recipe.name}, step {trained.step}"
         title = f"calibration of p(x|z), {Path(images.description).name} images"
-        figures.calibration(paths[-1], [(label, result["coverage"])], title=title)
+        figures.calibration(paths[-1], [(label, result["interval_coverage"])], title=title)
     # The metrics of other data than the recipe's have names of their own.
     metrics = {f"evaluation/{images.name}/{key}": value for key, value in result["metrics"].items()}
     save_result(

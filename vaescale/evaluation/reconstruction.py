@@ -27,7 +27,7 @@ LEAST_SSIM_SIZE = 11  # side of SSIM's window in pixels
 LEAST_SQUARED_ERROR = 1e-10  # per value, which limits PSNR to 100 dB
 
 PROTOCOL = {
-    "coverage": "share of all values within the central interval of p(x|z) of this level in percent, z drawn from q(z|x)",
+    "interval_coverage": "share of all values within the central interval of p(x|z) of this level in percent, z drawn from q(z|x)",
 }
 
 
@@ -178,5 +178,5 @@ def _result(
     if not sums.counts.any():
         return means, protocol, None
     coverage = (sums.counts.cumsum(0) / sums.counts.sum()).tolist()
-    means |= {f"coverage/{level}": coverage[level - 1] for level in SHOWN_LEVELS}
-    return means, {**protocol, "coverage": PROTOCOL["coverage"]}, coverage
+    means |= {f"interval_coverage/{level}": coverage[level - 1] for level in SHOWN_LEVELS}
+    return means, {**protocol, "interval_coverage": PROTOCOL["interval_coverage"]}, coverage

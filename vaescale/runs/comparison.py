@@ -31,7 +31,7 @@ MORE_IS_BETTER = (  # the last part of a metric's name; results of verbs name fu
     *("effective_samples", "mutual_information_nats", "psnr_db", "ssim", "precision", "recall", "density"),
     *("coverage", "val_prior_log_density_nats", "linear_probe", "knn_5", "images_per_second"),
 )
-CALIBRATED = re.compile(r"/coverage/(\d+)$")  # best where the share equals this percentage
+CALIBRATED = re.compile(r"/(?:interval_)?coverage/(\d+)$")  # best where the share equals this percentage
 MOST_NAMED = 8  # metrics in a sentence
 SEED = re.compile(r"-seed-\d+$")  # what a sweep adds to a name
 IMAGE_KEYS = ("likelihood.dequantize", "data.image_size", "data.channels", "data.crop", "data.resample")

@@ -59,7 +59,7 @@ def start(*, processes: int | None = None, watchdog: Watchdog | None = None) -> 
     or when the launcher requests something that would be ignored; TrainingStopped when a rank does not come.
     """
     if processes is not None and processes < 1:
-        raise UserError(f"--processes (={processes}) must be at least 1")
+        raise UserError(f"--expect-processes (={processes}) must be at least 1")
     if processes != 1:
         refuse_lost_processes(os.environ)
     _meet_the_other_ranks()

@@ -38,14 +38,26 @@ def test_bright_images_make_bright_figures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rows_of_training_are_named(tmp_path: Path, channels: int) -> None:
     rows = [(name, np.full((3, channels, 8, 8), 0.5, np.float32)) for name in ("original", "sigma to 0.1")]
-    figures.picture_rows(tmp_path / "rows.png", rows)
-    drawn = pixels(tmp_path / "rows.png")
-    width = (3 * 8 + 2) * 8
-    assert drawn.shape[1] > width
-    names, images = drawn[:, :-width], drawn[:, -width:]
-    assert names.min() < 60, "letters"
-    assert (names[:, 0] == 255).all(), "which begin within the picture"
-    assert 127 <= np.median(images) <= 128
+    heights = []
+    for title in ("run, step 8", "run, step 8: " + 20 * "many words "):
+        figures.picture_rows(tmp_path / "rows.png", rows, title=title)
+        drawn = pixels(tmp_path / "rows.png")
+        width, height = (3 * 8 + 2) * 8, (2 * 8 + 1) * 8
+        pad = 6
+        assert drawn.shape[1] > width + pad
+        assert drawn.shape[0] > height + pad
+        names, images = (
+            drawn[-height - pad :, : -width - pad],
+            drawn[-height - pad : -pad, -width - pad : -pad],
+        )
+        assert names.min() < 60, "letters"
+        assert (names[:, 0] == 255).all(), "which begin within the picture"
+        assert 127 <= np.median(images) <= 128
+        head = drawn[: -height - pad]
+        assert head.min() < 60, "a title"
+        assert (head[:, [0, -1]] == 255).all(), "which is within the picture"
+        heights.append(len(head))
+    assert heights[1] > heights[0], "a long title has several lines"
 
 
 def test_colour_images_are_drawn_in_colour(tmp_path: Path) -> None:
@@ -91,8 +103,10 @@ def test_every_figure_of_latents_and_quality_follows_its_numbers(tmp_path: Path)
             folder / "s.png", [("a", [-1e3, 5.0], [-2.0, -scale])], density="d", title="t"
         )
         labels = np.arange(60) % 25 - 1
-        figures.latent_scatter(folder / "l.png", scale * scattered**3, labels, axes_label="z", title="t")
-        figures.variance_split(folder / "v.png", [("q(z)", 1.0, scale)], title="t")
+        figures.latent_scatter(
+            folder / "l.png", scale * scattered**3, labels, axes_labels=("z_1", "z_2"), title="t"
+        )
+        figures.variance_split(folder / "v.png", [("q(z)", 1.0, scale)], data=2.0, title="t")
         figures.quality(folder / "q.png", [row, {**row, "of": "b", "recall": 0.2 * scale}], title="t")
         grey = np.full((4, 1, 4, 4), scale / 4, np.float32)
         figures.image_map(folder / "i.png", grey, values=[-scale, scale], title="t")

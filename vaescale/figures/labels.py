@@ -44,12 +44,11 @@ def place(
 
 def _crowded_first(markers: NDArray[np.float64]) -> list[int]:
     """The points in order of the mean distance to their nearest neighbours: where room is scarce, labels choose first."""
+    if len(markers) < 2:
+        return [*range(len(markers))]
     distances = np.sort(np.linalg.norm(markers[:, None] - markers[None], axis=-1), axis=1)
-    return (
-        np.argsort(distances[:, 1 : 1 + NEIGHBOURS].mean(axis=1), kind="stable").tolist()
-        if len(markers) > 1
-        else [0]
-    )
+    order: list[int] = np.argsort(distances[:, 1 : 1 + NEIGHBOURS].mean(axis=1), kind="stable").tolist()
+    return order
 
 
 def _best(
@@ -62,7 +61,7 @@ def _best(
     centred: bool,
 ) -> Box:
     """The candidate of least cost near a point; the box on the point itself if there is no room anywhere."""
-    best, least = _box(*point, *size), math.inf
+    best, least = _box(float(point[0]), float(point[1]), *size), math.inf
     for ring in RINGS[0 if centred else 1 :]:
         if ring >= least:
             break

@@ -181,7 +181,7 @@ def records_of_folders(folders: Sequence[Path]) -> list[Record]:
         runs = runs_of(folder)
         for run in [run for run in runs if run not in records]:
             try:
-                records[run] = _record_of_folder(run)
+                records[run] = record_of_folder(run)
             except UserError as error:
                 if runs == [folder]:
                     raise
@@ -189,8 +189,8 @@ def records_of_folders(folders: Sequence[Path]) -> list[Record]:
     return list(records.values())
 
 
-def _record_of_folder(folder: Path) -> Record:
-    """The record of a run folder, with the last value of each metric."""
+def record_of_folder(folder: Path) -> Record:
+    """The record of a run folder, with the last value of each metric. Raises UserError where there is no run, or no metric yet."""
     if not (folder / run_folder.RECIPE).is_file():
         raise UserError(f"{folder} is not a run folder (no {run_folder.RECIPE}); leave it out")
     recipe = load_recipe(folder / run_folder.RECIPE)

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from vaescale.commands.compare_runs import records_of_folders
+from vaescale.commands.compare_runs import record_of_folder
 from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.recipe import Recipe, load_recipe
@@ -89,12 +90,15 @@ def sweep(
     codes = train_all(recipe, planned, recipes, launch=shlex.split(launch))
     for row, code in zip(result["variants"], codes, strict=True):
         row["exit_code"] = code
-    return {**result, "folder": str(folder), **_numbers(folder)}
+    return {**result, "folder": str(folder), **_numbers(recipes)}
 
 
-def _numbers(folder: Path) -> dict[str, Any]:
-    """The last metrics of the sweep's runs, the best first; {} where none has any."""
-    records = records_of_folders([folder])
+def _numbers(recipes: Sequence[Recipe]) -> dict[str, Any]:
+    """The last metrics of the runs, the best first; {} where none has any."""
+    records = []
+    for resolved in recipes:
+        with suppress(UserError):  # a run that failed at once has said why
+            records.append(record_of_folder(Path(resolved.run_dir)))
     if not records:
         return {}
     compared = compare(records)

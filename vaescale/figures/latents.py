@@ -115,9 +115,11 @@ def sigma_and_density(
             densities, sigmas, marker, color=colour, label=name, markersize=3, alpha=0.5, linestyle="none"
         )
     everything = [value for _, densities, _ in sets for value in densities]
-    if max(everything) - min(everything) > 2000:
+    is_log = max(everything) - min(everything) > 2000
+    if is_log:
         axis.set_xscale("symlog", linthresh=100, subs=(2, 5))
-    axis.set_xlabel(f"{density} (nats)", fontsize=LABEL_POINTS)
+    hint = "; log scale beyond 100" if is_log else ""
+    axis.set_xlabel(f"{density} (nats{hint})", fontsize=LABEL_POINTS)
     axis.set_ylabel("mean log sigma(z)", fontsize=LABEL_POINTS)
     axis.tick_params(labelsize=TICK_POINTS)
     axis.grid(alpha=0.25)

@@ -59,7 +59,7 @@ SECTIONS = {
 class Flat(FlatNetwork):
     """pythae's Encoder_Conv_VAE_MNIST and Decoder_Conv_AE_MNIST: maps of 14, 7, 3, 1 rows, and of 4, 7, 14, 28."""
 
-    def __init__(self, _: NetworkConfig, **__: object) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.latent_shape = (LATENTS,)
         widths = (1, 128, 256, 512, 1024)
@@ -111,7 +111,7 @@ class Block(nn.Module):
 class Mapped(FlatNetwork):
     """pythae's Encoder_ResNet_VQVAE_MNIST and Decoder_ResNet_VQVAE_MNIST: a latent map of 4x4."""
 
-    def __init__(self, _: NetworkConfig, **__: object) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.latent_shape = (CODE_WIDTH, 4, 4)
         self.encoder = nn.Sequential(
@@ -144,16 +144,12 @@ class Mapped(FlatNetwork):
         return logits
 
 
-class FlatConfig(NetworkConfig):
-    """The section of `Flat`."""
+class TwinConfig(NetworkConfig):
+    """The section of both: kind `map` or `vector`."""
 
-    implementation = Flat
-
-
-class MappedConfig(NetworkConfig):
-    """The section of `Mapped`."""
-
-    implementation = Mapped
+    def implement(self, *_: object, **__: object) -> FlatNetwork:
+        """The network."""
+        return Mapped() if self.kind == "map" else Flat()
 
 
 class Critic(ImageCritic):
@@ -202,13 +198,11 @@ def build(job: dict[str, Any]) -> tuple[Recipe, VAE, Objective]:
         file.write_text(RECIPE)
         recipe: Any = load_recipe(file, [*SECTIONS[job["kind"]], *options])
     is_map = job["kind"] == "vq_vae"
-    network: NetworkConfig = (
-        MappedConfig(kind="twin", latent_dim=CODE_WIDTH)
-        if is_map
-        else FlatConfig(kind="twin", latent_dim=LATENTS)
+    section = (
+        {"kind": "map", "latent_dim": CODE_WIDTH} if is_map else {"kind": "vector", "latent_dim": LATENTS}
     )
     kind = QuantizedVAE if is_map else FlatVAE
-    model = kind(network, recipe.posterior, recipe.likelihood, image_size=28, channels=1)
+    model = kind(TwinConfig(**section), recipe.posterior, recipe.likelihood, image_size=28, channels=1)
     model.shows, model.has_bound = recipe.objective.shows, recipe.objective.has_bound
     objective = recipe.objective.implement(model)
     players: Any = getattr(objective, "discriminators", None)

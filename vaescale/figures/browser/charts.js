@@ -243,6 +243,14 @@ class Chart {
   }
 }
 
+// The line of a name under the pointer, or with the focus, stands out.
+function stress(event) {
+  const group = event.type === "focusout" ? undefined : event.target.closest?.("[data-toggle]")?.dataset.toggle;
+  for (const path of document.querySelectorAll(".panel path[data-group]"))
+    path.classList.toggle("faint", group !== undefined && path.dataset.group !== group);
+}
+for (const type of ["pointerover", "focusin", "focusout"]) document.addEventListener(type, stress);
+
 const charts = [...document.querySelectorAll(".panel")].map(figure => {
   const panel = data.panels[Number(figure.dataset.panel)];
   return new Chart(figure, { ...panel, id: figure.dataset.panel }, panel.plane);

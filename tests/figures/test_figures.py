@@ -310,6 +310,9 @@ def test_logarithmic_axes_say_so(tmp_path: Path, drawn: list[Any]) -> None:
     panels = [
         ("val/mse", [("one", [(1.0, 1.0, 1.0, 1.0)]), ("two", [(1.0, 0.1, 0.1, 0.1), (2.0, 0.1, 0.1, 0.1)])])
     ]
+    for distortion, axis_label in ((0.0, "mean squared error"), (0.1, "mean squared error (log scale)")):
+        figures.rate_distortion(tmp_path / "r.png", [], [("a", 1.0, distortion)], title="t")
+        assert drawn.pop().axes[0].get_ylabel() == f"distortion: {axis_label}"
     figures.curves_of_runs(tmp_path / "c.png", panels, missing={"val/mse": ["far", "off"]}, title="t")
     training, groups, runs = drawn
     assert [axis.get_title() for axis in training.axes] == [
@@ -324,7 +327,7 @@ def test_logarithmic_axes_say_so(tmp_path: Path, drawn: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0.08, 0.4), (1e-5, 3.0), (0.99, 1.02), (4e-3, 0.13), (20.0, 30.0)]
+    ("low", "high"), [(0.08, 0.4), (1e-5, 3.0), (0.99, 1.02), (4e-3, 0.13), (20.0, 30.0), (1e-9, 1e300)]
 )
 def test_logarithmic_axes_have_round_ticks(low: float, high: float) -> None:
     ticks = log_ticks(low, high)

@@ -1,5 +1,6 @@
 """Compare runs from their folders or from an MLflow experiment: a table and one HTML page. Imports no torch."""
 
+import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from vaescale.runs.comparison import (
     Record,
     cells,
     compare,
+    finite_points,
     groups,
     in_brief,
     larger_is_better,
@@ -141,7 +143,7 @@ def panels_of(comparison: Comparison) -> list[Panel]:
             continue  # the result of a verb, or a metric that the table has anyway
         if lines:
             values = [value for _, points in lines for _, *heights in points for value in heights]
-            missing = [record.name for record in comparison.records if not record.curves.get(metric)]
+            missing = [record.name for record in comparison.records if not finite_points(record, metric)]
             panels.append(Panel(metric, lines, is_logarithmic(metric, values), missing))
     return panels
 
@@ -150,7 +152,7 @@ def _plane(comparison: Comparison) -> Plane | None:
     points = [
         (number, record.metrics[RATE], record.metrics[DISTORTION])
         for number, record in enumerate(comparison.records)
-        if {RATE, DISTORTION} <= record.metrics.keys()
+        if all(math.isfinite(record.metrics.get(name, math.nan)) for name in (RATE, DISTORTION))
     ]
     return Plane(RATE, DISTORTION, points) if points else None
 

@@ -285,13 +285,13 @@ def rate_distortion(
         colour, marker = look(number) if number < DISTINCT else ("0.7", ".")
         axis.plot([rate], [distortion], marker, color=colour, markersize=7, linestyle="none")
     values = [distortion for _, _, distortion in (*curve, *points)]
-    logarithmic(axis, values)
+    hint = LOG_HINT if logarithmic(axis, values) else ""
     axis.margins(x=0.08)
     axis.autoscale_view(scaley=False)
     more = len(points) - DISTINCT
     unnamed = f"\n{more} further runs are grey and without a name" if more > 0 else ""
     axis.set_xlabel(f"rate: KL (nats per image){unnamed}", fontsize=LABEL_POINTS)
-    axis.set_ylabel(f"distortion: mean squared error{LOG_HINT}", fontsize=LABEL_POINTS)
+    axis.set_ylabel(f"distortion: mean squared error{hint}", fontsize=LABEL_POINTS)
     axis.tick_params(labelsize=TICK_POINTS, which="both")
     axis.grid(alpha=0.25, which="both")
     inks = ["black" if number < len(points) else colour for number, colour in enumerate(colours)]

@@ -19,6 +19,7 @@ Images = NDArray[np.float32]
 CELL_INCHES, TITLE_INCHES = 0.62, 0.25
 TITLE_POINTS, LABEL_POINTS, TICK_POINTS = 10, 9, 8
 POINTS_PER_INCH = 72
+MOST_LOG_TICKS = 9
 # The first seven are from Okabe & Ito's palette: distinct for the colour-blind. Some look alike in grey, so markers and lines
 # differ too. Eleven colours, five markers and four lines have no common divisor: their pairs repeat late.
 COLOURS = ("#0072B2", "#D55E00")
@@ -126,18 +127,25 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def logarithmic(axis: Any, values: Sequence[float]) -> None:
-    """Make the y axis logarithmic, with plain numbers: as many as the range of the values leaves room for."""
+def logarithmic(axis: Any, values: Sequence[float]) -> bool:
+    """Make the y axis logarithmic, with plain numbers: as many as the range of the values leaves room for.
+
+    Returns whether it is: values of which none is above 0 have no such axis.
+    """
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+    shown = [value for value in values if 0 < value < math.inf]
+    if not shown:
+        return False
     axis.set_yscale("log")
-    low, high = min(values), max(values)
+    low, high = min(shown), max(shown)
     margin = max(high / low, 1.01) ** 0.05
     low, high = low / margin, high * margin
     axis.set_ylim(low, high)
     axis.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_locator(NullLocator())
+    return True
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -147,5 +155,5 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [float(f"{factor}e{decade}") for decade in decades for factor in factors]
         inside = [tick for tick in ticks if low <= tick <= high]
         if len(inside) >= 4:
-            return inside
+            return inside[:: math.ceil(len(inside) / MOST_LOG_TICKS)]
     return [float(f"{value:.2g}") for value in np.linspace(low, high, 5)[1:-1]]

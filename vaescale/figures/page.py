@@ -138,7 +138,9 @@ def _data(content: Content) -> dict[str, Any]:
             "x": "step",
             "log": panel.is_log,
             "plane": False,
-            "lines": [{"group": group, "points": thinned(points)} for group, points in panel.lines],
+            "lines": [
+                {"group": group, "points": kept} for group, points in panel.lines if (kept := thinned(points))
+            ],
         }
         for panel in content.panels
     ]
@@ -160,11 +162,11 @@ def _data(content: Content) -> dict[str, Any]:
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[list[float]]:
-    """Finite points with six digits, at most about `most` of them: the first, the last, and the extremes of each stretch between.
+    """Points with six digits, at most about `most` of them: the first, the last, and the extremes of each stretch between.
 
     A point whose least and greatest value are its mean has two numbers.
     """
-    kept = [point for point in points if all(map(math.isfinite, point))]
+    kept = [*points]
     if len(kept) > most:
         size = math.ceil(2 * len(kept) / most)
         chosen = {0, len(kept) - 1}

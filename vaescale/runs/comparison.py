@@ -185,12 +185,17 @@ def spread(records: Sequence[Record], metric: str) -> list[tuple[float, float, f
 
     Where they have no step in common, at each step over those that have it.
     """
-    curves = [dict(record.curves[metric]) for record in records if record.curves.get(metric)]
+    curves = [curve for record in records if (curve := dict(finite_points(record, metric)))]
     if not curves:
         return []
     steps = set.intersection(*map(set, curves)) or set.union(*map(set, curves))
     columns = [(step, [curve[step] for curve in curves if step in curve]) for step in sorted(steps)]
     return [(step, sum(values) / len(values), min(values), max(values)) for step, values in columns]
+
+
+def finite_points(record: Record, metric: str) -> list[tuple[float, float]]:
+    """The curve of a metric without NaN and Inf, which MLflow keeps."""
+    return [(step, value) for step, value in record.curves.get(metric, []) if math.isfinite(value)]
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

@@ -4,7 +4,7 @@ const DASHES = ["", "7 3", "2 3", "9 3 2 3"];
 const SYMBOLS = ["M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0", "M-4-4h8v8h-8z", "M0-5l5 9h-10z", "M0-5l5 5l-5 5l-5-5z", "M0 5l5-9h-10z"];
 const colour = group => `var(--c${group % data.colours})`;
 const dash = group => DASHES[(group + Math.floor(group / 20)) % DASHES.length];
-const number = value => String(Number(value.toPrecision(5)));
+const number = value => String(Number.isInteger(value) ? value : Number(value.toPrecision(5)));
 
 function element(parent, name, attributes, text) {
   const made = document.createElementNS(parent.namespaceURI, name);
@@ -34,16 +34,16 @@ function logTicks(low, high) {
     inside = [];
     for (let decade = Math.floor(Math.log10(low)); decade <= Math.ceil(Math.log10(high)); decade++)
       inside.push(...factors.map(factor => Number(`${factor}e${decade}`)).filter(tick => tick >= low && tick <= high));
-    if (inside.length >= 4) return inside;
+    if (inside.length >= 4) return inside.filter((_, place) => place % Math.ceil(inside.length / 9) === 0);
   }
-  return inside.length > 1 ? inside : [low, high];
+  return inside.length > 1 ? inside : ticks(low, high, 4);
 }
 
 // The range of an axis with a margin, and its function from values to shares in [0, 1].
 function axis(values, isLog) {
   let low = Math.min(...values), high = Math.max(...values);
   if (isLog) {
-    const margin = Math.max(high / low, 1.01) ** 0.05;
+    const margin = Math.max((high / low) ** 0.05, 1.02);
     [low, high] = [low / margin, high * margin];
     return { low, high, isLog, share: value => Math.log(value / low) / Math.log(high / low) };
   }
@@ -87,6 +87,7 @@ class Chart {
     const { svg, figure } = this, lines = this.lines();
     svg.replaceChildren();
     this.leave();
+    this.pointed = null;
     const width = Math.max(200, svg.clientWidth || figure.clientWidth);
     svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     svg.setAttribute("height", HEIGHT);

@@ -231,9 +231,10 @@ class Chart {
     tip.hidden = false;
     const box = this.svg.getBoundingClientRect(), around = this.figure.getBoundingClientRect();
     const x = box.left - around.left + this.x(step) * box.width / this.svg.viewBox.baseVal.width;
-    const room = this.figure.clientWidth - tip.offsetWidth - 4;
+    // Beside the pointer, over the next chart if need be, but within the window.
+    const room = document.documentElement.clientWidth - around.left - tip.offsetWidth - 4;
     const beside = x + 14 <= room ? x + 14 : x - tip.offsetWidth - 14;
-    tip.style.left = `${Math.max(4, Math.min(room, beside))}px`;
+    tip.style.left = `${Math.max(4 - around.left, Math.min(room, beside))}px`;
     tip.style.top = `${box.top - around.top + 4}px`;
   }
 

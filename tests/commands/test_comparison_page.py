@@ -258,9 +258,18 @@ def test_text_is_readable(scheme: int) -> None:
 def test_long_curves_keep_their_extremes() -> None:
     points = [(float(step), *3 * (float(step % 7),)) for step in range(5000)]
     points[777] = (777.0, 99.0, 98.0, 100.0)
-    kept = thinned(points)
+    kept = thinned(points, 400)
     assert 300 <= len(kept) <= 420
     assert [777.0, 99.0, 98.0, 100.0] in kept
     assert [kept[0], kept[-1]] == [[0.0, 0.0], [4999.0, 1.0]]
     assert all(one[0] < other[0] for one, other in itertools.pairwise(kept))
-    assert thinned([(1.0, 1 / 3, 1 / 3, 1 / 3)]) == [[1.0, 0.333333]]
+    many = [
+        record(str(number), 1.0, likelihood__sigma=number)._replace(
+            curves={"val/mse": [(float(step), 1.0 + step % 3) for step in range(1000)]}
+        )
+        for number in range(50)
+    ]
+    lengths = [len(line["points"]) for line in parsed(many).data()["panels"][0]["lines"]]
+    assert len(lengths) == 50
+    assert 100 <= max(lengths) <= 180, "with more lines fewer points each"
+    assert thinned([(1.0, 1 / 3, 1 / 3, 1 / 3)], 400) == [[1.0, 0.333333]]

@@ -19,7 +19,7 @@ Images = NDArray[np.float32]
 CELL_INCHES, TITLE_INCHES = 0.62, 0.25
 TITLE_POINTS, LABEL_POINTS, TICK_POINTS = 10, 9, 8
 POINTS_PER_INCH = 72
-MOST_LOG_TICKS = 9
+MOST_LOG_TICKS = 12
 # The first seven are from Okabe & Ito's palette: distinct for the colour-blind. Some look alike in grey, so markers and lines
 # differ too. Eleven colours, five markers and four lines have no common divisor: their pairs repeat late.
 COLOURS = ("#0072B2", "#D55E00")

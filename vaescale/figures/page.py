@@ -39,7 +39,8 @@ INKS = {  # name: light, dark
     "alarm": ("#d55e00", "#ff8a3d"),
 }
 FIRST_SHOWN = 20  # lines; further ones are hidden until they are clicked
-MOST_POINTS = 400  # of a line
+MOST_POINTS = 400  # of a line, of at most FIRST_SHOWN lines
+FEWEST_POINTS = 100
 MOST_NAMED = 8  # runs that a panel lacks
 LONG_LETTERS = 16  # of the last part of a column's name, from which on it may be broken
 NAME_LETTERS = 7  # the width of what is beside a run's name, in letters
@@ -131,16 +132,15 @@ def _json(content: Any) -> str:
 
 
 def _data(content: Content) -> dict[str, Any]:
-    """What the charts are drawn from."""
+    """What the charts are drawn from. Many lines have fewer points each, so that the page stays small."""
+    most = max(FEWEST_POINTS, min(MOST_POINTS, MOST_POINTS * FIRST_SHOWN // max(1, len(content.groups))))
     panels: list[dict[str, Any]] = [
         {
             "title": panel.metric,
             "x": "step",
             "log": panel.is_log,
             "plane": False,
-            "lines": [
-                {"group": group, "points": kept} for group, points in panel.lines if (kept := thinned(points))
-            ],
+            "lines": [{"group": group, "points": thinned(points, most)} for group, points in panel.lines],
         }
         for panel in content.panels
     ]
@@ -161,7 +161,7 @@ def _data(content: Content) -> dict[str, Any]:
     }
 
 
-def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[list[float]]:
+def thinned(points: Sequence[Point], most: int) -> list[list[float]]:
     """Points with six digits, at most about `most` of them: the first, the last, and the extremes of each stretch between.
 
     A point whose least and greatest value are its mean has two numbers.
@@ -193,7 +193,7 @@ def _table(content: Content) -> str:
     )
     widest = max((len(row.name) for row in content.rows), default=0) + NAME_LETTERS
     lines = "\n".join(_line(number, row, metrics) for number, row in enumerate(content.rows))
-    return f"""<div class="tools">
+    return f"""<div class="tools live">
 <label for="filter">filter</label><input id="filter" type="search" placeholder="words that a row must have" autocomplete="off">
 <button type="button" id="all">show all</button><button type="button" id="none">hide all</button>
 <output class="quiet" id="count" for="filter"></output></div>
@@ -201,7 +201,7 @@ def _table(content: Content) -> str:
 <thead><tr><th scope="col"><button type="button" title="sort by name">run</button></th>{head}</tr></thead><tbody>
 {lines}
 </tbody></table></div>
-<p class="quiet">A click on a column's name sorts, a click on a run's name hides it and shows it again.</p>"""
+<p class="quiet live">A click on a column's name sorts, a click on a run's name hides it and shows it again.</p>"""
 
 
 def _sorted(name: str, content: Content) -> str:
@@ -290,12 +290,12 @@ def _charts(content: Content) -> str:
         else ""
     )
     return f"""<h2>Curves</h2>
-<noscript>{stills}</noscript>
-<div class="legend" role="group" aria-label="lines to show">{legend}</div>
+<noscript><style>.live {{ display: none }}</style>{stills}</noscript>
+<div class="live"><div class="legend" role="group" aria-label="lines to show">{legend}</div>
 <p class="quiet">A click hides a line. Values are under the pointer, or at the arrow keys in a chart that has the focus.{hidden}{bands}</p>
 <div class="panels">
 {panels}
-</div>"""
+</div></div>"""
 
 
 def _panel(number: int, heading: str, label: str, is_plane: bool, missing: Sequence[str]) -> str:

@@ -34,7 +34,7 @@ function logTicks(low, high) {
     inside = [];
     for (let decade = Math.floor(Math.log10(low)); decade <= Math.ceil(Math.log10(high)); decade++)
       inside.push(...factors.map(factor => Number(`${factor}e${decade}`)).filter(tick => tick >= low && tick <= high));
-    if (inside.length >= 4) return inside.filter((_, place) => place % Math.ceil(inside.length / 9) === 0);
+    if (inside.length >= 4) return inside.filter((_, place) => place % Math.ceil(inside.length / 12) === 0);
   }
   return inside.length > 1 ? inside : ticks(low, high, 4);
 }

@@ -13,7 +13,8 @@ import pytest
 
 from tests.commands.test_compare_runs import PNG, record
 from vaescale.commands.compare_runs import page
-from vaescale.figures.page import DARK, DARK_PAPER, INKS, LIGHT, LIGHT_PAPER, thinned
+from vaescale.figures.page import DARK, DARK_PAPER, INKS, LIGHT, LIGHT_PAPER
+from vaescale.figures.page_content import thinned
 from vaescale.runs.comparison import Record, compare
 
 WICKED = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&lt;"

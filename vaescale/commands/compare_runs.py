@@ -12,7 +12,8 @@ from vaescale.commands.signature import checked
 from vaescale.config import flat
 from vaescale.errors import UserError
 from vaescale.figures.curves import is_logarithmic
-from vaescale.figures.page import Content, Panel, Plane, Row, comparison_page
+from vaescale.figures.page import comparison_page
+from vaescale.figures.page_content import Content, Panel, Plane, Row
 from vaescale.likelihoods.config import LIKELIHOODS
 from vaescale.recipe import load_recipe
 from vaescale.runs import folder as run_folder

@@ -55,13 +55,14 @@ class Images(NamedTuple):
 class Recorder:
     """The watcher of the training loop. All ranks call it at the same steps; the main process writes.
 
-    tags: what identifies the run, saved with each checkpoint; keep: the rule by which checkpoints are kept, beside the one with the
+    name: the run's, for titles; tags: what identifies the run, saved with each checkpoint; keep: the rule by which checkpoints are kept, beside the one with the
     smallest value of the metric keep_best; watched: the metrics that end training or lower its rate; lowest_rate: the least factor of
     the latter; lr_factor: the factor of the learning rate, which each rollback
     to a checkpoint lowers; full_speed: images a second at the full rate of the GPUs, None where it is unknown.
     """
 
     folder: Path
+    name: str
     tags: dict[str, Any]
     images: Images
     strategy: Strategy
@@ -159,7 +160,9 @@ class Recorder:
             self.progress.update(done, f"held-out {self._worth(measured, 'val')}", passing=True)
         if comm.is_main() and rows:
             path = self.folder / "figures" / "progress" / f"step-{done:09d}.png"
-            figures.picture_rows(path, [(name, row.numpy()) for name, row in rows])
+            what = "held-out images, their reconstructions, and samples"
+            title = f"{self.name}, step {done}, averaged weights: {what}"
+            figures.picture_rows(path, [(name, row.numpy()) for name, row in rows], title=title)
         self._note_evaluation(done, measured)
         self._watch(done, measured)
         if self.keep_best:
@@ -258,6 +261,6 @@ def restore(saved: Checkpoint, strategy: Strategy, rival: Rival | None, guard: G
     names = ["model", "optimizer", *saved.averages()]
     strategy.load({name: saved.tensors(name) for name in names})
     if rival is not None and saved.has(FILES["model"]):
-        rival.load({part: saved.tensors(file) for part, file in FILES.items()})
+        rival.restore(saved)
     guard.load(saved.tensors("guard")["state"])
     return float(saved.state().get("lr_factor", 1.0))

@@ -191,7 +191,9 @@ def _train(
             else:
                 progress.update(
                     done,
-                    "" if done > state.done + 1 else f"loss {float(loss) / shape.places:.3f} nats a code",
+                    ""
+                    if done > state.done + 1
+                    else f"loss {float(loss.detach()) / shape.places:.3f} nats a code",
                 )
             if done % -(-fit.steps // SAVED) == 0 and done < fit.steps:
                 _save(folder, prior, optimizer, state._replace(done=done), settings)

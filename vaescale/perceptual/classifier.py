@@ -116,7 +116,7 @@ def train(
         optimizer.step()
         schedule.step()
         if report is not None:
-            report(done, float(loss))
+            report(done, float(loss.detach()))
     return model.eval()
 
 

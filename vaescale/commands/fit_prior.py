@@ -168,7 +168,7 @@ def _train(
     optimizer = build_optimizer(prior, config)
     state = _restored(folder, prior, optimizer, settings)
     plan = Plan(np.array([len(train)]), fit.batch, fit.seed)
-    slots = torch.arange(fit.batch, device=device)
+    slots, first = torch.arange(fit.batch, device=device), state.done + 1
     with Progress(
         "fit-prior", fit.steps, unit="steps", start=state.done, epoch=plan.steps_per_epoch
     ) as progress:
@@ -191,9 +191,7 @@ def _train(
             else:
                 progress.update(
                     done,
-                    ""
-                    if done > state.done + 1
-                    else f"loss {float(loss.detach()) / shape.places:.3f} nats a code",
+                    "" if done > first else f"loss {float(loss.detach()) / shape.places:.3f} nats a code",
                 )
             if done % -(-fit.steps // SAVED) == 0 and done < fit.steps:
                 _save(folder, prior, optimizer, state._replace(done=done), settings)

@@ -3,8 +3,9 @@
 import hashlib
 import io
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,9 @@ from vaescale.models.config import POSTERIORS, DiagonalConfig, PosteriorConfig
 from vaescale.networks.config import NETWORKS, NetworkConfig
 from vaescale.objectives.config import OBJECTIVES, ElboConfig, ObjectiveConfig
 from vaescale.recipe_faults import kinds_of, sentence
+from vaescale.runs import origins
 from vaescale.runs.tracking import TrackingConfig
+from vaescale.system.plugins import import_installed
 from vaescale.system.secrets import redact_all
 from vaescale.system.shipped import PREFIX, shipped_file
 from vaescale.system.yaml_scalars import AmbiguousNumberError, as_meant
@@ -102,7 +105,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _sections_fit_one_another(self) -> "Recipe":
-        sections = self._sections()
+        sections = self.sections()
         offered = {one for section in sections.values() for one in section.offers()}
         for section in sections.values():
             for need in section.needs():
@@ -116,7 +119,8 @@ class Recipe(Config):
             section.check_sizes(self._sizes())
         return self
 
-    def _sections(self) -> dict[str, Config]:
+    def sections(self) -> dict[str, Config]:
+        """The recipe's sections by name."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: value for name, value in values.items() if isinstance(value, Config)}
 
@@ -168,6 +172,75 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     path: a file, or `vaescale:NAME` for one that comes with the package, such as vaescale:digits/optimal. Raises UserError
     with one sentence for the first fault.
     """
+    path = _existing(path)
+    for override in overrides or []:
+        key, equals, _ = override.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+            raise UserError(f"override {override!r} is not key=value, such as optimizer.lr=1e-3")
+    changes = f" with {' '.join(overrides)}" if overrides else ""
+    return _validated(_read(path), lambda: _typed(overrides or []), path=path, described=f"{path}{changes}")
+
+
+def recipe_of(content: Mapping[str, Any] | Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of a nested mapping, or of a file as `load_recipe` reads it, with changes by Python values.
+
+    A mapping may name a `base:` of the current folder or of the package. changes: sections, or single values by dotted keys:
+    {"optimizer.lr": 1e-3, "training": {"steps": 100}}. Raises UserError with one sentence for the first fault.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in (changes or {}).items():
+        *above, last = key.split(".")
+        section = nested
+        for part in above:
+            section = section.setdefault(part, {})
+        section[last] = {**section.get(last, {}), **value} if isinstance(value, Mapping) else value
+    if isinstance(content, Mapping):
+        path, loaded = Path("recipe"), _plain(content)
+    else:
+        path = _existing(Path(content))
+        loaded = _read(path)
+    return _validated(loaded, lambda: _plain(nested), path=path, described=str(path))
+
+
+def _plain(value: Any) -> Any:
+    """Values as YAML has them: paths are text, tuples lists, and numpy's numbers Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "item") else value
+
+
+def _validated(loaded: Any, changes: Callable[[], Any], *, path: Path, described: str) -> Recipe:
+    """The recipe of what a file holds, merged over its base, with changes. path: for its base, and to be named."""
+    import_installed()
+    if isinstance(loaded, dict) and "base" in loaded:
+        below = _read(_base_of(path, loaded.pop("base")))
+        try:
+            loaded = OmegaConf.to_container(_merged(below, loaded))
+        except FAULTS as error:
+            raise UserError(f"{path} does not merge with its base: {' '.join(str(error).split())}") from error
+    try:
+        typed = changes()
+        given = _merged(loaded, typed) if isinstance(loaded, dict) else OmegaConf.create(loaded)
+        default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
+        content = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(default), given), resolve=True)
+    except UserError:
+        raise
+    except FAULTS as error:
+        raise UserError(f"{described} does not resolve: {' '.join(str(error).split())}") from error
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        if any(fault["type"] == "union_tag_invalid" for fault in error.errors()):
+            origins.refuse_missing(path.parent)
+        raise UserError(sentence(error, content, Recipe)) from error
+
+
+def _existing(path: Path) -> Path:
+    """The file of a recipe. Raises UserError where there is none."""
     if str(path).startswith(PREFIX):
         path = shipped_file(str(path))
     if not path.is_file():
@@ -176,31 +249,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
             f"recipe {path} {what}; see `ls recipes/*/*.yaml`, or name one that comes with the package, such as "
             "vaescale:digits/optimal"
         )
-    for override in overrides or []:
-        key, equals, _ = override.partition("=")
-        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-            raise UserError(f"override {override!r} is not key=value, such as optimizer.lr=1e-3")
-    loaded = _read(path)
-    if isinstance(loaded, dict) and "base" in loaded:
-        below = _read(_base_of(path, loaded.pop("base")))
-        try:
-            loaded = OmegaConf.to_container(_merged(below, loaded))
-        except FAULTS as error:
-            raise UserError(f"{path} does not merge with its base: {' '.join(str(error).split())}") from error
-    try:
-        typed = _typed(overrides or [])
-        given = _merged(loaded, typed) if isinstance(loaded, dict) else OmegaConf.create(loaded)
-        default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
-        content = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(default), given), resolve=True)
-    except UserError:
-        raise
-    except FAULTS as error:
-        with_overrides = f" with {' '.join(overrides)}" if overrides else ""
-        raise UserError(f"{path}{with_overrides} does not resolve: {' '.join(str(error).split())}") from error
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise UserError(sentence(error, content, Recipe)) from error
+    return path
 
 
 def _typed(overrides: list[str]) -> Any:

@@ -30,7 +30,7 @@ from vaescale.commands.hub import check_hub, push_folder
 from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
-from vaescale.runs import checkpoint, mlflow_state
+from vaescale.runs import checkpoint, mlflow_state, origins
 from vaescale.runs import folder as run_folder
 from vaescale.runs.mlflow import Model, log_model, save_model
 from vaescale.runs.mlflow_state import store_uri
@@ -131,6 +131,7 @@ def write_run(trained: Trained, folder: Path) -> None:
     folder.mkdir()
     # An exported run has no tracking: its later use is not part of the experiment.
     recipe = trained.recipe.model_copy(update={"tracking": TrackingConfig(mlflow=None)})
+    origins.record(folder, recipe.sections())
     write_whole(folder / run_folder.RECIPE, recipe.to_yaml().encode())
     state = {
         "recipe_hash": trained.recipe.hash,

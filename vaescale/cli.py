@@ -184,7 +184,7 @@ def _without_credentials(
 
 
 def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
-    modules = [*options.__dict__.pop(MODULES), *_modules_in(getattr(options, "words", []))]
+    modules = [*options.__dict__.pop(MODULES, []), *_modules_in(getattr(options, "words", []))]
     try:
         # launch is one process for each node, or joins the ranks that another launcher has started.
         if _processes() > 1 and verb not in (*DISTRIBUTED, "launch"):

@@ -9,6 +9,7 @@ import atexit
 import difflib
 import errno
 import importlib
+import itertools
 import logging
 import os
 import signal
@@ -239,7 +240,7 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
 
 def _modules_in(words: Sequence[str]) -> list[str]:
     """The values of --import among the words for another verb, whose recipe this process reads too."""
-    pairs = zip(words, words[1:], strict=False)
+    pairs = itertools.pairwise(words)
     after = [value for option, value in pairs if option == "--import"]
     return after + [word.partition("=")[2] for word in words if word.startswith("--import=")]
 

@@ -30,6 +30,7 @@ _COMMANDS = (
     *(
         "latents",
         "make_shards",
+        "new_recipe",
         "quality",
         "quickstart",
         "sample",

@@ -13,6 +13,7 @@ from vaescale.commands.fit_prior import fit_prior as fit_prior
 from vaescale.commands.import_autoencoder import import_autoencoder as import_autoencoder
 from vaescale.commands.latents import latents as latents
 from vaescale.commands.make_shards import make_shards as make_shards
+from vaescale.commands.new_recipe import new_recipe as new_recipe
 from vaescale.commands.quality import quality as quality
 from vaescale.commands.quickstart import quickstart as quickstart
 from vaescale.commands.register import register as register

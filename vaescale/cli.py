@@ -35,6 +35,7 @@ VERBS = {
     "doctor": "print versions, devices, how processes were launched, and what is missing",
     "make-shards": "write a data set as WebDataset shards with an index, or index tars made by others",
     "verify-shards": "check shards against their index and name each fault",
+    "new-recipe": "write a starter recipe for shards, from their index",
     "train": "train a recipe, or continue a run that stopped",
     "launch": "start a recipe or a verb on all processes of this machine, a Slurm job, a Kubernetes job or mpirun",
     "sweep": "train variants of a recipe: every combination of the values given",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vaescale.config import Config, OneOf, Sizes
 from vaescale.data.config import DataConfig
+from vaescale.data.indexes import open_index
 from vaescale.errors import UserError
 from vaescale.likelihoods.config import FORMER_DEFAULTS, LIKELIHOODS, LikelihoodConfig
 from vaescale.models.config import POSTERIORS, DiagonalConfig, PosteriorConfig
@@ -41,7 +42,9 @@ OPERATIONAL = {
     "training": {
         *("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best"),
         *("resume", "max_rollbacks", "watchdog_seconds", "compare_replicas_every", "cuda_graphs"),
+        "epochs",  # steps say it
     },
+    "optimizer": {"clip_norm_per_dimension", "skip_norm_per_dimension"},  # clip_norm and skip_norm say it
     "tracking": True,
     "init_from": {"path"},
 }
@@ -97,10 +100,10 @@ class Recipe(Config):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _depends_on_the_steps(self) -> "Recipe":
-        self.__dict__["likelihood"] = self.likelihood.resolved(
-            self.training.steps
-        )  # itself, but for a number
+    def _depends_on_the_sizes(self) -> "Recipe":  # each is itself, but for a number
+        self.__dict__["likelihood"] = self.likelihood.resolved(self.training.steps)
+        dimensions = self.data.channels * self.data.image_size**2
+        self.__dict__["optimizer"] = self.optimizer.resolved(dimensions)
         return self
 
     @model_validator(mode="after")
@@ -227,6 +230,7 @@ def _validated(loaded: Any, changes: Callable[[], Any], *, path: Path, described
         given = _merged(loaded, typed) if isinstance(loaded, dict) else OmegaConf.create(loaded)
         default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
         content = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(default), given), resolve=True)
+        _set_steps(content)
     except UserError:
         raise
     except FAULTS as error:
@@ -237,6 +241,28 @@ def _validated(loaded: Any, changes: Callable[[], Any], *, path: Path, described
         if any(fault["type"] == "union_tag_invalid" for fault in error.errors()):
             origins.refuse_missing(path.parent)
         raise UserError(sentence(error, content, Recipe)) from error
+
+
+def _set_steps(content: Any) -> None:
+    """Give a recipe with training.epochs its training.steps, from the index of its training images. Raises UserError and DataError."""
+    training, data = (
+        (content.get(name) if isinstance(content, dict) else None) for name in ("training", "data")
+    )
+    if not isinstance(training, dict) or not isinstance(data, dict) or training.get("steps") is not None:
+        return
+    epochs, place, batch = training.get("epochs"), data.get("train"), data.get("global_batch")
+    if epochs is None:
+        return
+    training["steps"] = 1  # what is wrong with the numbers is said when they are validated
+    is_number = isinstance(epochs, int | float) and not isinstance(epochs, bool) and 0 < epochs < 1e9
+    if is_number and isinstance(place, str) and isinstance(batch, int) and batch > 0:
+        images = open_index(place, cache=data.get("cache_dir")).num_samples
+        training["steps"] = steps_of(epochs, images // batch)
+
+
+def steps_of(epochs: float, steps_per_epoch: int) -> int:
+    """The optimizer steps of a number of epochs, 1 at least."""
+    return max(1, round(epochs * steps_per_epoch))
 
 
 def _existing(path: Path) -> Path:

@@ -18,6 +18,7 @@ from pydantic import InstanceOf
 from vaescale import comm
 from vaescale.commands.parts import Parts, build_parts, build_rival, lay_out, plan_of
 from vaescale.commands.signature import Count, checked
+from vaescale.commands.step_time import time_steps as measure_steps
 from vaescale.data.loader import training_batches
 from vaescale.data.workers import Workers, end_workers, start_server
 from vaescale.errors import DataError, NotFinite, Preempted, TrainingStopped
@@ -87,12 +88,17 @@ def describe(
     *,
     launch: InstanceOf[backends.Launch] | None = None,
     processes: Count | None = None,
+    time_steps: bool = False,
 ) -> dict[str, Any]:
-    """The resolved recipe, and the plan: data, steps, parameters and memory. Writes nothing. The arguments are those of `train`."""
+    """The resolved recipe, and the plan: data, steps, parameters and memory. Writes nothing. The arguments are those of `train`.
+
+    time_steps: also train three steps in memory, and add the seconds of a step and of all.
+    """
     refuse_ignored(os.environ, recipe.training, recipe.optimizer)
     with backends.launched(launch, processes=processes) as started:
         parts = build_parts(recipe, started)
-        return {"recipe": recipe.public(), "plan": plan_of(parts)}
+        plan = plan_of(parts)
+        return {"recipe": recipe.public(), "plan": plan | (measure_steps(parts) if time_steps else {})}
 
 
 class Start(NamedTuple):

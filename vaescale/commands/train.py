@@ -175,7 +175,7 @@ def _begin(parts: Parts, stack: ExitStack, start: Start) -> None:
     remember(folder, parts.tags, start.changes, step=start.step)
     if start.changes:  # rows of later steps were made with the earlier recipe
         factor = float(saved.state().get("lr_factor", 1.0)) if saved else 1.0
-        run_folder.append_metrics(folder, start.step, {run_folder.ROLLBACK: factor})
+        run_folder.append_metrics(folder, start.step, {run_folder.ROLLBACK: factor, run_folder.CHANGED: 1.0})
     run_folder.forget_summary(folder, "train", "val")  # the checkpoint of the last step may have been lost
 
 

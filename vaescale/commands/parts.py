@@ -29,7 +29,7 @@ from vaescale.system.console import say
 from vaescale.trained import build_model, build_objective
 from vaescale.training import cuda_graphs
 from vaescale.training import launch as backends
-from vaescale.training.averages import averages_of
+from vaescale.training.averages import MAIN, averages_of
 from vaescale.training.config import TrainingConfig
 from vaescale.training.guard import Guard
 from vaescale.training.memory import estimate
@@ -163,8 +163,9 @@ def _refuse_partitioned_layer(discriminators: Discriminators | None, layout: str
 def _rival_shapes(discriminators: Discriminators | None) -> dict[str, checkpoint.Shapes]:
     if discriminators is None:
         return {}
-    shapes = checkpoint.shapes_of_training(discriminators, averages=())
-    return {file: shapes[part] for part, file in FILES.items()}
+    averages = () if discriminators.config.ema_decay is None else (MAIN,)
+    shapes = checkpoint.shapes_of_training(discriminators, averages=averages)
+    return {FILES[part]: of_part for part, of_part in shapes.items()}
 
 
 def build_guard(recipe: Recipe, device: torch.device) -> Guard:
@@ -241,8 +242,11 @@ def plan_of(parts: Parts) -> dict[str, Any]:
     )
     discriminators = discriminators_of(parts.objective)
     rival = sum(p.numel() for p in discriminators.parameters()) if discriminators else 0
-    if rival:  # weights, gradients and two moments, float32; its activations are not in the estimate
-        memory = {**memory, "discriminator": 16 * rival, "total": memory["total"] + 16 * rival}
+    if (
+        rival and discriminators
+    ):  # weights, gradients, two moments, an average, float32; its activations are not in the estimate
+        size = (16 if discriminators.config.ema_decay is None else 20) * rival
+        memory = {**memory, "discriminator": size, "total": memory["total"] + size}
     return {
         "layout": parts.layout,
         "processes": processes,

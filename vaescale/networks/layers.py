@@ -120,6 +120,11 @@ def has_norms(model: nn.Module) -> bool:
     return any(isinstance(module, GroupNorm | GlobalBatchNorm) for module in model.modules())
 
 
+def has_batch_norms(model: nn.Module) -> bool:
+    """Whether a map depends on the other examples of its batch in training."""
+    return any(isinstance(module, GlobalBatchNorm) for module in model.modules())
+
+
 def num_groups(width: int, most: int, places: int) -> int:
     """The largest number of groups, a divisor of `most` and of the width, whose groups have at least LEAST_VALUES values each.
 

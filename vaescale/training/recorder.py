@@ -217,6 +217,6 @@ def restore(saved: Checkpoint, strategy: Strategy, rival: Rival | None, guard: G
     names = ["model", "optimizer", *saved.averages()]
     strategy.load({name: saved.tensors(name) for name in names})
     if rival is not None and saved.has(FILES["model"]):
-        rival.load({part: saved.tensors(file) for part, file in FILES.items()})
+        rival.restore(saved)
     guard.load(saved.tensors("guard")["state"])
     return float(saved.state().get("lr_factor", 1.0))

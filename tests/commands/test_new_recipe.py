@@ -36,7 +36,10 @@ def test_the_digits_get_a_recipe_that_trains(vaescale, digits: Path, tmp_path: P
     assert not Path("x.yaml").exists()
 
 
-@pytest.mark.parametrize(("shape", "crop"), [((64, 64, 3), None), ((40, 56, 3), "square")])
+@pytest.mark.parametrize(
+    ("shape", "crop", "size", "folder"),
+    [((64, 64, 3), None, 64, "photos"), ((40, 56, 3), "square", 32, "my photos: 2024")],
+)
 def test_colour_images_get_a_recipe_that_trains(
     vaescale,
     make_items: Callable[..., list[Item]],
@@ -44,20 +47,25 @@ def test_colour_images_get_a_recipe_that_trains(
     monkeypatch,
     shape: tuple[int, int, int],
     crop: str | None,
+    size: int,
+    folder: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_shards(make_items(24, shape=shape), tmp_path / "photos/train", Making())
-    write_shards(make_items(8, shape=shape, seed=1), tmp_path / "photos/test", Making())
-    made = new_recipe("photos")
-    assert (made["image_size"], made["widths"], made["global_batch"]) == (64, [32, 64, 128, 256], 16)
-    recipe = load_recipe(Path("photos.yaml"))
-    assert (recipe.data.val, recipe.data.crop, recipe.optimizer.clip_norm) == ("photos/test", crop, 122880)
-    narrow = ("network.widths=[8,8,8,8]", "data.workers=0")
-    plan = vaescale("train", "photos.yaml", *FEW, *narrow, "--dry-run", "--time-steps", "--json").json["plan"]
+    write_shards(make_items(24, shape=shape), tmp_path / folder / "train", Making())
+    write_shards(make_items(8, shape=shape, seed=1), tmp_path / folder / "test", Making())
+    made = new_recipe(folder)
+    widths = [32, 64, 128, 256][: 4 if size == 64 else 3]
+    assert (made["image_size"], made["widths"], made["global_batch"]) == (size, widths, 16)
+    path = Path(made["recipe"])
+    recipe = load_recipe(path)
+    assert (recipe.data.val, recipe.data.crop) == (f"{folder}/test", crop)
+    assert recipe.optimizer.clip_norm == 10 * 3 * size**2
+    narrow = (f"network.widths={[8] * len(widths)}", "data.workers=0")
+    plan = vaescale("train", path, *FEW, *narrow, "--dry-run", "--time-steps", "--json").json["plan"]
     assert 0 < plan["seconds_per_step"] < 60
     assert plan["training_seconds"] == pytest.approx(3 * plan["seconds_per_step"])
     assert not Path("runs").exists()
-    assert vaescale("train", "photos.yaml", *FEW, *narrow).code == 0
+    assert vaescale("train", path, *FEW, *narrow).code == 0
 
 
 def test_without_held_out_images_the_remedy_is_said(

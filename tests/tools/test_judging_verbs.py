@@ -221,7 +221,14 @@ def test_an_exported_run_is_loaded_by_mlflow(vaescale, run: Path, tmp_path: Path
     vaescale("export", run, out).assert_refused(2, "already exists")
     vaescale("export", run, tmp_path / "other", "--log").assert_refused(2, "no MLflow store")
     for path in out.rglob("*"):
-        is_code = path.is_relative_to(out / "code") and path.suffix in (".py", ".pyi", ".typed", ".cpp", ".js", ".css")
+        is_code = path.is_relative_to(out / "code") and path.suffix in (
+            ".py",
+            ".pyi",
+            ".typed",
+            ".cpp",
+            ".js",
+            ".css",
+        )
         assert is_code or path.suffix in ("", ".yaml", ".json", ".safetensors", ".txt", ".md"), path
     model = mlflow.pyfunc.load_model(str(out))
     trained = open_trained(run)

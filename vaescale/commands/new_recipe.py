@@ -4,7 +4,9 @@ The sizes are those of the recipes in `recipes/` with measured numbers: widths t
 CIFAR-10's; they are a beginning, not a search. Imports no torch.
 """
 
+import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +81,7 @@ def suggest(index: ShardIndex) -> Suggested:
     height, width, channels = index.image or (0, 0, 3)
     side = min(height, width)
     as_stored = height == width and 0 < side <= LARGEST and len(_widths(side)) > 0
-    size = side if as_stored else SMALLER
+    size = side if as_stored else min(SMALLER, 1 << (side.bit_length() - 1)) if side >= 8 else SMALLER
     images = index.num_samples
     batch = BATCH
     while batch > 16 and images // batch < LEAST_STEPS:
@@ -99,6 +101,12 @@ def suggest(index: ShardIndex) -> Suggested:
         steps=epochs * per_epoch,
         in_memory=images * channels * size**2 <= MEMORY_BYTES,
     )
+
+
+def _yaml(text: str) -> str:
+    """The text as YAML reads it back: quoted where it is not plain."""
+    is_plain = re.fullmatch(r"[A-Za-z_./~][A-Za-z0-9_./~-]*", text) is not None
+    return text if is_plain else json.dumps(text)
 
 
 def _widths(size: int) -> tuple[int, ...]:
@@ -171,19 +179,19 @@ def _text(
     )
     return f"""\
 # {name}: {train.num_samples:,} training and {val.num_samples:,} held-out images ({held_out}), {stored}, {colours}{classes}.
-# Written by `vaescale new-recipe {place}`: a starting point. Change what you like; docs/recipe_reference.md lists every key.
+# Written by `vaescale new-recipe {shlex.quote(place)}`: a starting point. Change what you like; docs/recipe_reference.md lists every key.
 #
-#   vaescale train {path} --dry-run --time-steps      the plan, memory and seconds of a step
-#   vaescale train {path}
+#   vaescale train {shlex.quote(str(path))} --dry-run --time-steps      the plan, memory and seconds of a step
+#   vaescale train {shlex.quote(str(path))}
 #   vaescale evaluate runs/{name}
-name: {name}
+name: {_yaml(name)}
 seed: 0
 
 # global_batch: images of a step over all processes. {cache.partition(":")[0]}: {kept}.
 # flip: true mirrors a random half: for photographs, not for letters or digits.{resized}
 data:
-  train: {place}/train
-  val: {place}/{held_out}
+  train: {_yaml(f"{place}/train")}
+  val: {_yaml(f"{place}/{held_out}")}
   image_size: {suggested.image_size}{crop and f"{chr(10)}  {crop.removeprefix(', ')}"}
   channels: {suggested.channels}
   global_batch: {suggested.global_batch}
@@ -204,5 +212,5 @@ optimizer: {{kind: adamw, lr: 1e-3, warmup_steps: {min(100, max(1, suggested.ste
 
 # epochs: {suggested.epochs:g} passes are {suggested.steps:,} steps. Train longer if figures/curves.png still falls at its end.
 training: {{epochs: {suggested.epochs:g}, precision: bf16, log_every: {max(1, min(50, suggested.steps // 20))}, evaluate_every: {every}, checkpoint_every: {every}}}
-tracking: {{mlflow: "sqlite:///runs/mlflow.db", experiment: {name}}}
+tracking: {{mlflow: "sqlite:///runs/mlflow.db", experiment: {_yaml(name)}}}
 """

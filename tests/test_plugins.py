@@ -15,6 +15,10 @@ import torch
 from pydantic import Field
 
 import vaescale as package
+from tests.extensions.cauchy import CauchyConfig
+from tests.extensions.perceptron import PerceptronConfig
+from tests.extensions.scaled import ScaledConfig
+from tests.extensions.squared import SquaredConfig
 from vaescale import noise
 from vaescale.data.making.sources import SOURCES
 from vaescale.data.making.sources.digits import digits as digits_source
@@ -176,6 +180,20 @@ def test_what_cannot_be_registered_is_refused() -> None:
         package.register_metric("ssim", lambda x, _: x, "mine")
     package.register_source("digits2", digits_source, takes="nothing")
     assert SOURCES["digits2"].takes == "nothing"
+
+
+def test_each_section_goes_to_its_own_kinds() -> None:
+    for section, kinds in (
+        (PerceptronConfig, NETWORKS),
+        (ScaledConfig, POSTERIORS),
+        (SquaredConfig, OBJECTIVES),
+        (CauchyConfig, LIKELIHOODS),
+    ):
+        kind = section.model_fields["kind"].default
+        assert kind not in kinds
+        assert package.register(section) is section
+        assert kinds[kind] is section
+        package.register(section)  # the same again
 
 
 def install(folder: Path, entry: str) -> None:

@@ -32,7 +32,7 @@ ANNOUNCES = {
     "average": {"announce", "Progress"},
 }
 # The voice alone speaks for these: they have no count of what is left, or print at once what they do.
-VOICE_ALONE = {"doctor", "compare-runs", "export", "import", "sync", "chaos"}
+VOICE_ALONE = {"doctor", "new-recipe", "compare-runs", "export", "import", "sync", "chaos"}
 
 
 def test_every_verb_is_listed() -> None:

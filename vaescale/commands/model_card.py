@@ -26,9 +26,9 @@ def model_card(trained: Trained, *, format: str, repository: str) -> str:  # noq
         "library_name": LIBRARIES.get(format, "vaescale"),
         "tags": ["variational-autoencoder", "vaescale", format.replace("_", "-")],
     }
-    channels, size = recipe.data.channels, recipe.data.image_size
+    shape = "x".join(map(str, recipe.data.image_shape))
     what = (
-        f"A variational autoencoder of images {channels}x{size}x{size}, trained with vaescale: network `{recipe.network.kind}`, "
+        f"A variational autoencoder of images {shape}, trained with vaescale: network `{recipe.network.kind}`, "
         f"posterior `{recipe.posterior.kind}`, likelihood `{recipe.likelihood.kind}`. Step {trained.step}, "
         f"`{trained.weights}` weights, exported as `{format}`."
     )

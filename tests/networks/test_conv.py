@@ -18,7 +18,9 @@ def build(
 ) -> ConvNetwork:
     torch.manual_seed(0)
     config = ConvConfig(latent_dim=latents, widths=widths)
-    return ConvNetwork(config, image_size=(size, size), channels=channels, encoder_out=2 * latents, out_channels=out)
+    return ConvNetwork(
+        config, image_size=(size, size), channels=channels, encoder_out=2 * latents, out_channels=out
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,11 @@ def test_presets_compute_what_the_published_layers_do(preset: str) -> None:
     """With the same weights in the same order, in training mode: order, strides, padding, norms and activations."""
     torch.manual_seed(0)
     network = ConvNetwork(
-        ConvConfig(latent_dim=3, preset=preset), image_size=(16, 16), channels=2, encoder_out=6, out_channels=2
+        ConvConfig(latent_dim=3, preset=preset),
+        image_size=(16, 16),
+        channels=2,
+        encoder_out=6,
+        out_channels=2,
     )
     reference = Reference(preset, 2, 3, 16)
     with torch.no_grad():

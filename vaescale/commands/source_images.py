@@ -95,7 +95,7 @@ def _of_shards(recipe: Recipe, split: str, place: str, choice: Choice) -> ImageS
     stored = channels if index.image is None else index.image[2]
     crop, resample = data.crop, data.resample
     if choice.crop or (crop is None and (index.image is None or index.image[:2] != data.sides)):
-        crop, resample = choice.crop or "aspect", choice.resample or data.resample
+        crop, resample = choice.crop or data.largest_crop, choice.resample or data.resample
     colours: dict[str, Any] = {"channels": 3 if index.image is None else max(channels, stored)}
     reader = open_reader(
         place, data.model_copy(update={"crop": crop, "resample": resample, "cache": "none", **colours})

@@ -77,6 +77,11 @@ class DataConfig(Config):
         return sides(self.image_size)
 
     @property
+    def largest_crop(self) -> Crop:
+        """The `crop` that keeps the most of an image without a change of its aspect."""
+        return "square" if isinstance(self.image_size, int) else "aspect"
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return (self.channels, *self.sides)

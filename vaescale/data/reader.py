@@ -323,7 +323,7 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     if index.image is None:
         if config.crop is None:
             raise DataError(
-                f"{index.place} holds images of several sizes or channels; set data.crop=aspect, or write them to "
+                f"{index.place} holds images of several sizes or channels; set data.crop={config.largest_crop}, or write them to "
                 f"another folder with `vaescale make-shards ... --size {option_of(config.image_size)} --channels {config.channels}`"
             )
         return
@@ -331,7 +331,7 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     if (height, width) != config.sides and config.crop is None:
         raise DataError(
             f"{index.place} holds {height}x{width} images, data.image_size is {size_text(config.image_size)}; change one, or set "
-            f"data.crop=aspect to resize"
+            f"data.crop={config.largest_crop} to resize"
         )
     if isinstance(config.crop, int) and config.crop > min(height, width):
         raise DataError(f"data.crop (={config.crop}) exceeds the {height}x{width} images of {index.place}")

@@ -72,7 +72,9 @@ def parse_decoder(
                 f"{size}m{current}" for size in sorted(resolutions) if size > current and size % current == 0
             ]
             what = f"write {' or '.join(fits)}" if fits else "end there"
-            raise ValueError(f"{stage!r} does not unpool {current}x{current * width // height}, which comes before it; {what}")
+            raise ValueError(
+                f"{stage!r} does not unpool {current}x{current * width // height}, which comes before it; {what}"
+            )
         if sign == "x" and current and resolution != current:
             raise ValueError(
                 f"{stage!r} follows {current}x{current * width // height}; write {resolution}m{current} before it, or {current}x{number}"
@@ -85,7 +87,9 @@ def parse_decoder(
         )
         current = resolution
     if current != height:
-        raise ValueError(f"it ends at {current}x{current * width // height}; end it with a group at {height}, the image's")
+        raise ValueError(
+            f"it ends at {current}x{current * width // height}; end it with a group at {height}, the image's"
+        )
     return tuple(blocks)
 
 

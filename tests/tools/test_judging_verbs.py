@@ -1,6 +1,7 @@
 """The verbs that judge, compare, vary and export runs, as a person would call them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -164,11 +165,17 @@ def test_runs_are_compared_from_their_folders(
     assert bounds == sorted(bounds)
     assert {one["likelihood.sigma"] for one in found} == {"optimal", 0.5}
     page = (tmp_path / "out" / "comparison.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 2 + 1 + 3, (
+        "curves and plane, samples, and ends of trainings"
+    )
     assert "http" not in page.replace("http-equiv", "")
     table = vaescale("compare-runs", run, *others, "--out", tmp_path / "out", "--sort", "val/psnr")
     table.assert_refused(2, "no run has the metric 'val/psnr'")
-    assert "| tiny |" in vaescale("compare-runs", run, *others, "--out", tmp_path / "out").out
+    words = ("compare-runs", run, *others, "--out", tmp_path / "out")
+    printed = vaescale(*words).out
+    assert "|" not in printed
+    assert re.search(r"^tiny +-?\d", printed, re.MULTILINE)
+    assert vaescale(*words, "--markdown").out.startswith((tmp_path / "out" / "comparison.md").read_text())
     vaescale("compare-runs", run).assert_refused(2, "at least two")
     words = ("compare-runs", run, *others, "--sort", "quality/digits/prior-mean/frechet")
     vaescale(*words).assert_refused(2, "`vaescale quality RUN`")
@@ -264,6 +271,9 @@ def sweep(vaescale, recipe_file, recipe_content, tmp_path: Path, empty_store: Pa
     outcome = vaescale("sweep", recipe_file(content), *words, "--json")
     assert outcome.code == 0, outcome.err
     assert [one["exit_code"] for one in outcome.json["variants"]] == [0, 0]
+    bounds = [one["val/neg_elbo_nats"] for one in outcome.json["best_first"]]
+    assert bounds == sorted(bounds)
+    assert len(bounds) == 2
     return Path("runs/tiny-sweep")
 
 
@@ -306,6 +316,8 @@ def test_a_sweep_trains_all_below_one_run(
     )
     assert failed.code == 3
     assert [one["exit_code"] for one in failed.json["variants"]] == [3, 3]
+    assert "best_first" not in failed.json
+    assert "left out" not in failed.err, "each failure was said when it happened"
 
 
 def a_store_s_runs_are_compared_and_have_models(

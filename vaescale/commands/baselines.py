@@ -88,9 +88,9 @@ def baselines(
 def _save(trained: Trained, result: dict[str, Any], pictures: list[tuple[str, Any]]) -> dict[str, Any]:
     """Draw the figure and save the result. Returns the result with the figure's path."""
     path = trained.folder / "figures" / "baselines.png"
-    figures.image_rows(
-        path, pictures, title=trained.title("held-out images and their reconstructions by the run and by PCA")
-    )
+    by_pca = " and by probabilistic PCA" if len(pictures) > 2 else ""
+    title = trained.title(f"held-out images, reconstructed by the run{by_pca}")
+    figures.image_rows(path, _with_errors(pictures, result["rows"]), title=title)
     metrics = {
         f"baselines/{'run' if name == trained.recipe.name else 'ppca'}/{key}": value
         for name, row in result["rows"].items()
@@ -107,6 +107,18 @@ def _save(trained: Trained, result: dict[str, Any], pictures: list[tuple[str, An
         tracking=trained.recipe.tracking,
     )
     return {**result, "figure": str(path)}
+
+
+def _with_errors(pictures: list[tuple[str, Any]], rows: Rows) -> list[tuple[str, Any]]:
+    """The rows of pictures, those of reconstructions with their error. rows: of the result, in the same order."""
+    errors = [row["reconstruction_mse"] for row in rows.values()]
+    return [
+        pictures[0],
+        *(
+            (name if error is None else f"{name}\nMSE {error:.3g}", images)
+            for (name, images), error in zip(pictures[1:], errors, strict=False)
+        ),
+    ]
 
 
 def _refuse_groups(model: VAE, groups: int) -> None:
@@ -199,7 +211,7 @@ def _add_ppca(
     rows[fits[0]] = {**fit.metrics}
     if len(held_out) < len(val):
         notes.append(f"PCA's numbers use {len(held_out)} of the {len(val)} held-out images (--images)")
-    pictures.append(("PCA", _pictures(fit.reconstructions[:SHOWN], model)))
+    pictures.append((fits[0], _pictures(fit.reconstructions[:SHOWN], model)))
     return pictures, fits
 
 

@@ -216,10 +216,17 @@ def _draw(trained: Trained, shards: LatentShards, result: dict[str, Any]) -> lis
     paths = [folder / "latent_use.png", folder / "latent_scatter.png"]
     title = f"{head}: use of the latents"
     figures.latent_use(paths[0], result["latent_kl"], result["active"], curves, title=title)
-    points, classes, axes = scatter(shards, seed=trained.recipe.seed)
-    by = ", by class" if (classes >= 0).any() else ""
-    title = f"{head}: posterior means of {len(points)} images{by}"
-    figures.latent_scatter(paths[1], points, classes, axes_label=axes, title=title)
+    placed = scatter(shards, seed=trained.recipe.seed)
+    by = ", by class" if (placed.classes >= 0).any() else ""
+    figures.latent_scatter(
+        paths[1],
+        placed.points,
+        placed.classes,
+        class_names=shards.index.class_names,
+        axes_labels=placed.axes,
+        note=placed.note,
+        title=f"{head}: posterior means of {len(placed.points)} images{by}",
+    )
     if variance := result["variance"]:
         bars = [
             (name, split["latent"], split["observed"])
@@ -227,8 +234,8 @@ def _draw(trained: Trained, shards: LatentShards, result: dict[str, Any]) -> lis
             if name != "data_total"
         ]
         paths.append(folder / "latent_variance.png")
-        title = f"{head}: variance of the images (data: {variance['data_total']:.2f})"
-        figures.variance_split(paths[-1], bars, title=title)
+        title = f"{head}: variance of the images"
+        figures.variance_split(paths[-1], bars, data=variance["data_total"], title=title)
     if sigma := result["sigma"]:
         sets = [(name, *kind["points"]) for name, kind in sigma["kinds"].items()]
         paths.append(folder / "latent_sigma.png")

@@ -202,6 +202,7 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
         measured = min(len(parts.val_reader), config.evaluate_images or len(parts.val_reader))
         recorder = Recorder(
             folder=parts.folder,
+            name=recipe.name,
             tags=parts.tags,
             images=Images(
                 parts.train_reader,

@@ -25,12 +25,14 @@ from vaescale.runs.stores import (
 from vaescale.system.console import say
 from vaescale.system.secrets import redact
 
+PROGRESS = "figures/progress"  # pictures that were drawn during training
+
 
 class Stored(NamedTuple):
     """A run as a store has it, flat.
 
     place: its id. curves: (step, value) of the requested metrics; pictures: by file name; evaluations: the JSON files of verbs'
-    results.
+    results; experiment_id: of its experiment.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Stored(NamedTuple):
     pictures: dict[str, bytes]
     data_hash: str
     evaluations: list[bytes]
+    experiment_id: str = ""
 
 
 def stored_runs(
@@ -106,6 +109,7 @@ def _stored(client: Any, run: Any, curves: Sequence[str], files: "_Files") -> St
         images,
         run.data.tags.get("val_data_hash", ""),
         evaluations,
+        str(run.info.experiment_id),
     )
 
 
@@ -145,6 +149,11 @@ class _Files:
             for file in self._client.list_artifacts(run_id, name)
         ]
         images = {Path(path).name: content(path) for path in self._pictures if path in names}
+        if PROGRESS in names and len(images) < len(
+            self._pictures
+        ):  # of a run that was not evaluated or sampled from
+            steps = sorted(file.path for file in self._client.list_artifacts(run_id, PROGRESS))
+            images |= {Path(path).name: content(path) for path in steps[-1:]}
         results = [content(path) for path in names if any(fnmatch(path, name) for name in self._results)]
         if "changes" in run.data.tags:  # params cannot change; recipe.yaml has the accepted changes
             read: Any = OmegaConf.to_container(OmegaConf.create(content("recipe.yaml").decode()))

@@ -52,12 +52,13 @@ class Images(NamedTuple):
 class Recorder:
     """The watcher of the training loop. All ranks call it at the same steps; the main process writes.
 
-    tags: what identifies the run, saved with each checkpoint; keep: the rule by which checkpoints are kept, beside the one with the
+    name: the run's, for titles; tags: what identifies the run, saved with each checkpoint; keep: the rule by which checkpoints are kept, beside the one with the
     smallest value of the metric keep_best; lr_factor: the factor of the learning rate, which each rollback
     to a checkpoint lowers; full_speed: images a second at the full rate of the GPUs, None where it is unknown.
     """
 
     folder: Path
+    name: str
     tags: dict[str, Any]
     images: Images
     strategy: Strategy
@@ -142,7 +143,9 @@ class Recorder:
             self.status.update(done, measured)
         if comm.is_main() and rows:
             path = self.folder / "figures" / "progress" / f"step-{done:09d}.png"
-            figures.picture_rows(path, [(name, row.numpy()) for name, row in rows])
+            what = "held-out images, their reconstructions, and samples"
+            title = f"{self.name}, step {done}, averaged weights: {what}"
+            figures.picture_rows(path, [(name, row.numpy()) for name, row in rows], title=title)
         self._note_evaluation(done, measured)
         if self.keep_best:
             self.wait_for_the_disk()

@@ -19,7 +19,7 @@ from vaescale.models.build import build_vae
 from vaescale.models.vae import VAE
 from vaescale.objectives.base import Objective
 from vaescale.recipe import Recipe, load_recipe
-from vaescale.runs import checkpoint
+from vaescale.runs import checkpoint, origins
 from vaescale.runs import folder as run_folder
 from vaescale.system import heartbeat
 from vaescale.system.arguments import WEIGHTS
@@ -95,8 +95,10 @@ def build_objective(recipe: Recipe, model: VAE) -> Objective:
         return objective
 
 
-def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = False) -> Trained:
-    """Open the newest sound checkpoint of a run, in evaluation mode, on a GPU if there is one.
+def open_trained(
+    folder: Path, *, weights: Weights = "ema", of_latents: bool = False, device: str | None = None
+) -> Trained:
+    """Open the newest sound checkpoint of a run, in evaluation mode, on `device`, by default a GPU if there is one.
 
     All ranks call it, and open the same checkpoint. weights: `ema` takes the averaged weights when the run has them; a name
     such as ema-0.9999 another average that it has. of_latents: whether it may be a model of latents. Raises UserError for other
@@ -110,6 +112,7 @@ def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = F
         raise UserError(
             f"{folder} is not a run folder (no {run_folder.RECIPE}); give the run_dir of a training run"
         )
+    place = _device(device)
     recipe = load_recipe(folder / run_folder.RECIPE)
     if recipe.data.holds == "latents" and not of_latents:
         raise UserError(
@@ -121,11 +124,11 @@ def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = F
         raise UserError(
             f"{folder} has no sound checkpoint; train it first: `vaescale train RECIPE run_dir={folder}`"
         )
+    comm.on_main(lambda: origins.tell_changes(folder, recipe.sections()))
     model = build_model(recipe)
     kind = checkpoint.file_of(newest, weights)
     checkpoint.load_weights(model, newest, kind)
     backends.set_precision("fp32")  # torch's own default has TF32 in convolutions
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # An exported run has only one kind of weights, which its state names.
     state = newest.state()
     weights = kind if kind != "model" else str(state.get(checkpoint.EXPORTED, "raw"))
@@ -133,12 +136,27 @@ def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = F
     return Trained(
         folder,
         recipe,
-        model.eval().to(device),
+        model.eval().to(place),
         newest.step,
         weights,
         weights_hash,
         state.get("latents_of"),
     )
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of a name. Raises UserError for one that torch does not know or does not see."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"device (={name!r}) cannot be used ({reason}); give 'cpu', 'cuda' or 'cuda:N'"
+        ) from None
+    return device
 
 
 def refuse_codes(trained: Trained, what: str, remedy: str) -> None:

@@ -258,7 +258,7 @@ def test_a_resumed_run_is_bit_equal_and_other_verbs_ignore_the_discriminator(
     assert vaescale("sample", whole).code == 0
     out = vaescale("export", whole, tmp_path / "exported")
     assert out.code == 0, out.err
-    assert not list((tmp_path / "exported").rglob("discriminator*"))
+    assert not list((tmp_path / "exported").rglob("discriminator*.safetensors"))
 
 
 def test_a_run_without_a_discriminator_goes_on_with_a_new_one(

@@ -18,9 +18,11 @@ from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import UserError
 from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
+from vaescale.networks.config import LadderConfig
+from vaescale.networks.stages import suggested
 from vaescale.objectives.base import Objective, discriminators_of
 from vaescale.perceptual.distance import Distance
-from vaescale.recipe import Recipe
+from vaescale.recipe import Recipe, steps_of
 from vaescale.runs import checkpoint
 from vaescale.runs.identity import identity_tags
 from vaescale.system.console import say
@@ -28,6 +30,7 @@ from vaescale.trained import build_model, build_objective
 from vaescale.training import cuda_graphs
 from vaescale.training import launch as backends
 from vaescale.training.averages import MAIN, averages_of
+from vaescale.training.config import TrainingConfig
 from vaescale.training.guard import Guard
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
@@ -105,6 +108,7 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     train_reader, val_reader = open_reader(data.train, data), open_reader(data.val, data)
     plan = Plan(train_reader.index.shards.samples, data.global_batch, recipe.seed, data.shuffle_block)
     refuse_small_cache(train_reader, plan, data)
+    _refuse_other_epochs(config, plan)
     guard = build_guard(recipe, device)
     return Parts(
         recipe=recipe,
@@ -125,6 +129,20 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
         first_weights=first_weights,
         beginning=beginning,
     )
+
+
+def _refuse_other_epochs(config: TrainingConfig, plan: Plan) -> None:
+    """Raise UserError where epochs and steps of a recipe contradict each other. Says how many steps the epochs are."""
+    if config.epochs is None:
+        return
+    steps = steps_of(config.epochs, plan.steps_per_epoch)
+    if steps != config.steps:
+        raise UserError(
+            f"training.epochs (={config.epochs:g}) is {steps} steps of these images, and training.steps is {config.steps}; set one of them "
+            "to null"
+        )
+    if comm.is_main():
+        say(f"training.epochs (={config.epochs:g}) is {steps} steps, {plan.steps_per_epoch} an epoch")
 
 
 def distance_of(objective: Objective) -> Distance | None:
@@ -236,9 +254,11 @@ def plan_of(parts: Parts) -> dict[str, Any]:
         "train_images": len(parts.train_reader),
         "train_shards": len(parts.train_reader.index.shards),
         "val_images": len(parts.val_reader),
+        "steps": config.steps,
         "steps_per_epoch": parts.plan.steps_per_epoch,
         "epochs": round(config.steps / parts.plan.steps_per_epoch, 2),
         "images_per_process_and_step": per_rank,
+        **_ladder(recipe),
         "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
         **({"discriminator_parameters": rival} if rival else {}),
         **({"frozen_parameters": frozen} if frozen else {}),
@@ -247,3 +267,13 @@ def plan_of(parts: Parts) -> dict[str, Any]:
         "memory_images_bytes": parts.train_reader.memory_bytes + parts.val_reader.memory_bytes,
         **parts.tags,
     }
+
+
+def _ladder(recipe: Recipe) -> dict[str, str]:
+    """The stages of a ladder, also where the recipe leaves them to the image size."""
+    network = recipe.network
+    if not isinstance(network, LadderConfig):
+        return {}
+    down, up = suggested(recipe.data.sides)
+    stages = {"encoder": network.encoder or down, "decoder": network.decoder or up}
+    return {f"ladder_{name}": ",".join(words) for name, words in stages.items()}

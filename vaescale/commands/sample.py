@@ -202,7 +202,7 @@ def _samples(
     draws: Draws,
 ) -> dict[str, Any]:
     decodings = [parse_decoding(name) for name in ([decode] if decode else ["mean", "ancestral"])]
-    sources = _sources(trained, prior, components)
+    sources = sources_of(trained, prior, components)
     drawn = {
         "priors": list(sources),
         "components": [len(source.weights) for source in sources.values() if isinstance(source, Mixture)],
@@ -230,7 +230,7 @@ def _samples(
     return {**drawn, "decode": decode, **index}
 
 
-def _sources(trained: Trained, prior: str | Path | None, components: int | None) -> dict[str, Prior]:
+def sources_of(trained: Trained, prior: str | Path | None, components: int | None) -> dict[str, Prior]:
     """The distributions of z by name. Prints a message when the run has no mixture."""
     if isinstance(prior, Path):
         return {"second stage": open_second_stage(prior, trained)}

@@ -14,13 +14,14 @@ from vaescale.config import Size
 from vaescale.data.batch import Batch
 from vaescale.data.config import Crop, DataConfig, Filter
 from vaescale.data.index import INDEX
+from vaescale.data.indexes import open_index
 from vaescale.data.making.remarks import sentences
 from vaescale.data.making.sized import Sizing, sized_batches
 from vaescale.data.making.sources import SOURCES, open_source
 from vaescale.data.making.sources.base import Source
 from vaescale.data.making.storing import Making
 from vaescale.data.pictures import to_channels
-from vaescale.data.reader import ShardReader, open_index, open_reader
+from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import DataError, UserError
 from vaescale.recipe import Recipe
 from vaescale.system import heartbeat

@@ -18,11 +18,12 @@ from pydantic import InstanceOf
 from vaescale import comm
 from vaescale.commands.parts import Parts, build_parts, build_rival, lay_out, plan_of
 from vaescale.commands.signature import Count, checked
+from vaescale.commands.step_time import time_steps as measure_steps
 from vaescale.data.loader import training_batches
 from vaescale.data.workers import Workers, end_workers, start_server
 from vaescale.errors import DataError, NotFinite, Preempted, TrainingStopped
 from vaescale.recipe import Recipe, differences, load_recipe
-from vaescale.runs import checkpoint
+from vaescale.runs import checkpoint, origins
 from vaescale.runs import folder as run_folder
 from vaescale.runs.checkpoint import Checkpoint, Keep
 from vaescale.runs.identity import refuse_foreign_folder, refuse_other, remember
@@ -87,12 +88,17 @@ def describe(
     *,
     launch: InstanceOf[backends.Launch] | None = None,
     processes: Count | None = None,
+    time_steps: bool = False,
 ) -> dict[str, Any]:
-    """The resolved recipe, and the plan: data, steps, parameters and memory. Writes nothing. The arguments are those of `train`."""
+    """The resolved recipe, and the plan: data, steps, parameters and memory. Writes nothing. The arguments are those of `train`.
+
+    time_steps: also train three steps in memory, and add the seconds of a step and of all.
+    """
     refuse_ignored(os.environ, recipe.training, recipe.optimizer)
     with backends.launched(launch, processes=processes) as started:
         parts = build_parts(recipe, started)
-        return {"recipe": recipe.public(), "plan": plan_of(parts)}
+        plan = plan_of(parts)
+        return {"recipe": recipe.public(), "plan": plan | (measure_steps(parts) if time_steps else {})}
 
 
 class Start(NamedTuple):
@@ -162,12 +168,14 @@ def _begin(parts: Parts, stack: ExitStack, start: Start) -> None:
         old, new = ((one.optimizer, one.training.steps) for one in (before, recipe))
         if sentence := change_of_rate(old, new, step=saved.step):
             say(sentence)
+    origins.tell_changes(folder, recipe.sections())
+    origins.record(folder, recipe.sections())
     write_whole(folder / run_folder.RECIPE, recipe.to_yaml().encode())
     run_folder.mend_metrics(folder)
     remember(folder, parts.tags, start.changes, step=start.step)
     if start.changes:  # rows of later steps were made with the earlier recipe
         factor = float(saved.state().get("lr_factor", 1.0)) if saved else 1.0
-        run_folder.append_metrics(folder, start.step, {run_folder.ROLLBACK: factor})
+        run_folder.append_metrics(folder, start.step, {run_folder.ROLLBACK: factor, run_folder.CHANGED: 1.0})
     run_folder.forget_summary(folder, "train", "val")  # the checkpoint of the last step may have been lost
 
 

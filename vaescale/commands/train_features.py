@@ -10,9 +10,10 @@ from vaescale.commands.signature import Count, NonNegative, checked
 from vaescale.config import size_of
 from vaescale.data.batch import Batch
 from vaescale.data.config import DataConfig
+from vaescale.data.indexes import open_index
 from vaescale.data.loader import evaluation_batches, training_batches
 from vaescale.data.plan import Plan
-from vaescale.data.reader import ShardReader, open_index, open_reader
+from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import DataError, UserError
 from vaescale.perceptual import classifier
 from vaescale.system.console import Progress

@@ -241,18 +241,6 @@ class ShardReader(Dataset[Fetched]):
         return {**self.__dict__, "_memory": None}
 
 
-def open_index(place: str) -> ShardIndex:
-    """Read the index of the folder or URL `place`. Raises DataError."""
-    defaults = DataConfig.model_fields
-    store = open_store(
-        place,
-        cache=None,
-        cache_bytes=defaults["cache_bytes"].default,
-        retry_seconds=defaults["retry_seconds"].default,
-    )
-    return parse_index(store.read_index(INDEX), place)
-
-
 def open_reader(place: str, config: DataConfig) -> ShardReader:
     """Open a reader of the folder or URL `place`, checked against the recipe.
 

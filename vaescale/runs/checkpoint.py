@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from vaescale.errors import UserError
 from vaescale.system.console import say
-from vaescale.system.files import strict_json, sync, write_synced
+from vaescale.system.files import make_readable, strict_json, sync, write_synced
 
 MANIFEST = "manifest.json"
 REPLACED = ".replaced"
@@ -397,6 +397,7 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    make_readable(path)
     sync(path)
 
 

@@ -28,6 +28,8 @@ METRICS = "metrics.jsonl"
 NON_FINITE = "non_finite.jsonl"
 RECIPE = "recipe.yaml"
 ROLLBACK = "rollback"  # marks the row of a rollback: earlier rows of later steps do not count
+CHANGED = "recipe_changed"  # in such a row: the recipe was changed on purpose, and nothing went wrong
+STARTED = "started_seconds"  # in run.json, since 1970
 STOPPED = "stopped.json"
 SUMMARY = "summary.json"
 SUMMARY_WAIT_SECONDS = 60.0
@@ -90,6 +92,22 @@ def first_time(folder: Path) -> float | None:
     return None
 
 
+def started(folder: Path) -> float | None:
+    """When training first began, in seconds since 1970; of runs of earlier versions, when their first row was written."""
+    return read_json(folder / TAGS).get(STARTED) or first_time(folder)
+
+
+def last_trained_ms(folder: Path) -> int | None:
+    """When training wrote its last row, in milliseconds since 1970; None without one. Results of verbs, which come later, do not count."""
+    path = folder / METRICS
+    times = [
+        row["time"]
+        for row in parse_metrics(path.read_text() if path.is_file() else "")
+        if any(name.startswith(("train/", "val/")) for name in row)
+    ]
+    return int(times[-1] * 1000) if times else None
+
+
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The metrics, one row per step in order. Of a step that was replayed after a resume, the last values count."""
     path = folder / METRICS
@@ -97,6 +115,8 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     for row in parse_metrics(path.read_text() if path.is_file() else ""):
         if ROLLBACK in row:
             rows = {step: kept for step, kept in rows.items() if step <= row["step"]}
+        if CHANGED in row:
+            continue
         rows.setdefault(row["step"], {}).update(row)
     return [rows[step] for step in sorted(rows)]
 

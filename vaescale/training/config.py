@@ -1,6 +1,6 @@
 """Recipe sections of training and of the optimizer. Imports no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -52,8 +52,14 @@ class OptimizerConfig(Config):
     clip_norm: float | None = Field(
         default=None,
         gt=0,
-        description="largest gradient norm; the loss is in nats per image, so norms grow with the number of pixels; "
-        "null: no clipping",
+        description="largest gradient norm; the loss is in nats per image, so norms grow with the number of pixels: "
+        "clip_norm_per_dimension is the same for images of any size; null: no clipping",
+    )
+    clip_norm_per_dimension: float | None = Field(
+        default=None,
+        gt=0,
+        description="clip_norm as a multiple of D, the number of values of an image; that of VDVAE's authors is "
+        "130 to 220; null: clip_norm counts",
     )
     skip_factor: float | None = Field(
         default=None,
@@ -67,6 +73,24 @@ class OptimizerConfig(Config):
         description="skip steps whose gradient norm, before clipping, is at least this; a run whose norms stay above it "
         "learns nothing more; null: skip none",
     )
+    skip_norm_per_dimension: float | None = Field(
+        default=None, gt=0, description="skip_norm as a multiple of D; null: skip_norm counts"
+    )
+
+    def resolved(self, dimensions: int) -> Self:
+        """The section with norms for images of D values. Raises ValueError for two different ones."""
+        norms: dict[str, float] = {}
+        for key in ("clip_norm", "skip_norm"):
+            given, factor = getattr(self, key), getattr(self, f"{key}_per_dimension")
+            if factor is None:
+                continue
+            norms[key] = factor * dimensions
+            if given is not None and given != norms[key]:
+                raise ValueError(
+                    f"optimizer.{key} (={given:g}) is not optimizer.{key}_per_dimension (={factor:g}) times D (={dimensions}), "
+                    f"{norms[key]:g}; set one of them to null"
+                )
+        return self.model_copy(update=norms) if norms else self
 
     def check_sizes(self, sizes: Sizes) -> None:
         """Refuse a schedule that begins after the last step."""
@@ -100,7 +124,13 @@ class InitConfig(Config):
 class TrainingConfig(Config):
     """Length and precision of training, and the intervals of logs, evaluations and checkpoints."""
 
-    steps: int = Field(gt=0, description="number of optimizer steps")
+    steps: int = Field(gt=0, description="number of optimizer steps; not needed with `epochs`")
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        description="length of training in passes over the training images, in place of `steps`, which follow from the index of the "
+        "shards when the recipe is read; null: steps count",
+    )
     precision: Precision = Field(
         default="bf16",
         description="precision of the forward pass (weights stay float32); fp16 also scales the loss; tf32 is fp32 "

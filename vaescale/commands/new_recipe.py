@@ -22,7 +22,7 @@ from vaescale.system.files import write_whole
 HELD_OUT = ("val", "test")
 LARGEST = 128  # of images that the starter's network takes as they are
 SMALLER = 64  # the size to which others are resized
-LEAST_MAP = 4
+LEAST_MAP, MOST_MAP = 4, 16
 BATCH, LEAST_STEPS = 128, 10  # images in a step; steps in an epoch
 STEPS, MOST_EPOCHS = 3000, 100
 MEMORY_BYTES = 2 << 30  # of decoded images, up to which they are kept in memory
@@ -82,7 +82,8 @@ def suggest(index: ShardIndex) -> Suggested:
     """Sizes of a starter recipe for these training images."""
     height, width, channels = index.image or (0, 0, 3)
     side = min(height, width)
-    as_stored = side > 0 and max(height, width) <= LARGEST and len(_widths((height, width))) > 0
+    halvings = len(_widths((height, width))) if index.image else 0
+    as_stored = halvings > 0 and max(height, width) <= min(LARGEST, MOST_MAP << halvings)
     square = min(SMALLER, 1 << (side.bit_length() - 1)) if side >= 8 else SMALLER
     size = size_of(height, width) if as_stored else square
     images = index.num_samples

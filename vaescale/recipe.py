@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -104,7 +105,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _depends_on_the_sizes(self) -> "Recipe":  # each is itself, but for a number
         self.__dict__["likelihood"] = self.likelihood.resolved(self.training.steps)
-        dimensions = self.data.channels * self.data.image_size**2
+        dimensions = math.prod(self.data.image_shape)
         self.__dict__["optimizer"] = self.optimizer.resolved(dimensions)
         return self
 

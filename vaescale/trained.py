@@ -109,7 +109,7 @@ def build_model(recipe: Recipe) -> VAE:
             recipe.network,
             recipe.posterior,
             recipe.likelihood,
-            image_size=recipe.data.image_size,
+            image_size=recipe.data.sides,
             channels=recipe.data.channels,
             spectral=recipe.objective.reads_spectrum,
             equivariance=recipe.objective.transforms,

@@ -1,5 +1,6 @@
 """Starter recipes, epochs in place of steps, and norms for each value of an image."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from vaescale.commands.new_recipe import new_recipe, suggest
+from vaescale.config import sides
 from vaescale.data.index import Shard, ShardIndex, ShardTable
 from vaescale.data.making.items import Item
 from vaescale.data.making.storing import Making
@@ -38,7 +40,11 @@ def test_the_digits_get_a_recipe_that_trains(vaescale, digits: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     ("shape", "crop", "size", "folder"),
-    [((64, 64, 3), None, 64, "photos"), ((40, 56, 3), "square", 32, "my photos: 2024")],
+    [
+        ((64, 64, 3), None, 64, "photos"),
+        ((40, 56, 3), None, (40, 56), "wide"),
+        ((37, 56, 3), "square", 32, "my photos: 2024"),
+    ],
 )
 def test_colour_images_get_a_recipe_that_trains(
     vaescale,
@@ -47,7 +53,7 @@ def test_colour_images_get_a_recipe_that_trains(
     monkeypatch,
     shape: tuple[int, int, int],
     crop: str | None,
-    size: int,
+    size: int | tuple[int, int],
     folder: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -59,7 +65,7 @@ def test_colour_images_get_a_recipe_that_trains(
     path = Path(made["recipe"])
     recipe = load_recipe(path)
     assert (recipe.data.val, recipe.data.crop) == (f"{folder}/test", crop)
-    assert recipe.optimizer.clip_norm == 10 * 3 * size**2
+    assert recipe.optimizer.clip_norm == 10 * 3 * math.prod(sides(size))
     narrow = (f"network.widths={[8] * len(widths)}", "data.workers=0")
     plan = vaescale("train", path, *FEW, *narrow, "--dry-run", "--time-steps", "--json").json["plan"]
     assert 0 < plan["seconds_per_step"] < 60

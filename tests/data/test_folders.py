@@ -293,6 +293,6 @@ def test_what_a_crop_leaves_out_is_said_and_whole_keeps_it(vaescale, tmp_path: P
     looked = vaescale(*words, "--dry-run").out
     said = vaescale(*words).err
     assert "leaves out 50% of their pixels" in looked
-    assert "3 of 4 images are cut to their centred square, which leaves out 50% of their pixels" in said
+    assert "3 of 4 images are cut to the aspect of --size, which leaves out 50% of their pixels" in said
     words = (*words[:2], tmp_path / "whole", *words[3:], "--crop", "whole")
-    assert "centred square" not in vaescale(*words).err
+    assert "are cut to" not in vaescale(*words).err

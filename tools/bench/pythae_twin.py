@@ -202,7 +202,7 @@ def build(job: dict[str, Any]) -> tuple[Recipe, VAE, Objective]:
         {"kind": "map", "latent_dim": CODE_WIDTH} if is_map else {"kind": "vector", "latent_dim": LATENTS}
     )
     kind = QuantizedVAE if is_map else FlatVAE
-    model = kind(TwinConfig(**section), recipe.posterior, recipe.likelihood, image_size=28, channels=1)
+    model = kind(TwinConfig(**section), recipe.posterior, recipe.likelihood, image_size=(28, 28), channels=1)
     model.shows, model.has_bound = recipe.objective.shows, recipe.objective.has_bound
     objective = recipe.objective.implement(model)
     players: Any = getattr(objective, "discriminators", None)

@@ -52,7 +52,7 @@ class Trained(NamedTuple):
     @property
     def dimensions(self) -> int:
         """The number of values of an image."""
-        return self.recipe.data.channels * self.recipe.data.image_size**2
+        return math.prod(self.recipe.data.image_shape)
 
     @property
     def beta(self) -> float:

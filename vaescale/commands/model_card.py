@@ -66,9 +66,9 @@ def model_card(trained: Trained, *, format: str, repository: str | None = None, 
         "library_name": LIBRARIES.get(format, "vaescale"),
         "tags": ["variational-autoencoder", "vaescale", format.replace("_", "-")],
     }
-    channels, size = recipe.data.channels, recipe.data.image_size
+    channels, height, width = recipe.data.image_shape
     what = (
-        f"A variational autoencoder of images {channels}x{size}x{size}, trained with vaescale: network `{recipe.network.kind}`, "
+        f"A variational autoencoder of images {channels}x{height}x{width}, trained with vaescale: network `{recipe.network.kind}`, "
         f"posterior `{recipe.posterior.kind}`, likelihood `{recipe.likelihood.kind}`. Step {trained.step}, "
         f"`{trained.weights}` weights, exported as `{format}`."
     )
@@ -78,8 +78,8 @@ def model_card(trained: Trained, *, format: str, repository: str | None = None, 
         what,
         f"```python\n{_opened(format, repository, folder)}\n```",
         USE[format].format(
-            shape=f"[N, {channels}, {size}, {size}]",
-            shape_last=f"[N, {size}, {size}, {channels}]",
+            shape=f"[N, {channels}, {height}, {width}]",
+            shape_last=f"[N, {height}, {width}, {channels}]",
             folder=folder,
         ),
         *_data(trained),

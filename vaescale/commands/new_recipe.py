@@ -5,12 +5,14 @@ CIFAR-10's; they are a beginning, not a search. Imports no torch.
 """
 
 import json
+import math
 import re
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaescale.commands.signature import checked
+from vaescale.config import Size, option_of, sides, size_of, size_text
 from vaescale.data.index import LATENTS, ShardIndex
 from vaescale.data.indexes import open_index
 from vaescale.errors import DataError, UserError
@@ -20,7 +22,7 @@ from vaescale.system.files import write_whole
 HELD_OUT = ("val", "test")
 LARGEST = 128  # of images that the starter's network takes as they are
 SMALLER = 64  # the size to which others are resized
-LEAST_MAP = 4
+LEAST_MAP, MOST_MAP = 4, 16
 BATCH, LEAST_STEPS = 128, 10  # images in a step; steps in an epoch
 STEPS, MOST_EPOCHS = 3000, 100
 MEMORY_BYTES = 2 << 30  # of decoded images, up to which they are kept in memory
@@ -31,7 +33,7 @@ WIDTHS = (32, 64, 128, 256, 256, 256)
 class Suggested(NamedTuple):
     """What the index suggests. crop: None where the images already have the size; widths: of `network: conv`."""
 
-    image_size: int
+    image_size: Size
     channels: int
     crop: str | None
     widths: tuple[int, ...]
@@ -80,8 +82,10 @@ def suggest(index: ShardIndex) -> Suggested:
     """Sizes of a starter recipe for these training images."""
     height, width, channels = index.image or (0, 0, 3)
     side = min(height, width)
-    as_stored = height == width and 0 < side <= LARGEST and len(_widths(side)) > 0
-    size = side if as_stored else min(SMALLER, 1 << (side.bit_length() - 1)) if side >= 8 else SMALLER
+    halvings = len(_widths((height, width))) if index.image else 0
+    as_stored = halvings > 0 and max(height, width) <= min(LARGEST, MOST_MAP << halvings)
+    square = min(SMALLER, 1 << (side.bit_length() - 1)) if side >= 8 else SMALLER
+    size = size_of(height, width) if as_stored else square
     images = index.num_samples
     batch = BATCH
     while batch > 16 and images // batch < LEAST_STEPS:
@@ -89,17 +93,19 @@ def suggest(index: ShardIndex) -> Suggested:
     batch = min(batch, images)
     per_epoch = images // batch
     epochs = min(MOST_EPOCHS, max(1, round(STEPS / per_epoch)))
-    latents = 16 if size <= 16 else 32 if channels == 1 else 64 if size >= SMALLER else 128
+    latents = (
+        16 if min(sides(size)) <= 16 else 32 if channels == 1 else 64 if min(sides(size)) >= SMALLER else 128
+    )
     return Suggested(
         image_size=size,
         channels=channels,
         crop=None if as_stored else "square",
-        widths=_widths(size),
+        widths=_widths(sides(size)),
         latent_dim=latents,
         global_batch=batch,
         epochs=epochs,
         steps=epochs * per_epoch,
-        in_memory=images * channels * size**2 <= MEMORY_BYTES,
+        in_memory=images * channels * math.prod(sides(size)) <= MEMORY_BYTES,
     )
 
 
@@ -109,11 +115,11 @@ def _yaml(text: str) -> str:
     return text if is_plain else json.dumps(text)
 
 
-def _widths(size: int) -> tuple[int, ...]:
+def _widths(size: tuple[int, int]) -> tuple[int, ...]:
     """Channels after each halving: down to a map of 4 pixels, or of at least 2 for small images."""
-    halvings = 0
-    while size % 2 == 0 and (size // 2 >= LEAST_MAP or (halvings < 2 and size // 2 >= 2)):
-        size, halvings = size // 2, halvings + 1
+    common, side, halvings = math.gcd(*size), min(size), 0
+    while common % 2 == 0 and (side // 2 >= LEAST_MAP or (halvings < 2 and side // 2 >= 2)):
+        common, side, halvings = common // 2, side // 2, halvings + 1
     return WIDTHS[1 : halvings + 1] if halvings <= 2 else WIDTHS[:halvings]
 
 
@@ -161,8 +167,8 @@ def _text(
     stored = f"{train.image[0]}x{train.image[1]}" if train.image else "several sizes"
     colours = "grey" if suggested.channels == 1 else "colour"
     classes = f", {len(train.class_names)} classes" if train.class_names else ""
-    dimensions = suggested.channels * suggested.image_size**2
-    side = suggested.image_size // 2 ** len(suggested.widths)
+    dimensions = suggested.channels * math.prod(sides(suggested.image_size))
+    small = [side // 2 ** len(suggested.widths) for side in sides(suggested.image_size)]
     every = max(1, suggested.steps // 5)
     crop = f", crop: {suggested.crop}" if suggested.crop else ""
     resized = (
@@ -192,13 +198,13 @@ seed: 0
 data:
   train: {_yaml(f"{place}/train")}
   val: {_yaml(f"{place}/{held_out}")}
-  image_size: {suggested.image_size}{crop and f"{chr(10)}  {crop.removeprefix(', ')}"}
+  image_size: {size_text(suggested.image_size)}{crop and f"{chr(10)}  {crop.removeprefix(', ')}"}
   channels: {suggested.channels}
   global_batch: {suggested.global_batch}
   flip: false
   {cache}
 
-# Each width halves the image: {suggested.image_size} to {side} pixels. More latent_dim: sharper reconstructions, a prior that is harder to match.
+# Each width halves the image: {option_of(suggested.image_size)} to {option_of(size_of(*small))} pixels. More latent_dim: sharper reconstructions, a prior that is harder to match.
 network: {{kind: conv, latent_dim: {suggested.latent_dim}, widths: [{", ".join(map(str, suggested.widths))}]}}
 posterior: {{kind: diagonal}}
 

@@ -288,6 +288,6 @@ def _ladder(recipe: Recipe) -> dict[str, str]:
     network = recipe.network
     if not isinstance(network, LadderConfig):
         return {}
-    down, up = suggested(recipe.data.image_size)
+    down, up = suggested(recipe.data.sides)
     stages = {"encoder": network.encoder or down, "decoder": network.decoder or up}
     return {f"ladder_{name}": ",".join(words) for name, words in stages.items()}

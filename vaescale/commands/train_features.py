@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from vaescale.commands.signature import Count, NonNegative, checked
+from vaescale.config import size_of
 from vaescale.data.batch import Batch
 from vaescale.data.config import DataConfig
 from vaescale.data.indexes import open_index
@@ -45,7 +46,9 @@ def train_features(
     _refuse(out, width)
     train_reader, val_reader = _open(train), _open(val or _held_out_beside(train))
     classes = _classes_of_both(train_reader, val_reader)
-    shape = classifier.Shape(train_reader.image_shape[0], train_reader.image_shape[1], classes, width)
+    shape = classifier.Shape(
+        train_reader.image_shape[0], size_of(*train_reader.image_shape[1:]), classes, width
+    )
     plan = Plan(train_reader.index.shards.samples, min(BATCH, len(train_reader)), seed)
     batches = training_batches(
         train_reader, plan, steps=range(steps), rank=0, world_size=1, accumulation=1, workers=0
@@ -115,13 +118,13 @@ def _shown(batches: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
 def _open(location: str) -> ShardReader:
     """A reader of the shards at a folder or URL, in the size of the images. Raises DataError if the sizes differ."""
     image = open_index(location).image
-    if image is None or image[0] != image[1]:
+    if image is None:
         raise DataError(
-            f"the images of {location} do not all have the same square size; write the shards with --size first"
+            f"the images of {location} do not all have the same size; write the shards with --size first"
         )
     channels = 1 if image[2] == 1 else 3
     config = DataConfig(
-        train=location, val=location, image_size=image[0], channels=channels, global_batch=BATCH
+        train=location, val=location, image_size=image[:2], channels=channels, global_batch=BATCH
     )
     return open_reader(location, config)
 

@@ -35,13 +35,11 @@ def image_rows(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) ->
 
 def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: str) -> None:
     """Draw named panels of samples in two columns, each panel nearly square."""
-    count = len(panels[0][1])
-    columns = max(8, math.ceil(math.sqrt(count)))
+    count, _, height, width = panels[0][1].shape
+    columns = math.ceil(math.sqrt(max(64, count) * height / width))
     rows = math.ceil(count / columns)
-    size = (
-        2 * columns * CELL_INCHES * 0.75 + 0.6,
-        math.ceil(len(panels) / 2) * (rows * CELL_INCHES * 0.75 + 0.4) + 0.4,
-    )
+    high, wide = (0.75 * CELL_INCHES * side / max(height, width) for side in (height, width))
+    size = (2 * columns * wide + 0.6, math.ceil(len(panels) / 2) * (rows * high + 0.4) + 0.4)
     figure, axes = subplots(math.ceil(len(panels) / 2), 2, size)
     for cell, (name, images) in zip(axes.flat, panels, strict=False):
         show(cell, montage(images, columns))
@@ -55,11 +53,11 @@ def image_map(path: Path, images: Images, *, values: Sequence[float], title: str
     values: z_1 from left to right, and z_2 from bottom to top.
     """
     side = len(values)
-    inches = min(12.0, max(5.0, 0.4 * side))
-    figure, axes = subplots(1, 1, (inches + 0.4, inches + 0.6), frame=True)
+    height, width = images.shape[2:]
+    inches = min(12.0, max(5.0, 0.4 * side)) / max(height, width)
+    figure, axes = subplots(1, 1, (width * inches + 0.4, height * inches + 0.6), frame=True)
     axis = axes[0, 0]
     show(axis, montage(images, side, gap=0))
-    height, width = images.shape[2:]
     shown = range(0, side, math.ceil(side / MOST_TICKS))
     ticks = [f"{values[number]:.2g}" for number in shown]
     axis.set_xticks([(number + 0.5) * width - 0.5 for number in shown], ticks)
@@ -77,7 +75,7 @@ def picture_rows(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) 
     images = [row for _, row in rows]
     whole = montage(np.concatenate(images), len(images[0]))
     levels = (255 * np.moveaxis(whole, 0, -1)).round().astype(np.uint8)
-    scale = max(1, SMALLEST_PIXELS // images[0].shape[-1])
+    scale = max(1, SMALLEST_PIXELS // min(images[0].shape[2:]))
     picture = Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
     picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
     font, pad = ImageFont.load_default(LETTER_PIXELS), LETTER_PIXELS // 2

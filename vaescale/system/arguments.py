@@ -27,6 +27,17 @@ def integer(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def size(least: int, most: int) -> Callable[[str], int | tuple[int, int]]:
+    """A parser of the side of a square, or of HEIGHTxWIDTH, each from `least` to `most`."""
+    side = integer(least, most)
+
+    def parse(text: str) -> int | tuple[int, int]:
+        height, cross, width = text.partition("x")
+        return (side(height), side(width)) if cross else side(text)
+
+    return parse
+
+
 def real(
     *,
     above: float = -math.inf,

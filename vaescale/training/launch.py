@@ -242,7 +242,7 @@ def takes_channels_last(config: TrainingConfig, device: torch.device, model: VAE
         return False
     if config.channels_last or device.type == "cuda":
         return config.channels_last or config.precision in ("bf16", "fp16")
-    large = model.image_shape[-1] >= LARGE and not config.compile
+    large = min(model.image_shape[1:]) >= LARGE and not config.compile
     return large and layers.has_norms(model) and normalization.are_usable()
 
 

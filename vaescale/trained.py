@@ -77,7 +77,7 @@ class Trained(NamedTuple):
             return
         size = sum(parameter.numel() for parameter in self.model.parameters())
         processes = comm.world_size()
-        sets = [f"{len(one)} {name} images {size_of(one)}" for name, one in images.items()]
+        sets = [f"{len(one)} {name} images {shape_text(one)}" for name, one in images.items()]
         where = device_name(self.device) + (f", {processes} processes" if processes > 1 else "")
         what = [f"{self.recipe.name} at step {self.step}, {self.weights} weights, {size:,} parameters", *sets]
         say(f"{verb} {self.folder}: {'; '.join([*what, where])}")
@@ -95,7 +95,7 @@ def device_name(device: torch.device) -> str:
     return f"{device.type.upper()} with {threads} thread{'s' * (threads > 1)}"
 
 
-def size_of(reader: ShardReader) -> str:
+def shape_text(reader: ShardReader) -> str:
     """The size of a data set's images as height x width x channels, such as 8x8x1."""
     channels, height, width = reader.image_shape
     return f"{height}x{width}x{channels}"

@@ -18,7 +18,7 @@ from vaescale.errors import DataError, UserError
 from vaescale.perceptual import classifier
 from vaescale.system.console import Progress, say
 from vaescale.system.secrets import redact
-from vaescale.trained import size_of
+from vaescale.trained import shape_text
 
 BATCH, ACCURACY_BATCH = 128, 500
 LEAST_WIDTH = 4
@@ -54,7 +54,7 @@ def train_features(
         train_reader, plan, steps=range(steps), rank=0, world_size=1, accumulation=1, workers=0
     )
     say(
-        f"train-features into {out}: {len(train_reader)} images {size_of(train_reader)} of {redact(train)} and {len(val_reader)} held out, "
+        f"train-features into {out}: {len(train_reader)} images {shape_text(train_reader)} of {redact(train)} and {len(val_reader)} held out, "
         f"{classes} classes; CPU, {steps} steps of {plan.global_batch} images, {plan.steps_per_epoch} to an epoch"
     )
     with Progress("train-features", steps, unit="steps", epoch=plan.steps_per_epoch) as progress:

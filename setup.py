@@ -60,6 +60,10 @@ EXTRAS = {
     "mlflow-server": ["boto3>=1.40", "mlflow>=3.10", "psycopg[binary]>=3.2"],
     # To export encoder and decoder as ONNX graphs, and to check them.
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5.4"],
+    # For `vaescale sync RUN --to NAME`.
+    "tensorboard": ["tensorboard>=2.18"],
+    "trackio": ["trackio>=0.7"],
+    "wandb": ["wandb>=0.19"],
     # To read HEIC and JPEG XL.
     "pictures": ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3.4"],
 }
@@ -75,7 +79,7 @@ setup(
     packages=[*find_packages(include=["vaescale", "vaescale.*"]), "vaescale.tools", "vaescale.recipes"],
     package_dir={"vaescale.tools": "tools", "vaescale.recipes": "recipes"},
     package_data={
-        "vaescale": ["py.typed", "networks/*.cpp"],
+        "vaescale": ["py.typed", "__init__.pyi", "networks/*.cpp", "figures/browser/*"],
         "vaescale.recipes": ["**/*.yaml", "**/*.md", "**/*.sbatch", "**/*.sh"],
     },
     install_requires=DEPENDENCIES,

@@ -37,6 +37,9 @@ MOST_ROOT_MODULES = 10
 # Libraries that only these rooms import, whether at the top of a module, in a function or for types.
 KEPT = {
     "mlflow": ("vaescale/runs/", "vaescale/commands/export.py"),
+    "tensorboard": ("vaescale/runs/",),
+    "trackio": ("vaescale/runs/",),
+    "wandb": ("vaescale/runs/",),
     "accelerate": ("vaescale/training/",),
     "deepspeed": ("vaescale/training/",),
     "triton": ("vaescale/kernels.py", "vaescale/noise/kernel.py", "vaescale/networks/group_norm_kernels.py"),

@@ -1,5 +1,6 @@
 """Pages in a real browser: the comparison's own, which needs nothing else, and MLflow's, as people look at their runs."""
 
+import html
 import io
 import json
 import re
@@ -25,29 +26,85 @@ def png(level: int) -> bytes:
 
 def record(name: str, bound: float) -> Record:
     metrics = {"val/neg_elbo_nats": bound, "val/mse": 0.1}
-    return Record(name, f"runs/{name}", {"name": name, "seed": bound}, metrics, {}, {"samples.png": png(200)})
+    curves = {"val/neg_elbo_nats": [(10.0, bound + 1), (20.0, bound)]}
+    pictures = {"samples.png": png(200)}
+    return Record(name, f"runs/{name}", {"name": name, "seed": 0, "lr": bound}, metrics, curves, pictures)
 
 
-def first_column(document: str) -> list[str]:
-    return re.findall(r"<tr><td>(\w+)</td>", document)
+def after(text: str, script: str, folder: Path) -> str:
+    """What a script in a comparison's page says. The page's policy, which lets no other script run, is taken out."""
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', text)
+    assert policy is not None
+    said = f"<pre id='said'></pre><script>document.getElementById('said').textContent = JSON.stringify((() => {{{script}}})())</script>"
+    folder.mkdir()
+    (folder / "page.html").write_text(text.replace(policy[0], "").replace("</body>", f"{said}</body>"))
+    shown = look_at(f"file://{folder}/page.html", folder / "browser")
+    found = re.search(r"<pre id=.said.>(.*?)</pre>", shown.document)
+    assert found is not None, shown.console
+    return html.unescape(found[1])
 
 
-def test_a_comparison_needs_nothing_and_sorts_at_a_click(tmp_path: Path) -> None:
-    comparison = compare([record("one", 2.0), record("two", -10.0), record("three", 9.0)])
+NAMES = "const names = () => [...document.querySelectorAll('tbody tr')].filter(row => !row.hidden).map(row => row.dataset.run).join('');"
+
+
+def test_a_comparison_needs_nothing(tmp_path: Path) -> None:
+    wicked = "</script><script>document.title='run'</script>"
+    comparison = compare([record("one", 2.0), record(wicked, -10.0), record("three", 9.0)])
     text = page(comparison, [("curves", png(90))], title="three runs")
-    (tmp_path / "page.html").write_text(text)
+    (tmp_path / "page.html").write_text(
+        text.replace("</body>", "<script>document.title='injected'</script></body>")
+    )
     shown = look_at(f"file://{tmp_path}/page.html", tmp_path / "still")
-    assert (shown.console, shown.requests) == ([], set())
-    assert first_column(shown.document) == ["two", "one", "three"]
+    assert shown.requests == set()
+    assert "<title>three runs</title>" in shown.document, "neither a run's name nor a foreign script has run"
+    assert all("Content Security Policy" in line or "script" in line for line in shown.console)
+    assert shown.document.count('data-group="0"') > text.count('data-group="0"'), "lines are drawn"
     with Image.open(io.BytesIO(shown.picture)) as picture:
         levels = np.asarray(picture.convert("L"))
-    assert {90, 200} <= set(np.unique(levels).tolist()), "its pictures are shown"
-    head = re.findall(r"<th>([^<]*)</th>", text)
-    click = f"<script>document.querySelectorAll('th')[{head.index('val/neg_elbo_nats')}].click()</script>"
-    for clicks, order in ((1, ["two", "one", "three"]), (2, ["three", "one", "two"])):
-        (tmp_path / "clicked.html").write_text(text.replace("</body>", clicks * click + "</body>"))
-        clicked = look_at(f"file://{tmp_path}/clicked.html", tmp_path / str(clicks))
-        assert first_column(clicked.document) == order, "as numbers, not as words"
+    assert 200 in np.unique(levels), "its pictures are shown"
+
+
+def test_a_comparison_answers_clicks_words_and_the_pointer(tmp_path: Path) -> None:
+    comparison = compare([record("one", 2.0), record("two", -10.0), record("three", 9.0)])
+    text = page(comparison, [], title="three runs")
+    said = after(
+        text,
+        f"""{NAMES}
+        const heads = [...document.querySelectorAll('thead button')], said = [names()];
+        heads.find(head => head.textContent === 'val/neg_elbo_nats').click(); // from ascending to descending
+        said.push(names());
+        heads[0].click();
+        said.push(names());
+        const filter = document.getElementById('filter');
+        filter.value = 'T';
+        filter.dispatchEvent(new Event('input'));
+        said.push(names(), document.getElementById('count').textContent);
+        filter.value = '';
+        filter.dispatchEvent(new Event('input'));
+        const chart = document.querySelector('.panel > svg'), lines = () => chart.querySelectorAll('path[data-group]').length;
+        said.push(lines());
+        document.querySelector('.legend [data-toggle="2"]').click();
+        said.push(lines(), [...document.querySelectorAll('.strip figure')].filter(figure => !figure.hidden).length);
+        const box = chart.getBoundingClientRect();
+        chart.dispatchEvent(new PointerEvent('pointermove', {{ clientX: box.right - 15, clientY: box.top + 40 }}));
+        said.push(document.querySelector('.tip').dataset.spoken);
+        chart.dispatchEvent(new KeyboardEvent('keydown', {{ key: 'ArrowRight' }}));
+        said.push(document.querySelector('.unseen').textContent);
+        return said;""",
+        tmp_path / "acted",
+    )
+    assert json.loads(said) == [
+        "012",
+        "210",
+        "120",
+        "20",
+        "2 of 3 runs",
+        3,
+        2,
+        2,
+        "step 20; one 2; two -10",
+        "step 10; one 3; two -9",
+    ]
 
 
 @pytest.mark.slow

@@ -61,6 +61,7 @@ def test_the_wheel_holds_recipes_and_verbs(wheel: Path) -> None:
     for verb in VERBS:
         assert f"vaescale/tools/{verb.replace('-', '_')}.py" in held
     assert {"vaescale/py.typed", "vaescale/networks/normalization.cpp"} <= held
+    assert {f"vaescale/figures/browser/{name}" for name in ("page.css", "table.js", "charts.js")} <= held
     assert not [
         name for name in held if name.startswith(("tests", "tools", "recipes", "vaescale/tools/bench"))
     ]

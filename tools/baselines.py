@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import integer
+from vaescale.system.arguments import add_checkpoint, integer
 
 LEAST_IMAGES = 10
 
@@ -41,13 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="maximum number of images of each split; default: 20000",
     )
+    add_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure the baselines. Returns the table and the path of the figure."""
     from vaescale.commands.baselines import baselines
 
-    return baselines(arguments.run, labels=arguments.labels, groups=arguments.groups, images=arguments.images)
+    return baselines(
+        arguments.run,
+        labels=arguments.labels,
+        groups=arguments.groups,
+        images=arguments.images,
+        checkpoint=arguments.checkpoint,
+    )
 
 
 def show(result: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 rate-distortion plane, and pictures side by side.
 
 Runs come from their folders, or from an MLflow experiment. Writes OUT/comparison.html, one page that needs no other file, and
-OUT/comparison.md.
+OUT/comparison.md, and prints the table; --markdown prints it as Markdown.
 
   vaescale compare-runs runs/digits-optimal runs/digits-fixed runs/digits-predicted
   vaescale compare-runs runs/digits-* --sort quality/digits/prior-mean/frechet
@@ -11,10 +11,14 @@ OUT/comparison.md.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from vaescale.system.secrets import redact
+
+TERMINAL_LETTERS = 120  # the width of the table where stdout is no terminal
 STORE = "sqlite:///runs/mlflow.db"
 
 
@@ -44,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown = "metric to add to the table; may be given several times"
     add("--metric", action="append", default=[], metavar="METRIC", help=shown)
     out = Path("runs/comparison")
+    add(
+        "--markdown", action="store_true", help="print the table as Markdown, which OUT/comparison.md has too"
+    )
     add("--out", type=Path, default=out, metavar="OUT", help="folder to write to; default: runs/comparison")
 
 
@@ -51,7 +58,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare the runs and write the page. Returns the table and the paths."""
     from vaescale.commands.compare_runs import compare_runs
 
-    return compare_runs(
+    result = compare_runs(
         arguments.runs,
         experiment=arguments.experiment,
         where=arguments.where,
@@ -60,13 +67,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         metrics=arguments.metric,
         out=arguments.out,
     )
+    return {**result, "printed": "markdown"} if arguments.markdown else result
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the table, the best run first, and the paths."""
+    """Print the table, the best run first, the warnings, and the paths."""
+    from vaescale.runs.comparison import in_columns
     from vaescale.system.console import table
 
-    sys.stdout.write(Path(result["markdown"]).read_text())
+    if result.get("printed") == "markdown":
+        sys.stdout.write(Path(result["markdown"]).read_text())
+    else:
+        width = shutil.get_terminal_size((TERMINAL_LETTERS, 24)).columns
+        text = "\n".join([in_columns(result["runs"], width=width), "", *result["warnings"]])
+        sys.stdout.write(redact(text).rstrip() + "\n\n")
     table(
         f"sorted by {result['sorted_by']}",
         [("page", result["page"]), ("markdown", result["markdown"])]

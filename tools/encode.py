@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import add_weights, integer
+from vaescale.system.arguments import add_checkpoint, add_weights, integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,13 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stored.add_argument("--draws", type=integer(1), default=0, metavar="N", help=draws)
     scale = "channel: to mean 0 and standard deviation 1 by channel, over the training images; default: none"
     parser.add_argument("--standardize", choices=("none", "channel"), default="none", help=scale)
+    add_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode the images. Returns a description of the shards of each split."""
     from vaescale.commands.encode import SPLITS, encode
 
-    names = ("weights", "dtype", "flip", "draws", "standardize")
+    names = ("weights", "checkpoint", "dtype", "flip", "draws", "standardize")
     options = {name: getattr(arguments, name) for name in names}
     return encode(arguments.run, splits=arguments.split or SPLITS, **options)
 

@@ -5,6 +5,7 @@ with reconstructions, errors and sigma, and the calibration of p(x|z). Runs on a
 
   vaescale evaluate runs/digits-optimal --importance-samples 1000
   accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale evaluate runs/digits-optimal --data data/other/test
+  ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m vaescale evaluate runs/digits-optimal --data data/other/test
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import add_weights, integer
+from vaescale.system.arguments import add_checkpoint, add_weights, integer
 
 FEW_EFFECTIVE = 10
 MOST = 10_000_000  # draws, or images
@@ -33,8 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
     samples = "number of draws for each image to bound log p(x) more tightly (IWAE), usually 1000; each draw decodes all images"
     add("--importance-samples", type=integer(1, MOST), metavar="K", help=samples)
-    images = "number of images, from the first, for the importance-sampled bound; default: all"
+    refit = "use the sigma that is optimal for the training images with these weights in place of the running one; writes NAME-refit.json"
+    add("--refit-sigma", action="store_true", help=refit)
+    first = "evaluate only the first N images, and write NAME-first-N.json; default: all"
+    add("--images", type=integer(1, MOST), metavar="N", help=first)
+    images = (
+        "number of images, from the first, for the importance-sampled bound; default: all that are evaluated"
+    )
     add("--importance-images", type=integer(1, MOST), metavar="N", help=images)
+    add_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -55,8 +63,17 @@ def show(result: dict[str, Any]) -> None:
         )
     if result["protocol"]["bound"].startswith("none"):
         say(f"bound: {result['protocol']['bound']}")
+    images, of = (result["metrics"].get(name) for name in ("importance_images", "images"))
+    if images and images < of:
+        say(
+            f"the importance-sampled bound is of the first {images:.0f} of {of:.0f} images (standard error "
+            f"{result['metrics']['neg_iwae_standard_error']:.3g} nats); the other metrics are of all {of:.0f}"
+        )
+    sigma = result["sigma"]["sentence"] if result["sigma"] else ""
     for note in result["notes"]:
         say(note)
+    if sigma and not any(note.startswith(sigma) for note in result["notes"]):
+        say(sigma)
     table(
         f"{result['run']}, step {result['step']}, {result['data']} ({result['weights']} weights)",
         [(name, f"{value:.6g}") for name, value in result["metrics"].items()]

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import add_weights, integer
+from vaescale.system.arguments import add_checkpoint, add_weights, integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also send OUT with a model card to this model repository, which is made private unless it exists",
     )
     parser.add_argument("--log", action="store_true", help="also add the model to the run in MLflow")
+    add_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -7,6 +7,8 @@ RUN/figures/mixture_selection.png. The mixture of a ladder replaces the learned 
 first groups together. Runs on any number of processes, with the same result:
 
   accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale fit-gmm runs/digits-optimal --components 1,10,50
+
+  ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m vaescale fit-gmm runs/digits-optimal --components 1,10,50
 """
 
 import argparse
@@ -14,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import integer, real
+from vaescale.system.arguments import add_checkpoint, integer, real
 
 MOST_DRAWS = 1000  # per image
 BETWEEN_0_AND_1 = real(above=0, below=1)
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     batch = "latents per step of stepwise EM (--online), over all processes; default: 8192"
     add("--online-batch", type=integer(1), default=8192, metavar="N", help=batch)
     add("--seed", type=integer(0), default=0, help="random seed of EM and of the draws; default: 0")
+    add_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import add_weights, integer, real
+from vaescale.system.arguments import add_checkpoint, add_weights, integer, real
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dropout", type=real(least=0, below=1), default=0.1, metavar="P", help=dropout)
     add_weights(parser)
     add("--seed", type=integer(0), default=0, help="random seed of weights, order and dropout; default: 0")
+    add_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import integer
+from vaescale.system.arguments import add_checkpoint, integer
 
 DRAWS = "number of draws from q(z|x) for the information measures"
 GAPS = "number of held-out images whose inference gaps are measured"
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gap-steps", type=many, default=300, metavar="N", help=f"{ASCENT}; default: 300")
     add("--importance-samples", type=many, default=1000, metavar="K", help=f"{SAMPLES}; default: 1000")
     add("--seed", type=integer(0), default=0, help="random seed of all draws; default: 0")
+    add_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

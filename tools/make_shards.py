@@ -27,7 +27,7 @@ from typing import Any, get_args
 
 from vaescale.data.config import Filter
 from vaescale.data.pictures import Encoding
-from vaescale.system.arguments import add_jobs, integer, real
+from vaescale.system.arguments import add_jobs, integer, real, size
 from vaescale.system.console import table
 
 MOST = 10**9
@@ -42,8 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("out", metavar="OUT", nargs="?", type=Path, help="folder for the folders of the splits")
     add("--dry-run", **FLAG, help="write nothing; count images by class, shape and fault of their headers")
     add = parser.add_argument_group("images").add_argument
-    add("--size", type=integer(1, 16384), metavar="PIXELS", help="height and width; default: unchanged")
-    add("--crop", metavar="C", help="square, whole, or the side of the central square; default: by source")
+    add(
+        "--size", type=size(1, 16384), metavar="S", help="side in pixels, or HEIGHTxWIDTH; default: unchanged"
+    )
+    add(
+        "--crop",
+        metavar="C",
+        help="square, aspect, whole, or the side of the central square; default: by source",
+    )
     add("--resample", choices=get_args(Filter), help="filter for resizing; default: by source")
     add("--channels", type=int, choices=(1, 3), help="1 for grey, 3 for RGB; default: by source")
     encodings = (*get_args(Encoding), "keep")

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import add_weights, integer, real
+from vaescale.system.arguments import add_checkpoint, add_weights, integer, real
 
 COLUMNS = ("count", "frechet", "kernel", "precision", "recall", "density", "coverage")
 MOST_TEMPERATURE = 10
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--trust-features", action="store_true", help=trust)
     cache = "folder for cached features; default: ~/.cache/vaescale/references"
     add("--cache", type=Path, metavar="DIR", help=cache)
+    add_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import integer, real
+from vaescale.system.arguments import add_checkpoint, integer, real
 
 PAIR = "instead of samples: decoded means between the latents of held-out images number I and J"
 PRIOR = (
@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--refine-rate", type=real(above=0), metavar="LR", help=rate)
     plane = "instead of samples: SIDE x SIDE decoded means over the plane of a model with two latents"
     add("--map", dest="map_side", type=integer(2, 64), metavar="SIDE", help=plane)
+    add_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

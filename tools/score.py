@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vaescale.system.arguments import add_weights, integer
+from vaescale.system.arguments import add_checkpoint, add_weights, integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--maps", type=Path, metavar="DIR", help=maps)
     add("--maps-images", type=integer(1, 100), default=8, metavar="N", help="images in each; default: 8")
     add("--histograms", type=Path, metavar="FILE", help="picture of the scores of usual and odd images, .png")
+    add_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -9,10 +9,12 @@ indexed job with one task for each variant. Run the same command again to contin
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+TERMINAL_LETTERS = 120  # the width of a table where stdout is no terminal
 SHIPPED = "one that comes with the package, such as vaescale:digits/optimal"
 
 
@@ -71,14 +73,29 @@ def exit_code(result: dict[str, Any]) -> int:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the variants and the next command."""
+    """Print the variants, after training with their numbers, and the next command."""
     from vaescale.system.console import say, table
 
     def text(variant: dict[str, Any]) -> str:
         failed = f"   exit code {variant['exit_code']}" if variant.get("exit_code") else ""
         return f"{' '.join(variant['overrides'][:-1])}{failed}"
 
-    table(result["sweep"], [(variant["name"], text(variant)) for variant in result["variants"]])
+    numbers = result.get("best_first", [])
+    listed = [
+        variant for variant in result["variants"] if not numbers or variant.get("exit_code")
+    ]  # each of those that have numbers is in the table below
+    if listed:
+        title = f"{result['sweep']}: not trained to the end" if numbers else result["sweep"]
+        table(title, [(variant["name"], text(variant)) for variant in listed])
+    if numbers:
+        from vaescale.runs.comparison import in_columns
+
+        width = shutil.get_terminal_size((TERMINAL_LETTERS, 24)).columns
+        lines = [
+            f"{result['sweep']}, by {result['sorted_by']}, the best first",
+            in_columns(numbers, width=width),
+        ]
+        sys.stdout.write("\n".join([*lines, *result["warnings"]]) + "\n")
     if "files" in result:
         table("files", [(Path(path).name, path) for path in result["files"]])
     elif "folder" in result:

@@ -1,4 +1,9 @@
-"""Send to MLflow the metrics, figures and results that a run could not send while it trained. Nothing is sent twice."""
+"""Send to MLflow what a run could not send while it trained, or its metrics to another tracker. Nothing is sent twice.
+
+vaescale sync runs/digits-optimal
+vaescale sync runs/digits-optimal --to tensorboard; tensorboard --logdir runs
+WANDB_MODE=offline vaescale sync runs/digits-optimal --to wandb
+"""
 
 import argparse
 import sys
@@ -7,15 +12,22 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the run folder."""
+    """Add the run folder and the tracker."""
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, such as runs/digits-optimal")
+    to = (
+        "tracker: the recipe's MLflow store, RUN/tensorboard, Weights & Biases or trackio; the last three are packages of "
+        "that name; default: mlflow"
+    )
+    parser.add_argument(
+        "--to", choices=("mlflow", "tensorboard", "wandb", "trackio"), default="mlflow", help=to
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Send what the store lacks. Returns the store, the run's id and the counts."""
+    """Send what the tracker lacks. Returns the store, the run's id and the counts."""
     from vaescale.commands.sync import sync
 
-    return sync(arguments.run)
+    return sync(arguments.run, to=arguments.to)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Any key of the recipe can be overridden: `optimizer.lr=1e-3 training.steps=2000 run_dir=runs/again`. On several
 processes: `accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale train RECIPE`, or with ddp.yaml,
-zero1.yaml, zero2.yaml, zero3.yaml, fsdp2.yaml or multi_node.yaml. The training curve does not depend on the number of
+zero1.yaml, zero2.yaml, zero3.yaml, fsdp2.yaml or multi_node.yaml; with DDP also `torchrun --nproc-per-node 2 -m vaescale train RECIPE`. The training curve does not depend on the number of
 processes, and a run may continue on another number.
 """
 
@@ -22,29 +22,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop"
     )
     parser.add_argument(
+        "--time-steps",
+        action="store_true",
+        help="with --dry-run: train three steps in memory, and print the seconds of a step and of all steps",
+    )
+    parser.add_argument(
         "--allow-changes",
         action="store_true",
         help="continue in the run folder although its recipe or data have changed",
     )
     parser.add_argument(
-        "--processes",
+        "--expect-processes",
         type=int,
         metavar="N",
-        help="number of processes expected: refuse to run with another number",
+        help="refuse to run on another number of processes than N; `vaescale launch --processes N` starts so many",
     )
+    # Its name in earlier versions; that of `launch` asks for processes, this one checks them.
+    parser.add_argument("--processes", dest="expect_processes", type=int, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, or describe what training would do. Returns the summary, or the recipe and the plan."""
+    from vaescale.errors import UserError
     from vaescale.recipe import load_recipe
 
+    if arguments.time_steps and not arguments.dry_run:
+        raise UserError("--time-steps is for --dry-run; training itself reports its seconds for each step")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     # Imports torch, which takes seconds: a wrong recipe is answered before.
     from vaescale.commands.train import describe, train
 
     if arguments.dry_run:
-        return describe(recipe, processes=arguments.processes)
-    return train(recipe, processes=arguments.processes, allow_changes=arguments.allow_changes)
+        return describe(recipe, processes=arguments.expect_processes, time_steps=arguments.time_steps)
+    return train(recipe, processes=arguments.expect_processes, allow_changes=arguments.allow_changes)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -55,7 +65,13 @@ def show(result: dict[str, Any]) -> None:
         import yaml
 
         sys.stdout.write(yaml.safe_dump(result["recipe"], sort_keys=False))
-        table("\nplan", [(name, _formatted(name, value)) for name, value in result["plan"].items()])
+        table(
+            "\nplan",
+            [
+                (name.removesuffix("_bytes"), _formatted(name, value))
+                for name, value in result["plan"].items()
+            ],
+        )
         return
     metrics = result.get("val", {})
     if "neg_profile_elbo_nats" in metrics:
@@ -73,7 +89,11 @@ def show(result: dict[str, Any]) -> None:
 
 
 def _formatted(name: str, value: Any) -> str:
-    return f"{value / 2**20:,.1f} MiB" if name.endswith("_bytes") else str(value)
+    if name.endswith("_bytes"):
+        return f"{value / 2**20:,.1f} MiB"
+    if name == "training_seconds":
+        return f"{value / 3600:.1f} hours" if value > 3600 else f"{value:.0f}"
+    return f"{value:.3g}" if name.endswith("_seconds") or name.startswith("seconds_") else str(value)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import atexit
 import difflib
 import errno
 import importlib
+import itertools
 import logging
 import os
 import signal
@@ -27,12 +28,15 @@ from vaescale.system.early_stop import EarlyStop
 from vaescale.system.files import strict_json
 from vaescale.system.host import follow_parent, keep_freed_pages, take_signals
 from vaescale.system.packages import missing_package
+from vaescale.system.plugins import import_named
 from vaescale.system.secrets import redact, redact_all
+from vaescale.system.voice import Voice
 
 VERBS = {
     "doctor": "print versions, devices, how processes were launched, and what is missing",
     "make-shards": "write a data set as WebDataset shards with an index, or index tars made by others",
     "verify-shards": "check shards against their index and name each fault",
+    "new-recipe": "write a starter recipe for shards, from their index",
     "train": "train a recipe, or continue a run that stopped",
     "launch": "start a recipe or a verb on all processes of this machine, a Slurm job, a Kubernetes job or mpirun",
     "sweep": "train variants of a recipe: every combination of the values given",
@@ -50,13 +54,16 @@ VERBS = {
     "export": "write a run for MLflow, diffusers, torch.export or ONNX, without pickles",
     "import": "make a run of diffusers' AutoencoderKL",
     "average": "average the weights over any part of training, after it",
-    "sync": "send to MLflow what a run could not send while it trained",
+    "sync": "send to MLflow what a run could not send while it trained, or to another tracker",
     "chaos": "kill and damage a run on purpose, and compare it with an undisturbed one",
     "quickstart": "run the main workflow end to end on scikit-learn's handwritten digits",
 }
+MODULES = "modules_to_import"  # the name of --import's value, which no function takes
 FIRST_SPEAKS_SECONDS = 10.0
 # Verbs that end with 75 when a cluster asks them to stop before there is anything to save.
 STARTS_AGAIN = ("train", "launch")
+# Verbs whose work other processes do, which speak on the same stderr.
+SPOKEN_FOR = ("launch", "sweep", "quickstart")
 EPILOG = """examples:
   vaescale make-shards digits data/digits
   vaescale make-shards celeba:img_align_celeba data/celeba64 --size 64
@@ -133,6 +140,14 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    parser.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest=MODULES,
+        metavar="MODULE",
+        help="import this module of yours first, which registers kinds of its own: a name, or a .py file; may be repeated",
+    )
     tool.add_arguments(parser)
     # KEY=VALUE may follow --dry-run, except where what follows belongs to another verb.
     passes_on = getattr(tool, "PASSES_ARGUMENTS_ON", False)
@@ -146,8 +161,10 @@ def run_tool(tool: ModuleType, arguments: Sequence[str] | None = None) -> int:
         follow_parent(signal.SIGTERM)  # a rank saves when its launcher is killed
     sys.excepthook = _without_credentials
     collector.pause_until_start()  # until the verb has imported what it needs
+    words = " ".join([f"vaescale {verb}", *map(str, sys.argv[2:] if arguments is None else arguments)])
     try:
-        code = exit_codes.leave(_call(tool, verb, options))
+        with Voice(redact(words), shown=_is_first_process() and verb not in SPOKEN_FOR):
+            code = exit_codes.leave(_call(tool, verb, options))
     finally:
         collector.start()
         if early is not None:
@@ -174,11 +191,13 @@ def _without_credentials(
 
 
 def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
+    modules = [*options.__dict__.pop(MODULES, []), *_modules_in(getattr(options, "words", []))]
     try:
         # launch is one process for each node, or joins the ranks that another launcher has started.
         if _processes() > 1 and verb not in (*DISTRIBUTED, "launch"):
             raise UserError("runs on one process for now; call it without `accelerate launch`")
         provide_caches(shown=_is_first_process())
+        import_named(modules)
         result = tool.run(options)
         if _is_first_process():
             _print(tool, result, title=f"vaescale {verb}", as_json=options.json)
@@ -223,6 +242,13 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
             sys.stderr.write(f"vaescale {verb}: {str(stopped) or 'stopped' + remedies.get(verb, '')}\n")
         return 130
     return 0
+
+
+def _modules_in(words: Sequence[str]) -> list[str]:
+    """The values of --import among the words for another verb, whose recipe this process reads too."""
+    pairs = itertools.pairwise(words)
+    after = [value for option, value in pairs if option == "--import"]
+    return after + [word.partition("=")[2] for word in words if word.startswith("--import=")]
 
 
 def _print(tool: ModuleType, result: dict[str, Any], *, title: str, as_json: bool) -> None:

@@ -52,6 +52,30 @@ class Sizes(NamedTuple):
     micro_batch: int
 
 
+Size = int | tuple[int, int]
+"""The size of images: the side of a square, or height and width."""
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_of(height: int, width: int) -> Size:
+    """The size as recipes have it."""
+    return height if height == width else (height, width)
+
+
+def size_text(size: Size) -> str:
+    """A size as it is written in a recipe."""
+    return str(size_of(*sides(size))).replace("(", "[").replace(")", "]")
+
+
+def option_of(size: Size) -> str:
+    """A size as command lines have it: 64, or 48x96."""
+    return "x".join(map(str, (size,) if isinstance(size, int) else size))
+
+
 def import_named(name: str) -> Any:
     """Import what a full name such as `vaescale.networks.conv.ConvNetwork` names."""
     module, _, attribute = name.rpartition(".")

@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +17,16 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vaescale.config import Config, OneOf, Sizes
 from vaescale.data.config import DataConfig
+from vaescale.data.indexes import open_index
 from vaescale.errors import UserError
 from vaescale.likelihoods.config import FORMER_DEFAULTS, LIKELIHOODS, LikelihoodConfig
 from vaescale.models.config import POSTERIORS, DiagonalConfig, PosteriorConfig
 from vaescale.networks.config import NETWORKS, NetworkConfig
 from vaescale.objectives.config import OBJECTIVES, ElboConfig, ObjectiveConfig
 from vaescale.recipe_faults import kinds_of, sentence
+from vaescale.runs import origins
 from vaescale.runs.tracking import TrackingConfig
+from vaescale.system.plugins import import_installed
 from vaescale.system.secrets import redact_all
 from vaescale.system.shipped import PREFIX, shipped_file
 from vaescale.system.yaml_scalars import AmbiguousNumberError, as_meant
@@ -38,7 +43,9 @@ OPERATIONAL = {
     "training": {
         *("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best"),
         *("resume", "max_rollbacks", "watchdog_seconds", "compare_replicas_every", "cuda_graphs"),
+        "epochs",  # steps say it
     },
+    "optimizer": {"clip_norm_per_dimension", "skip_norm_per_dimension"},  # clip_norm and skip_norm say it
     "tracking": True,
     "init_from": {"path"},
 }
@@ -46,6 +53,8 @@ OPERATIONAL = {
 # Keys that recipes did not have before, as section, key and default: a recipe without them has the hash that it had.
 ADDED: tuple[tuple[str, str, Any], ...] = (
     ("optimizer", "schedule_start", 0),
+    ("optimizer", "plateau", None),
+    ("training", "early_stopping", None),
     ("data", "holds", "images"),
     ("training", "evaluate_images", None),
     ("optimizer", "decay", "kernels"),
@@ -94,15 +103,15 @@ class Recipe(Config):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _depends_on_the_steps(self) -> "Recipe":
-        self.__dict__["likelihood"] = self.likelihood.resolved(
-            self.training.steps
-        )  # itself, but for a number
+    def _depends_on_the_sizes(self) -> "Recipe":  # each is itself, but for a number
+        self.__dict__["likelihood"] = self.likelihood.resolved(self.training.steps)
+        dimensions = math.prod(self.data.image_shape)
+        self.__dict__["optimizer"] = self.optimizer.resolved(dimensions)
         return self
 
     @model_validator(mode="after")
     def _sections_fit_one_another(self) -> "Recipe":
-        sections = self._sections()
+        sections = self.sections()
         offered = {one for section in sections.values() for one in section.offers()}
         for section in sections.values():
             for need in section.needs():
@@ -116,7 +125,8 @@ class Recipe(Config):
             section.check_sizes(self._sizes())
         return self
 
-    def _sections(self) -> dict[str, Config]:
+    def sections(self) -> dict[str, Config]:
+        """The recipe's sections by name."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: value for name, value in values.items() if isinstance(value, Config)}
 
@@ -132,6 +142,8 @@ class Recipe(Config):
     def settings(self) -> dict[str, Any]:
         """The settings that decide the run's numbers: everything but paths, names and how often something is written."""
         content: dict[str, Any] = self.model_dump(mode="json", exclude=OPERATIONAL)  # type: ignore[arg-type]
+        if self.training.early_stopping or self.optimizer.schedule == "plateau":
+            content["training"]["evaluate_every"] = self.training.evaluate_every  # the evaluations decide
         return content
 
     def identity(self) -> dict[str, Any]:
@@ -168,6 +180,98 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     path: a file, or `vaescale:NAME` for one that comes with the package, such as vaescale:digits/optimal. Raises UserError
     with one sentence for the first fault.
     """
+    path = _existing(path)
+    for override in overrides or []:
+        key, equals, _ = override.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+            raise UserError(f"override {override!r} is not key=value, such as optimizer.lr=1e-3")
+    changes = f" with {' '.join(overrides)}" if overrides else ""
+    return _validated(_read(path), lambda: _typed(overrides or []), path=path, described=f"{path}{changes}")
+
+
+def recipe_of(content: Mapping[str, Any] | Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of a nested mapping, or of a file as `load_recipe` reads it, with changes by Python values.
+
+    A mapping may name a `base:` of the current folder or of the package. changes: sections, or single values by dotted keys:
+    {"optimizer.lr": 1e-3, "training": {"steps": 100}}. Raises UserError with one sentence for the first fault.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in (changes or {}).items():
+        *above, last = key.split(".")
+        section = nested
+        for part in above:
+            section = section.setdefault(part, {})
+        section[last] = {**section.get(last, {}), **value} if isinstance(value, Mapping) else value
+    if isinstance(content, Mapping):
+        path, loaded = Path("recipe"), _plain(content)
+    else:
+        path = _existing(Path(content))
+        loaded = _read(path)
+    return _validated(loaded, lambda: _plain(nested), path=path, described=str(path))
+
+
+def _plain(value: Any) -> Any:
+    """Values as YAML has them: paths are text, tuples lists, and numpy's numbers Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "item") else value
+
+
+def _validated(loaded: Any, changes: Callable[[], Any], *, path: Path, described: str) -> Recipe:
+    """The recipe of what a file holds, merged over its base, with changes. path: for its base, and to be named."""
+    import_installed()
+    if isinstance(loaded, dict) and "base" in loaded:
+        below = _read(_base_of(path, loaded.pop("base")))
+        try:
+            loaded = OmegaConf.to_container(_merged(below, loaded))
+        except FAULTS as error:
+            raise UserError(f"{path} does not merge with its base: {' '.join(str(error).split())}") from error
+    try:
+        typed = changes()
+        given = _merged(loaded, typed) if isinstance(loaded, dict) else OmegaConf.create(loaded)
+        default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
+        content = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(default), given), resolve=True)
+        _set_steps(content)
+    except UserError:
+        raise
+    except FAULTS as error:
+        raise UserError(f"{described} does not resolve: {' '.join(str(error).split())}") from error
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        if any(fault["type"] == "union_tag_invalid" for fault in error.errors()):
+            origins.refuse_missing(path.parent)
+        raise UserError(sentence(error, content, Recipe)) from error
+
+
+def _set_steps(content: Any) -> None:
+    """Give a recipe with training.epochs its training.steps, from the index of its training images. Raises UserError and DataError."""
+    training, data = (
+        (content.get(name) if isinstance(content, dict) else None) for name in ("training", "data")
+    )
+    if not isinstance(training, dict) or not isinstance(data, dict) or training.get("steps") is not None:
+        return
+    epochs, place, batch = training.get("epochs"), data.get("train"), data.get("global_batch")
+    if epochs is None:
+        return
+    training["steps"] = 1  # what is wrong with the numbers is said when they are validated
+    is_number = isinstance(epochs, int | float) and not isinstance(epochs, bool) and 0 < epochs < 1e9
+    if is_number and isinstance(place, str) and isinstance(batch, int) and batch > 0:
+        images = open_index(place, cache=data.get("cache_dir")).num_samples
+        training["steps"] = steps_of(epochs, images // batch)
+
+
+def steps_of(epochs: float, steps_per_epoch: int) -> int:
+    """The optimizer steps of a number of epochs, 1 at least."""
+    return max(1, round(epochs * steps_per_epoch))
+
+
+def _existing(path: Path) -> Path:
+    """The file of a recipe. Raises UserError where there is none."""
     if str(path).startswith(PREFIX):
         path = shipped_file(str(path))
     if not path.is_file():
@@ -176,31 +280,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
             f"recipe {path} {what}; see `ls recipes/*/*.yaml`, or name one that comes with the package, such as "
             "vaescale:digits/optimal"
         )
-    for override in overrides or []:
-        key, equals, _ = override.partition("=")
-        if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-            raise UserError(f"override {override!r} is not key=value, such as optimizer.lr=1e-3")
-    loaded = _read(path)
-    if isinstance(loaded, dict) and "base" in loaded:
-        below = _read(_base_of(path, loaded.pop("base")))
-        try:
-            loaded = OmegaConf.to_container(_merged(below, loaded))
-        except FAULTS as error:
-            raise UserError(f"{path} does not merge with its base: {' '.join(str(error).split())}") from error
-    try:
-        typed = _typed(overrides or [])
-        given = _merged(loaded, typed) if isinstance(loaded, dict) else OmegaConf.create(loaded)
-        default = {"run_dir": Recipe.model_fields["run_dir"].default} if "name" in given else {}
-        content = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(default), given), resolve=True)
-    except UserError:
-        raise
-    except FAULTS as error:
-        with_overrides = f" with {' '.join(overrides)}" if overrides else ""
-        raise UserError(f"{path}{with_overrides} does not resolve: {' '.join(str(error).split())}") from error
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise UserError(sentence(error, content, Recipe)) from error
+    return path
 
 
 def _typed(overrides: list[str]) -> Any:

@@ -26,7 +26,11 @@ def constant(step: int, *, total_steps: int, warmup_steps: int, final_fraction: 
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
-SCHEDULES = {"cosine": warmup_cosine, "constant": constant}
+SCHEDULES = {
+    "cosine": warmup_cosine,
+    "constant": constant,
+    "plateau": constant,
+}  # its factor: training/improvement.py
 
 SIGMOID_REACH = 6.0  # the sigmoid runs from -6 to 6
 

@@ -1,5 +1,5 @@
-"""Loader of the MLflow models that earlier versions exported, which name this module; `vaescale.commands.export` is the loader now."""
+"""Loader of the MLflow models that earlier versions exported, which name this module; `vaescale.commands.served` is the loader now."""
 
-from vaescale.commands.export import _load_pyfunc
+from vaescale.commands.served import _load_pyfunc
 
 __all__ = ["_load_pyfunc"]

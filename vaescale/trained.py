@@ -19,10 +19,11 @@ from vaescale.models.build import build_vae
 from vaescale.models.vae import VAE
 from vaescale.objectives.base import Objective
 from vaescale.recipe import Recipe, load_recipe
-from vaescale.runs import checkpoint
+from vaescale.runs import checkpoint, origins
 from vaescale.runs import folder as run_folder
 from vaescale.system import heartbeat
-from vaescale.system.arguments import WEIGHTS
+from vaescale.system.arguments import CHECKPOINT, WEIGHTS
+from vaescale.system.console import say
 from vaescale.training import launch as backends
 from vaescale.training.skips import tell
 
@@ -33,6 +34,11 @@ EVALUATION_VALUES = 500 * 3072  # of them: larger images are evaluated in smalle
 Split = Literal["train", "val"]
 Weights = Annotated[str, Field(pattern=WEIGHTS)]
 """`ema`, the main average or, without one, the raw weights; `raw`; or another average by name, such as ema-0.9999."""
+
+
+Which = Annotated[str, Field(pattern=CHECKPOINT)]
+"""The checkpoint to open: `last`; `best`, the one of those kept with the smallest training.keep_best (by default val/neg_elbo_nats); or
+a step."""
 
 
 class Trained(NamedTuple):
@@ -64,9 +70,35 @@ class Trained(NamedTuple):
         """Where the model's weights are."""
         return next(self.model.parameters()).device
 
+    def announce(self, verb: str, **images: ShardReader) -> None:
+        """Say on the main process what a verb does with what: run, step, weights, device, and the data sets by name."""
+        heartbeat.beat(verb)
+        if not comm.is_main():
+            return
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        processes = comm.world_size()
+        sets = [f"{len(one)} {name} images {shape_text(one)}" for name, one in images.items()]
+        where = device_name(self.device) + (f", {processes} processes" if processes > 1 else "")
+        what = [f"{self.recipe.name} at step {self.step}, {self.weights} weights, {size:,} parameters", *sets]
+        say(f"{verb} {self.folder}: {'; '.join([*what, where])}")
+
     def title(self, subject: str) -> str:
         """Title of a picture: the run's name, step and weights, and what the picture shows."""
         return f"{self.recipe.name}, step {self.step}, {self.weights} weights: {subject}"
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words: a GPU's name, or the CPU with the number of torch's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type.upper()} with {threads} thread{'s' * (threads > 1)}"
+
+
+def shape_text(reader: ShardReader) -> str:
+    """The size of a data set's images as height x width x channels, such as 8x8x1."""
+    channels, height, width = reader.image_shape
+    return f"{height}x{width}x{channels}"
 
 
 def build_model(recipe: Recipe) -> VAE:
@@ -77,7 +109,7 @@ def build_model(recipe: Recipe) -> VAE:
             recipe.network,
             recipe.posterior,
             recipe.likelihood,
-            image_size=recipe.data.image_size,
+            image_size=recipe.data.sides,
             channels=recipe.data.channels,
             spectral=recipe.objective.reads_spectrum,
             equivariance=recipe.objective.transforms,
@@ -95,10 +127,17 @@ def build_objective(recipe: Recipe, model: VAE) -> Objective:
         return objective
 
 
-def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = False) -> Trained:
-    """Open the newest sound checkpoint of a run, in evaluation mode, on a GPU if there is one.
+def open_trained(
+    folder: Path,
+    *,
+    weights: Weights = "ema",
+    which: Which = "last",
+    of_latents: bool = False,
+    device: str | None = None,
+) -> Trained:
+    """Open a sound checkpoint of a run, the newest by default, in evaluation mode, on `device`, by default a GPU if there is one.
 
-    All ranks call it, and open the same checkpoint. weights: `ema` takes the averaged weights when the run has them; a name
+    which: `last`, `best` or a step (see `Which`). All ranks call it, and open the same checkpoint. weights: `ema` takes the averaged weights when the run has them; a name
     such as ema-0.9999 another average that it has. of_latents: whether it may be a model of latents. Raises UserError for other
     weights, for a model of latents where images are needed, and when there is nothing to open.
     """
@@ -110,22 +149,25 @@ def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = F
         raise UserError(
             f"{folder} is not a run folder (no {run_folder.RECIPE}); give the run_dir of a training run"
         )
+    place = _device(device)
     recipe = load_recipe(folder / run_folder.RECIPE)
     if recipe.data.holds == "latents" and not of_latents:
         raise UserError(
             f"{folder} is a model of the latents in {recipe.data.train}, which makes no images; decode its samples by the run of "
             f"these latents: `vaescale sample RUN --prior {folder}`"
         )
-    newest = comm.on_main(lambda: checkpoint.newest(folder / "checkpoints"))
+    if re.fullmatch(CHECKPOINT, which) is None:
+        raise UserError(f"checkpoint (={which!r}) must be 'last', 'best' or a step")
+    newest = comm.on_main(lambda: _chosen(folder, recipe, which))
     if newest is None:
         raise UserError(
             f"{folder} has no sound checkpoint; train it first: `vaescale train RECIPE run_dir={folder}`"
         )
+    comm.on_main(lambda: origins.tell_changes(folder, recipe.sections()))
     model = build_model(recipe)
     kind = checkpoint.file_of(newest, weights)
     checkpoint.load_weights(model, newest, kind)
     backends.set_precision("fp32")  # torch's own default has TF32 in convolutions
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # An exported run has only one kind of weights, which its state names.
     state = newest.state()
     weights = kind if kind != "model" else str(state.get(checkpoint.EXPORTED, "raw"))
@@ -133,12 +175,54 @@ def open_trained(folder: Path, *, weights: Weights = "ema", of_latents: bool = F
     return Trained(
         folder,
         recipe,
-        model.eval().to(device),
+        model.eval().to(place),
         newest.step,
         weights,
         weights_hash,
         state.get("latents_of"),
     )
+
+
+def _chosen(folder: Path, recipe: Recipe, which: str) -> checkpoint.Checkpoint | None:
+    """The checkpoint that `which` names, None in a folder without any. Raises UserError for one that is not there."""
+    checkpoints = folder / "checkpoints"
+    if which == "last":
+        return checkpoint.newest(checkpoints)
+    kept = {one.step: one for one in checkpoint.sound(checkpoints)}
+    there = f"it has {', '.join(map(str, kept)) or 'none'}"
+    if which != "best":
+        if int(which) not in kept:
+            raise UserError(f"{folder} has no sound checkpoint of step {which}; {there}")
+        return kept[int(which)]
+    metric = recipe.training.keep_best or "val/neg_elbo_nats"
+    rows = run_folder.read_metrics(folder)
+    values = {int(row["step"]): row[metric] for row in rows if metric in row and int(row["step"]) in kept}
+    if not values:
+        raise UserError(f"no checkpoint of {folder} has a value of {metric} in {run_folder.METRICS}; {there}")
+    step = min(values, key=lambda step: (values[step], step))
+    if comm.is_main():
+        of = (
+            ""
+            if recipe.training.keep_best
+            else "; training.keep_best was not set, so a better one may be deleted"
+        )
+        say(f"{folder}: step {step} has the smallest {metric} of the checkpoints, {values[step]:.6g}{of}")
+    return kept[step]
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of a name. Raises UserError for one that torch does not know or does not see."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"device (={name!r}) cannot be used ({reason}); give 'cpu', 'cuda' or 'cuda:N'"
+        ) from None
+    return device
 
 
 def refuse_codes(trained: Trained, what: str, remedy: str) -> None:

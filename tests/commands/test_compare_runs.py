@@ -1,8 +1,13 @@
 """Tables and pages of several runs: what differs, the best first, nothing executed and nothing fetched."""
 
-import pytest
+import json
+from pathlib import Path
 
-from vaescale.commands.compare_runs import measure_of, page, read_picture
+import pytest
+import yaml
+
+from tests.launching import ROOT
+from vaescale.commands.compare_runs import measure_of, panels_of, read_picture, records_of_folders
 from vaescale.config import flat
 from vaescale.errors import UserError
 from vaescale.likelihoods.config import LIKELIHOODS
@@ -10,12 +15,15 @@ from vaescale.runs.comparison import (
     Record,
     compare,
     groups,
+    in_brief,
+    in_columns,
     larger_is_better,
     limited_by,
     markdown,
     measured_by,
     spread,
 )
+from vaescale.runs.mlflow_page import page_of_run
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
 
@@ -105,7 +113,8 @@ def test_what_a_metric_is_limited_by_is_said() -> None:
 @pytest.mark.parametrize(
     ("metric", "order"),
     [
-        ("evaluation/val/coverage/90", (0.91, 1.0, 0.7)),
+        ("evaluation/val/coverage/90", (0.91, 1.0, 0.7)),  # as earlier versions called it
+        ("evaluation/val/interval_coverage/90", (0.91, 1.0, 0.7)),
         ("perf/images_per_second", (9.0, 8.0, 1.0)),
         ("quality/density-recall/prior-mean/frechet", (1.0, 2.0, 3.0)),
         ("quality/f/prior-mean/density", (3.0, 2.0, 1.0)),
@@ -156,6 +165,15 @@ def test_runs_that_differ_in_the_seed_are_repetitions() -> None:
     assert spread([one, two], "val/neg_elbo_nats") == [(10.0, 7.0, 6.0, 8.0), (20.0, 2.0, 1.0, 3.0)]
     later = two._replace(curves={"val/neg_elbo_nats": [(20.0, 3.0)]})
     assert [row[0] for row in spread([one, later], "val/neg_elbo_nats")] == [20.0]
+    elsewhere = two._replace(curves={"val/neg_elbo_nats": [(15.0, 3.0)]})
+    assert spread([one, elsewhere], "val/neg_elbo_nats") == [
+        (10.0, 6.0, 6.0, 6.0),
+        (15.0, 3.0, 3.0, 3.0),
+        (20.0, 1.0, 1.0, 1.0),
+    ], "without a common step, no run disappears"
+    without = two._replace(curves={})
+    assert len(spread([one, without], "val/neg_elbo_nats")) == 2
+    assert spread([without], "val/neg_elbo_nats") == []
 
 
 def test_names_that_coincide_have_their_places() -> None:
@@ -168,23 +186,88 @@ def test_a_misspelt_metric_is_answered_with_near_ones() -> None:
         compare([record("one", 1.0), record("two", 2.0)], sort="val/mze")
 
 
-def test_a_page_holds_text_and_pictures_alone() -> None:
-    wicked = record("<script>alert(1)</script>", 1.0, likelihood__sigma='"><img src=x onerror=alert(1)>')
-    text = page(compare([wicked, record("b", 2.0)]), [("a <b> caption", PNG)], title="<i>")
-    assert text.count("<script>") == 1, "the page's own"
-    assert "<img src=x" not in text
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    assert text.count("data:image/png;base64,") == 3
-    assert "default-src &#x27;none&#x27;" in text or "default-src 'none'" in text
-    for word in ("http://", "https://", "@import", "url("):
-        assert word not in text
-
-
 def test_markdown_is_one_table() -> None:
     lines = markdown(compare([record("a|b", 1.0), record("c", 2.0)])).splitlines()
     assert lines[0].startswith("| run | val/neg_elbo_nats | val/mse | step |")
     assert lines[1].count("---") == lines[0].count("|") - 1
     assert lines[2].startswith("| a\\|b | 1 | 0.1 | 20 |")
+
+
+def test_a_run_with_one_point_is_in_the_panels_and_one_without_is_named() -> None:
+    short = record("short", 2.0)._replace(curves={"val/neg_elbo_nats": [(5.0, 2.0)]})
+    without = record("without", 3.0, likelihood__sigma=1)._replace(curves={"val/mse": [(5.0, 0.1)]})
+    whole = record("whole", 1.0, likelihood__sigma=2)
+    panels = {panel.metric: panel for panel in panels_of(compare([whole, short, without]))}
+    assert panels["val/neg_elbo_nats"].lines == [
+        (0, [(10.0, 6.0, 6.0, 6.0), (20.0, 1.0, 1.0, 1.0)]),
+        (1, [(5.0, 2.0, 2.0, 2.0)]),
+    ]
+    assert panels["val/neg_elbo_nats"].missing == ["without"]
+    assert panels["val/mse"].missing == ["whole", "short"]
+
+
+def test_a_terminal_gets_columns_and_no_pipes() -> None:
+    comparison = compare(
+        [record("a", -1.5, likelihood__sigma=0.5), record("longer", 2.0, likelihood__sigma="optimal")]
+    )
+    wide = in_columns(in_brief(comparison), width=100).splitlines()
+    assert [line.split() for line in wide] == [
+        ["val/", "val/", "likelihood."],
+        ["run", "neg_elbo_nats", "mse", "step", "sigma"],
+        ["a", "-1.5", "0.1", "20", "0.5"],
+        ["longer", "2", "0.1", "20", "optimal"],
+    ]
+    assert (
+        len(
+            {line.index(word) + len(word) for line, word in zip(wide[1:], ("nats", "-1.5", "2"), strict=True)}
+        )
+        == 1
+    )
+    narrow = in_columns(in_brief(comparison), width=34).splitlines()
+    assert max(map(len, narrow)) <= 34
+    assert sum(line.startswith("longer") for line in narrow) == narrow.count("") + 1 > 1, "in blocks"
+    assert "|" not in "\n".join(wide + narrow)
+
+
+def test_a_run_folder_gives_its_last_progress_picture_and_its_page(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", uri="http://me:se/cret@mlflow.example.com:5000/base/")
+    write_run(tmp_path / "b", uri="sqlite:///runs/mlflow.db")
+    write_run(tmp_path / "c", uri=None)
+    (tmp_path / "c" / "mlflow.json").write_text("damaged")
+    one, two, three = records_of_folders([tmp_path / name for name in "abc"])
+    assert [*one.pictures] == ["step-000000020.png"]
+    assert one.link == "http://mlflow.example.com:5000/base/#/experiments/7/runs/0ab"
+    assert (two.link, three.link) == ("", "")
+
+
+def write_run(folder: Path, *, uri: str | None) -> None:
+    recipe = yaml.safe_load((ROOT / "recipes/digits/base.yaml").read_text())
+    recipe |= {"name": folder.name, "likelihood": {"kind": "gaussian", "sigma": "optimal"}}
+    (folder / "figures" / "progress").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "metrics.jsonl").write_text('{"step": 20, "time": 1.0, "val/mse": 0.1}\n')
+    for step in (10, 20):
+        (folder / "figures" / "progress" / f"step-{step:09d}.png").write_bytes(PNG)
+    if uri:
+        state = {"tracking_uri": uri, "experiment_id": "7", "run_id": "0ab"}
+        (folder / "mlflow.json").write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize(
+    ("uri", "address"),
+    [
+        ("https://host", "https://host/#/experiments/1/runs/x%2Fy"),
+        ("http://[::1]:80/a", "http://[::1]:80/a/#/experiments/1/runs/x%2Fy"),
+        ("javascript://host/%0aalert(1)", ""),
+        ("file:///tmp/x", ""),
+        ("databricks", ""),
+        ("http://host:port", ""),
+        ("", ""),
+    ],
+)
+def test_only_servers_have_pages(uri: str, address: str) -> None:
+    assert page_of_run(uri, "1", "x/y") == address
+    assert page_of_run(uri, "1", "") == ""
 
 
 def test_credentials_are_cut_out() -> None:

@@ -138,7 +138,7 @@ def test_the_files_of_torch_export(vaescale: Callable[..., Any], trained_run: Pa
     out = tmp_path / "out"
     outcome = vaescale("export", trained_run, out, "--format", "torch_export", "--json")
     assert outcome.code == 0, outcome.err
-    assert {path.name for path in out.iterdir()} == {"encode.pt2", "decode.pt2", "vaescale.json"}
+    assert {path.name for path in out.iterdir()} == {"encode.pt2", "decode.pt2", "vaescale.json", "README.md"}
     trained = open_trained(trained_run)
     described = json.loads((out / "vaescale.json").read_text())
     assert described["weights_hash"] == trained.weights_hash
@@ -174,7 +174,12 @@ def test_the_files_of_onnx(vaescale: Callable[..., Any], trained_run: Path, tmp_
     out = tmp_path / "out"
     outcome = vaescale("export", trained_run, out, "--format", "onnx", "--json")
     assert outcome.code == 0, outcome.err
-    assert {path.name for path in out.iterdir()} == {"encode.onnx", "decode.onnx", "vaescale.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "encode.onnx",
+        "decode.onnx",
+        "vaescale.json",
+        "README.md",
+    }
     assert max(outcome.json["largest_differences"].values()) < graphs.LARGEST_DIFFERENCE
     for name in ("encode", "decode"):
         assert b"vaescale/" not in (out / f"{name}.onnx").read_bytes()

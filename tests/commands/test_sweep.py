@@ -241,3 +241,33 @@ def test_a_sweep_on_a_cluster_is_started_by_launch(kind: str) -> None:
 def test_what_starts_a_run_here(launch: str, words: list[str]) -> None:
     assert _starter(shlex.split(launch)) == [sys.executable, *words]
     assert _starter(["torchrun"]) == ["torchrun", "-m", "vaescale", "train"]
+
+
+def test_a_sweep_ends_with_numbers_and_with_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    from vaescale.tools.sweep import show
+
+    variants = [
+        {"name": f"s-lr-{value}", "run_dir": "r", "overrides": [f"lr={value}", "name=n"], "exit_code": code}
+        for value, code in ((1, 0), (2, 3))
+    ]
+    best = [{"name": "s-lr-1", "place": "r", "val/neg_elbo_nats": -1.5, "step": 20, "lr": 1}]
+    show(
+        {
+            "sweep": "s-sweep",
+            "variants": variants,
+            "folder": "runs/s-sweep",
+            "sorted_by": "val/neg_elbo_nats",
+            "best_first": best,
+            "warnings": ["a warning"],
+        }
+    )
+    printed = capsys.readouterr().out
+    assert "s-lr-2  lr=2   exit code 3" in printed
+    assert [line.split() for line in printed.splitlines()[-4:]] == [
+        ["val/"],
+        ["run", "neg_elbo_nats", "step", "lr"],
+        ["s-lr-1", "-1.5", "20", "1"],
+        ["a", "warning"],
+    ]
+    show({"sweep": "s-sweep", "variants": variants, "folder": "runs/s-sweep"})
+    assert "s-lr-1  lr=1" in capsys.readouterr().out, "without numbers, each variant"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,16 @@ def test_a_run_folder_holds_what_is_promised(vaescale, recipe_file, recipe_conte
 
 
 def test_words_go_to_stderr_and_json_alone_to_stdout(vaescale, recipe_file, recipe_content) -> None:
-    outcome = vaescale("train", recipe_file(recipe_content), "--json")
+    outcome = vaescale("train", recipe_file(recipe_content), "training.log_every=6", "--json")
     assert len(outcome.out.splitlines()) == 1
-    assert "train tiny 12/12" in outcome.err
+    said = outcome.err.splitlines()
+    opening = next(number for number, line in enumerate(said) if line.startswith("train tiny into "))
+    assert "1437 images 8x8x1 of" in said[opening]
+    assert said[opening].endswith("12 steps of 64 images, 22 to an epoch")
+    assert re.match(
+        r"train tiny  1/12 steps  8%  epoch 1 of 1  .* left  loss -?[\d.]+ nats$", said[opening + 1]
+    )
+    assert any(line.startswith("train tiny  12/12 steps  100%  epoch 1 of 1") for line in said)
 
 
 RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -72,7 +72,7 @@ def test_the_usual_names_of_splits_in_any_case(tmp_path: Path, train: str, val: 
 def test_an_ambiguous_folder_names_the_ways_out_which_work(tmp_path: Path) -> None:
     fill(tmp_path / "a", "bus", "car", "test")
     with pytest.raises(
-        DataError, match=r"test and, beside it, bus, car; .*--splits test=test,train=DIR.*--classes-only"
+        DataError, match=r"test and also bus, car; .*--splits test=test,train=DIR.*--classes-only"
     ):
         open_source(f"folder:{tmp_path}/a")
     assert names(f"folder:{tmp_path}/a", classes_only=True) == ("bus", "car", "test")
@@ -293,6 +293,6 @@ def test_what_a_crop_leaves_out_is_said_and_whole_keeps_it(vaescale, tmp_path: P
     looked = vaescale(*words, "--dry-run").out
     said = vaescale(*words).err
     assert "leaves out 50% of their pixels" in looked
-    assert "3 of 4 images are cut to their centred square, which leaves out 50% of their pixels" in said
+    assert "3 of 4 images are cut to the aspect of --size, which leaves out 50% of their pixels" in said
     words = (*words[:2], tmp_path / "whole", *words[3:], "--crop", "whole")
-    assert "centred square" not in vaescale(*words).err
+    assert "are cut to" not in vaescale(*words).err

@@ -194,6 +194,25 @@ def test_fit_is_pillow_s_crop_and_resize(crop, box, resample) -> None:
     assert np.array_equal(grey, fitted[:, :, :1])
 
 
+@pytest.mark.parametrize("resample", FILTERS)
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((48, 96), (0, 64, 178, 153)),
+        ((96, 48), (34, 0, 143, 218)),
+        ((218, 178), (0, 0, 178, 218)),
+        (64, (0, 20, 178, 198)),
+    ],
+)
+def test_the_largest_part_with_the_aspect_of_the_size(size, box, resample) -> None:
+    image = smooth(218, 178)
+    height, width = (size, size) if isinstance(size, int) else size
+    expected = np.asarray(Image.fromarray(image).crop(box).resize((width, height), FILTERS[resample]))
+    fitted = fit(image, size=size, crop="aspect", resample=resample)
+    assert fitted.shape == (height, width, 3)
+    assert np.abs(fitted.astype(int) - expected).max() <= (resample in ("bilinear", "bicubic"))
+
+
 def test_fit_leaves_what_fits() -> None:
     image = smooth(64, 64)
     for crop in (None, "square", "whole", 64):

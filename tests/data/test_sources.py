@@ -138,7 +138,7 @@ def test_odd_names_make_keys_that_can_be_written(tmp_path: Path) -> None:
 def test_what_lies_beside_the_splits_is_refused(tmp_path: Path) -> None:
     picture(tmp_path / "train" / "1.png", 1)
     picture(tmp_path / "extra" / "2.png", 2)
-    with pytest.raises(DataError, match="beside it, extra"):
+    with pytest.raises(DataError, match="and also extra"):
         open_source(f"folder:{tmp_path}")
     (tmp_path / "extra").rename(tmp_path / "val")
     (tmp_path / "valid").mkdir()

@@ -1,4 +1,4 @@
-"""One process and two give the same curve where it is hard: damaged data, ladders, statistics over the batch, two players."""
+"""One process, two and four give the same curve where it is hard: damaged data, ladders, statistics over the batch, two players."""
 
 import json
 import shutil
@@ -76,7 +76,7 @@ EXTRAS = {"hard": HARD, "ladder": LADDER, "batch norm, dip and mmd": INFOGAN, "p
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> Path:
-    """With `runs/one/NAME` and `runs/two/NAME`, of one process and of two. hard: one process has everything in memory, two read
+    """With `runs/one/NAME` and `runs/two/NAME`, of one process and of two, and `runs/resumed`, which goes on on four. hard: one process has everything in memory, two read
     from disk with workers; some images are damaged.
     """
     for processes, number in ((1, "one"), (2, "two")):
@@ -86,18 +86,14 @@ def runs(folder: Path) -> Path:
             if name == "hard" and processes == 2:
                 options += ["data.cache=none", "data.workers=2"]
             options += [f"training.steps={STEPS[name]}", f"run_dir=runs/{number}/{name}"]
-            words = ["train", RECIPE, *options, "--processes", str(processes), "--json"]
+            words = ["train", RECIPE, *options, "--expect-processes", str(processes), "--json"]
             commands.append(Command("ddp", words))
-        if processes == 2:
-            resumed = shutil.copytree(folder / "runs/one/players", folder / "runs/resumed")
-            shutil.rmtree(resumed / "checkpoints/step-000000050")
-            words = [
-                word.replace("run_dir=runs/two/players", "run_dir=runs/resumed")
-                for word in commands[-1].words
-            ]
-            commands.append(Command("ddp", words))
-        for name, printed in zip(EXTRAS, several(folder, commands, processes=processes), strict=False):
+        for name, printed in zip(EXTRAS, several(folder, commands, processes=processes), strict=True):
             assert json.loads(printed)["step"] == STEPS[name], "one JSON object, from one of the processes"
+    resumed = shutil.copytree(folder / "runs/one/players", folder / "runs/resumed")
+    shutil.rmtree(resumed / "checkpoints/step-000000050")
+    replaced = {"run_dir=runs/two/players": "run_dir=runs/resumed", "2": "4"}
+    several(folder, [Command("ddp", [replaced.get(word, word) for word in words])], processes=4)
     return folder / "runs"
 
 
@@ -122,8 +118,9 @@ def test_one_and_two_processes_give_the_same_curve(runs: Path, name: str) -> Non
         assert skipped[0] == skipped[1]
 
 
-def test_two_players_are_the_same_on_one_process_and_two_and_after_a_resume_on_more(runs: Path) -> None:
+def test_two_players_are_the_same_on_one_process_and_two_and_after_a_resume_on_four(runs: Path) -> None:
     whole = curve(runs / "one/players")
+    assert json.loads((runs / "resumed/run.json").read_text())["world_size"] == 4
     for other in (curve(runs / "two/players"), curve(runs / "resumed")):
         assert len(other) == len(whole) == 50
         for a, b in zip(whole, other, strict=True):

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vaescale.config import sides
 from vaescale.errors import UserError
 from vaescale.exchange import autoencoder_kl
 from vaescale.exchange.folders import INDEX, WEIGHTS
@@ -56,7 +57,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def network_of(read: autoencoder_kl.Autoencoder) -> ResnetNetwork:
     network = ResnetNetwork(
         read.network,
-        image_size=read.image_size,
+        image_size=sides(read.image_size),
         channels=read.channels,
         encoder_out=2 * read.network.latent_dim,
         out_channels=read.channels,

@@ -17,14 +17,15 @@ class PerceptronNetwork(FlatNetwork):
         self,
         config: "PerceptronConfig",
         *,
-        image_size: int,
+        image_size: tuple[int, int],
         channels: int,
         encoder_out: int,
         out_channels: int,
     ) -> None:
         super().__init__()
         self.latent_shape = (config.latent_dim,)
-        places = image_size**2
+        height, width = image_size
+        places = height * width
         self.encoder = nn.Sequential(
             nn.Flatten(),
             nn.Linear(channels * places, config.hidden),
@@ -35,7 +36,7 @@ class PerceptronNetwork(FlatNetwork):
             nn.Linear(config.latent_dim, config.hidden),
             nn.SiLU(),
             nn.Linear(config.hidden, out_channels * places),
-            Rearrange("b (c i j) -> b c i j", i=image_size, j=image_size),
+            Rearrange("b (c i j) -> b c i j", i=height, j=width),
         )
 
     def encode(self, x: Tensor) -> Tensor:

@@ -20,11 +20,12 @@ from vaescale.aggregate import scatter
 from vaescale.commands.baselines import baselines
 from vaescale.commands.encode import encode
 from vaescale.commands.evaluate import evaluate
-from vaescale.commands.export import Served, export
+from vaescale.commands.export import export
 from vaescale.commands.fit_gmm import fit_gmm
 from vaescale.commands.latents import latents
 from vaescale.commands.quality import quality
 from vaescale.commands.sample import sample
+from vaescale.commands.served import Served
 from vaescale.commands.train_features import train_features
 from vaescale.data.batch import Request
 from vaescale.data.config import DataConfig

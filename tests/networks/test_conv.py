@@ -18,7 +18,9 @@ def build(
 ) -> ConvNetwork:
     torch.manual_seed(0)
     config = ConvConfig(latent_dim=latents, widths=widths)
-    return ConvNetwork(config, image_size=size, channels=channels, encoder_out=2 * latents, out_channels=out)
+    return ConvNetwork(
+        config, image_size=(size, size), channels=channels, encoder_out=2 * latents, out_channels=out
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_presets_have_the_published_layers(
     config = ConvConfig(latent_dim=latents, preset=preset)
     with torch.device("meta"):
         network = ConvNetwork(
-            config, image_size=size, channels=channels, encoder_out=2 * latents, out_channels=channels
+            config, image_size=(size, size), channels=channels, encoder_out=2 * latents, out_channels=channels
         )
     left_out = sum(
         module.weight.numel() for module in network.modules() if isinstance(module, GlobalBatchNorm)
@@ -125,7 +127,7 @@ def test_presets_have_the_published_layers(
 def test_a_preset_without_batch_norm_is_a_line_of_the_recipe() -> None:
     network = ConvNetwork(
         ConvConfig(latent_dim=4, preset="wae_celeba", norm="group"),
-        image_size=16,
+        image_size=(16, 16),
         channels=3,
         encoder_out=8,
         out_channels=3,
@@ -143,7 +145,7 @@ def test_a_preset_names_the_sizes_that_fit(preset: str, size: int, fits: str) ->
     with pytest.raises(UserError, match=f"={size}\\).*network.preset \\(={preset}\\).*{fits}"):
         ConvNetwork(
             ConvConfig(latent_dim=4, preset=preset),
-            image_size=size,
+            image_size=(size, size),
             channels=3,
             encoder_out=8,
             out_channels=3,
@@ -204,7 +206,11 @@ def test_presets_compute_what_the_published_layers_do(preset: str) -> None:
     """With the same weights in the same order, in training mode: order, strides, padding, norms and activations."""
     torch.manual_seed(0)
     network = ConvNetwork(
-        ConvConfig(latent_dim=3, preset=preset), image_size=16, channels=2, encoder_out=6, out_channels=2
+        ConvConfig(latent_dim=3, preset=preset),
+        image_size=(16, 16),
+        channels=2,
+        encoder_out=6,
+        out_channels=2,
     )
     reference = Reference(preset, 2, 3, 16)
     with torch.no_grad():
@@ -227,7 +233,7 @@ def test_small_maps_do_not_blind_the_encoder() -> None:
     torch.manual_seed(0)
     network = ConvNetwork(
         ConvConfig(latent_dim=4, widths=(16, 16, 8)),
-        image_size=8,
+        image_size=(8, 8),
         channels=1,
         encoder_out=8,
         out_channels=1,

@@ -57,3 +57,11 @@ def test_autocast_computes_in_its_precision() -> None:
     assert y.dtype == torch.bfloat16
     assert x.grad is not None
     assert x.grad.dtype == layer.weight.grad.dtype == layer.bias.grad.dtype == torch.float32
+
+
+def test_a_map_in_another_order_takes_that_of_the_weights() -> None:
+    """A decoder's first map comes from a vector, with its channels outside; the layer's own gradients are for maps with channels inside."""
+    layer = ConvTranspose2d(10, 6, 4, stride=2, padding=1).to(memory_format=torch.channels_last)
+    y = layer(torch.randn(2, 10, 4, 4))
+    assert type(y.grad_fn).__name__ == "_TransposedBackward"
+    assert y.is_contiguous(memory_format=torch.channels_last)

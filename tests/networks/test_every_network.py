@@ -73,7 +73,7 @@ def build(name: str, likelihood: dict[str, Any] | None = None) -> VAE:
         OneOf(NETWORKS).validate(network),
         OneOf(POSTERIORS, default="diagonal").validate(posterior),
         OneOf(LIKELIHOODS).validate(likelihood or {"kind": "gaussian", "sigma": "optimal"}),
-        image_size=size,
+        image_size=(size, size),
         channels=channels,
     )
     with torch.no_grad():  # away from weights that start at zero and let no gradient through

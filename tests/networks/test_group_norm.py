@@ -149,9 +149,13 @@ def test_a_pair_keeps_two_places_in_a_sequence() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_names_in_checkpoints_are_those_of_earlier_versions(name: str) -> None:
     network = {
-        "conv": lambda: ConvNetwork(ConvConfig(latent_dim=4, widths=(8, 16)), image_size=16, **CHANNELS),
+        "conv": lambda: ConvNetwork(
+            ConvConfig(latent_dim=4, widths=(8, 16)), image_size=(16, 16), **CHANNELS
+        ),
         "resnet": lambda: ResnetNetwork(
-            ResnetConfig(latent_dim=4, width=32, multipliers=(1, 2), blocks=1), image_size=16, **CHANNELS
+            ResnetConfig(latent_dim=4, width=32, multipliers=(1, 2), blocks=1),
+            image_size=(16, 16),
+            **CHANNELS,
         ),
     }[name]()
     listed = "\n".join(f"{key} {list(value.shape)}" for key, value in network.state_dict().items())

@@ -17,22 +17,22 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_words_become_blocks() -> None:
-    assert parse_encoder(("8x2", "8d2", "4d4", "1"), image_size=8) == (
-        *(Block(8), Block(8)),
-        Block(8, pools=2),
-        Block(4, pools=4),
-        Block(1),
+    assert parse_encoder(("8x2", "8d2", "4d4", "1"), image_size=(8, 8)) == (
+        *(Block(8, 8), Block(8, 8)),
+        Block(8, 8, pools=2),
+        Block(4, 4, pools=4),
+        Block(1, 1),
     )
-    groups = parse_decoder(("1", "4m1", "4x2", "8m4"), image_size=8, resolutions={8, 4, 1})
-    assert groups == (Block(1), Block(4, mixes=1), Block(4), Block(4), Block(8, mixes=4))
+    groups = parse_decoder(("1", "4m1", "4x2", "8m4"), image_size=(8, 8), resolutions={8, 4, 1})
+    assert groups == (Block(1, 1), Block(4, 4, mixes=1), Block(4, 4), Block(4, 4), Block(8, 8, mixes=4))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 8, 15, 28, 30, 32, 64, 96, 256])
 def test_every_size_has_a_suggested_ladder(size: int) -> None:
-    down, up = suggested(size)
-    blocks = parse_encoder(down, image_size=size)
+    down, up = suggested((size, size))
+    blocks = parse_encoder(down, image_size=(size, size))
     resolutions = {one for block in blocks for one in (block.resolution, block.resolution // block.pools)}
-    groups = parse_decoder(up, image_size=size, resolutions=resolutions)
+    groups = parse_decoder(up, image_size=(size, size), resolutions=resolutions)
     assert groups[0].resolution == 1
     assert groups[-1].resolution == size
     assert {group.resolution for group in groups} == resolutions
@@ -61,7 +61,7 @@ REFUSED = {
 def test_what_does_not_fit_is_said(name: str) -> None:
     keys, words = REFUSED[name]
     with pytest.raises(UserError, match=words):
-        LadderNetwork(LadderConfig(**keys), image_size=8, channels=1, encoder_out=32, out_channels=1)
+        LadderNetwork(LadderConfig(**keys), image_size=(8, 8), channels=1, encoder_out=32, out_channels=1)
 
 
 def test_a_string_and_a_list_are_the_same() -> None:
@@ -91,7 +91,7 @@ def test_the_published_configurations_have_the_published_size(path: str, million
             recipe.network,
             recipe.posterior,
             recipe.likelihood,
-            image_size=recipe.data.image_size,
+            image_size=recipe.data.sides,
             channels=recipe.data.channels,
         )
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
@@ -102,7 +102,7 @@ def test_ends_start_as_in_the_paper() -> None:
     """The prior's last convolution at zero; a block's last one at 1 / sqrt(blocks) of its usual scale."""
     torch.manual_seed(0)
     config = LadderConfig(width=64, encoder="8x16", decoder="8x16")
-    network = LadderNetwork(config, image_size=8, channels=1, encoder_out=32, out_channels=1)
+    network = LadderNetwork(config, image_size=(8, 8), channels=1, encoder_out=32, out_channels=1)
     for group in network.groups:
         assert group.prior_body.c4.weight.abs().max() == 0
         prior, _ = group.prior(torch.randn(2, 64, 8, 8))

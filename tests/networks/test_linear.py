@@ -18,7 +18,7 @@ DRAWS = 8
 
 def test_shapes() -> None:
     network = LinearNetwork(
-        LinearConfig(latent_dim=5), image_size=6, channels=3, encoder_out=10, out_channels=9
+        LinearConfig(latent_dim=5), image_size=(6, 6), channels=3, encoder_out=10, out_channels=9
     )
     assert network.encode(torch.rand(2, 3, 6, 6)).shape == (2, 10)
     assert network.decode(torch.randn(2, 5)).shape == (2, 9, 6, 6)
@@ -26,7 +26,7 @@ def test_shapes() -> None:
 
 def test_it_is_linear_and_its_posterior_variance_is_one_for_all() -> None:
     network = LinearNetwork(
-        LinearConfig(latent_dim=2), image_size=4, channels=1, encoder_out=4, out_channels=1
+        LinearConfig(latent_dim=2), image_size=(4, 4), channels=1, encoder_out=4, out_channels=1
     )
     a, b = torch.rand(2, 1, 1, 4, 4)
     both, apart = network.encode((a + b) / 2), (network.encode(a) + network.encode(b)) / 2

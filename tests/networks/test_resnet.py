@@ -25,7 +25,7 @@ DEVICES = [
 def build(*, size: int = 16, **keys) -> ResnetNetwork:
     config = ResnetConfig(**{"latent_dim": 4, "width": 32, "multipliers": (1, 2), "blocks": 1, **keys})
     return ResnetNetwork(
-        config, image_size=size, channels=3, encoder_out=2 * config.latent_dim, out_channels=3
+        config, image_size=(size, size), channels=3, encoder_out=2 * config.latent_dim, out_channels=3
     )
 
 

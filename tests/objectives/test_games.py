@@ -18,6 +18,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "aae": {"weight": 3.0, "discriminator": {"latent_widths": [8]}},
     "vae_gan": {"gamma": 0.25, "discriminator": SMALL},
     "vae_gan, vanilla": {"gamma": 4.0, "discriminator": SMALL | {"loss": "vanilla"}},
+    "vae_gan, batch normalization": {"gamma": 2.0, "discriminator": SMALL},
     "alpha_gan": {"reconstruction": 5.0, "discriminator": SMALL | {"latent_widths": [8]}},
     "alpha_gan, reconstructions alone": {
         "prior_samples": False,
@@ -112,8 +113,10 @@ def game(content: dict[str, Any], name: str) -> tuple[Recipe, VAE, Any]:
     kind = name.partition(",")[0]
     posterior = {"kind": "fixed", "sigma": 0.2} if kind == "veegan" else {"kind": "diagonal"}
     likelihood = {"kind": "gaussian", "sigma": 0.3}
+    norm = "batch" if "batch" in name else "group"
     recipe = Recipe.model_validate(
         content
+        | {"network": content["network"] | {"norm": norm}}
         | {"objective": {"kind": kind, **KINDS[name]}, "posterior": posterior, "likelihood": likelihood}
     )
     model = build_model(recipe).train()

@@ -58,16 +58,17 @@ def test_an_exported_run_is_opened_and_never_trained(
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow warns of itself
+@pytest.mark.parametrize("earlier", ["vaescale.serving", "vaescale.commands.export"])
 def test_a_model_of_earlier_versions_is_loaded_by_mlflow(
-    vaescale: Callable[..., object], run: Path, tmp_path: Path
+    vaescale: Callable[..., object], run: Path, tmp_path: Path, earlier: str
 ) -> None:
     import mlflow
 
     assert vaescale("export", run, tmp_path / "out", "--weights", "raw").code == 0
     as_earlier_versions_wrote_it(tmp_path / "out" / "data" / "run")
     description = tmp_path / "out" / "MLmodel"
-    assert "loader_module: vaescale.commands.export" in description.read_text()
-    description.write_text(description.read_text().replace("vaescale.commands.export", "vaescale.serving"))
+    assert "loader_module: vaescale.commands.served" in description.read_text()
+    description.write_text(description.read_text().replace("vaescale.commands.served", earlier))
     images = np.zeros((2, 1, 8, 8), np.uint8)
     trained: Trained = open_trained(run, weights="raw")
     with torch.no_grad():

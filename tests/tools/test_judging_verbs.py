@@ -1,6 +1,7 @@
 """The verbs that judge, compare, vary and export runs, as a person would call them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -164,11 +165,17 @@ def test_runs_are_compared_from_their_folders(
     assert bounds == sorted(bounds)
     assert {one["likelihood.sigma"] for one in found} == {"optimal", 0.5}
     page = (tmp_path / "out" / "comparison.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 2 + 1 + 3, (
+        "curves and plane, samples, and ends of trainings"
+    )
     assert "http" not in page.replace("http-equiv", "")
     table = vaescale("compare-runs", run, *others, "--out", tmp_path / "out", "--sort", "val/psnr")
     table.assert_refused(2, "no run has the metric 'val/psnr'")
-    assert "| tiny |" in vaescale("compare-runs", run, *others, "--out", tmp_path / "out").out
+    words = ("compare-runs", run, *others, "--out", tmp_path / "out")
+    printed = vaescale(*words).out
+    assert "|" not in printed
+    assert re.search(r"^tiny +-?\d", printed, re.MULTILINE)
+    assert vaescale(*words, "--markdown").out.startswith((tmp_path / "out" / "comparison.md").read_text())
     vaescale("compare-runs", run).assert_refused(2, "at least two")
     words = ("compare-runs", run, *others, "--sort", "quality/digits/prior-mean/frechet")
     vaescale(*words).assert_refused(2, "`vaescale quality RUN`")
@@ -221,7 +228,15 @@ def test_an_exported_run_is_loaded_by_mlflow(vaescale, run: Path, tmp_path: Path
     vaescale("export", run, out).assert_refused(2, "already exists")
     vaescale("export", run, tmp_path / "other", "--log").assert_refused(2, "no MLflow store")
     for path in out.rglob("*"):
-        assert path.suffix in ("", ".yaml", ".json", ".safetensors", ".txt"), path
+        is_code = path.is_relative_to(out / "code") and path.suffix in (
+            ".py",
+            ".pyi",
+            ".typed",
+            ".cpp",
+            ".js",
+            ".css",
+        )
+        assert is_code or path.suffix in ("", ".yaml", ".json", ".safetensors", ".txt", ".md"), path
     model = mlflow.pyfunc.load_model(str(out))
     trained = open_trained(run)
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
@@ -235,9 +250,9 @@ def test_an_exported_run_is_loaded_by_mlflow(vaescale, run: Path, tmp_path: Path
     assert drawn.shape == (3, 1, 8, 8)
     assert not np.allclose(drawn, model.predict(images, params={"mode": "sample"}))
     served = model._model_impl
-    with pytest.raises(ValueError, match="mode is one of"):
+    with pytest.raises(ValueError, match=r"mode \(='dream'\) must be one of reconstruct, encode, sample"):
         served.predict(images, {"mode": "dream"})
-    with pytest.raises(ValueError, match="give uint8"):
+    with pytest.raises(ValueError, match="give them as uint8"):
         served.predict(images.astype(np.float32))
     assert vaescale("sample", out / "data" / "run", "--count", 4).code == 0
     assert open_trained(out / "data" / "run").recipe.tracking.mlflow is None, "it is no run of an experiment"
@@ -264,6 +279,9 @@ def sweep(vaescale, recipe_file, recipe_content, tmp_path: Path, empty_store: Pa
     outcome = vaescale("sweep", recipe_file(content), *words, "--json")
     assert outcome.code == 0, outcome.err
     assert [one["exit_code"] for one in outcome.json["variants"]] == [0, 0]
+    bounds = [one["val/neg_elbo_nats"] for one in outcome.json["best_first"]]
+    assert bounds == sorted(bounds)
+    assert len(bounds) == 2
     return Path("runs/tiny-sweep")
 
 
@@ -306,6 +324,8 @@ def test_a_sweep_trains_all_below_one_run(
     )
     assert failed.code == 3
     assert [one["exit_code"] for one in failed.json["variants"]] == [3, 3]
+    assert "best_first" not in failed.json
+    assert "left out" not in failed.err, "each failure was said when it happened"
 
 
 def a_store_s_runs_are_compared_and_have_models(
@@ -378,7 +398,7 @@ def test_two_processes_evaluate_as_one(vaescale, run: Path, tmp_path: Path) -> N
     for words, alone, together in zip(cases, *results, strict=True):
         if words[0] == "evaluate":
             assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-5, abs=1e-6)
-            assert together["coverage"] == pytest.approx(alone["coverage"], abs=1e-4)
+            assert together["interval_coverage"] == pytest.approx(alone["interval_coverage"], abs=1e-4)
         elif words[0] == "latents":
             for part in ("information", "gaps", "latent_kl"):
                 assert together[part] == pytest.approx(alone[part], rel=1e-4, abs=1e-4)

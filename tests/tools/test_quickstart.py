@@ -103,5 +103,5 @@ def test_it_takes_the_project_s_files_or_those_that_ship(
     if in_project:
         backends, recipe = Path("recipes/backends"), "recipes/digits/optimal.yaml"
     launcher = f"accelerate launch --config_file {backends}/cpu2.yaml"
-    assert f"$ {launcher} -m vaescale train {recipe} --processes 2\n" in outcome.err
+    assert f"$ {launcher} -m vaescale train {recipe} --expect-processes 2\n" in outcome.err
     assert outcome.code == 2

@@ -43,7 +43,13 @@ def test_evaluate_repeats_the_last_evaluation_of_training(vaescale, run: Path) -
     assert json.loads((run / "evaluation" / "val.json").read_text())["metrics"] == found
     assert found["psnr_db"] > 0
     assert found["data_sigma"] == pytest.approx(found["mse"] ** 0.5, rel=1e-6)
-    assert 0 < found["coverage/50"] < found["coverage/90"] <= found["coverage/99"] <= 1
+    assert (
+        0
+        < found["interval_coverage/50"]
+        < found["interval_coverage/90"]
+        <= found["interval_coverage/99"]
+        <= 1
+    )
     assert "ssim" not in found, "8x8 images are smaller than its window"
     assert (run / "figures" / "calibration.png").is_file()
     assert "neg_elbo_nats / (D ln 2) + 8" in outcome.json["protocol"]["bits_per_dim"]

@@ -121,7 +121,7 @@ def test_verbs_work_or_say_why_not(runs: Path, vaescale, tmp_path: Path, name: s
     )
     exported = vaescale("export", run, tmp_path / "mlflow")
     assert exported.code == 0, exported.err
-    from vaescale.commands.export import Served
+    from vaescale.commands.served import Served
 
     answer = Served(tmp_path / "mlflow/data/run").predict(
         np.zeros((2, 1, 8, 8), np.uint8), {"mode": "encode"}

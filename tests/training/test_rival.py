@@ -24,6 +24,7 @@ from vaescale.models.vae import VAE
 from vaescale.objectives.adversarial import AdversarialTerm
 from vaescale.objectives.base import discriminators_of
 from vaescale.recipe import Recipe
+from vaescale.runs.checkpoint import OPTIONAL
 from vaescale.trained import build_model, build_objective
 from vaescale.training.guard import Guard
 from vaescale.training.launch import Launch
@@ -153,7 +154,9 @@ def test_accumulated_micro_batches_have_the_whole_batch_s_gradients(recipe_conte
 @pytest.mark.parametrize("of", ["autoencoder", "discriminator", "an update before the last"])
 def test_a_step_of_nan_changes_neither_player(recipe_content: dict[str, Any], of: str) -> None:
     updates = 2 if of == "an update before the last" else 1
-    game = Game(recipe_of(recipe_content, spectral_norm=True, lecam=0.1, steps_per_step=updates))
+    game = Game(
+        recipe_of(recipe_content, spectral_norm=True, lecam=0.1, ema_decay=0.9, steps_per_step=updates)
+    )
     game.step(0)
     before, moments = game.state(), [*game.rival.optimizer.state.values()]
     moments = [{key: value.clone() for key, value in state.items()} for state in moments]
@@ -182,6 +185,29 @@ def test_a_step_of_nan_changes_neither_player(recipe_content: dict[str, Any], of
     assert not any(torch.equal(after[name], before[name]) for name in after if name.endswith("weight"))
 
 
+def test_the_average_follows_the_weights_of_each_update(recipe_content: dict[str, Any]) -> None:
+    game = Game(recipe_of(recipe_content, ema_decay=0.3))
+    name = "critics.image.head.1.weight"
+    expected = game.discriminators.state_dict()[name].clone()
+    for step in range(4):
+        game.step(step)
+        expected = expected.lerp(
+            game.discriminators.state_dict()[name], 1 - min(0.3, (1 + step) / (10 + step))
+        )
+    state = game.rival.state()
+    torch.testing.assert_close(state["discriminator-ema"][name], expected)
+
+    class WithoutAverage:
+        def has(self, file: str) -> bool:
+            return file in OPTIONAL[:2]
+
+        def tensors(self, file: str) -> dict[str, Tensor]:
+            return state[file]
+
+    game.rival.restore(WithoutAverage())  # type: ignore[arg-type]
+    assert torch.equal(game.rival.state()["discriminator-ema"][name], state["discriminator"][name])
+
+
 def test_they_play_in_the_steps_that_the_recipe_names() -> None:
     config = PlayerConfig(start_step=3, every=2)
     assert [step for step in range(9) if config.plays(step)] == [4, 6, 8]
@@ -201,7 +227,14 @@ def test_before_its_first_step_there_is_neither_term_nor_update(recipe_content: 
 def test_a_resumed_run_is_bit_equal_and_other_verbs_ignore_the_discriminator(
     recipe_content: dict[str, Any], recipe_file: Any, vaescale: Any, tmp_path: Path
 ) -> None:
-    keys = {"start_step": 2, "augment": ["colour", "cutout"], "lecam": 0.1, "r1": 0.1, "spectral_norm": True}
+    keys = {
+        "start_step": 2,
+        "augment": ["colour", "cutout"],
+        "lecam": 0.1,
+        "r1": 0.1,
+        "spectral_norm": True,
+        "ema_decay": 0.9,
+    }
     content = recipe_content | {"objective": {"adversarial": ADVERSARIAL | keys}}
     content["training"] = content["training"] | {"keep_checkpoints": 3}
     recipe = recipe_file(content)
@@ -211,7 +244,7 @@ def test_a_resumed_run_is_bit_equal_and_other_verbs_ignore_the_discriminator(
     saved = parts / "checkpoints"
     (saved / "step-000000012").rename(tmp_path / "gone")
     assert vaescale("train", recipe, f"run_dir={parts}").code == 0
-    for name in ("model", "ema", "optimizer", "discriminator", "discriminator-optimizer", "guard"):
+    for name in ("model", "ema", "optimizer", *OPTIONAL, "guard"):
         one, other = (
             load_file(folder / "checkpoints/step-000000012" / f"{name}.safetensors")
             for folder in (whole, parts)
@@ -225,7 +258,7 @@ def test_a_resumed_run_is_bit_equal_and_other_verbs_ignore_the_discriminator(
     assert vaescale("sample", whole).code == 0
     out = vaescale("export", whole, tmp_path / "exported")
     assert out.code == 0, out.err
-    assert not list((tmp_path / "exported").rglob("discriminator*"))
+    assert not list((tmp_path / "exported").rglob("discriminator*.safetensors"))
 
 
 def test_a_run_without_a_discriminator_goes_on_with_a_new_one(

@@ -93,7 +93,7 @@ def vdvae(job: dict[str, Any]) -> Callable[[int], object]:
         sys.modules.setdefault(name, SimpleNamespace())
     from vae import VAE
 
-    down, up = suggested(size)
+    down, up = suggested((size, size))
     settings = SimpleNamespace(
         width=network.width,
         custom_width_str=",".join(f"{key}:{value}" for key, value in network.widths.items()),

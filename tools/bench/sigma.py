@@ -108,7 +108,7 @@ def stepper(accelerator, keys: dict[str, object]) -> Callable[[], object]:  # ty
     torch.manual_seed(0)
     likelihood = OneOf(LIKELIHOODS).validate(keys)
     network = ConvConfig(latent_dim=32, widths=(32, 64))
-    model = build_vae(network, DiagonalConfig(), likelihood, image_size=SIZE, channels=1).train()
+    model = build_vae(network, DiagonalConfig(), likelihood, image_size=(SIZE, SIZE), channels=1).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     guard = Guard(max_non_finite=10, device=accelerator.device)
     strategy = Strategy(accelerator, model, lambda _: optimizer, averages={})

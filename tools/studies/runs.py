@@ -1,5 +1,6 @@
 """Runs of a study: trained by `vaescale train` unless they are finished, then judged by other verbs unless they have been."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ class Trained(NamedTuple):
     @property
     def dimensions(self) -> int:
         """The number of values of an image."""
-        return self.recipe.data.channels * self.recipe.data.image_size**2
+        return math.prod(self.recipe.data.image_shape)
 
     @property
     def beta(self) -> float:

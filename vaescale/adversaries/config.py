@@ -43,6 +43,13 @@ class PlayerConfig(Config):
     warmup_steps: int = Field(
         default=0, ge=0, description="steps from start_step over which their learning rate rises linearly"
     )
+    ema_decay: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="decay of an average of the discriminators' weights over the steps in which they play, which checkpoints hold beside the "
+        "weights; null: no average",
+    )
     spectral_norm: bool = Field(
         default=False, description="divide each weight by its largest singular value (Miyato et al. 2018)"
     )

@@ -1,10 +1,11 @@
 """Networks of discriminators. No layer has statistics over a batch: a logit depends on one example, on any number of ranks.
 
-Legend: x [B, C, S, S] in [-1, 1]; s = S / 2^(number of widths), W the last width; z [B, Z]; P logits of an example, one or one a patch.
+Legend: x [B, C, H, W] in [-1, 1]; h = H / 2^(number of widths), w likewise, V the last width; z [B, Z]; P logits of an example, one or one a patch.
 """
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,34 +22,34 @@ class ImageCritic(nn.Module):
 
     def __init__(self, config: ImagePlayerConfig, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        channels, size, _ = image_shape
+        channels, *size = image_shape
         small, width = _small(config, size), config.widths[-1]
         self.body = nn.Sequential(*_halvings(config, channels, size))
         if config.network == "dcgan":
             self.head = nn.Sequential(
-                nn.Flatten(1), _layer(nn.Linear(width * small**2, 1), config.spectral_norm)
+                nn.Flatten(1), _layer(nn.Linear(width * math.prod(small), 1), config.spectral_norm)
             )
             return
-        if small < LEAST_PATCH_MAP:
+        if min(small) < LEAST_PATCH_MAP:
             raise UserError(
-                f"network (='patch') needs maps of {LEAST_PATCH_MAP} rows after {len(config.widths)} halvings of {size}; give fewer "
+                f"network (='patch') needs maps of {LEAST_PATCH_MAP} rows after {len(config.widths)} halvings of {min(size)}; give fewer "
                 "widths, or choose dcgan"
             )
         inner = nn.Conv2d(width, width, 4, padding=1)
         self.head = nn.Sequential(
             _layer(inner, config.spectral_norm),
-            _norm(config, width, (small - 1) ** 2),
+            _norm(config, width, math.prod(side - 1 for side in small)),
             ACTIVATIONS["leaky_relu"](),
             _layer(nn.Conv2d(width, 1, 4, padding=1), config.spectral_norm),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x [B, C, S, S] to logits [B, P]."""
+        """Map x [B, C, H, W] to logits [B, P]."""
         logits: Tensor = self.head(self.body(x)).flatten(1)
         return logits
 
     def features(self, x: Tensor) -> Tensor:
-        """The body's last maps [B, W s s], whose distances `vae_gan` takes for reconstruction errors."""
+        """The body's last maps [B, V h w], whose distances `vae_gan` takes for reconstruction errors."""
         maps: Tensor = self.body(x).flatten(1)
         return maps
 
@@ -73,31 +74,31 @@ class PairCritic(nn.Module):
 
     def __init__(self, config: PairPlayerConfig, latent_dim: int, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        channels, size, _ = image_shape
-        maps = config.widths[-1] * _small(config, size) ** 2
+        channels, *size = image_shape
+        maps = config.widths[-1] * math.prod(_small(config, size))
         self.body = nn.Sequential(*_halvings(config, channels, size), nn.Flatten(1))
         self.head = nn.Sequential(*_perceptron((latent_dim + maps, config.hidden, 1), config.spectral_norm))
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """Map z [B, Z] and x [B, C, S, S] to logits [B, 1]."""
+        """Map z [B, Z] and x [B, C, H, W] to logits [B, 1]."""
         maps = self.body(x)
         logits: Tensor = self.head(torch.cat([z.to(maps.dtype), maps], dim=1))
         return logits
 
 
-def _small(config: ImagePlayerConfig, size: int) -> int:
+def _small(config: ImagePlayerConfig, size: Sequence[int]) -> list[int]:
     halvings = len(config.widths)
     why = f"cannot be halved {halvings} times as the discriminator's widths ask"
-    refuse_indivisible(size, 2**halvings, why, "fewer widths")
-    return int(size // 2**halvings)
+    refuse_indivisible((size[0], size[1]), 2**halvings, why, "fewer widths")
+    return [side // 2**halvings for side in size]
 
 
-def _halvings(config: ImagePlayerConfig, channels: int, size: int) -> Iterator[nn.Module]:
+def _halvings(config: ImagePlayerConfig, channels: int, size: Sequence[int]) -> Iterator[nn.Module]:
     for number, width in enumerate(config.widths):
-        size //= 2
+        size = [side // 2 for side in size]
         # torch's own: the backward pass of the networks' convolutions has no gradient
         yield _layer(nn.Conv2d(channels, width, 4, stride=2, padding=1), config.spectral_norm)
-        yield _norm(config, width, size * size) if number else nn.Identity()
+        yield _norm(config, width, math.prod(size)) if number else nn.Identity()
         yield ACTIVATIONS["leaky_relu"]()
         channels = width
 

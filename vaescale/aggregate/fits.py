@@ -13,6 +13,7 @@ from vaescale.mixtures.points import Points
 from vaescale.mixtures.selection import Candidate, Spread
 from vaescale.mixtures.starts import Start
 from vaescale.mixtures.stepwise import fit_stepwise
+from vaescale.system import heartbeat
 from vaescale.system.console import Progress, say
 
 
@@ -54,15 +55,14 @@ class Material(NamedTuple):
 def fit_candidate(material: Material, number: int, how: Fitting) -> Candidate:
     """The best fit of `number` components. All ranks call it."""
     components = f"{number} component{'s' if number > 1 else ''}"
+    heartbeat.beat(f"fitting {components}")
     train, ridge = material.train, how.ridge * material.spread.total.clamp_min(1e-12)
     if comm.is_main():
         say(f"fitting {components} to {train.count} latents of {train.size} values")
 
     def fit(start: Mixture) -> em.Fit:
-        with Progress(f"fit {components}", 0, shown=comm.is_main()) as progress:
-            done = _fit(
-                train, start, ridge, how, lambda i, nats: progress.update(i, f"iterations  {nats:.3f} nats")
-            )
+        with Progress(f"fit {components}", 0, unit="iterations", shown=comm.is_main()) as progress:
+            done = _fit(train, start, ridge, how, lambda i, nats: progress.update(i, f"{nats:.3f} nats"))
         if comm.is_main() and done.note:
             say(f"{components}: {done.note}")
         return done

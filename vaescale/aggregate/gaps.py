@@ -112,7 +112,7 @@ def _share(
     device = next(model.parameters()).device
     rows = torch.zeros(0, len(Gaps._fields), dtype=torch.float64)
     numbers = evenly(len(reader), images)[comm.rank() :: comm.world_size()]
-    with Progress("gaps", len(numbers), shown=comm.is_main()) as progress:
+    with Progress("gaps", len(numbers), unit="images", shown=comm.is_main()) as progress:
         for batch in torch.split(numbers, BATCH):
             fetched = reader.__getitems__(Request(np.asarray(batch), refill=False))
             if not fetched.usable.any():
@@ -125,7 +125,7 @@ def _share(
                 importance_samples=importance_samples,
             )
             rows = torch.cat([rows, torch.stack(gaps, dim=1).cpu()])
-            progress.update(len(rows), "images")
+            progress.update(len(rows))
     return rows
 
 

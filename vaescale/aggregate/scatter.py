@@ -13,11 +13,15 @@ MOST, LEAST_FOR_TSNE = 2000, 100
 
 
 class Scatter(NamedTuple):
-    """Points [N, 2], the classes of their images int64 [N] (-1 without a class), and a label for the axes."""
+    """Points [N, 2], the classes of their images int64 [N] (-1 without a class), labels of the axes, and a note on the points.
+
+    An axis whose values mean nothing has the label "".
+    """
 
     points: NDArray[np.float64]
     classes: NDArray[np.int64]
-    axes: str
+    axes: tuple[str, str]
+    note: str = ""
 
 
 def scatter(shards: LatentShards, *, seed: int) -> Scatter:
@@ -28,14 +32,18 @@ def scatter(shards: LatentShards, *, seed: int) -> Scatter:
     means, classes = _means(shards)
     latents = means.shape[1]
     if latents == 1:
-        return Scatter(np.column_stack([means[:, 0], np.zeros(len(means))]), classes, "z")
+        return Scatter(np.column_stack([means[:, 0], np.zeros(len(means))]), classes, ("z", ""))
     if latents == 2:
-        return Scatter(means, classes, "z_1 and z_2")
+        return Scatter(means, classes, ("z_1", "z_2"))
     if len(means) < LEAST_FOR_TSNE:
         points = PCA(2).fit_transform(means)
-        return Scatter(points, classes, f"two principal components of {latents} latents")
+        axes = (f"first principal component of {latents} latents", "second principal component")
+        return Scatter(points, classes, axes)
     points = TSNE(2, init="pca", random_state=seed % SEEDS).fit_transform(means).astype(np.float64)
-    return Scatter(points, classes, f"t-SNE of {latents} latents")
+    note = (
+        f"t-SNE of {latents} latents: which points are neighbours has a meaning, axes and distances have none"
+    )
+    return Scatter(points, classes, ("", ""), note)
 
 
 def _means(shards: LatentShards) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

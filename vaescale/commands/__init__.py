@@ -5,6 +5,7 @@ DISTRIBUTED = ("train", "doctor", "evaluate", "score", "quality", "encode", "fit
 ALONE = (
     *(
         "make-shards",
+        "new-recipe",
         "average",
         "import",
         "verify-shards",

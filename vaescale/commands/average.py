@@ -51,6 +51,7 @@ def average(
     if out.exists():
         raise UserError(f"{out} already exists; delete it or choose another OUT")
     trained = open_trained(run)
+    trained.announce("average")
     saved = _saved(trained.folder, trained.recipe, upto=trained.step)
     wished = (
         Average(decay, trained.recipe.training.ema_warmup)
@@ -112,12 +113,12 @@ def _load(trained: Trained, used: list[tuple[Saved, float]]) -> None:
     state = trained.model.state_dict()
     names = dict(trained.model.named_parameters()).keys() | averaged_buffers(trained.model)
     sums = {name: torch.zeros_like(state[name], dtype=torch.float64) for name in sorted(names)}
-    with Progress("average", len(used)) as progress:
+    with Progress("average", len(used), unit="averages") as progress:
         for number, (one, factor) in enumerate(used, start=1):
             tensors = one.checkpoint.tensors(one.name)
             heartbeat.beat("averaging")
             for name, total in sums.items():
                 total.add_(tensors[name].to(total), alpha=factor)
-            progress.update(number, "averages")
+            progress.update(number)
     for name, total in sums.items():
         state[name].copy_(total)

@@ -1,5 +1,6 @@
 """Baselines for a run: probabilistic PCA with as many latents, and probes that predict the images' classes from latents."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,8 @@ from vaescale.models.vae import VAE
 from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
-from vaescale.trained import Trained, open_split, open_trained
+from vaescale.system import heartbeat
+from vaescale.trained import Trained, Which, open_split, open_trained
 
 SHOWN, BATCH = 12, 500
 UNEVEN = 1.5  # the largest class's share of the images, in shares of even classes, from which a note is due
@@ -41,19 +43,25 @@ Rows = dict[str, dict[str, float | None]]
 
 @checked
 def baselines(
-    run: Path, *, labels: Images | None = None, groups: Count = 1, images: Images = 20_000
+    run: Path,
+    *,
+    labels: Images | None = None,
+    groups: Count = 1,
+    images: Images = 20_000,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Compare a run with probabilistic PCA. Writes RUN/evaluation/baselines.json and RUN/figures/baselines.png.
 
     labels: number of labelled training images for the probes, by default all. groups: number of a ladder's groups, from the
-    top, that are the probes' input. images: maximum number of images of each split.
+    top, that are the probes' input. images: maximum number of images of each split. checkpoint: see `Which`.
 
     Returns the rows by name, notes on which numbers are comparable, and the protocol. Raises UserError when the run is not
     evaluated, DataError for images that cannot be used.
     """
-    trained = open_trained(run)
+    trained = open_trained(run, which=checkpoint)
     _refuse_groups(trained.model, groups)
     train, val = (open_split(trained.recipe, split) for split in ("train", "val"))
+    trained.announce("baselines", train=train, val=val)
     row, notes = _row_of_run(trained, val)
     rows: Rows = {trained.recipe.name: row}
     pictures, fit = _add_ppca(trained, train, val, images, rows, notes)
@@ -63,7 +71,7 @@ def baselines(
         for name, accuracies in _probe(trained, latents, labels, fit).items():
             rows.setdefault(name, {}).update(accuracies)
         share = majority_share(latents[1].classes)
-        notes += _uneven(share, len(set(latents[1].classes.tolist())))
+        notes += _uneven(share, latents[1].classes, val.index.class_names)
     else:
         share = None
         notes.append("no probes: the images have no classes")
@@ -88,9 +96,9 @@ def baselines(
 def _save(trained: Trained, result: dict[str, Any], pictures: list[tuple[str, Any]]) -> dict[str, Any]:
     """Draw the figure and save the result. Returns the result with the figure's path."""
     path = trained.folder / "figures" / "baselines.png"
-    figures.image_rows(
-        path, pictures, title=trained.title("held-out images and their reconstructions by the run and by PCA")
-    )
+    by_pca = " and by probabilistic PCA" if len(pictures) > 2 else ""
+    title = trained.title(f"held-out images, reconstructed by the run{by_pca}")
+    figures.image_rows(path, _with_errors(pictures, result["rows"]), title=title)
     metrics = {
         f"baselines/{'run' if name == trained.recipe.name else 'ppca'}/{key}": value
         for name, row in result["rows"].items()
@@ -107,6 +115,18 @@ def _save(trained: Trained, result: dict[str, Any], pictures: list[tuple[str, An
         tracking=trained.recipe.tracking,
     )
     return {**result, "figure": str(path)}
+
+
+def _with_errors(pictures: list[tuple[str, Any]], rows: Rows) -> list[tuple[str, Any]]:
+    """The rows of pictures, those of reconstructions with their error. rows: of the result, in the same order."""
+    errors = [row["reconstruction_mse"] for row in rows.values()]
+    return [
+        pictures[0],
+        *(
+            (name if error is None else f"{name}\nMSE {error:.3g}", images)
+            for (name, images), error in zip(pictures[1:], errors, strict=False)
+        ),
+    ]
 
 
 def _refuse_groups(model: VAE, groups: int) -> None:
@@ -187,6 +207,7 @@ def _add_ppca(
     if not fitted:
         notes.append(f"no PCA: the images have {size} values, more than {MOST_DIMENSIONS}")
         return pictures, None
+    heartbeat.beat("probabilistic PCA")
     fit = ppca(known, held_out, latents)
     if fit is None:
         notes.append("no PCA: the training images are all the same, or vary in one direction only")
@@ -199,7 +220,7 @@ def _add_ppca(
     rows[fits[0]] = {**fit.metrics}
     if len(held_out) < len(val):
         notes.append(f"PCA's numbers use {len(held_out)} of the {len(val)} held-out images (--images)")
-    pictures.append(("PCA", _pictures(fit.reconstructions[:SHOWN], model)))
+    pictures.append((fits[0], _pictures(fit.reconstructions[:SHOWN], model)))
     return pictures, fits
 
 
@@ -213,12 +234,15 @@ def _probe_notes(model: VAE, groups: int, count: int) -> list[str]:
     return notes
 
 
-def _uneven(share: float, classes: int) -> list[str]:
-    """A note if accuracies are mostly the largest class's. share: of the held-out images in it."""
-    if share < UNEVEN / classes:
+def _uneven(share: float, of_images: NDArray[np.int64], names: Sequence[str]) -> list[str]:
+    """A note if accuracies are mostly the largest class's. share: of the held-out images in it; names: of the classes, if known."""
+    numbers, counts = np.unique(of_images, return_counts=True)
+    if share < UNEVEN / len(numbers):
         return []
+    largest = int(numbers[counts.argmax()])
+    name = names[largest] if 0 <= largest < len(names) else str(largest)
     return [
-        f"{share:.1%} of the held-out images are of one of {classes} classes: an accuracy of {share:.4g} needs no latents; read "
+        f"{share:.1%} of the held-out images are of the class {name}, one of {len(numbers)}: an accuracy of {share:.4g} needs no latents; read "
         "the balanced ones"
     ]
 
@@ -238,6 +262,7 @@ def _probe(
         )
     if len(set(train.classes[taken].tolist())) < 2:
         raise UserError(f"--labels (={labels}) images are all of one class; give more")
+    heartbeat.beat("probes of the classes")
     inputs = {trained.recipe.name: (train.latents, val.latents)}
     if fit is not None:
         inputs[fit[0]] = (fit[1].train_scores, fit[1].val_scores)

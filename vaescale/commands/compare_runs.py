@@ -1,24 +1,31 @@
-"""Compare runs from their folders or from an MLflow experiment: a Markdown table and one HTML page. Imports no torch."""
+"""Compare runs from their folders or from an MLflow experiment: a table and one HTML page. Imports no torch."""
 
+import math
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vaescale import figures
 from vaescale.commands.signature import checked
-from vaescale.commands.sweep import runs_of
 from vaescale.config import flat
 from vaescale.errors import UserError
+from vaescale.figures.curves import is_logarithmic
 from vaescale.figures.page import comparison_page
+from vaescale.figures.page_content import Content, Panel, Plane, Row
 from vaescale.likelihoods.config import LIKELIHOODS
 from vaescale.recipe import load_recipe
 from vaescale.runs import folder as run_folder
+from vaescale.runs import mlflow_state
 from vaescale.runs.comparison import (
     Comparison,
     Record,
     cells,
     compare,
+    finite_points,
     groups,
+    in_brief,
     larger_is_better,
     limited_by,
     markdown,
@@ -26,13 +33,21 @@ from vaescale.runs.comparison import (
     spread,
 )
 from vaescale.runs.mlflow import stored_runs
+from vaescale.runs.mlflow_page import page_of_run
+from vaescale.runs.sweeps import runs_of
 from vaescale.system.console import say
+from vaescale.system.secrets import redact
 
 STORE = "sqlite:///runs/mlflow.db"
 OUT = Path("runs/comparison")
 MOST_RUNS = 200
-CURVES = ("train/neg_elbo_nats", "val/neg_elbo_nats", "train/kl_nats", "val/mse", "train/sigma")
+CURVES = (
+    *("val/neg_elbo_nats", "train/neg_elbo_nats", "val/neg_profile_elbo_nats", "val/mse", "train/kl_nats"),
+    *("train/sigma", "val/code_perplexity"),
+)
+RATE, DISTORTION = "val/kl_nats", "val/mse"
 PICTURES = ("reconstructions.png", "samples.png")
+PROGRESS = re.compile(r"step-(\d+)\.png")  # pictures that were drawn during training
 RESULTS = ("evaluation/*.json", "gmm/selection.json")
 
 
@@ -57,7 +72,12 @@ def compare_runs(
         raise UserError("give either run folders or --experiment NAME")
     if where and not experiment:
         raise UserError("--where filters the runs of an --experiment; give --experiment too")
-    records = records_of_experiment(store, experiment, where) if experiment else records_of_folders(runs)
+    more = tuple(dict.fromkeys([*metrics, *([sort] if sort else [])]))
+    records = (
+        records_of_experiment(store, experiment, where, curves=more)
+        if experiment
+        else records_of_folders(runs)
+    )
     if len(records) < 2:
         number = "only one run has" if records else "no run has"
         raise UserError(f"{number} metrics to compare; give at least two runs")
@@ -69,7 +89,7 @@ def compare_runs(
     (out / "comparison.html").write_text(page(comparison, pngs, title=experiment or f"{len(records)} runs"))
     return {
         "sorted_by": comparison.sort,
-        "runs": [_row(record, comparison) for record in comparison.records],
+        "runs": in_brief(comparison),
         "warnings": comparison.warnings,
         "page": str(out / "comparison.html"),
         "markdown": str(out / "comparison.md"),
@@ -86,16 +106,75 @@ def measure_of(kind: str) -> str:
 
 
 def page(comparison: Comparison, pngs: Sequence[tuple[str, bytes]], *, title: str) -> str:
-    """The HTML page: the table, the figures (caption, PNG), and the pictures of the runs side by side."""
+    """The HTML page: the table, the curves, and the pictures of the runs side by side.
+
+    pngs: the figures (caption, PNG) for browsers without scripts.
+    """
     head, rows = cells(comparison)
+    together = groups(comparison.records)
+    line_of = {id(record): number for number, (_, group) in enumerate(together) for record in group}
+    return comparison_page(
+        Content(
+            title=title,
+            head=head[1:],
+            settings=len(comparison.differing),
+            rows=[
+                Row(record.name, redact(record.location), line_of[id(record)], row[1:], record.link)
+                for record, row in zip(comparison.records, rows, strict=True)
+            ],
+            groups=[label for label, _ in together],
+            sorted_by=comparison.sort,
+            panels=panels_of(comparison),
+            plane=_plane(comparison),
+            warnings=comparison.warnings,
+            stills=pngs,
+            strips=_strips(comparison.records),
+        )
+    )
+
+
+def panels_of(comparison: Comparison) -> list[Panel]:
+    """The curves of each metric that a run has, with the runs that lack it. A run may have a single point."""
+    together = groups(comparison.records)
+    panels = []
+    for metric in dict.fromkeys((*CURVES, *comparison.columns)):
+        lines = [(number, spread(group, metric)) for number, (_, group) in enumerate(together)]
+        lines = [(number, points) for number, points in lines if points]
+        if metric not in CURVES and all(len(points) < 2 for _, points in lines):
+            continue  # the result of a verb, or a metric that the table has anyway
+        if lines:
+            values = [value for _, points in lines for _, *heights in points for value in heights]
+            missing = [record.name for record in comparison.records if not finite_points(record, metric)]
+            panels.append(Panel(metric, lines, is_logarithmic(metric, values), missing))
+    return panels
+
+
+def _plane(comparison: Comparison) -> Plane | None:
+    points = [
+        (number, record.metrics[RATE], record.metrics[DISTORTION])
+        for number, record in enumerate(comparison.records)
+        if all(math.isfinite(record.metrics.get(name, math.nan)) for name in (RATE, DISTORTION))
+    ]
+    return Plane(RATE, DISTORTION, points) if points else None
+
+
+def _strips(records: Sequence[Record]) -> list[tuple[str, list[tuple[int, str, bytes]]]]:
+    """Pictures side by side. Runs that lack one show the last picture of their training too."""
     strips = []
     for name in PICTURES:
-        pictures = [
-            (record.name, record.pictures[name]) for record in comparison.records if name in record.pictures
+        shown = [
+            (number, "", record.pictures[name])
+            for number, record in enumerate(records)
+            if name in record.pictures
         ]
-        if pictures:
-            strips.append((name.removesuffix(".png"), pictures))
-    return comparison_page(head, rows, title=title, warnings=comparison.warnings, figures=pngs, strips=strips)
+        strips.append((name.removesuffix(".png"), shown))
+    during = []
+    for number, record in enumerate(records):
+        drawn = sorted(name for name in record.pictures if PROGRESS.fullmatch(name))
+        if drawn and not all(name in record.pictures for name in PICTURES):
+            during.append((number, f", step {int(drawn[-1][5:-4])}", record.pictures[drawn[-1]]))
+    strips.append(("last pictures of the training", during))
+    return [(heading, pictures) for heading, pictures in strips if pictures]
 
 
 def records_of_folders(folders: Sequence[Path]) -> list[Record]:
@@ -105,7 +184,7 @@ def records_of_folders(folders: Sequence[Path]) -> list[Record]:
         runs = runs_of(folder)
         for run in [run for run in runs if run not in records]:
             try:
-                records[run] = _record_of_folder(run)
+                records[run] = record_of_folder(run)
             except UserError as error:
                 if runs == [folder]:
                     raise
@@ -113,8 +192,8 @@ def records_of_folders(folders: Sequence[Path]) -> list[Record]:
     return list(records.values())
 
 
-def _record_of_folder(folder: Path) -> Record:
-    """The record of a run folder, with the last value of each metric."""
+def record_of_folder(folder: Path) -> Record:
+    """The record of a run folder, with the last value of each metric. Raises UserError where there is no run, or no metric yet."""
     if not (folder / run_folder.RECIPE).is_file():
         raise UserError(f"{folder} is not a run folder (no {run_folder.RECIPE}); leave it out")
     recipe = load_recipe(folder / run_folder.RECIPE)
@@ -124,7 +203,9 @@ def _record_of_folder(folder: Path) -> Record:
             curves.setdefault(name, []).append((row["step"], row[name]))
     if not curves:
         raise UserError(f"{folder} has no metrics yet; train it, or leave it out")
-    pictures = {name: read_picture(folder / "figures" / name) for name in PICTURES}
+    paths = [folder / "figures" / name for name in PICTURES]
+    paths += sorted((folder / "figures" / "progress").glob("step-*.png"))[-1:]
+    pictures = {path.name: read_picture(path) for path in paths}
     results = [path.read_bytes() for pattern in RESULTS for path in sorted(folder.glob(pattern))]
     return Record(
         name=recipe.name,
@@ -138,17 +219,29 @@ def _record_of_folder(folder: Path) -> Record:
         limited=limited_by(results),
         more_is_better=larger_is_better(results),
         measure=measure_of(recipe.likelihood.kind),
+        link=_page_of(folder),
     )
 
 
-def records_of_experiment(store: str, experiment: str, where: str | None) -> list[Record]:
-    """The runs of an MLflow experiment, the latest first."""
+def _page_of(folder: Path) -> str:
+    """The address of the run's page in MLflow, or "" without one."""
+    state: dict[str, Any] = {}
+    with suppress(UserError):  # a damaged file costs the link only
+        state = mlflow_state.read(folder)
+    uri, *ids = (str(state.get(name, "")) for name in ("tracking_uri", "experiment_id", "run_id"))
+    return page_of_run(uri, *ids)
+
+
+def records_of_experiment(
+    store: str, experiment: str, where: str | None, *, curves: Sequence[str] = ()
+) -> list[Record]:
+    """The runs of an MLflow experiment, the latest first. curves: metrics whose curves are read besides the usual ones."""
     stored = stored_runs(
         store,
         experiment,
         where,
         most=MOST_RUNS,
-        curves=CURVES,
+        curves=tuple(dict.fromkeys((*CURVES, *curves))),
         pictures=[f"figures/{name}" for name in PICTURES],
         results=RESULTS,
     )
@@ -171,6 +264,7 @@ def records_of_experiment(store: str, experiment: str, where: str | None) -> lis
             limited=limited_by(run.evaluations),
             more_is_better=larger_is_better(run.evaluations),
             measure=measure_of(run.recipe.get("likelihood.kind", "")),
+            link=page_of_run(store, run.experiment_id, run.place),
         )
         for run in stored
         if run.recipe
@@ -181,28 +275,26 @@ def records_of_experiment(store: str, experiment: str, where: str | None) -> lis
 def draw_figures(comparison: Comparison, folder: Path) -> list[tuple[str, Path]]:
     """Draw the figures for which the runs have metrics. Returns the caption and path of each."""
     together = groups(comparison.records)
-    panels = []
-    for metric in CURVES:
-        lines = [(label, spread(records, metric)) for label, records in together]
-        lines = [(label, points) for label, points in lines if len(points) > 1]
-        if lines:
-            panels.append((metric, lines))
     drawn = []
+    panels = panels_of(comparison)
     if panels:
         several = any(len(records) > 1 for _, records in together)
         title = "curves; bands are the spread of runs that differ in the seed" if several else "curves"
-        figures.curves_of_runs(folder / "curves.png", panels, title=title)
-        drawn.append(("curves", folder / "curves.png"))
-    plane = [
-        (record.name, record.metrics["val/kl_nats"], record.metrics["val/mse"])
-        for record in comparison.records
-        if {"val/kl_nats", "val/mse"} <= record.metrics.keys()
-    ]
-    if plane:
-        figures.rate_distortion(
-            folder / "rate_distortion.png", [], plane, title="rate and distortion, held-out images"
+        figures.curves_of_runs(
+            folder / "curves.png",
+            [
+                (panel.metric, [(together[number][0], points) for number, points in panel.lines])
+                for panel in panels
+            ],
+            missing={panel.metric: panel.missing for panel in panels},
+            title=title,
         )
-        drawn.append(("rate and distortion", folder / "rate_distortion.png"))
+        drawn.append(("curves", folder / "curves.png"))
+    if plane := _plane(comparison):
+        points = [(comparison.records[number].name, rate, mse) for number, rate, mse in plane.points]
+        path = folder / "rate_distortion.png"
+        figures.rate_distortion(path, [], points, title="rate and distortion, held-out images")
+        drawn.append(("rate and distortion", path))
     return drawn
 
 
@@ -210,12 +302,3 @@ def read_picture(path: Path) -> bytes | None:
     """The bytes of a PNG file, or None when the file is missing or of another type."""
     content = path.read_bytes() if path.is_file() else b""
     return content if content.startswith(b"\x89PNG\r\n\x1a\n") else None
-
-
-def _row(record: Record, comparison: Comparison) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "place": record.location,
-        **{key: record.recipe.get(key) for key in comparison.differing},
-        **{name: record.metrics.get(name) for name in comparison.columns},
-    }

@@ -22,6 +22,7 @@ from vaescale.trained import (
     Split,
     Trained,
     Weights,
+    Which,
     draw_seed,
     images_at_once,
     open_split,
@@ -44,20 +45,21 @@ def encode(
     flip: Literal["none", "both"] = "none",
     draws: NonNegative = 0,
     standardize: Literal["none", "channel"] = "none",
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Write the latents of a run's images to RUN/latents/SPLIT (SPLIT-WEIGHTS for others than `ema`), unless they exist.
 
     dtype: of the stored values. flip: `both` adds the latents of each image's mirror image. draws: the number of draws of q(z|x)
     for each image, stored in place of its mean and log variance; 0 stores these. standardize: `channel` shifts and scales each
     channel to mean 0 and standard deviation 1 over the training images. With any of these the latents are in
-    RUN/latents/SPLIT-OPTIONS, made from the float32 moments in RUN/latents/SPLIT (and in SPLIT-mirrored).
+    RUN/latents/SPLIT-OPTIONS, made from the float32 moments in RUN/latents/SPLIT (and in SPLIT-mirrored). checkpoint: see `Which`.
 
     Returns for each split the folder, the numbers of shards, samples and bytes, the hash, the shape of a latent, the number
     of skipped images, and the mean and standard deviation of the aggregate posterior of each channel.
     """
     suffix = "" if weights == "ema" else f"-{weights}"
     with launch.joined():
-        trained = open_trained(run, weights=weights)
+        trained = open_trained(run, weights=weights, which=checkpoint)
         refuse_codes(trained, "encode", "export --format mlflow encodes images as the vectors of their codes")
         preparation = Preparation(dtype, flip, draws, standardize)
         written = {split: _summary(_written(trained, split, suffix, preparation)) for split in splits}
@@ -109,6 +111,7 @@ def latents_of(
     """
     recipe = trained.recipe
     reader = comm.together(lambda: open_split(recipe, split))
+    trained.announce("encode", **{split: reader})
     batch = max(1, images_at_once(reader.image_shape) // max(1, draws))
 
     def batches(shards: Iterable[int]) -> Iterator[tuple[int, Batch]]:
@@ -142,13 +145,13 @@ def _batches(
     total = int(reader.index.shards.samples[comm.rank() :: comm.world_size()].sum())
     reported: set[int] = set()
     done = 0
-    with Progress(f"encode {split}", total, shown=comm.is_main()) as progress:
+    with Progress(f"encode {split}", total, unit="images", shown=comm.is_main()) as progress:
         for shard, images in shard_batches(reader, shards, batch=batch, workers=workers):
             tell(images.faults, reported)
             heartbeat.beat("encoding")
             yield shard, images
             done += len(images.slots)
-            progress.update(done, "images")
+            progress.update(done)
 
 
 def _mirror(batch: Batch) -> Batch:

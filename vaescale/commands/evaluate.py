@@ -20,13 +20,15 @@ from vaescale.evaluation.glimpse import error_maps
 from vaescale.evaluation.importance import IMPORTANCE, ImportanceBound
 from vaescale.evaluation.measures import Measure, measure
 from vaescale.evaluation.reconstruction import METRICS, Reconstruction
-from vaescale.evaluation.remarks import remarks
+from vaescale.evaluation.refit import Refitted, refuse_refit
+from vaescale.evaluation.refit import refit_sigma as fit_sigma
+from vaescale.evaluation.remarks import arrived_sigma, remarks
 from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system.console import Progress, say
 from vaescale.system.secrets import redact
-from vaescale.trained import Split, Trained, Weights, in_order, open_split, open_trained, refuse_codes
+from vaescale.trained import Split, Trained, Weights, Which, in_order, open_split, open_trained, refuse_codes
 from vaescale.training import launch
 
 IWAE_PROTOCOL = (
@@ -36,16 +38,21 @@ IWAE_PROTOCOL = (
 )
 Draws = Annotated[int, Field(ge=1, le=10_000_000)]  # or images
 SHOWN = 12  # images in the picture
+REFITTED = "refit"  # ends the name of a result with a sigma that was fitted anew
 TAKEN = ("val", "train", "val-raw", "train-raw", "latents", "baselines")
 MORE_IS_BETTER = ("log_px_nats", "profile_log_px_nats", "active_units", "effective_samples")
 
 
 class Images(NamedTuple):
-    """The images to evaluate: their reader, a description, and the name of the result."""
+    """The images to evaluate: their reader, a description, the name of the result, their kind in words, and
+    how many of them are measured, from the first.
+    """
 
     reader: ShardReader
     description: str
     name: str
+    kind: str
+    number: int
 
 
 @checked
@@ -56,14 +63,19 @@ def evaluate(
     data: str | None = None,
     name: str | None = None,
     weights: Weights = "ema",
+    images: Draws | None = None,
     importance_samples: Draws | None = None,
     importance_images: Draws | None = None,
+    refit_sigma: bool = False,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once.
 
     data: a folder or URL of other shards than the recipe's. name: the name of the result, by default the split, or
-    data-FOLDER with `data`. importance_samples: number of draws for each image to bound log p(x) more tightly, for the first
-    `importance_images` images or all.
+    data-FOLDER with `data`. images: evaluate only the first so many; the name of the result then ends with -first-N. checkpoint: see `Which`;
+    for another than the last the name of the result ends with it. importance_samples: number of draws for each image to bound log p(x) more tightly, for the first
+    `importance_images` images or all. refit_sigma: use the maximum-likelihood sigma of the recipe's training images with these weights
+    in place of the running one; the name of the result then ends with -refit.
 
     Writes RUN/evaluation/NAME.json and pictures. Returns the metrics with their protocol. Raises UserError for arguments that
     contradict each other, DataError for images that cannot be used.
@@ -73,20 +85,44 @@ def evaluate(
     if data and split:
         raise UserError("--data and --split both choose the images; give one of them")
     split = split or "val"
-    name = _result_name(name, split, data, weights)
+    endings = [] if weights == "ema" else [weights]
+    endings += [] if checkpoint == "last" else [checkpoint]
+    endings += [f"first-{images}"] if images else []
+    endings += [REFITTED] if refit_sigma else []
+    name = "-".join([_result_name(name, split, data), *endings])
     with launch.joined():
-        trained = open_trained(run, weights=weights)
+        trained = open_trained(run, weights=weights, which=checkpoint)
+        if refit_sigma:
+            refuse_refit(trained.recipe.likelihood)
         if importance_samples:
             refuse_codes(trained, "--importance-samples", "leave it out: each image has one code")
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
-        images = Images(reader, redact(data or split), name)
+        kind = "these images'" if data else {"val": "the held-out", "train": "the training"}[split]
+        number = min(len(reader), images or len(reader))
+        description = redact(data or split) + (f", the first {number} of {len(reader)}" if images else "")
+        chosen = Images(reader, description, name, kind, number)
+        trained.announce("evaluate", **{split if data is None else "other": reader})
         code = comm.on_main(git_revision)
-        earlier = _earlier(trained, images, other_data=data is not None, samples=importance_samples)
-        result = _measure(trained, images, earlier, code, importance_samples, importance_images)
-        return comm.on_main(lambda: _save(trained, images, result))
+        refitted = _refit(trained) if refit_sigma else None
+        earlier = _earlier(trained, chosen, other_data=data is not None, samples=importance_samples)
+        result = _measure(trained, chosen, earlier, code, importance_samples, importance_images, refitted)
+        return comm.on_main(lambda: _save(trained, chosen, result))
 
 
-def _result_name(given: str | None, split: str, data: str | None, weights: str) -> str:
+def _refit(trained: Trained) -> Refitted:
+    """Fit sigma to the recipe's training images, with progress. All ranks call it."""
+    reader = comm.together(lambda: open_split(trained.recipe, "train"))
+    total, ranks = len(reader), comm.world_size()
+    with Progress("sigma of the training images", total, unit="images", shown=comm.is_main()) as progress:
+        return fit_sigma(
+            trained.model,
+            in_order(reader, workers=trained.recipe.data.workers),
+            seed=trained.recipe.seed,
+            progress=lambda done: progress.update(min(done * ranks, total)),
+        )
+
+
+def _result_name(given: str | None, split: str, data: str | None) -> str:
     """The name of the result's file. Raises UserError for an invalid file name, or the name of another verb's result."""
     usual = "data-" + Path(data.partition("?")[0]).name if data else split
     name = given or usual
@@ -94,7 +130,7 @@ def _result_name(given: str | None, split: str, data: str | None, weights: str) 
         raise UserError(f"--name {name!r} is not a valid file name; use letters, digits and dashes")
     if name != usual and (name in TAKEN or name.startswith("quality-")):
         raise UserError(f"--name {name} is reserved for another result; choose another name")
-    return name + ("" if weights == "ema" else f"-{weights}")
+    return name
 
 
 def _earlier(trained: Trained, images: Images, *, other_data: bool, samples: int | None) -> dict[str, Any]:
@@ -118,6 +154,7 @@ def _measure(
     code: str,
     importance_samples: int | None,
     importance_images: int | None,
+    refitted: Refitted | None,
 ) -> dict[str, Any]:
     """The metrics of all images, with their protocol, and the coverage of p(x|z)'s intervals. All ranks call it."""
     model, seed, data = trained.model, trained.recipe.seed, trained.recipe.data
@@ -130,17 +167,20 @@ def _measure(
     prior = code_prior.of_weights(trained.folder, model, trained.identity) if model.num_codes else None
     if prior is not None:
         measures.append(PriorBound(model, prior))
-    with Progress(f"evaluate {trained.recipe.name}", len(reader), shown=comm.is_main()) as progress:
+    name = f"evaluate {trained.recipe.name}"
+    with Progress(name, images.number, unit="images", shown=comm.is_main()) as progress:
         metrics = measure(
             model,
-            in_order(reader, workers=data.workers),
+            in_order(reader, workers=data.workers, images=images.number),
             measures,
             seed=seed,
-            progress=lambda done: progress.update(min(done * comm.world_size(), len(reader)), "images"),
+            progress=lambda done: progress.update(min(done * comm.world_size(), images.number)),
         )
     protocol = bounds.protocol(model)
     if prior is not None:
         protocol |= code_prior.PROTOCOL
+    if refitted is not None:
+        protocol["sigma"] = refitted.protocol
     if not importance_samples:
         origin = {"weights_hash": trained.weights_hash, "data_hash": hashed, "code": code}
         metrics |= _kept(earlier, origin)
@@ -153,12 +193,31 @@ def _measure(
         "data_hash": hashed,
         "code": code,
         "protocol": protocol | pictures.protocol,
-        "measured": _measured(images, metrics),
+        "measured": _measured(images, metrics, refitted),
         "more_is_better": [f"evaluation/{images.name}/{key}" for key in metrics if _more_is_better(key)],
         "metrics": metrics,
-        "notes": remarks(metrics, trained.recipe.likelihood),
-        "coverage": pictures.coverage,
+        "notes": [] if refitted else remarks(metrics, trained.recipe.likelihood, of=images.kind),
+        "sigma": _sigma(trained, metrics, refitted, images.kind),
+        "interval_coverage": pictures.coverage,
     }
+
+
+def _sigma(
+    trained: Trained, metrics: dict[str, float], refitted: Refitted | None, kind: str
+) -> dict[str, Any] | None:
+    """The sigma in use, that of the images, the nats between them and a sentence; None without a sigma that is optimal."""
+    sentence = arrived_sigma(metrics, trained.recipe.likelihood, of=kind)
+    if sentence is None:
+        return None
+    numbers = {"used": metrics["sigma"], "data": metrics["data_sigma"], "gap_nats": metrics["sigma_gap_nats"]}
+    if refitted is not None:
+        sentence = (
+            f"sigma is {refitted.after:.3g}, fitted to {refitted.images} training images (the running one was {refitted.before:.3g}, "
+            f"{refitted.gap_nats:.3g} nats an image worse on them), and {metrics['data_sigma']:.3g} fits {kind} errors best "
+            f"({metrics['sigma_gap_nats']:.3g} nats an image between them)"
+        )
+        numbers |= refitted._asdict()
+    return {**numbers, "sentence": sentence}
 
 
 def _kept(earlier: dict[str, Any], origin: dict[str, str]) -> dict[str, float]:
@@ -168,10 +227,12 @@ def _kept(earlier: dict[str, Any], origin: dict[str, str]) -> dict[str, float]:
     return {key: value for key, value in earlier["metrics"].items() if key in IMPORTANCE}
 
 
-def _measured(images: Images, metrics: dict[str, float]) -> dict[str, str]:
+def _measured(images: Images, metrics: dict[str, float], refitted: Refitted | None) -> dict[str, str]:
     """The conditions under which two runs' metrics are comparable, by prefix of the metric names."""
     prefix = f"evaluation/{images.name}/"
-    measured = {prefix: f"images {images.reader.index.data_hash[:12]}"}
+    how = ", sigma fitted to the training images" if refitted else ""
+    first = f"the first {images.number} " if images.number < len(images.reader) else ""
+    measured = {prefix: f"{first}images {images.reader.index.data_hash[:12]}{how}"}
     if "importance_samples" in metrics:
         bound = f"{metrics['importance_samples']:.0f} importance samples of {metrics['importance_images']:.0f} images"
         measured |= {f"{prefix}{key}": bound for key in IMPORTANCE}
@@ -189,11 +250,11 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
     paths = [folder / f"reconstructions{suffix}.png"]
     title = trained.title(f"{images.description} images, decoded from the mean of q(z|x)")
     figures.image_rows(paths[0], _rows(trained, images.reader), title=title)
-    if result["coverage"]:
+    if result["interval_coverage"]:
         paths.append(folder / f"calibration{suffix}.png")
         label = f"{trained.recipe.name}, step {trained.step}"
         title = f"calibration of p(x|z), {Path(images.description).name} images"
-        figures.calibration(paths[-1], [(label, result["coverage"])], title=title)
+        figures.calibration(paths[-1], [(label, result["interval_coverage"])], title=title)
     # The metrics of other data than the recipe's have names of their own.
     metrics = {f"evaluation/{images.name}/{key}": value for key, value in result["metrics"].items()}
     save_result(

@@ -1,54 +1,38 @@
-"""Export a trained run as MLflow's python_function: `mlflow.pyfunc.load_model(OUT)` calls `_load_pyfunc` and loads no pickle.
+"""Export a trained run: as MLflow's python_function (`served.py`), for diffusers, or as graphs. Without pickle.
 
-predict(images, params) takes uint8 images [N, C, H, W] and returns float32, by params["mode"]:
-
-    reconstruct (default)   decoded means of the posterior's means, [N, C, H, W]
-    encode                  the posterior's means, [N, Z]; of a model with codes, their vectors
-    sample                  N samples, [N, C, H, W], the number of images sets N; "prior": standard or gmm, "decode":
-                            mean, ancestral or offset:ALPHA, "temperature", "seed"
-
-OUT/data/run is a run folder with the recipe, one kind of weights without an optimizer state, and the mixture if the run has one.
+OUT/data/run of an MLflow model is a run folder with the recipe, one kind of weights without an optimizer state, and the mixture if the run
+has one. OUT/code holds the source of vaescale and of modules with kinds of the user's own, so that the model loads where neither is installed.
 """
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from pydantic import Field
 
-from vaescale import noise
-from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
+from vaescale.commands import served
 from vaescale.commands.export_diffusers import Scaling, export_diffusers
 from vaescale.commands.export_onnx import export_onnx
 from vaescale.commands.export_torch import export_torch
 from vaescale.commands.hub import check_hub, push_folder
+from vaescale.commands.model_card import write_card
+from vaescale.commands.served import DEFAULTS, PACKAGES, _load_pyfunc
 from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
-from vaescale.runs import checkpoint, mlflow_state
+from vaescale.runs import checkpoint, mlflow_state, origins
 from vaescale.runs import folder as run_folder
 from vaescale.runs.mlflow import Model, log_model, save_model
 from vaescale.runs.mlflow_state import store_uri
 from vaescale.runs.tracking import TrackingConfig
 from vaescale.system.console import say
-from vaescale.system.files import write_whole
-from vaescale.trained import Trained, Weights, open_trained
+from vaescale.system.files import make_readable, write_whole
+from vaescale.trained import Trained, Weights, Which, open_trained
 
-MODES = ("reconstruct", "encode", "sample")
-DEFAULTS: dict[str, Any] = {
-    "mode": "reconstruct",
-    "prior": "standard",
-    "decode": "mean",
-    "temperature": 1.0,
-    "seed": 0,
-}
-MOST_TEMPERATURE = 10
-BATCH = 250
+__all__ = ["_load_pyfunc", "export", "write_run"]  # the first is what models of earlier versions name
 Format = Literal["mlflow", "diffusers", "torch_export", "onnx"]
 
 
@@ -63,6 +47,7 @@ def export(
     scaling: Scaling = "all",
     latent_images: Annotated[int, Field(ge=0)] = 10_000,
     push_to_hub: str | None = None,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Write a run to OUT, which must not exist, in one of FORMATS. Returns the path, the size and what was exported.
 
@@ -70,7 +55,7 @@ def export(
     images; 0: a factor of 1. scaling: one factor and shift for `all` channels, or the moments of each `channel`. `torch_export` and
     `onnx` write encoder and decoder as graphs (see `graphs.py`). weights: `ema` takes the averaged weights when the run has them. log:
     also add the model to the run in MLflow, and return its URI. push_to_hub: the name of a model repository, OWNER/NAME, to which
-    OUT is sent with a model card. Raises UserError when the run cannot be opened, or when MLflow does not have the run and `log` is set.
+    OUT is sent with a model card. Raises UserError when the run cannot be opened, or when MLflow does not have the run and `log` is set. checkpoint: see `Which`.
     """
     if out.exists():
         raise UserError(f"{out} already exists; delete it or choose another OUT")
@@ -78,8 +63,10 @@ def export(
         raise UserError(f"--log adds MLflow models, and {format} is none; leave one of the two out")
     if push_to_hub:
         check_hub(push_to_hub)
-    trained = open_trained(run, weights=weights)
+    trained = open_trained(run, weights=weights, which=checkpoint)
     result = {"out": str(out), **FORMATS[format](trained, out, Options(log, scaling, latent_images))}
+    write_card(trained, out, format=format)
+    make_readable(out)
     result["bytes"] = _num_bytes(out)
     return result | (push_folder(trained, out, push_to_hub, format=format) if push_to_hub else {})
 
@@ -104,7 +91,7 @@ def _for_mlflow(trained: Trained, out: Path, options: Options) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary) / "run"
         write_run(trained, data)
-        model = Model(data, __name__, trained.model.image_shape, DEFAULTS, details)
+        model = Model(data, served.__name__, DEFAULTS, details, _code(trained), PACKAGES)
         save_model(model, out)
         logged = (
             log_model(model, known["run_id"], store_uri(trained.folder, uri, known)) if log and uri else None
@@ -122,6 +109,16 @@ FORMATS: dict[Format, Callable[[Trained, Path, Options], dict[str, Any]]] = {
 }
 
 
+def _code(trained: Trained) -> list[Path]:
+    """The source of vaescale, and of the modules that the recipe's kinds come from: files, or folders of packages."""
+    modules = {
+        origin["module"].partition(".")[0]
+        for origin in origins.origins_of(trained.recipe.sections()).values()
+    }
+    files = [Path(str(sys.modules[name].__file__)) for name in ("vaescale", *sorted(modules))]
+    return [file.parent if file.name == "__init__.py" else file for file in files]
+
+
 def _num_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
@@ -131,6 +128,7 @@ def write_run(trained: Trained, folder: Path) -> None:
     folder.mkdir()
     # An exported run has no tracking: its later use is not part of the experiment.
     recipe = trained.recipe.model_copy(update={"tracking": TrackingConfig(mlflow=None)})
+    origins.record(folder, recipe.sections())
     write_whole(folder / run_folder.RECIPE, recipe.to_yaml().encode())
     state = {
         "recipe_hash": trained.recipe.hash,
@@ -155,72 +153,3 @@ def _copy_mixture(trained: Trained, target: Path) -> None:
     target.mkdir()
     for name in (mixture_files.TENSORS, mixture_files.DETAILS):
         shutil.copyfile(source / name, target / name)
-
-
-class Served:
-    """The model that MLflow calls: an opened exported run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.trained = open_trained(folder)
-        mixture = folder / "gmm"
-        self.mixture = mixture_files.load(mixture) if mixture.is_dir() else None
-
-    @torch.no_grad()
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """Reconstruct, encode or sample, as the module docstring describes. Raises UserError for other images or params."""
-        images = np.asarray(model_input)
-        params = {**DEFAULTS, **(params or {})}
-        _refuse_unknown(params)
-        shape = self.trained.model.image_shape
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
-            raise UserError(
-                f"images of {images.dtype} {list(images.shape)}; give uint8 [N, {', '.join(map(str, shape))}]"
-            )
-        batches = torch.split(torch.arange(len(images)), BATCH)
-        return np.concatenate([self._answer(images[slots.numpy()], slots, params) for slots in batches])
-
-    def _answer(
-        self, images: NDArray[np.uint8], slots: torch.Tensor, params: dict[str, Any]
-    ) -> NDArray[np.float32]:
-        model = self.trained.model
-        device = next(model.parameters()).device
-        stream = noise.Stream(int(params["seed"]), 0, slots.to(device))
-        if params["mode"] == "sample":
-            answer = self._samples(stream, params)
-        else:
-            x = model.target(torch.from_numpy(images).to(device), stream)
-            if params["mode"] == "encode":
-                answer = model.joint_means(x, 1) if model.num_codes else model.posterior(x).mu.flatten(1)
-            else:
-                answer = model.likelihood.mean(model.reconstruct(x))
-        array: NDArray[np.float32] = answer.float().cpu().numpy()
-        return array
-
-    def _samples(self, stream: noise.Stream, params: dict[str, Any]) -> torch.Tensor:
-        model = self.trained.model
-        mixture = self.mixture if params["prior"] == "gmm" else None
-        if params["prior"] == "gmm" and mixture is None:
-            raise UserError(
-                "this model has no mixture; fit one with `vaescale fit-gmm RUN` before `vaescale export`"
-            )
-        decoded = from_latents(model, mixture, stream, float(params["temperature"]))
-        return image_of(model.likelihood, decoded, parse_decoding(str(params["decode"])), stream)
-
-
-def _refuse_unknown(params: dict[str, Any]) -> None:
-    unknown = params.keys() - DEFAULTS.keys()
-    if unknown or params["mode"] not in MODES:
-        raise UserError(
-            f"params {sorted(unknown) or params['mode']!r} are unknown; mode is one of {', '.join(MODES)}, the other params are "
-            f"{', '.join(list(DEFAULTS)[1:])}"
-        )
-    if params["prior"] not in ("standard", "gmm") or not 0 < float(params["temperature"]) <= MOST_TEMPERATURE:
-        raise UserError(
-            f"prior (={params['prior']!r}) must be standard or gmm, and temperature (={params['temperature']}) above 0 and "
-            f"at most {MOST_TEMPERATURE}"
-        )
-
-
-def _load_pyfunc(data_path: str) -> Served:
-    """Load an exported run. MLflow calls it by this name, with the path of OUT/data/run."""
-    return Served(Path(data_path))

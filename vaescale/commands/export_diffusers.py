@@ -128,7 +128,7 @@ def _measure(trained: Trained, images: int) -> tuple[dict[str, Any], dict[str, f
     total, square, number = (torch.zeros((), dtype=torch.float64) for _ in range(3))
     differences: dict[str, float] = {}
     goal = min(images, len(reader))
-    with Progress("latents", goal) as progress:
+    with Progress("latents", goal, unit="images") as progress:
         for batch in in_order(reader, workers=trained.recipe.data.workers, images=images):
             stream = noise.Stream(trained.recipe.seed, 0, batch.slots.to(trained.device))
             x = model.target(batch.images.to(trained.device), stream)[batch.mask.to(trained.device)]
@@ -141,7 +141,7 @@ def _measure(trained: Trained, images: int) -> tuple[dict[str, Any], dict[str, f
             differences = differences or _differences(
                 trained, x[:COMPARED], Gaussian(*(one[:COMPARED] for one in q))
             )
-            progress.update(min(goal, int(number) // mu[0, 0].numel()), "images")
+            progress.update(min(goal, int(number) // mu[0, 0].numel()))
     mean = total / number
     deviation = (square / number - mean.square()).sqrt()
     overall = float((square.sum() / (number * len(mean)) - mean.mean().square()).sqrt())

@@ -32,7 +32,7 @@ from vaescale.runs.tracking import push
 from vaescale.system import heartbeat
 from vaescale.system.console import say
 from vaescale.system.files import LockHeldError, exclusive
-from vaescale.trained import Trained, draw_seed, open_split, open_trained, refuse_codes
+from vaescale.trained import Trained, Which, draw_seed, open_split, open_trained, refuse_codes
 from vaescale.training import launch
 
 DRAWS_WANTED, MOST_DRAWS = 1 << 16, 8
@@ -77,6 +77,7 @@ def fit_gmm(
     online: Count | None = None,
     online_batch: Count = 8192,
     seed: NonNegative = 0,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Fit Gaussian mixtures of several sizes to a run's aggregate posterior and save the best one to RUN/gmm.
 
@@ -84,7 +85,7 @@ def fit_gmm(
     None for a suitable number. groups: number of a ladder's groups, from the top, to fit together. start, restarts, tolerance
     (nats), max_iterations, ridge: options of EM, see `Fitting`. select: the criterion that chooses among the numbers of
     components. online: number of passes of stepwise EM, with batches of `online_batch` latents, in place of EM. seed: random
-    seed of the starts and draws.
+    seed of the starts and draws. checkpoint: see `Which`.
 
     Returns the mean log densities (nats) of the chosen mixture, of the model's prior and of all candidates; of held-out latents
     also under the chosen components with simpler covariances; and notes on what is wrong with the mixture. Raises UserError
@@ -92,8 +93,10 @@ def fit_gmm(
     """
     how = Fitting(covariance, start, restarts, tolerance, max_iterations, ridge, online, online_batch, seed)
     with launch.joined():
-        trained = open_trained(run)
+        trained = open_trained(run, which=checkpoint)
+        trained.announce("fit-gmm")
         refuse_codes(trained, "fit-gmm", "fit a prior over its codes with `vaescale fit-prior RUN`")
+        heartbeat.beat("gathering latents")
         material = gather(
             trained, groups=groups, samples_per_image=samples_per_image, online=online is not None
         )

@@ -28,7 +28,7 @@ from vaescale.runs.results import save_result
 from vaescale.system import heartbeat
 from vaescale.system.console import Progress, say
 from vaescale.system.files import LockHeldError, exclusive
-from vaescale.trained import Split, Trained, Weights, in_order, open_split, open_trained
+from vaescale.trained import Split, Trained, Weights, Which, in_order, open_split, open_trained
 from vaescale.training.config import OptimizerConfig
 from vaescale.training.loop import set_learning_rate
 from vaescale.training.optimizer import build_optimizer, learning_rate
@@ -75,17 +75,19 @@ def fit_prior(
     dropout: Share = 0.1,
     weights: Weights = "ema",
     seed: NonNegative = 0,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Train a causal transformer on the codes of a run's training images, and save the weights that are best for held-out codes to RUN/prior.
 
     width, layers, heads: of the transformer. steps: of AdamW with `batch` images each, warm-up and a cosine; lr, weight_decay,
-    dropout: its options. weights: of the run, which encode. A fit that was interrupted continues if its arguments are the same.
+    dropout: its options. weights: of the run, which encode. A fit that was interrupted continues if its arguments are the same. checkpoint: see `Which`.
 
     Returns the mean nats of training and held-out codes under the prior and under uniform codes. Raises UserError for a run without codes.
     """
     if width % heads:
         raise UserError(f"--width (={width}) must be a multiple of --heads (={heads})")
-    trained = open_trained(run, weights=weights)
+    trained = open_trained(run, weights=weights, which=checkpoint)
+    trained.announce("fit-prior")
     model = trained.model
     if not isinstance(model, QuantizedVAE):
         raise UserError(
@@ -166,8 +168,10 @@ def _train(
     optimizer = build_optimizer(prior, config)
     state = _restored(folder, prior, optimizer, settings)
     plan = Plan(np.array([len(train)]), fit.batch, fit.seed)
-    slots = torch.arange(fit.batch, device=device)
-    with Progress("fit-prior", fit.steps, start=state.done) as progress:
+    slots, first = torch.arange(fit.batch, device=device), state.done + 1
+    with Progress(
+        "fit-prior", fit.steps, unit="steps", start=state.done, epoch=plan.steps_per_epoch
+    ) as progress:
         for step in range(state.done, fit.steps):
             heartbeat.beat("fit-prior")
             set_learning_rate(optimizer, learning_rate(step, config, total_steps=fit.steps))
@@ -184,6 +188,11 @@ def _train(
             if done % -(-fit.steps // MEASURED) == 0 or done == fit.steps:
                 state = _measured(prior.eval(), val, state._replace(done=done))
                 progress.update(done, f"held-out {state.best_nats:.2f} nats at step {state.best_step}")
+            else:
+                progress.update(
+                    done,
+                    "" if done > first else f"loss {float(loss.detach()) / shape.places:.3f} nats a code",
+                )
             if done % -(-fit.steps // SAVED) == 0 and done < fit.steps:
                 _save(folder, prior, optimizer, state._replace(done=done), settings)
     return prior.eval(), state

@@ -5,17 +5,13 @@ read, printed or written by vaescale.
 """
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from vaescale.commands.model_card import PICTURE, model_card
+from vaescale.commands.model_card import write_card
 from vaescale.errors import UserError
-from vaescale.system.files import write_whole
 from vaescale.system.secrets import redact
 from vaescale.trained import Trained
-
-CARD = "README.md"
 
 
 def check_hub(repository: str) -> None:
@@ -42,10 +38,7 @@ def push_folder(trained: Trained, out: Path, repository: str, *, format: str) ->
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    picture = trained.folder / "figures" / PICTURE
-    if picture.is_file():
-        shutil.copyfile(picture, out / PICTURE)
-    write_whole(out / CARD, model_card(trained, format=format, repository=repository).encode())
+    write_card(trained, out, format=format, repository=repository)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
     try:
         api.create_repo(repository, private=True, exist_ok=True)

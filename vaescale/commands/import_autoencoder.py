@@ -14,6 +14,7 @@ from vaescale import noise
 from vaescale.commands.export import write_run
 from vaescale.commands.export_diffusers import sigma_of
 from vaescale.commands.signature import checked
+from vaescale.config import Size
 from vaescale.data.reader import open_reader
 from vaescale.errors import UserError
 from vaescale.exchange import autoencoder_kl
@@ -78,11 +79,21 @@ def import_autoencoder(
     }
 
 
-def _given(recipe: Path | None, overrides: Sequence[str], *, image_size: int | None) -> Recipe:
+def _given(recipe: Path | None, overrides: Sequence[str], *, image_size: Size | None) -> Recipe:
     """The recipe that gives everything but the network: a file's, or one that suits fine-tuning."""
     if recipe is not None:
         return load_recipe(recipe, [*overrides])
-    content = {**DEFAULT, "data": {**DEFAULT["data"], **({"image_size": image_size} if image_size else {})}}
+    content = {
+        **DEFAULT,
+        "data": {
+            **DEFAULT["data"],
+            **(
+                {"image_size": image_size if isinstance(image_size, int) else list(image_size)}
+                if image_size
+                else {}
+            ),
+        },
+    }
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "recipe.yaml"
         path.write_text(yaml.safe_dump(content))

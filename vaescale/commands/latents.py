@@ -25,7 +25,8 @@ from vaescale.mixtures.gaussian import Mixture
 from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
-from vaescale.trained import Trained, open_split, open_trained, refuse_codes
+from vaescale.system import heartbeat
+from vaescale.trained import Trained, Which, open_split, open_trained, refuse_codes
 from vaescale.training import launch
 from vaescale.training.summary import went_wrong
 
@@ -60,19 +61,21 @@ def latents(
     gap_steps: Count = 300,
     importance_samples: Count = 1000,
     seed: NonNegative = 0,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Measure a run's latents on its training images. Writes RUN/evaluation/latents.json and RUN/figures/latent_*.png.
 
     draws: number of draws from q(z|x) for the information measures. gaps: number of held-out images whose inference gaps are
     measured, each with `gap_steps` steps of gradient ascent and `importance_samples` importance samples of log p(x); 0 keeps
-    the gaps of an earlier call.
+    the gaps of an earlier call. checkpoint: see `Which`.
 
     Returns all measures with their protocol. Raises UserError for gaps that the model does not have.
     """
     if gaps == 1:
         raise UserError("--gaps (=1) must be at least 2 images, or 0 for none")
     with launch.joined():
-        trained = open_trained(run)
+        trained = open_trained(run, which=checkpoint)
+        trained.announce("latents")
         refuse_codes(trained, "latents", "evaluate measures the use of the codes")
         if gaps:
             refuse_gaps(trained.model)
@@ -123,9 +126,11 @@ def _measure(
     reader = comm.together(lambda: open_split(trained.recipe, "train"))
     moments = load(shards, Drawing(0, data_seed))
     scaled = in_prior_scale(model, moments)
+    heartbeat.beat("the information of the latents")
     known, use = information(scaled, seed=seed, queries=draws), use_of(scaled, model.group_places[0])
     terms = known._asdict()
     mixture_of_others = {name: terms.pop(f"mixture_{name}") for name in ("components", "covariance")}
+    heartbeat.beat("variance, sigma and noise of the pictures")
     sources = draws_by_source(model, moments, mixture, seed=seed)
     return {
         "latents": len(use.latent_kl),
@@ -216,10 +221,17 @@ def _draw(trained: Trained, shards: LatentShards, result: dict[str, Any]) -> lis
     paths = [folder / "latent_use.png", folder / "latent_scatter.png"]
     title = f"{head}: use of the latents"
     figures.latent_use(paths[0], result["latent_kl"], result["active"], curves, title=title)
-    points, classes, axes = scatter(shards, seed=trained.recipe.seed)
-    by = ", by class" if (classes >= 0).any() else ""
-    title = f"{head}: posterior means of {len(points)} images{by}"
-    figures.latent_scatter(paths[1], points, classes, axes_label=axes, title=title)
+    placed = scatter(shards, seed=trained.recipe.seed)
+    by = ", by class" if (placed.classes >= 0).any() else ""
+    figures.latent_scatter(
+        paths[1],
+        placed.points,
+        placed.classes,
+        class_names=shards.index.class_names,
+        axes_labels=placed.axes,
+        note=placed.note,
+        title=f"{head}: posterior means of {len(placed.points)} images{by}",
+    )
     if variance := result["variance"]:
         bars = [
             (name, split["latent"], split["observed"])
@@ -227,8 +239,8 @@ def _draw(trained: Trained, shards: LatentShards, result: dict[str, Any]) -> lis
             if name != "data_total"
         ]
         paths.append(folder / "latent_variance.png")
-        title = f"{head}: variance of the images (data: {variance['data_total']:.2f})"
-        figures.variance_split(paths[-1], bars, title=title)
+        title = f"{head}: variance of the images"
+        figures.variance_split(paths[-1], bars, data=variance["data_total"], title=title)
     if sigma := result["sigma"]:
         sets = [(name, *kind["points"]) for name, kind in sigma["kinds"].items()]
         paths.append(folder / "latent_sigma.png")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from vaescale.commands.signature import Jobs, checked
-from vaescale.config import parse_bytes
+from vaescale.config import Size, option_of, parse_bytes, sides, size_of
 from vaescale.data.config import Crop, Filter
 from vaescale.data.index import INDEX, ShardIndex, describe, parse_index
 from vaescale.data.making import indexing, writing
@@ -27,6 +27,7 @@ from vaescale.errors import UserError
 from vaescale.system.console import Progress, say
 from vaescale.system.host import cores
 
+Side = Annotated[int, Field(ge=1, le=16384)]
 REPORTED = 10  # skipped images that are printed by name
 MOST_SHARD_BYTES = 10**13
 DEFAULT_QUALITY = 95
@@ -57,7 +58,7 @@ def make_shards(
     source: str,
     out: Path,
     *,
-    size: Annotated[int, Field(ge=1, le=16384)] | None = None,
+    size: Side | tuple[Side, Side] | None = None,
     crop: Crop | str | None = None,
     resample: Filter | None = None,
     channels: Literal[1, 3] | None = None,
@@ -78,7 +79,7 @@ def make_shards(
 ) -> dict[str, Any]:
     """Write each split of a source to OUT/SPLIT. Returns the description of each split, by name.
 
-    A complete split is kept; missing or damaged shards are written again. size, crop, resample, channels: None takes the
+    A complete split is kept; missing or damaged shards are written again. size: the side of squares in pixels, or height and width. crop, resample, channels: None takes the
     default of the source. encoding: None is npy with a size or channels, else `keep`. flatten: the colour that transparent
     images are put on, a name or #rrggbb. shard_bytes: a number or a size such as 100MB. holdout: fraction of train that
     becomes val if the source has no val; by default 5% if train is its only split, else 0. limit: number of images of each split, the
@@ -93,7 +94,9 @@ def make_shards(
         raise UserError("--encoding keep stores files as they are; leave --size and --channels out")
     if quality is not None and encoding != "jpg":
         raise UserError(f"--quality (={quality}) is for --encoding jpg; add that or leave it out")
-    side, most_bytes = parse_crop(crop), _parse_shard_bytes(shard_bytes)
+    size = size if size is None else size_of(*sides(size))
+    chosen, most_bytes = parse_crop(crop), _parse_shard_bytes(shard_bytes)
+    _refuse_squares(size, chosen)
     data_set = open_source(
         source, holdout=holdout, config=config, column=column, splits=splits, classes_only=classes_only
     )
@@ -102,7 +105,7 @@ def make_shards(
     changed = size is not None or channels is not None
     making = Making(
         size=size,
-        crop=side or data_set.crop if size else None,
+        crop=chosen or _usual_crop(data_set.crop, size) if size else None,
         resample=resample or data_set.resample,
         channels=channels or (data_set.channels if size else None),
         encoding=encoding or ("npy" if changed else "keep"),
@@ -149,14 +152,14 @@ def index_shards(
     if not folder.is_dir():
         raise UserError(f"--index-only {folder} is not a folder; give the folder of the tars")
     sets = find_tars(folder, index_dir)
-    with Progress(f"index {folder}", sum(len(one.paths) for one in sets.values())) as progress:
+    with Progress(f"index {folder}", sum(len(one.paths) for one in sets.values()), unit="shards") as progress:
         written = indexing.index_tars(
             sets,
             image_member=image_member,
             class_member=class_member,
             skip_broken=skip_broken,
             jobs=jobs or cores(),
-            progress=lambda done: progress.update(done, "shards"),
+            progress=lambda done: progress.update(done),
         )
     for one in written.values():
         _report_skipped(one)
@@ -165,14 +168,27 @@ def index_shards(
     return {split: _describe(one.shards) for split, one in written.items()}
 
 
+def _refuse_squares(size: Size | None, crop: Crop | None) -> None:
+    if size is not None and not isinstance(size, int) and crop not in (None, "aspect", "whole"):
+        raise UserError(
+            f"--crop (={crop}) gives squares, --size is {option_of(size)}; take --crop aspect or whole"
+        )
+
+
+def _usual_crop(crop: Crop, size: Size) -> Crop:
+    """A source's crop, which for other sizes than squares is the largest part with their aspect."""
+    return crop if isinstance(size, int) or crop == "whole" else "aspect"
+
+
 def parse_crop(crop: str | int | None) -> Crop | None:
     """The part of an image that --crop names. Raises UserError."""
     if crop is None:
         return None
-    if crop in ("square", "whole"):
-        return "whole" if crop == "whole" else "square"
+    if crop in ("square", "aspect", "whole"):
+        named: Crop = crop  # type: ignore[assignment]
+        return named
     if not str(crop).isdecimal() or int(crop) < 1:
-        raise UserError(f"--crop (={crop}) must be square, whole or a number of pixels of at least 1")
+        raise UserError(f"--crop (={crop}) must be square, aspect, whole or a number of pixels of at least 1")
     return int(crop)
 
 
@@ -197,8 +213,8 @@ def _parse_shard_bytes(size: str | int | None) -> int | None:
 
 def _survey(source: Source, split: str, making: Making, limit: int | None) -> dict[str, Any]:
     listed = source.splits[split]()
-    with Progress(f"look at {split}", _number(listed, limit)) as progress:
-        return survey(listed, making, limit=limit, progress=lambda done: progress.update(done, "images"))
+    with Progress(f"look at {split}", _number(listed, limit), unit="images") as progress:
+        return survey(listed, making, limit=limit, progress=lambda done: progress.update(done))
 
 
 def _number(listed: Split, limit: int | None) -> int:
@@ -242,14 +258,14 @@ def _write_split(
             f"{folder}: {', '.join(damaged[:3])} missing or damaged; writing {len(damaged)} of {len(index.shards)} shards again"
         )
     listed = source.splits[split]()
-    with Progress(f"write {folder}", _number(listed, limit)) as progress:
+    with Progress(f"write {folder}", _number(listed, limit), unit="images") as progress:
         written = writing.write_shards(
             islice(listed.items, limit),
             folder,
             making,
             class_names=listed.class_names,
             jobs=jobs,
-            progress=lambda done: progress.update(done, "images"),
+            progress=lambda done: progress.update(done),
             made=origin,
             left_out=listed.left_out,
         )

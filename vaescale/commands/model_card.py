@@ -1,14 +1,17 @@
 """The model card of an exported run: what it is, how it is opened, its numbers with their protocol, data hashes and recipe."""
 
+import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vaescale.runs import folder as run_folder
+from vaescale.system.files import write_whole
 from vaescale.trained import Trained
 
-PICTURE = "samples.png"
+CARD, PICTURE = "README.md", "samples.png"
 SHOWN = ("neg_elbo_nats", "neg_iwae_nats", "bits_per_dim", "kl_nats", "mse", "sigma")
 LIBRARIES = {"diffusers": "diffusers", "onnx": "onnx"}
 OPENED = {
@@ -17,18 +20,55 @@ OPENED = {
     "torch_export": 'torch.export.load(hf_hub_download("{repository}", "encode.pt2")).module()',
     "onnx": 'onnxruntime.InferenceSession(hf_hub_download("{repository}", "encode.onnx"))',
 }
+OPENED_HERE = {
+    "mlflow": 'mlflow.pyfunc.load_model("{folder}")',
+    "diffusers": 'AutoencoderKL.from_pretrained("{folder}")',
+    "torch_export": 'torch.export.load("{folder}/encode.pt2").module()',
+    "onnx": 'onnxruntime.InferenceSession("{folder}/encode.onnx")',
+}
+IMPORTS = {
+    "mlflow": "import mlflow",
+    "diffusers": "from diffusers import AutoencoderKL",
+    "torch_export": "import torch",
+    "onnx": "import onnxruntime",
+}
+USE = {
+    "mlflow": """The model brings its source (`code/`) and pinned requirements, so it needs no vaescale. It takes images {shape} or {shape_last}, uint8 or real numbers
+in [0, 1], and returns float32. `params` are `mode` (`reconstruct`, `encode`, `sample`), `prior`, `decode`, `temperature` and `seed`.
+
+```python
+model.predict(images, params={{"mode": "encode"}})
+```
+
+```
+mlflow models serve -m {folder} --env-manager uv --port 5001
+curl localhost:5001/invocations -H 'Content-Type: application/json' -d '{{"inputs": [IMAGE, ...], "params": {{"mode": "encode"}}}}'
+```""",
+    "diffusers": "",
+    "torch_export": "`encode.pt2` takes float32 images {shape} in [0, 1]; `decode.pt2` takes its means. `vaescale.json` describes both.",
+    "onnx": "`encode.onnx` takes float32 images {shape} in [0, 1]; `decode.onnx` takes its means. `vaescale.json` describes both.",
+}
 
 
-def model_card(trained: Trained, *, format: str, repository: str) -> str:  # noqa: A002
-    """The README.md of a repository with the exported run. It names no license, which its owner chooses."""
+def write_card(trained: Trained, out: Path, *, format: str, repository: str | None = None) -> None:  # noqa: A002
+    """Write the model card into an exported folder, with the run's picture of samples if it has one."""
+    picture = trained.folder / "figures" / PICTURE
+    if picture.is_file():
+        shutil.copyfile(picture, out / PICTURE)
+    card = model_card(trained, format=format, repository=repository, folder=out.name)
+    write_whole(out / CARD, card.encode())
+
+
+def model_card(trained: Trained, *, format: str, repository: str | None = None, folder: str = "OUT") -> str:  # noqa: A002
+    """The README.md of an exported run, in a model repository or, without one, in a folder. It names no license, which its owner chooses."""
     recipe = trained.recipe
     header = {
         "library_name": LIBRARIES.get(format, "vaescale"),
         "tags": ["variational-autoencoder", "vaescale", format.replace("_", "-")],
     }
-    channels, size = recipe.data.channels, recipe.data.image_size
+    channels, height, width = recipe.data.image_shape
     what = (
-        f"A variational autoencoder of images {channels}x{size}x{size}, trained with vaescale: network `{recipe.network.kind}`, "
+        f"A variational autoencoder of images {channels}x{height}x{width}, trained with vaescale: network `{recipe.network.kind}`, "
         f"posterior `{recipe.posterior.kind}`, likelihood `{recipe.likelihood.kind}`. Step {trained.step}, "
         f"`{trained.weights}` weights, exported as `{format}`."
     )
@@ -36,7 +76,13 @@ def model_card(trained: Trained, *, format: str, repository: str) -> str:  # noq
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {recipe.name}",
         what,
-        f"```python\nmodel = {OPENED[format].format(repository=repository)}\n```",
+        f"```python\n{_opened(format, repository, folder)}\n```",
+        USE[format].format(
+            shape=f"[N, {channels}, {height}, {width}]",
+            shape_last=f"[N, {height}, {width}, {channels}]",
+            folder=folder,
+        ),
+        *_data(trained),
         *_numbers(trained),
         *(
             [f"## Samples\n\n![Samples of the prior, and of the mixture if there is one]({PICTURE})"]
@@ -46,7 +92,30 @@ def model_card(trained: Trained, *, format: str, repository: str) -> str:  # noq
         "## Hashes\n\n" + _table(("What", "sha256"), _hashes(trained)),
         f"## Recipe\n\n```yaml\n{recipe.to_yaml().strip()}\n```",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _opened(format: str, repository: str | None, folder: str) -> str:  # noqa: A002
+    """The lines of Python that open it."""
+    if repository is None:
+        return f"{IMPORTS[format]}\n\nmodel = {OPENED_HERE[format].format(folder=folder)}"
+    call = OPENED[format].format(repository=repository)
+    download = next((name for name in ("snapshot_download", "hf_hub_download") if name in call), None)
+    lines = [IMPORTS[format], *([f"from huggingface_hub import {download}"] if download else [])]
+    return "\n".join(lines) + f"\n\nmodel = {call}"
+
+
+def _data(trained: Trained) -> Iterator[str]:
+    """What the model was trained on, as far as the run knows it."""
+    data, tags = trained.recipe.data, run_folder.read_json(trained.folder / run_folder.TAGS)
+    changes = " A random half was mirrored." if data.flip else ""
+    batch = f"{trained.step} steps of {data.global_batch} images"
+    made = (
+        f", vaescale {tags['vaescale_version']}, torch {tags['torch_version']}"
+        if "torch_version" in tags
+        else ""
+    )
+    yield f"## Data\n\nTrained on `{Path(data.train).parent.name}/{Path(data.train).name}`, {batch}{made}.{changes}"
 
 
 def _numbers(trained: Trained) -> Iterator[str]:

@@ -18,16 +18,19 @@ from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import UserError
 from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
+from vaescale.networks.config import LadderConfig
+from vaescale.networks.stages import suggested
 from vaescale.objectives.base import Objective, discriminators_of
 from vaescale.perceptual.distance import Distance
-from vaescale.recipe import Recipe
+from vaescale.recipe import Recipe, steps_of
 from vaescale.runs import checkpoint
 from vaescale.runs.identity import identity_tags
 from vaescale.system.console import say
-from vaescale.trained import build_model, build_objective
+from vaescale.trained import build_model, build_objective, device_name, shape_text
 from vaescale.training import cuda_graphs
 from vaescale.training import launch as backends
-from vaescale.training.averages import averages_of
+from vaescale.training.averages import MAIN, averages_of
+from vaescale.training.config import TrainingConfig
 from vaescale.training.guard import Guard
 from vaescale.training.memory import estimate
 from vaescale.training.optimizer import build_optimizer
@@ -105,6 +108,7 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     train_reader, val_reader = open_reader(data.train, data), open_reader(data.val, data)
     plan = Plan(train_reader.index.shards.samples, data.global_batch, recipe.seed, data.shuffle_block)
     refuse_small_cache(train_reader, plan, data)
+    _refuse_other_epochs(config, plan)
     guard = build_guard(recipe, device)
     return Parts(
         recipe=recipe,
@@ -127,6 +131,20 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     )
 
 
+def _refuse_other_epochs(config: TrainingConfig, plan: Plan) -> None:
+    """Raise UserError where epochs and steps of a recipe contradict each other. Says how many steps the epochs are."""
+    if config.epochs is None:
+        return
+    steps = steps_of(config.epochs, plan.steps_per_epoch)
+    if steps != config.steps:
+        raise UserError(
+            f"training.epochs (={config.epochs:g}) is {steps} steps of these images, and training.steps is {config.steps}; set one of them "
+            "to null"
+        )
+    if comm.is_main():
+        say(f"training.epochs (={config.epochs:g}) is {steps} steps, {plan.steps_per_epoch} an epoch")
+
+
 def distance_of(objective: Objective) -> Distance | None:
     """The perceptual distance of an objective, None of one that has none."""
     return getattr(objective, "distance", None)
@@ -145,8 +163,9 @@ def _refuse_partitioned_layer(discriminators: Discriminators | None, layout: str
 def _rival_shapes(discriminators: Discriminators | None) -> dict[str, checkpoint.Shapes]:
     if discriminators is None:
         return {}
-    shapes = checkpoint.shapes_of_training(discriminators, averages=())
-    return {file: shapes[part] for part, file in FILES.items()}
+    averages = () if discriminators.config.ema_decay is None else (MAIN,)
+    shapes = checkpoint.shapes_of_training(discriminators, averages=averages)
+    return {FILES[part]: of_part for part, of_part in shapes.items()}
 
 
 def build_guard(recipe: Recipe, device: torch.device) -> Guard:
@@ -206,6 +225,20 @@ def _capture(strategy: Strategy, recipe: Recipe, objective: Objective) -> None:
         say(f"each step's passes are {how}")
 
 
+def opening(parts: Parts, start: int) -> str:
+    """The sentence with which training begins: what is trained, on what, how far, and where it is written. start: steps done."""
+    recipe, config, processes = parts.recipe, parts.recipe.training, parts.launch.accelerator.num_processes
+    weights = sum(parameter.numel() for parameter in parts.model.parameters())
+    epoch = parts.plan.steps_per_epoch
+    begins = f" from step {start}" if start else ""
+    return (
+        f"train {recipe.name} into {parts.folder}{begins}: {len(parts.train_reader)} images {shape_text(parts.train_reader)} of {recipe.data.train} and "
+        f"{len(parts.val_reader)} held out; {weights:,} parameters ({recipe.network.kind}, {recipe.likelihood.kind}); "
+        f"{device_name(parts.launch.accelerator.device)}, {processes} process{'es' * (processes > 1)}, {parts.layout}, "
+        f"{config.precision}; {config.steps} steps of {recipe.data.global_batch} images, {epoch} to an epoch"
+    )
+
+
 def plan_of(parts: Parts) -> dict[str, Any]:
     """The plan that a dry run prints: processes, data, steps, parameters and memory."""
     recipe, config, processes = parts.recipe, parts.recipe.training, parts.launch.accelerator.num_processes
@@ -223,8 +256,11 @@ def plan_of(parts: Parts) -> dict[str, Any]:
     )
     discriminators = discriminators_of(parts.objective)
     rival = sum(p.numel() for p in discriminators.parameters()) if discriminators else 0
-    if rival:  # weights, gradients and two moments, float32; its activations are not in the estimate
-        memory = {**memory, "discriminator": 16 * rival, "total": memory["total"] + 16 * rival}
+    if (
+        rival and discriminators
+    ):  # weights, gradients, two moments, an average, float32; its activations are not in the estimate
+        size = (16 if discriminators.config.ema_decay is None else 20) * rival
+        memory = {**memory, "discriminator": size, "total": memory["total"] + size}
     return {
         "layout": parts.layout,
         "processes": processes,
@@ -232,9 +268,11 @@ def plan_of(parts: Parts) -> dict[str, Any]:
         "train_images": len(parts.train_reader),
         "train_shards": len(parts.train_reader.index.shards),
         "val_images": len(parts.val_reader),
+        "steps": config.steps,
         "steps_per_epoch": parts.plan.steps_per_epoch,
         "epochs": round(config.steps / parts.plan.steps_per_epoch, 2),
         "images_per_process_and_step": per_rank,
+        **_ladder(recipe),
         "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
         **({"discriminator_parameters": rival} if rival else {}),
         **({"frozen_parameters": frozen} if frozen else {}),
@@ -243,3 +281,13 @@ def plan_of(parts: Parts) -> dict[str, Any]:
         "memory_images_bytes": parts.train_reader.memory_bytes + parts.val_reader.memory_bytes,
         **parts.tags,
     }
+
+
+def _ladder(recipe: Recipe) -> dict[str, str]:
+    """The stages of a ladder, also where the recipe leaves them to the image size."""
+    network = recipe.network
+    if not isinstance(network, LadderConfig):
+        return {}
+    down, up = suggested(recipe.data.sides)
+    stages = {"encoder": network.encoder or down, "decoder": network.decoder or up}
+    return {f"ladder_{name}": ",".join(words) for name, words in stages.items()}

@@ -35,7 +35,7 @@ from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system.caches import cache_home
 from vaescale.system.console import say
-from vaescale.trained import Trained, Weights, open_split, open_trained
+from vaescale.trained import Trained, Weights, Which, open_split, open_trained
 from vaescale.training import launch
 
 CACHE = "vaescale/references"
@@ -65,22 +65,24 @@ def quality(
     seed: NonNegative = 0,
     trust_features: bool = False,
     cache: Path | None = None,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Judge a run's samples against its training images. Writes RUN/evaluation/quality-FEATURES.json and pictures.
 
     features: `pixels`, a folder of `train_features`, `inception[:FILE]` or a FILE.pt2, which is a program and needs
     `trust_features`. count: samples of each kind, by default the number of held-out images, at most 10,000. decode: `mean`,
-    `ancestral` or `offset:ALPHA`. prior: the folder of a run that was trained on this run's latents, to judge its samples too. cache: the folder that keeps the training images' features; None for CACHE below ~/.cache.
+    `ancestral` or `offset:ALPHA`. prior: the folder of a run that was trained on this run's latents, to judge its samples too. cache: the folder that keeps the training images' features; None for CACHE below ~/.cache. checkpoint: see `Which`.
 
     Returns a row of scores for each kind of picture, with the protocol. Raises UserError for invalid arguments,
     missing features and mixtures of another model, DataError for too few images.
     """
     decodings = _checked(count, decode)
     with launch.joined():
-        trained = open_trained(run, weights=weights)
+        trained = open_trained(run, weights=weights, which=checkpoint)
         extractor = comm.together(lambda: _extractor(trained, features, trust_features))
         train = comm.together(lambda: open_split(trained.recipe, "train"))
         val = comm.together(lambda: open_split(trained.recipe, "val"))
+        trained.announce(f"quality ({extractor.name})", train=train, val=val)
         priors: dict[str, Prior] = {**comm.together(lambda: _mixtures(trained))}
         second = open_second_stage(prior, trained) if prior else None
         if second:

@@ -76,7 +76,7 @@ def _steps(name: str, recipe: Recipe, folder: Path) -> dict[str, Step]:
         ),
         "train": Step(
             f"Train on {PROCESSES} processes, in bf16, with the optimal sigma",
-            f"accelerate launch --config_file {shlex.quote(str(backend))} -m vaescale train {name} --processes {PROCESSES}",
+            f"accelerate launch --config_file {shlex.quote(str(backend))} -m vaescale train {name} --expect-processes {PROCESSES}",
             lambda: (
                 (figures / "curves.png").is_file()
                 and (folder / last / "manifest.json").is_file()

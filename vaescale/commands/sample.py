@@ -36,7 +36,7 @@ from vaescale.mixtures.gaussian import Mixture
 from vaescale.runs import folder as run_folder
 from vaescale.runs.tracking import push
 from vaescale.system.console import Progress, say
-from vaescale.trained import Trained, open_trained, refuse_codes
+from vaescale.trained import Trained, Which, open_trained, refuse_codes
 from vaescale.training import launch as backends
 from vaescale.training.summary import went_wrong
 
@@ -73,6 +73,7 @@ def sample(
     refine_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None,
     refine_rate: PositiveReal | None = None,
     map_side: Annotated[int, Field(ge=2, le=64)] | None = None,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Write pictures to RUN/figures, or samples to the folder `shards`. Returns a description of the samples, the paths, and
     notes: sentences on what went wrong in training.
@@ -82,7 +83,7 @@ def sample(
     mixture that fit-gmm compared instead of the chosen one. decode: mean, ancestral or offset:ALPHA, by default mean and
     ancestral. These arguments replace the samples by other pictures: interpolate, pairs of numbers of held-out images;
     refine, number of steps of descent on log sigma(z), with refine_weight of -log p(z) and refine_rate; map_side, the side of
-    a grid over the plane of two latents. Raises UserError for options that contradict each other.
+    a grid over the plane of two latents. Raises UserError for options that contradict each other. checkpoint: see `Which`.
     """
     given: dict[str, Any] = {"shards": shards, "interpolate": interpolate, "refine": refine, "map": map_side}
     given |= {
@@ -98,7 +99,8 @@ def sample(
     )
     _refuse_contradictions({name: value for name, value in given.items() if value is not None}, draws)
     with backends.joined():
-        trained = open_trained(run)
+        trained = open_trained(run, which=checkpoint)
+        trained.announce("sample")
         pictures = {name for name in ("interpolate", "refine") if given[name] is not None}
         _refuse_of_codes(trained, pictures, draws, prior)
         if map_side is not None:
@@ -138,13 +140,15 @@ def draw_pages(
 
     def draw_share() -> None:
         share = range(comm.rank(), len(starts), comm.world_size())
-        with Progress("sample", len(share), shown=comm.is_main() and len(share) > 1) as progress:
+        with Progress(
+            "sample", len(share), unit="pictures", shown=comm.is_main() and len(share) > 1
+        ) as progress:
             for done, page in enumerate(share, start=1):
                 slots = torch.arange(starts[page], min(starts[page] + SHOWN, draws.count), device=device)
                 numbers = "" if len(starts) == 1 else f" {slots[0]} to {slots[-1]}"
                 panels = _panels(trained, sources, decodings, noise.Stream(draws.seed, 0, slots), draws)
                 figures.sample_panels(paths[page], panels, title=trained.title(f"samples{numbers}"))
-                progress.update(done, "pictures")
+                progress.update(done)
 
     def delete_earlier() -> None:
         for path in folder.glob("samples-[0-9]*.png"):
@@ -175,12 +179,12 @@ def write_shards(
 
     def write_share() -> dict[int, Made]:
         written = {}
-        with Progress("sample", len(share), shown=comm.is_main()) as progress:
+        with Progress("sample", len(share), unit="shards", shown=comm.is_main()) as progress:
             for number in share:
                 stop = min(draws.count, starts[number] + SHARD_SAMPLES)
                 items = _items(trained, prior, decoding, range(starts[number], stop), draws)
                 written[number] = write_part(items, folder, number, Making())
-                progress.update(len(written), "shards")
+                progress.update(len(written))
         return written
 
     comm.on_main(lambda: _refuse_full(folder))
@@ -202,7 +206,7 @@ def _samples(
     draws: Draws,
 ) -> dict[str, Any]:
     decodings = [parse_decoding(name) for name in ([decode] if decode else ["mean", "ancestral"])]
-    sources = _sources(trained, prior, components)
+    sources = sources_of(trained, prior, components)
     drawn = {
         "priors": list(sources),
         "components": [len(source.weights) for source in sources.values() if isinstance(source, Mixture)],
@@ -230,7 +234,7 @@ def _samples(
     return {**drawn, "decode": decode, **index}
 
 
-def _sources(trained: Trained, prior: str | Path | None, components: int | None) -> dict[str, Prior]:
+def sources_of(trained: Trained, prior: str | Path | None, components: int | None) -> dict[str, Prior]:
     """The distributions of z by name. Prints a message when the run has no mixture."""
     if isinstance(prior, Path):
         return {"second stage": open_second_stage(prior, trained)}

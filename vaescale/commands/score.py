@@ -34,7 +34,7 @@ from vaescale.evaluation.scores import (
 from vaescale.runs.identity import git_revision
 from vaescale.system.console import Progress
 from vaescale.system.secrets import redact
-from vaescale.trained import Trained, Weights, open_trained
+from vaescale.trained import Trained, Weights, Which, open_trained
 from vaescale.training import launch
 
 SHOWN = 10  # images of each end in the result
@@ -123,6 +123,7 @@ def score(
     maps: Path | None = None,
     maps_images: Annotated[int, Field(ge=1, le=100)] = 8,
     histograms: Path | None = None,
+    checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Score every image of a source of make-shards, of shards or of a folder of pictures, at the run's size.
 
@@ -132,14 +133,15 @@ def score(
     crop, resample: None for those with which the run's images were made. out: .csv or .parquet file with a row for each image. maps:
     folder for pictures of the `maps_images` highest and lowest images with reconstruction, error and sigma; histograms: PNG file.
 
-    Writes nothing into the run folder. Raises UserError for arguments that contradict each other, DataError for images that cannot be used.
+    Writes nothing into the run folder. Raises UserError for arguments that contradict each other, DataError for images that cannot be used. checkpoint: see `Which`.
     """
     labels, files = Labels(tuple(odd_class), odd), Files(out, maps, maps_images, histograms)
     _refuse_unused(labels, files, odd_split)
     choice = Choice(split, limit, parse_crop(crop), resample)
     with launch.joined():
-        trained = open_trained(run, weights=weights)
+        trained = open_trained(run, weights=weights, which=checkpoint)
         bounds.refuse_without_bound(trained.model, "score images with a run of another objective")
+        trained.announce(f"score {redact(source)} under")
         divisor = None if background is None else _open_background(trained, background, weights)
         names = score_names(trained.model.likelihood, background=divisor, complexity=complexity)
         scoring = Scoring(trained, divisor, complexity, labels, names, _sort_column(sort, names))
@@ -220,12 +222,12 @@ def _score_all(scoring: Scoring, sets: list[ImageSet], scored: Scored, kind: str
         )
         total = images.number or 0
         name = " ".join(filter(None, ("score", "odd" if second else "", images.split)))
-        with Progress(name, total, shown=comm.is_main()) as progress:
-            progress.update(0, "images", passing=True)
+        with Progress(name, total, unit="images", shown=comm.is_main()) as progress:
+            progress.update(0, passing=True)
 
             def show(done: int, progress: Progress = progress, total: int = total) -> None:
                 done *= comm.world_size()
-                progress.update(min(done, total) if total else done, "images")
+                progress.update(min(done, total) if total else done)
 
             measure(model, images.batches(), [scores], seed=scoring.trained.recipe.seed, progress=show)
     if comm.on_main(scored.table.count) == earlier:

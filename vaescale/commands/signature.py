@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar, cast
 
 from pydantic import ConfigDict, Field, ValidationError, validate_call
@@ -47,7 +49,8 @@ def checked(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
     """Check the arguments of each call by the function's annotations, as pydantic reads them.
 
     A value that the annotations do not allow raises UserError, which names the argument, the value and what is allowed. An
-    unknown or missing argument raises TypeError. Paths may be strings, and whole numbers may be numpy's.
+    unknown or missing argument raises TypeError. Paths may be strings or what stands for a path, such as an opened run, and whole numbers
+    may be numpy's.
     """
     signature = inspect.signature(function)
     unchecked = cast(Callable[..., Result], function)
@@ -59,7 +62,10 @@ def checked(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
 
     @functools.wraps(function)
     def call(*positional: Parameters.args, **named: Parameters.kwargs) -> Result:
-        given = signature.bind(*positional, **named).arguments
+        given = {
+            name: value if name == "self" else _plain(value)
+            for name, value in signature.bind(*positional, **named).arguments.items()
+        }
         try:
             arguments = cast(Callable[..., dict[str, Any]], validated)(**given)
         except ValidationError as error:
@@ -68,6 +74,13 @@ def checked(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
         return unchecked(**arguments)
 
     return call
+
+
+def _plain(value: Any) -> Any:
+    """The value; of what stands for a path without being one, the path as a string."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    return os.fspath(value) if isinstance(value, os.PathLike) and not isinstance(value, Path) else value
 
 
 def _sentence(fault: Mapping[str, Any]) -> str:

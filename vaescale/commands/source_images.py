@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 import torch
 
 from vaescale import comm
+from vaescale.config import Size
 from vaescale.data.batch import Batch
 from vaescale.data.config import Crop, DataConfig, Filter
 from vaescale.data.index import INDEX
+from vaescale.data.indexes import open_index
 from vaescale.data.making.remarks import sentences
 from vaescale.data.making.sized import Sizing, sized_batches
 from vaescale.data.making.sources import SOURCES, open_source
 from vaescale.data.making.sources.base import Source
 from vaescale.data.making.storing import Making
 from vaescale.data.pictures import to_channels
-from vaescale.data.reader import ShardReader, open_index, open_reader
+from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import DataError, UserError
 from vaescale.recipe import Recipe
 from vaescale.system import heartbeat
@@ -93,8 +95,8 @@ def _of_shards(recipe: Recipe, split: str, place: str, choice: Choice) -> ImageS
     size, channels = data.image_size, data.channels
     stored = channels if index.image is None else index.image[2]
     crop, resample = data.crop, data.resample
-    if choice.crop or (crop is None and (index.image is None or index.image[:2] != (size, size))):
-        crop, resample = choice.crop or "square", choice.resample or data.resample
+    if choice.crop or (crop is None and (index.image is None or index.image[:2] != data.sides)):
+        crop, resample = choice.crop or data.largest_crop, choice.resample or data.resample
     colours: dict[str, Any] = {"channels": 3 if index.image is None else max(channels, stored)}
     reader = open_reader(
         place, data.model_copy(update={"crop": crop, "resample": resample, "cache": "none", **colours})
@@ -147,7 +149,7 @@ def _of_split(
         for batch in sized_batches(
             islice(listed.items, limit),
             sizing,
-            batch=images_at_once((data.channels, data.image_size, data.image_size)),
+            batch=images_at_once(data.image_shape),
             rank=comm.rank(),
             world_size=comm.world_size(),
             remarks=remarks,
@@ -170,7 +172,7 @@ def _sizing(recipe: Recipe, source: str, opened: Source, choice: Choice) -> tupl
         crop = None  # a number of pixels belongs to the images that it was chosen for
     twice = data.crop is not None and choice.crop is None
     making = Making(
-        size=made.get("size") if twice else data.image_size,
+        size=_made_size(made) if twice else data.image_size,
         crop=choice.crop or crop or opened.crop,
         resample=choice.resample or made.get("resample") or opened.resample,
         channels=3 if data.channels == 3 else 1,
@@ -184,6 +186,11 @@ def _sizing(recipe: Recipe, source: str, opened: Source, choice: Choice) -> tupl
     words |= {"channels": data.channels, **({"flatten": making.flatten} if making.flatten else {})}
     reading = (data.crop, data.resample) if twice else (None, making.resample)
     return Sizing(making, data.image_size, *reading), words
+
+
+def _made_size(made: dict[str, Any]) -> Size | None:
+    size = made.get("size")
+    return (size[0], size[1]) if isinstance(size, list) else size
 
 
 def _made(recipe: Recipe) -> dict[str, Any]:

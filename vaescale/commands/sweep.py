@@ -8,15 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from vaescale.commands.compare_runs import record_of_folder
 from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.runs import folder as run_folder
 from vaescale.runs.cluster_jobs import cluster_files, slug
+from vaescale.runs.comparison import compare, in_brief
 from vaescale.runs.mlflow import parent_run
+from vaescale.runs.sweeps import STATE
 from vaescale.system.console import say
 from vaescale.system.exit_codes import PREEMPTED
 from vaescale.system.secrets import redact
@@ -24,7 +28,6 @@ from vaescale.system.secrets import redact
 MOST_VARIANTS = 1000
 INTERRUPTED = 130  # Ctrl-C; SIGTERM and SIGUSR1 end with PREEMPTED
 STOPPED = (PREEMPTED, INTERRUPTED)  # the remaining variants are not started
-STATE = "sweep.json"
 
 
 class Variant(NamedTuple):
@@ -46,6 +49,8 @@ def sweep(
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Train every variant of a recipe, or write the files of a cluster job. Returns the variants, with exit codes or files.
+
+    After training, `best_first` has the last metrics of the runs, and `sorted_by` the metric that decides.
 
     overrides: `key=a,b,c`. name: the name of the sweep and prefix of its runs' names, by default the recipe's name, with
     `-sweep` for the sweep itself. launch: the command that starts each run, by default one process of this Python, or
@@ -85,7 +90,23 @@ def sweep(
     codes = train_all(recipe, planned, recipes, launch=shlex.split(launch))
     for row, code in zip(result["variants"], codes, strict=True):
         row["exit_code"] = code
-    return {**result, "folder": str(folder)}
+    return {**result, "folder": str(folder), **_numbers(recipes)}
+
+
+def _numbers(recipes: Sequence[Recipe]) -> dict[str, Any]:
+    """The last metrics of the runs, the best first; {} where none has any."""
+    records = []
+    for resolved in recipes:
+        with suppress(UserError):  # a run that failed at once has said why
+            records.append(record_of_folder(Path(resolved.run_dir)))
+    if not records:
+        return {}
+    compared = compare(records)
+    return {
+        "sorted_by": compared.sort,
+        "best_first": in_brief(compared),
+        "warnings": compared.warnings,
+    }
 
 
 def variants(overrides: Sequence[str], name: str) -> list[Variant]:
@@ -200,9 +221,7 @@ def _code_of(ended: int, resolved: Recipe, started: float, stopped_by: int | Non
         return int(stopped["exit_code"])  # a launcher's own exit code is always 1
     if stopped_by is None:
         return 4
-    summary = run_folder.read_json(folder / run_folder.SUMMARY)
-    is_trained = summary.get("train", {}).get("step") == resolved.training.steps
-    return 0 if is_trained else stopped_by
+    return 0 if run_folder.is_trained(folder, resolved.training.steps) else stopped_by
 
 
 class _Signals:
@@ -243,12 +262,6 @@ class _Signals:
         if number != signal.SIGINT and self._child is not None:
             self._is_forwarded = True
             self._child.send_signal(signal.SIGTERM)  # accelerate's launcher forwards SIGTERM only
-
-
-def runs_of(folder: Path) -> list[Path]:
-    """The run folders that a sweep's folder lists, or the folder itself when it is not the folder of a sweep."""
-    runs = run_folder.read_json(folder / STATE).get("runs")
-    return [folder] if runs is None else [Path(run) for run in runs]
 
 
 def _starter(launch: Sequence[str]) -> list[str]:

@@ -1,13 +1,14 @@
-"""Send to MLflow the rows and files that a run could not send while it trained. Imports no torch."""
+"""Send to MLflow what a run could not send while it trained, or its metrics to another tracker. Imports no torch."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.recipe import load_recipe
 from vaescale.runs import folder as run_folder
 from vaescale.runs import tracking
+from vaescale.runs.drains import Described, drain
 from vaescale.runs.mlflow_state import final_status
 from vaescale.runs.store_faults import StoreFault
 
@@ -15,10 +16,10 @@ RETURNED = ("tracking_uri", "experiment_id", "run_id", "metrics_sent", "artifact
 
 
 @checked
-def sync(run: Path) -> dict[str, Any]:
+def sync(run: Path, *, to: Literal["mlflow", "tensorboard", "wandb", "trackio"] = "mlflow") -> dict[str, Any]:
     """Send metrics, figures and results that the run's MLflow store lacks. Returns the store, the run's id and the counts.
 
-    Nothing is sent twice. A run that was killed, so that its store shows it as running, gets the status that its folder tells.
+    to: another tracker than MLflow gets the metrics (TensorBoard the figures, too), see `runs/drains.py`. Nothing is sent twice. A run that was killed, so that its store shows it as running, gets the status that its folder tells.
     Raises UserError when the run names no store, or the store does not take all.
     """
     path = run / run_folder.RECIPE
@@ -26,6 +27,8 @@ def sync(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} is not a run folder (no {run_folder.RECIPE})")
     recipe = load_recipe(path)
     config = recipe.tracking
+    if to != "mlflow":
+        return drain(Described(run, recipe.name, config.experiment, recipe.public()), to)
     if config.mlflow is None:
         raise UserError(
             f"{path} has tracking.mlflow: null; name a store there, such as sqlite:///runs/mlflow.db"

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 from pydantic import InstanceOf
 
 from vaescale import comm
-from vaescale.commands.parts import Parts, build_parts, build_rival, lay_out, plan_of
+from vaescale.commands.parts import Parts, build_parts, build_rival, lay_out, opening, plan_of
 from vaescale.commands.signature import Count, checked
+from vaescale.commands.step_time import time_steps as measure_steps
 from vaescale.data.loader import training_batches
 from vaescale.data.workers import Workers, end_workers, start_server
 from vaescale.errors import DataError, NotFinite, Preempted, TrainingStopped
 from vaescale.recipe import Recipe, differences, load_recipe
-from vaescale.runs import checkpoint
+from vaescale.runs import checkpoint, origins
 from vaescale.runs import folder as run_folder
 from vaescale.runs.checkpoint import Checkpoint, Keep
 from vaescale.runs.identity import refuse_foreign_folder, refuse_other, remember
@@ -34,11 +35,12 @@ from vaescale.system.files import write_whole
 from vaescale.trained import in_order
 from vaescale.training import launch as backends
 from vaescale.training import loop, utilization
+from vaescale.training.improvement import watched
 from vaescale.training.launcher_settings import refuse_ignored
 from vaescale.training.optimizer import change_of_rate
 from vaescale.training.preemption import Preemption
 from vaescale.training.recorder import Images, Recorder, refuse_unknown_metric, restore
-from vaescale.training.summary import sum_up, went_wrong
+from vaescale.training.summary import sigma_at_the_end, sum_up, went_wrong
 from vaescale.training.watchdog import Watchdog
 from vaescale.training.writer import Writer
 
@@ -57,7 +59,8 @@ def train(
 
     launch: the processes, if they were started before. processes: the expected number; another number is refused.
     allow_changes: continue a run whose recipe or data have changed. Returns run_dir, step, latents_of (the name of the run whose
-    latents it models, if any), the sections of summary.json, and notes: sentences on what went wrong. Raises UserError.
+    latents it models, if any), the sections of summary.json, notes: sentences on what went wrong, and sigma: the sentence on a running
+    sigma. Raises UserError.
     """
     refuse_ignored(os.environ, recipe.training, recipe.optimizer)
     if recipe.data.workers and recipe.data.cache != "memory":
@@ -67,15 +70,19 @@ def train(
     with launched as started, ExitStack() as stack:
         parts = build_parts(recipe, started)
         start = comm.on_main(lambda: _claim(parts, stack, allow_changes=allow_changes))
-        steps = recipe.training.steps
+        steps = min(start.step, recipe.training.steps)
         if start.is_at_the_end:
             if comm.is_main():
+                ended = ", where training.early_stopping ended it; raise its patience with --allow-changes, or choose another name or run_dir"
                 say(
-                    f"{parts.folder} is trained to step {steps} already; raise training.steps with --allow-changes (and set optimizer.schedule_start={steps} for a schedule of its own), or choose another name or run_dir"
+                    f"{parts.folder} is trained to step {steps} already{ended}"
+                    if steps < recipe.training.steps
+                    else f"{parts.folder} is trained to step {steps} already; raise training.steps with --allow-changes (and set optimizer.schedule_start={steps} for a schedule of its own), or choose another name or run_dir"
                 )
         else:
-            _train(parts, start, stack, watchdog)
-        summary = comm.on_main(lambda: _summary(parts, is_other=start.is_at_the_end and bool(start.changes)))
+            steps = _train(parts, start, stack, watchdog)
+        is_other = start.is_at_the_end and bool(start.changes)
+        summary = comm.on_main(lambda: _summary(parts, steps, is_other=is_other))
     origin = parts.tags.get("latents_of")
     of_latents = {"latents_of": origin["run"]} if origin else {}
     return {"run_dir": str(parts.folder), "step": steps, **of_latents, **summary}
@@ -87,12 +94,17 @@ def describe(
     *,
     launch: InstanceOf[backends.Launch] | None = None,
     processes: Count | None = None,
+    time_steps: bool = False,
 ) -> dict[str, Any]:
-    """The resolved recipe, and the plan: data, steps, parameters and memory. Writes nothing. The arguments are those of `train`."""
+    """The resolved recipe, and the plan: data, steps, parameters and memory. Writes nothing. The arguments are those of `train`.
+
+    time_steps: also train three steps in memory, and add the seconds of a step and of all.
+    """
     refuse_ignored(os.environ, recipe.training, recipe.optimizer)
     with backends.launched(launch, processes=processes) as started:
         parts = build_parts(recipe, started)
-        return {"recipe": recipe.public(), "plan": plan_of(parts)}
+        plan = plan_of(parts)
+        return {"recipe": recipe.public(), "plan": plan | (measure_steps(parts) if time_steps else {})}
 
 
 class Start(NamedTuple):
@@ -143,14 +155,24 @@ def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Start:
         refuse_other(saved, parts.tags, allow_changes=allow_changes)
         checkpoint.refuse_unfit(saved, parts.checkpoint_shapes)
     rows = run_folder.read_metrics(folder)
-    at_the_end = saved is not None and saved.step >= recipe.training.steps
+    at_the_end = saved is not None and (
+        saved.step >= recipe.training.steps or _has_stalled(recipe, saved, rows)
+    )
     # The start that saved the last step may have been ended before it measured the held-out images.
-    measured = any(row["step"] >= recipe.training.steps and "val/mse" in row for row in rows) or not rows
+    last = min(saved.step, recipe.training.steps) if saved else 0
+    measured = any(row["step"] >= last and "val/mse" in row for row in rows) or not rows
     start = Start(saved, changes, is_at_the_end=at_the_end and measured)
     if not start.is_at_the_end:
-        refuse_unknown_metric(parts.model, recipe.training.keep_best)
+        refuse_unknown_metric(parts.model, recipe.training, recipe.optimizer)
         checkpoint.refuse_too_little_room(folder, checkpoint.num_bytes(parts.checkpoint_shapes))
     return start
+
+
+def _has_stalled(recipe: Recipe, saved: Checkpoint, rows: list[dict[str, float]]) -> bool:
+    """Whether early stopping has ended the run at this checkpoint."""
+    state = watched(recipe.training.early_stopping, recipe.optimizer)
+    state.resume(saved.state(), saved.step, rows)
+    return state.has_stalled
 
 
 def _begin(parts: Parts, stack: ExitStack, start: Start) -> None:
@@ -162,17 +184,19 @@ def _begin(parts: Parts, stack: ExitStack, start: Start) -> None:
         old, new = ((one.optimizer, one.training.steps) for one in (before, recipe))
         if sentence := change_of_rate(old, new, step=saved.step):
             say(sentence)
+    origins.tell_changes(folder, recipe.sections())
+    origins.record(folder, recipe.sections())
     write_whole(folder / run_folder.RECIPE, recipe.to_yaml().encode())
     run_folder.mend_metrics(folder)
     remember(folder, parts.tags, start.changes, step=start.step)
     if start.changes:  # rows of later steps were made with the earlier recipe
         factor = float(saved.state().get("lr_factor", 1.0)) if saved else 1.0
-        run_folder.append_metrics(folder, start.step, {run_folder.ROLLBACK: factor})
+        run_folder.append_metrics(folder, start.step, {run_folder.ROLLBACK: factor, run_folder.CHANGED: 1.0})
     run_folder.forget_summary(folder, "train", "val")  # the checkpoint of the last step may have been lost
 
 
-def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> None:
-    """Train to the last step, from a checkpoint or from the recipe's weights."""
+def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> int:
+    """Train to the last step, from a checkpoint or from the recipe's weights. Returns the last step."""
     recipe, config, shown = parts.recipe, parts.recipe.training, comm.is_main()
     full_speed = utilization.full_speed(
         parts.model,
@@ -181,6 +205,8 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
         processes=parts.launch.accelerator.num_processes,
     )
     strategy = lay_out(recipe, parts.launch, parts.model, parts.objective)
+    if shown:
+        say(opening(parts, start.step))
     if parts.beginning and not start.saved and shown:
         say(parts.beginning)
     rival = build_rival(recipe, parts.launch, parts.objective)
@@ -191,7 +217,14 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
     with (
         Drain(parts.folder, recipe.tracking, shown=shown),
         TrainerStatus(os.environ, config.steps, start=start.step, shown=shown) as status,
-        Progress(f"train {recipe.name}", config.steps, start=start.step, shown=shown) as progress,
+        Progress(
+            f"train {recipe.name}",
+            config.steps,
+            unit="steps",
+            start=start.step,
+            epoch=parts.plan.steps_per_epoch,
+            shown=shown,
+        ) as progress,
         Writer(parts.folder / "checkpoints") as writer,
         watchdog,
         Preemption(shown=shown) as preemption,
@@ -202,6 +235,7 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
         measured = min(len(parts.val_reader), config.evaluate_images or len(parts.val_reader))
         recorder = Recorder(
             folder=parts.folder,
+            name=recipe.name,
             tags=parts.tags,
             images=Images(
                 parts.train_reader,
@@ -222,19 +256,38 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
             seed=recipe.seed,
             keep=Keep(config.keep_checkpoints, config.keep_every),
             keep_best=config.keep_best,
+            watched=watched(config.early_stopping, recipe.optimizer),
+            lowest_rate=recipe.optimizer.final_fraction,
             lr_factor=lr_factor,
             full_speed=full_speed,
         )
-        _train_with_rollbacks(parts, recorder, start.step)
+        if start.saved:
+            _watch_on(recorder, start.saved)
+        last = _train_with_rollbacks(parts, recorder, start.step)
         recorder.wait_for_the_disk()
+    if last < config.steps and shown:
+        stopping = config.early_stopping
+        assert stopping is not None
+        say(
+            f"training ends at step {last} of {config.steps}: {stopping.metric} has not improved for {stopping.patience} evaluations "
+            "(training.early_stopping)"
+        )
+    return last
 
 
-def _train_with_rollbacks(parts: Parts, recorder: Recorder, start: int) -> None:
+def _watch_on(recorder: Recorder, saved: Checkpoint) -> None:
+    """Continue from what a checkpoint and its evaluation say of the watched metrics. All ranks call it."""
+    rows = comm.on_main(
+        lambda: [row for row in run_folder.read_metrics(recorder.folder) if row["step"] == saved.step]
+    )
+    recorder.watched.resume(saved.state(), saved.step, rows)
+
+
+def _train_with_rollbacks(parts: Parts, recorder: Recorder, start: int) -> int:
     most = parts.recipe.training.max_rollbacks
     for rollbacks in itertools.count():
         try:
-            _train_from(start, parts, recorder)
-            return
+            return _train_from(start, parts, recorder)
         except NotFinite as error:
             recorder.wait_for_the_disk()
             start = _roll_back(error, recorder, left=most - rollbacks)
@@ -243,9 +296,10 @@ def _train_with_rollbacks(parts: Parts, recorder: Recorder, start: int) -> None:
             if recorder.preemption.signal == signal.SIGINT:
                 raise KeyboardInterrupt(str(error)) from None
             raise
+    raise AssertionError("unreachable: a rollback too many raises")
 
 
-def _train_from(start: int, parts: Parts, recorder: Recorder) -> None:
+def _train_from(start: int, parts: Parts, recorder: Recorder) -> int:
     recipe = parts.recipe
     batches = training_batches(
         parts.train_reader,
@@ -258,7 +312,7 @@ def _train_from(start: int, parts: Parts, recorder: Recorder) -> None:
         flip=recipe.data.flip,
     )
     with closing(batches), backends.compiling() if recipe.training.compile else nullcontext():
-        loop.train(
+        return loop.train(
             recorder.strategy,
             parts.guard,
             parts.skips.counting(batches),
@@ -285,6 +339,7 @@ def _roll_back(error: NotFinite, recorder: Recorder, *, left: int) -> int:
     if saved is None or left <= 0:
         raise error
     restore(saved, recorder.strategy, recorder.rival, recorder.guard)
+    _watch_on(recorder, saved)
     # Not the checkpoint's factor: it may be the same checkpoint again.
     recorder.roll_back(saved.step, recorder.lr_factor * ROLLBACK_FACTOR)
     if comm.is_main():
@@ -292,25 +347,29 @@ def _roll_back(error: NotFinite, recorder: Recorder, *, left: int) -> int:
     return saved.step
 
 
-def _summary(parts: Parts, *, is_other: bool) -> dict[str, Any]:
+def _summary(parts: Parts, steps: int, *, is_other: bool) -> dict[str, Any]:
     """The content of summary.json, which is written if it is not there, and notes on what went wrong.
 
-    is_other: whether the folder's run has another recipe.
+    steps: the last step, which early stopping may have chosen. is_other: whether the folder's run has another recipe.
     """
-    recipe, notes = parts.recipe, list[str]()
+    recipe, notes, sigma = parts.recipe, list[str](), None
     if not is_other:
         sum_up(
             parts.folder,
             name=recipe.name,
-            steps=recipe.training.steps,
+            steps=steps,
+            stopped_early=steps < recipe.training.steps,
             group_places=parts.model.group_places,
             tracking=recipe.tracking,
         )
         (parts.folder / run_folder.STOPPED).unlink(missing_ok=True)
-        notes = went_wrong(run_folder.read_metrics(parts.folder), recipe.likelihood)
-        for sentence in notes:
+        rows = run_folder.read_metrics(parts.folder)
+        notes, sigma = went_wrong(rows, recipe.likelihood), sigma_at_the_end(rows, recipe.likelihood)
+        is_said = sigma is None or any(sentence.startswith(sigma) for sentence in notes)
+        for sentence in notes if is_said else [*notes, sigma]:
             say(f"{parts.folder}: {sentence}")
-    return {**run_folder.read_json(parts.folder / run_folder.SUMMARY), "notes": notes}
+    of_sigma = {} if sigma is None else {"sigma": sigma}
+    return {**run_folder.read_json(parts.folder / run_folder.SUMMARY), "notes": notes, **of_sigma}
 
 
 @contextmanager

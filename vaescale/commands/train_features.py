@@ -7,17 +7,22 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from vaescale.commands.signature import Count, NonNegative, checked
+from vaescale.config import size_of
 from vaescale.data.batch import Batch
 from vaescale.data.config import DataConfig
+from vaescale.data.indexes import open_index
 from vaescale.data.loader import evaluation_batches, training_batches
 from vaescale.data.plan import Plan
-from vaescale.data.reader import ShardReader, open_index, open_reader
+from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import DataError, UserError
 from vaescale.perceptual import classifier
-from vaescale.system.console import Progress
+from vaescale.system.console import Progress, say
+from vaescale.system.secrets import redact
+from vaescale.trained import shape_text
 
 BATCH, ACCURACY_BATCH = 128, 500
 LEAST_WIDTH = 4
+QUIET_SECONDS = 2.0
 
 
 @checked
@@ -41,14 +46,30 @@ def train_features(
     _refuse(out, width)
     train_reader, val_reader = _open(train), _open(val or _held_out_beside(train))
     classes = _classes_of_both(train_reader, val_reader)
-    shape = classifier.Shape(train_reader.image_shape[0], train_reader.image_shape[1], classes, width)
+    shape = classifier.Shape(
+        train_reader.image_shape[0], size_of(*train_reader.image_shape[1:]), classes, width
+    )
     plan = Plan(train_reader.index.shards.samples, min(BATCH, len(train_reader)), seed)
     batches = training_batches(
         train_reader, plan, steps=range(steps), rank=0, world_size=1, accumulation=1, workers=0
     )
-    model = classifier.train(shape, _shown(batches, steps), steps=steps, seed=seed)
+    say(
+        f"train-features into {out}: {len(train_reader)} images {shape_text(train_reader)} of {redact(train)} and {len(val_reader)} held out, "
+        f"{classes} classes; CPU, {steps} steps of {plan.global_batch} images, {plan.steps_per_epoch} to an epoch"
+    )
+    with Progress("train-features", steps, unit="steps", epoch=plan.steps_per_epoch) as progress:
+        model = classifier.train(
+            shape,
+            batches,
+            steps=steps,
+            seed=seed,
+            report=lambda done, loss: progress.update(done, f"loss {loss:.3f} nats"),
+        )
     held_out = evaluation_batches(val_reader, batch=ACCURACY_BATCH, rank=0, world_size=1)
-    accuracy = classifier.accuracy(model, held_out)
+    with Progress(
+        "held-out accuracy", len(val_reader), unit="images", quiet_seconds=QUIET_SECONDS
+    ) as progress:
+        accuracy = classifier.accuracy(model, _shown(held_out, progress))
     details = {
         "steps": steps,
         "seed": seed,
@@ -85,24 +106,25 @@ def _classes_of_both(train: ShardReader, val: ShardReader) -> int:
     return classes
 
 
-def _shown(batches: Iterable[list[Batch]], steps: int) -> Iterator[list[Batch]]:
-    """Yield the batches and show a progress bar."""
-    with Progress("train-features", steps) as progress:
-        for step, batch in enumerate(batches, start=1):
-            yield batch
-            progress.update(step, f"of {steps} steps")
+def _shown(batches: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
+    """Yield the batches and show the number of images done."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += int(batch.mask.sum())
+        progress.update(done)
 
 
 def _open(location: str) -> ShardReader:
     """A reader of the shards at a folder or URL, in the size of the images. Raises DataError if the sizes differ."""
     image = open_index(location).image
-    if image is None or image[0] != image[1]:
+    if image is None:
         raise DataError(
-            f"the images of {location} do not all have the same square size; write the shards with --size first"
+            f"the images of {location} do not all have the same size; write the shards with --size first"
         )
     channels = 1 if image[2] == 1 else 3
     config = DataConfig(
-        train=location, val=location, image_size=image[0], channels=channels, global_batch=BATCH
+        train=location, val=location, image_size=image[:2], channels=channels, global_batch=BATCH
     )
     return open_reader(location, config)
 

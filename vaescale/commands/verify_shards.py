@@ -16,12 +16,12 @@ def verify_shards(folder: str | Path, *, deep: bool = False, jobs: Jobs | None =
     The table is None for an index of an earlier version or of tars made by others. deep: also decode every image. jobs: number
     of threads, by default the number of cores. Raises DataError when the folder has no readable index.
     """
-    with Progress(f"verify {folder}", 0) as progress:
+    with Progress(f"verify {folder}", 0, unit="shards") as progress:
         samples, faults = verifying.verify_shards(
             str(folder),
             deep=deep,
             jobs=jobs or cores(),
-            progress=lambda done, total: progress.update(done, "shards", total=total),
+            progress=lambda done, total: progress.update(done, total=total),
         )
     return {
         "folder": str(folder),

@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vaescale.config import UNBOUNDED_MEAN, Config, Need, parse_bytes
+from vaescale.config import UNBOUNDED_MEAN, Config, Need, Size, parse_bytes, sides, size_of
 from vaescale.data.plan import BLOCK_SAMPLES
 
-Crop = Literal["square", "whole"] | int
+Crop = Literal["square", "whole", "aspect"] | int
+Side = Annotated[int, Field(gt=0)]
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 
 
@@ -17,7 +18,9 @@ class DataConfig(Config):
 
     train: str = Field(description="folder or URL of the training shards")
     val: str = Field(description="folder or URL of the held-out shards")
-    image_size: int = Field(gt=0, description="height and width of the images in pixels")
+    image_size: Side | tuple[Side, Side] = Field(
+        description="side of the images in pixels, or [height, width]"
+    )
     holds: Literal["images", "latents"] = Field(
         default="images",
         description="what the shards hold: images, or the latents of another run that `vaescale encode` wrote, as means and "
@@ -26,10 +29,11 @@ class DataConfig(Config):
     channels: int = Field(
         default=1, gt=0, description="1: grey, 3: RGB; of latents, their number or the channels of the map"
     )
-    crop: Literal["square", "whole"] | Annotated[int, Field(gt=0)] | None = Field(
+    crop: Literal["square", "whole", "aspect"] | Side | None = Field(
         default=None,
         description="part of the image that is resized to image_size: a number of pixels of the centre square, "
-        "`square` for the largest centre square, `whole`; null: the images already have that size",
+        "`square` for the largest centre square, `aspect` for the largest centre part with the aspect of image_size, `whole`; null: the "
+        "images already have that size",
     )
     resample: Filter = Field(default="bicubic", description="filter of the resizing")
     flip: bool = Field(default=False, description="mirror a random half of the training images in each epoch")
@@ -62,10 +66,34 @@ class DataConfig(Config):
         description="how long to retry an absent server; keep it below the collectives' timeout",
     )
 
+    @field_validator("image_size")
+    @classmethod
+    def _a_square_has_one_side(cls, size: Size) -> Size:
+        return size_of(*sides(size))
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return sides(self.image_size)
+
+    @property
+    def largest_crop(self) -> Crop:
+        """The `crop` that keeps the most of an image without a change of its aspect."""
+        return "square" if isinstance(self.image_size, int) else "aspect"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, *self.sides)
+
     @model_validator(mode="after")
     def _fits_what_the_shards_hold(self) -> "DataConfig":
         if self.holds == "images" and self.channels not in (1, 3):
             raise ValueError(f"channels (={self.channels}) must be 1 or 3, or set data.holds=latents")
+        if not isinstance(self.image_size, int) and (self.crop == "square" or isinstance(self.crop, int)):
+            raise ValueError(
+                f"crop (={self.crop}) gives squares, image_size is {list(self.image_size)}; set crop to aspect or whole"
+            )
         for key in ("crop", "flip"):
             if self.holds == "latents" and getattr(self, key):
                 raise ValueError(

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vaescale import comm
+from vaescale.config import option_of, size_text
 from vaescale.data.batch import Fault, Fetched, Request
 from vaescale.data.config import DataConfig
 from vaescale.data.forms import Moments, Pictures
@@ -240,18 +241,6 @@ class ShardReader(Dataset[Fetched]):
         return {**self.__dict__, "_memory": None}
 
 
-def open_index(place: str) -> ShardIndex:
-    """Read the index of the folder or URL `place`. Raises DataError."""
-    defaults = DataConfig.model_fields
-    store = open_store(
-        place,
-        cache=None,
-        cache_bytes=defaults["cache_bytes"].default,
-        retry_seconds=defaults["retry_seconds"].default,
-    )
-    return parse_index(store.read_index(INDEX), place)
-
-
 def open_reader(place: str, config: DataConfig) -> ShardReader:
     """Open a reader of the folder or URL `place`, checked against the recipe.
 
@@ -287,7 +276,7 @@ def _refuse_big_memory(needed: int) -> None:
 
 def _form(index: ShardIndex, config: DataConfig) -> Pictures | Moments:
     """The form in which a recipe reads a set. Raises DataError when the stored samples cannot be read so."""
-    shape = (config.channels, config.image_size, config.image_size)
+    shape = config.image_shape
     if config.holds == "latents":
         latents = latents_of_index(index, Path(index.place))
         _refuse_other_latents(latents, shape)
@@ -303,10 +292,12 @@ def _refuse_other_latents(latents: LatentShards, shape: tuple[int, int, int]) ->
             f"{latents.folder} holds draws, and data.holds=latents reads the means and variances of q(z|x); give a folder that "
             "`vaescale encode RUN` writes without --draws"
         )
-    channels, side = latents.shape[0], latents.shape[-1] if len(latents.shape) > 1 else 1
-    if shape != (channels, side, side):
+    channels, *size = latents.shape
+    height, width = size or (1, 1)
+    if shape != (channels, height, width):
         raise DataError(
-            f"{latents.folder} holds latents of shape {list(latents.shape)}; set data.channels={channels} and data.image_size={side}"
+            f"{latents.folder} holds latents of shape {list(latents.shape)}; set data.channels={channels} and "
+            f"data.image_size={size_text((height, width))}"
         )
 
 
@@ -320,15 +311,15 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     if index.image is None:
         if config.crop is None:
             raise DataError(
-                f"{index.place} holds images of several sizes or channels; set data.crop=square, or write them to "
-                f"another folder with `vaescale make-shards ... --size {config.image_size} --channels {config.channels}`"
+                f"{index.place} holds images of several sizes or channels; set data.crop={config.largest_crop}, or write them to "
+                f"another folder with `vaescale make-shards ... --size {option_of(config.image_size)} --channels {config.channels}`"
             )
         return
     height, width, channels = index.image
-    if (height, width) != (config.image_size, config.image_size) and config.crop is None:
+    if (height, width) != config.sides and config.crop is None:
         raise DataError(
-            f"{index.place} holds {height}x{width} images, data.image_size is {config.image_size}; change one, or set "
-            f"data.crop=square to resize"
+            f"{index.place} holds {height}x{width} images, data.image_size is {size_text(config.image_size)}; change one, or set "
+            f"data.crop={config.largest_crop} to resize"
         )
     if isinstance(config.crop, int) and config.crop > min(height, width):
         raise DataError(f"data.crop (={config.crop}) exceeds the {height}x{width} images of {index.place}")

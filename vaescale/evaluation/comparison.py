@@ -94,7 +94,9 @@ def features_of(kind: Kind, extractor: Extractor) -> Tensor:
 
     def extract() -> list[Tensor]:
         batches = []
-        with Progress(title, len(numbers), shown=comm.is_main()) as progress:
+        with Progress(
+            f"features of {title}", len(numbers), unit="pictures", shown=comm.is_main()
+        ) as progress:
             for number, positions in enumerate(torch.split(numbers, BATCH), start=1):
                 batches.append(extractor.of(kind.pictures(positions)).float().cpu())
                 heartbeat.beat("features")

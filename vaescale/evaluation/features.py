@@ -77,9 +77,9 @@ def _flat(images: Tensor) -> Tensor:
 
 def _trained(folder: Path, image_shape: tuple[int, int, int], device: torch.device) -> Extractor:
     model, shape, details = classifier.load(folder)
-    if (shape.channels, shape.size, shape.size) != image_shape:
+    if shape.image_shape != image_shape:
         raise UserError(
-            f"the features in {folder} are for {shape.channels}x{shape.size}x{shape.size} images, these are "
+            f"the features in {folder} are for {'x'.join(map(str, shape.image_shape))} images, these are "
             f"{'x'.join(map(str, image_shape))}; train features on images of this shape"
         )
     model.to(device)

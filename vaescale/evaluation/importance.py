@@ -42,7 +42,7 @@ class ImportanceBound:
         self._model, self._samples, self._most_images = model, samples, most_images
         # Of L_K, L_K^2, the ELBO and the effective samples, and the number of images.
         self._sums = torch.zeros(5, dtype=torch.float64, device=next(model.parameters()).device)
-        self._at_once = max(1, VALUES // (DRAWS * math.prod(model.image_shape)))
+        self._at_once = most_at_once(model)
 
     def add(self, seen: Seen, report: Callable[[float], None]) -> None:
         """Add the images of a batch that are among the first `most_images`."""
@@ -54,7 +54,7 @@ class ImportanceBound:
             def part(share: float, before: float = before, rows: Tensor = rows) -> None:
                 report(before + share * len(rows) / len(used))
 
-            bound, elbo, effective = self._bounds(seen, rows, part)
+            bound, elbo, effective = bounds_of(self._model, seen, rows, samples=self._samples, report=part)
             count = bound.new_tensor(len(rows))
             self._sums += torch.stack([bound.sum(), bound.square().sum(), elbo.sum(), effective.sum(), count])
 
@@ -77,21 +77,29 @@ class ImportanceBound:
             "effective_samples": effective / count,
         }
 
-    def _bounds(
-        self, seen: Seen, rows: Tensor, report: Callable[[float], None]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """L_K of some images of a batch, their ELBO with the same draws, and their effective number of samples, float64 [R] each."""
-        model, samples = self._model, self._samples
-        x, encoded, slots = seen.x[rows], rows_of(seen.encoded, rows), seen.slots[rows]
-        mask = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-        squares, logs = total, torch.zeros_like(total)
-        for start in range(0, samples, DRAWS):
-            stream = noise.Stream(seen.stream.seed, start // DRAWS, slots)
-            inferred = model.infer(encoded, stream, min(DRAWS, samples - start), False, measured=False)
-            weights = model.terms(x, inferred, mask, measured=False).log_weights.double()
-            total = torch.logaddexp(total, torch.logsumexp(weights, dim=1))
-            squares = torch.logaddexp(squares, torch.logsumexp(2 * weights, dim=1))
-            logs = logs + weights.sum(1)
-            report(min(start + DRAWS, samples) / samples)
-        return total - math.log(samples), logs / samples, torch.exp(2 * total - squares)
+
+def most_at_once(model: VAE) -> int:
+    """The number of images whose DRAWS draws are decoded at once."""
+    return max(1, VALUES // (DRAWS * math.prod(model.image_shape)))
+
+
+def bounds_of(
+    model: VAE, seen: Seen, rows: Tensor, *, samples: int, report: Callable[[float], None]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L_K of some images of a batch, their ELBO with the same draws, and their effective number of samples, float64 [R] each.
+
+    rows: int64 [R]; samples: K; report: called with the share of the draws that is done.
+    """
+    x, encoded, slots = seen.x[rows], rows_of(seen.encoded, rows), seen.slots[rows]
+    mask = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    squares, logs = total, torch.zeros_like(total)
+    for start in range(0, samples, DRAWS):
+        stream = noise.Stream(seen.stream.seed, start // DRAWS, slots)
+        inferred = model.infer(encoded, stream, min(DRAWS, samples - start), False, measured=False)
+        weights = model.terms(x, inferred, mask, measured=False).log_weights.double()
+        total = torch.logaddexp(total, torch.logsumexp(weights, dim=1))
+        squares = torch.logaddexp(squares, torch.logsumexp(2 * weights, dim=1))
+        logs = logs + weights.sum(1)
+        report(min(start + DRAWS, samples) / samples)
+    return total - math.log(samples), logs / samples, torch.exp(2 * total - squares)

@@ -1,7 +1,8 @@
 """The ELBO of a data set and other metrics, with each sample counted once over all ranks."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from vaescale import comm, noise
 from vaescale.data.batch import Batch
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.measures import Seen
+from vaescale.likelihoods.base import Likelihood, LocationScale
 from vaescale.models.vae import VAE, Terms
 
 ACTIVE_VARIANCE = 0.01
@@ -28,30 +30,67 @@ def evaluate(
     device, bound = next(model.parameters()).device, Bound(model, max_skipped=max_skipped)
     for batch in batches:
         images, slots, mask = batch.images.to(device), batch.slots.to(device), batch.mask.to(device)
-        bound.add_terms(model(images, noise.Stream(seed, 0, slots), mask), mask, len(batch.faults))
+        with observed(model.likelihood) as sums:
+            terms = model(images, noise.Stream(seed, 0, slots), mask)
+            bound.add_terms(terms, mask, len(batch.faults), sums())
     model.train(was_training)
     return bound.metrics()
+
+
+@contextmanager
+def observed(likelihood: Likelihood) -> Iterator[Callable[[], Tensor]]:
+    """`SigmaState.observed` of a likelihood with one sigma for all images; of others, a function that returns an empty tensor."""
+    if not isinstance(likelihood, LocationScale) or likelihood.state.predicts:
+        yield lambda: torch.zeros(0)
+        return
+    with likelihood.state.observed() as sums:
+        yield sums
+
+
+def sigma_of_images(likelihood: Likelihood, sums: Tensor) -> dict[str, float]:
+    """The metrics data_sigma and sigma_gap_nats of images from their (number, sums) of `SigmaState`, over all ranks.
+
+    {} for a likelihood without a sigma for all images. sigma_gap_nats is absent where sigma is fitted to each image.
+    """
+    if not isinstance(likelihood, LocationScale) or likelihood.state.predicts or not sums[0]:
+        return {}
+    metrics = {"data_sigma": float(likelihood.state.fitted(sums))}
+    return (
+        metrics
+        if likelihood.reads_x
+        else {**metrics, "sigma_gap_nats": float(likelihood.state.gap_nats(sums))}
+    )
 
 
 class Bound:
     """The one-sample ELBO with the running sigma, in float32.
 
-    Gives the metrics of `model_metrics`, images (the number evaluated) and skipped (the number of unusable images, absent
+    Gives the metrics of `model_metrics` and `sigma_of_images`, images (the number evaluated) and skipped (the number of unusable images, absent
     when 0). Raises DataError when more than the fraction `max_skipped` is unusable.
     """
 
     def __init__(self, model: VAE, *, max_skipped: float = 1.0) -> None:
         self._model, self._max_skipped = model, max_skipped
         self._sums: Tensor | None = None
+        self._sigma_sums = torch.zeros(0)
         self._skipped = 0
 
     def add(self, seen: Seen, report: Callable[[float], None]) -> None:  # noqa: ARG002
         """Add a batch."""
-        self.add_terms(self._model.terms(seen.x, seen.drawn, seen.mask), seen.mask, seen.skipped)
+        self.added(seen)
 
-    def add_terms(self, terms: Terms, mask: Tensor, skipped: int) -> None:
-        """Add the terms of a batch. skipped: the number of its images that cannot be used."""
+    def added(self, seen: Seen) -> Terms:
+        """Add a batch. Returns its terms."""
+        with observed(self._model.likelihood) as sums:
+            terms = self._model.terms(seen.x, seen.drawn, seen.mask)
+            self.add_terms(terms, seen.mask, seen.skipped, sums())
+        return terms
+
+    def add_terms(self, terms: Terms, mask: Tensor, skipped: int, sigma_sums: Tensor) -> None:
+        """Add the terms of a batch. skipped: the number of its images that cannot be used; sigma_sums: what `observed` saw of it."""
         sums = column_sums(terms, mask, codes=self._model.num_codes)
+        sigma_sums = sigma_sums.to(sums)
+        self._sigma_sums = sigma_sums if self._sums is None else self._sigma_sums + sigma_sums
         self._sums = sums if self._sums is None else self._sums + sums
         self._skipped += skipped
 
@@ -61,7 +100,10 @@ class Bound:
             raise comm.known_to_all(
                 DataError("there are no images to evaluate; give data.val a data set with images")
             )
-        total = comm.all_reduce_sum(torch.cat([self._sums, self._sums.new_tensor([self._skipped])]))
+        parts = (self._sigma_sums, self._sums, self._sums.new_tensor([self._skipped]))
+        sigma_sums, total = torch.split(
+            comm.all_reduce_sum(torch.cat(parts)), [len(self._sigma_sums), len(self._sums) + 1]
+        )
         used, skipped = float(total[-2]), float(total[-1])
         if not used or skipped > self._max_skipped * (used + skipped):
             raise comm.known_to_all(
@@ -71,6 +113,8 @@ class Bound:
                 )
             )
         metrics = {**model_metrics(self._model, total[:-2] / used), "images": used}
+        if self._model.has_bound:
+            metrics |= sigma_of_images(self._model.likelihood, sigma_sums)
         return metrics | ({"skipped": skipped} if skipped else {})
 
 
@@ -171,7 +215,15 @@ def protocol(model: VAE) -> dict[str, str]:
         "active_units": "latents whose posterior mean, in the prior's standard deviations, varies by more than 0.01 (over images; of a map, over places too)",
         "collapsed_share": "of the latents, those with a KL below 0.01 nats for 99% of the images",
     }
+    if isinstance(likelihood, LocationScale) and not likelihood.state.predicts:
+        meanings["data_sigma"] = (
+            "the sigma that maximizes the likelihood of these images: a check that enters no bound"
+        )
+        meanings["sigma_gap_nats"] = (
+            "how much lower neg_elbo_nats would be with data_sigma in place of sigma, per image: at least 0"
+        )
     if likelihood.reads_x:
+        meanings.pop("sigma_gap_nats", None)
         del meanings["bits_per_dim"]
         meanings["bound"] = (
             "none: sigma is fitted to each image itself, so the numbers do not apply to unseen images"
@@ -191,7 +243,9 @@ def protocol(model: VAE) -> dict[str, str]:
         meanings["code_usage"] = "share of the codes that is used at least once"
     if not model.has_bound:
         meanings = {
-            name: meaning for name, meaning in meanings.items() if name not in ("log_px_nats", "bits_per_dim")
+            name: meaning
+            for name, meaning in meanings.items()
+            if name not in ("log_px_nats", "bits_per_dim", "data_sigma", "sigma_gap_nats")
         }
         meanings["bound"] = NO_BOUND
         meanings["sigma"] = (

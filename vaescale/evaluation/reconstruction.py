@@ -9,7 +9,6 @@ Calibration checks p(x|z) with z drawn from q(z|x): over the values of all image
 intervals (Kuleshov, Fenner & Ermon 2018, section 3.1).
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from vaescale import comm
 from vaescale.errors import DataError
 from vaescale.evaluation.measures import Seen
-from vaescale.likelihoods.base import Likelihood, LocationScale
+from vaescale.likelihoods.base import Likelihood
 from vaescale.models.vae import VAE
 
 LEVELS = 100  # number of coverage levels, in equal steps
@@ -28,8 +27,7 @@ LEAST_SSIM_SIZE = 11  # side of SSIM's window in pixels
 LEAST_SQUARED_ERROR = 1e-10  # per value, which limits PSNR to 100 dB
 
 PROTOCOL = {
-    "data_sigma": "the sigma that maximizes the likelihood of these images: a check that enters no bound",
-    "coverage": "share of all values within the central interval of p(x|z) of this level in percent, z drawn from q(z|x)",
+    "interval_coverage": "share of all values within the central interval of p(x|z) of this level in percent, z drawn from q(z|x)",
 }
 
 
@@ -95,8 +93,7 @@ METRICS: dict[str, Metric] = {
 class Reconstruction:
     """The reconstructions of all images, in float32: the metrics of METRICS, and the calibration of p(x|z).
 
-    A metric is absent for images that are too small for it, data_sigma for a likelihood without a global sigma, coverage for a
-    likelihood without noise around a mean. Raises DataError when no image can be used.
+    A metric is absent for images that are too small for it, coverage for a likelihood without noise around a mean. Raises DataError when no image can be used.
     """
 
     protocol: dict[str, str]
@@ -108,7 +105,7 @@ class Reconstruction:
     def __init__(self, model: VAE) -> None:
         self._model, self._metrics, self.protocol = model, dict(METRICS), {}
         device = next(model.parameters()).device
-        self._sums = _Sums.zeros(len(self._metrics), math.prod(model.image_shape), device)
+        self._sums = _Sums.zeros(len(self._metrics), device)
 
     def add(self, seen: Seen, report: Callable[[float], None]) -> None:  # noqa: ARG002
         """Add a batch."""
@@ -128,24 +125,23 @@ class Reconstruction:
             raise comm.known_to_all(
                 DataError("no image could be used; `vaescale verify-shards DIR --deep` names the faults")
             )
-        means, self.protocol, self.coverage = _result(self._model, self._metrics, sums, used)
+        means, self.protocol, self.coverage = _result(self._metrics, sums)
         return means
 
 
 class _Sums(NamedTuple):
     """Sums over images, float64: their number [1]; for each metric the sum of its values and the number of images [M, 2].
 
-    powered: |x - mean|^p for each value [D]. counts: number of values at each level of coverage [LEVELS].
+    counts: number of values at each level of coverage [LEVELS].
     """
 
     images: Tensor
     values: Tensor
-    powered: Tensor
     counts: Tensor
 
     @classmethod
-    def zeros(cls, metrics: int, dimensions: int, device: torch.device) -> "_Sums":
-        shapes = ((1,), (metrics, 2), (dimensions,), (LEVELS,))
+    def zeros(cls, metrics: int, device: torch.device) -> "_Sums":
+        shapes = ((1,), (metrics, 2), (LEVELS,))
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
     def over_ranks(self) -> "_Sums":
@@ -163,9 +159,6 @@ def _add_metrics(sums: Tensor, metrics: dict[str, Metric], x: Tensor, means: Ten
 
 
 def _add_calibration(sums: _Sums, likelihood: Likelihood, x: Tensor, params: Tensor) -> None:
-    if isinstance(likelihood, LocationScale):
-        error = (x - likelihood.mean(params)).abs()
-        sums.powered.add_(error.double().pow(likelihood.state.power).sum(0).flatten())
     inside = likelihood.central_mass(x, params)
     if inside is not None:
         level = (inside.flatten() * LEVELS).ceil().clamp(1, LEVELS).long() - 1
@@ -173,21 +166,17 @@ def _add_calibration(sums: _Sums, likelihood: Likelihood, x: Tensor, params: Ten
 
 
 def _result(
-    model: VAE, metrics: dict[str, Metric], sums: _Sums, used: float
+    metrics: dict[str, Metric], sums: _Sums
 ) -> tuple[dict[str, float], dict[str, str], list[float] | None]:
     """The metrics and their protocol by name, and the coverage."""
-    likelihood = model.likelihood
     means = {
         name: total / count
         for name, (total, count) in zip(metrics, sums.values.tolist(), strict=True)
         if count
     }
     protocol = {name: metrics[name].protocol for name in means}
-    if isinstance(likelihood, LocationScale) and not likelihood.state.predicts:
-        means["data_sigma"] = float(likelihood.state.fitted(sums.powered.view(model.image_shape) / used))
-        protocol["data_sigma"] = PROTOCOL["data_sigma"]
     if not sums.counts.any():
         return means, protocol, None
     coverage = (sums.counts.cumsum(0) / sums.counts.sum()).tolist()
-    means |= {f"coverage/{level}": coverage[level - 1] for level in SHOWN_LEVELS}
-    return means, {**protocol, "coverage": PROTOCOL["coverage"]}, coverage
+    means |= {f"interval_coverage/{level}": coverage[level - 1] for level in SHOWN_LEVELS}
+    return means, {**protocol, "interval_coverage": PROTOCOL["interval_coverage"]}, coverage

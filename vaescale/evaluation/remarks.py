@@ -9,13 +9,31 @@ FAR = 1.5  # between sigma and the root mean square error: at least 0.13 nats a 
 DIFFERENT = 1.05  # between a running sigma and the root mean square error: 0.002 nats a value
 
 
-def remarks(metrics: Mapping[str, float], likelihood: LikelihoodConfig) -> list[str]:
+def remarks(
+    metrics: Mapping[str, float], likelihood: LikelihoodConfig, *, of: str = "the held-out"
+) -> list[str]:
     """What is wrong with a model by its metrics, one sentence for each fault; [] where none is seen.
 
-    metrics: those of `likelihood.model_metrics`; names that are absent are not judged.
+    metrics: those of `likelihood.model_metrics`, data_sigma and sigma_gap_nats; names that are absent are not judged. of: what kind of
+    images were measured, as an article.
     """
-    found = [_collapse(metrics), _sigma(metrics, likelihood), _bound(metrics, likelihood)]
+    found = [_collapse(metrics), _sigma(metrics, likelihood, of), _bound(metrics, likelihood)]
     return [sentence for sentence in found if sentence]
+
+
+def arrived_sigma(
+    metrics: Mapping[str, float], likelihood: LikelihoodConfig, *, of: str = "the held-out"
+) -> str | None:
+    """A sentence on the running sigma, that of the measured images, and the nats between them; None without a running sigma."""
+    is_running = isinstance(likelihood, LocationScaleConfig) and likelihood.sigma in OPTIMAL
+    if not is_running or "sigma_gap_nats" not in metrics:
+        return None
+    return _both(metrics["sigma"], metrics["data_sigma"], metrics["sigma_gap_nats"], of)
+
+
+def _both(sigma: float, fitted: float, gap_nats: float, of: str) -> str:
+    nats = "" if math.isnan(gap_nats) else f" ({gap_nats:.3g} nats an image between them)"
+    return f"the running sigma is {sigma:.3g}, and {fitted:.3g} fits {of} errors best{nats}"
 
 
 def _collapse(metrics: Mapping[str, float]) -> str | None:
@@ -27,15 +45,16 @@ def _collapse(metrics: Mapping[str, float]) -> str | None:
     )
 
 
-def _sigma(metrics: Mapping[str, float], likelihood: LikelihoodConfig) -> str | None:
+def _sigma(metrics: Mapping[str, float], likelihood: LikelihoodConfig, of: str) -> str | None:
     """A sentence if sigma is far from the root mean square error, which is its maximum-likelihood value for a Gaussian."""
     sigma, error = metrics.get("sigma", math.nan), math.sqrt(metrics.get("mse", math.nan))
     ratio = sigma / max(error, 1e-30)
     if not isinstance(likelihood, LocationScaleConfig) or math.isnan(ratio):
         return None
     if 1 / FAR <= ratio <= FAR:
-        is_running = isinstance(likelihood, GaussianConfig) and likelihood.sigma in OPTIMAL
-        return _running_sigma(sigma, error, likelihood) if is_running else None
+        known = "data_sigma" in metrics or isinstance(likelihood, GaussianConfig)
+        is_running = known and likelihood.sigma in OPTIMAL
+        return _running_sigma(metrics, likelihood, of) if is_running else None
     remedy = (
         "the model overfits, or sigma still changes: more images, or more training.steps"
         if likelihood.sigma in OPTIMAL
@@ -44,15 +63,16 @@ def _sigma(metrics: Mapping[str, float], likelihood: LikelihoodConfig) -> str | 
     return f"sigma ({sigma:.3g}) is far from the root mean square of the errors ({error:.3g}): {remedy}"
 
 
-def _running_sigma(sigma: float, error: float, likelihood: LocationScaleConfig) -> str | None:
-    """A sentence if the running sigma is not that of the held-out errors: it lags behind a falling error, or the model overfits."""
+def _running_sigma(metrics: Mapping[str, float], likelihood: LocationScaleConfig, of: str) -> str | None:
+    """A sentence if the running sigma is not that of the measured errors: it lags behind a falling error, or the model overfits."""
+    sigma, error = metrics["sigma"], metrics.get("data_sigma", math.sqrt(metrics["mse"]))
     if 1 / DIFFERENT <= sigma / error <= DIFFERENT:
         return None
-    both = f"the running sigma is {sigma:.3g}, and {error:.3g} fits the held-out errors best"
+    both = _both(sigma, error, metrics.get("sigma_gap_nats", math.nan), of)
     if sigma > error:
         horizon = likelihood.horizon_steps
         steps = "" if horizon is None else f" of {horizon:g} steps"
-        return f"{both}: its average{steps} lags while sigma falls; train longer, or lower likelihood.horizon_steps"
+        return f"{both}: its average{steps} lags while sigma falls; train longer, lower likelihood.horizon_steps, or evaluate with --refit-sigma"
     return f"{both}: the errors of training images are smaller (overfitting)"
 
 

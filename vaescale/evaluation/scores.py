@@ -74,8 +74,7 @@ class Scores:
 
     def add(self, seen: Seen, report: Callable[[float], None]) -> None:  # noqa: ARG002
         """Score a batch."""
-        terms = self._model.terms(seen.x, seen.drawn, seen.mask)
-        self._bound.add_terms(terms, seen.mask, seen.skipped)
+        terms = self._bound.added(seen)
         log_px, kl = terms.log_px.double(), terms.kl.double().sum(1)
         likelihood, dimensions = self._model.likelihood, math.prod(self._model.image_shape)
         columns = [kl - log_px, -log_px, kl, terms.squared_error.double() / dimensions]

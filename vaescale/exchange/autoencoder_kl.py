@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vaescale.config import Size, sides, size_of
 from vaescale.errors import UserError
 from vaescale.exchange.autoencoder_kl_names import names_of
 from vaescale.exchange.folders import Files, read_json
@@ -42,17 +43,27 @@ class Autoencoder(NamedTuple):
 
     network: ResnetConfig
     channels: int
-    image_size: int
+    image_size: Size
     tensors: dict[str, Tensor]
     theirs: dict[str, Any]
     own: dict[str, Any]
     sha256: str
 
 
-def sample_size(path: Path) -> int | None:
+def sample_size(path: Path) -> Size | None:
     """The size of the images that a folder's configuration names, if it does."""
-    size = _config_of(folder_of(path)).get("sample_size")
-    return size if isinstance(size, int) and size > 0 else None
+    return _size_of(_config_of(folder_of(path)).get("sample_size"))
+
+
+def _size_of(given: object) -> Size | None:
+    pair = [given, given] if isinstance(given, int) else given
+    if (
+        not isinstance(pair, list)
+        or len(pair) != 2
+        or not all(type(side) is int and side > 0 for side in pair)
+    ):
+        return None
+    return size_of(*pair)
 
 
 def is_folder(path: Path) -> bool:
@@ -68,7 +79,7 @@ def folder_of(path: Path) -> Path:
     return path / "vae" if not (path / CONFIG).is_file() and (path / "vae" / CONFIG).is_file() else path
 
 
-def read(path: Path, *, image_size: int | None = None) -> Autoencoder:
+def read(path: Path, *, image_size: Size | None = None) -> Autoencoder:
     """Read the folder of an AutoencoderKL by its configuration alone. Raises UserError for what vaescale cannot say.
 
     image_size: of the images; None for the configuration's sample_size.
@@ -77,8 +88,8 @@ def read(path: Path, *, image_size: int | None = None) -> Autoencoder:
     theirs = _config_of(folder)
     if theirs.get("_class_name") != CLASS:
         raise UserError(f"{folder / CONFIG} describes {theirs.get('_class_name')!r}; {REMEDY}")
-    size = image_size or theirs.get("sample_size")
-    if not isinstance(size, int) or size < 1:
+    size = image_size or _size_of(theirs.get("sample_size"))
+    if size is None:
         raise UserError(f"{folder / CONFIG} has no sample_size; give the size of the images")
     network = _network(theirs, folder / CONFIG, size=size)
     channels = int(theirs.get("in_channels", 3))
@@ -107,7 +118,7 @@ def read(path: Path, *, image_size: int | None = None) -> Autoencoder:
 
 
 def written(
-    network: ResnetConfig, tensors: Mapping[str, Tensor], *, channels: int, image_size: int
+    network: ResnetConfig, tensors: Mapping[str, Tensor], *, channels: int, image_size: Size
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """The configuration and tensors of the AutoencoderKL with a network's weights, and what OWN must keep.
 
@@ -145,11 +156,11 @@ def written(
     return _config(network, channels=channels, image_size=image_size, has=has), theirs, own
 
 
-def shapes_of(network: ResnetConfig, *, channels: int, image_size: int) -> dict[str, list[int]]:
+def shapes_of(network: ResnetConfig, *, channels: int, image_size: Size) -> dict[str, list[int]]:
     """The shape of each parameter of the network, without its memory."""
     with torch.device("meta"):
         module = network.implement(
-            image_size=image_size,
+            image_size=sides(image_size),
             channels=channels,
             encoder_out=2 * network.latent_dim,
             out_channels=channels,
@@ -157,7 +168,7 @@ def shapes_of(network: ResnetConfig, *, channels: int, image_size: int) -> dict[
     return {name: list(value.shape) for name, value in module.named_parameters()}
 
 
-def _network(theirs: Mapping[str, Any], path: Path, *, size: int) -> ResnetConfig:
+def _network(theirs: Mapping[str, Any], path: Path, *, size: Size) -> ResnetConfig:
     """The network section of a configuration. Raises UserError where vaescale has no such network."""
     fits = {"act_fn": "silu", "norm_type": "group"}
     for key, value in fits.items():
@@ -191,16 +202,18 @@ def _network(theirs: Mapping[str, Any], path: Path, *, size: int) -> ResnetConfi
         multipliers=tuple(width // widths[0] for width in widths),
         blocks=blocks,
         attention=bool(theirs.get("mid_block_add_attention", True)),
-        attention_at=tuple(size >> level for level, attending in enumerate(attends) if attending),
+        attention_at=tuple(sides(size)[0] >> level for level, attending in enumerate(attends) if attending),
         norm_groups=groups,
         norm_epsilon=EPSILON,
     )
 
 
 def _config(
-    network: ResnetConfig, *, channels: int, image_size: int, has: Mapping[str, bool]
+    network: ResnetConfig, *, channels: int, image_size: Size, has: Mapping[str, bool]
 ) -> dict[str, Any]:
-    attends = [image_size >> level in network.attention_at for level in range(len(network.multipliers))]
+    attends = [
+        sides(image_size)[0] >> level in network.attention_at for level in range(len(network.multipliers))
+    ]
     return {
         "_class_name": CLASS,
         "act_fn": "silu",
@@ -213,7 +226,7 @@ def _config(
         "mid_block_add_attention": network.attention,
         "norm_num_groups": num_norm_groups(network, image_size=image_size),
         "out_channels": channels,
-        "sample_size": image_size,
+        "sample_size": image_size if isinstance(image_size, int) else list(image_size),
         "up_block_types": [ATTENDING_UP if attending else UP for attending in reversed(attends)],
         "use_post_quant_conv": has["post_quant_conv"],
         "use_quant_conv": has["quant_conv"],
@@ -232,12 +245,12 @@ def _refuse_unsayable(network: ResnetConfig) -> None:
         )
 
 
-def num_norm_groups(network: ResnetConfig, *, image_size: int) -> int:
+def num_norm_groups(network: ResnetConfig, *, image_size: Size) -> int:
     """The groups of every GroupNorm. Raises UserError where they differ, which AutoencoderKL cannot say."""
     if network.norm_groups is not None:
         return network.norm_groups
     with torch.device("meta"):
-        module = network.implement(image_size=image_size, channels=3, encoder_out=2, out_channels=3)
+        module = network.implement(image_size=sides(image_size), channels=3, encoder_out=2, out_channels=3)
     groups = {
         name: layer.num_groups for name, layer in module.named_modules() if hasattr(layer, "num_groups")
     }

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 
+from vaescale.config import Size, sides
 from vaescale.networks.config import ResnetConfig
 
 RESIDUAL = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2"}
 ATTENTION = {"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
 
 
-def names_of(network: ResnetConfig, *, image_size: int) -> dict[str, str]:
+def names_of(network: ResnetConfig, *, image_size: Size) -> dict[str, str]:
     """The name in an AutoencoderKL of each parameter of the network, whose sequential layers have numbers."""
-    sizes = [image_size >> level for level in range(len(network.multipliers))]
+    sizes = [sides(image_size)[0] >> level for level in range(len(network.multipliers))]
     down = _Numbers("encoder")
     down.take("encoder.conv_in")
     before = 1

@@ -5,6 +5,8 @@ Legend: images [N, C, H, W] in [0, 1].
 
 import io
 import math
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,16 @@ from vaescale.system.files import write_whole
 
 Images = NDArray[np.float32]
 CELL_INCHES, TITLE_INCHES = 0.62, 0.25
-# From Okabe & Ito's palette: distinct for the colour-blind. Some look alike in grey, so markers and lines differ too.
+TITLE_POINTS, LABEL_POINTS, TICK_POINTS = 10, 9, 8
+POINTS_PER_INCH = 72
+MOST_LOG_TICKS = 12
+# The first seven are from Okabe & Ito's palette: distinct for the colour-blind. Some look alike in grey, so markers and lines
+# differ too. Eleven colours, five markers and four lines have no common divisor: their pairs repeat late.
 COLOURS = ("#0072B2", "#D55E00")
-POINT_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+POINT_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#7B3FA0", "#7A4A1E", "#8A8D00", "#7F7F7F"),
+)
 MARKERS = ("o", "s", "^", "D", "v")
 STYLES = ("-", "--", ":", "-.")
 DISTINCT = len(POINT_COLOURS) * len(MARKERS)
@@ -34,8 +43,8 @@ def subplots(
 ) -> tuple[Any, Any]:
     """A figure and its axes [rows, columns]. size: in inches. frame: whether to draw ticks and lines.
 
-    margins: of each axis to the left, right, bottom and top, in inches. Without them, matplotlib measures all texts twice and
-    makes room for them, which doubles the time of a figure.
+    margins: of each axis to the left, right, bottom and top, in inches; a title of one line is above. Without them, matplotlib
+    measures all texts twice and makes room for them, which doubles the time of a figure.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -89,18 +98,62 @@ def montage(images: Images, columns: int, gap: int = 1) -> Images:
 
 
 def finish(figure: Any, path: Path, title: str) -> None:
-    """Add the title and write the figure as PNG."""
-    figure.suptitle(title, fontsize=10)
+    """Add the title, on as many lines as the figure's width asks for, and write the figure as PNG."""
+    figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=TITLE_POINTS)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     write_whole(path, picture.getvalue())
 
 
-def logarithmic(axis: Any) -> None:
-    """Make the y axis logarithmic, with plain numbers at 1, 2 and 5."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+def wrapped(title: str, inches: float) -> str:
+    """A title with line breaks, so that no line is wider than a figure of so many inches."""
+    width = text_inches([title], TITLE_POINTS)
+    if width <= inches - 0.1:
+        return title
+    return "\n".join(textwrap.wrap(title, max(12, int(len(title) * (inches - 0.1) / width * 0.95))))
 
+
+def text_inches(texts: Sequence[str], points: float) -> float:
+    """The width of the widest line of texts in inches, in letters of so many points."""
+    from matplotlib.textpath import TextPath
+
+    lines = [plain(line) for text in texts for line in text.splitlines() if line.strip()]
+    widths = [TextPath((0, 0), line, size=points).get_extents().width for line in lines]
+    return float(max(widths, default=0.0)) / POINTS_PER_INCH
+
+
+def plain(text: str) -> str:
+    """A text in which matplotlib sees no formula: dollar signs are letters."""
+    return text.replace("$", r"\$")
+
+
+def logarithmic(axis: Any, values: Sequence[float]) -> bool:
+    """Make the y axis logarithmic, with plain numbers: as many as the range of the values leaves room for.
+
+    Returns whether it is: values of which none is above 0 have no such axis.
+    """
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+    shown = [value for value in values if 0 < value < math.inf]
+    if not shown:
+        return False
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = min(shown), max(shown)
+    margin = max(high / low, 1.01) ** 0.05
+    low, high = low / margin, high * margin
+    axis.set_ylim(low, high)
+    axis.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_locator(NullLocator())
+    return True
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from low to high > 0 for a logarithmic axis: powers of ten, or more of them where these are few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        ticks = [float(f"{factor}e{decade}") for decade in decades for factor in factors]
+        inside = [tick for tick in ticks if low <= tick <= high]
+        if len(inside) >= 4:
+            return inside[:: math.ceil(len(inside) / MOST_LOG_TICKS)]
+    return [float(f"{value:.2g}") for value in np.linspace(low, high, 5)[1:-1]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaescale.figures.drawing import COLOURS, STYLES, finish, subplots
+from vaescale.figures.drawing import COLOURS, LABEL_POINTS, STYLES, TICK_POINTS, finish, subplots
 
 BINS = 50
 SHOWN_PERCENT = (0.5, 99.5)  # of all scores: a few far ones would leave the others in one bin
@@ -33,8 +33,8 @@ def score_histograms(path: Path, panels: Sequence[Panel], *, names: tuple[str, s
             counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / max(1, len(values))
             axis.stairs(counts, edges, color=COLOURS[kind], fill=True, alpha=0.25)
             axis.stairs(counts, edges, color=COLOURS[kind], linestyle=STYLES[kind], label=label)
-        axis.set_title(f"{name}\n{remark}", fontsize=8)
-        axis.tick_params(labelsize=7)
-    axes[0, 0].set_ylabel("share of the images", fontsize=8)
-    axes[0, 0].legend(fontsize=7, frameon=False)
+        axis.set_title(f"{name}\n{remark}", fontsize=LABEL_POINTS)
+        axis.tick_params(labelsize=TICK_POINTS)
+    axes[0, 0].set_ylabel("share of the images", fontsize=LABEL_POINTS)
+    axes[0, 0].legend(fontsize=TICK_POINTS, frameon=False)
     finish(figure, path, title)

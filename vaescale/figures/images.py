@@ -2,35 +2,44 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from vaescale.figures.drawing import CELL_INCHES, Images, finish, montage, show, subplots
+from vaescale.figures.drawing import (
+    CELL_INCHES,
+    LABEL_POINTS,
+    TICK_POINTS,
+    TITLE_INCHES,
+    Images,
+    finish,
+    montage,
+    show,
+    subplots,
+    text_inches,
+    wrapped,
+)
 from vaescale.system.files import write_whole
 
 SMALLEST_PIXELS = 64  # minimum side of an image in the figure
 MOST_TICKS = 11
+LINE_INCHES = 0.17  # of each further line of a title
+LETTER_PIXELS = 13  # in pictures that are drawn during training
 
 
 def image_rows(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:
     """Draw named rows of images of one size, one below another."""
-    columns = max(len(images) for _, images in rows)
-    gap = max(1, round(rows[0][1].shape[2] / 14))
-    size = (CELL_INCHES * columns + 1.1, CELL_INCHES * len(rows) + 0.5)
-    _draw_rows(path, rows, columns=columns, gap=gap, size=size, letters=8, dpi=130, title=title)
+    _draw_rows(path, rows, gap=max(1, round(rows[0][1].shape[2] / 14)), title=title)
 
 
 def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: str) -> None:
     """Draw named panels of samples in two columns, each panel nearly square."""
-    count = len(panels[0][1])
-    columns = max(8, math.ceil(math.sqrt(count)))
+    count, _, height, width = panels[0][1].shape
+    columns = math.ceil(math.sqrt(max(64, count) * height / width))
     rows = math.ceil(count / columns)
-    size = (
-        2 * columns * CELL_INCHES * 0.75 + 0.6,
-        math.ceil(len(panels) / 2) * (rows * CELL_INCHES * 0.75 + 0.4) + 0.4,
-    )
+    high, wide = (0.75 * CELL_INCHES * side / max(height, width) for side in (height, width))
+    size = (2 * columns * wide + 0.6, math.ceil(len(panels) / 2) * (rows * high + 0.4) + 0.4)
     figure, axes = subplots(math.ceil(len(panels) / 2), 2, size)
     for cell, (name, images) in zip(axes.flat, panels, strict=False):
         show(cell, montage(images, columns))
@@ -44,83 +53,86 @@ def image_map(path: Path, images: Images, *, values: Sequence[float], title: str
     values: z_1 from left to right, and z_2 from bottom to top.
     """
     side = len(values)
-    inches = min(12.0, max(5.0, 0.4 * side))
-    figure, axes = subplots(1, 1, (inches + 0.4, inches + 0.6), frame=True)
+    height, width = images.shape[2:]
+    inches = min(12.0, max(5.0, 0.4 * side)) / max(height, width)
+    figure, axes = subplots(1, 1, (width * inches + 0.4, height * inches + 0.6), frame=True)
     axis = axes[0, 0]
     show(axis, montage(images, side, gap=0))
-    height, width = images.shape[2:]
     shown = range(0, side, math.ceil(side / MOST_TICKS))
     ticks = [f"{values[number]:.2g}" for number in shown]
     axis.set_xticks([(number + 0.5) * width - 0.5 for number in shown], ticks)
     axis.set_yticks([(side - number - 0.5) * height - 0.5 for number in shown], ticks)
-    axis.tick_params(labelsize=7)
+    axis.tick_params(labelsize=TICK_POINTS)
     axis.set_xlabel("z_1", fontsize=9)
     axis.set_ylabel("z_2", fontsize=9)
     finish(figure, path, title)
 
 
-def picture_rows(path: Path, rows: Sequence[tuple[str, Images]]) -> None:
-    """Draw named rows of equally many images, enlarged. It is fast enough to run during training."""
-    from PIL import Image, ImageDraw
+def picture_rows(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:
+    """Draw named rows of equally many images, enlarged, below a title. It is fast enough to run during training."""
+    from PIL import Image, ImageDraw, ImageFont
 
     images = [row for _, row in rows]
     whole = montage(np.concatenate(images), len(images[0]))
     levels = (255 * np.moveaxis(whole, 0, -1)).round().astype(np.uint8)
-    scale = max(1, SMALLEST_PIXELS // images[0].shape[-1])
+    scale = max(1, SMALLEST_PIXELS // min(images[0].shape[2:]))
     picture = Image.fromarray(levels[:, :, 0] if levels.shape[2] == 1 else levels)
     picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
-    margin = 6 * (2 + max(len(name) for name, _ in rows))  # letters are 6 pixels wide
+    font, pad = ImageFont.load_default(LETTER_PIXELS), LETTER_PIXELS // 2
+    left = 2 * pad + math.ceil(max(font.getlength(name) for name, _ in rows))
+    width = left + picture.width + pad
+    lines = _fitting_lines(title, width - 2 * pad, font.getlength)
+    top = pad + round(1.4 * LETTER_PIXELS) * len(lines)
+    named = Image.new(picture.mode, (width, top + picture.height + pad), "white")
+    named.paste(picture, (left, top))
+    draw = ImageDraw.Draw(named)
+    for number, line in enumerate(lines):
+        middle = top * (number + 0.5) / len(lines)
+        draw.text((width / 2, middle), line, fill="black", anchor="mm", font=font)
     height = picture.height / len(rows)
-    named = Image.new(picture.mode, (margin + picture.width, picture.height), "white")
-    named.paste(picture, (margin, 0))
     for number, (name, _) in enumerate(rows):
-        anchor_point = (margin - 6, int((number + 0.5) * height))
-        ImageDraw.Draw(named).text(anchor_point, name, fill="black", anchor="rm", font_size=11)
+        draw.text((left - pad, top + (number + 0.5) * height), name, fill="black", anchor="rm", font=font)
     content = io.BytesIO()
     named.save(content, format="png")
     write_whole(path, content.getvalue())
 
 
+def _fitting_lines(text: str, most: float, measure: Callable[[str], float]) -> list[str]:
+    """A text in lines of at most `most` pixels, broken between words."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and measure(f"{lines[-1]} {word}") <= most:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
 def image_strips(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) -> None:
     """Draw named rows of equally many images with small gaps, as a table of pictures."""
-    count = max(len(images) for _, images in rows)
-    names = max(1.6, 0.075 * max(len(name) for name, _ in rows))
-    size = (0.36 * count + names, 0.38 * len(rows) + 0.5)
-    _draw_rows(
-        path,
-        rows,
-        columns=count,
-        gap=max(1, round(rows[0][1].shape[2] / 30)),
-        size=size,
-        letters=7,
-        dpi=85,
-        title=title,
-    )
+    _draw_rows(path, rows, gap=max(1, round(rows[0][1].shape[2] / 30)), title=title)
 
 
-def _draw_rows(
-    path: Path,
-    rows: Sequence[tuple[str, Images]],
-    *,
-    columns: int,
-    gap: int,
-    size: tuple[float, float],
-    letters: int,
-    dpi: int,
-    title: str,
-) -> None:
+def _draw_rows(path: Path, rows: Sequence[tuple[str, Images]], *, gap: int, title: str) -> None:
     """Draw all rows as one picture on one axis: 4 rows of 12 images took 0.66 s with an axis for each image, and 0.18 s so.
 
-    gap: white pixels between images. size: in inches. letters: size of the names, in points.
+    gap: white pixels between images. The figure has the size that names and images need.
     """
+    columns = max(len(images) for _, images in rows)
     channels = max(images.shape[1] for _, images in rows)
     height, width = rows[0][1].shape[2:]
     cells = np.ones((len(rows) * columns, channels, height, width), np.float32)
     for number, (_, images) in enumerate(rows):
         cells[number * columns :][: len(images)] = images
-    figure, axes = subplots(1, 1, size, dpi=dpi)
-    show(axes[0, 0], montage(cells, columns, gap))
+    canvas = montage(cells, columns, gap)
+    inches = CELL_INCHES / max(height, width)  # of a pixel
+    names = text_inches([name for name, _ in rows], LABEL_POINTS) + 0.2
+    size = (canvas.shape[2] * inches + names + 0.08, canvas.shape[1] * inches + 0.08)
+    lines = wrapped(title, size[0]).count("\n")
+    size = (size[0], size[1] + TITLE_INCHES + lines * LINE_INCHES)
+    figure, axes = subplots(1, 1, size, margins=(names, 0.08, 0.08, lines * LINE_INCHES))
+    show(axes[0, 0], canvas)
     for number, (name, _) in enumerate(rows):
         middle = number * (height + gap) + (height - 1) / 2
-        axes[0, 0].text(-1.5 * gap, middle, name, ha="right", va="center", fontsize=letters)
+        axes[0, 0].text(-0.08 / inches, middle, name, ha="right", va="center", fontsize=LABEL_POINTS)
     finish(figure, path, title)

@@ -83,6 +83,7 @@ class SigmaState(WideState):
         self._horizon = config.horizon_steps or MOST_HORIZON_STEPS
         self._pending: list[Callable[[], Tensor]] = []
         self._is_held = False
+        self._observed: Tensor | None = None
 
     @property
     def collects(self) -> bool:
@@ -97,6 +98,8 @@ class SigmaState(WideState):
     def log_sigma(self, powered: Tensor, raw: Tensor | None, mask: Tensor) -> Tensor:
         """log sigma for log_prob, broadcastable to [B, C, H, W]. powered: |e|^m; raw: the decoder's raw log sigma, or None."""
         config = self.config
+        if self._observed is not None and not self.training:
+            self._observed = self._observed + self._share(powered, mask)
         if self._is_held:
             return self._held_log_sigma(raw).to(powered)
         if config.sigma == "optimal_per_image":
@@ -128,6 +131,39 @@ class SigmaState(WideState):
             yield
         finally:
             self._is_held = False
+
+    @contextmanager
+    def observed(self) -> Iterator[Callable[[], Tensor]]:
+        """Within the block, in evaluation, sum up what log_prob sees. Yields a function that returns this rank's (number, sums), float64
+        [1 + groups].
+        """
+        self._observed = torch.zeros_like(self.running)
+        try:
+            yield self._observed_sums
+        finally:
+            self._observed = None
+
+    def _observed_sums(self) -> Tensor:
+        assert self._observed is not None
+        return self._observed
+
+    def refit(self, sums: Tensor) -> None:
+        """Take the maximum-likelihood sigma of observed images in place of the running one. sums: float64 [1 + groups]."""
+        self.running.copy_(sums)
+
+    def gap_nats(self, sums: Tensor) -> Tensor:
+        """How much higher the mean log p(x|z) of some images would be with their own maximum-likelihood sigma, in nats per image, [].
+
+        sums: their (number, sums), float64 [1 + groups]. At least 0: of a group's n values with the mean m-th power a and the optimum
+        sigma*, n (log(sigma / sigma*) + f^m a / m (sigma^-m - sigma*^-m)).
+        """
+        power, mean_power = self.power, _ratio(sums)
+        best, now = self._log_optimal(mean_power), self.evaluation_log_sigma(None).detach().double().flatten()
+        scaled = self.factor**power * mean_power / power
+        return (
+            self._values_per_group
+            * (now - best + scaled * ((-power * now).exp() - (-power * best).exp())).sum()
+        )
 
     def _held_log_sigma(self, raw: Tensor | None) -> Tensor:
         if not (self.collects and self.config.sigma_source == "batch"):
@@ -163,13 +199,12 @@ class SigmaState(WideState):
             return None
         return self.evaluation_log_sigma(None).detach().double().mul(2).exp().mean().sqrt()
 
-    def fitted(self, mean_power: Tensor) -> Tensor:
+    def fitted(self, sums: Tensor) -> Tensor:
         """The root mean square over the groups of the maximum-likelihood sigma of some images, float64 [].
 
-        mean_power: the mean over these images of |e|^m, float64 [C, H, W].
+        sums: their (number, sums), float64 [1 + groups].
         """
-        folded = mean_power.mean([dim - 1 for dim in self._folded]) if self._folded else mean_power
-        return self._log_optimal(folded).mul(2).exp().mean().sqrt()
+        return self._log_optimal(_ratio(sums)).mul(2).exp().mean().sqrt()
 
     @property
     def handed_over(self) -> Tensor | None:
@@ -184,12 +219,7 @@ class SigmaState(WideState):
         """
         if not self.training:
             return None
-        # For one group the kept sums are [B, 1, 1, 1], and their sum over images is in float64.
-        taken = self._taken(powered)
-        folded = taken.sum(self._folded, keepdim=True) if self._folded else taken
-        sums = torch.where(mask.view(-1, 1, 1, 1), folded, 0.0).sum(0, dtype=torch.float64).flatten()
-        number = mask.sum(dtype=torch.float64) * self._values_per_group
-        share = torch.cat([number[None], sums])
+        share = self._share(self._taken(powered), mask)
         if self.config.sigma_source == "running" or self.config.sigma == "optimal_per_image":
             self._pending.append(
                 comm.start_sum(share)
@@ -199,6 +229,15 @@ class SigmaState(WideState):
         pooled = comm.all_reduce_sum_with_gradient(share) if keeps_gradient else comm.all_reduce_sum(share)
         self._pending.append(pooled.detach().clone)
         return pooled
+
+    def _share(self, powered: Tensor, mask: Tensor) -> Tensor:
+        """(number, sums) of this rank's images, float64 [1 + groups]. For one group the kept sums are [B, 1, 1, 1], and their sum over
+        images is in float64.
+        """
+        folded = powered.sum(self._folded, keepdim=True) if self._folded else powered
+        sums = torch.where(mask.view(-1, 1, 1, 1), folded, 0.0).sum(0, dtype=torch.float64).flatten()
+        number = mask.sum(dtype=torch.float64) * self._values_per_group
+        return torch.cat([number[None], sums])
 
     def _taken(self, powered: Tensor) -> Tensor:
         return powered if self.config.sigma_gradient == "keep" else powered.detach()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vaescale.config import Size, sides
 from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.models.config import EquivarianceConfig, PosteriorConfig, Shows
 from vaescale.models.flat import FlatVAE
@@ -17,7 +18,7 @@ def build_vae(
     posterior: PosteriorConfig,
     likelihood: LikelihoodConfig,
     *,
-    image_size: int,
+    image_size: Size,
     channels: int,
     spectral: bool = False,
     equivariance: EquivarianceConfig | None = None,
@@ -25,7 +26,7 @@ def build_vae(
     has_bound: bool = True,
     of_latents: bool = False,
 ) -> VAE:
-    """Build the model of these sections. spectral: whether its terms include the layers' singular values. equivariance: of the
+    """Build the model of these sections. image_size: the side of square images, or (H, W). spectral: whether its terms include the layers' singular values. equivariance: of the
     decoder, if the terms include it; for a network with a latent map. shows: what discriminators see, if there are any. has_bound: whether
     p(x|z) is trained, so that evaluation may report bounds. of_latents: whether the images are latents of another model.
 
@@ -33,12 +34,12 @@ def build_vae(
     """
     gaussian = LadderVAE if network.hierarchical else FlatVAE
     kind: Any = QuantizedVAE if posterior.quantized else gaussian
-    model: VAE = kind(network, posterior, likelihood, image_size=image_size, channels=channels)
+    model: VAE = kind(network, posterior, likelihood, image_size=sides(image_size), channels=channels)
     model.of_latents = of_latents
     if spectral:
         model.spectral = SpectralSum(model.network)
     model.shows, model.has_bound = shows, has_bound
     if equivariance is not None:
-        equivariance.sides(model.latent_shape[-1])
+        equivariance.sides(model.latent_shape[1], model.latent_shape[2])
         model.equivariance = equivariance
     return model

@@ -264,15 +264,22 @@ class EquivarianceConfig(Config):
             raise ValueError("anisotropic (=True) has no meaning with scales: null; remove it")
         return self
 
-    def sides(self, side: int) -> list[int]:
-        """The numbers of rows that a map of `side` rows is scaled to. Raises UserError when the range has none."""
+    def sides(self, side: int, other: int) -> list[int]:
+        """The numbers of rows that a map of side x other is scaled to, with whole numbers of columns unless these are drawn by themselves.
+
+        Raises UserError when the range has none.
+        """
         if self.scales is None:
             return [side]
         first, last = self.scales
-        sides = [rows for rows in range(1, side + 1) if first <= rows / side < last]
+        sides = [
+            rows
+            for rows in range(1, side + 1)
+            if first <= rows / side < last and (self.anisotropic or rows * other % side == 0)
+        ]
         if not sides:
             raise UserError(
-                f"objective.equivariance.scales (={list(self.scales)}) gives a latent map of {side}x{side} no size; widen it, or set "
+                f"objective.equivariance.scales (={list(self.scales)}) gives a latent map of {side}x{other} no size; widen it, or set "
                 "it to null"
             )
         return sides

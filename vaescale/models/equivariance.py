@@ -34,11 +34,11 @@ class Transformation(NamedTuple):
         return torch.rot90(maps, self.turns, (2, 3))
 
 
-def drawn(config: EquivarianceConfig, side: int, stream: noise.Stream) -> Transformation:
-    """The transformation of a step for maps of side x side: a function of the stream's seed and step only."""
-    sides = config.sides(side)
+def drawn(config: EquivarianceConfig, size: tuple[int, int], stream: noise.Stream) -> Transformation:
+    """The transformation of a step for maps of this height and width: a function of the stream's seed and step only."""
+    rows, columns = config.sides(*size), config.sides(*size[::-1])
     of_step = noise.Stream(stream.seed, stream.step, torch.zeros(1, dtype=torch.int64))
     of_height, of_width, of_turns = noise.uniform(of_step, noise.EQUIVARIANCE, (3,))[0].tolist()
-    height = sides[int(of_height * len(sides))]
-    width = sides[int(of_width * len(sides))] if config.anisotropic else height
+    height = rows[int(of_height * len(rows))]
+    width = columns[int(of_width * len(columns))] if config.anisotropic else height * size[1] // size[0]
     return Transformation(height, width, config.turns[int(of_turns * len(config.turns))])

@@ -24,7 +24,7 @@ class FlatVAE(VAE):
         posterior: PosteriorConfig,
         likelihood: LikelihoodConfig,
         *,
-        image_size: int,
+        image_size: tuple[int, int],
         channels: int,
     ) -> None:
         super().__init__(

@@ -46,7 +46,7 @@ class LadderVAE(VAE):
         posterior: PosteriorConfig,
         likelihood: LikelihoodConfig,
         *,
-        image_size: int,
+        image_size: tuple[int, int],
         channels: int,
     ) -> None:
         super().__init__(
@@ -58,9 +58,9 @@ class LadderVAE(VAE):
         )
         self._to_posterior: Posterior = posterior.implement(network.latent_dim)
         self._bounds_priors = getattr(posterior, "bounded", True)
-        self.group_places = tuple(group.block.resolution**2 for group in self._groups)
-        top = self._groups[0].block.resolution
-        self.latent_shape = (network.latent_dim, top, top)
+        self.group_places = tuple(group.block.resolution * group.block.width for group in self._groups)
+        top = self._groups[0].block
+        self.latent_shape = (network.latent_dim, top.resolution, top.width)
         self.latent_dim = math.prod(self.latent_shape)
         self.group_sizes = tuple(network.latent_dim * places for places in self.group_places)
 
@@ -260,7 +260,7 @@ class LadderVAE(VAE):
         assert z.shape[1] in sums, f"{z.shape[1]} latents do not fill the first groups: {self.group_sizes}"
         parts = torch.split(z, list(self.group_sizes[: sums.index(z.shape[1]) + 1]), dim=1)
         return [
-            latents_of_group.view(z.shape[0], -1, group.block.resolution, group.block.resolution)
+            latents_of_group.view(z.shape[0], -1, group.block.resolution, group.block.width)
             for group, latents_of_group in zip(self._groups, parts, strict=False)
         ]
 

@@ -26,7 +26,7 @@ class QuantizedVAE(VAE):
         posterior: PosteriorConfig,
         likelihood: LikelihoodConfig,
         *,
-        image_size: int,
+        image_size: tuple[int, int],
         channels: int,
     ) -> None:
         super().__init__(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.models.config import Shows
+from vaescale.networks.layers import has_batch_norms
 
 
 class Shown(NamedTuple):
@@ -47,13 +48,14 @@ def shown(
         reconstructed: Tensor = model.likelihood.mean(params)
     nothing = reconstructed.new_zeros(len(x), 0)
     z = nothing if draws is None else draws.flatten(1)
-    prior_z = held = generated = recovered = nothing
+    prior_z = recovered = nothing
     if shows.prior:
         prior_z = noise.normal(stream, noise.GENERATED, (model.latent_dim,)).to(z)
-    if shows.held and shows.generated:
+    if shows.held and shows.generated and not has_batch_norms(model.network):
         held, generated = decoded(torch.cat([z.detach(), prior_z])).chunk(2)
-    elif shows.generated:
-        generated = decoded(prior_z)
+    else:  # one by one, so that each has its own statistics, and `held` those of `reconstructed`
+        held = decoded(z.detach()) if shows.held else nothing
+        generated = decoded(prior_z) if shows.generated else nothing
     if shows.recovered:
         recovered = model.posterior(generated).mu.flatten(1)
     return Shown(x, reconstructed, held, generated, z, prior_z, recovered)

@@ -26,7 +26,7 @@ from vaescale.networks.config import NetworkConfig
 from vaescale.networks.spectral import SpectralSum
 
 Encoded = Gaussian | Quantized | dict[int, Tensor]
-"""What `VAE.encode` makes of B images: q(z|x) of a flat model, or codes; the maps of a ladder's encoder, [B, W, R, R] by resolution R."""
+"""What `VAE.encode` makes of B images: q(z|x) of a flat model, or codes; the maps of a ladder's encoder, [B, W, R, R'] by resolution R."""
 
 
 class Terms(NamedTuple):
@@ -107,11 +107,11 @@ class VAE(nn.Module):
         likelihood: LikelihoodConfig,
         *,
         encoder_out: int,
-        image_size: int,
+        image_size: tuple[int, int],
         channels: int,
     ) -> None:
         super().__init__()
-        self.image_shape = (channels, image_size, image_size)
+        self.image_shape = (channels, *image_size)
         self.likelihood: Likelihood = likelihood.implement(image_shape=self.image_shape)
         self.network: Any = network.implement(
             image_size=image_size,
@@ -239,11 +239,11 @@ class VAE(nn.Module):
         """log p(Tx|Tz) [B] with the step's transformation T of image and latent map."""
         assert self.equivariance is not None
         assert inferred.draws is not None
-        side = self.latent_shape[-1]
-        transformation = drawn(self.equivariance, side, stream)
+        height, width = self.latent_shape[1:]
+        transformation = drawn(self.equivariance, (height, width), stream)
         params = self.network.decode(transformation(inferred.draws))
         with torch.autocast(x.device.type, enabled=False):
-            target = transformation(x, self.image_shape[-1] // side)
+            target = transformation(x, self.image_shape[-1] // width)
             return self.likelihood.transformed_log_prob(target, params, mask)
 
     def target(self, images: Tensor, stream: noise.Stream) -> Tensor:

@@ -1,12 +1,12 @@
 """Strided convolutional encoder and decoder: given widths, each with a halving of the resolution, or a published network.
 
-Legend: x [B, C, S, S], W = the encoder's last width, s = S / (product of the decoder's strides), z [B, Z] or, as a latent map, [B, Z, s, s]. GroupNorm unless
+Legend: x [B, C, H, W], V = the encoder's last width, h = H / (product of the decoder's strides), w likewise, z [B, Z] or, as a latent map, [B, Z, h, w]. GroupNorm unless
 the recipe or a preset says otherwise: a curve must not depend on how many images a process holds.
 """
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
@@ -33,7 +33,13 @@ class ConvNetwork(FlatNetwork):
     """The network of `kind: conv`. Raises UserError when the image cannot be halved once for each width."""
 
     def __init__(
-        self, config: ConvConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
+        self,
+        config: ConvConfig,
+        *,
+        image_size: tuple[int, int],
+        channels: int,
+        encoder_out: int,
+        out_channels: int,
     ) -> None:
         super().__init__()
         plan = PRESETS[config.preset] if config.preset else _from_widths(config.widths or WIDTHS)
@@ -48,13 +54,13 @@ class ConvNetwork(FlatNetwork):
             "a network of fewer halvings" if config.preset else "fewer widths",
         )
         self.latent_shape, self._standardize = (config.latent_dim,), config.standardize
-        small, start = image_size // halvings, image_size // doublings
+        small, start = ([side // factor for side in image_size] for factor in (halvings, doublings))
         width = plan.encoder[-1][0]
         if config.latent_map:
-            self.latent_shape = (config.latent_dim, small, small)
+            self.latent_shape = (config.latent_dim, *small)
             self.encoder = nn.Sequential(
                 *_encoder_maps(plan, channels, kind, image_size),
-                conv(width, encoder_out, 1),  # [B, encoder_out, small, small]
+                conv(width, encoder_out, 1),  # [B, encoder_out, *small]
             )
             self.decoder = nn.Sequential(
                 conv(config.latent_dim, width, 1),
@@ -62,30 +68,30 @@ class ConvNetwork(FlatNetwork):
                 _last(plan, out_channels),
             )
             return
-        sizes = (width * small * small, *plan.hidden, encoder_out)
+        sizes = (width * math.prod(small), *plan.hidden, encoder_out)
         self.encoder = nn.Sequential(
             *_encoder_maps(plan, channels, kind, image_size),
-            Rearrange("b w i j -> b (w i j)"),  # [B, W small small]
+            Rearrange("b w i j -> b (w i j)"),  # [B, V prod(small)]
             *_hidden(sizes, kind, plan.activation, spectral_norm=plan.spectral),  # [B, encoder_out]
         )
-        sizes = (config.latent_dim, *reversed(plan.hidden), width * start * start)
+        sizes = (config.latent_dim, *reversed(plan.hidden), width * math.prod(start))
         start_norm = kind if plan.start_norm else "none"
         self.decoder = nn.Sequential(
             *_hidden(sizes, kind, plan.decoder_activation, before=start_norm),
-            *([norm(start_norm, width * start * start, places=1)] if start_norm != "none" else []),
+            *([norm(start_norm, width * math.prod(start), places=1)] if start_norm != "none" else []),
             *([ACTIVATIONS[plan.decoder_activation]()] if plan.start_activation else []),
-            Rearrange("b (w i j) -> b w i j", i=start, j=start),
+            Rearrange("b (w i j) -> b w i j", i=start[0], j=start[1]),
             *_decoder_maps(plan, width, kind, start),
-            _last(plan, out_channels),  # [B, out_channels, S, S]
+            _last(plan, out_channels),  # [B, out_channels, H, W]
         )
 
     def encode(self, x: Tensor) -> Tensor:
-        """Map [B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out], of a latent map [B, encoder_out, s, s]."""
+        """Map [B, C, H, W] in [0, 1] to the posterior's raw parameters [B, encoder_out], of a latent map [B, encoder_out, h, w]."""
         parameters: Tensor = self.encoder(standardized(x, self._standardize))
         return parameters
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map [B, Z], or a latent map [B, Z, s, s], to the likelihood's raw parameters [B, out_channels, S, S]."""
+        """Map [B, Z], or a latent map [B, Z, h, w], to the likelihood's raw parameters [B, out_channels, H, W]."""
         parameters: Tensor = self.decoder(z)
         return parameters
 
@@ -103,21 +109,21 @@ def _from_widths(widths: tuple[int, ...]) -> Preset:
     )
 
 
-def _encoder_maps(plan: Preset, channels: int, kind: Norm, size: int) -> Iterator[nn.Sequential]:
+def _encoder_maps(plan: Preset, channels: int, kind: Norm, size: Sequence[int]) -> Iterator[nn.Sequential]:
     for number, (width, kernel, stride) in enumerate(plan.encoder):
-        size //= stride
+        size = [side // stride for side in size]
         own = kind if number or plan.first_norm else "none"
         layer: nn.Module = conv(channels, width, kernel, stride=stride, before=own)
         layer = spectral(layer) if plan.spectral else layer
-        yield nn.Sequential(layer, *normed(own, width, plan.activation, places=size * size))
+        yield nn.Sequential(layer, *normed(own, width, plan.activation, places=math.prod(size)))
         channels = width
 
 
-def _decoder_maps(plan: Preset, channels: int, kind: Norm, size: int) -> Iterator[nn.Sequential]:
+def _decoder_maps(plan: Preset, channels: int, kind: Norm, size: Sequence[int]) -> Iterator[nn.Sequential]:
     for width, kernel, stride in plan.decoder:
-        size *= stride
+        size = [side * stride for side in size]
         layer = deconv(channels, width, kernel, stride=stride, before=kind)
-        yield nn.Sequential(layer, *normed(kind, width, plan.decoder_activation, places=size * size))
+        yield nn.Sequential(layer, *normed(kind, width, plan.decoder_activation, places=math.prod(size)))
         channels = width
 
 

@@ -22,6 +22,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to torch's output."""
+        x = _ordered_as_weights(x, self)
         if not (_is_plain(x, self) and _pays(self)):
             return super().forward(x)
         assert isinstance(self.padding, tuple)
@@ -36,6 +37,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Map [B, C, H, W] to torch's output."""
+        x = _ordered_as_weights(x, self)
         if output_size is not None or not _is_plain(x, self):
             return super().forward(x, output_size)
         y: Tensor = _Transposed.apply(  # type: ignore[no-untyped-call]
@@ -152,6 +154,14 @@ def _pays(layer: Conv2d) -> bool:
     return layer.kernel_size != (1, 1) and (
         layer.weight.numel() >= MANY_WEIGHTS or _is_read_backwards(layer.weight, stride)
     )
+
+
+def _ordered_as_weights(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    """x as [B, H, W, C] where the weights are, such as the first map of a decoder, which comes from a vector in another order."""
+    weight = layer.weight
+    if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _is_plain(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:

@@ -4,7 +4,7 @@ A bottom-up encoder computes a map at every resolution. The decoder runs top-dow
 and posterior, adds z, and refines the map of its resolution. The model draws z and computes the KL
 (`vaescale.models.ladder`).
 
-Legend: a map is [B, W, R, R] with W channels at resolution R, z of a group [B, Z, R, R].
+Legend: a map is [B, W, R, R'] with W channels at resolution R, its height, which is its width R' for square images; z of a group [B, Z, R, R'].
 """
 
 import math
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, gelu, pad
 
+from vaescale.config import size_text
 from vaescale.errors import UserError
 from vaescale.networks.config import LadderConfig
 from vaescale.networks.layers import conv, nearest, recomputed, standardized
@@ -28,13 +29,19 @@ class LadderNetwork(nn.Module):
     head_name = "head"
 
     def __init__(
-        self, config: LadderConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
+        self,
+        config: LadderConfig,
+        *,
+        image_size: tuple[int, int],
+        channels: int,
+        encoder_out: int,
+        out_channels: int,
     ) -> None:
         super().__init__()
         encoder, decoder = _stages(config, image_size)
         self.latent_dim, self.checkpointing = config.latent_dim, config.checkpointing
         self._standardize = config.standardize
-        self.image_size = image_size
+        height = self.height = image_size[0]
         self._widths = {
             block.resolution: config.widths.get(block.resolution, config.width) for block in decoder
         }
@@ -48,7 +55,7 @@ class LadderNetwork(nn.Module):
         def inner(width: int) -> int:
             return max(1, int(width * config.bottleneck))
 
-        self.stem = conv(channels, widths[image_size], 3)
+        self.stem = conv(channels, widths[height], 3)
         self.encoder = nn.ModuleList(
             Bottleneck(widths[block.resolution], inner(widths[block.resolution]), block, scale=len(encoder))
             for block in encoder
@@ -64,17 +71,17 @@ class LadderNetwork(nn.Module):
             )
             for block in decoder
         )
-        sizes = sorted({block.resolution for block in decoder})
+        sizes = sorted({(block.resolution, block.width) for block in decoder})
         self.biases = nn.ParameterDict(
             {
-                str(size): nn.Parameter(torch.zeros(1, widths[size], size, size))
-                for size in sizes
-                if size <= config.biases_up_to
+                str(high): nn.Parameter(torch.zeros(1, widths[high], high, wide))
+                for high, wide in sizes
+                if high <= config.biases_up_to
             }
         )
-        self.gain = nn.Parameter(torch.ones(widths[image_size]))
-        self.bias = nn.Parameter(torch.zeros(widths[image_size]))
-        self.head = conv(widths[image_size], out_channels, 1)
+        self.gain = nn.Parameter(torch.ones(widths[height]))
+        self.bias = nn.Parameter(torch.zeros(widths[height]))
+        self.head = conv(widths[height], out_channels, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -86,15 +93,15 @@ class LadderNetwork(nn.Module):
         return "encoder" if infers else "decoder"
 
     def bottom_up(self, x: Tensor) -> Maps:
-        """Map [B, C, S, S] in [0, 1] to the last map of each resolution."""
+        """Map [B, C, H, W] in [0, 1] to the last map of each resolution."""
         feature_map = self.stem(
             standardized(x, self._standardize).contiguous(memory_format=torch.channels_last)
         )
-        maps = {feature_map.shape[-1]: feature_map}
+        maps = {feature_map.shape[-2]: feature_map}
         for block in self.encoder:
             feature_map = recomputed(block, feature_map) if self.checkpointing else block(feature_map)
-            feature_map = _to_width(feature_map, self._widths[feature_map.shape[-1]])
-            maps[feature_map.shape[-1]] = feature_map
+            feature_map = _to_width(feature_map, self._widths[feature_map.shape[-2]])
+            maps[feature_map.shape[-2]] = feature_map
         return maps
 
     def start(self, rows: int) -> Maps:
@@ -107,7 +114,7 @@ class LadderNetwork(nn.Module):
         feature_map = maps.get(size)
         # In the convolutions' precision: a float32 bias would turn every later sum into float32.
         feature_map = (
-            like.new_zeros(like.shape[0], width, size, size)
+            like.new_zeros(like.shape[0], width, size, block.width)
             if feature_map is None
             else feature_map.to(like.dtype)
         )
@@ -117,9 +124,9 @@ class LadderNetwork(nn.Module):
         return feature_map.contiguous(memory_format=torch.channels_last)
 
     def finish(self, maps: Maps) -> Tensor:
-        """The likelihood's raw parameters [B, out_channels, S, S] from the last map."""
+        """The likelihood's raw parameters [B, out_channels, H, W] from the last map."""
         gain, bias = (vector.view(1, -1, 1, 1) for vector in (self.gain, self.bias))
-        parameters: Tensor = self.head(maps[self.image_size] * gain + bias)
+        parameters: Tensor = self.head(maps[self.height] * gain + bias)
         return parameters
 
 
@@ -131,12 +138,12 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int, inner: int, block: Block, *, scale: int) -> None:
         super().__init__()
-        self.body, self.pools = Convolutions(width, inner, width, block.resolution), block.pools
+        self.body, self.pools = Convolutions(width, inner, width, block), block.pools
         with torch.no_grad():
             self.body.c4.weight *= math.sqrt(1 / scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, W, R, R] to [B, W, R / pools, R / pools]."""
+        """Map [B, W, R, R'] to [B, W, R / pools, R' / pools]."""
         x = x + self.body(x)
         return avg_pool2d(x, self.pools) if self.pools > 1 else x
 
@@ -149,11 +156,11 @@ class Group(nn.Module):
     ) -> None:
         super().__init__()
         self.block, self.latent_dim = block, latent_dim
-        self.posterior_body = Convolutions(2 * width, inner, encoder_out, block.resolution)
-        self.prior_body = Convolutions(width, inner, 2 * latent_dim + width, block.resolution)
+        self.posterior_body = Convolutions(2 * width, inner, encoder_out, block)
+        self.prior_body = Convolutions(width, inner, 2 * latent_dim + width, block)
         nn.init.zeros_(self.prior_body.c4.weight)
         self.take_in = conv(latent_dim, width, 1)
-        self.refine = Bottleneck(width, inner, Block(block.resolution), scale=scale)
+        self.refine = Bottleneck(width, inner, Block(block.resolution, block.width), scale=scale)
         with torch.no_grad():
             self.take_in.weight *= math.sqrt(1 / scale)
 
@@ -163,7 +170,7 @@ class Group(nn.Module):
         return raw
 
     def prior(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw parameters of p(z|above) [B, 2 Z, R, R], and the updated map."""
+        """Raw parameters of p(z|above) [B, 2 Z, R, R'], and the updated map."""
         raw = self.prior_body(feature_map)
         # Not two slices: their gradients would be two maps of zeros in another memory order, filled and summed.
         parameters, change = raw.split([2 * self.latent_dim, feature_map.shape[1]], dim=1)
@@ -176,22 +183,22 @@ class Group(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """1x1, 3x3, 3x3 and 1x1 convolutions, each after a GELU; all 1x1 on maps of one or two pixels."""
+    """1x1, 3x3, 3x3 and 1x1 convolutions, each after a GELU; all 1x1 on maps of one or two rows or columns."""
 
-    def __init__(self, channels: int, inner: int, width: int, resolution: int) -> None:
+    def __init__(self, channels: int, inner: int, width: int, block: Block) -> None:
         super().__init__()
-        kernel = 3 if resolution >= SMALLEST_3X3 else 1
+        kernel = 3 if min(block.resolution, block.width) >= SMALLEST_3X3 else 1
         self.c1, self.c2 = conv(channels, inner, 1), conv(inner, inner, kernel)
         self.c3, self.c4 = conv(inner, inner, kernel), conv(inner, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, channels, R, R] to [B, width, R, R]."""
+        """Map [B, channels, R, R'] to [B, width, R, R']."""
         for layer in (self.c1, self.c2, self.c3, self.c4):
             x = layer(gelu(x))
         return x
 
 
-def _stages(config: LadderConfig, image_size: int) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
+def _stages(config: LadderConfig, image_size: tuple[int, int]) -> tuple[tuple[Block, ...], tuple[Block, ...]]:
     down, up = suggested(image_size)
     key = "encoder"
     try:
@@ -202,7 +209,7 @@ def _stages(config: LadderConfig, image_size: int) -> tuple[tuple[Block, ...], t
     except ValueError as error:
         given = getattr(config, key) or (down if key == "encoder" else up)
         raise UserError(
-            f"network.{key} (={','.join(given)}) does not fit data.image_size (={image_size}): {error}"
+            f"network.{key} (={','.join(given)}) does not fit data.image_size (={size_text(image_size)}): {error}"
         ) from error
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
+from vaescale.config import size_text
 from vaescale.errors import UserError
 from vaescale.networks.batch_norm import GlobalBatchNorm
 from vaescale.networks.config import Norm, Standardize
@@ -120,6 +121,11 @@ def has_norms(model: nn.Module) -> bool:
     return any(isinstance(module, GroupNorm | GlobalBatchNorm) for module in model.modules())
 
 
+def has_batch_norms(model: nn.Module) -> bool:
+    """Whether a map depends on the other examples of its batch in training."""
+    return any(isinstance(module, GlobalBatchNorm) for module in model.modules())
+
+
 def num_groups(width: int, most: int, places: int) -> int:
     """The largest number of groups, a divisor of `most` and of the width, whose groups have at least LEAST_VALUES values each.
 
@@ -164,10 +170,13 @@ def recomputed(function: Callable[..., T], *arguments: object) -> T:
     return result
 
 
-def refuse_indivisible(image_size: int, factor: int, why: str, otherwise: str) -> None:
-    """Raise UserError with the nearest sizes that fit unless `image_size` is a multiple of `factor`."""
-    if image_size % factor == 0:
+def refuse_indivisible(image_size: tuple[int, int], factor: int, why: str, otherwise: str) -> None:
+    """Raise UserError with the nearest sizes that fit unless height and width are multiples of `factor`."""
+    if not any(side % factor for side in image_size):
         return
-    below = image_size // factor * factor
-    fits = " or ".join(str(size) for size in (below, below + factor) if size)
-    raise UserError(f"data.image_size (={image_size}) {why}; use {fits}, or {otherwise}")
+    below = [side // factor * factor for side in image_size]
+    above = [
+        side if side % factor == 0 else low + factor for side, low in zip(image_size, below, strict=True)
+    ]
+    fits = " or ".join(size_text((high, wide)) for high, wide in (below, above) if high and wide)
+    raise UserError(f"data.image_size (={size_text(image_size)}) {why}; use {fits}, or {otherwise}")

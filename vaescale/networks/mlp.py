@@ -4,6 +4,8 @@ The input goes past the hidden layers to the last one, so that the network can l
 Dai & Wipf 2019, section 4 and appendix, whose encoder and decoder concatenate their input with the last hidden layer.
 """
 
+import math
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -17,22 +19,28 @@ class MlpNetwork(FlatNetwork):
     """Hidden layers of config.widths in the encoder, and in the opposite order in the decoder."""
 
     def __init__(
-        self, config: MlpConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
+        self,
+        config: MlpConfig,
+        *,
+        image_size: tuple[int, int],
+        channels: int,
+        encoder_out: int,
+        out_channels: int,
     ) -> None:
         super().__init__()
         self.image_size, self.latent_shape = image_size, (config.latent_dim,)
-        self.encoder = _Layers(channels * image_size**2, config.widths, encoder_out)
-        self.decoder = _Layers(config.latent_dim, config.widths[::-1], out_channels * image_size**2)
+        self.encoder = _Layers(channels * math.prod(image_size), config.widths, encoder_out)
+        self.decoder = _Layers(config.latent_dim, config.widths[::-1], out_channels * math.prod(image_size))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Map [B, C, S, S] to the posterior's raw parameters [B, encoder_out]."""
+        """Map [B, C, H, W] to the posterior's raw parameters [B, encoder_out]."""
         parameters: Tensor = self.encoder(x.flatten(1))
         return parameters
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map [B, Z] to the likelihood's raw parameters [B, out_channels, S, S]."""
-        size = self.image_size
-        parameters: Tensor = rearrange(self.decoder(z), "b (c i j) -> b c i j", i=size, j=size)
+        """Map [B, Z] to the likelihood's raw parameters [B, out_channels, H, W]."""
+        height, width = self.image_size
+        parameters: Tensor = rearrange(self.decoder(z), "b (c i j) -> b c i j", i=height, j=width)
         return parameters
 
 

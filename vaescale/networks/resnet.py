@@ -4,9 +4,10 @@
     f8    latent_dim: 4,   multipliers: [1, 2, 4, 4]
     f16   latent_dim: 16,  multipliers: [1, 1, 2, 2, 4], attention_at: [16]
 
-Legend: x [B, C, S, S], f = 2^(len(multipliers) - 1), z [B, Z, S / f, S / f].
+Legend: x [B, C, H, W], f = 2^(len(multipliers) - 1), z [B, Z, H / f, W / f]. Maps are [B, W, R, R'], where `attention_at` gives the height R.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from einops import rearrange
@@ -20,6 +21,7 @@ from vaescale.networks.config import ResnetConfig
 from vaescale.networks.layers import conv, nearest, norm, normed, refuse_indivisible, standardized
 
 NORM_GROUPS = 32
+Size = tuple[int, int]
 
 
 class Norms(NamedTuple):
@@ -28,24 +30,35 @@ class Norms(NamedTuple):
     groups: int | None
     eps: float
 
-    def with_silu(self, width: int, size: int) -> tuple[nn.Module, nn.Module]:
+    def with_silu(self, width: int, size: Size) -> tuple[nn.Module, nn.Module]:
         """GroupNorm and SiLU as one layer, and an identity, which has a number of its own in checkpoints."""
         return normed("group", width, "silu", **self._options(size))
 
-    def alone(self, width: int, size: int) -> nn.Module:
-        """GroupNorm of a map [B, width, size, size]."""
+    def alone(self, width: int, size: Size) -> nn.Module:
+        """GroupNorm of a map [B, width, *size]."""
         return norm("group", width, **self._options(size))
 
-    def _options(self, size: int) -> dict[str, Any]:
+    def _options(self, size: Size) -> dict[str, Any]:
         exact = self.groups is not None
-        return {"places": size * size, "groups": self.groups or NORM_GROUPS, "exact": exact, "eps": self.eps}
+        return {
+            "places": math.prod(size),
+            "groups": self.groups or NORM_GROUPS,
+            "exact": exact,
+            "eps": self.eps,
+        }
 
 
 class ResnetNetwork(FlatNetwork):
     """The network of `kind: resnet`. Raises UserError when the image cannot be halved once for each further multiplier."""
 
     def __init__(
-        self, config: ResnetConfig, *, image_size: int, channels: int, encoder_out: int, out_channels: int
+        self,
+        config: ResnetConfig,
+        *,
+        image_size: tuple[int, int],
+        channels: int,
+        encoder_out: int,
+        out_channels: int,
     ) -> None:
         super().__init__()
         halvings = len(config.multipliers) - 1
@@ -55,10 +68,11 @@ class ResnetNetwork(FlatNetwork):
             f"cannot be halved {halvings} times as network.multipliers asks",
             "fewer multipliers",
         )
-        sizes = [image_size >> level for level in range(halvings + 1)]
-        if strange := set(config.attention_at) - set(sizes):
+        sizes = [(image_size[0] >> level, image_size[1] >> level) for level in range(halvings + 1)]
+        heights = [height for height, _ in sizes]
+        if strange := set(config.attention_at) - set(heights):
             raise UserError(
-                f"network.attention_at has {min(strange)}, but the maps are of sizes {sizes}; take some of these"
+                f"network.attention_at has {min(strange)}, but the maps are of sizes {heights}; take some of these"
             )
         small, norms = sizes[-1], Norms(config.norm_groups, config.norm_epsilon)
         widths_of_norms = {config.width, *(config.width * multiplier for multiplier in config.multipliers)}
@@ -66,14 +80,14 @@ class ResnetNetwork(FlatNetwork):
             raise UserError(
                 f"network.norm_groups (={config.norm_groups}) does not divide {odd[0]} channels; take a divisor of network.width"
             )
-        self.latent_shape = (config.latent_dim, small, small)
+        self.latent_shape = (config.latent_dim, *small)
         widths = [config.width * multiplier for multiplier in config.multipliers]
         levels = list(zip(sizes, widths, strict=True))
 
         down: list[nn.Module] = [conv(channels, config.width, 3)]
         channels_before = config.width
         for number, (size, width) in enumerate(levels):
-            attention = size in config.attention_at
+            attention = size[0] in config.attention_at
             down += _blocks(channels_before, width, config.blocks, norms, size=size, attention=attention)
             down += [Halve(width)] if number < halvings else []
             channels_before = width
@@ -90,19 +104,19 @@ class ResnetNetwork(FlatNetwork):
         ]
         up += _middle(channels_before, config.attention, norms, size=small)
         for number, (size, width) in enumerate(reversed(levels)):
-            attention = size in config.attention_at
+            attention = size[0] in config.attention_at
             up += _blocks(channels_before, width, config.blocks + 1, norms, size=size, attention=attention)
             up += [Double(width)] if number < halvings else []
             channels_before = width
         self.decoder = nn.Sequential(*up, *_end(channels_before, out_channels, norms, size=image_size))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Map [B, C, S, S] in [0, 1] to the posterior's raw parameters [B, encoder_out, S / f, S / f]."""
+        """Map [B, C, H, W] in [0, 1] to the posterior's raw parameters [B, encoder_out, H / f, W / f]."""
         parameters: Tensor = self.encoder(standardized(x, self._standardize))
         return parameters
 
     def decode(self, z: Tensor) -> Tensor:
-        """Map [B, Z, S / f, S / f] to the likelihood's raw parameters [B, out_channels, S, S]."""
+        """Map [B, Z, H / f, W / f] to the likelihood's raw parameters [B, out_channels, H, W]."""
         parameters: Tensor = self.decoder(z)
         return parameters
 
@@ -110,7 +124,7 @@ class ResnetNetwork(FlatNetwork):
 class Residual(nn.Module):
     """A residual block x + f(x), with f of two 3x3 convolutions, each after GroupNorm and SiLU; a 1x1 convolution of x where widths differ."""
 
-    def __init__(self, channels: int, width: int, norms: Norms, *, size: int) -> None:
+    def __init__(self, channels: int, width: int, norms: Norms, *, size: Size) -> None:
         super().__init__()
         self.norm1, _ = norms.with_silu(channels, size)
         self.conv1 = conv(channels, width, 3)
@@ -129,7 +143,7 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     """Residual self-attention over the places of the map, with one head. Vaswani et al. 2017, eq. 1."""
 
-    def __init__(self, width: int, norms: Norms, *, size: int) -> None:
+    def __init__(self, width: int, norms: Norms, *, size: Size) -> None:
         super().__init__()
         self.norm = norms.alone(width, size)
         self.query, self.key, self.value = (conv(width, width, 1) for _ in range(3))
@@ -173,7 +187,7 @@ class Double(nn.Module):
 
 
 def _blocks(
-    channels: int, width: int, count: int, norms: Norms, *, size: int, attention: bool
+    channels: int, width: int, count: int, norms: Norms, *, size: Size, attention: bool
 ) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for number in range(count):
@@ -183,10 +197,10 @@ def _blocks(
     return layers
 
 
-def _middle(width: int, attention: bool, norms: Norms, *, size: int) -> list[nn.Module]:
+def _middle(width: int, attention: bool, norms: Norms, *, size: Size) -> list[nn.Module]:
     between: list[nn.Module] = [Attention(width, norms, size=size)] if attention else []
     return [Residual(width, width, norms, size=size), *between, Residual(width, width, norms, size=size)]
 
 
-def _end(width: int, out: int, norms: Norms, *, size: int) -> list[nn.Module]:
+def _end(width: int, out: int, norms: Norms, *, size: Size) -> list[nn.Module]:
     return [*norms.with_silu(width, size), conv(width, out, 3)]

@@ -1,12 +1,13 @@
-"""The compact notation for a ladder's blocks, and a default ladder for an image size.
+"""The compact notation for a ladder's blocks, and a default ladder for an image size. A resolution is the height of its maps.
 
     encoder   32x11   11 blocks at 32x32           32d2   a block at 32x32 that pools to 16x16
     decoder   32x21   21 groups at 32x32           32m16  a group at 32x32 to which the 16x16 map is unpooled
 
-As in the configurations of Child 2021.
+As in the configurations of Child 2021. Images of 48x96 have maps of 24x48 at resolution 24.
 """
 
 import itertools
+import math
 import re
 from typing import NamedTuple
 
@@ -14,43 +15,48 @@ SIGNS = {"x": "COUNT", "d": "FACTOR", "m": "SMALLER"}
 
 
 class Block(NamedTuple):
-    """A block at a resolution. It pools by the factor `pools` after it (encoder), or unpools the map at `mixes` before it."""
+    """A block of maps of a height, the resolution, and a width. It pools by the factor `pools` after it (encoder), or unpools the map at
+    resolution `mixes` before it.
+    """
 
     resolution: int
+    width: int
     pools: int = 1
     mixes: int | None = None
 
 
-def parse_encoder(stages: tuple[str, ...], *, image_size: int) -> tuple[Block, ...]:
+def parse_encoder(stages: tuple[str, ...], *, image_size: tuple[int, int]) -> tuple[Block, ...]:
     """Parse the encoder's blocks, from the image down. Raises ValueError when two consecutive stages do not fit."""
-    blocks, current = [], image_size
+    blocks, (current, width) = [], image_size
     for stage in stages:
         resolution, sign, number = _parse(stage, "xd")
         if resolution != current:
             raise ValueError(
-                f"{stage!r} is given where the map is {current}x{current}; write {current}{sign}{number}"
+                f"{stage!r} is given where the map is {current}x{width}; write {current}{sign}{number}"
             )
         if sign == "d":
-            if number < 2 or current % number:
-                factors = " or ".join(
-                    str(factor) for factor in range(2, current + 1) if current % factor == 0
-                )
-                raise ValueError(f"{stage!r} does not pool {current}x{current}; pool it by {factors}")
-            blocks.append(Block(current, pools=number))
-            current //= number
+            common = math.gcd(current, width)
+            if number < 2 or common % number:
+                factors = [str(factor) for factor in range(2, common + 1) if common % factor == 0]
+                what = f"pool it by {' or '.join(factors)}" if factors else "end there"
+                raise ValueError(f"{stage!r} does not pool {current}x{width}; {what}")
+            blocks.append(Block(current, width, pools=number))
+            current, width = current // number, width // number
         else:
-            blocks += [Block(current)] * number
+            blocks += [Block(current, width)] * number
     return tuple(blocks)
 
 
-def parse_decoder(stages: tuple[str, ...], *, image_size: int, resolutions: set[int]) -> tuple[Block, ...]:
+def parse_decoder(
+    stages: tuple[str, ...], *, image_size: tuple[int, int], resolutions: set[int]
+) -> tuple[Block, ...]:
     """Parse the decoder's groups, from the encoder's smallest map up to the image.
 
     Each map is unpooled into the next larger one, so every block and group affects the image. Raises ValueError when two
     consecutive stages do not fit.
     """
     blocks: list[Block] = []
-    current = 0
+    current, (height, width) = 0, image_size
     for stage in stages:
         resolution, sign, number = _parse(stage, "xm")
         if resolution not in resolutions:
@@ -66,27 +72,37 @@ def parse_decoder(stages: tuple[str, ...], *, image_size: int, resolutions: set[
                 f"{size}m{current}" for size in sorted(resolutions) if size > current and size % current == 0
             ]
             what = f"write {' or '.join(fits)}" if fits else "end there"
-            raise ValueError(f"{stage!r} does not unpool {current}x{current}, which comes before it; {what}")
+            raise ValueError(
+                f"{stage!r} does not unpool {current}x{current * width // height}, which comes before it; {what}"
+            )
         if sign == "x" and current and resolution != current:
             raise ValueError(
-                f"{stage!r} follows {current}x{current}; write {resolution}m{current} before it, or {current}x{number}"
+                f"{stage!r} follows {current}x{current * width // height}; write {resolution}m{current} before it, or {current}x{number}"
             )
-        blocks += [Block(resolution, mixes=number)] if sign == "m" else [Block(resolution)] * number
+        columns = resolution * width // height
+        blocks += (
+            [Block(resolution, columns, mixes=number)]
+            if sign == "m"
+            else [Block(resolution, columns)] * number
+        )
         current = resolution
-    if current != image_size:
+    if current != height:
         raise ValueError(
-            f"it ends at {current}x{current}; end it with a group at {image_size}, the image's size"
+            f"it ends at {current}x{current * width // height}; end it with a group at {height}, the image's"
         )
     return tuple(blocks)
 
 
-def suggested(image_size: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The default encoder and decoder for an image size: halved while it is even and above 4, then pooled to one pixel."""
-    sizes = [image_size]
-    while sizes[-1] > 4 and sizes[-1] % 2 == 0:
-        sizes.append(sizes[-1] // 2)
-    if sizes[-1] > 1:
-        sizes.append(1)
+def suggested(image_size: tuple[int, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The default encoder and decoder for images of H x W: halved while H and W are even and the smaller one is above 4, then pooled by
+    their greatest common divisor, a square to one pixel.
+    """
+    (height, width), sizes = image_size, [image_size[0]]
+    while min(height, width) > 4 and height % 2 == width % 2 == 0:
+        height, width = height // 2, width // 2
+        sizes.append(height)
+    if (common := math.gcd(height, width)) > 1:
+        sizes.append(height // common)
     down = [
         word
         for size, smaller in itertools.pairwise(sizes)
@@ -97,7 +113,7 @@ def suggested(image_size: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         for size, smaller in zip(sizes[-2::-1], sizes[:0:-1], strict=True)
         for word in (f"{size}m{smaller}", f"{size}x2")
     ]
-    return (*down, "1x1"), ("1x1", *up)
+    return (*down, f"{sizes[-1]}x1"), (f"{sizes[-1]}x1", *up)
 
 
 def _parse(word: str, signs: str) -> tuple[int, str, int]:

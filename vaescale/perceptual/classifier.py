@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, silu
 
+from vaescale.config import Size, sides
 from vaescale.data.batch import Batch
 from vaescale.errors import DataError, UserError
 from vaescale.system.files import strict_json, write_whole
@@ -30,12 +31,17 @@ MOST_WIDTH, MOST_CLASSES, MOST_SIZE = 512, 100_000, 4096
 
 
 class Shape(NamedTuple):
-    """The shape of a classifier: images [channels, size, size], classes, and channels of the first map."""
+    """The shape of a classifier: channels and size of the images, classes, and channels of the first map."""
 
     channels: int
-    size: int
+    size: Size
     classes: int
     width: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, *sides(self.size))
 
 
 class Classifier(nn.Module):
@@ -43,7 +49,7 @@ class Classifier(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        stages = max(1, min(MOST_STAGES, int(math.log2(max(1, shape.size / SMALLEST_MAP)))))
+        stages = max(1, min(MOST_STAGES, int(math.log2(max(1, min(sides(shape.size)) / SMALLEST_MAP)))))
         widths = [shape.width * 2**stage for stage in range(stages + 1)]
         self.size = widths[-1]
         self.stem = _Block(shape.channels, widths[0], stride=1)
@@ -92,23 +98,31 @@ class _Block(nn.Module):
 
 
 def train(
-    shape: Shape, batches: Iterable[list[Batch]], *, steps: int, seed: int, lr: float = 2e-3
+    shape: Shape,
+    batches: Iterable[list[Batch]],
+    *,
+    steps: int,
+    seed: int,
+    lr: float = 2e-3,
+    report: Callable[[int, float], None] | None = None,
 ) -> Classifier:
     """Train a classifier by AdamW with a cosine schedule over `steps` batches, in float32.
 
-    Raises DataError for images without a class, or with a class that `shape` does not have.
+    report: called after each step with the number of steps done and the loss in nats per image. Raises DataError for images without a class, or with a class that `shape` does not have.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    for (batch,) in batches:
+    for done, (batch,) in enumerate(batches, start=1):
         loss = cross_entropy(model(batch.images.float() / 255), _classes(batch, shape.classes))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+        if report is not None:
+            report(done, float(loss.detach()))
     return model.eval()
 
 
@@ -156,7 +170,10 @@ def load(folder: Path) -> tuple[Classifier, Shape, dict[str, Any]]:
         details = dict(json.loads((folder / DETAILS).read_bytes()))
         content = (folder / TENSORS).read_bytes()
         tensors = from_bytes(content)
-        shape = Shape(*(details[name] for name in Shape._fields))
+        size = details["size"]
+        size = (size[0], size[1]) if isinstance(size, list) else size
+        shape = Shape(details["channels"], size, details["classes"], details["width"])
+        numbers = (*shape.image_shape, shape.classes, shape.width)
     except OSError:
         raise UserError(
             f"{folder} holds no features; train some with `vaescale train-features DIR --out {folder}`"
@@ -165,8 +182,8 @@ def load(folder: Path) -> tuple[Classifier, Shape, dict[str, Any]]:
         raise _damaged(folder, str(error)) from error
     if any(details.get(key) != value for key, value in FORMAT.items()):
         raise _damaged(folder, "it is of another version")
-    most = Shape(4, MOST_SIZE, MOST_CLASSES, MOST_WIDTH)
-    if not all(type(value) is int and 0 < value <= bound for value, bound in zip(shape, most, strict=True)):
+    most = (4, MOST_SIZE, MOST_SIZE, MOST_CLASSES, MOST_WIDTH)
+    if not all(type(value) is int and 0 < value <= bound for value, bound in zip(numbers, most, strict=True)):
         raise _damaged(folder, f"its shape {shape} is invalid")
     if hashlib.sha256(content).hexdigest() != details.get("sha256"):
         raise _damaged(folder, "the hash of the weights is not that in features.json")

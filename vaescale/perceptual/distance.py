@@ -87,11 +87,11 @@ def _lpips(config: PerceptualConfig, path: Path, image_shape: tuple[int, int, in
             f"{path} is no safetensors file ({error}); write it as docs/adversarial.md says"
         ) from None
     network = Lpips(tensors, str(path))
-    channels, side, _ = image_shape
-    if side < network.smallest:
+    channels, height, width = image_shape
+    if min(height, width) < network.smallest:
         raise UserError(
             f"objective.perceptual.features (={path}) is LPIPS with {network.kind}, for images of at least "
-            f"{network.smallest}x{network.smallest}, these have {side}x{side}; give a classifier that train-features wrote"
+            f"{network.smallest}x{network.smallest}, these have {height}x{width}; give a classifier that train-features wrote"
         )
     repeat = _repeated(config, channels, 3)
     return Distance(
@@ -101,9 +101,10 @@ def _lpips(config: PerceptualConfig, path: Path, image_shape: tuple[int, int, in
 
 def _classifier(config: PerceptualConfig, path: Path, image_shape: tuple[int, int, int]) -> Distance:
     model, shape, details = classifier.load(path)
-    if shape.size != image_shape[1]:
+    if shape.image_shape[1:] != image_shape[1:]:
         raise UserError(
-            f"the features in {path} are for {shape.size}x{shape.size} images, these have {image_shape[1]}x{image_shape[2]}; train "
+            f"the features in {path} are for {shape.image_shape[1]}x{shape.image_shape[2]} images, these have "
+            f"{image_shape[1]}x{image_shape[2]}; train "
             "features on images of this shape"
         )
     repeat = _repeated(config, image_shape[0], shape.channels)

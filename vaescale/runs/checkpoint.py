@@ -36,13 +36,13 @@ from torch import Tensor, nn
 
 from vaescale.errors import UserError
 from vaescale.system.console import say
-from vaescale.system.files import strict_json, sync, write_synced
+from vaescale.system.files import make_readable, strict_json, sync, write_synced
 
 MANIFEST = "manifest.json"
 REPLACED = ".replaced"
 NAME = re.compile(rf"step-(\d{{9}})({REPLACED})?")
 FILE = re.compile(r"[a-z]+(-[a-z0-9.-]+)?\.(safetensors|json)")
-OPTIONAL = ("discriminator", "discriminator-optimizer")  # training can begin them anew
+OPTIONAL = ("discriminator", "discriminator-optimizer", "discriminator-ema")  # training can begin them anew
 NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
 NEEDED_EXPORTED = {"model.safetensors", "state.json"}
 EXPORTED = "exported_weights"  # key of state.json: which weights an exported run has
@@ -397,6 +397,7 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    make_readable(path)
     sync(path)
 
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from vaescale.errors import UserError
+from vaescale.system.columns import aligned
 from vaescale.system.secrets import redact
 
 Curves = dict[str, list[tuple[float, float]]]
@@ -31,7 +32,7 @@ MORE_IS_BETTER = (  # the last part of a metric's name; results of verbs name fu
     *("effective_samples", "mutual_information_nats", "psnr_db", "ssim", "precision", "recall", "density"),
     *("coverage", "val_prior_log_density_nats", "linear_probe", "knn_5", "images_per_second"),
 )
-CALIBRATED = re.compile(r"/coverage/(\d+)$")  # best where the share equals this percentage
+CALIBRATED = re.compile(r"/(?:interval_)?coverage/(\d+)$")  # best where the share equals this percentage
 MOST_NAMED = 8  # metrics in a sentence
 SEED = re.compile(r"-seed-\d+$")  # what a sweep adds to a name
 IMAGE_KEYS = ("likelihood.dequantize", "data.image_size", "data.channels", "data.crop", "data.resample")
@@ -45,7 +46,7 @@ class Record(NamedTuple):
     location: its folder, or its id in MLflow. curves: (step, value) of each metric. pictures: PNG by file name. data_hash: of
     the held-out images. measured: how verbs measured metrics, as a sentence, by the beginning of the metrics' names.
     limited: what limits a metric's value in place of the model, by the metric's name.
-    more_is_better: names of metrics. measure: of the likelihood, `density`, `mass` or `binary mass`; empty when unknown.
+    more_is_better: names of metrics. link: address of the run's page in MLflow, or "". measure: of the likelihood, `density`, `mass` or `binary mass`; empty when unknown.
     """
 
     name: str
@@ -59,6 +60,11 @@ class Record(NamedTuple):
     more_is_better: frozenset[str] = frozenset()
     measure: str = ""
     limited: Mapping[str, str] = MappingProxyType({})
+    link: str = ""
+
+    def last_step(self) -> float | None:
+        """The last step with a metric, None without one."""
+        return max((points[-1][0] for points in self.curves.values() if points), default=None)
 
 
 class Comparison(NamedTuple):
@@ -175,23 +181,53 @@ def groups(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 
 
 def spread(records: Sequence[Record], metric: str) -> list[tuple[float, float, float, float]]:
-    """Statistics (step, mean, least, greatest) over repetitions, at the steps that all of them have."""
-    curves = [dict(record.curves.get(metric, [])) for record in records]
-    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-    columns = [(step, [curve[step] for curve in curves]) for step in steps]
+    """Statistics (step, mean, least, greatest) over the repetitions that have the metric, at the steps that all of them have.
+
+    Where they have no step in common, at each step over those that have it.
+    """
+    curves = [curve for record in records if (curve := dict(finite_points(record, metric)))]
+    if not curves:
+        return []
+    steps = set.intersection(*map(set, curves)) or set.union(*map(set, curves))
+    columns = [(step, [curve[step] for curve in curves if step in curve]) for step in sorted(steps)]
     return [(step, sum(values) / len(values), min(values), max(values)) for step, values in columns]
 
 
+def finite_points(record: Record, metric: str) -> list[tuple[float, float]]:
+    """The curve of a metric without NaN and Inf, which MLflow keeps."""
+    return [(step, value) for step, value in record.curves.get(metric, []) if math.isfinite(value)]
+
+
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of the table, as text without credentials."""
-    head = ["run", *comparison.differing, *comparison.columns, "step"]
+    """The head and the rows of the table, as text without credentials: numbers, then the recipe keys that differ."""
+    head = ["run", *comparison.columns, "step", *comparison.differing]
     rows = []
     for record in comparison.records:
-        settings = [_setting(record.recipe.get(key)) for key in comparison.differing]
         numbers = [_number(record.metrics.get(name)) for name in comparison.columns]
-        last = max((points[-1][0] for points in record.curves.values() if points), default=math.nan)
-        rows.append([record.name, *settings, *numbers, _number(last)])
+        settings = [_setting(record.recipe.get(key)) for key in comparison.differing]
+        rows.append([record.name, *numbers, _number(record.last_step()), *settings])
     return head, rows
+
+
+def in_brief(comparison: Comparison) -> list[dict[str, Any]]:
+    """A row for each run, the best first: name, place, metrics, step, and the recipe keys that differ."""
+    return [
+        {
+            "name": record.name,
+            "place": record.location,
+            **{name: record.metrics.get(name) for name in comparison.columns},
+            "step": record.last_step(),
+            **{key: record.recipe.get(key) for key in comparison.differing},
+        }
+        for record in comparison.records
+    ]
+
+
+def in_columns(brief: Sequence[Mapping[str, Any]], *, width: int) -> str:
+    """The rows of `in_brief` as lines of text in columns, no wider than `width` letters. Credentials are cut out."""
+    keys = [key for key in brief[0] if key not in ("name", "place")] if brief else []
+    rows = [[str(row["name"]), *(_text(row[key]) for key in keys)] for row in brief]
+    return aligned(["run", *keys], rows, width=width)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -323,6 +359,10 @@ def _sort_key(record: Record, metric: str, *, more: bool) -> tuple[bool, float, 
 
 def _setting(value: Any) -> str:
     return "" if value is None else redact(str(value))
+
+
+def _text(value: Any) -> str:
+    return _number(value) if isinstance(value, float) else _setting(value)
 
 
 def _number(value: float | None) -> str:

@@ -28,7 +28,10 @@ METRICS = "metrics.jsonl"
 NON_FINITE = "non_finite.jsonl"
 RECIPE = "recipe.yaml"
 ROLLBACK = "rollback"  # marks the row of a rollback: earlier rows of later steps do not count
+CHANGED = "recipe_changed"  # in such a row: the recipe was changed on purpose, and nothing went wrong
+STARTED = "started_seconds"  # in run.json, since 1970
 STOPPED = "stopped.json"
+STOPPED_EARLY = "stopped_early"  # key of the summary's section train
 SUMMARY = "summary.json"
 SUMMARY_WAIT_SECONDS = 60.0
 TAGS = "run.json"
@@ -90,6 +93,22 @@ def first_time(folder: Path) -> float | None:
     return None
 
 
+def started(folder: Path) -> float | None:
+    """When training first began, in seconds since 1970; of runs of earlier versions, when their first row was written."""
+    return read_json(folder / TAGS).get(STARTED) or first_time(folder)
+
+
+def last_trained_ms(folder: Path) -> int | None:
+    """When training wrote its last row, in milliseconds since 1970; None without one. Results of verbs, which come later, do not count."""
+    path = folder / METRICS
+    times = [
+        row["time"]
+        for row in parse_metrics(path.read_text() if path.is_file() else "")
+        if any(name.startswith(("train/", "val/")) for name in row)
+    ]
+    return int(times[-1] * 1000) if times else None
+
+
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The metrics, one row per step in order. Of a step that was replayed after a resume, the last values count."""
     path = folder / METRICS
@@ -97,6 +116,8 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     for row in parse_metrics(path.read_text() if path.is_file() else ""):
         if ROLLBACK in row:
             rows = {step: kept for step, kept in rows.items() if step <= row["step"]}
+        if CHANGED in row:
+            continue
         rows.setdefault(row["step"], {}).update(row)
     return [rows[step] for step in sorted(rows)]
 
@@ -115,6 +136,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object; restore it, or delete it to do without")
     return content
+
+
+def is_trained(folder: Path, steps: int) -> bool:
+    """Whether a run was trained to its last step, the recipe's or that of early stopping, and summed up."""
+    train = read_json(folder / SUMMARY).get("train", {})
+    return bool(train.get("step") == steps or train.get(STOPPED_EARLY))
 
 
 def update_summary(folder: Path, section: str, content: Mapping[str, Any]) -> None:

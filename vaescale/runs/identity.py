@@ -1,6 +1,7 @@
 """The identity of a run, and the check whether a start may continue in its folder."""
 
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,16 @@ def refuse_other(saved: Checkpoint, tags: Mapping[str, Any], *, allow_changes: b
 
 
 def remember(folder: Path, tags: Mapping[str, Any], changes: list[str], *, step: int) -> None:
-    """Write the run's tags, with the accepted changes and the step from which they apply."""
-    before = run_folder.read_json(folder / run_folder.TAGS).get("changes", [])
+    """Write the run's tags, when its first start began, and the accepted changes with the step from which they apply."""
+    known = run_folder.read_json(folder / run_folder.TAGS)
+    before, started = known.get("changes", []), known.get(run_folder.STARTED) or run_folder.first_time(folder)
     if changes:
         say(f"continuing from step {step} with {'; '.join(changes)}")
         before = [*before, {"step": step, "changes": [redact(change) for change in changes]}]
-    run_folder.write_json(folder / run_folder.TAGS, {**tags, **({"changes": before} if before else {})})
+    began = {run_folder.STARTED: round(started or time.time(), 3)}
+    run_folder.write_json(
+        folder / run_folder.TAGS, {**tags, **began, **({"changes": before} if before else {})}
+    )
 
 
 def git_revision() -> str:

@@ -4,6 +4,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +26,14 @@ from vaescale.runs.stores import (
 from vaescale.system.console import say
 from vaescale.system.secrets import redact
 
+PROGRESS = "figures/progress"  # pictures that were drawn during training
+
 
 class Stored(NamedTuple):
     """A run as a store has it, flat.
 
     place: its id. curves: (step, value) of the requested metrics; pictures: by file name; evaluations: the JSON files of verbs'
-    results.
+    results; experiment_id: of its experiment.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Stored(NamedTuple):
     pictures: dict[str, bytes]
     data_hash: str
     evaluations: list[bytes]
+    experiment_id: str = ""
 
 
 def stored_runs(
@@ -106,6 +110,7 @@ def _stored(client: Any, run: Any, curves: Sequence[str], files: "_Files") -> St
         images,
         run.data.tags.get("val_data_hash", ""),
         evaluations,
+        str(run.info.experiment_id),
     )
 
 
@@ -145,6 +150,11 @@ class _Files:
             for file in self._client.list_artifacts(run_id, name)
         ]
         images = {Path(path).name: content(path) for path in self._pictures if path in names}
+        if PROGRESS in names and len(images) < len(
+            self._pictures
+        ):  # of a run that was not evaluated or sampled from
+            steps = sorted(file.path for file in self._client.list_artifacts(run_id, PROGRESS))
+            images |= {Path(path).name: content(path) for path in steps[-1:]}
         results = [content(path) for path in names if any(fnmatch(path, name) for name in self._results)]
         if "changes" in run.data.tags:  # params cannot change; recipe.yaml has the accepted changes
             read: Any = OmegaConf.to_container(OmegaConf.create(content("recipe.yaml").decode()))
@@ -178,15 +188,16 @@ def parent_run(uri: str | None, experiment: str, name: str) -> str | None:
 class Model(NamedTuple):
     """A model for MLflow: a folder that is copied into it, and the module whose `_load_pyfunc` loads that copy.
 
-    image_shape: C, H, W of the uint8 images that it takes. params: names and defaults of predict's parameters. details:
-    metadata that MLflow's pages show.
+    params: names and defaults of predict's parameters. details: metadata that MLflow's pages show. code: files and folders of source
+    that are copied with it. packages: the installed packages that the code needs, which are pinned.
     """
 
     data: Path
     loader: str
-    image_shape: tuple[int, int, int]
     params: dict[str, Any]
     details: dict[str, Any]
+    code: list[Path]
+    packages: Sequence[str]
 
 
 def save_model(model: Model, folder: Path) -> None:
@@ -230,23 +241,23 @@ def _log_model(model: Model, run_id: str, uri: str) -> str:
 
 
 def _pyfunc_arguments(model: Model) -> dict[str, Any]:
-    import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
-
-    from vaescale import __version__
+    from mlflow.types import ParamSchema, ParamSpec
 
     kinds = {str: "string", float: "double", int: "long"}
     params = [ParamSpec(name, kinds[type(default)], default) for name, default in model.params.items()]
-    signature = ModelSignature(
-        Schema([TensorSpec(np.dtype(np.uint8), (-1, *model.image_shape))]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1, *model.image_shape))]),
-        ParamSchema(params),
-    )
+    # No schema of the images: MLflow would cast real numbers to its one type, 0.9 to the level 0 of uint8, before the model sees them.
+    signature = ModelSignature(params=ParamSchema(params))
     return {
         "loader_module": model.loader,
         "data_path": str(model.data),
         "signature": signature,
-        "pip_requirements": [f"vaescale=={__version__}"],
+        "code_paths": [str(path) for path in model.code],
+        "pip_requirements": [pinned(name) for name in model.packages],
         "metadata": model.details,
     }
+
+
+def pinned(package: str) -> str:
+    """NAME==VERSION as installed, without the label of a local build: 2.13.0+cpu is on no index, 2.13.0 is."""
+    return f"{package}=={version(package).partition('+')[0]}"

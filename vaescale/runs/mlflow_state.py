@@ -111,8 +111,8 @@ def final_status(folder: Path, steps: int) -> tuple[str | None, int | None]:
     if run_folder.is_training(folder):
         return None, None
     rows = run_folder.read_metrics(folder)
-    ended_ms = int(rows[-1]["time"] * 1000) if rows else None
-    if run_folder.read_json(folder / run_folder.SUMMARY).get("train", {}).get("step") == steps:
+    ended_ms = run_folder.last_trained_ms(folder)
+    if run_folder.is_trained(folder, steps):
         return "FINISHED", ended_ms
     if read(folder).get("status", "RUNNING") != "RUNNING":
         return None, None

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from vaescale.config import flat
 from vaescale.errors import UserError
 from vaescale.runs import folder as run_folder
+from vaescale.runs import logged_models
 from vaescale.runs.mlflow_state import State, record
 from vaescale.runs.parents import link_parent
 from vaescale.runs.store_faults import StoreFault, explained, explained_files
@@ -94,6 +95,7 @@ class Sender:
             ("params_sent", self._send_params),
             ("changes_sent", self._send_changes),
             ("metrics_sent", self._send_metrics),
+            ("models_sent", self._send_models),
             ("status_sent", self._send_status),
             ("parent_linked", self._link_parent),
             ("artifacts_sent", self._send_artifacts),
@@ -158,15 +160,34 @@ class Sender:
             self._client.log_inputs(self._run_id, datasets=inputs)
 
     def _send_changes(self) -> int:
-        """Send accepted changes of the recipe as a tag, because params cannot change."""
+        """Send accepted changes of recipe and data as a tag, and each changed key's value as `current.KEY`: params cannot change."""
         changes = run_folder.read_json(self._folder / run_folder.TAGS).get("changes", [])
         if not changes or changes == self._state.get("changes"):
             return 0
         text = cut(redact(json.dumps(changes)), TAG_CHARACTERS, whole=run_folder.TAGS)
         self._client.set_tag(self._run_id, "changes", text)
+        for name, value in self._current(changes).items():
+            self._client.set_tag(
+                self._run_id, f"current.{name}", cut(value, TAG_CHARACTERS, whole=run_folder.RECIPE)
+            )
         self._state["changes"] = changes
         self._record()
         return 1
+
+    def _current(self, changes: list[dict[str, Any]]) -> dict[str, str]:
+        """The value that each changed key has now, without credentials. changes: as run.json has them, `KEY: OLD -> NEW` each."""
+        recipe: Any = OmegaConf.to_container(OmegaConf.load(self._folder / run_folder.RECIPE))
+        known = flat(recipe) | run_folder.read_json(self._folder / run_folder.TAGS)
+        keys = dict.fromkeys(phrase.partition(":")[0] for one in changes for phrase in one["changes"])
+        return {key: redact(str(known[key])) for key in keys if key in known}
+
+    def _send_models(self) -> int:
+        """Send the checkpoints as logged models, with the held-out metrics of their steps."""
+        if "held_out" not in self._state:  # of a run that an earlier version sent
+            path = self._folder / run_folder.METRICS
+            for row in run_folder.parse_metrics(path.read_text() if path.is_file() else ""):
+                logged_models.note(self._state, row)
+        return logged_models.send(self._client, self._run, self._folder, self._state, self._record)
 
     def _send_status(self) -> int:
         state = self._state
@@ -309,8 +330,12 @@ def _unsent_values(row: dict[str, float], state: State) -> list[Any]:
 
     if run_folder.ROLLBACK in row:  # the rows that follow are not replays
         state["sent_step"] = {name: min(step, row["step"]) for name, step in state["sent_step"].items()}
+    logged_models.note(state, row)
     metrics = []
-    for name in row.keys() - {"step", "time"}:
+    unsent = (
+        {run_folder.ROLLBACK} if run_folder.CHANGED in row else set()
+    )  # a change of the recipe is no rollback
+    for name in row.keys() - {"step", "time", run_folder.CHANGED} - unsent:
         if name.startswith(REPLAYED) and row["step"] <= state["sent_step"].get(name, -1):
             continue
         mlflow_name = re.sub(r"[^\w. :/-]", "_", name)  # the names that MLflow takes

@@ -327,7 +327,7 @@ def _create_run(client: Any, uri: str, folder: Path, config: TrackingConfig, sta
             f"the MLflow run {state['replaces']} of {folder} {lost}; a new run gets everything, and names it in the tag "
             f"{REPLACED['replaces']}"
         )
-    begun = run_folder.first_time(folder)
+    begun = run_folder.started(folder)
     run = client.create_run(
         experiment,
         run_name=folder.absolute().name,
@@ -341,7 +341,8 @@ def _create_run(client: Any, uri: str, folder: Path, config: TrackingConfig, sta
     status = state.get("status", "RUNNING")
     state |= {"status": status, "status_sent": status == "RUNNING"}
     state |= {"sent_bytes": 0, "sent_step": {}, "artifacts": {}}
-    state.pop("changes", None)
+    for name in ("changes", "models", "held_out"):
+        state.pop(name, None)
     record(folder, state)
     return run
 

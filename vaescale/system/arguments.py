@@ -10,6 +10,7 @@ from vaescale.system.host import cores
 
 MOST_JOBS = 1024
 WEIGHTS = r"^(raw|ema(-[a-z0-9.-]+)?)$"
+CHECKPOINT = r"^(last|best|[0-9]{1,9})$"
 Number = TypeVar("Number", int, float)
 
 
@@ -22,6 +23,17 @@ def integer(least: int, most: int | None = None) -> Callable[[str], int]:
         if value < least or (most is not None and value > most):
             raise argparse.ArgumentTypeError(f"{text} must be {bounds}")
         return value
+
+    return parse
+
+
+def size(least: int, most: int) -> Callable[[str], int | tuple[int, int]]:
+    """A parser of the side of a square, or of HEIGHTxWIDTH, each from `least` to `most`."""
+    side = integer(least, most)
+
+    def parse(text: str) -> int | tuple[int, int]:
+        height, cross, width = text.partition("x")
+        return (side(height), side(width)) if cross else side(text)
 
     return parse
 
@@ -55,6 +67,23 @@ def add_weights(parser: argparse._ActionsContainer) -> None:
         metavar="NAME",
         help="ema: the averaged weights, if the run has them; raw; or another average of the run, such as ema-0.9999; default: ema",
     )
+
+
+def add_checkpoint(parser: argparse._ActionsContainer) -> None:
+    """Add the option `--checkpoint last|best|STEP`."""
+    parser.add_argument(
+        "--checkpoint",
+        type=_checkpoint,
+        default="last",
+        metavar="WHICH",
+        help="last; best: of those kept, the one with the smallest value of training.keep_best; or a step; default: last",
+    )
+
+
+def _checkpoint(text: str) -> str:
+    if re.fullmatch(CHECKPOINT, text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} must be last, best or a step such as 400")
+    return text
 
 
 def _weights(text: str) -> str:

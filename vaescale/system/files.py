@@ -108,6 +108,23 @@ def append_line(path: Path, line: str) -> None:
             content = content[file.write(content) :]
 
 
+def make_readable(path: Path) -> None:
+    """Give a file, or all that a folder holds, the permissions of a new file or folder by the process's umask.
+
+    safetensors (0.8) and tempfile make files that only their owner may read.
+    """
+    folder = path if path.is_dir() else path.parent
+    probe = folder / f".{path.name}.mode-{os.getpid()}-{secrets.token_hex(4)}"
+    probe.touch()  # the umask cannot be read without a change that other threads would see
+    try:
+        mode = probe.stat().st_mode & 0o777
+    finally:
+        probe.unlink()
+    for one in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        if not one.is_symlink():
+            one.chmod(mode | (mode & 0o444) >> 2 if one.is_dir() else mode)
+
+
 def sync(path: Path) -> None:
     """Wait until the disk has a file, or a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY)

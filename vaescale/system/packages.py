@@ -28,6 +28,9 @@ OPTIONAL = {
     "onnx": "export --format onnx",
     "onnxruntime": "export --format onnx",
     "onnxscript": "export --format onnx",
+    "tensorboard": "sync --to tensorboard",
+    "wandb": "sync --to wandb",
+    "trackio": "sync --to trackio",
     "huggingface_hub": "export --push-to-hub",
 }
 _MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL"}

@@ -1,6 +1,6 @@
 """Recipe sections of training and of the optimizer. Imports no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,39 @@ from vaescale.config import UNCOMPILED, UNSCALED_LOSS, Config, Property, Sizes
 Beta = Annotated[float, Field(ge=0, lt=1)]
 MOST_SIGMA_REL = 0.2886  # a power-function average with the exponent 0 has 1 / sqrt(12)
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+class WatchConfig(Config):
+    """A held-out metric that should fall."""
+
+    metric: str = Field(
+        default="val/neg_elbo_nats",
+        pattern="^val/",
+        description="metric of the evaluations in training; smaller is better",
+    )
+    patience: int = Field(
+        default=5, gt=0, description="number of evaluations in a row that may bring no improvement"
+    )
+    min_delta: float = Field(
+        default=0.0,
+        ge=0,
+        description="a value counts as an improvement if it is lower than the best one by more than this",
+    )
+
+
+class PlateauConfig(WatchConfig):
+    """When and how far `schedule: plateau` lowers the learning rate."""
+
+    factor: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="factor of the learning rate at each plateau, down to final_fraction of lr",
+    )
+
+
+class EarlyStoppingConfig(WatchConfig):
+    """When training ends before its last step, with a checkpoint."""
 
 
 class OptimizerConfig(Config):
@@ -31,8 +64,12 @@ class OptimizerConfig(Config):
         gt=0,
         description="Adam's epsilon, added to the root of the second moment of a gradient in nats per image",
     )
-    schedule: Literal["cosine", "constant"] = Field(
-        default="cosine", description="learning rate after the warm-up"
+    schedule: Literal["cosine", "constant", "plateau"] = Field(
+        default="cosine",
+        description="learning rate after the warm-up; `plateau` lowers it when a held-out metric no longer falls",
+    )
+    plateau: PlateauConfig | None = Field(
+        default=None, description="of `schedule: plateau`; null: its defaults"
     )
     warmup_steps: int = Field(
         default=0, ge=0, description="steps over which the learning rate rises linearly from 0"
@@ -47,13 +84,22 @@ class OptimizerConfig(Config):
         description="step at which warm-up and cosine begin: to go on with a finished run, its number of steps",
     )
     final_fraction: float = Field(
-        default=0.0, ge=0, le=1, description="learning rate at the cosine's last step, as a fraction of lr"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="learning rate at the cosine's last step, or the lowest one of a plateau, as a fraction of lr",
     )
     clip_norm: float | None = Field(
         default=None,
         gt=0,
-        description="largest gradient norm; the loss is in nats per image, so norms grow with the number of pixels; "
-        "null: no clipping",
+        description="largest gradient norm; the loss is in nats per image, so norms grow with the number of pixels: "
+        "clip_norm_per_dimension is the same for images of any size; null: no clipping",
+    )
+    clip_norm_per_dimension: float | None = Field(
+        default=None,
+        gt=0,
+        description="clip_norm as a multiple of D, the number of values of an image; that of VDVAE's authors is "
+        "130 to 220; null: clip_norm counts",
     )
     skip_factor: float | None = Field(
         default=None,
@@ -67,6 +113,37 @@ class OptimizerConfig(Config):
         description="skip steps whose gradient norm, before clipping, is at least this; a run whose norms stay above it "
         "learns nothing more; null: skip none",
     )
+    skip_norm_per_dimension: float | None = Field(
+        default=None, gt=0, description="skip_norm as a multiple of D; null: skip_norm counts"
+    )
+
+    def resolved(self, dimensions: int) -> Self:
+        """The section with norms for images of D values. Raises ValueError for two different ones."""
+        norms: dict[str, float] = {}
+        for key in ("clip_norm", "skip_norm"):
+            given, factor = getattr(self, key), getattr(self, f"{key}_per_dimension")
+            if factor is None:
+                continue
+            norms[key] = factor * dimensions
+            if given is not None and given != norms[key]:
+                raise ValueError(
+                    f"optimizer.{key} (={given:g}) is not optimizer.{key}_per_dimension (={factor:g}) times D (={dimensions}), "
+                    f"{norms[key]:g}; set one of them to null"
+                )
+        return self.model_copy(update=norms) if norms else self
+
+    @property
+    def plateau_or_default(self) -> PlateauConfig | None:
+        """The section `plateau` of a `schedule: plateau`; None of other schedules."""
+        return (self.plateau or PlateauConfig()) if self.schedule == "plateau" else None
+
+    @model_validator(mode="after")
+    def _plateau_has_a_meaning(self) -> "OptimizerConfig":
+        if self.plateau and self.schedule != "plateau":
+            raise ValueError(
+                f"plateau belongs to `schedule: plateau`, this is {self.schedule}; remove one of them"
+            )
+        return self
 
     def check_sizes(self, sizes: Sizes) -> None:
         """Refuse a schedule that begins after the last step."""
@@ -100,7 +177,13 @@ class InitConfig(Config):
 class TrainingConfig(Config):
     """Length and precision of training, and the intervals of logs, evaluations and checkpoints."""
 
-    steps: int = Field(gt=0, description="number of optimizer steps")
+    steps: int = Field(gt=0, description="number of optimizer steps; not needed with `epochs`")
+    epochs: float | None = Field(
+        default=None,
+        gt=0,
+        description="length of training in passes over the training images, in place of `steps`, which follow from the index of the "
+        "shards when the recipe is read; null: steps count",
+    )
     precision: Precision = Field(
         default="bf16",
         description="precision of the forward pass (weights stay float32); fp16 also scales the loss; tf32 is fp32 "
@@ -161,7 +244,12 @@ class TrainingConfig(Config):
     keep_best: str | None = Field(
         default=None,
         pattern="^val/",
-        description="also keep the checkpoint with the smallest value of this metric, such as val/neg_elbo_nats",
+        description="also keep the checkpoint with the smallest value of this metric, such as val/neg_elbo_nats; the option "
+        "`--checkpoint best` of the other verbs takes it",
+    )
+    early_stopping: EarlyStoppingConfig | None = Field(
+        default=None,
+        description="end training when a held-out metric no longer falls, such as {patience: 10}; null: train all steps",
     )
     resume: Literal["auto", "never"] = Field(
         default="auto", description="`never` refuses a run folder that holds a run"

@@ -59,7 +59,7 @@ def start(*, processes: int | None = None, watchdog: Watchdog | None = None) -> 
     or when the launcher requests something that would be ignored; TrainingStopped when a rank does not come.
     """
     if processes is not None and processes < 1:
-        raise UserError(f"--processes (={processes}) must be at least 1")
+        raise UserError(f"--expect-processes (={processes}) must be at least 1")
     if processes != 1:
         refuse_lost_processes(os.environ)
     _meet_the_other_ranks()
@@ -242,7 +242,7 @@ def takes_channels_last(config: TrainingConfig, device: torch.device, model: VAE
         return False
     if config.channels_last or device.type == "cuda":
         return config.channels_last or config.precision in ("bf16", "fp16")
-    large = model.image_shape[-1] >= LARGE and not config.compile
+    large = min(model.image_shape[1:]) >= LARGE and not config.compile
     return large and layers.has_norms(model) and normalization.are_usable()
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 from vaescale import comm
 from vaescale.data.batch import Batch
@@ -36,6 +37,15 @@ class Watcher(Protocol):
 
     def was_evaluated(self, done: int) -> bool:
         """Whether an earlier start has measured the held-out images at this step."""
+
+    def stepped(self, done: int, first_loss: Tensor | None) -> None:
+        """Show that a step is done. first_loss []: this rank's loss of the first step after a start, None at later ones."""
+
+    def has_stalled(self) -> bool:
+        """Whether a held-out metric no longer improves, so that training is to end early."""
+
+    def plateau_factor(self) -> float:
+        """The factor of the learning rate after the plateaus so far."""
 
     def asked_to_stop(self) -> bool:
         """Whether this process was asked to stop, for example by a cluster that wants its node back."""
@@ -75,15 +85,17 @@ def train(
     start: int,
     lr_factor: float = 1.0,
     full_speed: float | None = None,
-) -> None:
-    """Train from step `start` to config.steps. full_speed: see Clock. rival: the second player of an adversarial objective.
+) -> int:
+    """Train from step `start` to config.steps, or until the watcher says that it has stalled. Returns the last step, which is saved.
 
-    Raises NotFinite when loss or gradient stay NaN or Inf, and Preempted after a checkpoint when a rank was asked to stop.
+    full_speed: see Clock. rival: the second player of an adversarial objective. Raises NotFinite when loss or gradient stay NaN or Inf, and Preempted after a checkpoint when a rank was asked to stop.
     """
     if start and Due.after(start, config).evaluate and not watch.was_evaluated(start):
         _evaluate(
             watch, start, is_saved=True
         )  # the last start saved this step and was ended before it was measured
+    if watch.has_stalled():
+        return start
     strategy.wrapped.train()
     clock = Clock(full_speed)
     run_step = partial(
@@ -92,6 +104,7 @@ def train(
     for step, micro_batches in enumerate(clock.waiting_for(batches), start=start):
         comm.at_step(step)
         lr = lr_factor * learning_rate(step, optimizer_config, total_steps=config.steps)
+        lr *= watch.plateau_factor()
         set_learning_rate(strategy.optimizer, lr)
         if rival is not None:
             rival_lr = lr_factor * learning_rate(step, rival.config, total_steps=config.steps)
@@ -104,6 +117,7 @@ def train(
         reports = guard.reports(wait=due.log or due.evaluate or due.checkpoint)
         watch.judged(reports)
         guard.refuse(reports, last_step=config.steps - 1)
+        watch.stepped(done, result.loss if step == start else None)
         stop = any(report.asked_to_stop for report in reports) and done < config.steps
         if due.compare:
             strategy.compare_replicas()
@@ -121,8 +135,13 @@ def train(
             due.evaluate and guard.is_well
         ):  # after the checkpoint: it may take minutes, in which much can happen
             _evaluate(watch, done, is_saved=due.checkpoint)
+            if watch.has_stalled() and done < config.steps:
+                if not due.checkpoint:
+                    watch.checkpoint(done)
+                return done
         if due.evaluate or due.checkpoint:
             clock.restart()
+    return config.steps
 
 
 def _evaluate(watch: Watcher, done: int, *, is_saved: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vaescale import comm, figures
 from vaescale.data.batch import Batch, Request
@@ -23,7 +24,9 @@ from vaescale.runs.checkpoint import Checkpoint, Keep
 from vaescale.runs.trainer_status import TrainerStatus
 from vaescale.system.console import Progress, say
 from vaescale.system.host import system_metrics
+from vaescale.training.config import OptimizerConfig, TrainingConfig
 from vaescale.training.guard import Guard, StepReport
+from vaescale.training.improvement import Watched
 from vaescale.training.launch import precision_of_evaluation
 from vaescale.training.preemption import Preemption
 from vaescale.training.rival import FILES, Rival
@@ -52,12 +55,14 @@ class Images(NamedTuple):
 class Recorder:
     """The watcher of the training loop. All ranks call it at the same steps; the main process writes.
 
-    tags: what identifies the run, saved with each checkpoint; keep: the rule by which checkpoints are kept, beside the one with the
-    smallest value of the metric keep_best; lr_factor: the factor of the learning rate, which each rollback
+    name: the run's, for titles; tags: what identifies the run, saved with each checkpoint; keep: the rule by which checkpoints are kept, beside the one with the
+    smallest value of the metric keep_best; watched: the metrics that end training or lower its rate; lowest_rate: the least factor of
+    the latter; lr_factor: the factor of the learning rate, which each rollback
     to a checkpoint lowers; full_speed: images a second at the full rate of the GPUs, None where it is unknown.
     """
 
     folder: Path
+    name: str
     tags: dict[str, Any]
     images: Images
     strategy: Strategy
@@ -71,6 +76,8 @@ class Recorder:
     seed: int
     keep: Keep
     keep_best: str | None
+    watched: Watched
+    lowest_rate: float
     lr_factor: float = 1.0
     full_speed: float | None = None
     _evaluated: dict[int, float] = field(init=False, default_factory=dict)
@@ -105,19 +112,29 @@ class Recorder:
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         run_folder.append_metrics(self.folder, done, metrics | system_metrics())
         self.status.update(done, metrics)
-        bound = "neg_profile_elbo" if self.strategy.model.likelihood.reads_x else "neg_elbo"
-        nats = metrics.get(f"train/{bound}_nats", math.nan)
-        has_bound = self.strategy.model.has_bound
-        note = f"{bound} {nats:.2f} nats" if has_bound else f"mse {metrics.get('train/mse', math.nan):.4f}"
+        note = self._worth(metrics, "train")
         note += f"  sigma {metrics['train/sigma']:.4f}" if "train/sigma" in metrics else ""
         self.progress.update(done, f"{note}  {metrics['perf/images_per_second']:.0f} images/s")
+
+    def _worth(self, metrics: Mapping[str, float], split: str) -> str:
+        """The bound of a row of metrics in words, or the squared error of a model without one."""
+        model = self.strategy.model
+        if not model.has_bound:
+            return f"mse {metrics.get(f'{split}/mse', math.nan):.4f}"
+        bound = "neg_profile_elbo" if model.likelihood.reads_x else "neg_elbo"
+        return f"{bound} {metrics.get(f'{split}/{bound}_nats', math.nan):.2f} nats"
+
+    def stepped(self, done: int, first_loss: Tensor | None) -> None:
+        """Show that a step is done, of the first one its loss too: it may take minutes, and the first row is steps away."""
+        if self.progress.is_shown:
+            self.progress.update(done, "" if first_loss is None else f"loss {float(first_loss):.2f} nats")
 
     def checkpoint(self, done: int) -> None:
         """Start to write a checkpoint."""
         self.wait_for_the_disk()  # otherwise memory would hold two copies
         tensors = self.strategy.state() | (self.rival.state() if self.rival else {})
         tensors |= {"guard": {"state": self.guard.state.to_tensor().cpu()}}
-        state = self.tags | {"lr_factor": self.lr_factor}
+        state = self.tags | {"lr_factor": self.lr_factor} | self.watched.state()
         comm.on_main(lambda: self.writer.save(done, tensors, state, keep=self._keep()))
 
     def evaluate(self, done: int) -> bool:
@@ -140,10 +157,14 @@ class Recorder:
         if comm.is_main():
             run_folder.append_metrics(self.folder, done, measured)
             self.status.update(done, measured)
+            self.progress.update(done, f"held-out {self._worth(measured, 'val')}", passing=True)
         if comm.is_main() and rows:
             path = self.folder / "figures" / "progress" / f"step-{done:09d}.png"
-            figures.picture_rows(path, [(name, row.numpy()) for name, row in rows])
+            what = "held-out images, their reconstructions, and samples"
+            title = f"{self.name}, step {done}, averaged weights: {what}"
+            figures.picture_rows(path, [(name, row.numpy()) for name, row in rows], title=title)
         self._note_evaluation(done, measured)
+        self._watch(done, measured)
         if self.keep_best:
             self.wait_for_the_disk()
             comm.on_main(lambda: self.writer.delete_surplus(done, self._keep()))
@@ -152,6 +173,7 @@ class Recorder:
     def _shown(self, batches: Generator[Batch], done: int) -> Generator[Batch]:
         """The batches of an evaluation, each shown when it is done. done: the number of training steps."""
         measured = 0
+        self.progress.update(done, f"evaluate: 0 of {self.images.measured} held-out images", passing=True)
         with closing(batches):
             for batch in batches:
                 yield batch
@@ -159,6 +181,21 @@ class Recorder:
                 number = min(measured, self.images.measured)
                 note = f"evaluate: {number} of {self.images.measured} held-out images"
                 self.progress.update(done, note, passing=True)
+
+    def _watch(self, done: int, measured: Mapping[str, float]) -> None:
+        """Add an evaluation to the metrics that are watched. Says where the learning rate falls."""
+        before = self.plateau_factor()
+        self.watched.add(done, measured)
+        if comm.is_main() and self.plateau_factor() < before:
+            say(f"step {done}: {self.plateau_factor():g} of optimizer.lr from now on, a plateau")
+
+    def has_stalled(self) -> bool:
+        """Whether the metric of training.early_stopping no longer improves."""
+        return self.watched.has_stalled
+
+    def plateau_factor(self) -> float:
+        """The factor of the learning rate of `schedule: plateau`; 1 of others."""
+        return self.watched.lr_factor(self.lowest_rate)
 
     def was_evaluated(self, done: int) -> bool:
         """Whether metrics.jsonl has a row of held-out images at this step."""
@@ -189,11 +226,18 @@ class Recorder:
         comm.on_main(self.writer.wait)
 
 
-def refuse_unknown_metric(model: VAE, keep_best: str | None) -> None:
-    """Raise UserError where training.keep_best is no metric of the model's evaluations."""
+def refuse_unknown_metric(model: VAE, config: TrainingConfig, optimizer: OptimizerConfig) -> None:
+    """Raise UserError where a metric that the recipe names is none of the model's evaluations."""
     known = sorted(f"val/{name}" for name in metric_names(model))
-    if keep_best and keep_best not in known:
-        raise UserError(f"training.keep_best is {keep_best!r}; the metrics measured are {', '.join(known)}")
+    stopping, plateau = config.early_stopping, optimizer.plateau_or_default
+    named = {
+        "training.keep_best": config.keep_best,
+        "training.early_stopping.metric": stopping and stopping.metric,
+        "optimizer.plateau.metric": plateau and plateau.metric,
+    }
+    for key, metric in named.items():
+        if metric and metric not in known:
+            raise UserError(f"{key} is {metric!r}; the metrics measured are {', '.join(known)}")
 
 
 class _UntilAsked:
@@ -217,6 +261,6 @@ def restore(saved: Checkpoint, strategy: Strategy, rival: Rival | None, guard: G
     names = ["model", "optimizer", *saved.averages()]
     strategy.load({name: saved.tensors(name) for name in names})
     if rival is not None and saved.has(FILES["model"]):
-        rival.load({part: saved.tensors(file) for part, file in FILES.items()})
+        rival.restore(saved)
     guard.load(saved.tensors("guard")["state"])
     return float(saved.state().get("lr_factor", 1.0))

@@ -23,7 +23,8 @@ from vaescale import comm, noise
 from vaescale.adversaries.config import PlayerConfig
 from vaescale.adversaries.discriminators import Discriminators, Judged
 from vaescale.models.shown import Shown
-from vaescale.runs.checkpoint import OPTIONAL
+from vaescale.runs.checkpoint import OPTIONAL, Checkpoint
+from vaescale.training.averages import MAIN, Average
 from vaescale.training.config import OptimizerConfig
 from vaescale.training.launch import data_parallel_options
 from vaescale.training.optimizer import build_optimizer
@@ -32,7 +33,7 @@ from vaescale.training.strategies.base import State, Strategy, Verdict
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-FILES = dict(zip(("model", "optimizer"), OPTIONAL, strict=True))
+FILES = dict(zip(("model", "optimizer", MAIN), OPTIONAL, strict=True))
 """The names of its parts of a checkpoint, by what a strategy calls them."""
 
 
@@ -57,7 +58,9 @@ class Rival(Strategy):
         """Wrap the discriminators. optimizer: from `optimizer_of`."""
         self.config = optimizer
         build = partial(build_optimizer, config=optimizer)
-        super().__init__(accelerator, discriminators, build, averages={})  # type: ignore[arg-type]
+        decay = discriminators.config.ema_decay
+        averages = {} if decay is None else {MAIN: Average(decay)}
+        super().__init__(accelerator, discriminators, build, averages=averages)  # type: ignore[arg-type]
 
     @property
     def player(self) -> PlayerConfig:
@@ -70,6 +73,7 @@ class Rival(Strategy):
         `finish` must follow. All ranks call it.
         """
         self._before = [(tensor, tensor.detach().clone()) for tensor in self._changing()]
+        self._at(seen[0][1].step - self.player.start_step)
         faults, figures = torch.zeros((), device=self.device), []
         one, updates = torch.ones((), device=self.device), self.player.steps_per_step
         for update in range(updates):
@@ -96,8 +100,12 @@ class Rival(Strategy):
 
     def state(self) -> State:
         """`Strategy.state` under the names of FILES."""
-        state = super().state()
-        return {file: state[part] for part, file in FILES.items()}
+        return {FILES[part]: tensors for part, tensors in super().state().items()}
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Load a checkpoint that has the discriminators, on every rank. An average that it does not have begins with the weights."""
+        files = {part: file if saved.has(file) else FILES["model"] for part, file in FILES.items()}
+        self.load({part: saved.tensors(file) for part, file in files.items()})
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[Any]:
         """The context of a micro-batch. Gradients are exchanged in an update's last one."""
@@ -123,8 +131,9 @@ class Rival(Strategy):
         self.optimizer.zero_grad()
 
     def _changing(self) -> list[Tensor]:
-        """What a step changes before its verdict: buffers, and with several updates weights and moments."""
+        """What a step may change although its verdict skips it: buffers and averages, and with several updates weights and moments."""
         tensors = list(self.model.buffers())
+        tensors += [self.optimizer.state[held][name] for name in self._kinds for held in self._held()]
         if self.player.steps_per_step > 1:
             tensors += self._held()
             tensors += [tensor for state in self.optimizer.state.values() for tensor in state.values()]

@@ -25,11 +25,13 @@ class StepSums(NamedTuple):
     """This rank's sums of a step, on the device.
 
     sums: float64, see `column_sums`, and pieces: the loss and its pieces, float64 [] each, multiplied by the number of their
-    images; None and empty for a step that is not logged. grad_norm []: the norm of the global gradient, before clipping.
+    images; None and empty for a step that is not logged. loss []: this rank's mean over its micro-batches. grad_norm []: the norm of
+    the global gradient, before clipping.
     """
 
     sums: Tensor | None
     pieces: dict[str, Tensor]
+    loss: Tensor
     grad_norm: Tensor
     global_batch: int
 
@@ -100,7 +102,8 @@ def train_step(
     if rival is not None and plays:
         rival.finish(played, verdict)
     global_batch = num_images * comm.world_size()
-    return StepSums(_sum(sums) if logged else None, total, verdict.grad_norm, global_batch)
+    mean_loss = loss / len(micro_batches)
+    return StepSums(_sum(sums) if logged else None, total, mean_loss, verdict.grad_norm, global_batch)
 
 
 def step_metrics(result: StepSums, model: VAE) -> dict[str, float]:

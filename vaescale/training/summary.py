@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vaescale.evaluation.remarks import remarks
+from vaescale.evaluation.remarks import arrived_sigma, remarks
 from vaescale.figures import group_rates, training_curves
 from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.runs import folder as run_folder
@@ -28,13 +28,29 @@ def went_wrong(rows: Iterable[Mapping[str, float]], likelihood: LikelihoodConfig
     return sentences
 
 
+def sigma_at_the_end(rows: Iterable[Mapping[str, float]], likelihood: LikelihoodConfig) -> str | None:
+    """The sentence on the running sigma after the last evaluation in training, and that of the held-out images; None without one."""
+    held_out = [row for row in rows if "val/sigma_gap_nats" in row]
+    if not held_out:
+        return None
+    return arrived_sigma(
+        {name.removeprefix("val/"): value for name, value in held_out[-1].items()}, likelihood
+    )
+
+
 def sum_up(
-    folder: Path, *, name: str, steps: int, group_places: tuple[int, ...], tracking: TrackingConfig
+    folder: Path,
+    *,
+    name: str,
+    steps: int,
+    stopped_early: bool,
+    group_places: tuple[int, ...],
+    tracking: TrackingConfig,
 ) -> None:
     """Write summary.json and figures and send them to MLflow, unless an earlier start of the run did.
 
     The start that reached the last step may have been killed before it did. name: the title of the figures; steps: the run's
-    last step; group_places: the number of places of each group of latents, as in VAE.
+    last step; stopped_early: whether early stopping chose it; group_places: the number of places of each group of latents, as in VAE.
     """
     summary = run_folder.read_json(folder / run_folder.SUMMARY)
     curves = folder / "figures" / "curves.png"
@@ -54,5 +70,6 @@ def sum_up(
         if last is None:  # somebody deleted the metrics
             continue
         metrics = {k.removeprefix(prefix): v for k, v in last.items() if k.startswith(prefix)}
-        run_folder.update_summary(folder, section, {"step": last["step"], **metrics})
+        early = {run_folder.STOPPED_EARLY: True} if stopped_early and section == "train" else {}
+        run_folder.update_summary(folder, section, {"step": last["step"], **early, **metrics})
     push(folder, tracking, status="FINISHED")

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
-from vaescale.data.pictures import Decoded, Header, has_other_profile, is_grey
+from vaescale.config import Size, sides
+from vaescale.data.config import Crop
+from vaescale.data.pictures import Decoded, Header, cut_of, has_other_profile, is_grey
 
 GREY, COLOUR, EQUAL = "grey", "colour", "equal channels"  # each image has one of these
 ONLY_XMP = "orientation in XMP alone"
@@ -34,20 +36,23 @@ def written_remarks(source: Decoded, *, encoding: str) -> list[str]:
     return [*remarks, GREY if one_channel else EQUAL if is_grey(source.image) else COLOUR]
 
 
-def cut_remarks(height: int, width: int) -> list[str]:
-    """What to count of an image of which the largest centred square is kept: the percentage of its pixels that stays out."""
-    percent = round(100 * (1 - min(height, width) / max(height, width)))
+def cut_remarks(height: int, width: int, size: Size | None, crop: Crop | None) -> list[str]:
+    """What to count of an image of which the largest centred part is kept: the percentage of its pixels that stays out."""
+    if size is None or crop not in ("square", "aspect"):
+        return []
+    high, wide = cut_of(height, width, crop, sides(size))
+    percent = round(100 * (1 - high * wide / (height * width)))
     return [f"{_CUT}{percent}"] * (percent >= LEAST_CUT)
 
 
 def cut_sentences(counts: Mapping[str, int], images: int) -> list[str]:
-    """What to say of the pixels that a square crop leaves out: nothing, or one sentence."""
+    """What to say of the pixels that a crop of `square` or `aspect` leaves out: nothing, or one sentence."""
     cut = {int(name.removeprefix(_CUT)): number for name, number in counts.items() if name.startswith(_CUT)}
     if not cut:
         return []
     share = sum(percent * number for percent, number in cut.items()) / sum(cut.values())
     return [
-        f"{sum(cut.values())} of {images} images are cut to their centred square, which leaves out {share:.0f}% of their "
+        f"{sum(cut.values())} of {images} images are cut to the aspect of --size, which leaves out {share:.0f}% of their "
         "pixels; --crop whole keeps all and changes their shape"
     ]
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from vaescale.config import Size, sides
 from vaescale.data.batch import Batch, Fault
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item, Packed, Place, name_of
@@ -27,12 +28,12 @@ class Sizing(NamedTuple):
     """
 
     making: Making
-    size: int
+    size: Size
     crop: Crop | None = None
     resample: Filter = "bicubic"
 
     def apply(self, item: Item) -> tuple[Picture, list[str]]:
-        """An item's image uint8 [size, size, C], and its remarks (`remarks.py`). Raises PictureFault."""
+        """An item's image uint8 [H, W, C], and its remarks (`remarks.py`). Raises PictureFault."""
         prepared = prepare(item, self.making)
         return (
             fit(decode(prepared.content), size=self.size, crop=self.crop, resample=self.resample),
@@ -81,7 +82,7 @@ def sized_batches(
                 return
             if remarks is not None:
                 remarks.update(remark for one in results for remark in one.remarks)
-            yield _batch(results, start + rank * batch, (channels, sizing.size, sizing.size))
+            yield _batch(results, start + rank * batch, (channels, *sides(sizing.size)))
             start += count
 
 

@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from vaescale.config import Size
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item, open_item
 from vaescale.data.making.remarks import cut_remarks, kept_remarks, written_remarks
@@ -26,13 +27,13 @@ _ADDED = {"flatten": None}  # settings and their defaults, without which older s
 class Making(NamedTuple):
     """How images are cut to size and stored.
 
-    size: pixels, None for the images' own. channels: 1, 3, or None for the images' own. encoding `keep` stores the
+    size: the side in pixels, or height and width; None for the images' own. channels: 1, 3, or None for the images' own. encoding `keep` stores the
     files as they are. shard_samples: images per shard, unless
     shard_bytes gives its approximate size. skip_broken: leave out images that cannot be used. flatten: the colour (#rrggbb)
     that transparent images are put on; None refuses them.
     """
 
-    size: int | None = None
+    size: Size | None = None
     crop: Crop | None = None
     resample: Filter = "bicubic"
     channels: Literal[1, 3] | None = None
@@ -56,6 +57,7 @@ class Making(NamedTuple):
     def words(self) -> dict[str, Any]:
         """The settings that have an effect, for the index."""
         used = {name: value for name, value in self._asdict().items() if value is not None}
+        used |= {"size": list(self.size)} if isinstance(self.size, tuple) else {}  # as JSON has it
         unused = [
             *(["resample"] if self.size is None else []),
             *(["quality"] if self.encoding != "jpg" else []),
@@ -100,8 +102,8 @@ def prepare(item: Item, making: Making) -> Prepared:
         image = to_channels(image, making.channels, grey_from_colour=True)
     encoded = encode(image, making.encoding, quality=making.quality)
     remarks = written_remarks(source._replace(image=image), encoding=making.encoding)
-    if making.size is not None and making.crop == "square":
-        remarks += cut_remarks(*source.image.shape[:2])
+    height, width = source.image.shape[:2]
+    remarks += cut_remarks(height, width, making.size, making.crop)
     return Prepared(making.encoding, encoded, remarks, _shape(source))
 
 

@@ -33,8 +33,7 @@ def survey(
             counts.fault(error.reason, f"{name_of(item)}: {error}")
         else:
             counts.image(f"{height}x{width}x{channels} {kind}", item.label)
-            if making.size is not None and making.crop == "square":
-                cuts.update(cut_remarks(height, width))
+            cuts.update(cut_remarks(height, width, making.size, making.crop))
         progress(number)
     table = counts.table(split.class_names, split.left_out)
     crop = cut_sentences(cuts, table["images"])

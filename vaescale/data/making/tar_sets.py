@@ -121,4 +121,4 @@ def _report_others(tars: TarSet) -> None:
     )
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
-        say(f"{tars.folder}: left out beside the tars: {kinds}")
+        say(f"not tars in {tars.folder}, left out: {kinds}")

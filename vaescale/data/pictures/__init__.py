@@ -4,7 +4,7 @@ from vaescale.data.pictures.colour import Colour, Picture, is_grey, parse_colour
 from vaescale.data.pictures.decoder import Decoded, decode, decode_source, has_other_profile
 from vaescale.data.pictures.encoder import Encoding, encode
 from vaescale.data.pictures.faults import REASONS, PictureFault
-from vaescale.data.pictures.geometry import FILTERS, fit
+from vaescale.data.pictures.geometry import FILTERS, cut_of, fit
 from vaescale.data.pictures.header import MAX_PIXELS, Header, is_known, read_header
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Header",
     "Picture",
     "PictureFault",
+    "cut_of",
     "decode",
     "decode_source",
     "encode",

@@ -23,6 +23,7 @@ from vaescale.data.making.sources.stacked import stacked
 from vaescale.data.making.sources.suggestions import refuse_stacks, suggest
 from vaescale.data.tars import TarFault
 from vaescale.errors import DataError, UserError
+from vaescale.system.plugins import import_installed
 
 
 class Kind(NamedTuple):
@@ -73,6 +74,7 @@ def open_source(
     the keys of arrays, as image=NAME,label=NAME. splits: folders of a folder's splits, as train=DIR,val=DIR;
     classes_only: all its sub-folders are classes. Raises UserError and DataError.
     """
+    import_installed()
     name, colon, rest = argument.partition(":")
     kind = SOURCES.get(name)
     if kind is None or (kind.takes != "nothing") != bool(colon and rest):

@@ -235,7 +235,10 @@ def _tar(path: Path) -> Archive:
     # The end of a compressed tar is where reading ends.
     stop, method = (1 << 62, STREAMED) if compressed else (None, None)
     files, links, unsafe = [], 0, list[str]()
-    with Progress(f"list {path}", 0, quiet_seconds=QUIET_SECONDS) as progress, open_expanded(path) as file:
+    with (
+        Progress(f"list {path}", 0, unit="files", quiet_seconds=QUIET_SECONDS) as progress,
+        open_expanded(path) as file,
+    ):
         for number, member in enumerate(members(file, stop=stop, with_links=True), start=1):
             links += member.is_link
             name = _clean(member.name)
@@ -243,7 +246,7 @@ def _tar(path: Path) -> Archive:
                 unsafe.append(member.name)
             elif not member.is_link:
                 files.append(Packed(path, name, member.offset, member.bytes, member.bytes, method))
-            progress.update(number, "files")
+            progress.update(number)
     if unsafe:
         raise DataError(_refusal(path, unsafe, number, _UNSAFE))
     if links:
@@ -299,12 +302,12 @@ def _zip_list(path: Path) -> list[zipfile.ZipInfo]:
             faults.append(error)
 
     thread = threading.Thread(target=read, daemon=True)
-    with Progress(f"list {path}", 0, quiet_seconds=QUIET_SECONDS) as progress:
+    with Progress(f"list {path}", 0, unit="files", quiet_seconds=QUIET_SECONDS) as progress:
         thread.start()
         while thread.is_alive():
             thread.join(QUIET_SECONDS + 0.01)
-            progress.update(len(getattr(archive, "filelist", ())), "files")
-        progress.update(len(getattr(archive, "filelist", ())), "files")
+            progress.update(len(getattr(archive, "filelist", ())))
+        progress.update(len(getattr(archive, "filelist", ())))
     if faults and not isinstance(faults[0], OSError):
         raise DataError(f"{path} is cut or is no zip ({faults[0]}); fetch it again") from faults[0]
     if faults:

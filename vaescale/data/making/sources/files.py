@@ -62,8 +62,8 @@ def scan(
 
 @contextmanager
 def _listing(path: TreePath) -> Iterator[Callable[[int], None]]:
-    with Progress(f"list {path}", 0, quiet_seconds=QUIET_SECONDS) as progress:
-        yield lambda number: progress.update(number, "files")
+    with Progress(f"list {path}", 0, unit="files", quiet_seconds=QUIET_SECONDS) as progress:
+        yield lambda number: progress.update(number)
 
 
 def inner_folders(path: TreePath) -> list[TreePath]:

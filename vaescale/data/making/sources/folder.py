@@ -144,9 +144,7 @@ def _recognized(path: TreePath, inside: list[TreePath]) -> dict[str, TreePath]:
     if strange:
         known = ", ".join(_file_name(home) for home in homes.values())
         beside = ", ".join(strange[:3])
-        raise DataError(
-            f"{path} holds {known} and, beside it, {beside}; name the folders of the splits {remedy}"
-        )
+        raise DataError(f"{path} holds {known} and also {beside}; name the folders of the splits {remedy}")
     return {split: _unwrapped(home, split) for split, home in homes.items()}
 
 

@@ -1,0 +1,141 @@
+"""The model that MLflow calls: `mlflow.pyfunc.load_model(OUT)` calls `_load_pyfunc`, which opens OUT/data/run.
+
+predict(images, params) takes images as `data/given_images.py` describes, uint8 or real numbers in [0, 1], [N, C, H, W] or [N, H, W, C], as arrays
+or nested lists, and returns float32, by params["mode"]:
+
+    reconstruct (default)   decoded means of the posterior's means, in the images' order of axes
+    encode                  the posterior's means, [N, Z]; of a model with codes, their vectors
+    sample                  N samples, in the images' order of axes, the number of images sets N; "prior": standard or gmm, "decode":
+                            mean, ancestral or offset:ALPHA, "temperature", "seed"
+
+What cannot be answered is refused with one sentence, which `mlflow models serve` returns with the status 400.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vaescale import noise
+from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
+from vaescale.data.given_images import as_levels, in_layout
+from vaescale.errors import UserError
+from vaescale.mixtures import files as mixture_files
+from vaescale.runs import folder as run_folder
+from vaescale.runs import origins
+from vaescale.runs.requests import refusal, refuse_unknown_params
+from vaescale.trained import open_trained
+
+MODES = ("reconstruct", "encode", "sample")
+DEFAULTS: dict[str, Any] = {
+    "mode": "reconstruct",
+    "prior": "standard",
+    "decode": "mean",
+    "temperature": 1.0,
+    "seed": 0,
+}
+MOST_TEMPERATURE = 10
+BATCH = 250
+PACKAGES = (
+    *(
+        "einops",
+        "filelock",
+        "numpy",
+        "omegaconf",
+        "pillow",
+        "psutil",
+        "pydantic",
+        "pyyaml",
+        "rich",
+        "safetensors",
+    ),
+    *("simplejpeg", "torch"),
+)
+"""What this module imports, of vaescale's requirements."""
+
+
+class Served:
+    """The model that MLflow calls: an opened exported run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.trained = open_trained(folder)
+        mixture = folder / "gmm"
+        self.mixture = mixture_files.load(mixture) if mixture.is_dir() else None
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
+        """Reconstruct, encode or sample, as the module docstring describes. Raises UserError, in MLflow's form, for other images or params."""
+        try:
+            return self._predict(model_input, {**DEFAULTS, **(params or {})})
+        except UserError as error:
+            raise refusal(str(error)) from None
+
+    @torch.no_grad()
+    def _predict(self, model_input: Any, params: dict[str, Any]) -> NDArray[np.float32]:
+        _refuse_unknown(params)
+        levels = as_levels(model_input, self.trained.model.image_shape)
+        batches = torch.split(torch.arange(len(levels.images)), BATCH)
+        answer = np.concatenate(
+            [self._answer(levels.images[slots.numpy()], slots, params) for slots in batches]
+        )
+        return answer if params["mode"] == "encode" else in_layout(answer, levels.layout)
+
+    def _answer(
+        self, images: NDArray[np.uint8], slots: torch.Tensor, params: dict[str, Any]
+    ) -> NDArray[np.float32]:
+        model = self.trained.model
+        device = next(model.parameters()).device
+        stream = noise.Stream(int(params["seed"]), 0, slots.to(device))
+        if params["mode"] == "sample":
+            answer = self._samples(stream, params)
+        else:
+            x = model.target(torch.from_numpy(images).to(device), stream)
+            if params["mode"] == "encode":
+                answer = model.joint_means(x, 1) if model.num_codes else model.posterior(x).mu.flatten(1)
+            else:
+                answer = model.likelihood.mean(model.reconstruct(x))
+        array: NDArray[np.float32] = answer.float().cpu().numpy()
+        return array
+
+    def _samples(self, stream: noise.Stream, params: dict[str, Any]) -> torch.Tensor:
+        model = self.trained.model
+        mixture = self.mixture if params["prior"] == "gmm" else None
+        if params["prior"] == "gmm" and mixture is None:
+            raise UserError(
+                "this model has no mixture; fit one with `vaescale fit-gmm RUN` before `vaescale export`"
+            )
+        decoded = from_latents(model, mixture, stream, float(params["temperature"]))
+        return image_of(model.likelihood, decoded, parse_decoding(str(params["decode"])), stream)
+
+
+def _refuse_unknown(params: dict[str, Any]) -> None:
+    unknown = params.keys() - DEFAULTS.keys()
+    if unknown:
+        raise UserError(f"unknown params {', '.join(sorted(unknown))}; known: {', '.join(DEFAULTS)}")
+    if params["mode"] not in MODES:
+        raise UserError(f"mode (={params['mode']!r}) must be one of {', '.join(MODES)}")
+    if params["prior"] not in ("standard", "gmm") or not 0 < float(params["temperature"]) <= MOST_TEMPERATURE:
+        raise UserError(
+            f"prior (={params['prior']!r}) must be standard or gmm, and temperature (={params['temperature']}) above 0 and "
+            f"at most {MOST_TEMPERATURE}"
+        )
+
+
+def _load_pyfunc(data_path: str) -> Served:
+    """Load an exported run. MLflow calls it by this name, with the path of OUT/data/run.
+
+    Kinds from outside are imported only from OUT/code, which came with the model and which MLflow has put on the path: who loads an MLflow
+    model runs its code. Any other run folder causes no import.
+    """
+    refuse_unknown_params(DEFAULTS)
+    folder = Path(data_path)
+    code = folder.parents[1] / "code"
+    for origin in run_folder.read_json(folder / origins.FILE).values():
+        root = str(origin.get("module", "")).partition(".")[0]
+        if root.isidentifier() and (
+            (code / f"{root}.py").is_file() or (code / root / "__init__.py").is_file()
+        ):
+            importlib.import_module(origin["module"])
+    return Served(folder)

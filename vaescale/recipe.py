@@ -75,6 +75,8 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("objective", "equivariance", None),
     ("objective", "adversarial", None),
     ("objective", "perceptual", None),
+    ("objective", "adversarial.ema_decay", None),
+    ("objective", "discriminator.ema_decay", None),
 )
 
 FAULTS = (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, RecursionError)
@@ -151,9 +153,13 @@ class Recipe(Config):
         content = self.settings()
         if content["init_from"] is None:
             del content["init_from"]
-        for section, key, default in ADDED:
-            if key in content[section] and content[section][key] == default:
-                del content[section][key]
+        for section, keys, default in ADDED:
+            *above, key = (section, *keys.split("."))
+            inner: Any = content
+            for name in above:
+                inner = inner.get(name) or {}
+            if key in inner and inner[key] == default:
+                del inner[key]
         for name, former in FORMER_DEFAULTS.items():  # of keys without a meaning for this likelihood
             if content["likelihood"].get(name, former) is None:
                 content["likelihood"][name] = former

@@ -37,7 +37,7 @@ class Linear(nn.Module):
 
     def __init__(self, gain: float, prior: float, up: float, from_x: Tensor, own: float) -> None:
         super().__init__()
-        self.block, self.gain, self.up, self.from_x = Block(1), gain, up, from_x
+        self.block, self.gain, self.up, self.from_x = Block(1, 1), gain, up, from_x
         self.raw_prior, self.raw_own = unbounded(math.log(prior)), unbounded(math.log(own))
 
     def prior(self, here: Tensor) -> tuple[Tensor, Tensor]:

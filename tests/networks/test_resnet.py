@@ -51,7 +51,7 @@ def test_the_published_sizes(keys, parameters: int | None, factor: int) -> None:
 
 def test_attention_is_the_softmax_s() -> None:
     torch.manual_seed(0)
-    layer = Attention(32, Norms(None, 1e-5), size=3)
+    layer = Attention(32, Norms(None, 1e-5), size=(3, 3))
     x = torch.randn(2, 32, 3, 3)
     with torch.no_grad():
         normed = layer.norm(x)

@@ -78,7 +78,7 @@ def test_the_term_is_its_definition(likelihood) -> None:
     for step in range(6):
         model.likelihood.state.take_sums()
         terms = terms_of(model, step)
-        height, width, turns = drawn(CONFIG, 8, noise.Stream(0, step, torch.arange(8)))
+        height, width, turns = drawn(CONFIG, (8, 8), noise.Stream(0, step, torch.arange(8)))
         z = terms.z.detach().view(8, 2, 8, 8)
         small_z = turned(resized(z.numpy(), height, width), turns).copy()
         x = turned(resized(IMAGES.double().numpy() / 255, 2 * height, 2 * width), turns)
@@ -101,12 +101,12 @@ def test_the_term_is_its_definition(likelihood) -> None:
 def test_transformations_are_in_the_range_and_all_are_drawn() -> None:
     slots = torch.arange(3)
     config = EquivarianceConfig(scales=(0.25, 1.0), turns=(0, 3))
-    found = {drawn(config, 8, noise.Stream(1, step, slots)) for step in range(400)}
+    found = {drawn(config, (8, 8), noise.Stream(1, step, slots)) for step in range(400)}
     assert found == {Transformation(rows, rows, turns) for rows in range(2, 8) for turns in (0, 3)}
     config = EquivarianceConfig(scales=None, turns=(2,))
-    assert drawn(config, 7, noise.Stream(1, 0, slots)) == Transformation(7, 7, 2)
+    assert drawn(config, (7, 7), noise.Stream(1, 0, slots)) == Transformation(7, 7, 2)
     with pytest.raises(UserError, match="gives a latent map of 7x7 no size"):
-        EquivarianceConfig(scales=(0.26, 0.27)).sides(7)
+        EquivarianceConfig(scales=(0.26, 0.27)).sides(7, 7)
 
 
 @pytest.mark.parametrize("source", ["batch", "running"])
@@ -183,3 +183,12 @@ def test_what_it_does_not_fit_is_refused(recipe_content, section, values, messag
 def test_recipes_without_it_have_the_hash_that_they_had(recipe_content) -> None:
     assert "equivariance" not in Recipe.model_validate(recipe_content).identity()["objective"]
     assert ConvConfig(latent_dim=4).offers() < ResnetConfig(latent_dim=4).offers()
+
+
+def test_maps_that_are_no_squares_keep_whole_numbers_of_columns() -> None:
+    slots = torch.arange(4)
+    config = EquivarianceConfig(scales=(0.2, 1.0), turns=(0, 1))
+    found = {drawn(config, (4, 6), noise.Stream(1, step, slots)) for step in range(60)}
+    assert found == {Transformation(2, 3, turns) for turns in (0, 1)}
+    maps = torch.rand(1, 1, 4, 6)
+    assert Transformation(2, 3, 1)(maps, 2).shape == (1, 1, 6, 4)

@@ -196,7 +196,7 @@ REFUSED = {
     "crop alone": (["digits", "x", "--crop", "square"], "add --size PIXELS"),
     "crop word": (
         ["digits", "x", "--size", "8", "--crop", "round"],
-        "--crop (=round) must be square, whole or",
+        "--crop (=round) must be square, aspect, whole or",
     ),
     "keep and size": (["digits", "x", "--size", "8", "--encoding", "keep"], "--encoding keep stores files"),
     "bytes": (

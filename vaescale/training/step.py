@@ -102,7 +102,7 @@ def train_step(
     if rival is not None and plays:
         rival.finish(played, verdict)
     global_batch = num_images * comm.world_size()
-    mean_loss = loss / len(micro_batches)
+    mean_loss = loss / len(micro_batches) if len(micro_batches) > 1 else loss
     return StepSums(_sum(sums) if logged else None, total, mean_loss, verdict.grad_norm, global_batch)
 
 

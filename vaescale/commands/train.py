@@ -204,9 +204,10 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
         importance_samples=parts.objective.importance_samples,
         processes=parts.launch.accelerator.num_processes,
     )
+    sentence = opening(parts, start.step)  # counts the weights, before a layout divides them
     strategy = lay_out(recipe, parts.launch, parts.model, parts.objective)
     if shown:
-        say(opening(parts, start.step))
+        say(sentence)
     if parts.beginning and not start.saved and shown:
         say(parts.beginning)
     rival = build_rival(recipe, parts.launch, parts.objective)

@@ -48,6 +48,18 @@ def test_a_run_of_wide_images(
     photos.mkdir()
     Image.new("L", (40, 30), 128).save(photos / "one.png")
     assert vaescale("score", run, photos, "--out", tmp_path / "scores.csv").code == 0
+    vaescale("score", run, photos, "--crop", "square").assert_refused(
+        2, "--crop (=square) gives squares, the images are 12x24"
+    )
+    for index in (
+        shards / "train/index.json",
+        shards / "val/index.json",
+    ):  # as if the shards held files as they are
+        content = json.loads(index.read_text())
+        del content["made"]["crop"], content["made"]["size"]
+        index.write_text(json.dumps(content))
+    scored = vaescale("score", run, photos, "--out", tmp_path / "again.csv", "--json")
+    assert '"crop": "aspect"' in scored.out, scored.err
     refused = vaescale("train", recipe_file(content), "data.image_size=12", f"run_dir={tmp_path / 'square'}")
     refused.assert_refused(3, "holds 12x24 images, data.image_size is 12", "data.crop=square")
 

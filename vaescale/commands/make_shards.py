@@ -96,7 +96,7 @@ def make_shards(
         raise UserError(f"--quality (={quality}) is for --encoding jpg; add that or leave it out")
     size = size if size is None else size_of(*sides(size))
     chosen, most_bytes = parse_crop(crop), _parse_shard_bytes(shard_bytes)
-    _refuse_squares(size, chosen)
+    refuse_squares(size, chosen)
     data_set = open_source(
         source, holdout=holdout, config=config, column=column, splits=splits, classes_only=classes_only
     )
@@ -105,7 +105,7 @@ def make_shards(
     changed = size is not None or channels is not None
     making = Making(
         size=size,
-        crop=chosen or _usual_crop(data_set.crop, size) if size else None,
+        crop=chosen or usual_crop(data_set.crop, size) if size else None,
         resample=resample or data_set.resample,
         channels=channels or (data_set.channels if size else None),
         encoding=encoding or ("npy" if changed else "keep"),
@@ -168,14 +168,15 @@ def index_shards(
     return {split: _describe(one.shards) for split, one in written.items()}
 
 
-def _refuse_squares(size: Size | None, crop: Crop | None) -> None:
+def refuse_squares(size: Size | None, crop: Crop | None) -> None:
+    """Raise UserError for a crop that would change the aspect of images that are no squares."""
     if size is not None and not isinstance(size, int) and crop not in (None, "aspect", "whole"):
         raise UserError(
-            f"--crop (={crop}) gives squares, --size is {option_of(size)}; take --crop aspect or whole"
+            f"--crop (={crop}) gives squares, the images are {option_of(size)}; take --crop aspect or whole"
         )
 
 
-def _usual_crop(crop: Crop, size: Size) -> Crop:
+def usual_crop(crop: Crop, size: Size) -> Crop:
     """A source's crop, which for other sizes than squares is the largest part with their aspect."""
     return crop if isinstance(size, int) or crop == "whole" else "aspect"
 

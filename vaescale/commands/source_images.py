@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vaescale import comm
+from vaescale.commands.make_shards import refuse_squares, usual_crop
 from vaescale.config import Size
 from vaescale.data.batch import Batch
 from vaescale.data.config import Crop, DataConfig, Filter
@@ -65,6 +66,7 @@ def open_images(trained: Trained, source: str, choice: Choice) -> list[ImageSet]
 
 
 def _open(trained: Trained, source: str, choice: Choice) -> list[ImageSet]:
+    refuse_squares(trained.recipe.data.image_size, choice.crop)
     if source.partition(":")[0] in SOURCES:
         return _of_source(trained.recipe, source, choice)
     if "://" in source or (Path(source) / INDEX).is_file():
@@ -171,9 +173,10 @@ def _sizing(recipe: Recipe, source: str, opened: Source, choice: Choice) -> tupl
     if isinstance(crop, int) and kind not in (made_kind, "folder"):
         crop = None  # a number of pixels belongs to the images that it was chosen for
     twice = data.crop is not None and choice.crop is None
+    size, crop = _made_size(made) if twice else data.image_size, choice.crop or crop or opened.crop
     making = Making(
-        size=_made_size(made) if twice else data.image_size,
-        crop=choice.crop or crop or opened.crop,
+        size=size,
+        crop=crop if size is None else usual_crop(crop, size),
         resample=choice.resample or made.get("resample") or opened.resample,
         channels=3 if data.channels == 3 else 1,
         flatten=made.get("flatten"),

@@ -26,9 +26,9 @@ class Pictures(NamedTuple):
 
     def values(self, content: bytes) -> NDArray[np.uint8]:
         """The values uint8 [C, H, W] of a picture's bytes. Raises PictureFault."""
-        channels, *size = self.image_shape
+        channels, size = self.image_shape[0], self.image_shape[1:]
         image = to_channels(decode(content), channels)
-        return fit(image, size=(size[0], size[1]), crop=self.crop, resample=self.resample).transpose(2, 0, 1)
+        return fit(image, size=size, crop=self.crop, resample=self.resample).transpose(2, 0, 1)
 
 
 class Moments(NamedTuple):

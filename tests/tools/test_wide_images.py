@@ -55,9 +55,9 @@ def test_a_run_of_wide_images(
         shards / "train/index.json",
         shards / "val/index.json",
     ):  # as if the shards held files as they are
-        content = json.loads(index.read_text())
-        del content["made"]["crop"], content["made"]["size"]
-        index.write_text(json.dumps(content))
+        described = json.loads(index.read_text())
+        del described["made"]["crop"], described["made"]["size"]
+        index.write_text(json.dumps(described))
     scored = vaescale("score", run, photos, "--out", tmp_path / "again.csv", "--json")
     assert '"crop": "aspect"' in scored.out, scored.err
     refused = vaescale("train", recipe_file(content), "data.image_size=12", f"run_dir={tmp_path / 'square'}")

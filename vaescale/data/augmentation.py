@@ -67,7 +67,7 @@ def changed(images: Tensor, changes: Changes) -> Tensor:
         x = _cropped(x, changes.boxes)
     if changes.turns is not None:
         x = x.copy()
-        for turn in range(1, 4):
+        for turn in np.unique(changes.turns).tolist():
             x[changes.turns == turn] = np.rot90(x[changes.turns == turn], turn, axes=(2, 3))
     if changes.shifts is not None:
         for axis, by in zip((2, 3), changes.shifts.T, strict=True):

@@ -13,6 +13,7 @@ from vaescale.aggregate import code_prior
 from vaescale.aggregate.code_prior import PriorBound
 from vaescale.commands.signature import checked
 from vaescale.data.batch import Request
+from vaescale.data.mixed_reader import MixtureReader
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
 from vaescale.evaluation import likelihood as bounds
@@ -99,7 +100,10 @@ def evaluate(
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
         kind = "these images'" if data else {"val": "the held-out", "train": "the training"}[split]
         number = min(len(reader), images or len(reader))
-        description = redact(data or split) + (f", the first {number} of {len(reader)}" if images else "")
+        of_mixture = ", an epoch of the mixture" if isinstance(reader, MixtureReader) else ""
+        description = (
+            redact(data or split) + of_mixture + (f", the first {number} of {len(reader)}" if images else "")
+        )
         chosen = Images(reader, description, name, kind, number)
         trained.announce("evaluate", **{split if data is None else "other": reader})
         code = comm.on_main(git_revision)

@@ -62,6 +62,7 @@ def draw(config: AugmentConfig, stream: noise.Stream) -> Changes:
 
 def changed(images: Tensor, changes: Changes) -> Tensor:
     """The images (uint8 [B, C, H, W]) cropped, then turned, then shifted, then with other colours."""
+    assert images.dtype == torch.uint8
     x = images.numpy()
     if changes.boxes is not None:
         x = _cropped(x, changes.boxes)

@@ -1,5 +1,6 @@
 """Several training sets: read by number, classes matched by name, damaged samples replaced within their set, refusals with counts."""
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,8 @@ def test_what_measures_the_training_images_reads_the_mixture(two, capsys) -> Non
     by_shard = [part for _, part in shard_batches(reader, range(len(reader.index.shards)), batch=4)]
     assert [value for part in by_shard for value in values(part)] == values(batch)
     assert reader.index.num_samples == 32
+    sent = copy.deepcopy(reader)  # as it is sent to a process that reads
+    assert torch.equal(sent.__getitems__(Request(np.arange(32))).images, batch.images)
     other = open_mixture(config([two[0], {**two[1], "weight": 1}]), 0)
     assert other.index.data_hash != reader.index.data_hash
     assert len(open_mixture(config(two[0]["path"]), 0)) == A

@@ -174,6 +174,11 @@ def test_the_mixture_is_described(two) -> None:
         for name in ("z", "w", "x")
     }
     assert "its 3 classes of 7 to 8 images balanced" in described["words"]
+    reader.readers[0].index = reader.readers[0].index._replace(place="https://me:secret@host/a")
+    assert "https://***@host/a 0.348 passes" in describe_mixture(reader, plan)["words"], (
+        "it is saved as a tag"
+    )
+    assert reader.keys_of(np.array([3])) == ["https://***@host/a/shard-000000.tar:00003"]
 
 
 def test_balance_draws_classes_equally_or_by_a_power(write) -> None:

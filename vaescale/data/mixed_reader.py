@@ -12,6 +12,7 @@ from vaescale.data.index import ShardIndex, ShardTable
 from vaescale.data.mixed_plan import MixedPlan
 from vaescale.data.reader import ShardReader, refuse_big_memory
 from vaescale.data.storage import Remote
+from vaescale.system.secrets import redact
 
 
 class MixedReader(ShardReader):
@@ -62,7 +63,7 @@ class MixedReader(ShardReader):
         for which, slots, inside in self._by_set(numbers):
             reader = self.readers[which]
             for slot, key in zip(slots.tolist(), reader.keys_of(inside), strict=True):
-                names[slot] = f"{reader.index.place}/{key}"
+                names[slot] = f"{redact(reader.index.place)}/{key}"
         return names
 
     def labels(self) -> NDArray[np.int64]:

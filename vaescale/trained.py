@@ -116,6 +116,7 @@ def build_model(recipe: Recipe) -> VAE:
             shows=recipe.objective.shows,
             has_bound=recipe.objective.has_bound,
             of_latents=recipe.data.holds == "latents",
+            condition=recipe.condition,
         )
 
 

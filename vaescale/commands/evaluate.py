@@ -274,5 +274,6 @@ def _rows(trained: Trained, reader: ShardReader) -> list[tuple[str, NDArray[np.f
     fetched = reader.__getitems__(Request(numbers, refill=False))
     images = fetched.images[fetched.usable][:SHOWN]
     slots = torch.from_numpy(numbers)[fetched.usable][:SHOWN]
-    rows = error_maps(trained.model, images, slots, seed=trained.recipe.seed)
+    labels = fetched.labels[fetched.usable][:SHOWN]
+    rows = error_maps(trained.model, images, slots, labels=labels, seed=trained.recipe.seed)
     return [(name, pictures.numpy()) for name, pictures in rows]

@@ -12,6 +12,7 @@ from vaescale.adversaries.config import AdversarialConfig
 from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands import initial_weights
 from vaescale.commands.second_stage import origin_of
+from vaescale.data.classes import refuse_other_classes
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
@@ -76,6 +77,9 @@ class Parts:
 def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
     """Build the model and open the data. Writes nothing. Raises UserError and DataError on all ranks."""
     parts = comm.together(lambda: _build(recipe, launch))
+    if recipe.condition:
+        for reader in (parts.train_reader, parts.val_reader):
+            refuse_other_classes(reader, recipe.condition.classes)
     tags = comm.on_main(
         lambda: identity_tags(
             recipe_hash=recipe.hash,

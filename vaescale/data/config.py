@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vaescale.config import UNBOUNDED_MEAN, Config, Need, Size, parse_bytes, sides, size_of
+from vaescale.config import IMAGES, UNBOUNDED_MEAN, Config, Need, Property, Size, parse_bytes, sides, size_of
 from vaescale.data.plan import BLOCK_SAMPLES
 
 Crop = Literal["square", "whole", "aspect"] | int
@@ -100,6 +100,10 @@ class DataConfig(Config):
                     f"{key} (={getattr(self, key)}) needs images; leave it out with holds: latents"
                 )
         return self
+
+    def offers(self) -> frozenset[Property]:
+        """The property of images."""
+        return frozenset({IMAGES}) if self.holds == "images" else frozenset()
 
     def needs(self) -> Iterable[Need]:
         """Latents have values outside of [0, 1]."""

@@ -25,6 +25,7 @@ from vaescale.objectives.base import Objective, discriminators_of
 from vaescale.perceptual.distance import Distance
 from vaescale.recipe import Recipe, steps_of
 from vaescale.runs import checkpoint
+from vaescale.runs.class_table import ClassTable
 from vaescale.runs.identity import identity_tags
 from vaescale.system.console import say
 from vaescale.trained import build_model, build_objective, device_name, shape_text
@@ -47,6 +48,7 @@ class Parts:
     """The parts of a training run. tags: the identity of the run; checkpoint_shapes: shapes of its checkpoints' tensors.
 
     first_weights, beginning: sha256 of the weights that `init_from` gave, and the sentence on them, if training begins with them.
+    classes: the classes of the training images, of a conditional model.
     """
 
     recipe: Recipe
@@ -62,6 +64,7 @@ class Parts:
     checkpoint_shapes: dict[str, checkpoint.Shapes]
     first_weights: str | None = None
     beginning: str | None = None
+    classes: ClassTable | None = None
 
     @property
     def folder(self) -> Path:
@@ -78,8 +81,10 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
     """Build the model and open the data. Writes nothing. Raises UserError and DataError on all ranks."""
     parts = comm.together(lambda: _build(recipe, launch))
     if recipe.condition:
-        for reader in (parts.train_reader, parts.val_reader):
-            refuse_other_classes(reader, recipe.condition.classes)
+        counts = refuse_other_classes(parts.train_reader, recipe.condition.classes)
+        refuse_other_classes(parts.val_reader, recipe.condition.classes)
+        names = counts.names(parts.train_reader.index.class_names)
+        parts = replace(parts, classes=ClassTable(names, counts.frequencies))
     tags = comm.on_main(
         lambda: identity_tags(
             recipe_hash=recipe.hash,

@@ -1,5 +1,6 @@
 """The classes of a set's images, counted before a conditional model is trained or sampled from."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,12 @@ class ClassCounts(NamedTuple):
     of_class: tuple[int, ...]
     without: int
     beyond: int
+
+    def names(self, known: Sequence[str]) -> tuple[str, ...]:
+        """A name for each class: that of the set, or its number."""
+        return tuple(
+            known[number] if number < len(known) else str(number) for number in range(len(self.of_class))
+        )
 
     @property
     def frequencies(self) -> tuple[float, ...]:

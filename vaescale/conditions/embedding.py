@@ -21,9 +21,8 @@ class ClassEmbedding(nn.Module):
         self.table = nn.Embedding(config.rows, config.width)
 
     def forward(self, y: Tensor) -> Tensor:
-        """Map y int64 [B] to vectors float32 [B, E]."""
-        vectors: Tensor = self.table(row_of(y, self.classes))
-        return vectors
+        """Map y int64 [B], or shares of the classes [B, K], to vectors float32 [B, E]."""
+        return rows_of(self.table, y, self.classes)
 
 
 class ClassPrior(nn.Module):
@@ -36,11 +35,17 @@ class ClassPrior(nn.Module):
         nn.init.zeros_(self.table.weight)
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Map y int64 [B] to the mean and the raw log sigma, float32 [B, *latent_shape] each."""
-        mu, log_sigma = self.table(row_of(y, self.classes)).chunk(2, dim=1)
+        """Map y as in `ClassEmbedding` to the mean and the raw log sigma, float32 [B, *latent_shape] each."""
+        mu, log_sigma = rows_of(self.table, y, self.classes).chunk(2, dim=1)
         return mu.view(-1, *self.latent_shape), log_sigma.view(-1, *self.latent_shape)
 
 
-def row_of(y: Tensor, classes: int) -> Tensor:
-    """The rows of a table of classes, int64 [B]; NONE has the row after the last class."""
-    return torch.where(y < 0, classes, y)
+def rows_of(table: nn.Embedding, y: Tensor, classes: int) -> Tensor:
+    """The rows of a table, [B, N], of classes y int64 [B], where NONE has the row after the last class; of shares of the classes y [B, K],
+    the mean of the rows.
+    """
+    if y.is_floating_point():
+        mean: Tensor = y.to(table.weight) @ table.weight[:classes]
+        return mean
+    rows: Tensor = table(torch.where(y < 0, classes, y))
+    return rows

@@ -200,7 +200,7 @@ class VAE(nn.Module):
     def given(self, condition: Tensor | None) -> "VAE":
         """A view of a conditional model whose functions have the condition y of each image or draw; of another model, the model itself.
 
-        condition: int64 [B], NONE where no class is told, on any device. The view shares weights and state, and keeps no graph. Raises
+        condition: int64 [B], NONE where no class is told, or, between classes, their shares [B, K]; on any device. The view shares weights and state, and keeps no graph. Raises
         UserError for NONE in a model that always had classes, and for no condition.
         """
         if self.condition is None:
@@ -210,7 +210,9 @@ class VAE(nn.Module):
                 f"this model has a condition ({self.condition.classes} classes), and none is given; give the class of each image"
             )
         condition = condition.to(next(self.parameters()).device)
-        if not self.training and len(condition):  # training has checked its labels before
+        if (
+            not self.training and len(condition) and not condition.is_floating_point()
+        ):  # training has checked its labels before
             self._refuse_unknown(int(condition.min()), int(condition.max()))
         view: VAE = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
@@ -235,12 +237,12 @@ class VAE(nn.Module):
         return 0 if self._given is None else len(self._given)
 
     def given_rows(self, rows: int) -> Tensor:
-        """The condition of B K rows, int64: that of each of B images for its K draws. Raises UserError where none is given."""
+        """The condition of B K rows, as `given` takes it: that of each of B images for its K draws. Raises UserError where none is given."""
         if self._given is None:
             self.given(None)
         assert self._given is not None
         draws = rows // max(1, len(self._given))
-        return self._given if draws == 1 else self._given.repeat_interleave(draws)
+        return self._given if draws == 1 else self._given.repeat_interleave(draws, 0)
 
     def given_of(self, rows: Tensor) -> "VAE":
         """The view of some of a view's images; the model itself without a condition. rows: their indices, or a mask [B]."""

@@ -33,14 +33,14 @@ def write(folder: Path, table: ClassTable) -> None:
     write_json(folder / CLASSES, {"names": list(table.names), "frequencies": list(table.frequencies)})
 
 
-def read(folder: Path, classes: int) -> ClassTable:
-    """The table of a run with this number of classes. Raises UserError where it is missing or damaged."""
+def read(folder: Path, classes: int | None) -> ClassTable:
+    """The table of a run with this number of classes, or with any. Raises UserError where it is missing or damaged."""
     content: dict[str, Any] = read_json(folder / CLASSES)
     names, frequencies = content.get("names"), content.get("frequencies")
     sound = (
         isinstance(names, list)
         and isinstance(frequencies, list)
-        and len(names) == len(frequencies) == classes
+        and len(names) == len(frequencies) == (classes or len(names))
         and all(isinstance(name, str) for name in names)
         and all(isinstance(share, int | float) and 0 <= share <= 1 for share in frequencies)
         and math.isclose(sum(frequencies), 1, abs_tol=1e-6)

@@ -47,6 +47,12 @@ def count_classes(reader: ShardReader, classes: int) -> ClassCounts:
     return ClassCounts(tuple(total[:classes]), *total[classes:])
 
 
+def labels_at(reader: ShardReader, numbers: torch.Tensor) -> torch.Tensor:
+    """The classes of the images with these numbers (int64 [N]) by the set's entries, int64 [N] (-1: none)."""
+    labels = [reader.labels_of(shard) for shard in range(len(reader.index.shards))]
+    return torch.from_numpy(np.concatenate(labels))[numbers]
+
+
 def refuse_other_classes(reader: ShardReader, classes: int) -> ClassCounts:
     """Raise DataError unless each image of a set has one of the classes. Says which classes have no image. All ranks call it."""
     counts, number = count_classes(reader, classes), len(reader)

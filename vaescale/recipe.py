@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from vaescale.conditions.config import ClassCondition
 from vaescale.config import Config, OneOf, Sizes
 from vaescale.data.config import DataConfig
 from vaescale.data.indexes import open_index
@@ -99,6 +100,9 @@ class Recipe(Config):
     posterior: Annotated[PosteriorConfig, OneOf(POSTERIORS, default="diagonal")] = DiagonalConfig()
     likelihood: Annotated[LikelihoodConfig, OneOf(LIKELIHOODS)]
     objective: Annotated[ObjectiveConfig, OneOf(OBJECTIVES, default="elbo")] = ElboConfig()
+    condition: ClassCondition | None = Field(
+        default=None, description="what the model is told of each image besides its values; null: nothing"
+    )
     init_from: InitConfig | None = Field(
         default=None, description="weights to begin from, a path or a section; null: random weights"
     )
@@ -155,8 +159,9 @@ class Recipe(Config):
     def identity(self) -> dict[str, Any]:
         """The settings as the hash has them: without keys that recipes did not have before, at their defaults."""
         content = self.settings()
-        if content["init_from"] is None:
-            del content["init_from"]
+        for name in ("init_from", "condition"):
+            if content[name] is None:
+                del content[name]
         for section, keys, default in ADDED:
             *above, key = (section, *keys.split("."))
             inner: Any = content

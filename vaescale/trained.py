@@ -11,6 +11,7 @@ from pydantic import Field
 
 from vaescale import comm
 from vaescale.data.batch import Batch
+from vaescale.data.classes import refuse_other_classes
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.data.training_sets import open_mixture
@@ -117,6 +118,7 @@ def build_model(recipe: Recipe) -> VAE:
             shows=recipe.objective.shows,
             has_bound=recipe.objective.has_bound,
             of_latents=recipe.data.holds == "latents",
+            condition=recipe.condition,
         )
 
 
@@ -232,6 +234,22 @@ def refuse_codes(trained: Trained, what: str, remedy: str) -> None:
         raise UserError(
             f"{what} needs a Gaussian q(z|x), and {trained.folder} has codes (posterior.kind "
             f"{trained.recipe.posterior.kind!r}); {remedy}"
+        )
+
+
+def refuse_unlabelled(trained: Trained, reader: ShardReader) -> None:
+    """Raise DataError for images without the classes that a conditional model needs. All ranks call it."""
+    condition = trained.model.condition
+    if condition is not None and not condition.dropout:
+        refuse_other_classes(reader, condition.classes)
+
+
+def refuse_condition(trained: Trained, what: str, remedy: str) -> None:
+    """Raise UserError for a conditional run, where `what` has no class to tell it."""
+    condition = trained.model.condition
+    if condition is not None:
+        raise UserError(
+            f"{what} has no class for each image, and {trained.folder} is conditional ({condition.classes} classes); {remedy}"
         )
 
 

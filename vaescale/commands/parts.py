@@ -12,11 +12,12 @@ from vaescale.adversaries.config import AdversarialConfig
 from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands import initial_weights
 from vaescale.commands.second_stage import origin_of
+from vaescale.data.classes import count_classes, refuse_other_classes
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.mixed_plan import MixedPlan
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
-from vaescale.data.training_sets import describe_mixture, open_training, training_plan
+from vaescale.data.training_sets import as_drawn, describe_mixture, open_training, training_plan
 from vaescale.errors import UserError
 from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
@@ -26,6 +27,7 @@ from vaescale.objectives.base import Objective, discriminators_of
 from vaescale.perceptual.distance import Distance
 from vaescale.recipe import Recipe, steps_of
 from vaescale.runs import checkpoint
+from vaescale.runs.class_table import ClassTable
 from vaescale.runs.identity import identity_tags
 from vaescale.system.console import say
 from vaescale.trained import build_model, build_objective, device_name, shape_text
@@ -48,6 +50,7 @@ class Parts:
     """The parts of a training run. tags: the identity of the run; checkpoint_shapes: shapes of its checkpoints' tensors.
 
     first_weights, beginning: sha256 of the weights that `init_from` gave, and the sentence on them, if training begins with them.
+    classes: the classes of the training images, of a conditional model.
     """
 
     recipe: Recipe
@@ -63,6 +66,7 @@ class Parts:
     checkpoint_shapes: dict[str, checkpoint.Shapes]
     first_weights: str | None = None
     beginning: str | None = None
+    classes: ClassTable | None = None
 
     @property
     def folder(self) -> Path:
@@ -78,6 +82,12 @@ class Parts:
 def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
     """Build the model and open the data. Writes nothing. Raises UserError and DataError on all ranks."""
     parts = comm.together(lambda: _build(recipe, launch))
+    if recipe.condition:
+        refuse_other_classes(parts.train_reader, recipe.condition.classes)
+        refuse_other_classes(parts.val_reader, recipe.condition.classes)
+        counts = count_classes(as_drawn(parts.train_reader, parts.plan), recipe.condition.classes)
+        names = counts.names(parts.train_reader.index.class_names)
+        parts = replace(parts, classes=ClassTable(names, counts.frequencies))
     tags = comm.on_main(
         lambda: identity_tags(
             recipe_hash=recipe.hash,

@@ -23,7 +23,7 @@ from vaescale.data.loader import training_batches
 from vaescale.data.workers import Workers, end_workers, start_server
 from vaescale.errors import DataError, NotFinite, Preempted, TrainingStopped
 from vaescale.recipe import Recipe, differences, load_recipe
-from vaescale.runs import checkpoint, origins
+from vaescale.runs import checkpoint, class_table, origins
 from vaescale.runs import folder as run_folder
 from vaescale.runs.checkpoint import Checkpoint, Keep
 from vaescale.runs.identity import refuse_foreign_folder, refuse_other, remember
@@ -187,6 +187,8 @@ def _begin(parts: Parts, stack: ExitStack, start: Start) -> None:
     origins.tell_changes(folder, recipe.sections())
     origins.record(folder, recipe.sections())
     write_whole(folder / run_folder.RECIPE, recipe.to_yaml().encode())
+    if parts.classes:
+        class_table.write(folder, parts.classes)
     run_folder.mend_metrics(folder)
     remember(folder, parts.tags, start.changes, step=start.step)
     if start.changes:  # rows of later steps were made with the earlier recipe

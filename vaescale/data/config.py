@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vaescale.config import UNBOUNDED_MEAN, Config, Need, Size, parse_bytes, sides, size_of
+from vaescale.config import IMAGES, UNBOUNDED_MEAN, Config, Need, Property, Size, parse_bytes, sides, size_of
 from vaescale.data.order import BLOCK_SAMPLES
 
 Crop = Literal["square", "whole", "aspect"] | int
@@ -283,6 +283,10 @@ class DataConfig(Config):
                     f"augment.jitter.{name} needs RGB images, and channels is {self.channels}; set it to 0"
                 )
         return self
+
+    def offers(self) -> frozenset[Property]:
+        """The property of images."""
+        return frozenset({IMAGES}) if self.holds == "images" else frozenset()
 
     def needs(self) -> Iterable[Need]:
         """Latents have values outside of [0, 1]."""

@@ -150,8 +150,8 @@ class Recorder:
             shown = 0 if batches.was_asked or model.of_latents else min(GLIMPSED, len(images.val))
             numbers = np.arange(shown)
             first = images.val.__getitems__(Request(numbers, refill=False))
-            usable = first.images[first.usable]
-            rows = glimpse(model, usable, seed=self.seed) if len(usable) else []
+            usable, labels = first.images[first.usable], first.labels[first.usable]
+            rows = glimpse(model, usable, labels, seed=self.seed) if len(usable) else []
         if batches.was_asked:
             return False
         measured = {f"val/{name}": value for name, value in metrics.items()}

@@ -88,7 +88,8 @@ def evaluate(
     per_class: bool = False,
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
-    """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once.
+    """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once; of a mixture's training
+    images, as often as training draws it.
 
     data: a folder or URL of other shards than the recipe's. name: the name of the result, by default the split, or
     data-FOLDER with `data`. images: evaluate only the first so many; the name of the result then ends with -first-N. checkpoint: see `Which`;

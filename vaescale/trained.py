@@ -11,6 +11,7 @@ from pydantic import Field
 
 from vaescale import comm
 from vaescale.data.batch import Batch
+from vaescale.data.clipping import refuse_clipping
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.data.workers import Workers
@@ -273,4 +274,7 @@ def open_split(recipe: Recipe, split: Split, *, place: str | None = None) -> Sha
     """
     if split not in get_args(Split):
         raise UserError(f"split (={split!r}) must be 'train' or 'val'")
-    return open_reader(place or (recipe.data.train if split == "train" else recipe.data.val), recipe.data)
+    reader = open_reader(place or (recipe.data.train if split == "train" else recipe.data.val), recipe.data)
+    if place is not None:  # training counted those of its own sets
+        comm.together(lambda: refuse_clipping(reader))
+    return reader

@@ -29,7 +29,7 @@ def interpolate(trained: Trained, pairs: Sequence[tuple[int, int]], *, seed: int
     rows = [(f"{first} to {second}", line) for (first, second), line in zip(pairs, lines, strict=True)]
     path = trained.folder / "figures" / "interpolations.png"
     title = trained.title("from one image (left) to another (right), decoded means between")
-    figures.image_rows(path, rows, title=title)
+    figures.image_rows(path, rows, title=title, view=recipe.view)
     push(trained.folder, recipe.tracking)
     return {"pairs": [list(pair) for pair in pairs], "figure": str(path)}
 
@@ -42,7 +42,7 @@ def map_latents(trained: Trained, side: int, *, seed: int) -> dict[str, Any]:
     means, values = plane_means(trained.model, side, seed=seed)
     path = trained.folder / "figures" / "latent_map.png"
     title = trained.title("decoded means over the plane of the latents")
-    figures.image_map(path, means, values=values, title=title)
+    figures.image_map(path, means, values=values, title=title, view=trained.recipe.view)
     push(trained.folder, trained.recipe.tracking)
     return {"side": side, "figure": str(path)}
 
@@ -70,7 +70,7 @@ def refine_samples(
     source = "prior" if mixture is None else f"mixture of {len(mixture.weights)}"
     path = trained.folder / "figures" / "refined.png"
     title = trained.title(f"{source}, {steps} steps towards a smaller sigma(z)")
-    figures.image_rows(path, _rows(samples), title=title)
+    figures.image_rows(path, _rows(samples), title=title, view=trained.recipe.view)
     push(trained.folder, trained.recipe.tracking)
     latents, before, after = samples
     return {

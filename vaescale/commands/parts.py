@@ -12,6 +12,7 @@ from vaescale.adversaries.config import AdversarialConfig
 from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands import initial_weights
 from vaescale.commands.second_stage import origin_of
+from vaescale.data.clipping import refuse_clipping
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
@@ -106,6 +107,8 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     objective = build_objective(recipe, model)
     _refuse_partitioned_layer(discriminators_of(objective), backends.layout(launch.strategy))
     train_reader, val_reader = open_reader(data.train, data), open_reader(data.val, data)
+    for reader in (train_reader, val_reader):
+        refuse_clipping(reader)
     plan = Plan(train_reader.index.shards.samples, data.global_batch, recipe.seed, data.shuffle_block)
     refuse_small_cache(train_reader, plan, data)
     _refuse_other_epochs(config, plan)

@@ -147,7 +147,9 @@ def draw_pages(
                 slots = torch.arange(starts[page], min(starts[page] + SHOWN, draws.count), device=device)
                 numbers = "" if len(starts) == 1 else f" {slots[0]} to {slots[-1]}"
                 panels = _panels(trained, sources, decodings, noise.Stream(draws.seed, 0, slots), draws)
-                figures.sample_panels(paths[page], panels, title=trained.title(f"samples{numbers}"))
+                figures.sample_panels(
+                    paths[page], panels, title=trained.title(f"samples{numbers}"), view=trained.recipe.view
+                )
                 progress.update(done)
 
     def delete_earlier() -> None:

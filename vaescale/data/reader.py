@@ -1,6 +1,6 @@
 """The reader of shards: whole batches of images, read by (shard, offset) and cut to size.
 
-Images are uint8 [B, C, H, W]; scaling to [0, 1] happens on the device. Latents are read as their moments (see `forms.py`). Each image's bytes are checked against the crc32 of
+Images are uint8 [B, C, H, W], or of the type that the index states; scaling to [0, 1] happens on the device. Latents are read as their moments (see `forms.py`). Each image's bytes are checked against the crc32 of
 the index before they are decoded, so that image, class and key belong together whatever happened to the files. A sample that
 cannot be used is never skipped silently: in training the next usable one of the index takes its slot, which depends on the
 data alone and so is the same on every rank; in evaluation its slot is masked. In both cases the batch reports it.
@@ -46,7 +46,7 @@ class _Decoded(NamedTuple):
 
 
 class ShardReader(Dataset[Fetched]):
-    """Samples of shards by number, in a form: pictures cut to uint8 [C, size, size], or moments of latents."""
+    """Samples of shards by number, in a form: pictures cut to [C, H, W], or moments of latents."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class ShardReader(Dataset[Fetched]):
         cache: Literal["memory", "none"] = "none",
     ) -> None:
         self.index, self.store, self.form = index, store, form
-        self.image_shape = form.image_shape
+        self.image_shape, self.window = form.image_shape, form.window
         self._files = ShardFiles(index, store)
         self._known_faults: dict[int, Fault] = {}
         self.in_memory = cache == "memory"
@@ -100,8 +100,8 @@ class ShardReader(Dataset[Fetched]):
             images = self._memory.images[torch.from_numpy(numbers)]
             labels, keys = self._memory.labels[numbers], self._memory.keys[numbers].tolist()
         if request.flips is not None and request.flips.any():
-            mirrored = torch.from_numpy(request.flips)
-            images[mirrored] = images[mirrored].flip(-1)
+            values = images.numpy()  # torch does not flip uint16
+            values[request.flips] = values[request.flips][..., ::-1]
         names = tuple(key.decode(errors="replace") for key in keys)
         return Fetched(images, torch.from_numpy(labels), torch.from_numpy(usable), names, tuple(faults))
 
@@ -282,7 +282,7 @@ def _form(index: ShardIndex, config: DataConfig) -> Pictures | Moments:
         _refuse_other_latents(latents, shape)
         return Moments(shape, latents.dtype, latents.header, latents.member_bytes)
     _refuse_misfit(index, config)
-    return Pictures(shape, config.crop, config.resample)
+    return Pictures(shape, config.crop, config.resample, config.window)
 
 
 def _refuse_other_latents(latents: LatentShards, shape: tuple[int, int, int]) -> None:
@@ -308,6 +308,14 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
             f"{index.place} holds latents, not images; give data.train and data.val sets of images, or set data.holds=latents to "
             "train a model of the latents"
         )
+    if index.values.dtype != config.dtype:
+        low, high = index.values.low, index.values.high
+        window = (
+            "" if index.values.dtype == "uint8" else f" and data.range=[{low:g}, {high:g}], or a window in it"
+        )
+        raise DataError(
+            f"{index.place} holds {index.values.text()}, data.dtype is {config.dtype}; set data.dtype={index.values.dtype}{window}"
+        )
     if index.image is None:
         if config.crop is None:
             raise DataError(
@@ -323,6 +331,13 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
         )
     if isinstance(config.crop, int) and config.crop > min(height, width):
         raise DataError(f"data.crop (={config.crop}) exceeds the {height}x{width} images of {index.place}")
+    if channels < config.channels and (channels, config.channels) != (1, 3):
+        remedy = (
+            "write the shards again with --channels 4 to keep alpha channels, or " if channels == 3 else ""
+        )
+        raise DataError(
+            f"{index.place} holds {channels} channels, data.channels is {config.channels}; {remedy}set data.channels={channels}"
+        )
     if channels > config.channels:
         raise DataError(
             f"{index.place} holds {channels} channels, data.channels is {config.channels}; set data.channels={channels}, or "

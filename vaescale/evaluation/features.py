@@ -116,7 +116,9 @@ def _inception(location: str, device: torch.device) -> Extractor:
     module = module.to(device)
 
     def features(images: Tensor) -> Tensor:
-        levels = (255 * images).round().byte().expand(-1, 3, -1, -1)
+        levels = (
+            (255 * images).round().byte().expand(-1, 3, -1, -1)
+        )  # of 8 bits, whatever the depth of the images
         output: Tensor = module(levels)
         return output.float()
 

@@ -33,6 +33,7 @@ from vaescale.data.making.writing import write_index, write_part
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.gaussian import Mixture
+from vaescale.models.units import to_stored
 from vaescale.runs import folder as run_folder
 from vaescale.runs.tracking import push
 from vaescale.system.console import Progress, say
@@ -171,7 +172,7 @@ def write_shards(
     *,
     draws: Draws,
 ) -> dict[str, Any]:
-    """Write samples as 8-bit shards to an empty or missing folder. All ranks call it.
+    """Write samples as shards to an empty or missing folder. All ranks call it.
 
     origin: the description of the samples for the index. The bytes of a shard do not depend on the
     number of processes.
@@ -185,7 +186,7 @@ def write_shards(
             for number in share:
                 stop = min(draws.count, starts[number] + SHARD_SAMPLES)
                 items = _items(trained, prior, decoding, range(starts[number], stop), draws)
-                written[number] = write_part(items, folder, number, Making())
+                written[number] = write_part(items, folder, number, Making(dtype=trained.model.window.dtype))
                 progress.update(len(written))
         return written
 
@@ -194,6 +195,8 @@ def write_shards(
     for written in comm.gather_object(comm.together(write_share)):
         by_number |= written
     ordered = [by_number[number] for number in sorted(by_number)]
+    if (dtype := trained.model.window.dtype) != "uint8":
+        origin = {**origin, "dtype": dtype}
     data_hash = comm.on_main(lambda: write_index(folder, ordered, origin).data_hash)
     return {"shards": str(folder), "samples": draws.count, "data_hash": data_hash}
 
@@ -312,14 +315,14 @@ def _panels(
 
 
 def _items(trained: Trained, prior: Prior, decoding: Decoding, numbers: range, draws: Draws) -> list[Item]:
-    """The 8-bit samples with these numbers, as items of a shard."""
+    """The samples with these numbers, rounded to stored values, as items of a shard."""
     items = []
     device = next(trained.model.parameters()).device
     for slots in torch.split(torch.arange(numbers.start, numbers.stop, device=device), BATCH):
         stream = noise.Stream(draws.seed, 0, slots)
         params = from_latents(trained.model, prior, stream, draws.temperature)
         images = image_of(trained.model.likelihood, params, decoding, stream)
-        levels = (255 * images.float().clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        levels = to_stored(images, trained.model.window).permute(0, 2, 3, 1).cpu().contiguous().numpy()
         items += [Item(f"{slot:09d}", level, -1) for slot, level in zip(slots.tolist(), levels, strict=True)]
     return items
 

@@ -4,13 +4,13 @@ import numpy as np
 
 from vaescale import comm
 from vaescale.data.batch import Request
+from vaescale.data.config import MOST_CLIPPED
 from vaescale.data.lookup import evenly
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError
 from vaescale.system.console import say
 
 MOST_IMAGES, MOST_BYTES = 1000, 1 << 26  # that are counted
-MOST_CLIPPED = 0.001  # of the values
 
 
 def refuse_clipping(reader: ShardReader) -> None:

@@ -23,6 +23,7 @@ Crop = Literal["square", "whole", "aspect"] | int
 Side = Annotated[int, Field(gt=0)]
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 MOST_CHANNELS = 16
+MOST_CLIPPED = 0.001  # of the values, by data.range
 
 
 class DataConfig(Config):

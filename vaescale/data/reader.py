@@ -331,7 +331,8 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
         )
     if isinstance(config.crop, int) and config.crop > min(height, width):
         raise DataError(f"data.crop (={config.crop}) exceeds the {height}x{width} images of {index.place}")
-    if channels < config.channels and (channels, config.channels) != (1, 3):
+    may_repeat = (channels, config.channels) == (1, 3) and config.dtype == "uint8"
+    if channels < config.channels and not may_repeat:
         remedy = (
             "write the shards again with --channels 4 to keep alpha channels, or " if channels == 3 else ""
         )

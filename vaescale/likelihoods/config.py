@@ -18,6 +18,7 @@ from vaescale.config import (
     Window,
 )
 
+MOST_CHAINED = 4  # channels of a mixture: its mean takes 8 times as long for each more
 MOST_LOGITS = 256  # of a value, one for each level
 SCALE_CEILING = 20.0  # largest scale of a discretized logistic on [-1, 1]; beyond it float32 cannot resolve the masses of the levels
 OPTIMAL = ("optimal", "optimal_per_image", "optimal_per_pixel", "optimal_per_channel")
@@ -366,6 +367,15 @@ class DiscretizedLogisticMixtureConfig(LikelihoodConfig):
         description="smooth bound of the scale on [-1, 1]; beyond 20 float32 does not resolve the masses of the levels; null: "
         "none",
     )
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Refuse many channels: the mean sums over groups of levels of each channel before."""
+        super().check_sizes(sizes)
+        if sizes.channels > MOST_CHAINED:
+            raise ValueError(
+                f"likelihood.kind (=discretized_logistic_mixture) conditions each channel on those before it, {MOST_CHAINED} at most, and "
+                f"data.channels is {sizes.channels}; take discretized_logistic"
+            )
 
 
 LIKELIHOODS: dict[str, type[LikelihoodConfig]] = {

@@ -62,7 +62,7 @@ def flatten(image: Picture, alpha: Picture, colour: Colour) -> Picture:
 def is_grey(image: Picture) -> bool:
     """Whether all channels are equal."""
     if image.shape[2] != 3:
-        return image.shape[2] == 1
+        return bool(image.shape[2] == 1)
     red, green, blue = map(
         int, image[image.shape[0] // 2, image.shape[1] // 2]
     )  # most images have colour there

@@ -145,9 +145,11 @@ def flat_images(stored: Stored, *, lead: int = 0) -> Images:
     return Images(stored, 0, (side, side, 3), upright)
 
 
-def may_be_images(stored: Stored) -> bool:
-    """Whether the element type and shape are those of images."""
+def may_be_images(stored: Stored, dtype: Dtype = "uint8") -> bool:
+    """Whether the element type and shape are those of images. dtype: the type that is wanted."""
     kinds = stored.dtype == np.uint8 or stored.dtype.kind in "bf"
+    if dtype != "uint8":
+        kinds = stored.dtype.newbyteorder("=") == dtype
     return kinds and len(stored.shape) in LAYOUTS and bool(_possible(stored.shape))
 
 

@@ -45,7 +45,7 @@ def arrays(path: Path, *, column: str | None = None, dtype: Dtype = "uint8") -> 
     """
     inventory = list_arrays(path)
     wanted = _wanted(column, inventory)
-    named = image_arrays(inventory, wanted.image)
+    named = image_arrays(inventory, wanted.image, dtype)
     labels = label_arrays(inventory, named, wanted.label)
     images = {split: _images(named[split], labels.get(split), wanted.axes, dtype) for split in named}
     _report_left_out(inventory, named, labels)

@@ -18,6 +18,11 @@ def refuse_clipping(reader: ShardReader) -> None:
 
     The bounds in the index tell whether any are; then evenly spaced images are counted, the same ones on every rank.
     """
+    for one in reader.sets:
+        _refuse_clipping(one)
+
+
+def _refuse_clipping(reader: ShardReader) -> None:
     values, window = reader.index.values, reader.window
     if not window.clips or window.low <= values.low <= values.high <= window.high:
         return

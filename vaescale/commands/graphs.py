@@ -34,13 +34,13 @@ TRACED, CHECKED = 2, (1, 5)  # numbers of images
 
 
 class Graph(NamedTuple):
-    """A module, an example of its input [TRACED, ...], the names of input and outputs, and the whole model."""
+    """A module, an example of its input [TRACED, ...], the names of input and outputs, and the window of the images."""
 
     module: nn.Module
     example: Tensor
     takes: str
     gives: tuple[str, ...]
-    model: VAE
+    window: Window = Window()
 
 
 class Encode(nn.Module):
@@ -86,14 +86,14 @@ def graphs_of(trained: Trained) -> dict[str, Graph]:
         model.network.checkpointing = False  # of use in a backward pass only
     latents = model.latent_shape if len(model.group_sizes) == 1 else (sum(model.group_sizes),)
     generator = torch.Generator().manual_seed(0)
-    images = _random_images(model, TRACED, generator)
+    images = _random_images(model.image_shape, TRACED, model.window, generator)
     z = torch.randn(TRACED, *latents, generator=generator)
     decode = Decode(model)
     with torch.no_grad():
         moments = len(decode(z))
     return {
-        "encode": Graph(Encode(model), images, "images", ("mean", "log_sigma"), model),
-        "decode": Graph(decode, z, "z", ("mean", "sigma")[:moments], model),
+        "encode": Graph(Encode(model), images, "images", ("mean", "log_sigma"), model.window),
+        "decode": Graph(decode, z, "z", ("mean", "sigma")[:moments], model.window),
     }
 
 
@@ -112,10 +112,10 @@ def program_of(graph: Graph) -> ExportedProgram:
     return program
 
 
-def _random_images(model: VAE, number: int, generator: torch.Generator) -> Tensor:
+def _random_images(shape: tuple[int, ...], number: int, window: Window, generator: torch.Generator) -> Tensor:
     """Images as a graph takes them: in [0, 1], or stored values of another depth."""
-    x = torch.rand(number, *model.image_shape, generator=generator)
-    return x if model.window == Window() else to_stored(x, model.window)
+    x = torch.rand(number, *shape, generator=generator)
+    return x if window == Window() else to_stored(x, window)
 
 
 @contextmanager
@@ -142,12 +142,12 @@ def largest_difference(graph: Graph, values: Any) -> float:
     values: a function from the input to the outputs. Raises UserError for more than LARGEST_DIFFERENCE.
     """
     generator = torch.Generator().manual_seed(1)
-    window, largest = graph.model.window, 0.0
+    window, largest = graph.window, 0.0
     # Images of another depth come out of `decode` in stored units, of which the window has many.
     unit = window.high - window.low if graph.takes == "z" and window != Window() else 1.0
     for number in CHECKED:
         if graph.takes == "images":
-            x = _random_images(graph.model, number, generator)
+            x = _random_images(graph.example.shape[1:], number, window, generator)
         else:
             x = torch.randn(number, *graph.example.shape[1:], generator=generator)
         for name, own, other in zip(graph.gives, graph.module(x), values(x), strict=True):

@@ -69,7 +69,9 @@ def test_a_run_of_16_bits_through_every_verb(
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
     assert (np.ptp(colours, axis=1) > 60).mean() > 0.05, "of the colour map"
     assert vaescale("quality", run, "--features", "pixels", "--count", "32").code == 0
-    assert vaescale("baselines", run).code == 0
+    rows = json.loads(vaescale("baselines", run, "--json").out)["rows"]
+    (pca,) = (row for name, row in rows.items() if name != "tiny")
+    assert pca["bits_per_dim"] == pytest.approx(pca["nll_nats"] / dimensions + 12)
     samples = tmp_path / "samples"
     assert (
         vaescale(

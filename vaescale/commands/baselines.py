@@ -209,7 +209,7 @@ def _add_ppca(
         notes.append(f"no PCA: the images have {size} values, more than {MOST_DIMENSIONS}")
         return pictures, None
     heartbeat.beat("probabilistic PCA")
-    fit = ppca(known, held_out, latents)
+    fit = ppca(known, held_out, latents, depth=model.window.bits)
     if fit is None:
         notes.append("no PCA: the training images are all the same, or vary in one direction only")
         return pictures, None

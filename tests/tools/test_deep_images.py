@@ -17,6 +17,7 @@ from vaescale.commands.make_shards import make_shards
 from vaescale.config import Window
 from vaescale.data.making.sources.phantom import image
 from vaescale.errors import UserError
+from vaescale.recipe import load_recipe
 from vaescale.runs.folder import read_metrics
 
 WINDOW = Window("int16", -1024, 3071)
@@ -166,6 +167,15 @@ REFUSED = {
     "data.channels=3": (3, "holds 1 channels, data.channels is 3"),
     "figures.channels=[2]": (2, "figures.channels (=[2]) names channel 2, data.channels is 1"),
 }  # fmt: skip
+
+
+def test_a_starter_recipe_states_type_and_range(vaescale: Any, shards: Path, tmp_path: Path) -> None:
+    path = tmp_path / "starter.yaml"
+    made = vaescale("new-recipe", shards / "phantom", "-o", path)
+    assert made.code == 0, made.err
+    data = load_recipe(path).data
+    index = json.loads((shards / "phantom/train/index.json").read_text())["values"]
+    assert data.window == ("int16", index["low"], index["high"])
 
 
 @pytest.mark.parametrize("overrides", REFUSED)

@@ -309,7 +309,7 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
     folder = trained.folder / "figures"
     paths = [folder / f"reconstructions{suffix}.png"]
     title = trained.title(f"{images.description} images, decoded from the mean of q(z|x)")
-    figures.image_rows(paths[0], _rows(trained, images.reader), title=title)
+    figures.image_rows(paths[0], _rows(trained, images.reader), title=title, view=trained.recipe.view)
     if result["interval_coverage"]:
         paths.append(folder / f"calibration{suffix}.png")
         label = f"{trained.recipe.name}, step {trained.step}"

@@ -19,12 +19,14 @@ from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
 from vaescale.commands.sample import sources_of, told_of
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
+from vaescale.config import Window
 from vaescale.data.batch import Batch
 from vaescale.data.given_images import Layout, Levels, as_levels, in_layout
 from vaescale.errors import UserError
 from vaescale.evaluation.importance import bounds_of, most_at_once
 from vaescale.evaluation.likelihood import refuse_without_bound
 from vaescale.evaluation.measures import Seen
+from vaescale.models.units import to_stored
 from vaescale.recipe import Recipe
 from vaescale.trained import Trained, Weights, images_at_once, open_trained, refuse_codes
 
@@ -44,7 +46,8 @@ class Run:
     """An opened run. Functions of verbs take it in place of its folder: `vaescale.evaluate(run)`.
 
     Images are arrays or tensors [N, C, H, W] or [N, H, W, C], uint8 or real numbers in [0, 1], one image of it, PIL images or lists; see
-    `data/given_images.py`. Real numbers are rounded to the 256 levels of image files. Results are NumPy arrays.
+    `data/given_images.py`. Real numbers are rounded to the 256 levels of image files. A run of another depth takes the values that its shards
+    hold. Results are NumPy arrays, images in [0, 1] (`stored` makes stored values of them).
     """
 
     def __init__(self, trained: Trained) -> None:
@@ -91,6 +94,15 @@ class Run:
         """C, H, W of the images."""
         return self.trained.model.image_shape
 
+    @property
+    def window(self) -> Window:
+        """The type of the images, and the stored values that are 0 and 1: uint8 from 0 to 255, unless data.dtype or data.range are others."""
+        return self.trained.model.window
+
+    def stored(self, images: Floats) -> NDArray[Any]:
+        """Results in [0, 1], clamped, as the values that shards hold: uint8 from 0 to 255, or of the run's type and range."""
+        return to_stored(torch.from_numpy(np.ascontiguousarray(images)), self.window).numpy()
+
     @checked
     def encode(self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0) -> NDArray[Any]:
         """The means of q(z|x), float32 [N, *latent_shape]; of a ladder those of all groups, flat [N, Z], each given the means above it.
@@ -108,13 +120,18 @@ class Run:
                 return model.joint_posterior(seen.x).mu
             return model.posterior(seen.x).mu.float()
 
-        return self._of_images(encoded, as_levels(images, self.image_shape, layout=layout), first)
+        return self._of_images(
+            encoded, as_levels(images, self.image_shape, layout=layout, window=self.window), first
+        )
 
     @checked
     def posterior(self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0) -> Posterior:
         """q(z|x) of all latents, flat. The arguments are those of `encode`. Raises UserError for a run with codes."""
         refuse_codes(self.trained, "posterior", "take encode")
-        model, levels = self.trained.model, as_levels(images, self.image_shape, layout=layout)
+        model, levels = (
+            self.trained.model,
+            as_levels(images, self.image_shape, layout=layout, window=self.window),
+        )
 
         def both(seen: Seen) -> Tensor:
             q = model.joint_posterior(seen.x)
@@ -127,7 +144,7 @@ class Run:
     def reconstruct(self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0) -> Floats:
         """E[x|z] at the means of q(z|x), float32 in the images' order of axes. The arguments are those of `encode`."""
         levels, likelihood = (
-            as_levels(images, self.image_shape, layout=layout),
+            as_levels(images, self.image_shape, layout=layout, window=self.window),
             self.trained.model.likelihood,
         )
         means = self._of_images(lambda seen: likelihood.mean(seen.params).float(), levels, first)
@@ -203,7 +220,10 @@ class Run:
         mean `vaescale evaluate` prints. Raises UserError for a run without a bound.
         """
         self._refuse_without_bound("elbo")
-        model, levels = self.trained.model, as_levels(images, self.image_shape, layout=layout)
+        model, levels = (
+            self.trained.model,
+            as_levels(images, self.image_shape, layout=layout, window=self.window),
+        )
 
         def bound(seen: Seen) -> Tensor:
             terms = model.terms(seen.x, seen.drawn, seen.mask, measured=False)
@@ -222,7 +242,10 @@ class Run:
         """
         self._refuse_without_bound("log_prob")
         refuse_codes(self.trained, "log_prob", "take elbo: each image has one code")
-        model, levels = self.trained.model, as_levels(images, self.image_shape, layout=layout)
+        model, levels = (
+            self.trained.model,
+            as_levels(images, self.image_shape, layout=layout, window=self.window),
+        )
         at_once = most_at_once(model)
         return self._of_images(
             lambda seen: bounds_of(

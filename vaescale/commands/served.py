@@ -1,7 +1,8 @@
 """The model that MLflow calls: `mlflow.pyfunc.load_model(OUT)` calls `_load_pyfunc`, which opens OUT/data/run.
 
 predict(images, params) takes images as `data/given_images.py` describes, uint8 or real numbers in [0, 1], [N, C, H, W] or [N, H, W, C], as arrays
-or nested lists, and returns float32, by params["mode"]:
+or nested lists, and returns float32; a model of another depth takes the values of its shards and returns images as such values. By
+params["mode"]:
 
     reconstruct (default)   decoded means of the posterior's means, in the images' order of axes
     encode                  the posterior's means, [N, Z]; of a model with codes, their vectors
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 
 from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
+from vaescale.config import Window
 from vaescale.data.given_images import as_levels, in_layout
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
+from vaescale.models.units import to_stored
 from vaescale.runs import folder as run_folder
 from vaescale.runs import origins
 from vaescale.runs.requests import refusal, refuse_unknown_params
@@ -65,7 +68,7 @@ class Served:
         mixture = folder / "gmm"
         self.mixture = mixture_files.load(mixture) if mixture.is_dir() else None
 
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[Any]:
         """Reconstruct, encode or sample, as the module docstring describes. Raises UserError, in MLflow's form, for other images or params."""
         try:
             return self._predict(model_input, {**DEFAULTS, **(params or {})})
@@ -73,18 +76,17 @@ class Served:
             raise refusal(str(error)) from None
 
     @torch.no_grad()
-    def _predict(self, model_input: Any, params: dict[str, Any]) -> NDArray[np.float32]:
+    def _predict(self, model_input: Any, params: dict[str, Any]) -> NDArray[Any]:
         _refuse_unknown(params)
-        levels = as_levels(model_input, self.trained.model.image_shape)
+        model = self.trained.model
+        levels = as_levels(model_input, model.image_shape, window=model.window)
         batches = torch.split(torch.arange(len(levels.images)), BATCH)
         answer = np.concatenate(
             [self._answer(levels.images[slots.numpy()], slots, params) for slots in batches]
         )
         return answer if params["mode"] == "encode" else in_layout(answer, levels.layout)
 
-    def _answer(
-        self, images: NDArray[np.uint8], slots: torch.Tensor, params: dict[str, Any]
-    ) -> NDArray[np.float32]:
+    def _answer(self, images: NDArray[Any], slots: torch.Tensor, params: dict[str, Any]) -> NDArray[Any]:
         model = self.trained.model
         device = next(model.parameters()).device
         stream = noise.Stream(int(params["seed"]), 0, slots.to(device))
@@ -96,6 +98,9 @@ class Served:
                 answer = model.joint_means(x, 1) if model.num_codes else model.posterior(x).mu.flatten(1)
             else:
                 answer = model.likelihood.mean(model.reconstruct(x))
+        if params["mode"] != "encode" and model.window != Window():
+            answer = to_stored(answer, model.window)
+            return answer.cpu().numpy()
         array: NDArray[np.float32] = answer.float().cpu().numpy()
         return array
 

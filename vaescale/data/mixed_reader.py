@@ -35,16 +35,22 @@ class MixedReader(ShardReader):
     def __len__(self) -> int:
         return int(self.firsts[-1])
 
+    @property
+    def sets(self) -> tuple[ShardReader, ...]:
+        """The reader of each set."""
+        return self.readers
+
     def fetched(self, request: Request) -> Fetched:
         """The samples of a request, each read by the reader of its set."""
         size = len(request.numbers)
         images = torch.empty((size, *self.form.shape), dtype=self.form.dtype)
         labels, usable = torch.empty(size, dtype=torch.int64), torch.empty(size, dtype=torch.bool)
-        keys, faults = [""] * size, list[Fault]()
+        keys, faults, values = [""] * size, list[Fault](), images.numpy()
         for which, slots, numbers in self._by_set(request.numbers):
             part = self.readers[which].fetched(Request(numbers, refill=request.refill))
             places = torch.from_numpy(slots)
-            images[places], labels[places], usable[places] = part.images, part.labels, part.usable
+            values[slots] = part.images.numpy()  # torch does not assign uint16 by index
+            labels[places], usable[places] = part.labels, part.usable
             for slot, key in zip(slots.tolist(), part.keys, strict=True):
                 keys[slot] = key
             first = int(self.firsts[which])
@@ -151,7 +157,10 @@ def _joined(indexes: Sequence[ShardIndex]) -> ShardIndex:
     shards = ShardTable(row for index in indexes for row in index.shards.rows)
     place = " + ".join(index.place for index in indexes)
     made = {"sets": [index.made for index in indexes]}
-    return ShardIndex(place, shards, shapes.pop() if len(shapes) == 1 else None, indexes[0].class_names, made)
+    values = [index.values for index in indexes]  # of one type, which the recipe names
+    bounds = values[0]._replace(low=min(one.low for one in values), high=max(one.high for one in values))
+    image = shapes.pop() if len(shapes) == 1 else None
+    return ShardIndex(place, shards, image, indexes[0].class_names, made, values=bounds)
 
 
 def _epoch_of(index: ShardIndex, plan: MixedPlan) -> ShardIndex:

@@ -88,7 +88,7 @@ class FlatVAE(VAE):
 
     def posterior(self, x: Tensor) -> Gaussian:
         """The posterior q(z|x) of all latents."""
-        embedding = self.embedded(len(x))
+        embedding = self.embedded(x.shape[0])
         raw = wide(self.network.encode(x) if embedding is None else self.network.encode(x, embedding))
         with torch.autocast(x.device.type, enabled=False):
             q: Gaussian = self._to_posterior(raw, None)
@@ -145,7 +145,7 @@ class FlatVAE(VAE):
 
     def _decoded(self, z: Tensor) -> Tensor:
         """The raw parameters from latents [B, *latent_shape]."""
-        embedding = self.embedded(len(z))
+        embedding = self.embedded(z.shape[0])
         params: Tensor = self.network.decode(z) if embedding is None else self.network.decode(z, embedding)
         return params
 

@@ -1,4 +1,4 @@
-"""One process, two and four give the same curve where it is hard: damaged data, ladders, statistics over the batch, two players."""
+"""One process, two and four give the same curve where it is hard: damaged data, classes, ladders, statistics over the batch, two players."""
 
 import json
 import shutil
@@ -37,12 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 HARD = (
     *("training.accumulation=2", "data.flip=true", "data.shuffle_block=100"),
     *("data.train=data/damaged", "data.max_skipped=0.1"),
+    *("condition.kind=class", "condition.classes=10", "condition.dropout=0.2", "condition.prior=true"),
 )
 
 
 LADDER = (
     *("network.kind=ladder", "network.latent_dim=2", "network.width=16", "network.checkpointing=true"),
     *("posterior.kind=relative", "objective.free_bits.nats=0.2", "optimizer.skip_factor=1.2"),
+    *("condition.kind=class", "condition.classes=10", "condition.dropout=0.2"),
 )
 INFOGAN = (
     "network.widths=null",

@@ -80,7 +80,9 @@ class FlatVAE(VAE):
                 else (nothing, nothing),
                 mu=q.mu.flatten(1),
                 log_sigma=q.log_sigma.flatten(1),
-                log_ratio=_log_ratio(repeated, self._class_prior(z.shape[0]), z, draws=draws, detached=detached)
+                log_ratio=_log_ratio(
+                    repeated, self._class_prior(z.shape[0]), z, draws=draws, detached=detached
+                )
                 if weighted
                 else nothing,
                 draws=z,

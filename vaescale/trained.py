@@ -14,6 +14,7 @@ from vaescale.data.batch import Batch
 from vaescale.data.classes import refuse_other_classes
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import ShardReader, open_reader
+from vaescale.data.training_sets import open_mixture
 from vaescale.data.workers import Workers
 from vaescale.errors import UserError
 from vaescale.models.build import build_vae
@@ -155,7 +156,7 @@ def open_trained(
     recipe = load_recipe(folder / run_folder.RECIPE)
     if recipe.data.holds == "latents" and not of_latents:
         raise UserError(
-            f"{folder} is a model of the latents in {recipe.data.train}, which makes no images; decode its samples by the run of "
+            f"{folder} is a model of the latents in {recipe.data.train_words}, which makes no images; decode its samples by the run of "
             f"these latents: `vaescale sample RUN --prior {folder}`"
         )
     if re.fullmatch(CHECKPOINT, which) is None:
@@ -287,8 +288,10 @@ def draw_seed(recipe: Recipe, split: Split) -> int:
 def open_split(recipe: Recipe, split: Split, *, place: str | None = None) -> ShardReader:
     """The reader of one of the recipe's two data sets, or of the shards at `place`, read as the recipe says.
 
-    Raises UserError for another split.
+    The training images of several sets, or of balanced classes, are an epoch of the mixture. None are augmented. Raises UserError for another split.
     """
     if split not in get_args(Split):
         raise UserError(f"split (={split!r}) must be 'train' or 'val'")
-    return open_reader(place or (recipe.data.train if split == "train" else recipe.data.val), recipe.data)
+    if split == "train" and not place:
+        return open_mixture(recipe.data, recipe.seed)
+    return open_reader(place or recipe.data.val, recipe.data)

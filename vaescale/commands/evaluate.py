@@ -229,6 +229,10 @@ def _measure(
         protocol |= CLASS_PROTOCOL | (CLASSIFICATION_PROTOCOL if classification else {})
     if refitted is not None:
         protocol["sigma"] = refitted.protocol
+    if data.augment:
+        protocol["training_images"] = (
+            f"augmented in training ({data.augment.words}), so the model's density is of augmented images; the evaluated ones are not"
+        )
     if not importance_samples:
         origin = {"weights_hash": trained.weights_hash, "data_hash": hashed, "code": code}
         metrics |= _kept(earlier, origin)

@@ -65,6 +65,7 @@ def export(
     if push_to_hub:
         check_hub(push_to_hub)
     trained = open_trained(run, weights=weights, which=checkpoint)
+    trained.announce("export")
     result = {"out": str(out), **FORMATS[format](trained, out, Options(log, scaling, latent_images))}
     write_card(trained, out, format=format)
     make_readable(out)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vaescale import comm, figures
 from vaescale.data.batch import Batch, Request
+from vaescale.data.mixed_plan import MixedPlan
 from vaescale.data.plan import Plan
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
@@ -45,7 +46,7 @@ class Images(NamedTuple):
 
     train: ShardReader
     val: ShardReader
-    plan: Plan
+    plan: Plan | MixedPlan
     held_out: Callable[[], Generator[Batch]]
     measured: int
     max_skipped: float

@@ -65,7 +65,7 @@ def test_bounds_by_class_and_the_classes_that_they_choose(run: Path, vaescale: V
 
     trained = open_trained(run)
     reader = open_split(trained.recipe, "val")
-    labels = np.concatenate([reader.labels_of(shard) for shard in range(len(reader.index.shards))])
+    labels = reader.labels()
     assert (np.bincount(labels) == images).all()
     frequencies = torch.tensor(json.loads((run / "classes.json").read_text())["frequencies"]).double()
     (batch,) = in_order(reader)
@@ -131,7 +131,7 @@ def test_pictures_of_classes(run: Path, vaescale: Verb) -> None:
 def test_mixtures_and_distances_of_classes(run: Path, tmp_path: Path, vaescale: Verb) -> None:
     rows = json.loads((run / "gmm/classes/selection.json").read_text())["classes"]
     reader = open_split(open_trained(run).recipe, "train")
-    labels = np.concatenate([reader.labels_of(shard) for shard in range(len(reader.index.shards))])
+    labels = reader.labels()
     assert [row["images"] for row in rows] == np.bincount(labels).tolist()
     assert all(row["val_nats"] > row["prior_val_nats"] for row in rows)
     options = ("--features", "pixels", "--decode", "mean", "--per-class", "--cache", tmp_path, "--json")

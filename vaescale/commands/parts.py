@@ -12,9 +12,10 @@ from vaescale.adversaries.config import AdversarialConfig
 from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands import initial_weights
 from vaescale.commands.second_stage import origin_of
-from vaescale.data.classes import refuse_other_classes
+from vaescale.data.classes import count_classes, refuse_other_classes
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.mixed_plan import MixedPlan
+from vaescale.data.mixed_reader import MixtureReader
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.data.training_sets import describe_mixture, open_training, training_plan
@@ -83,10 +84,7 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
     """Build the model and open the data. Writes nothing. Raises UserError and DataError on all ranks."""
     parts = comm.together(lambda: _build(recipe, launch))
     if recipe.condition:
-        counts = refuse_other_classes(parts.train_reader, recipe.condition.classes)
-        refuse_other_classes(parts.val_reader, recipe.condition.classes)
-        names = counts.names(parts.train_reader.index.class_names)
-        parts = replace(parts, classes=ClassTable(names, counts.frequencies))
+        parts = replace(parts, classes=_classes_of(parts, recipe.condition.classes))
     tags = comm.on_main(
         lambda: identity_tags(
             recipe_hash=recipe.hash,
@@ -105,6 +103,16 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
     if distance := distance_of(parts.objective):
         tags["perceptual_hash"] = distance.identity
     return replace(parts, tags=tags)
+
+
+def _classes_of(parts: Parts, classes: int) -> ClassTable:
+    """The classes of a conditional model, with the frequencies in which training draws them. Raises DataError for images without one."""
+    reader, plan = parts.train_reader, parts.plan
+    counts = refuse_other_classes(reader, classes)
+    refuse_other_classes(parts.val_reader, classes)
+    if isinstance(plan, MixedPlan):
+        counts = count_classes(MixtureReader(reader, plan), classes)
+    return ClassTable(counts.names(reader.index.class_names), counts.frequencies)
 
 
 def _build(recipe: Recipe, launch: backends.Launch) -> Parts:

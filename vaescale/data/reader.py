@@ -148,10 +148,6 @@ class ShardReader(Dataset[Fetched]):
         """The stores that are not on this node."""
         return [self.store] if isinstance(self.store, Remote) else []
 
-    def labels_of(self, shard_number: int) -> NDArray[np.int64]:
-        """The classes of the images of a shard, int64 [N] (-1: none)."""
-        return self._files.load_entries(shard_number)["label"].astype(np.int64)
-
     def fetch_shard(self, shard_number: int) -> None:
         """Bring a remote shard and its entries to this node."""
         shard = self.index.shards[shard_number]

@@ -22,6 +22,7 @@ from vaescale.evaluation.measures import Seen
 from vaescale.models.vae import VAE
 
 Z_95 = 1.959964  # of a two-sided interval of 95%
+MARGINAL = ("neg_marginal_nats", "neg_marginal_standard_error", "marginal_bits_per_dim")
 CLASS_PROTOCOL = {
     "classes": "the one-sample ELBO of `bound`, by the images' classes; standard errors over images",
 }

@@ -14,13 +14,15 @@ from scipy.stats import binomtest
 
 import vaescale as package
 from tests.conftest import Outcome, run_verb, tiny_recipe
+from vaescale.commands.initial_weights import begin
 from vaescale.data.batch import Batch
 from vaescale.data.making.items import Item
 from vaescale.data.making.storing import Making
 from vaescale.data.making.writing import write_shards
 from vaescale.evaluation.classes import bounds_by_class, wilson
 from vaescale.evaluation.measures import Seen
-from vaescale.trained import in_order, open_split, open_trained
+from vaescale.recipe import recipe_of
+from vaescale.trained import build_model, in_order, open_split, open_trained
 
 Verb = Callable[..., Outcome]
 
@@ -48,6 +50,17 @@ def test_a_resumed_run_has_the_same_bits(run: Path, tmp_path: Path, vaescale: Ve
     assert vaescale("train", run / "recipe.yaml", f"run_dir={resumed}").code == 0
     files = [folder / "checkpoints/step-000000012/model.safetensors" for folder in (run, resumed)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_conditional_model_may_begin_as_an_unconditional_run(trained_run: Path, digits: Path) -> None:
+    content = conditional_recipe(digits, trained_run)
+    model, plain = build_model(recipe_of(content)), open_trained(trained_run).model
+    begun = begin(model, recipe_of(content, {"init_from.path": str(trained_run)}))
+    assert begun is not None
+    assert "network.decoder_modulations.1.linear.weight" in begun.sentence
+    x, y = torch.rand(3, 1, 8, 8), torch.tensor([0, 5, 9])
+    with torch.no_grad():
+        assert torch.equal(model.eval().given(y).reconstruct(x), plain.reconstruct(x))
 
 
 def test_bounds_by_class_and_the_classes_that_they_choose(run: Path, vaescale: Verb) -> None:

@@ -15,10 +15,9 @@ from vaescale.commands.second_stage import origin_of
 from vaescale.data.classes import count_classes, refuse_other_classes
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.mixed_plan import MixedPlan
-from vaescale.data.mixed_reader import MixtureReader
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
-from vaescale.data.training_sets import describe_mixture, open_training, training_plan
+from vaescale.data.training_sets import as_drawn, describe_mixture, open_training, training_plan
 from vaescale.errors import UserError
 from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
@@ -84,7 +83,11 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
     """Build the model and open the data. Writes nothing. Raises UserError and DataError on all ranks."""
     parts = comm.together(lambda: _build(recipe, launch))
     if recipe.condition:
-        parts = replace(parts, classes=_classes_of(parts, recipe.condition.classes))
+        refuse_other_classes(parts.train_reader, recipe.condition.classes)
+        refuse_other_classes(parts.val_reader, recipe.condition.classes)
+        counts = count_classes(as_drawn(parts.train_reader, parts.plan), recipe.condition.classes)
+        names = counts.names(parts.train_reader.index.class_names)
+        parts = replace(parts, classes=ClassTable(names, counts.frequencies))
     tags = comm.on_main(
         lambda: identity_tags(
             recipe_hash=recipe.hash,
@@ -103,16 +106,6 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
     if distance := distance_of(parts.objective):
         tags["perceptual_hash"] = distance.identity
     return replace(parts, tags=tags)
-
-
-def _classes_of(parts: Parts, classes: int) -> ClassTable:
-    """The classes of a conditional model, with the frequencies in which training draws them. Raises DataError for images without one."""
-    reader, plan = parts.train_reader, parts.plan
-    counts = refuse_other_classes(reader, classes)
-    refuse_other_classes(parts.val_reader, classes)
-    if isinstance(plan, MixedPlan):
-        counts = count_classes(MixtureReader(reader, plan), classes)
-    return ClassTable(counts.names(reader.index.class_names), counts.frequencies)
 
 
 def _build(recipe: Recipe, launch: backends.Launch) -> Parts:

@@ -32,6 +32,9 @@ MEAN_ALONE = Property(
     "likelihood", "a decoder of the mean alone, with a sigma that is a number or an optimal one"
 )
 FIXED_POSTERIOR = Property("posterior", "constant standard deviations")
+CODE_MAPS = Property("data", "codes of another run")
+CODE_MASS = Property("likelihood", "a mass over any number of codes")
+CODE_MODEL = Property("network", "a model of codes")
 SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
 
 

@@ -83,7 +83,7 @@ def train(
             steps = _train(parts, start, stack, watchdog)
         is_other = start.is_at_the_end and bool(start.changes)
         summary = comm.on_main(lambda: _summary(parts, steps, is_other=is_other))
-    origin = parts.tags.get("latents_of")
+    origin = parts.tags.get("latents_of") if recipe.data.holds == "latents" else None
     of_latents = {"latents_of": origin["run"]} if origin else {}
     return {"run_dir": str(parts.folder), "step": steps, **of_latents, **summary}
 

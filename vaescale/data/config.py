@@ -5,7 +5,19 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vaescale.config import UNBOUNDED_MEAN, Config, Need, Size, parse_bytes, sides, size_of
+from vaescale.config import (
+    CODE_MAPS,
+    CODE_MASS,
+    CODE_MODEL,
+    UNBOUNDED_MEAN,
+    Config,
+    Need,
+    Property,
+    Size,
+    parse_bytes,
+    sides,
+    size_of,
+)
 from vaescale.data.plan import BLOCK_SAMPLES
 
 Crop = Literal["square", "whole", "aspect"] | int
@@ -21,13 +33,15 @@ class DataConfig(Config):
     image_size: Side | tuple[Side, Side] = Field(
         description="side of the images in pixels, or [height, width]"
     )
-    holds: Literal["images", "latents"] = Field(
+    holds: Literal["images", "latents", "codes"] = Field(
         default="images",
         description="what the shards hold: images, or the latents of another run that `vaescale encode` wrote, as means and "
-        "variances from which each step draws",
+        "variances from which each step draws, or its codes, of which `vaescale fit-prior` trains a model",
     )
     channels: int = Field(
-        default=1, gt=0, description="1: grey, 3: RGB; of latents, their number or the channels of the map"
+        default=1,
+        gt=0,
+        description="1: grey, 3: RGB; of latents, their number or the channels of the map; of codes, the number of different ones",
     )
     crop: Literal["square", "whole", "aspect"] | Side | None = Field(
         default=None,
@@ -95,14 +109,21 @@ class DataConfig(Config):
                 f"crop (={self.crop}) gives squares, image_size is {list(self.image_size)}; set crop to aspect or whole"
             )
         for key in ("crop", "flip"):
-            if self.holds == "latents" and getattr(self, key):
+            if self.holds != "images" and getattr(self, key):
                 raise ValueError(
-                    f"{key} (={getattr(self, key)}) needs images; leave it out with holds: latents"
+                    f"{key} (={getattr(self, key)}) needs images; leave it out with holds: {self.holds}"
                 )
         return self
 
+    def offers(self) -> frozenset[Property]:
+        """The property of models of codes."""
+        return frozenset({CODE_MAPS}) if self.holds == "codes" else frozenset()
+
     def needs(self) -> Iterable[Need]:
-        """Latents have values outside of [0, 1]."""
+        """Latents have values outside of [0, 1]; codes have a model of their own."""
+        if self.holds == "codes":
+            yield Need("data.holds (='codes')", CODE_MODEL, "set network.kind=code_transformer")
+            yield Need("data.holds (='codes')", CODE_MASS, "set likelihood.kind=categorical")
         if self.holds == "latents":
             remedy = "set likelihood.mean=identity, with likelihood.kind gaussian, laplace or student_t"
             yield Need("data.holds (='latents')", UNBOUNDED_MEAN, remedy)

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vaescale.config import (
+    CODE_MASS,
     MEAN_ALONE,
     SIGMA_OF_ANY_SIZE,
     SIGMA_OF_DRAWS,
@@ -267,11 +268,15 @@ class BernoulliConfig(LikelihoodConfig):
 
 
 class CategoricalConfig(LikelihoodConfig):
-    """One logit for each of a pixel's 256 levels."""
+    """One logit for each of a pixel's 256 levels; of codes, one for each code."""
 
     measure = "mass"
     implementation = "vaescale.likelihoods.categorical.Categorical"
     kind: Literal["categorical"] = "categorical"
+
+    def offers(self) -> frozenset[Property]:
+        """With that of models of codes."""
+        return super().offers() | {CODE_MASS}
 
 
 class BitwiseConfig(LikelihoodConfig):

@@ -31,7 +31,7 @@ def capture(
     if strategy.model.equivariance is not None:
         return "objective.equivariance scales the images of each step to another size"
     if strategy.model.of_latents:
-        return "data.holds is latents"
+        return "data.holds is latents or codes"
     if strategy.model.num_codes:
         return "posterior.kind has codes, whose state is chosen by the host"
     if strategy.model.shows is not None:

@@ -1,7 +1,7 @@
 """Fit an autoregressive prior to the codes of a run with codes (posterior.kind quantized or finite_scalar): a causal transformer.
 
 Writes RUN/prior, which `vaescale sample RUN --prior autoregressive`, `evaluate` and `quality` then use. The weights are those with the
-fewest nats for held-out codes, of twenty measurements. RUN/prior/training is the run of its training, with metrics.jsonl, rows in MLflow
+fewest nats for held-out codes, of twenty measurements. RUN/prior/NAME-prior is the run of its training, with metrics.jsonl, rows in MLflow
 and checkpoints: the same command continues a fit that was interrupted. `vaescale launch fit-prior RUN` trains on several processes.
 
   vaescale fit-prior runs/digits-vq_vae

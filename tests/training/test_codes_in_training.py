@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import run_verb, tiny_recipe
 from vaescale.commands.run import load
+from vaescale.commands.served import Served
 from vaescale.data.batch import Request
 from vaescale.data.config import DataConfig
 from vaescale.data.reader import open_reader
@@ -125,12 +126,14 @@ def test_verbs_work_or_say_why_not(runs: Path, vaescale, tmp_path: Path, name: s
     )
     exported = vaescale("export", run, tmp_path / "mlflow")
     assert exported.code == 0, exported.err
-    from vaescale.commands.served import Served
-
     answer = Served(tmp_path / "mlflow/data/run").predict(
         np.zeros((2, 1, 8, 8), np.uint8), {"mode": "encode"}
     )
     assert answer.shape == (2, 32)
+    with pytest.raises(Exception, match="has no prior over codes; fit one with `vaescale fit-prior RUN`"):
+        Served(tmp_path / "mlflow/data/run").predict(
+            np.zeros((2, 1, 8, 8), np.uint8), {"mode": "sample", "prior": "autoregressive"}
+        )
     for words, message in {
         ("fit-gmm", run): "fit-gmm needs a Gaussian q",
         ("latents", run): "latents needs a Gaussian q",
@@ -178,13 +181,24 @@ def test_a_prior_over_codes_is_fitted_used_and_resumed(
         not in vaescale("evaluate", run, "--weights", "raw", "--json").json["metrics"]
     )
 
+    # An exported run brings the prior along, and draws what the run draws.
+    assert vaescale("export", run, tmp_path / "mlflow").code == 0
+    served = Served(tmp_path / "mlflow/data/run")
+    params = {"mode": "sample", "prior": "autoregressive", "temperature": 0.5}
+    answer = served.predict(np.zeros((4, 1, 8, 8), np.uint8), params)
+    drawn = read_samples(out)
+    np.testing.assert_allclose(answer, drawn, atol=0.5 / 255 + 1e-6)
+    uniform = served.predict(np.zeros((4, 1, 8, 8), np.uint8), {"mode": "sample"})
+    assert np.abs(answer - uniform).max() > 0.1
+
     # Rows of its training, as of any run.
-    rows = read_metrics(run / "prior/training")
+    training = run / "prior" / f"{load_recipe(run / 'recipe.yaml').name}-prior"
+    rows = read_metrics(training)
     assert min(row["val/neg_elbo_nats"] for row in rows) == pytest.approx(nats, rel=1e-6)
     assert rows[-1]["val/bits_per_dim"] == pytest.approx(rows[-1]["val/neg_elbo_nats"] / (16 * np.log(2)))
     assert {"train/lr", "train/neg_elbo_nats", "perf/images_per_second"} <= rows[0].keys()
     assert [len(rows), rows[-1]["step"]] == [20, 20]
-    refused = vaescale("sample", run, "--prior", run / "prior/training")
+    refused = vaescale("sample", run, "--prior", training)
     assert "give --prior autoregressive" in refused.err
 
     # Trained already, it is not trained again; with another option it is.
@@ -212,10 +226,10 @@ def test_a_prior_over_codes_is_fitted_used_and_resumed(
     assert "is of a fit with other settings" in stopped.err
     assert not (run / "prior/checkpoints").exists()
     other = shutil.copytree(run, tmp_path / "other")
-    shutil.rmtree(other / "prior/training")
+    shutil.rmtree(other / "prior" / training.name)
     continued, whole = (vaescale("fit-prior", one, *words) for one in (run, other))
-    assert "prior/training from step 1" in continued.err
-    assert "prior/training from step" not in whole.err
+    assert "-prior from step 1" in continued.err
+    assert "-prior from step" not in whole.err
     assert (run / "prior/prior.safetensors").read_bytes() == (other / "prior/prior.safetensors").read_bytes()
     assert (run / "prior/prior.safetensors").read_bytes() != weights
 
@@ -246,6 +260,13 @@ def test_codes_are_encoded_and_decoded_and_mirrored(runs: Path, vaescale, tmp_pa
         for view, pixels in enumerate((train, train.flip(-1))):
             own = opened.trained.model.encode(pixels.float() / 255).codes  # type: ignore[union-attr]
             np.testing.assert_array_equal(both[view::2], own.numpy())
+
+
+def read_samples(folder: Path) -> np.ndarray:
+    """The images [N, C, H, W] in [0, 1] of a folder of shards."""
+    keys = {"train": "-", "val": "-", "image_size": 8, "global_batch": 1}
+    reader = open_reader(str(folder), DataConfig.model_validate(keys))
+    return reader.__getitems__(Request(np.arange(len(reader)))).images.numpy() / 255
 
 
 def code_maps(run: Path, split: str, count: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Fit an autoregressive prior to the codes of a run: encode its images, train a transformer, keep the weights best for held-out codes.
 
-The codes are shards, as latents are, and RUN/prior/training is a run of its own: `train` trains the transformer as it trains any model,
-with a recipe that is made here. So order and dropout depend on seed, step and slot alone, any number of processes gives one curve, and
+The codes are shards, as latents are, and RUN/prior/NAME-prior is a run of its own, with the name that MLflow shows: `train` trains the
+transformer as it trains any model, with a recipe that is made here. So order and dropout depend on seed, step and slot alone, any number of processes gives one curve, and
 the same command continues bit by bit.
 """
 
@@ -38,7 +38,7 @@ from vaescale.training.config import Precision
 BETAS, EPSILON, WARMUP_SHARE = (0.9, 0.95), 1e-8, 0.05
 LARGEST_NORM = 1.0  # of the gradient in nats per code
 MEASURED, LOGGED = 20, 100  # times in a fit
-LOCK, TRAINING = ".prior.lock", "training"
+LOCK = ".prior.lock"
 FORMER_CHECKPOINTS = (
     "checkpoints"  # in which earlier versions, without a run of its own, kept the state of a fit
 )
@@ -109,7 +109,7 @@ def fit_prior(
         images = codes["train"].index.num_samples
         if images < batch:
             raise UserError(f"--batch (={batch}) exceeds the {images} training images; lower it")
-        recipe = _recipe(trained, folder / TRAINING, codes, fit)
+        recipe = _recipe(trained, folder, codes, fit)
         if not comm.on_main(lambda: _is_trained(folder, recipe, codes)):
             train(recipe, launch=started)
         return _saved(trained, folder, recipe, codes, fit)
@@ -125,13 +125,14 @@ def _claim(folder: Path, stack: ExitStack) -> None:
 
 
 def _recipe(trained: Trained, folder: Path, codes: Codes, fit: Fit) -> Recipe:
-    """The recipe of the prior's training. Gradients are in nats per image, N times those per code."""
+    """The recipe of the prior's training, in a folder of RUN/prior. Gradients are in nats per image, N times those per code."""
     data, (height, width) = trained.recipe.data, codes["train"].shape
     places, every = height * width, -(-fit.steps // MEASURED)
+    name = f"{trained.recipe.name}-prior"
     content = {
-        "name": f"{trained.recipe.name}-prior",
+        "name": name,
         "seed": fit.seed,
-        "run_dir": str(folder),
+        "run_dir": str(folder / name),
         "data": {
             **{split: str(shards.folder) for split, shards in codes.items()},
             "holds": "codes",
@@ -173,7 +174,7 @@ def _recipe(trained: Trained, folder: Path, codes: Codes, fit: Fit) -> Recipe:
 def _is_trained(folder: Path, recipe: Recipe, codes: Codes) -> bool:
     """Whether the prior's training has ended. What is of a fit with other settings or codes is deleted, with a message."""
     shutil.rmtree(folder / FORMER_CHECKPOINTS, ignore_errors=True)
-    training = folder / TRAINING
+    training = Path(recipe.run_dir)
     if not training.exists():
         return False
     if _of_this_fit(training, recipe, codes):
@@ -199,7 +200,7 @@ def _of_this_fit(training: Path, recipe: Recipe, codes: Codes) -> bool:
 
 def _saved(trained: Trained, folder: Path, recipe: Recipe, codes: Codes, fit: Fit) -> dict[str, Any]:
     """Measure and save the weights of the training's best step. Returns the result."""
-    best = open_trained(folder / TRAINING, which="best", of_latents=True)
+    best = open_trained(Path(recipe.run_dir), which="best", of_latents=True)
     prior = best.model.network
     assert isinstance(prior, CodeTransformer)
     measured = {

@@ -129,12 +129,13 @@ def _recipe(trained: Trained, folder: Path, codes: Codes, fit: Fit) -> Recipe:
     data, (height, width) = trained.recipe.data, codes["train"].shape
     places, every = height * width, -(-fit.steps // MEASURED)
     name = f"{trained.recipe.name}-prior"
-    content = {
+    content: dict[str, Any] = {
         "name": name,
         "seed": fit.seed,
         "run_dir": str(folder / name),
         "data": {
-            **{split: str(shards.folder) for split, shards in codes.items()},
+            "train": str(codes["train"].folder),
+            "val": str(codes["val"].folder),
             "holds": "codes",
             "image_size": size_of(height, width),
             "channels": codes["train"].codes,

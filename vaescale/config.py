@@ -35,6 +35,9 @@ FIXED_POSTERIOR = Property("posterior", "constant standard deviations")
 CODE_MAPS = Property("data", "codes of another run")
 CODE_MASS = Property("likelihood", "a mass over any number of codes")
 CODE_MODEL = Property("network", "a model of codes")
+TAKES_CONDITION = Property("network", "layers that take a condition")
+CONDITIONED_LOSS = Property("objective", "a loss of a conditional model")
+IMAGES = Property("data", "images")
 SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
 
 

@@ -30,6 +30,7 @@ from vaescale.trained import (
     images_at_once,
     open_split,
     open_trained,
+    refuse_unlabelled,
 )
 from vaescale.training import launch
 from vaescale.training.skips import tell
@@ -171,6 +172,7 @@ def _opened(trained: Trained, split: Split) -> ShardReader:
     """The images of a split, announced."""
     reader = comm.together(lambda: open_split(trained.recipe, split))
     trained.announce("encode", **{split: reader})
+    refuse_unlabelled(trained, reader)
     return reader
 
 

@@ -123,7 +123,10 @@ def _saved_bytes(
     with unchanged(model):
         model.train()
         with _recomputed_bytes() as blocks, _Storages() as storages:
-            terms = model(batch, stream, mask, importance_samples, False, AUTOCAST[precision])
+            terms = model(
+                *(batch, stream, mask, importance_samples, False, AUTOCAST[precision]),
+                condition=model.any_condition(images),
+            )
             late = stream._replace(step=LATE)
             loss = objective(terms, late) if objective is not None and has_networks else None
         alive: int = storages.alive_bytes() + max(blocks, default=0)

@@ -204,7 +204,7 @@ def test_a_prior_over_codes_is_fitted_used_and_resumed(
     # Trained already, it is not trained again; with another option it is.
     (run / "prior/prior.safetensors").unlink()
     again = vaescale("fit-prior", run, *PRIOR, "--json")
-    assert "fit-prior" in again.err
+    assert f"{training} is trained to step 20 already" in again.err
     assert "epoch" not in again.err
     assert (run / "prior/prior.safetensors").read_bytes() == weights
 

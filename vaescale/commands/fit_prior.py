@@ -91,6 +91,11 @@ def fit_prior(
         raise UserError(f"--width (={width}) must be a multiple of --heads (={heads})")
     fit = Fit(width, layers, heads, steps, batch, lr, weight_decay, dropout, precision, seed)
     with backends.launched(None) as started, ExitStack() as stack:
+        if batch % (processes := started.accelerator.num_processes):
+            nearest = max(1, round(batch / processes)) * processes
+            raise UserError(
+                f"--batch (={batch}) cannot be shared equally by {processes} processes; use {nearest}"
+            )
         trained = open_trained(run, weights=weights, which=checkpoint)
         trained.announce("fit-prior")
         if not isinstance(trained.model, QuantizedVAE):
@@ -179,7 +184,10 @@ def _is_trained(folder: Path, recipe: Recipe, codes: Codes) -> bool:
     if not training.exists():
         return False
     if _of_this_fit(training, recipe, codes):
-        return run_folder.is_trained(training, recipe.training.steps)
+        is_trained = run_folder.is_trained(training, recipe.training.steps)
+        if is_trained:
+            say(f"{training} is trained to step {recipe.training.steps} already")
+        return is_trained
     say(f"{training} is of a fit with other settings; this fit begins anew")
     shutil.rmtree(training)
     return False

@@ -61,7 +61,7 @@ VERBS = {
 MODULES = "modules_to_import"  # the name of --import's value, which no function takes
 FIRST_SPEAKS_SECONDS = 10.0
 # Verbs that end with 75 when a cluster asks them to stop before there is anything to save.
-STARTS_AGAIN = ("train", "launch")
+STARTS_AGAIN = ("train", "fit-prior", "launch")
 # Verbs whose work other processes do, which speak on the same stderr.
 SPOKEN_FOR = ("launch", "sweep", "quickstart")
 EPILOG = """examples:

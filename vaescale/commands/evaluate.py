@@ -12,6 +12,7 @@ from vaescale import comm, figures
 from vaescale.aggregate import code_prior
 from vaescale.aggregate.code_prior import PriorBound
 from vaescale.commands.signature import checked
+from vaescale.compression import code_length as code_lengths
 from vaescale.data.batch import Request
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
@@ -67,6 +68,7 @@ def evaluate(
     importance_samples: Draws | None = None,
     importance_images: Draws | None = None,
     refit_sigma: bool = False,
+    code_length: bool = False,
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once.
@@ -75,7 +77,8 @@ def evaluate(
     data-FOLDER with `data`. images: evaluate only the first so many; the name of the result then ends with -first-N. checkpoint: see `Which`;
     for another than the last the name of the result ends with it. importance_samples: number of draws for each image to bound log p(x) more tightly, for the first
     `importance_images` images or all. refit_sigma: use the maximum-likelihood sigma of the recipe's training images with these weights
-    in place of the running one; the name of the result then ends with -refit.
+    in place of the running one; the name of the result then ends with -refit. code_length: measure the size of `compress`'s code, without
+    writing it.
 
     Writes RUN/evaluation/NAME.json and pictures. Returns the metrics with their protocol. Raises UserError for arguments that
     contradict each other, DataError for images that cannot be used.
@@ -94,6 +97,11 @@ def evaluate(
         trained = open_trained(run, weights=weights, which=checkpoint)
         if refit_sigma:
             refuse_refit(trained.recipe.likelihood)
+        coder = (
+            comm.together(lambda: code_lengths.CodeLength(trained.model, seed=trained.recipe.seed))
+            if code_length
+            else None
+        )
         if importance_samples:
             refuse_codes(trained, "--importance-samples", "leave it out: each image has one code")
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
@@ -105,7 +113,9 @@ def evaluate(
         code = comm.on_main(git_revision)
         refitted = _refit(trained) if refit_sigma else None
         earlier = _earlier(trained, chosen, other_data=data is not None, samples=importance_samples)
-        result = _measure(trained, chosen, earlier, code, importance_samples, importance_images, refitted)
+        result = _measure(
+            trained, chosen, earlier, code, importance_samples, importance_images, refitted, coder
+        )
         return comm.on_main(lambda: _save(trained, chosen, result))
 
 
@@ -155,6 +165,7 @@ def _measure(
     importance_samples: int | None,
     importance_images: int | None,
     refitted: Refitted | None,
+    coder: code_lengths.CodeLength | None,
 ) -> dict[str, Any]:
     """The metrics of all images, with their protocol, and the coverage of p(x|z)'s intervals. All ranks call it."""
     model, seed, data = trained.model, trained.recipe.seed, trained.recipe.data
@@ -167,6 +178,8 @@ def _measure(
     prior = code_prior.of_weights(trained.folder, model, trained.identity) if model.num_codes else None
     if prior is not None:
         measures.append(PriorBound(model, prior))
+    if coder is not None:
+        measures.append(coder)
     name = f"evaluate {trained.recipe.name}"
     with Progress(name, images.number, unit="images", shown=comm.is_main()) as progress:
         metrics = measure(
@@ -179,6 +192,8 @@ def _measure(
     protocol = bounds.protocol(model)
     if prior is not None:
         protocol |= code_prior.PROTOCOL
+    if coder is not None:
+        protocol |= code_lengths.PROTOCOL
     if refitted is not None:
         protocol["sigma"] = refitted.protocol
     if not importance_samples:

@@ -33,7 +33,7 @@ def stream_of(number: int) -> noise.Stream:
     return noise.Stream(0, 0, torch.arange(number))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(sorted(CODED)),
     st.sampled_from(SHAPES),

@@ -20,6 +20,7 @@ from tests.extensions.perceptron import PerceptronConfig
 from tests.extensions.scaled import ScaledConfig
 from tests.extensions.squared import SquaredConfig
 from vaescale import noise
+from vaescale.commands.sweep import sweep
 from vaescale.data.making.sources import SOURCES
 from vaescale.data.making.sources.digits import digits as digits_source
 from vaescale.errors import UserError
@@ -218,3 +219,14 @@ def test_an_installed_package_is_imported_by_itself_and_a_broken_one_left_out(
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("the plugin broken (broken_plugin_module) is left out: ModuleNotFoundError") == 1
     assert importlib.util.find_spec("my_likelihood") is not None
+
+
+@pytest.mark.parametrize(("kind", "file"), [("slurm", "sweep.sbatch"), ("kubernetes", "sweep.yaml")])
+def test_the_files_of_a_sweep_import_what_its_own_process_imported(
+    kind: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported()
+    recipe = Path(__file__).parents[1] / "recipes/digits/optimal.yaml"
+    sweep(recipe, ["seed=0,1"], name="two", write=kind)  # type: ignore[arg-type]
+    assert f"--import={EXAMPLE}" in (tmp_path / "runs/two" / file).read_text()
+    assert ("must have" in capsys.readouterr().err) == (kind == "kubernetes")

@@ -255,7 +255,43 @@ REFUSED = {
     "[=1": "is not key=value",
     "optimizer.betas=[1.5,0.9]": "optimizer.betas.0 is 1.5; input should be less than 1",
     "data.channels=2": "data.channels (=2) must be 1 or 3",
+    "data.train=[]": "data.train is an empty list",
+    "data.train=[a,b,a]": "data.train names a twice; name each set once",
+    "data.train=[{pth: a}]": "unknown key data.train.0.pth (='a'); did you mean data.train.0.path?",
+    "data.train=[{weight: 2}]": "data.train.0.path is missing",
+    "data.train=[{path: a, weight: -1}]": "data.train.0.weight is -1; input should be greater than or equal to 0",
+    "data.train=[{path: a, weight: 0}, {path: b, weight: 0}]": "data.train has 2 sets whose weights sum to 0; give one of them",
+    "data.train=[{path: a, weight: 1}, b, c]": "data.train has 2 of 3 sets without a weight; give each one a weight, or none",
+    "data.train=[a,b] data.holds=latents": "data.train mixes 2 sets, which needs images",
+    "data.balance=clas": "data.balance.kind is 'clas'; did you mean class?",
+    "data.balance.power=2": "data.balance.power is 2; input should be less than or equal to 1",
+    "data.augment={}": "data.augment.shift, crop, turns and jitter change nothing",
+    "data.augment.shift=8": "data.augment.shift (=8) moves images of 8x8 pixels out of sight",
+    "data.augment.turns=quarter data.image_size=[8,12]": "needs square images, and image_size is [8, 12]; set it to half",
+    "data.augment.jitter.hue=0.1": "data.augment.jitter.hue needs RGB images, and channels is 1; set it to 0",
+    "data.augment.crop.scale=[0.5,2]": "data.augment.crop.scale (=[0.5, 2.0]) must be two numbers in (0, 1]",
+    "data.augment.crop.aspect=[2,1]": "data.augment.crop.aspect (=[2.0, 1.0]) must be two positive numbers",
 }
+
+
+def test_weights_and_balance_are_the_recipe_s_and_paths_are_not(recipe_file, recipe_content) -> None:
+    def recipe(*overrides: str) -> Recipe:
+        return load(recipe_file, recipe_content, *overrides)
+
+    plain, one = recipe(), recipe("data.train=[{path: 0123, weight: 2}]")
+    assert one.data.sets[0].path == "0123", "a path stays text in a list"
+    assert plain.hash == one.hash
+    mixed = [
+        recipe(f"data.train=[{{path: {a}, weight: 1}}, {{path: {b}, weight: {weight}}}]")
+        for a, b, weight in (("a", "b", 2), ("c", "d", 2), ("a", "b", 3))
+    ]
+    assert plain.hash != mixed[0].hash == mixed[1].hash != mixed[2].hash
+    assert differences(mixed[0].settings(), mixed[2].settings()) == [
+        "data.train_weights: [1.0, 2.0] -> [1.0, 3.0]"
+    ]
+    assert recipe("data.balance=class").hash != plain.hash
+    again = Recipe.model_validate(mixed[0].public())
+    assert again == mixed[0]
 
 
 @pytest.mark.parametrize("override", REFUSED)

@@ -21,7 +21,7 @@ ORDER = (
     ("objectives", "mixtures"),
     ("adversaries", "perceptual"),
     ("exchange", "models"),
-    ("networks", "likelihoods"),
+    ("conditions", "networks", "likelihoods"),
     ("runs", "figures"),
     ("data",),
     ("comm", "noise", "schedules"),

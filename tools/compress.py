@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     binarize = "code the black and white images that a bernoulli run makes of grey ones"
     add("--binarize", action="store_true", help=binarize)
     add("--check", action="store_true", help="decode each chunk again and compare")
-    each = "a checksum for each image; default: for several small ones, so that checksums take 0.25%% of the code at most"
+    each = "a checksum for each image; default: for several small ones, so that checksums take 0.2%% of the code at most"
     add("--check-each", action="store_true", help=each)
     chunk = "images of a chunk, which is decoded as a whole; default: 4096, fewer for large images"
     add("--chunk-images", type=integer(1), metavar="N", help=chunk)

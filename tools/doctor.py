@@ -14,17 +14,12 @@ MOST_SECONDS = 600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the duration of the exchange, and --build."""
+    """Add the duration of the exchange."""
     parser.add_argument(
         "--seconds",
         type=real(above=0, most=MOST_SECONDS),
         default=2.0,
         help="duration of the test in which the processes of a launcher exchange numbers; default: 2",
-    )
-    parser.add_argument(
-        "--build",
-        action="store_true",
-        help="compile DeepSpeed's operators now; the first training with ZeRO on a machine without GPUs would do it",
     )
 
 
@@ -32,7 +27,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return versions, devices, launch, missing software, and the result of the exchange between processes."""
     from vaescale.commands.doctor import doctor
 
-    return doctor(seconds=arguments.seconds, build=arguments.build)
+    return doctor(seconds=arguments.seconds)
 
 
 def show(result: dict[str, Any]) -> None:

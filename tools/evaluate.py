@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "number of images, from the first, for the importance-sampled bound; default: all that are evaluated"
     )
     add("--importance-images", type=integer(1, MOST), metavar="N", help=images)
+    by_class = "also the bound of each class's images and, of a conditional run, the share of the images whose class has the largest bound"
+    add("--per-class", action="store_true", help=by_class)
     add_checkpoint(parser)
 
 
@@ -81,6 +83,11 @@ def show(result: dict[str, Any]) -> None:
         [(name, f"{value:.6g}") for name, value in result["metrics"].items()]
         + [("figure", path) for path in result["figures"]],
     )
+    if "classes" in result:
+        head = f"  {'class':<16}{'images':>8}{'-ELBO (nats)':>16}{'standard error':>16}{'KL (nats)':>12}"
+        cells = "{images:8.0f}{neg_elbo_nats:16.2f}{standard_error:16.2f}{kl_nats:12.2f}"
+        rows = [(f"{row['class']:<16}", cells.format(**row)) for row in result["classes"]]
+        table(f"by class\n{head}", rows)
 
 
 if __name__ == "__main__":

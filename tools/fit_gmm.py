@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     batch = "latents per step of stepwise EM (--online), over all processes; default: 8192"
     add("--online-batch", type=integer(1), default=8192, metavar="N", help=batch)
     add("--seed", type=integer(0), default=0, help="random seed of EM and of the draws; default: 0")
+    by_class = "fit a mixture to the latents of each class, for `vaescale sample --class`, and write them to RUN/gmm/classes"
+    add("--per-class", action="store_true", help=by_class)
     add_checkpoint(parser)
 
 
@@ -73,6 +75,9 @@ def show(result: dict[str, Any]) -> None:
     """Print the densities, in nats per latent vector, and the candidates."""
     from vaescale.system.console import say, table
 
+    if "classes" in result:
+        _show_classes(result)
+        return
     collapsed, several = len(result["collapsed_latents"]), len(result["candidates"]) > 1
     rows = [
         ("mixture, training latents", f"{result['train_nats']:.4f}"),
@@ -94,6 +99,19 @@ def show(result: dict[str, Any]) -> None:
         cells = "{val_nats:12.4f} {bic:16.1f} {iterations:10d}"
         rows = [(str(row["components"]), cells.format(**row)) for row in result["candidates"]]
         table(f"{'components':<12}{'held out':>12} {'BIC':>16} {'iterations':>10}   {chosen}", rows)
+
+
+def _show_classes(result: dict[str, Any]) -> None:
+    """Print the densities of each class's mixture and of the model's prior, in nats per latent vector."""
+    from vaescale.system.console import table
+
+    head = f"  {'class':<16}{'images':>8}{'components':>12}{'held out':>12}{'prior':>12}"
+    cells = "{images:8d}{components:12d}{val_nats:12.3f}{prior_val_nats:12.3f}"
+    rows = [(f"{row['class']:<16}", cells.format(**row)) for row in result["classes"]]
+    table(
+        f"{result['run']}, step {result['step']}: a mixture for each class; mean log density, nats\n{head}",
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--trust-features", action="store_true", help=trust)
     cache = "folder for cached features; default: ~/.cache/vaescale/references"
     add("--cache", type=Path, metavar="DIR", help=cache)
+    by_class = "also the Frechet distance of the pictures of each class from the training images of that class, for runs that sample by class"
+    add("--per-class", action="store_true", help=by_class)
     add_checkpoint(parser)
 
 
@@ -69,7 +71,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Print the scores, one line for each kind of picture."""
-    from vaescale.system.console import table
+    from vaescale.system.console import say, table
 
     head = " ".join(f"{name:>10}" for name in COLUMNS)
     names = [" ".join(filter(None, (row["of"], row["decode"]))) for row in result["rows"]]
@@ -82,6 +84,12 @@ def show(result: dict[str, Any]) -> None:
             for name, row in zip(names, result["rows"], strict=True)
         ],
     )
+    for row in result["rows"] if "classes" in result else ():
+        distances = zip(result["classes"], row.get("frechet_by_class", ()), strict=False)
+        shown = ", ".join(f"{name} {'few' if value is None else f'{value:.4g}'}" for name, value in distances)
+        say(
+            f"{row['of']} {row['decode']}: Frechet distance by class: {shown or 'the samples have no classes'}"
+        )
     paths = [("figure", path) for path in result["figures"]]
     table("distances: lower is better; shares: higher is better", paths)
 

@@ -9,6 +9,8 @@ Without --prior and --decode, RUN/figures/samples.png shows every combination si
   vaescale sample runs/digits-predicted --prior gmm --refine 200
   vaescale sample runs/digits-plane --map 20
   vaescale sample runs/digits-vq_vae --prior autoregressive
+  vaescale sample runs/mnist-conditional --class 3
+  vaescale sample runs/mnist-conditional --between 3,8 --between 4,9
 """
 
 import argparse
@@ -57,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--refine-rate", type=real(above=0), metavar="LR", help=rate)
     plane = "instead of samples: SIDE x SIDE decoded means over the plane of a model with two latents"
     add("--map", dest="map_side", type=integer(2, 64), metavar="SIDE", help=plane)
+    of_class = (
+        "the class of all samples of a conditional run, or of one with mixtures of classes: a name, a number, or `none`; default: by \
+the classes' frequencies, and a picture with a row for each class"
+    )
+    add("--class", dest="class_name", metavar="WHICH", help=of_class)
+    pairs = "instead of samples: decoded means of a conditional run from class A to class B at the same noise of z"
+    add("--between", action="append", type=_classes, metavar="A,B", help=pairs)
     add_checkpoint(parser)
 
 
@@ -70,6 +79,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _prior(text: str) -> str | Path:
     return text if text in ("standard", "gmm", "autoregressive") else Path(text)
+
+
+def _classes(text: str) -> tuple[str, str]:
+    """Parse a pair of classes, such as `3,5` or `cat,dog`."""
+    words = [word.strip() for word in text.split(",")]
+    if len(words) != 2 or not all(words):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a pair of classes, such as 3,5 or cat,dog")
+    return words[0], words[1]
 
 
 def _pair(text: str) -> tuple[int, int]:

@@ -70,6 +70,7 @@ def show(result: dict[str, Any]) -> None:
             [
                 (name.removesuffix("_bytes"), _formatted(name, value))
                 for name, value in result["plan"].items()
+                if name != "mixture_sets"  # `mixture` says it
             ],
         )
         return

@@ -32,6 +32,9 @@ MEAN_ALONE = Property(
     "likelihood", "a decoder of the mean alone, with a sigma that is a number or an optimal one"
 )
 FIXED_POSTERIOR = Property("posterior", "constant standard deviations")
+TAKES_CONDITION = Property("network", "layers that take a condition")
+CONDITIONED_LOSS = Property("objective", "a loss of a conditional model")
+IMAGES = Property("data", "images")
 SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
 
 

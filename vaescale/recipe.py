@@ -8,13 +8,14 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from vaescale.conditions.config import ClassCondition
 from vaescale.config import Config, OneOf, Sizes
 from vaescale.data.config import DataConfig
 from vaescale.data.indexes import open_index
@@ -56,6 +57,8 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("optimizer", "plateau", None),
     ("training", "early_stopping", None),
     ("data", "holds", "images"),
+    ("data", "balance", None),
+    ("data", "augment", None),
     ("training", "evaluate_images", None),
     ("optimizer", "decay", "kernels"),
     ("optimizer", "epsilon", 1e-8),
@@ -97,6 +100,9 @@ class Recipe(Config):
     posterior: Annotated[PosteriorConfig, OneOf(POSTERIORS, default="diagonal")] = DiagonalConfig()
     likelihood: Annotated[LikelihoodConfig, OneOf(LIKELIHOODS)]
     objective: Annotated[ObjectiveConfig, OneOf(OBJECTIVES, default="elbo")] = ElboConfig()
+    condition: ClassCondition | None = Field(
+        default=None, description="what the model is told of each image besides its values; null: nothing"
+    )
     init_from: InitConfig | None = Field(
         default=None, description="weights to begin from, a path or a section; null: random weights"
     )
@@ -146,13 +152,16 @@ class Recipe(Config):
         content: dict[str, Any] = self.model_dump(mode="json", exclude=OPERATIONAL)  # type: ignore[arg-type]
         if self.training.early_stopping or self.optimizer.schedule == "plateau":
             content["training"]["evaluate_every"] = self.training.evaluate_every  # the evaluations decide
+        if len(self.data.sets) > 1:
+            content["data"]["train_weights"] = [one.weight for one in self.data.sets]
         return content
 
     def identity(self) -> dict[str, Any]:
         """The settings as the hash has them: without keys that recipes did not have before, at their defaults."""
         content = self.settings()
-        if content["init_from"] is None:
-            del content["init_from"]
+        for name in ("init_from", "condition"):
+            if content[name] is None:
+                del content[name]
         for section, keys, default in ADDED:
             *above, key = (section, *keys.split("."))
             inner: Any = content
@@ -261,14 +270,27 @@ def _set_steps(content: Any) -> None:
     )
     if not isinstance(training, dict) or not isinstance(data, dict) or training.get("steps") is not None:
         return
-    epochs, place, batch = training.get("epochs"), data.get("train"), data.get("global_batch")
+    epochs, places, batch = (
+        training.get("epochs"),
+        _training_places(data.get("train")),
+        data.get("global_batch"),
+    )
     if epochs is None:
         return
     training["steps"] = 1  # what is wrong with the numbers is said when they are validated
     is_number = isinstance(epochs, int | float) and not isinstance(epochs, bool) and 0 < epochs < 1e9
-    if is_number and isinstance(place, str) and isinstance(batch, int) and batch > 0:
-        images = open_index(place, cache=data.get("cache_dir")).num_samples
+    if is_number and places and isinstance(batch, int) and batch > 0:
+        images = sum(open_index(place, cache=data.get("cache_dir")).num_samples for place in places)
         training["steps"] = steps_of(epochs, images // batch)
+
+
+def _training_places(train: Any) -> list[str]:
+    """The folders and URLs of the training sets that are read, in a recipe that is not validated yet; [] where they are not clear."""
+    sets = train if isinstance(train, list) else [train]
+    read = [one for one in sets if not (isinstance(one, dict) and one.get("weight") == 0)]
+    places = [one.get("path") if isinstance(one, dict) else one for one in read]
+    texts = [place for place in places if isinstance(place, str)]
+    return texts if len(texts) == len(places) else []
 
 
 def steps_of(epochs: float, steps_per_epoch: int) -> int:
@@ -312,7 +334,10 @@ def _holds_text(key: Sequence[str]) -> bool:
     for part in key[:-1]:
         sections = [kind for section in sections for kind in kinds_of(section, part)]
     fields = [section.model_fields.get(key[-1]) for section in sections]
-    return any(field is not None and field.annotation in (str, str | None) for field in fields)
+    return any(
+        field is not None and (field.annotation is str or str in get_args(field.annotation))
+        for field in fields
+    )
 
 
 def _read(path: Path) -> Any:

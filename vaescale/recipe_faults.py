@@ -14,7 +14,7 @@ SECTION_EXAMPLES = {
     "Decreasing": "a series, {first: 1.0, last: 0.05}",
 }
 REMEDIES = {
-    "string_pattern_mismatch": "use letters, digits, '.', '_' and '-', and begin with a letter or digit"
+    "string_pattern_mismatch": "use letters, digits, '.', '_' and '-', and begin with a letter or digit",
 }
 
 
@@ -56,6 +56,9 @@ def _clearest(faults: Sequence[Any]) -> Any:
     ]
     if isinstance(fault["input"], dict) and fault["type"] != "missing" and within:
         return within[0]
+    # Of a union of text and a list of sections, the sections' own faults fit a list best.
+    if isinstance(fault["input"], list) and fault["type"] == "string_type" and within:
+        return _clearest(within)
     if fault["type"] == "missing":  # a mistyped key of the same section may be the one that is missing
         siblings = [other for other in faults if other["loc"][:-1] == fault["loc"][:-1]]
         return next((other for other in siblings if other["type"] == "extra_forbidden"), fault)
@@ -103,6 +106,9 @@ def _known_keys(root: type[BaseModel], content: Any, parents: list[Any]) -> list
     """The keys of the section at `parents`. Of several kinds, the one that the recipe names counts."""
     section = root
     for key in parents:
+        if isinstance(key, int):
+            content = content[key] if isinstance(content, list) else None
+            continue
         content = content.get(key) if isinstance(content, dict) else None
         kinds = kinds_of(section, key)
         named = content.get("kind") if isinstance(content, dict) else None
@@ -119,6 +125,7 @@ def kinds_of(section: type[BaseModel], key: str) -> list[type[BaseModel]]:
         if isinstance(annotation, OneOf):
             return list(annotation.kinds.values())
     members = get_args(field.annotation) or (field.annotation,)
+    members = tuple(inner for one in members for inner in (get_args(one) or (one,)))  # of a list of sections
     return [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
 
 
@@ -146,6 +153,8 @@ def _kind(section: type[BaseModel]) -> str | None:
 
 def _names(content: Any) -> set[str]:
     """Every key that the recipe holds."""
+    if isinstance(content, list):
+        return set[str]().union(*(_names(value) for value in content))
     if not isinstance(content, dict):
         return set()
     return set(content).union(*(_names(value) for value in content.values()))

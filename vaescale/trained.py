@@ -11,8 +11,10 @@ from pydantic import Field
 
 from vaescale import comm
 from vaescale.data.batch import Batch
+from vaescale.data.classes import refuse_other_classes
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import ShardReader, open_reader
+from vaescale.data.training_sets import open_mixture
 from vaescale.data.workers import Workers
 from vaescale.errors import UserError
 from vaescale.models.build import build_vae
@@ -116,6 +118,7 @@ def build_model(recipe: Recipe) -> VAE:
             shows=recipe.objective.shows,
             has_bound=recipe.objective.has_bound,
             of_latents=recipe.data.holds == "latents",
+            condition=recipe.condition,
         )
 
 
@@ -153,7 +156,7 @@ def open_trained(
     recipe = load_recipe(folder / run_folder.RECIPE)
     if recipe.data.holds == "latents" and not of_latents:
         raise UserError(
-            f"{folder} is a model of the latents in {recipe.data.train}, which makes no images; decode its samples by the run of "
+            f"{folder} is a model of the latents in {recipe.data.train_words}, which makes no images; decode its samples by the run of "
             f"these latents: `vaescale sample RUN --prior {folder}`"
         )
     if re.fullmatch(CHECKPOINT, which) is None:
@@ -234,6 +237,22 @@ def refuse_codes(trained: Trained, what: str, remedy: str) -> None:
         )
 
 
+def refuse_unlabelled(trained: Trained, reader: ShardReader) -> None:
+    """Raise DataError for images without the classes that a conditional model needs. All ranks call it."""
+    condition = trained.model.condition
+    if condition is not None and not condition.dropout:
+        refuse_other_classes(reader, condition.classes)
+
+
+def refuse_condition(trained: Trained, what: str, remedy: str) -> None:
+    """Raise UserError for a conditional run, where `what` has no class to tell it."""
+    condition = trained.model.condition
+    if condition is not None:
+        raise UserError(
+            f"{what} has no class for each image, and {trained.folder} is conditional ({condition.classes} classes); {remedy}"
+        )
+
+
 def images_at_once(image_shape: tuple[int, int, int]) -> int:
     """The number of images of this shape that a process evaluates in one batch."""
     return min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(image_shape)))
@@ -269,8 +288,10 @@ def draw_seed(recipe: Recipe, split: Split) -> int:
 def open_split(recipe: Recipe, split: Split, *, place: str | None = None) -> ShardReader:
     """The reader of one of the recipe's two data sets, or of the shards at `place`, read as the recipe says.
 
-    Raises UserError for another split.
+    The training images of several sets, or of balanced classes, are an epoch of the mixture. None are augmented. Raises UserError for another split.
     """
     if split not in get_args(Split):
         raise UserError(f"split (={split!r}) must be 'train' or 'val'")
-    return open_reader(place or (recipe.data.train if split == "train" else recipe.data.val), recipe.data)
+    if split == "train" and not place:
+        return open_mixture(recipe.data, recipe.seed)
+    return open_reader(place or recipe.data.val, recipe.data)

@@ -112,6 +112,15 @@ def test_epochs_are_steps_of_the_index(vaescale, recipe_content: dict[str, Any],
     del content["training"]["steps"]
     recipe = recipe_of(content)
     assert recipe.training.steps == 11, "half of 22 steps of 64 in 1,437 images"
+    sets = [
+        {"path": recipe_content["data"]["train"]},
+        recipe_content["data"]["val"],
+        {"path": "nowhere", "weight": 0},
+    ]
+    for train, steps in ((sets[:2], 14), ([{**sets[0], "weight": 1}, sets[2]], 11)):
+        assert recipe_of(content, {"data.train": train}).training.steps == steps, (
+            "1,797 images; the last set is not read"
+        )
     same = {**recipe_content, "training": {**recipe_content["training"], "steps": 11}}
     assert recipe.hash == recipe_of(same).hash, "steps decide the numbers"
     outcome = vaescale("train", recipe_file(content))

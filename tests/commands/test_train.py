@@ -84,13 +84,17 @@ def test_words_go_to_stderr_and_json_alone_to_stdout(vaescale, recipe_file, reci
 RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "accumulated": ({"accumulation": 2}, {}),
-    "no ema": ({"ema_decay": 0.0}, {}),
+    "no ema, mixed sets": ({"ema_decay": 0.0}, {}),
     "shared": ({}, {"sigma": "shared"}),
     "per pixel, running": ({"accumulation": 2}, {"sigma": "optimal_per_pixel", "sigma_source": "running"}),
     "per image": ({}, {"sigma": "optimal_per_image"}),
     # Its ramp begins before the stop and ends after it.
     "handover": ({}, {"sigma": "predicted", "handover": {"at_step": 5, "ramp_steps": 5}}),
 }
+
+
+MIXED = (("train", 1), ("val", 3))
+AUGMENT = {"shift": 1, "crop": {"scale": [0.7, 1]}, "turns": "quarter", "jitter": {"contrast": 0.2}}
 
 
 @pytest.mark.parametrize("case", RESUMED)
@@ -100,6 +104,9 @@ def test_resuming_is_bit_equal_to_never_stopping(
     extra, likelihood = RESUMED[case]
     recipe_content["training"] |= extra
     recipe_content["likelihood"] |= likelihood
+    if "mixed sets" in case:  # the smaller one is in its second pass at the end
+        sets = [{"path": recipe_content["data"][name], "weight": weight} for name, weight in MIXED]
+        recipe_content["data"] |= {"train": sets, "balance": "class", "flip": True, "augment": AUGMENT}
     straight, stopped = str(tmp_path / "straight"), str(tmp_path / "stopped")
     path = recipe_file(recipe_content)
     assert vaescale("train", path, f"run_dir={straight}").code == 0
@@ -450,7 +457,13 @@ def test_a_dry_run_describes_and_writes_nothing(vaescale, recipe_file, recipe_co
     assert plan["images_per_process_and_step"] == 64
     assert plan["memory_total_bytes"] > 16 * plan["parameters"]
     assert not Path(recipe_content["run_dir"]).exists()
-    words = vaescale("train", recipe_file(recipe_content), "--dry-run")
+    places = [recipe_content["data"][split] for split in ("train", "val")]
+    mixed = f"data.train=[{{path: {places[0]}, weight: 1}}, {{path: {places[1]}, weight: 3}}]"
+    words = vaescale("train", recipe_file(recipe_content), "--dry-run", mixed, "data.augment.shift=1")
+    assert (
+        f"1797 images: {places[0]} 0.312 passes (25.0% of the images); {places[1]} 3.74 passes" in words.out
+    )
+    assert "shifts of up to 1 pixels (edge): the density of this run is of such augmented images" in words.out
     assert "steps_per_epoch" in words.out
     assert "latent_dim: 4" in words.out
 

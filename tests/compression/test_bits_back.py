@@ -162,6 +162,10 @@ def test_models_without_a_code_are_refused() -> None:
     with pytest.raises(UserError, match="a ladder"):
         Codec(small_model("bernoulli", network={"kind": "ladder", "latent_dim": 2, "width": 8}))
     model = small_model("bernoulli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "condition", object())
+        with pytest.raises(UserError, match="with classes"):
+            Codec(model)
     model.has_bound = False
     with pytest.raises(UserError, match="trains no likelihood"):
         Codec(model)

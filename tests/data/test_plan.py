@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-import vaescale.data.plan
-from vaescale.data.plan import MOST_LANES, Plan, rank_slots
+from vaescale.data.order import MOST_LANES
+from vaescale.data.plan import Plan, rank_slots
 from vaescale.errors import DataError, UserError
 
 
@@ -99,8 +99,8 @@ def test_memory_does_not_grow_with_the_epochs() -> None:
     plan = Plan(np.array([200_000]), 100, 0)
     for epoch in range(30):
         plan.samples(epoch * plan.steps_per_epoch)
-    assert len(vaescale.data.plan._orders) <= MOST_LANES
-    assert sum(order.size == 200_000 for order in vaescale.data.plan._orders.values()) <= 2
+    assert len(plan.order.kept) <= MOST_LANES
+    assert sum(order.size == 200_000 for order in plan.order.kept.values()) <= 2
 
 
 def test_shards_are_not_visited_in_order() -> None:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import torch
 
 from vaescale.data.config import DataConfig
 from vaescale.data.loader import refuse_small_cache, training_batches
@@ -25,6 +27,7 @@ from vaescale.data.plan import Plan
 from vaescale.data.prefetch import Ahead
 from vaescale.data.reader import open_reader
 from vaescale.data.storage import Folder, Remote, open_store
+from vaescale.data.training_sets import open_training, training_plan
 from vaescale.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -86,11 +89,11 @@ def server(shards) -> Iterator[Server]:
 
 @pytest.fixture
 def configured(tmp_path: Path) -> Callable[..., DataConfig]:
-    def make(place: str, **changes: Any) -> DataConfig:
+    def make(place: Any, **changes: Any) -> DataConfig:
         return DataConfig(
             **{
                 "train": place,
-                "val": place,
+                "val": str(place),
                 "image_size": 8,
                 "global_batch": 16,
                 "shuffle_block": 8,
@@ -134,6 +137,32 @@ def test_http_gives_the_same_batches_and_fetches_each_file_once(
     before = len(server.asked)
     epoch(configured(server.url))
     assert server.asked[before:] == ["index.json"], "the second time everything is there already"
+
+
+def test_a_mixture_of_a_folder_and_a_server_is_that_of_two_folders(
+    shards, server, configured, tmp_path
+) -> None:
+    """The fetching ahead asks for the server's shards alone, each once."""
+    shutil.copytree(shards[0], tmp_path / "other")
+    batches = []
+    for second in (server.url, str(shards[0])):
+        config = configured([{"path": str(tmp_path / "other"), "weight": 1}, {"path": second, "weight": 3}])
+        reader = open_training(config, ())
+        plan = training_plan(reader, config, 0)
+        refuse_small_cache(reader, plan, config)
+        options = {"rank": 0, "world_size": 1, "accumulation": 1, "workers": 0}
+        batches.append([step[0].images for step in training_batches(reader, plan, steps=range(6), **options)])
+        assert all(store.closed for store in reader.remote_stores)
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+    files = [name for name in server.asked if name.endswith((".tar", ".npy"))]
+    assert files
+    assert len(files) == len(set(files))
+    small = config.model_copy(update={"cache_bytes": 10})
+    reader = open_training(
+        configured([{"path": server.url, "weight": 1}, {"path": str(shards[0]), "weight": 1}]), ()
+    )
+    with pytest.raises(DataError, match=r"cache_bytes \(=10\) is less than the \d+ bytes of shards"):
+        refuse_small_cache(reader, training_plan(reader, config, 0), small)
 
 
 def test_large_shards_come_from_a_server_without_ranges(tmp_path: Path, make_items, configured) -> None:

@@ -36,7 +36,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 HARD = (
     *("training.accumulation=2", "data.flip=true", "data.shuffle_block=100"),
-    *("data.train=data/damaged", "data.max_skipped=0.1"),
+    *(
+        "data.train=[{path: data/damaged, weight: 3}, {path: data/digits/val, weight: 1}]",
+        "data.max_skipped=0.1",
+    ),
 )
 
 
@@ -68,6 +71,7 @@ PLAYERS = (
     ),
     *("objective.adversarial.r1=1", "objective.adversarial.r2=0.5", "objective.adversarial.lecam=0.1"),
     *("training.checkpoint_every=25", "training.compare_replicas_every=25"),
+    *("data.balance=class", "data.augment.shift=1", "data.augment.jitter.contrast=0.2"),
 )
 # That with BatchNorm is large: it makes 1e-3 of float32's rounding within 20 steps.
 STEPS = {"hard": 30, "ladder": 20, "batch norm, dip and mmd": 5, "players": 50}
@@ -76,8 +80,8 @@ EXTRAS = {"hard": HARD, "ladder": LADDER, "batch norm, dip and mmd": INFOGAN, "p
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> Path:
-    """With `runs/one/NAME` and `runs/two/NAME`, of one process and of two, and `runs/resumed`, which goes on on four. hard: one process has everything in memory, two read
-    from disk with workers; some images are damaged.
+    """With `runs/one/NAME` and `runs/two/NAME`, of one process and of two, and `runs/resumed`, which goes on on four. hard: of two sets, one process has everything in
+    memory, two read from disk with workers; some images are damaged. players: with balanced classes and augmented images.
     """
     for processes, number in ((1, "one"), (2, "two")):
         commands = []

@@ -73,11 +73,15 @@ def test_everything_arrives_once(run: Path, config: TrackingConfig) -> None:
     assert len(client.search_runs([state["experiment_id"]])) == 1
 
 
-@pytest.mark.parametrize("place", ["data/x/train", "https://host/x/train", "s3://bucket/x/train"])
+@pytest.mark.parametrize(
+    "place", ["data/x/train", "https://host/x/train", "s3://bucket/x/train", "a/x + b/y"]
+)
 def test_mlflow_finds_the_data_set_s_source(run: Path, config: TrackingConfig, place: str) -> None:
     import mlflow
 
-    (run / "recipe.yaml").write_text(f"name: run\ndata: {{train: '{place}'}}\n")
+    sets = "[{path: a/x, weight: 1}, {path: b/y, weight: 2}, {path: c/z, weight: 0}]"
+    train = sets if "+" in place else f"'{place}'"
+    (run / "recipe.yaml").write_text(f"name: run\ndata: {{train: {train}}}\n")
     run_folder.write_json(run / "run.json", {"data_hash": "abc"})
     state = sync(run, config)
     (used,) = MlflowClient(config.mlflow).get_run(state["run_id"]).inputs.dataset_inputs

@@ -156,6 +156,7 @@ def _moments(model: VAE, batch: Batch, seed: int, made: dict[str, Any]) -> Tenso
     device = next(model.parameters()).device
     stream = noise.Stream(seed, 0, batch.slots.to(device))
     x = model.target(batch.images.to(device), stream)
+    model = model.given(model.condition_of(batch.labels))
     if made.get("draws"):
         draw_stream = stream._replace(seed=made["draw_seed"])
         moments = model.joint_draws(x, draw_stream, made["draws"], made["groups"]).float().cpu()

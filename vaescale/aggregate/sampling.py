@@ -15,15 +15,17 @@ from torch import Tensor
 from vaescale import noise
 from vaescale.aggregate import code_prior, second_stage
 from vaescale.aggregate.second_stage import SecondStage
+from vaescale.aggregate.told import Told
 from vaescale.errors import UserError
 from vaescale.likelihoods.base import Likelihood
+from vaescale.mixtures.by_class import ClassMixtures
 from vaescale.mixtures.gaussian import Mixture, sample
 from vaescale.models.quantized import QuantizedVAE
 from vaescale.models.vae import VAE
 from vaescale.networks.code_transformer import CodeTransformer
 
-Prior = Mixture | SecondStage | CodeTransformer | None
-"""Where latents come from: a mixture, a model of latents, an autoregressive prior over codes, or None for the model's own prior."""
+Prior = Mixture | ClassMixtures | SecondStage | CodeTransformer | None
+"""Where latents come from: a mixture, one for each class, a model of latents, an autoregressive prior over codes, or None for the model's own prior."""
 
 DECODINGS = ("mean", "ancestral", "offset:ALPHA")
 
@@ -57,8 +59,17 @@ def parse_decoding(text: str) -> Decoding:
 
 
 @torch.no_grad()
-def from_latents(model: VAE, prior: Prior, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
-    """The likelihood's raw parameters from draws of a prior, one per slot."""
+def from_latents(
+    model: VAE, prior: Prior, stream: noise.Stream, temperature: float = 1.0, *, told: Told | None = None
+) -> Tensor:
+    """The likelihood's raw parameters from draws of a prior, one per slot. told: their classes, for a conditional model or mixtures of
+    classes.
+    """
+    y = None if told is None else told.of(stream)
+    model = model.given(y)
+    if isinstance(prior, ClassMixtures):
+        assert y is not None
+        return model.decode(prior.draws(y, stream, temperature), stream, temperature)
     if prior is None:
         return model.from_prior(stream, temperature)
     if isinstance(prior, CodeTransformer):
@@ -76,7 +87,10 @@ def prior_draws(model: VAE, stream: noise.Stream, scale: float = 1.0) -> Tensor:
     """Draws [B, Z] from the prior of a model's (top) latents, `scale` times as wide, one per slot of the stream."""
     prior = model.prior()
     epsilon = noise.normal(stream, noise.PRIOR, (model.latent_dim,)).to(prior.mu)
-    return prior.mu.flatten() + scale * prior.log_sigma.exp().flatten() * epsilon
+    mu, log_sigma = (
+        parameter.reshape(-1, model.latent_dim) for parameter in prior
+    )  # one, or one for each condition
+    return mu + scale * log_sigma.exp() * epsilon
 
 
 @torch.no_grad()
@@ -100,11 +114,12 @@ def deviation(likelihood: Likelihood, params: Tensor) -> Tensor:
     return sigma
 
 
-def refuse_misfit(mixture: Mixture, model: VAE, folder: Path) -> None:
+def refuse_misfit(mixture: Mixture | ClassMixtures, model: VAE, folder: Path) -> None:
     """Raise UserError when the size of a mixture is not that of the model's latents or of a ladder's first groups."""
-    if mixture.means.shape[1] not in itertools.accumulate(model.group_sizes):
+    size = mixture.size if isinstance(mixture, ClassMixtures) else mixture.means.shape[1]
+    if size not in itertools.accumulate(model.group_sizes):
         raise UserError(
-            f"the mixture in {folder} has {mixture.means.shape[1]} latents, the model has {model.latent_dim}; fit it again "
+            f"the mixture in {folder} has {size} latents, the model has {model.latent_dim}; fit it again "
             f"with `vaescale fit-gmm {folder}`"
         )
 

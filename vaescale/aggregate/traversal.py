@@ -23,30 +23,52 @@ def lines_between(
 ) -> list[NDArray[np.float32]]:
     """Pictures [STEPS + 2, C, H, W] for each pair of image numbers: the first image, a line of decoded means, the second image.
 
-    The line connects the two posterior means. data_seed: seed of the likelihood's target. seed: seed of a ladder's groups below
+    The line connects the two posterior means, and in a conditional model the classes of both images. data_seed: seed of the likelihood's target. seed: seed of a ladder's groups below
     the top one. Raises UserError for a number that the reader does not have, and for an unusable image.
     """
     device = next(model.parameters()).device
     lines = []
     for pair in pairs:
-        x = _targets(model, reader, pair, seed=data_seed)
-        mu = model.posterior(x).mu.flatten(1)
+        x, labels = _targets(model, reader, pair, seed=data_seed)
+        mu = model.given(model.condition_of(labels)).posterior(x).mu.flatten(1)
+        along = model if model.condition is None else model.given(_between(labels, model.condition.classes))
         # The draws of a ladder's lower groups use the same noise at each point of the line.
         stream = noise.Stream(seed, 0, torch.zeros(STEPS, dtype=torch.int64, device=device))
-        means = model.likelihood.mean(model.decode(line(mu[0], mu[1], STEPS), stream)).float()
+        means = model.likelihood.mean(along.decode(line(mu[0], mu[1], STEPS), stream)).float()
         lines.append(torch.cat([x[:1], means, x[1:]]).cpu().numpy())
     return lines
 
 
-def _targets(model: VAE, reader: ShardReader, pair: tuple[int, int], *, seed: int) -> Tensor:
-    """The encoder's input for two images, [2, C, H, W]."""
+@torch.no_grad()
+def between_classes(model: VAE, first: int, last: int, *, rows: int, seed: int) -> NDArray[np.float32]:
+    """Decoded means [rows, STEPS, C, H, W] of a conditional model from one class to another, z of a row drawn with the same noise."""
+    assert model.condition is not None
+    device = next(model.parameters()).device
+    shares = _between(torch.tensor([first, last]), model.condition.classes).repeat(rows, 1)
+    slots = torch.arange(rows, device=device).repeat_interleave(STEPS)
+    params = model.given(shares).from_prior(noise.Stream(seed, 0, slots))
+    means: NDArray[np.float32] = model.likelihood.mean(params).float().cpu().numpy()
+    return means.reshape(rows, STEPS, *means.shape[1:])
+
+
+def _between(labels: Tensor, classes: int) -> Tensor:
+    """The condition at STEPS points from the first to the second of two labels: shares [STEPS, K], or labels where one is NONE."""
+    if int(labels.min()) < 0:
+        return labels.repeat_interleave(STEPS // 2)
+    first, last = torch.nn.functional.one_hot(labels, classes).float()
+    return line(first, last, STEPS)
+
+
+def _targets(model: VAE, reader: ShardReader, pair: tuple[int, int], *, seed: int) -> tuple[Tensor, Tensor]:
+    """The encoder's input for two images, [2, C, H, W], and their labels."""
     if max(pair) >= len(reader):
         raise UserError(f"--interpolate {pair[0]},{pair[1]}: the held-out images are 0 to {len(reader) - 1}")
     fetched = reader.__getitems__(Request(np.array(pair), refill=False))
     if not fetched.usable.all():
         raise UserError(f"--interpolate {pair[0]},{pair[1]}: {fetched.faults[0].words}; take other images")
     device = next(model.parameters()).device
-    return model.target(fetched.images.to(device), noise.Stream(seed, 0, torch.tensor(pair, device=device)))
+    stream = noise.Stream(seed, 0, torch.tensor(pair, device=device))
+    return model.target(fetched.images.to(device), stream), fetched.labels
 
 
 @torch.no_grad()

@@ -82,6 +82,7 @@ def compare_runs(
         number = "only one run has" if records else "no run has"
         raise UserError(f"{number} metrics to compare; give at least two runs")
     comparison = compare(records, sort=sort, columns=metrics)
+    say(f"compare-runs: {len(records)} runs, into {out}")
     out.mkdir(parents=True, exist_ok=True)
     drawn = draw_figures(comparison, out)
     (out / "comparison.md").write_text(markdown(comparison))

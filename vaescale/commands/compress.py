@@ -82,7 +82,7 @@ def compress(
     """Compress every image of a source of make-shards, of shards or of a folder of pictures without loss, at the run's size.
 
     split, limit, crop, resample: as in `score`. binarize: code the black and white images that a bernoulli run makes of grey ones.
-    check: decode each chunk again and compare. check_each: a checksum for each image even where that takes more than 0.25% of
+    check: decode each chunk again and compare. check_each: a checksum for each image even where that takes more than 0.2% of
     the file. chunk_images: number of images of a chunk. latent_bits: a latent has 2^latent_bits bins. checkpoint: see `Which`.
 
     Returns the sizes in bytes by part, and the images per second. Raises UserError for a run whose images have no code, for images that
@@ -221,7 +221,7 @@ def _header(
     return {
         "format": "vaescale-images",
         "run": str(trained.folder),
-        **trained.identity,
+        **{name: value for name, value in trained.identity.items() if name != "recipe_hash"},
         "image_shape": list(codec.image_shape),
         "levels": codec.pixels.levels,
         "binarized": binarize,

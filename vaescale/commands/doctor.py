@@ -16,14 +16,13 @@ from vaescale.system.packages import OPTIONAL, OTHERS, TRAINING
 MOST_SECONDS = 600
 EXCHANGED = 1 << 22  # float32 numbers: 16 MiB
 NEEDED = (*TRAINING, *OTHERS)
-PROGRAMS = {"g++": "DeepSpeed's operators", "git": "the git revision of runs"}
+PROGRAMS = {"g++": "training.compile and faster normalization on CPUs", "git": "the git revision of runs"}
 
 
-def doctor(*, seconds: float = 2.0, build: bool = False) -> dict[str, Any]:
+def doctor(*, seconds: float = 2.0) -> dict[str, Any]:
     """Return versions, devices, launch and missing software; under a launcher also the result of an exchange of numbers.
 
-    seconds: duration of the exchange between the processes. build: compile DeepSpeed's operators now, which the first training
-    with ZeRO on a machine without GPUs would do. Raises UserError for a duration out of bounds, and where DeepSpeed is missing.
+    seconds: duration of the exchange between the processes. Raises UserError for a duration out of bounds.
     """
     # By hand: this function also runs where pydantic is missing.
     if not 0 < seconds <= MOST_SECONDS:
@@ -52,21 +51,9 @@ def doctor(*, seconds: float = 2.0, build: bool = False) -> dict[str, Any]:
         "gpus": gpus,
         "bf16": bf16,
         "launch": _launch(),
-        **({"built": _built()} if build else {}),
         **(_exchange(seconds) if "WORLD_SIZE" in os.environ else {}),
         "missing": missing,
     }
-
-
-def _built() -> list[str]:
-    """Compile DeepSpeed's operators. Returns their names."""
-    if _version("deepspeed") is None:
-        raise UserError("--build compiles DeepSpeed's operators; pip install 'vaescale[deepspeed]'")
-    import torch
-
-    from vaescale.training.extensions import build_extensions
-
-    return [] if torch.cuda.is_available() else build_extensions()
 
 
 def _exchange(seconds: float) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from vaescale.trained import (
     open_split,
     open_trained,
     refuse_codes,
+    refuse_unlabelled,
 )
 from vaescale.training import launch
 from vaescale.training.skips import tell
@@ -112,6 +113,7 @@ def latents_of(
     recipe = trained.recipe
     reader = comm.together(lambda: open_split(recipe, split))
     trained.announce("encode", **{split: reader})
+    refuse_unlabelled(trained, reader)
     batch = max(1, images_at_once(reader.image_shape) // max(1, draws))
 
     def batches(shards: Iterable[int]) -> Iterator[tuple[int, Batch]]:

@@ -14,9 +14,11 @@ from vaescale.aggregate.code_prior import PriorBound
 from vaescale.commands.signature import checked
 from vaescale.compression import code_length as code_lengths
 from vaescale.data.batch import Request
+from vaescale.data.classes import count_classes
 from vaescale.data.reader import ShardReader
-from vaescale.errors import UserError
+from vaescale.errors import DataError, UserError
 from vaescale.evaluation import likelihood as bounds
+from vaescale.evaluation.classes import CLASS_PROTOCOL, CLASSIFICATION_PROTOCOL, ByClass, Classification
 from vaescale.evaluation.glimpse import error_maps
 from vaescale.evaluation.importance import IMPORTANCE, ImportanceBound
 from vaescale.evaluation.measures import Measure, measure
@@ -24,12 +26,24 @@ from vaescale.evaluation.reconstruction import METRICS, Reconstruction
 from vaescale.evaluation.refit import Refitted, refuse_refit
 from vaescale.evaluation.refit import refit_sigma as fit_sigma
 from vaescale.evaluation.remarks import arrived_sigma, remarks
+from vaescale.runs import class_table
 from vaescale.runs import folder as run_folder
+from vaescale.runs.class_table import ClassTable
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system.console import Progress, say
 from vaescale.system.secrets import redact
-from vaescale.trained import Split, Trained, Weights, Which, in_order, open_split, open_trained, refuse_codes
+from vaescale.trained import (
+    Split,
+    Trained,
+    Weights,
+    Which,
+    in_order,
+    open_split,
+    open_trained,
+    refuse_codes,
+    refuse_unlabelled,
+)
 from vaescale.training import launch
 
 IWAE_PROTOCOL = (
@@ -41,7 +55,10 @@ Draws = Annotated[int, Field(ge=1, le=10_000_000)]  # or images
 SHOWN = 12  # images in the picture
 REFITTED = "refit"  # ends the name of a result with a sigma that was fitted anew
 TAKEN = ("val", "train", "val-raw", "train-raw", "latents", "baselines")
-MORE_IS_BETTER = ("log_px_nats", "profile_log_px_nats", "active_units", "effective_samples")
+MORE_IS_BETTER = (
+    *("class_accuracy", "class_accuracy_low", "class_accuracy_high"),
+    *("log_px_nats", "profile_log_px_nats", "active_units", "effective_samples"),
+)
 
 
 class Images(NamedTuple):
@@ -68,6 +85,7 @@ def evaluate(
     importance_samples: Draws | None = None,
     importance_images: Draws | None = None,
     refit_sigma: bool = False,
+    per_class: bool = False,
     code_length: bool = False,
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
@@ -77,7 +95,8 @@ def evaluate(
     data-FOLDER with `data`. images: evaluate only the first so many; the name of the result then ends with -first-N. checkpoint: see `Which`;
     for another than the last the name of the result ends with it. importance_samples: number of draws for each image to bound log p(x) more tightly, for the first
     `importance_images` images or all. refit_sigma: use the maximum-likelihood sigma of the recipe's training images with these weights
-    in place of the running one; the name of the result then ends with -refit. code_length: measure the size of `compress`'s code, without
+    in place of the running one; the name of the result then ends with -refit. per_class: also the ELBO of each class's images and, of a conditional run, the classes that
+    its bounds choose, and a bound of p(x) without the class: a pass for each class. code_length: the size of `compress`'s code, without
     writing it.
 
     Writes RUN/evaluation/NAME.json and pictures. Returns the metrics with their protocol. Raises UserError for arguments that
@@ -110,13 +129,28 @@ def evaluate(
         description = redact(data or split) + (f", the first {number} of {len(reader)}" if images else "")
         chosen = Images(reader, description, name, kind, number)
         trained.announce("evaluate", **{split if data is None else "other": reader})
+        refuse_unlabelled(trained, reader)
+        classes = _classes(trained, reader) if per_class else None
         code = comm.on_main(git_revision)
         refitted = _refit(trained) if refit_sigma else None
         earlier = _earlier(trained, chosen, other_data=data is not None, samples=importance_samples)
         result = _measure(
-            trained, chosen, earlier, code, importance_samples, importance_images, refitted, coder
+            trained, chosen, earlier, code, importance_samples, importance_images, refitted, classes, coder
         )
         return comm.on_main(lambda: _save(trained, chosen, result))
+
+
+def _classes(trained: Trained, reader: ShardReader) -> ClassTable:
+    """The classes of a conditional run, or of the images. All ranks call it."""
+    condition = trained.model.condition
+    if condition is not None:
+        return comm.on_main(lambda: class_table.read(trained.folder, condition.classes))
+    counts = count_classes(reader, comm.on_main(reader.most_class) + 1)
+    if not any(counts.of_class):
+        raise comm.known_to_all(
+            DataError(f"no image of {reader.index.place} has a class, which --per-class needs; leave it out")
+        )
+    return ClassTable(counts.names(reader.index.class_names), counts.frequencies)
 
 
 def _refit(trained: Trained) -> Refitted:
@@ -165,6 +199,7 @@ def _measure(
     importance_samples: int | None,
     importance_images: int | None,
     refitted: Refitted | None,
+    classes: ClassTable | None,
     coder: code_lengths.CodeLength | None,
 ) -> dict[str, Any]:
     """The metrics of all images, with their protocol, and the coverage of p(x|z)'s intervals. All ranks call it."""
@@ -175,6 +210,13 @@ def _measure(
     measures: list[Measure] = [bound, pictures]
     if importance_samples:
         measures.insert(1, ImportanceBound(model, samples=importance_samples, most_images=importance_images))
+    by_class = None if classes is None else ByClass(model, names=classes.names)
+    classification = None
+    if by_class is not None and classes is not None:
+        measures.append(by_class)
+        if model.condition is not None:
+            classification = Classification(model, frequencies=classes.frequencies)
+            measures.append(classification)
     prior = code_prior.of_weights(trained.folder, model, trained.identity) if model.num_codes else None
     if prior is not None:
         measures.append(PriorBound(model, prior))
@@ -192,10 +234,18 @@ def _measure(
     protocol = bounds.protocol(model)
     if prior is not None:
         protocol |= code_prior.PROTOCOL
+    if model.condition is not None:
+        protocol["bound"] += "; given the class of each image: a bound on log p(x|y), not on log p(x)"
+    if by_class is not None:
+        protocol |= CLASS_PROTOCOL | (CLASSIFICATION_PROTOCOL if classification else {})
     if coder is not None:
         protocol |= code_lengths.PROTOCOL
     if refitted is not None:
         protocol["sigma"] = refitted.protocol
+    if data.augment:
+        protocol["training_images"] = (
+            f"augmented in training ({data.augment.words}), so the model's density is of augmented images; the evaluated ones are not"
+        )
     if not importance_samples:
         origin = {"weights_hash": trained.weights_hash, "data_hash": hashed, "code": code}
         metrics |= _kept(earlier, origin)
@@ -211,6 +261,8 @@ def _measure(
         "measured": _measured(images, metrics, refitted),
         "more_is_better": [f"evaluation/{images.name}/{key}" for key in metrics if _more_is_better(key)],
         "metrics": metrics,
+        **({"classes": by_class.table} if by_class else {}),
+        **({"confusion": classification.confusion} if classification else {}),
         "notes": [] if refitted else remarks(metrics, trained.recipe.likelihood, of=images.kind),
         "sigma": _sigma(trained, metrics, refitted, images.kind),
         "interval_coverage": pictures.coverage,
@@ -289,5 +341,6 @@ def _rows(trained: Trained, reader: ShardReader) -> list[tuple[str, NDArray[np.f
     fetched = reader.__getitems__(Request(numbers, refill=False))
     images = fetched.images[fetched.usable][:SHOWN]
     slots = torch.from_numpy(numbers)[fetched.usable][:SHOWN]
-    rows = error_maps(trained.model, images, slots, seed=trained.recipe.seed)
+    labels = fetched.labels[fetched.usable][:SHOWN]
+    rows = error_maps(trained.model, images, slots, labels=labels, seed=trained.recipe.seed)
     return [(name, pictures.numpy()) for name, pictures in rows]

@@ -23,7 +23,7 @@ from vaescale.commands.served import DEFAULTS, PACKAGES, _load_pyfunc
 from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
-from vaescale.runs import checkpoint, mlflow_state, origins
+from vaescale.runs import checkpoint, class_table, mlflow_state, origins
 from vaescale.runs import folder as run_folder
 from vaescale.runs.mlflow import Model, log_model, save_model
 from vaescale.runs.mlflow_state import store_uri
@@ -64,6 +64,7 @@ def export(
     if push_to_hub:
         check_hub(push_to_hub)
     trained = open_trained(run, weights=weights, which=checkpoint)
+    trained.announce("export")
     result = {"out": str(out), **FORMATS[format](trained, out, Options(log, scaling, latent_images))}
     write_card(trained, out, format=format)
     make_readable(out)
@@ -138,6 +139,8 @@ def write_run(trained: Trained, folder: Path) -> None:
     tensors = {"model": {name: value.cpu() for name, value in trained.model.state_dict().items()}}
     keep = checkpoint.Keep(1)
     checkpoint.write(folder / "checkpoints", trained.step, tensors, state, keep=keep, exported=True)
+    if trained.recipe.condition:
+        class_table.write(folder, class_table.read(trained.folder, trained.recipe.condition.classes))
     _copy_mixture(trained, folder / "gmm")
 
 

@@ -16,6 +16,7 @@ from vaescale import comm, figures
 from vaescale.aggregate.fits import Fitting, Material, fit_candidate
 from vaescale.aggregate.latents import Drawing, ShardLatents, load
 from vaescale.aggregate.prior import prior_nats, replaces
+from vaescale.commands.class_mixtures import fit_by_class
 from vaescale.commands.encode import SPLITS, latents_of
 from vaescale.commands.signature import Count, NonNegative, checked
 from vaescale.data.latent_shards import LatentShards
@@ -32,7 +33,15 @@ from vaescale.runs.tracking import push
 from vaescale.system import heartbeat
 from vaescale.system.console import say
 from vaescale.system.files import LockHeldError, exclusive
-from vaescale.trained import Trained, Which, draw_seed, open_split, open_trained, refuse_codes
+from vaescale.trained import (
+    Trained,
+    Which,
+    draw_seed,
+    open_split,
+    open_trained,
+    refuse_codes,
+    refuse_condition,
+)
 from vaescale.training import launch
 
 DRAWS_WANTED, MOST_DRAWS = 1 << 16, 8
@@ -77,6 +86,7 @@ def fit_gmm(
     online: Count | None = None,
     online_batch: Count = 8192,
     seed: NonNegative = 0,
+    per_class: bool = False,
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Fit Gaussian mixtures of several sizes to a run's aggregate posterior and save the best one to RUN/gmm.
@@ -85,7 +95,8 @@ def fit_gmm(
     None for a suitable number. groups: number of a ladder's groups, from the top, to fit together. start, restarts, tolerance
     (nats), max_iterations, ridge: options of EM, see `Fitting`. select: the criterion that chooses among the numbers of
     components. online: number of passes of stepwise EM, with batches of `online_batch` latents, in place of EM. seed: random
-    seed of the starts and draws. checkpoint: see `Which`.
+    seed of the starts and draws. per_class: fit a mixture to the latents of each class, to sample from a class; see `class_mixtures`. checkpoint:
+    see `Which`.
 
     Returns the mean log densities (nats) of the chosen mixture, of the model's prior and of all candidates; of held-out latents
     also under the chosen components with simpler covariances; and notes on what is wrong with the mixture. Raises UserError
@@ -97,6 +108,21 @@ def fit_gmm(
         trained.announce("fit-gmm")
         refuse_codes(trained, "fit-gmm", "fit a prior over its codes with `vaescale fit-prior RUN`")
         heartbeat.beat("gathering latents")
+        if per_class:
+            if groups > 1 or online:
+                other = f"--groups (={groups})" if groups > 1 else f"--online (={online})"
+                raise UserError(f"--per-class fits the first group in memory; leave {other} out")
+            number = samples_per_image
+            return fit_by_class(
+                trained,
+                how,
+                components=components,
+                draws=_suitable(trained, least=1) if number is None else number,
+                select=select,
+            )
+        refuse_condition(
+            trained, "a mixture of all images' latents", "give --per-class: a mixture for each class"
+        )
         material = gather(
             trained, groups=groups, samples_per_image=samples_per_image, online=online is not None
         )

@@ -59,6 +59,7 @@ def import_autoencoder(
     made = _recipe(given, read, out)
     model = build_model(made)
     model.network.load_state_dict(read.tensors)
+    Trained(out, made, model, 0, "raw", read.sha256).announce(f"import {folder} as")
     known = _find_sigma(model, made, read, data)
     trained = Trained(out, made, model.eval(), 0, "raw", read.sha256)
     temporary = out.with_name(f".{out.name}.tmp")

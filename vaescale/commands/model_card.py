@@ -109,13 +109,27 @@ def _data(trained: Trained) -> Iterator[str]:
     """What the model was trained on, as far as the run knows it."""
     data, tags = trained.recipe.data, run_folder.read_json(trained.folder / run_folder.TAGS)
     changes = " A random half was mirrored." if data.flip else ""
+    changes += (
+        f" Random changes: {data.augment.words}; the density models these changed images."
+        if data.augment
+        else ""
+    )
+    changes += " Classes were balanced." if data.balance else ""
     batch = f"{trained.step} steps of {data.global_batch} images"
     made = (
         f", vaescale {tags['vaescale_version']}, torch {tags['torch_version']}"
         if "torch_version" in tags
         else ""
     )
-    yield f"## Data\n\nTrained on `{Path(data.train).parent.name}/{Path(data.train).name}`, {batch}{made}.{changes}"
+    weights = [
+        f", weight {one.weight:g}" if one.weight is not None and len(data.sets) > 1 else ""
+        for one in data.sets
+    ]
+    places = [Path(one.path) for one in data.sets]
+    sets = [
+        f"`{place.parent.name}/{place.name}`{weight}" for place, weight in zip(places, weights, strict=True)
+    ]
+    yield f"## Data\n\nTrained on {' and '.join(sets)}, {batch}{made}.{changes}"
 
 
 def _numbers(trained: Trained) -> Iterator[str]:

@@ -12,9 +12,12 @@ from vaescale.adversaries.config import AdversarialConfig
 from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands import initial_weights
 from vaescale.commands.second_stage import origin_of
+from vaescale.data.classes import refuse_other_classes
 from vaescale.data.loader import refuse_small_cache
+from vaescale.data.mixed_plan import MixedPlan
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
+from vaescale.data.training_sets import describe_mixture, open_training, training_plan
 from vaescale.errors import UserError
 from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
@@ -24,6 +27,7 @@ from vaescale.objectives.base import Objective, discriminators_of
 from vaescale.perceptual.distance import Distance
 from vaescale.recipe import Recipe, steps_of
 from vaescale.runs import checkpoint
+from vaescale.runs.class_table import ClassTable
 from vaescale.runs.identity import identity_tags
 from vaescale.system.console import say
 from vaescale.trained import build_model, build_objective, device_name, shape_text
@@ -46,6 +50,7 @@ class Parts:
     """The parts of a training run. tags: the identity of the run; checkpoint_shapes: shapes of its checkpoints' tensors.
 
     first_weights, beginning: sha256 of the weights that `init_from` gave, and the sentence on them, if training begins with them.
+    classes: the classes of the training images, of a conditional model.
     """
 
     recipe: Recipe
@@ -56,11 +61,12 @@ class Parts:
     skips: Skips
     train_reader: ShardReader
     val_reader: ShardReader
-    plan: Plan
+    plan: Plan | MixedPlan
     tags: dict[str, Any]
     checkpoint_shapes: dict[str, checkpoint.Shapes]
     first_weights: str | None = None
     beginning: str | None = None
+    classes: ClassTable | None = None
 
     @property
     def folder(self) -> Path:
@@ -76,6 +82,11 @@ class Parts:
 def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
     """Build the model and open the data. Writes nothing. Raises UserError and DataError on all ranks."""
     parts = comm.together(lambda: _build(recipe, launch))
+    if recipe.condition:
+        counts = refuse_other_classes(parts.train_reader, recipe.condition.classes)
+        refuse_other_classes(parts.val_reader, recipe.condition.classes)
+        names = counts.names(parts.train_reader.index.class_names)
+        parts = replace(parts, classes=ClassTable(names, counts.frequencies))
     tags = comm.on_main(
         lambda: identity_tags(
             recipe_hash=recipe.hash,
@@ -90,6 +101,7 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
         tags["latents_of"] = comm.together(lambda: origin_of(parts.train_reader, parts.val_reader))
     if parts.first_weights:
         tags["init_weights_hash"] = parts.first_weights
+    tags |= {name: one["words"] for name, one in drawing_of(parts).items()}
     if distance := distance_of(parts.objective):
         tags["perceptual_hash"] = distance.identity
     return replace(parts, tags=tags)
@@ -105,8 +117,9 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     model = model.to(device)
     objective = build_objective(recipe, model)
     _refuse_partitioned_layer(discriminators_of(objective), backends.layout(launch.strategy))
-    train_reader, val_reader = open_reader(data.train, data), open_reader(data.val, data)
-    plan = Plan(train_reader.index.shards.samples, data.global_batch, recipe.seed, data.shuffle_block)
+    val_reader = open_reader(data.val, data)
+    train_reader = open_training(data, val_reader.index.class_names)
+    plan = training_plan(train_reader, data, recipe.seed)
     refuse_small_cache(train_reader, plan, data)
     _refuse_other_epochs(config, plan)
     guard = build_guard(recipe, device)
@@ -131,7 +144,7 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     )
 
 
-def _refuse_other_epochs(config: TrainingConfig, plan: Plan) -> None:
+def _refuse_other_epochs(config: TrainingConfig, plan: Plan | MixedPlan) -> None:
     """Raise UserError where epochs and steps of a recipe contradict each other. Says how many steps the epochs are."""
     if config.epochs is None:
         return
@@ -232,11 +245,24 @@ def opening(parts: Parts, start: int) -> str:
     epoch = parts.plan.steps_per_epoch
     begins = f" from step {start}" if start else ""
     return (
-        f"train {recipe.name} into {parts.folder}{begins}: {len(parts.train_reader)} images {shape_text(parts.train_reader)} of {recipe.data.train} and "
+        f"train {recipe.name} into {parts.folder}{begins}: {len(parts.train_reader)} images {shape_text(parts.train_reader)} of {recipe.data.train_words} and "
         f"{len(parts.val_reader)} held out; {weights:,} parameters ({recipe.network.kind}, {recipe.likelihood.kind}); "
         f"{device_name(parts.launch.accelerator.device)}, {processes} process{'es' * (processes > 1)}, {parts.layout}, "
         f"{config.precision}; {config.steps} steps of {recipe.data.global_batch} images, {epoch} to an epoch"
     )
+
+
+def drawing_of(parts: Parts) -> dict[str, Any]:
+    """How training images are drawn and changed, where that is more than each once an epoch as it is; each with a sentence."""
+    augment, drawing = parts.recipe.data.augment, dict[str, Any]()
+    if isinstance(parts.plan, MixedPlan):
+        drawing["mixture"] = describe_mixture(parts.train_reader, parts.plan)
+    if augment:
+        drawing["augmentation"] = {
+            "words": f"training images have {augment.words}: the density of this run is of such augmented images, and held-out images are "
+            "evaluated as they are"
+        }
+    return drawing
 
 
 def plan_of(parts: Parts) -> dict[str, Any]:
@@ -270,6 +296,7 @@ def plan_of(parts: Parts) -> dict[str, Any]:
         "val_images": len(parts.val_reader),
         "steps": config.steps,
         "steps_per_epoch": parts.plan.steps_per_epoch,
+        **({"mixture_sets": drawing["sets"]} if (drawing := drawing_of(parts).get("mixture")) else {}),
         "epochs": round(config.steps / parts.plan.steps_per_epoch, 2),
         "images_per_process_and_step": per_rank,
         **_ladder(recipe),

@@ -11,9 +11,12 @@ from torch import Tensor
 from vaescale import comm, figures, noise
 from vaescale.aggregate import code_prior
 from vaescale.aggregate.sampling import Prior, from_latents, image_of, parse_decoding, refuse_misfit
+from vaescale.aggregate.told import Told
+from vaescale.commands.sample import told_of
 from vaescale.commands.second_stage import open_second_stage
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
-from vaescale.data.lookup import evenly, images_at
+from vaescale.data.classes import labels_at
+from vaescale.data.lookup import evenly, images_at, usable_at
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.comparison import (
@@ -30,12 +33,14 @@ from vaescale.evaluation.comparison import (
 )
 from vaescale.evaluation.features import Extractor, open_extractor
 from vaescale.mixtures import files as mixture_files
+from vaescale.mixtures.by_class import FOLDER, ClassMixtures, load_by_class
 from vaescale.models.vae import to_unit
+from vaescale.runs import class_table
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system.caches import cache_home
 from vaescale.system.console import say
-from vaescale.trained import Trained, Weights, Which, open_split, open_trained
+from vaescale.trained import Trained, Weights, Which, open_split, open_trained, refuse_unlabelled
 from vaescale.training import launch
 
 CACHE = "vaescale/references"
@@ -65,6 +70,7 @@ def quality(
     seed: NonNegative = 0,
     trust_features: bool = False,
     cache: Path | None = None,
+    per_class: bool = False,
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Judge a run's samples against its training images. Writes RUN/evaluation/quality-FEATURES.json and pictures.
@@ -72,6 +78,8 @@ def quality(
     features: `pixels`, a folder of `train_features`, `inception[:FILE]` or a FILE.pt2, which is a program and needs
     `trust_features`. count: samples of each kind, by default the number of held-out images, at most 10,000. decode: `mean`,
     `ancestral` or `offset:ALPHA`. prior: the folder of a run that was trained on this run's latents, to judge its samples too. cache: the folder that keeps the training images' features; None for CACHE below ~/.cache. checkpoint: see `Which`.
+    per_class: also the Frechet distance of the pictures of each class from its training images, of a conditional run or one with mixtures of
+    classes (fit-gmm --per-class). Samples of these have classes by their frequencies.
 
     Returns a row of scores for each kind of picture, with the protocol. Raises UserError for invalid arguments,
     missing features and mixtures of another model, DataError for too few images.
@@ -83,6 +91,13 @@ def quality(
         train = comm.together(lambda: open_split(trained.recipe, "train"))
         val = comm.together(lambda: open_split(trained.recipe, "val"))
         trained.announce(f"quality ({extractor.name})", train=train, val=val)
+        refuse_unlabelled(trained, val)
+        told = comm.on_main(lambda: told_of(trained, None))
+        if per_class and told is None:
+            raise UserError(
+                f"--per-class needs a conditional run, or mixtures of classes, and {run} has neither; leave it out, or run "
+                f"`vaescale fit-gmm {run} --per-class`"
+            )
         priors: dict[str, Prior] = {**comm.together(lambda: _mixtures(trained))}
         second = open_second_stage(prior, trained) if prior else None
         if second:
@@ -92,9 +107,10 @@ def quality(
         references, cached = references_of(
             train, extractor, trained.recipe.data, device=trained.device, cache=kept
         )
-        kinds = kinds_of(trained, val, priors, samples)
+        kinds = kinds_of(trained, val, priors, samples, told)
+        labels = labels_at(train, evenly(len(train), len(references))) if per_class else None
         with torch.no_grad():
-            rows = judge(kinds, extractor, references)
+            rows = judge(kinds, extractor, references, labels=labels)
             first = [kind.pictures(torch.arange(min(SHOWN, kind.number))).cpu() for kind in kinds]
         data_hash = train.index.data_hash
         result = {
@@ -105,15 +121,22 @@ def quality(
             **_protocol(extractor, samples, len(references), data_hash),
             "references_from_cache": cached,
             **({"second_stage": second.identity} if second else {}),
+            **({"classes": list(told.table.names)} if per_class and told else {}),
             "rows": rows,
         }
         return comm.on_main(lambda: _save(trained, result, first))
 
 
-def kinds_of(trained: Trained, val: ShardReader, priors: Mapping[str, Prior], samples: Samples) -> list[Kind]:
+def kinds_of(
+    trained: Trained,
+    val: ShardReader,
+    priors: Mapping[str, Prior],
+    samples: Samples,
+    told: Told | None = None,
+) -> list[Kind]:
     """Held-out images, their reconstructions, and samples of the prior and of each further prior under each decoding.
 
-    Distances are biased upwards for few pictures, so rows are comparable only with as many held-out images as samples.
+    told: the samples' classes. Distances are biased upwards for few pictures, so rows are comparable only with as many held-out images as samples.
     Raises DataError for fewer than `LEAST` held-out images.
     """
     model, device = trained.model, trained.device
@@ -128,29 +151,41 @@ def kinds_of(trained: Trained, val: ShardReader, priors: Mapping[str, Prior], sa
 
     def reconstructions(positions: Tensor) -> Tensor:
         stream = noise.Stream(trained.recipe.seed, 0, numbers[positions].to(device))
-        x = model.target(images_at(val, numbers[positions]).to(device), stream)
-        return to_levels(model.likelihood.mean(model.reconstruct(x)))
+        fetched = usable_at(val, numbers[positions])
+        x = model.target(fetched.images.to(device), stream)
+        given = model.given(model.condition_of(fetched.labels))
+        return to_levels(model.likelihood.mean(given.reconstruct(x)))
 
+    labels = labels_at(val, numbers) if told else None
     kinds = [
-        Kind("held-out images", "", len(numbers), images),
-        Kind("reconstructions", "mean", len(numbers), reconstructions),
+        Kind("held-out images", "", len(numbers), images, labels),
+        Kind("reconstructions", "mean", len(numbers), reconstructions, labels),
     ]
     sources: dict[str, Prior] = {"prior": None, **priors}
+    of_samples = told.of(noise.Stream(samples.seed, 0, torch.arange(samples.number))) if told else None
     for decode in samples.decodings:
         kinds += [
-            Kind(name, decode, samples.number, _drawn(trained, source, decode, samples))
+            Kind(
+                name,
+                decode,
+                samples.number,
+                _drawn(trained, source, decode, samples, told),
+                of_samples if model.condition or isinstance(source, ClassMixtures) else None,
+            )
             for name, source in sources.items()
         ]
     return kinds
 
 
-def _drawn(trained: Trained, prior: Prior, decode: str, samples: Samples) -> Callable[[Tensor], Tensor]:
-    """A function from positions to samples, with latents from a prior."""
+def _drawn(
+    trained: Trained, prior: Prior, decode: str, samples: Samples, told: Told | None
+) -> Callable[[Tensor], Tensor]:
+    """A function from positions to samples, with latents from a prior and classes of `told`."""
     likelihood, decoding = trained.model.likelihood, parse_decoding(decode)
 
     def draw(positions: Tensor) -> Tensor:
         stream = noise.Stream(samples.seed, 0, positions.to(trained.device))
-        params = from_latents(trained.model, prior, stream, samples.temperature)
+        params = from_latents(trained.model, prior, stream, samples.temperature, told=told)
         return to_levels(image_of(likelihood, params, decoding, stream))
 
     return draw
@@ -179,11 +214,15 @@ def _mixtures(trained: Trained) -> Mapping[str, Prior]:
     if trained.model.num_codes:
         prior = code_prior.of_weights(trained.folder, trained.model, trained.identity)
         return {} if prior is None else {"autoregressive prior": prior}
-    folder = trained.folder / "gmm"
-    if not folder.is_dir():
-        return {}
+    folder, mixtures = trained.folder / "gmm", dict[str, Prior]()
+    if (folder / FOLDER).is_dir():
+        classes = len(class_table.read(trained.folder, None).names)
+        of_classes = load_by_class(folder, classes, **trained.identity)
+        refuse_misfit(of_classes, trained.model, trained.folder)
+        mixtures["mixtures of the classes"] = of_classes
+    if not (folder / mixture_files.DETAILS).is_file():
+        return mixtures
     folders = [folder / f"components-{number}" for number in mixture_files.compared(folder)] or [folder]
-    mixtures = {}
     for candidate in folders:
         if mixture_files.read_details(candidate).get("weights", trained.weights) != trained.weights:
             if comm.is_main():

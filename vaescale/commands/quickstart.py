@@ -67,7 +67,7 @@ def _steps(name: str, recipe: Recipe, folder: Path) -> dict[str, Step]:
         backend = shipped_folder() / f"{BACKEND}.yaml"
     figures = folder / "figures"
     last = f"checkpoints/step-{recipe.training.steps:09d}"
-    data = Path(recipe.data.train).parent
+    data = Path(recipe.data.val).parent
     return {
         "shards": Step(
             "Write the digits as WebDataset shards",

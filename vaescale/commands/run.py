@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
-from vaescale.commands.sample import sources_of
+from vaescale.commands.sample import sources_of, told_of
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
 from vaescale.data.batch import Batch
 from vaescale.data.given_images import Layout, Levels, as_levels, in_layout
@@ -175,6 +175,7 @@ class Run:
         temperature: Temperature = 1.0,
         seed: NonNegative = 0,
         layout: Layout = "NCHW",
+        class_name: str | None = None,
     ) -> Floats:
         """Draw `count` images, float32 [count, C, H, W]. The arguments are those of `vaescale sample`."""
         model, decoding = self.trained.model, parse_decoding(decode)
@@ -187,10 +188,10 @@ class Run:
                 f"temperature (={temperature:g}) has no meaning for uniform codes; give prior='autoregressive' too, or leave it out"
             )
         ((_, source),) = sources_of(self.trained, prior, components).items()
-        batches = []
+        batches, told = [], told_of(self.trained, class_name)
         for slots in self._slots(count, 0):
             stream = noise.Stream(seed, 0, slots)
-            params = from_latents(model, source, stream, temperature)
+            params = from_latents(model, source, stream, temperature, told=told)
             batches.append(image_of(model.likelihood, params, decoding, stream).float().cpu().numpy())
         return in_layout(np.concatenate(batches), layout)
 

@@ -22,21 +22,25 @@ from vaescale.aggregate.sampling import (
     refuse_misfit,
 )
 from vaescale.aggregate.second_stage import SecondStage
+from vaescale.aggregate.told import Told
+from vaescale.commands.chosen_latents import draw_between, draw_classes, map_latents, refine_samples
 from vaescale.commands.chosen_latents import interpolate as draw_lines
-from vaescale.commands.chosen_latents import map_latents, refine_samples
 from vaescale.commands.second_stage import open_second_stage
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, Temperature, checked
+from vaescale.conditions.embedding import NONE
 from vaescale.data.making.indexing import Made
 from vaescale.data.making.items import Item
 from vaescale.data.making.storing import Making
 from vaescale.data.making.writing import write_index, write_part
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
+from vaescale.mixtures.by_class import FOLDER, load_by_class
 from vaescale.mixtures.gaussian import Mixture
+from vaescale.runs import class_table
 from vaescale.runs import folder as run_folder
 from vaescale.runs.tracking import push
 from vaescale.system.console import Progress, say
-from vaescale.trained import Trained, Which, open_trained, refuse_codes
+from vaescale.trained import Trained, Which, open_trained, refuse_codes, refuse_condition
 from vaescale.training import launch as backends
 from vaescale.training.summary import went_wrong
 
@@ -45,7 +49,12 @@ SHOWN = 256  # samples of each kind in a picture
 MOST_SHOWN = 100 * SHOWN
 SHARD_SAMPLES, BATCH = 1000, 250
 OF_SAMPLES = ("prior", "components", "decode", "temperature", "count")
-UNUSED = {"map": OF_SAMPLES, "interpolate": OF_SAMPLES, "refine": ("decode",)}
+UNUSED = {
+    "map": OF_SAMPLES,
+    "interpolate": (*OF_SAMPLES, "class"),
+    "refine": ("decode", "class"),
+    "between": (*OF_SAMPLES, "class"),
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ def sample(
     refine_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None,
     refine_rate: PositiveReal | None = None,
     map_side: Annotated[int, Field(ge=2, le=64)] | None = None,
+    class_name: str | None = None,
+    between: Annotated[Sequence[tuple[str, str]], Field(min_length=1)] | None = None,
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Write pictures to RUN/figures, or samples to the folder `shards`. Returns a description of the samples, the paths, and
@@ -84,14 +95,25 @@ def sample(
     ancestral. These arguments replace the samples by other pictures: interpolate, pairs of numbers of held-out images;
     refine, number of steps of descent on log sigma(z), with refine_weight of -log p(z) and refine_rate; map_side, the side of
     a grid over the plane of two latents. Raises UserError for options that contradict each other. checkpoint: see `Which`.
+
+    class_name: of a conditional run, or of one with mixtures of classes (fit-gmm --per-class): a name, a number or `none`; by default
+    samples have classes by their frequencies, and a further picture has a row for each class. between: pairs of classes, for pictures of
+    the way from one to the other at fixed z.
     """
-    given: dict[str, Any] = {"shards": shards, "interpolate": interpolate, "refine": refine, "map": map_side}
+    given: dict[str, Any] = {
+        "shards": shards,
+        "interpolate": interpolate,
+        "refine": refine,
+        "map": map_side,
+        "between": between,
+    }
     given |= {
         "prior": prior,
         "components": components,
         "decode": decode,
         "temperature": temperature,
         "count": count,
+        "class": class_name,
     }
     given |= {"refine-weight": refine_weight, "refine-rate": refine_rate}
     draws = Draws(
@@ -103,11 +125,15 @@ def sample(
         trained.announce("sample")
         pictures = {name for name in ("interpolate", "refine") if given[name] is not None}
         _refuse_of_codes(trained, pictures, draws, prior)
-        if map_side is not None:
-            result = comm.on_main(lambda: map_latents(trained, map_side, seed=seed))
+        told = comm.on_main(lambda: told_of(trained, class_name))
+        if between:
+            result = comm.on_main(lambda: draw_between(trained, between, told, seed=seed))
+        elif map_side is not None:
+            result = comm.on_main(lambda: map_latents(trained, told, map_side, seed=seed))
         elif interpolate:
             result = comm.on_main(lambda: draw_lines(trained, interpolate, seed=seed))
         elif refine is not None:
+            refuse_condition(trained, "--refine", "leave it out")
             result = comm.on_main(
                 lambda: refine_samples(
                     trained,
@@ -119,18 +145,44 @@ def sample(
                 )
             )
         else:
-            result = _samples(trained, prior, components, decode, shards, draws=draws)
+            result = _samples(trained, prior, components, decode, shards, draws=draws, told=told)
         rows = comm.on_main(lambda: run_folder.read_metrics(trained.folder))
     of_run = {"run": str(trained.folder), "step": trained.step, "weights": trained.weights}
     return {**of_run, **result, "notes": went_wrong(rows, trained.recipe.likelihood)}
 
 
+def told_of(trained: Trained, word: str | None) -> Told | None:
+    """The classes of samples that `--class WORD` asks for; None for a run that knows no classes. Raises UserError."""
+    condition = trained.model.condition
+    by_class = trained.folder / "gmm" / FOLDER
+    if condition is None and not by_class.is_dir():
+        if word is not None:
+            raise UserError(
+                f"--class {word} needs a conditional run, or mixtures of classes, and {trained.folder} has neither; train with the "
+                "section condition, or run `vaescale fit-gmm RUN --per-class`"
+            )
+        return None
+    table = class_table.read(trained.folder, condition.classes if condition else None)
+    if word != "none":
+        return Told(table, None if word is None else table.number_of(word))
+    if condition is None or not condition.dropout:
+        raise UserError(
+            f"--class none needs a run whose classes were hidden at times, and condition.dropout of {trained.folder} is 0; give a class"
+        )
+    return Told(table, NONE)
+
+
 def draw_pages(
-    trained: Trained, sources: Mapping[str, Prior], decodings: Sequence[Decoding], *, draws: Draws
+    trained: Trained,
+    sources: Mapping[str, Prior],
+    decodings: Sequence[Decoding],
+    *,
+    draws: Draws,
+    told: Told | None = None,
 ) -> list[str]:
     """Draw RUN/figures/samples.png, and samples-002.png and so on for more samples than a picture shows.
 
-    sources: distributions of z by name. All ranks call it. Returns the paths.
+    sources: distributions of z by name; told: the samples' classes. All ranks call it. Returns the paths.
     """
     device = next(trained.model.parameters()).device
     folder, starts = trained.folder / "figures", range(0, draws.count, SHOWN)
@@ -146,8 +198,10 @@ def draw_pages(
             for done, page in enumerate(share, start=1):
                 slots = torch.arange(starts[page], min(starts[page] + SHOWN, draws.count), device=device)
                 numbers = "" if len(starts) == 1 else f" {slots[0]} to {slots[-1]}"
-                panels = _panels(trained, sources, decodings, noise.Stream(draws.seed, 0, slots), draws)
-                figures.sample_panels(paths[page], panels, title=trained.title(f"samples{numbers}"))
+                stream = noise.Stream(draws.seed, 0, slots)
+                panels = _panels(trained, sources, decodings, stream, draws, told)
+                what = f"samples{numbers}{f', {told.text}' if told else ''}"
+                figures.sample_panels(paths[page], panels, title=trained.title(what))
                 progress.update(done)
 
     def delete_earlier() -> None:
@@ -168,6 +222,7 @@ def write_shards(
     origin: dict[str, Any],
     *,
     draws: Draws,
+    told: Told | None = None,
 ) -> dict[str, Any]:
     """Write samples as 8-bit shards to an empty or missing folder. All ranks call it.
 
@@ -182,7 +237,7 @@ def write_shards(
         with Progress("sample", len(share), unit="shards", shown=comm.is_main()) as progress:
             for number in share:
                 stop = min(draws.count, starts[number] + SHARD_SAMPLES)
-                items = _items(trained, prior, decoding, range(starts[number], stop), draws)
+                items = _items(trained, prior, decoding, range(starts[number], stop), draws, told)
                 written[number] = write_part(items, folder, number, Making())
                 progress.update(len(written))
         return written
@@ -204,6 +259,7 @@ def _samples(
     shards: Path | None,
     *,
     draws: Draws,
+    told: Told | None,
 ) -> dict[str, Any]:
     decodings = [parse_decoding(name) for name in ([decode] if decode else ["mean", "ancestral"])]
     sources = sources_of(trained, prior, components)
@@ -213,9 +269,14 @@ def _samples(
         "temperature": draws.temperature,
         "count": draws.count,
         "seed": draws.seed,
+        **({"class": told.text} if told else {}),
     }
     if shards is None:
-        paths = draw_pages(trained, sources, decodings, draws=draws)
+        paths = draw_pages(trained, sources, decodings, draws=draws, told=told)
+        if told is not None and told.chosen is None:
+            paths += comm.on_main(
+                lambda: draw_classes(trained, sources, told, temperature=draws.temperature, seed=draws.seed)
+            )
         return {**drawn, "decode": [decoding.text for decoding in decodings], "figures": paths}
     if len(sources) * len(decodings) != 1:
         raise UserError("--shards writes one kind of samples; give --prior and --decode")
@@ -229,8 +290,9 @@ def _samples(
         "decode": decode,
         "temperature": draws.temperature,
         "seed": draws.seed,
+        **({"class": told.text} if told else {}),
     }
-    index = write_shards(trained, source, decodings[0], shards, origin, draws=draws)
+    index = write_shards(trained, source, decodings[0], shards, origin, draws=draws, told=told)
     return {**drawn, "decode": decode, **index}
 
 
@@ -245,6 +307,12 @@ def sources_of(trained: Trained, prior: str | Path | None, components: int | Non
             f"--prior autoregressive is over codes, and {trained.folder} has a Gaussian q(z|x); take --prior standard or gmm"
         )
     sources: dict[str, Prior] = {} if prior == "gmm" else {"prior": None}
+    by_class = trained.folder / "gmm" / FOLDER
+    if prior != "standard" and components is None and by_class.is_dir():
+        classes = len(class_table.read(trained.folder, None).names)
+        mixtures = load_by_class(by_class.parent, classes, **trained.identity)
+        refuse_misfit(mixtures, trained.model, trained.folder)
+        return {**sources, "mixtures of the classes": mixtures}
     if prior != "standard":
         mixture = _mixture(trained, components, needed=prior == "gmm")
         if mixture is not None:
@@ -294,13 +362,14 @@ def _panels(
     decodings: Sequence[Decoding],
     stream: noise.Stream,
     draws: Draws,
+    told: Told | None,
 ) -> list[tuple[str, Any]]:
     """A panel of images and its title for each source and decoding."""
     temperature = "" if draws.temperature == 1 else f" at temperature {draws.temperature:g}"
     panels = []
     for name, prior in sources.items():
         source = f"mixture of {len(prior.weights)}" if isinstance(prior, Mixture) else name
-        params = from_latents(trained.model, prior, stream, draws.temperature)
+        params = from_latents(trained.model, prior, stream, draws.temperature, told=told)
         for decoding in decodings:
             names = {"mean": "decoder mean", "offset": f"mean + {decoding.alpha:g} sigma"}
             images = image_of(trained.model.likelihood, params, decoding, stream)
@@ -309,22 +378,28 @@ def _panels(
     return panels
 
 
-def _items(trained: Trained, prior: Prior, decoding: Decoding, numbers: range, draws: Draws) -> list[Item]:
-    """The 8-bit samples with these numbers, as items of a shard."""
+def _items(
+    trained: Trained, prior: Prior, decoding: Decoding, numbers: range, draws: Draws, told: Told | None
+) -> list[Item]:
+    """The 8-bit samples with these numbers, as items of a shard, with their classes if they have any."""
     items = []
     device = next(trained.model.parameters()).device
     for slots in torch.split(torch.arange(numbers.start, numbers.stop, device=device), BATCH):
         stream = noise.Stream(draws.seed, 0, slots)
-        params = from_latents(trained.model, prior, stream, draws.temperature)
+        params = from_latents(trained.model, prior, stream, draws.temperature, told=told)
+        labels = [-1] * len(slots) if told is None else told.of(stream).tolist()
         images = image_of(trained.model.likelihood, params, decoding, stream)
         levels = (255 * images.float().clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        items += [Item(f"{slot:09d}", level, -1) for slot, level in zip(slots.tolist(), levels, strict=True)]
+        items += [
+            Item(f"{slot:09d}", level, label)
+            for slot, level, label in zip(slots.tolist(), levels, labels, strict=True)
+        ]
     return items
 
 
 def _refuse_contradictions(given: Mapping[str, Any], draws: Draws) -> None:
     """Raise UserError for options that contradict each other. given: options by name on the command line, None if absent."""
-    kinds = [name for name in ("shards", "interpolate", "refine", "map") if name in given]
+    kinds = [name for name in ("shards", "interpolate", "refine", "map", "between") if name in given]
     if len(kinds) > 1:
         raise UserError(f"--{kinds[0]} and --{kinds[1]} exclude each other; give one of them")
     for name in UNUSED.get(kinds[0], ()) if kinds else ():

@@ -199,7 +199,7 @@ def _made_size(made: dict[str, Any]) -> Size | None:
 def _made(recipe: Recipe) -> dict[str, Any]:
     """How the run's shards were made, from the index of its held-out or training images; empty where neither can be read."""
     fault = None
-    for place in (recipe.data.val, recipe.data.train):
+    for place in (recipe.data.val, *(one.path for one in recipe.data.sets)):
         try:
             return open_index(place).made
         except DataError as error:

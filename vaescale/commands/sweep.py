@@ -21,6 +21,7 @@ from vaescale.runs.cluster_jobs import cluster_files, slug
 from vaescale.runs.comparison import compare, in_brief
 from vaescale.runs.mlflow import parent_run
 from vaescale.runs.sweeps import STATE
+from vaescale.system import plugins
 from vaescale.system.console import say
 from vaescale.system.exit_codes import PREEMPTED
 from vaescale.system.secrets import redact
@@ -83,9 +84,13 @@ def sweep(
         folders = [resolved.run_dir for resolved in recipes]
         overridden = [variant.overrides for variant in planned]
         start = launch or "vaescale launch"
+        modules = plugins.named()
+        start = shlex.join([*shlex.split(start), *(f"--import={module}" for module in modules)])
         files = cluster_files(write, recipe, overridden, folders, name=sweep_name, launch=start, image=image)
         for file_name, content in files.items():
             (folder / file_name).write_text(content)
+        if modules and write == "kubernetes":
+            say(f"the image {image} must have {', '.join(modules)}, which each task imports")
         return {**result, "files": [str(folder / file_name) for file_name in files]}
     codes = train_all(recipe, planned, recipes, launch=shlex.split(launch))
     for row, code in zip(result["variants"], codes, strict=True):

@@ -11,6 +11,8 @@ from vaescale.runs import tracking
 from vaescale.runs.drains import Described, drain
 from vaescale.runs.mlflow_state import final_status
 from vaescale.runs.store_faults import StoreFault
+from vaescale.system.console import say
+from vaescale.system.secrets import redact
 
 RETURNED = ("tracking_uri", "experiment_id", "run_id", "metrics_sent", "artifacts_sent")
 
@@ -34,6 +36,7 @@ def sync(run: Path, *, to: Literal["mlflow", "tensorboard", "wandb", "trackio"] 
             f"{path} has tracking.mlflow: null; name a store there, such as sqlite:///runs/mlflow.db"
         )
     status, ended_ms = final_status(run, recipe.training.steps)
+    say(f"sync {run} to {redact(config.mlflow)}")
     try:
         state = tracking.sync(run, config, status=status, ended_ms=ended_ms)
     except StoreFault as fault:

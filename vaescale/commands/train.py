@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 from pydantic import InstanceOf
 
 from vaescale import comm
-from vaescale.commands.parts import Parts, build_parts, build_rival, lay_out, opening, plan_of
+from vaescale.commands.parts import Parts, build_parts, build_rival, drawing_of, lay_out, opening, plan_of
 from vaescale.commands.signature import Count, checked
 from vaescale.commands.step_time import time_steps as measure_steps
 from vaescale.data.loader import training_batches
 from vaescale.data.workers import Workers, end_workers, start_server
 from vaescale.errors import DataError, NotFinite, Preempted, TrainingStopped
 from vaescale.recipe import Recipe, differences, load_recipe
-from vaescale.runs import checkpoint, origins
+from vaescale.runs import checkpoint, class_table, origins
 from vaescale.runs import folder as run_folder
 from vaescale.runs.checkpoint import Checkpoint, Keep
 from vaescale.runs.identity import refuse_foreign_folder, refuse_other, remember
@@ -137,7 +137,7 @@ def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Start:
             folder,
             parts.tags,
             data={
-                "data_hash": recipe.data.train,
+                "data_hash": recipe.data.train_words,
                 "val_data_hash": recipe.data.val,
                 **({"perceptual_hash": perceptual} if perceptual else {}),
             },
@@ -187,6 +187,8 @@ def _begin(parts: Parts, stack: ExitStack, start: Start) -> None:
     origins.tell_changes(folder, recipe.sections())
     origins.record(folder, recipe.sections())
     write_whole(folder / run_folder.RECIPE, recipe.to_yaml().encode())
+    if parts.classes:
+        class_table.write(folder, parts.classes)
     run_folder.mend_metrics(folder)
     remember(folder, parts.tags, start.changes, step=start.step)
     if start.changes:  # rows of later steps were made with the earlier recipe
@@ -208,6 +210,8 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
     strategy = lay_out(recipe, parts.launch, parts.model, parts.objective)
     if shown:
         say(sentence)
+        for drawing in drawing_of(parts).values():
+            say(drawing["words"])
     if parts.beginning and not start.saved and shown:
         say(parts.beginning)
     rival = build_rival(recipe, parts.launch, parts.objective)
@@ -311,6 +315,7 @@ def _train_from(start: int, parts: Parts, recorder: Recorder) -> int:
         accumulation=recipe.training.accumulation,
         workers=recipe.data.workers,
         flip=recipe.data.flip,
+        augment=recipe.data.augment,
     )
     with closing(batches), backends.compiling() if recipe.training.compile else nullcontext():
         return loop.train(

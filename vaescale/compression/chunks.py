@@ -18,7 +18,7 @@ from vaescale.compression.bits_back import Codec, Grids, Lengths
 from vaescale.errors import DataError
 
 SPARE_WORDS = 4
-CHECK_BYTES, CHECK_SHARE = 4, 0.0025
+CHECK_BYTES, CHECK_SHARE = 4, 0.002
 """The checksums of a chunk may take this share of its code; a checksum is then of several small images."""
 Levels = NDArray[np.uint8]
 
@@ -41,7 +41,7 @@ class Coding(NamedTuple):
 def encode_chunk(
     codec: Codec, levels: Levels, *, group: int | None = None, progress: Callable[[int], None] | None = None
 ) -> Coding:
-    """Code images uint8 [N, C, H, W]. group: number of images of a checksum; None: so that they take 0.25% of the code at most.
+    """Code images uint8 [N, C, H, W]. group: number of images of a checksum; None: so that they take 0.2% of the code at most.
 
     progress: called with the number of images of each batch that is done.
     """

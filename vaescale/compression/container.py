@@ -57,9 +57,9 @@ class Record(NamedTuple):
 
 def pack_header(header: dict[str, Any]) -> bytes:
     """The bytes of a header."""
-    text = strict_json({**header, "version": VERSION}).encode()
-    assert len(text) <= MOST_HEADER_BYTES
-    content = MAGIC + HEADER_LENGTH.pack(len(text)) + text
+    packed = zlib.compress(strict_json({**header, "version": VERSION}).encode(), 9)
+    assert len(packed) <= MOST_HEADER_BYTES
+    content = MAGIC + HEADER_LENGTH.pack(len(packed)) + packed
     return content + CRC.pack(zlib.crc32(content))
 
 
@@ -162,7 +162,7 @@ class Reader:
             raise DataError(f"the header of {self.path} is damaged")
         self._after_header = len(content)
         try:
-            header = json.loads(content[len(start) : -CRC.size])
+            header = json.loads(_inflate(content[len(start) : -CRC.size]))
         except ValueError:
             raise DataError(f"the header of {self.path} is no JSON") from None
         if not isinstance(header, dict) or header.get("version") != VERSION:

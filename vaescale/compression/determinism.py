@@ -19,7 +19,7 @@ from vaescale.compression.bits_back import Codec
 from vaescale.compression.chunks import SPARE_WORDS, initial_words
 from vaescale.errors import UserError
 
-SAMPLES = 16  # outputs of each network that a fingerprint holds
+SAMPLES = 8  # outputs of each network that a fingerprint holds
 ALLOWED = 0.25  # of the margin
 
 

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaescale.data.augmentation import Changes
+
 
 class Fault(NamedTuple):
     """A sample that could not be used. reason: one of pictures.REASONS; words: a sentence."""
@@ -32,11 +34,12 @@ class Batch(NamedTuple):
 
 
 class Request(NamedTuple):
-    """The numbers of the samples to read, int64 [B]; which to mirror, bool [B]; whether to replace unusable ones."""
+    """The numbers of the samples to read, int64 [B]; which to mirror, bool [B]; whether to replace unusable ones; other changes."""
 
     numbers: NDArray[np.int64]
     flips: NDArray[np.bool_] | None = None
     refill: bool = True
+    changes: Changes | None = None
 
 
 class Fetched(NamedTuple):

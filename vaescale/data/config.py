@@ -1,22 +1,134 @@
 """The recipe section of the images. Imports no torch."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vaescale.config import UNBOUNDED_MEAN, Config, Need, Size, parse_bytes, sides, size_of
-from vaescale.data.plan import BLOCK_SAMPLES
+from vaescale.config import IMAGES, UNBOUNDED_MEAN, Config, Need, Property, Size, parse_bytes, sides, size_of
+from vaescale.data.order import BLOCK_SAMPLES
 
 Crop = Literal["square", "whole", "aspect"] | int
 Side = Annotated[int, Field(gt=0)]
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 
 
+class SetConfig(Config):
+    """A set of a mixture: its shards, and its weight among all sets."""
+
+    path: str = Field(description="folder or URL of the shards")
+    weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="the set's part of the training images, over the sum of all weights; 0: the set is not read; null, of all sets: as "
+        "many as the set has",
+    )
+
+
+class BalanceConfig(Config):
+    """How often each class of a set is drawn; the weights of sets stay."""
+
+    kind: Literal["class"] = Field(default="class", description="`class`: by the class that the index names")
+    power: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="a class of n images is drawn in proportion to n^power: 0 equally, 1 as often as it occurs",
+    )
+
+
+class CropsConfig(Config):
+    """Crops of random place and size, resized to image_size."""
+
+    scale: tuple[float, float] = Field(
+        default=(0.5, 1.0), description="smallest and largest part of the area"
+    )
+    aspect: tuple[float, float] = Field(
+        default=(0.75, 4 / 3), description="smallest and largest change of width over height"
+    )
+
+    @model_validator(mode="after")
+    def _are_ranges(self) -> "CropsConfig":
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale (={list(self.scale)}) must be two numbers in (0, 1], the smaller first")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"aspect (={list(self.aspect)}) must be two positive numbers, the smaller first")
+        return self
+
+
+class JitterConfig(Config):
+    """Largest changes of colours; each image has its own."""
+
+    brightness: float = Field(
+        default=0.0, ge=0, le=1, description="factor of all values from 1 - this to 1 + this"
+    )
+    contrast: float = Field(
+        default=0.0, ge=0, le=1, description="factor of the distance from the image's mean grey"
+    )
+    saturation: float = Field(
+        default=0.0, ge=0, le=1, description="factor of the distance from the pixel's grey, of RGB images"
+    )
+    hue: float = Field(
+        default=0.0, ge=0, le=0.5, description="rotation of the colours in turns, either way, of RGB images"
+    )
+
+
+class AugmentConfig(Config):
+    """Random changes of training images beyond `flip`. A density then models changed images; evaluation never changes any."""
+
+    shift: int = Field(default=0, ge=0, description="largest shift in pixels, along each side")
+    padding: Literal["edge", "zero", "reflect"] = Field(
+        default="edge", description="what a shift uncovers: the nearest pixel, 0, or the mirrored image"
+    )
+    crop: CropsConfig | None = Field(default=None, description="crops of random place and size")
+    turns: Literal["half", "quarter"] | None = Field(
+        default=None,
+        description="`half`: turn by 0 or 180 degrees; `quarter`: by 0, 90, 180 or 270, of square images",
+    )
+    jitter: JitterConfig | None = Field(default=None, description="changes of colours")
+
+    @property
+    def words(self) -> str:
+        """The changes in words."""
+        jitter = {
+            name: value for name, value in (self.jitter or JitterConfig()).model_dump().items() if value
+        }
+        crop = self.crop
+        parts = [
+            f"shifts of up to {self.shift} pixels ({self.padding})" if self.shift else "",
+            f"crops of {crop.scale[0]:g} to {crop.scale[1]:g} of the area" if crop else "",
+            f"{self.turns} turns" if self.turns else "",
+            *(f"{name} by up to {value:g}" for name, value in jitter.items()),
+        ]
+        return ", ".join(part for part in parts if part)
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "AugmentConfig":
+        if not self.words:
+            raise ValueError(
+                "shift, crop, turns and jitter change nothing; set one of them, or augment to null"
+            )
+        return self
+
+
+def _as_sections(value: Any) -> Any:
+    """Paths in a list as sections of a path alone, and one section as a list."""
+    value = [value] if isinstance(value, dict) else value
+    if isinstance(value, list | tuple):
+        return [{"path": one} if isinstance(one, str) else one for one in value]
+    return value
+
+
+def _as_balance(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class DataConfig(Config):
     """Where the images are, how they are cut to size and how they are batched."""
 
-    train: str = Field(description="folder or URL of the training shards")
+    train: Annotated[str | tuple[SetConfig, ...], BeforeValidator(_as_sections)] = Field(
+        description="folder or URL of the training shards, or a list of several to mix, [{path: ..., weight: ...}, ...]"
+    )
     val: str = Field(description="folder or URL of the held-out shards")
     image_size: Side | tuple[Side, Side] = Field(
         description="side of the images in pixels, or [height, width]"
@@ -37,6 +149,13 @@ class DataConfig(Config):
     )
     resample: Filter = Field(default="bicubic", description="filter of the resizing")
     flip: bool = Field(default=False, description="mirror a random half of the training images in each epoch")
+    augment: AugmentConfig | None = Field(
+        default=None, description="random changes of the training images beyond flips; null: none"
+    )
+    balance: Annotated[BalanceConfig | None, BeforeValidator(_as_balance)] = Field(
+        default=None,
+        description="`class` draws the classes of each training set equally often; null: each image equally often",
+    )
     global_batch: int = Field(
         gt=0, description="images per optimizer step over all processes; multiples of 16 shuffle best"
     )
@@ -72,6 +191,23 @@ class DataConfig(Config):
         return size_of(*sides(size))
 
     @property
+    def sets(self) -> tuple[SetConfig, ...]:
+        """The training sets that are read."""
+        if isinstance(self.train, str):
+            return (SetConfig(path=self.train),)
+        return tuple(one for one in self.train if one.weight != 0)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether several sets are mixed, or classes balanced."""
+        return len(self.sets) > 1 or self.balance is not None
+
+    @property
+    def train_words(self) -> str:
+        """The training sets, to be named in a sentence."""
+        return " + ".join(one.path for one in self.sets)
+
+    @property
     def sides(self) -> tuple[int, int]:
         """Height and width of the images."""
         return sides(self.image_size)
@@ -94,12 +230,63 @@ class DataConfig(Config):
             raise ValueError(
                 f"crop (={self.crop}) gives squares, image_size is {list(self.image_size)}; set crop to aspect or whole"
             )
-        for key in ("crop", "flip"):
+        for key in ("crop", "flip", "augment", "balance"):
             if self.holds == "latents" and getattr(self, key):
                 raise ValueError(
                     f"{key} (={getattr(self, key)}) needs images; leave it out with holds: latents"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _mixes_sets(self) -> "DataConfig":
+        if isinstance(self.train, str):
+            return self
+        number, weights = len(self.train), [one.weight for one in self.train]
+        if not number:
+            raise ValueError("train is an empty list; name a folder or URL of training shards")
+        if twice := sorted({one.path for one in self.train if self._paths.count(one.path) > 1}):
+            raise ValueError(f"train names {twice[0]} twice; name each set once, with the sum of the weights")
+        if None in weights and any(weight is not None for weight in weights):
+            raise ValueError(
+                f"train has {weights.count(None)} of {number} sets without a weight; give each one a weight, or none"
+            )
+        if not self.sets:
+            raise ValueError(
+                f"train has {number} sets whose weights sum to 0; give one of them a weight above 0"
+            )
+        if self.holds == "latents" and len(self.sets) > 1:
+            raise ValueError(
+                f"train mixes {len(self.sets)} sets, which needs images; name one with holds: latents"
+            )
+        return self
+
+    @property
+    def _paths(self) -> list[str]:
+        return [self.train] if isinstance(self.train, str) else [one.path for one in self.train]
+
+    @model_validator(mode="after")
+    def _augments_what_it_holds(self) -> "DataConfig":
+        if self.augment is None:
+            return self
+        height, width = self.sides
+        if self.augment.turns == "quarter" and height != width:
+            raise ValueError(
+                f"augment.turns (='quarter') needs square images, and image_size is {[height, width]}; set it to half"
+            )
+        if self.augment.shift >= min(height, width):
+            raise ValueError(
+                f"augment.shift (={self.augment.shift}) moves images of {height}x{width} pixels out of sight; lower it"
+            )
+        for name in ("saturation", "hue"):
+            if self.channels != 3 and self.augment.jitter and getattr(self.augment.jitter, name):
+                raise ValueError(
+                    f"augment.jitter.{name} needs RGB images, and channels is {self.channels}; set it to 0"
+                )
+        return self
+
+    def offers(self) -> frozenset[Property]:
+        """The property of images."""
+        return frozenset({IMAGES}) if self.holds == "images" else frozenset()
 
     def needs(self) -> Iterable[Need]:
         """Latents have values outside of [0, 1]."""

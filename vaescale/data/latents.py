@@ -22,7 +22,8 @@ from vaescale.data.config import DataConfig
 from vaescale.data.index import INDEX, parse_index
 from vaescale.data.latent_format import from_stored
 from vaescale.data.latent_shards import latents_of_index
-from vaescale.data.plan import BLOCK_SAMPLES, Plan, rank_slots
+from vaescale.data.order import BLOCK_SAMPLES
+from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.shard_files import Located, ShardFiles
 from vaescale.data.storage import open_store
 from vaescale.errors import DataError, UserError

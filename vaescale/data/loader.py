@@ -11,13 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from vaescale import comm, noise
+from vaescale.data.augmentation import draw
 from vaescale.data.batch import Batch, Fetched, Request
-from vaescale.data.config import DataConfig
+from vaescale.data.config import AugmentConfig, DataConfig
 from vaescale.data.index import ShardIndex
+from vaescale.data.mixed_plan import MixedPlan
+from vaescale.data.order import MOST_LANES
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.prefetch import Ahead
 from vaescale.data.reader import ShardReader
-from vaescale.data.storage import Remote
 from vaescale.data.workers import Workers, refuse_small_shared_memory
 from vaescale.errors import DataError
 
@@ -26,7 +28,7 @@ AHEAD_SHARE = 4  # one such part of the cache is for shards that are fetched ahe
 
 def training_batches(
     reader: ShardReader,
-    plan: Plan,
+    plan: Plan | MixedPlan,
     *,
     steps: range,
     rank: int,
@@ -34,15 +36,16 @@ def training_batches(
     accumulation: int,
     workers: int,
     flip: bool = False,
+    augment: AugmentConfig | None = None,
 ) -> Generator[list[Batch]]:
     """Yield this rank's micro-batches of each optimizer step."""
-    if isinstance(reader.store, Remote):
-        reader.store.closed = False  # an earlier pass, before a rollback to a checkpoint, closed it
+    for store in reader.remote_stores:
+        store.closed = False  # an earlier pass, before a rollback to a checkpoint, closed it
     slots = rank_slots(plan.global_batch, rank=rank, world_size=world_size, accumulation=accumulation)
     if workers and not reader.in_memory:
         batch_bytes = len(slots[0]) * reader.sample_bytes
         refuse_small_shared_memory(workers, batch_bytes, ranks_here=comm.ranks_on_this_node())
-    requests = (_request(plan, step, micro_slots, flip) for step in steps for micro_slots in slots)
+    requests = (_request(plan, step, micro_slots, flip, augment) for step in steps for micro_slots in slots)
     batches = _fetch(reader, requests, workers)
     slot_tensors = [torch.from_numpy(micro_slots) for micro_slots in slots]
     with _ahead(reader, plan, np.concatenate(slots), steps) as ahead:
@@ -124,17 +127,23 @@ def shard_batches(
         )
 
 
-def working_set_bytes(index: ShardIndex, plan: Plan, *, ranks_here: int, world_size: int) -> int:
-    """The approximate bytes of shards that a node draws from at once: a block for each lane of its ranks."""
+def working_set_bytes(index: ShardIndex, plan: Plan | MixedPlan, *, ranks_here: int, world_size: int) -> int:
+    """The approximate bytes of shards that a node draws from at once: a block for each lane of its ranks.
+
+    Of a mixture, a block for each lane of each set, or all of it where classes are balanced.
+    """
     total = index.num_bytes
-    lanes_here = -(-plan.lanes * ranks_here // world_size)
     block = plan.block_samples * total // plan.num_samples + max(shard.bytes for shard in index.shards)
+    if isinstance(plan, MixedPlan):
+        balanced = any(part.classes for part in plan.parts)
+        return total if balanced else min(total, MOST_LANES * len(plan.parts) * block)
+    lanes_here = -(-plan.lanes * ranks_here // world_size)
     return min(total, lanes_here * block)
 
 
-def refuse_small_cache(reader: ShardReader, plan: Plan, config: DataConfig) -> None:
+def refuse_small_cache(reader: ShardReader, plan: Plan | MixedPlan, config: DataConfig) -> None:
     """Raise DataError when the node's cache is smaller than what training draws from at once."""
-    if not isinstance(reader.store, Remote) or reader.in_memory:
+    if not reader.remote_stores or reader.in_memory:
         return
     needed = working_set_bytes(
         reader.index, plan, ranks_here=comm.ranks_on_this_node(), world_size=comm.world_size()
@@ -149,10 +158,12 @@ def refuse_small_cache(reader: ShardReader, plan: Plan, config: DataConfig) -> N
 
 
 @contextmanager
-def _ahead(reader: ShardReader, plan: Plan, slots: NDArray[np.int64], steps: range) -> Iterator[Ahead | None]:
+def _ahead(
+    reader: ShardReader, plan: Plan | MixedPlan, slots: NDArray[np.int64], steps: range
+) -> Iterator[Ahead | None]:
     """Fetch remote shards ahead of a rank's steps within the block; yields None where there is nothing to fetch."""
-    store, sizes = reader.store, [shard.bytes for shard in reader.index.shards]
-    if not isinstance(store, Remote) or reader.in_memory:
+    stores, sizes = reader.remote_stores, [shard.bytes for shard in reader.index.shards]
+    if not stores or reader.in_memory:
         yield None
         return
 
@@ -161,12 +172,13 @@ def _ahead(reader: ShardReader, plan: Plan, slots: NDArray[np.int64], steps: ran
         return [(plan.epoch(step), shard) for shard in shards.tolist()]
 
     needs = ((step, needed(step)) for step in steps)
-    limit = store.cache_bytes // AHEAD_SHARE // comm.ranks_on_this_node()
+    limit = stores[0].cache_bytes // AHEAD_SHARE // comm.ranks_on_this_node()
     try:
         with Ahead(needs, reader.fetch_shard, sizes=sizes.__getitem__, limit=limit) as ahead:
             yield ahead
     finally:
-        store.closed = True
+        for store in stores:
+            store.closed = True
 
 
 def _fetch(reader: ShardReader, requests: Iterable[Request], workers: int | Workers) -> Iterator[Fetched]:
@@ -177,9 +189,15 @@ def _fetch(reader: ShardReader, requests: Iterable[Request], workers: int | Work
     return Workers(reader, workers).fetch(requests, last_pass=True)
 
 
-def _request(plan: Plan, step: int, slots: NDArray[np.int64], flip: bool) -> Request:
+def _request(
+    plan: Plan | MixedPlan, step: int, slots: NDArray[np.int64], flip: bool, augment: AugmentConfig | None
+) -> Request:
     numbers = plan.samples(step, slots)
-    if not flip:
-        return Request(numbers)
-    stream = noise.Stream(plan.seed, plan.epoch(step), torch.from_numpy(numbers))
-    return Request(numbers, (noise.uniform(stream, noise.FLIP, (1,))[:, 0] < 0.5).numpy())
+    flips = None
+    if flip and isinstance(plan, Plan):
+        stream = noise.Stream(plan.seed, plan.epoch(step), torch.from_numpy(numbers))
+        flips = (noise.uniform(stream, noise.FLIP, (1,))[:, 0] < 0.5).numpy()
+    by_slot = noise.Stream(plan.seed, step, torch.from_numpy(slots))
+    if flip and flips is None:  # a set may be read more than once in an epoch
+        flips = (noise.uniform(by_slot, noise.FLIP, (1,))[:, 0] < 0.5).numpy()
+    return Request(numbers, flips, changes=draw(augment, by_slot) if augment else None)

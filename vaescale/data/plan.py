@@ -3,28 +3,20 @@
 The plan depends on no history, worker or file. Rank r of N owns an equal, contiguous part of the slots, so the
 global batches are the same at every world size, and the loader's whole state is the global step.
 
-An epoch is one long line of samples: the shards in a fresh random order, cut into blocks of whole shards, each
-block's samples shuffled among themselves. The global batch is drawn from `lanes` places of that line at once, at
-equal distances, so that a batch mixes many blocks while a process touches few shards at a time. A data set of up
-to one block is shuffled perfectly.
+An epoch is a pass over all samples in a fresh order (see `order.py`). The global batch is drawn from `lanes` places of its line
+at once, at equal distances, so that a batch mixes many blocks while a process touches few shards at a time. Of several sets,
+`mixed_plan.py` says the same.
 """
 
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from threading import Lock
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vaescale.data.order import BLOCK_SAMPLES, MOST_LANES, Integers, Order
 from vaescale.errors import DataError, UserError
-
-Integers = NDArray[np.int64]
-BLOCK_SAMPLES = 1 << 16
-MOST_LANES = 16
-KEPT_BYTES = 1 << 25
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +37,11 @@ class Plan:
             raise DataError(
                 f"data.global_batch (={self.global_batch}) exceeds the {self.num_samples} training samples; lower it"
             )
+
+    @cached_property
+    def order(self) -> Order:
+        """The order of the samples in each epoch."""
+        return Order(self.shard_samples, seed=self.seed, block_samples=self.block_samples)
 
     @cached_property
     def num_samples(self) -> int:
@@ -78,20 +75,7 @@ class Plan:
         lane_slots = self.global_batch // self.lanes
         lane, within = np.divmod(slots, lane_slots)
         positions = (lane * self.steps_per_epoch + within_epoch) * lane_slots + within
-        return self._at(epoch, positions)
-
-    def _at(self, epoch: int, positions: Integers) -> Integers:
-        """The samples at positions of an epoch's line."""
-        line = _line(self, epoch)
-        blocks = np.searchsorted(line.block_starts, positions, side="right") - 1
-        shuffled = np.empty_like(positions)
-        for block in np.unique(blocks):
-            start, stop = line.block_starts[block : block + 2]
-            in_block = blocks == block
-            order = _block_order(self.seed, epoch, int(block), int(stop - start))
-            shuffled[in_block] = start + order[positions[in_block] - start]
-        shards = np.searchsorted(line.starts, shuffled, side="right") - 1
-        return line.first_samples[shards] + shuffled - line.starts[shards]
+        return self.order.at(epoch, positions)
 
 
 def rank_slots(
@@ -112,47 +96,3 @@ def rank_slots(
         )
     slots = np.arange(global_batch).reshape(accumulation, world_size, -1)
     return list(slots[:, rank])
-
-
-class _Line(NamedTuple):
-    """An epoch's shards in their order: where each starts in the line, its first sample, where each block starts."""
-
-    starts: Integers  # [shards]
-    first_samples: Integers  # [shards]
-    block_starts: Integers  # [blocks + 1], the last one is the end
-
-
-@lru_cache(maxsize=2)
-def _line(plan: Plan, epoch: int) -> _Line:
-    counts = plan.shard_samples
-    order = _generator(plan.seed, epoch, 0).permutation(len(counts))
-    starts = np.cumsum(counts[order]) - counts[order]
-    # A block begins with the first shard that starts past a multiple of block_samples.
-    begins = np.diff(starts // plan.block_samples, prepend=-1) > 0
-    return _Line(starts, (np.cumsum(counts) - counts)[order], np.append(starts[begins], counts.sum()))
-
-
-_orders: OrderedDict[tuple[int, int, int, int], NDArray[np.int32]] = OrderedDict()
-_orders_lock = Lock()
-
-
-def _block_order(seed: int, epoch: int, block: int, size: int) -> NDArray[np.int32]:
-    """A block's permutation, from a cache or computed.
-
-    The cache holds those of this epoch and its neighbours: as many as there are lanes, or more if they are small.
-    """
-    key = (seed, epoch, block, size)
-    with _orders_lock:  # the prefetching thread calls this too
-        order = _orders.pop(key, None)
-        if order is None:
-            order = _generator(seed, epoch, block + 1).permutation(size).astype(np.int32)
-            for old in [old for old in _orders if abs(old[1] - epoch) > 1]:
-                del _orders[old]
-            while len(_orders) > MOST_LANES and sum(kept.nbytes for kept in _orders.values()) > KEPT_BYTES:
-                _orders.popitem(last=False)
-        _orders[key] = order
-        return order
-
-
-def _generator(seed: int, epoch: int, purpose: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, purpose]))

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from vaescale import comm
 from vaescale.config import option_of, size_text
+from vaescale.data.augmentation import changed
 from vaescale.data.batch import Fault, Fetched, Request
 from vaescale.data.config import DataConfig
 from vaescale.data.forms import Moments, Pictures
@@ -59,11 +60,12 @@ class ShardReader(Dataset[Fetched]):
         self.index, self.store, self.form = index, store, form
         self.image_shape = form.image_shape
         self._files = ShardFiles(index, store)
+        self._numbering: NDArray[np.int64] | None = None
         self._known_faults: dict[int, Fault] = {}
         self.in_memory = cache == "memory"
         self._memory: _Decoded | None = None  # decoded when the first batch is wanted
         if self.in_memory:
-            _refuse_big_memory(self.memory_bytes)
+            refuse_big_memory(self.memory_bytes)
 
     def __len__(self) -> int:
         return int(self._files.starts[-1])
@@ -83,6 +85,16 @@ class ShardReader(Dataset[Fetched]):
 
     def __getitems__(self, request: Request) -> Fetched:
         """Fetch a whole batch, for the DataLoader. Raises DataError when an image and all its substitutes are unusable."""
+        fetched = self.fetched(request)
+        if request.flips is not None and request.flips.any():
+            mirrored = torch.from_numpy(request.flips)
+            fetched.images[mirrored] = fetched.images[mirrored].flip(-1)
+        if request.changes is not None:
+            fetched = fetched._replace(images=changed(fetched.images, request.changes))
+        return fetched
+
+    def fetched(self, request: Request) -> Fetched:
+        """The samples as they are stored: neither mirrored nor changed."""
         faults: list[Fault] = []
         numbers = request.numbers
         usable = np.ones(len(numbers), dtype=bool)
@@ -99,9 +111,8 @@ class ShardReader(Dataset[Fetched]):
                 numbers = np.where(usable, replacements, numbers)  # a masked slot keeps its own key and class
             images = self._memory.images[torch.from_numpy(numbers)]
             labels, keys = self._memory.labels[numbers], self._memory.keys[numbers].tolist()
-        if request.flips is not None and request.flips.any():
-            mirrored = torch.from_numpy(request.flips)
-            images[mirrored] = images[mirrored].flip(-1)
+        if self._numbering is not None:
+            labels = self._numbering[labels]
         names = tuple(key.decode(errors="replace") for key in keys)
         return Fetched(images, torch.from_numpy(labels), torch.from_numpy(usable), names, tuple(faults))
 
@@ -118,9 +129,28 @@ class ShardReader(Dataset[Fetched]):
 
     def most_class(self) -> int:
         """The greatest class of any image, -1 where none has one. Reads all entries."""
-        return max(
-            int(self._files.entries_of(shard)["label"].max()) for shard in range(len(self.index.shards))
-        )
+        return int(self.labels().max())
+
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each image, -1: none. Reads all entries."""
+        shards = range(len(self.index.shards))
+        labels = np.concatenate([self._files.entries_of(shard)["label"] for shard in shards]).astype(np.int64)
+        return labels if self._numbering is None else self._numbering[labels]
+
+    def number_classes(self, names: tuple[str, ...]) -> None:
+        """Number classes by their place in `names`, which has all of the index's."""
+        numbers = [names.index(name) for name in self.index.class_names]
+        self._numbering = np.array([*numbers, -1], dtype=np.int64)  # the last one is that of -1
+        self.index = self.index._replace(class_names=names)
+
+    @property
+    def remote_stores(self) -> list[Remote]:
+        """The stores that are not on this node."""
+        return [self.store] if isinstance(self.store, Remote) else []
+
+    def labels_of(self, shard_number: int) -> NDArray[np.int64]:
+        """The classes of the images of a shard, int64 [N] (-1: none)."""
+        return self._files.load_entries(shard_number)["label"].astype(np.int64)
 
     def fetch_shard(self, shard_number: int) -> None:
         """Bring a remote shard and its entries to this node."""
@@ -261,7 +291,7 @@ def open_reader(place: str, config: DataConfig) -> ShardReader:
     return ShardReader(index, store, form, cache=config.cache)
 
 
-def _refuse_big_memory(needed: int) -> None:
+def refuse_big_memory(needed: int) -> None:
     """Raise DataError when `cache: memory` cannot hold the images. Unknown free memory counts as enough."""
     ranks = comm.ranks_on_this_node()
     with suppress(OSError, StopIteration):

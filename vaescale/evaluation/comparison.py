@@ -23,7 +23,7 @@ from vaescale.data.lookup import evenly, images_at
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError
 from vaescale.evaluation.features import Extractor
-from vaescale.evaluation.frechet import Moments, frechet_distance, moments
+from vaescale.evaluation.frechet import Moments, frechet_distance, moments, moments_here
 from vaescale.evaluation.quality import kernel_distance, overlap
 from vaescale.models.vae import to_unit
 from vaescale.system import heartbeat
@@ -47,17 +47,23 @@ MORE_IS_BETTER = ("precision", "recall", "density", "coverage")
 class Kind(NamedTuple):
     """Pictures to judge: a name, their decoding, their number, and a function from positions (int64 [B]) to pictures.
 
-    Pictures are [B, C, H, W] in [0, 1].
+    Pictures are [B, C, H, W] in [0, 1]. labels: the classes of all pictures in order, int64 [N] (-1: none), where they are known.
     """
 
     name: str
     decode: str
     number: int
     pictures: Callable[[Tensor], Tensor]
+    labels: Tensor | None = None
 
 
-def judge(kinds: list[Kind], extractor: Extractor, references: Tensor) -> list[dict[str, Any]]:
+def judge(
+    kinds: list[Kind], extractor: Extractor, references: Tensor, *, labels: Tensor | None = None
+) -> list[dict[str, Any]]:
     """Compare each kind with the references' features [N, F]. Returns a row for each kind. All ranks call it.
+
+    labels: int64 [N], the references' classes: rows of kinds with classes then have `frechet_by_class`, from the pictures of a class to the
+    references of that class, None where one has fewer than LEAST.
 
     The Frechet distance uses all features; kernel distance, precision, recall, density and coverage use equally many of
     each set, at most 10,000.
@@ -80,10 +86,25 @@ def judge(kinds: list[Kind], extractor: Extractor, references: Tensor) -> list[d
                 "frechet": frechet_distance(moments, against),
                 "kernel": kernel_distance(images, samples),
                 **overlap(images, samples)._asdict(),
+                **_by_class(features, kind.labels, references, labels),
             }
 
         rows.append(comm.on_main(compare))
     return rows
+
+
+def _by_class(
+    features: Tensor, labels: Tensor | None, references: Tensor, of_references: Tensor | None
+) -> dict[str, list[float | None]]:
+    """The Frechet distance of each class, on the main process alone."""
+    if labels is None or of_references is None:
+        return {}
+    distances: list[float | None] = []
+    for number in range(int(of_references.max()) + 1):
+        pair = [features[labels == number], references[of_references == number]]
+        enough = min(map(len, pair)) >= LEAST
+        distances.append(frechet_distance(*map(moments_here, pair)) if enough else None)
+    return {"frechet_by_class": distances}
 
 
 @torch.no_grad()

@@ -44,6 +44,13 @@ def moments(features: Iterable[Tensor]) -> Moments:
     return Moments(mean, scatter / (count - 1), count)
 
 
+def moments_here(features: Tensor) -> Moments:
+    """The moments of features [N, F] of this rank alone."""
+    rows = features.double().cpu()
+    centred = rows - rows.mean(0)
+    return Moments(rows.mean(0), centred.T @ centred / (len(rows) - 1), len(rows))
+
+
 def frechet_distance(one: Moments, other: Moments) -> float:
     """The squared distance d^2, computed in float64.
 

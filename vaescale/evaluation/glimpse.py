@@ -8,8 +8,9 @@ from vaescale.models.vae import VAE
 
 
 @torch.no_grad()
-def glimpse(model: VAE, images: Tensor, *, seed: int) -> list[tuple[str, Tensor]]:
-    """Named rows of pictures [B, C, H, W] in [0, 1]: originals, decoded means, sigma and means of samples.
+def glimpse(model: VAE, images: Tensor, labels: Tensor, *, seed: int) -> list[tuple[str, Tensor]]:
+    """Named rows of pictures [B, C, H, W] in [0, 1]: originals, decoded means, sigma and means of samples, of a conditional model
+    with the images' labels int64 [B].
 
     The row of sigma(z), divided by its maximum, exists where sigma differs between pixels. images: uint8 [B, C, H, W]. All ranks
     call it with the same images.
@@ -17,30 +18,34 @@ def glimpse(model: VAE, images: Tensor, *, seed: int) -> list[tuple[str, Tensor]
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
+    given = model.given(model.condition_of(labels))
     stream = noise.Stream(seed, 0, torch.arange(len(images), device=device))
     x = model.target(images.to(device), stream)
-    params = model.reconstruct(x)
+    params = given.reconstruct(x)
     means = model.likelihood.mean(params)
     rows = [("original", x), ("decoded", means)]
     deviation = model.likelihood.deviation(params)
     if deviation is not None and deviation.numel() > 1:
         sigma = deviation.expand_as(means)
         rows.append((f"sigma to {float(sigma.amax()):.2g}", sigma / sigma.amax().clamp_min(1e-12)))
-    rows.append(("samples", model.likelihood.mean(model.from_prior(stream))))
+    rows.append(("samples", model.likelihood.mean(given.from_prior(stream))))
     model.train(was_training)
     return [(name, row.float().clamp(0, 1).cpu()) for name, row in rows]
 
 
 @torch.no_grad()
-def error_maps(model: VAE, images: Tensor, slots: Tensor, *, seed: int) -> list[tuple[str, Tensor]]:
+def error_maps(
+    model: VAE, images: Tensor, slots: Tensor, *, labels: Tensor | None = None, seed: int
+) -> list[tuple[str, Tensor]]:
     """Named rows of pictures [B, C, H, W] or [B, 1, H, W]: originals, decoded means, errors, and the noise level if values differ in it.
 
     Errors and noise levels are divided by their maximum, which the name says. images: uint8 [B, C, H, W]; slots: int64 [B], which with the
-    seed decide the noise of a binarized or dequantized image.
+    seed decide the noise of a binarized or dequantized image; labels: int64 [B], for a conditional model.
     """
     device = next(model.parameters()).device
     originals = model.target(images.to(device), noise.Stream(seed, 0, slots.to(device)))
-    params = model.reconstruct(originals)
+    given = model if labels is None else model.given(model.condition_of(labels))
+    params = given.reconstruct(originals)
     means = model.likelihood.mean(params).float()
     rows = [("original", originals), ("decoded", means), _scaled("|error|", (originals - means).abs())]
     if (level := model.likelihood.noise_map(params)) is not None:

@@ -91,12 +91,13 @@ def bounds_of(
     rows: int64 [R]; samples: K; report: called with the share of the draws that is done.
     """
     x, encoded, slots = seen.x[rows], rows_of(seen.encoded, rows), seen.slots[rows]
+    given = seen.model.given_of(rows)
     mask = torch.ones(len(x), dtype=torch.bool, device=x.device)
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
     squares, logs = total, torch.zeros_like(total)
     for start in range(0, samples, DRAWS):
         stream = noise.Stream(seen.stream.seed, start // DRAWS, slots)
-        inferred = model.infer(encoded, stream, min(DRAWS, samples - start), False, measured=False)
+        inferred = given.infer(encoded, stream, min(DRAWS, samples - start), False, measured=False)
         weights = model.terms(x, inferred, mask, measured=False).log_weights.double()
         total = torch.logaddexp(total, torch.logsumexp(weights, dim=1))
         squares = torch.logaddexp(squares, torch.logsumexp(2 * weights, dim=1))

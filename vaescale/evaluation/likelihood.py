@@ -31,7 +31,8 @@ def evaluate(
     for batch in batches:
         images, slots, mask = batch.images.to(device), batch.slots.to(device), batch.mask.to(device)
         with observed(model.likelihood) as sums:
-            terms = model(images, noise.Stream(seed, 0, slots), mask)
+            condition = model.condition_of(batch.labels)
+            terms = model(images, noise.Stream(seed, 0, slots), mask, condition=condition)
             bound.add_terms(terms, mask, len(batch.faults), sums())
     model.train(was_training)
     return bound.metrics()

@@ -16,12 +16,13 @@ class Seen:
     """A batch of images, and what the model makes of it; each is computed when a measure first asks for it.
 
     slots int64 [B]: the images' numbers; mask bool [B] is false for padding and for images that cannot be used; skipped: the number of
-    the latter; x [B, C, H, W]: from `VAE.target`; batch: as it was read.
+    the latter; x [B, C, H, W]: from `VAE.target`; batch: as it was read; model: with the images' conditions, if it has any.
     """
 
     def __init__(self, model: VAE, batch: Batch, *, seed: int) -> None:
         device = next(model.parameters()).device
-        self.model, self.batch, self.skipped = model, batch, len(batch.faults)
+        self.model = model.given(model.condition_of(batch.labels))
+        self.batch, self.skipped = batch, len(batch.faults)
         self.slots, self.mask = batch.slots.to(device), batch.mask.to(device)
         self.stream = noise.Stream(seed, 0, self.slots)
         self.x: Tensor = model.target(batch.images.to(device), self.stream)

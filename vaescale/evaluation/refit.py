@@ -76,7 +76,8 @@ def refit_sigma(
     for batch in batches:
         images, slots, mask = batch.images.to(device), batch.slots.to(device), batch.mask.to(device)
         with observed(likelihood) as of_batch:
-            model(images, noise.Stream(seed, 0, slots), mask)
+            condition = model.condition_of(batch.labels)
+            model(images, noise.Stream(seed, 0, slots), mask, condition=condition)
             sums += of_batch()
         progress(done := done + len(slots))
     sums = comm.all_reduce_sum(sums)

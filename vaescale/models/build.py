@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vaescale.conditions.config import ClassCondition
 from vaescale.config import Size, sides
 from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.models.config import EquivarianceConfig, PosteriorConfig, Shows
@@ -25,10 +26,11 @@ def build_vae(
     shows: Shows | None = None,
     has_bound: bool = True,
     of_latents: bool = False,
+    condition: ClassCondition | None = None,
 ) -> VAE:
     """Build the model of these sections. image_size: the side of square images, or (H, W). spectral: whether its terms include the layers' singular values. equivariance: of the
     decoder, if the terms include it; for a network with a latent map. shows: what discriminators see, if there are any. has_bound: whether
-    p(x|z) is trained, so that evaluation may report bounds. of_latents: whether the images are latents of another model.
+    p(x|z) is trained, so that evaluation may report bounds. of_latents: whether the images are latents of another model. condition: what the model is told besides the image.
 
     Raises UserError when the network does not fit the images.
     """
@@ -36,6 +38,8 @@ def build_vae(
     kind: Any = QuantizedVAE if posterior.quantized else gaussian
     model: VAE = kind(network, posterior, likelihood, image_size=sides(image_size), channels=channels)
     model.of_latents = of_latents
+    if condition is not None:
+        model.add_condition(condition)
     if spectral:
         model.spectral = SpectralSum(model.network)
     model.shows, model.has_bound = shows, has_bound

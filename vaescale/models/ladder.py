@@ -70,7 +70,10 @@ class LadderVAE(VAE):
 
     def encode(self, x: Tensor) -> dict[int, Tensor]:
         """The encoder's maps, by resolution."""
-        seen: dict[int, Tensor] = self.network.bottom_up(x)
+        embedding = self.embedded(len(x))
+        seen: dict[int, Tensor] = (
+            self.network.bottom_up(x) if embedding is None else self.network.bottom_up(x, embedding)
+        )
         return seen
 
     def infer(
@@ -89,9 +92,12 @@ class LadderVAE(VAE):
         if draws > 1:
             seen = {size: feature_map.repeat_interleave(draws, 0) for size, feature_map in seen.items()}
         rows = images * draws
-        maps, terms = self.network.start(rows), []
-        for group, epsilon in zip(self._groups, self._epsilons(stream, draws), strict=False):
-            feature_map = self.network.enter(group.block, maps, like=seen[group.block.resolution])
+        maps, terms, embedding = self.network.start(rows), [], self.embedded(rows)
+        for number, (group, epsilon) in enumerate(
+            zip(self._groups, self._epsilons(stream, draws), strict=False)
+        ):
+            like = seen[group.block.resolution]
+            feature_map = self._enter(number, maps, like=like, embedding=embedding)
             arguments = (group, feature_map, seen[group.block.resolution], epsilon, weighted, measured)
             if self.network.checkpointing:
                 done = recomputed(self._infer_group, *arguments)
@@ -128,9 +134,10 @@ class LadderVAE(VAE):
         return self._posterior(top, feature_map, seen[top.block.resolution], prior)
 
     def prior(self) -> Gaussian:
-        """The prior of the top group, which is learned and the same for every draw."""
-        _, prior = self._top(1, like=next(self.parameters()))
-        return Gaussian(prior.mu[0], prior.log_sigma[0])
+        """The prior of the top group, which is learned and the same for every draw, or for every draw with the same condition."""
+        conditions = self.num_given
+        _, prior = self._top(conditions or 1, like=next(self.parameters()))
+        return prior if conditions else Gaussian(prior.mu[0], prior.log_sigma[0])
 
     def joint_draws(self, x: Tensor, stream: noise.Stream, draws: int, groups: int) -> Tensor:
         """Draws of the first groups, each given the draws above it."""
@@ -210,10 +217,18 @@ class LadderVAE(VAE):
 
     def _top(self, rows: int, *, like: Tensor) -> tuple[Tensor, Gaussian]:
         """The input map of the top group, and its prior."""
-        top = self._groups[0]
-        feature_map = self.network.enter(top.block, self.network.start(rows), like=like.new_zeros(rows))
+        top, embedding = self._groups[0], self.embedded(rows)
+        maps = self.network.start(rows)
+        feature_map = self._enter(0, maps, like=like.new_zeros(rows), embedding=embedding)
         raw_prior, _ = top.prior(feature_map)
         return feature_map, self._prior(raw_prior)
+
+    def _enter(
+        self, number: int, maps: dict[int, Tensor], *, like: Tensor, embedding: Tensor | None
+    ) -> Tensor:
+        """The input map of a group, with the shift of the condition if there is one."""
+        feature_map = self.network.enter(self._groups[number].block, maps, like=like)
+        return feature_map if embedding is None else self.network.shifted(number, feature_map, embedding)
 
     def _infer_group(
         self,
@@ -273,10 +288,10 @@ class LadderVAE(VAE):
         groups: int | None = None,
     ) -> dict[int, Tensor]:
         """The maps after all groups, or after the first `groups`, each with the latents that `take` returns."""
-        maps = self.network.start(rows)
+        maps, embedding = self.network.start(rows), self.embedded(rows)
         like = like.new_zeros(rows)
         for number, group in enumerate(self._groups[:groups]):
-            feature_map = self.network.enter(group.block, maps, like=like)
+            feature_map = self._enter(number, maps, like=like, embedding=embedding)
             raw_prior, onwards = group.prior(feature_map)
             z = take(group, number, feature_map, self._prior(raw_prior))
             maps[group.block.resolution] = group.with_latents(onwards, z)

@@ -15,6 +15,9 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from vaescale import noise
+from vaescale.conditions.config import ClassCondition
+from vaescale.conditions.embedding import NONE, ClassEmbedding
+from vaescale.errors import UserError
 from vaescale.likelihoods.base import Likelihood
 from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.models.config import EquivarianceConfig, Shows
@@ -119,6 +122,9 @@ class VAE(nn.Module):
             encoder_out=encoder_out,
             out_channels=self.likelihood.num_params(channels),
         )
+        self.condition: ClassCondition | None = None
+        self.embedding: ClassEmbedding | None = None
+        self._given: Tensor | None = None  # of a view, see `given`
         self.spectral: SpectralSum | None = None
         self.equivariance: EquivarianceConfig | None = None
         self.of_latents = False
@@ -147,14 +153,23 @@ class VAE(nn.Module):
         doubly_reparameterized: bool = False,
         autocast: torch.dtype | None = None,
         measured: bool = True,
+        condition: Tensor | None = None,
     ) -> Terms:
         """Compute the Terms of images, see `target`, one slot of the stream each; mask bool [B] is false for padding.
 
         importance_samples: number K of draws of z with log weights; 0 is one draw without weights. doubly_reparameterized: log
         weights whose gradient for the encoder passes through z only, weighted once more (see `objectives/iwae.py`). autocast:
         precision of the networks, None for that of the weights. It begins here because DeepSpeed ends an outer autocast.
-        measured: whether to compute the terms that only metrics read.
+        measured: whether to compute the terms that only metrics read. condition: of each image, as in `given`; in training a share of
+        them is hidden, as the recipe says.
         """
+        if self.condition is not None and self._given is None:
+            if condition is not None and self.training:
+                condition = self._hidden(condition, stream)
+            given = self.given(condition)
+            return given.forward(
+                *(images, stream, mask, importance_samples, doubly_reparameterized, autocast, measured)
+            )
         x = self.target(images, stream)
         with nullcontext() if autocast is None else torch.autocast(x.device.type, autocast):
             encoded = self.encode(x)
@@ -175,6 +190,87 @@ class VAE(nn.Module):
             if self.equivariance is None or not self.training:
                 return terms
             return terms._replace(transformed_log_px=self._transformed_log_px(x, inferred, stream, mask))
+
+    def add_condition(self, condition: ClassCondition) -> None:
+        """Make it a conditional model: p(x|z, y) and q(z|x, y). Called once, after the layers have their first weights."""
+        self.condition = condition
+        self.embedding = condition.implement()
+        self.network.add_condition(condition.width)
+
+    def given(self, condition: Tensor | None) -> "VAE":
+        """A view of a conditional model whose functions have the condition y of each image or draw; of another model, the model itself.
+
+        condition: int64 [B], NONE where no class is told, or, between classes, their shares [B, K]; on any device. The view shares weights and state, and keeps no graph. Raises
+        UserError for NONE in a model that always had classes, and for no condition.
+        """
+        if self.condition is None:
+            return self
+        if condition is None:
+            raise UserError(
+                f"this model has a condition ({self.condition.classes} classes), and none is given; give the class of each image"
+            )
+        condition = condition.to(next(self.parameters()).device)
+        if (
+            not self.training and len(condition) and not condition.is_floating_point()
+        ):  # training has checked its labels before
+            self._refuse_unknown(int(condition.min()), int(condition.max()))
+        view: VAE = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        view.__dict__["_given"] = condition
+        return view
+
+    def _refuse_unknown(self, least: int, most: int) -> None:
+        """Raise UserError for labels that the model does not have."""
+        assert self.condition is not None
+        if most >= self.condition.classes:
+            raise UserError(
+                f"class {most} is not one of the model's {self.condition.classes} classes, 0 to {self.condition.classes - 1}"
+            )
+        if least < 0 and not self.condition.dropout:
+            raise UserError(
+                "some images have no class, and the model was always told one (condition.dropout is 0); give images with classes"
+            )
+
+    @property
+    def num_given(self) -> int:
+        """The number of conditions of a view; 0 of a model that is none."""
+        return 0 if self._given is None else len(self._given)
+
+    def given_rows(self, rows: int) -> Tensor:
+        """The condition of B K rows, as `given` takes it: that of each of B images for its K draws. Raises UserError where none is given."""
+        if self._given is None:
+            self.given(None)
+        assert self._given is not None
+        draws = rows // max(1, len(self._given))
+        return self._given if draws == 1 else self._given.repeat_interleave(draws, 0)
+
+    def given_of(self, rows: Tensor) -> "VAE":
+        """The view of some of a view's images; the model itself without a condition. rows: their indices, or a mask [B]."""
+        return self if self._given is None else self.given(self._given[rows])
+
+    def embedded(self, rows: int) -> Tensor | None:
+        """The condition's embedding of B K rows, [B K, E]; None for a model without a condition."""
+        if self.embedding is None:
+            return None
+        embedded: Tensor = self.embedding(self.given_rows(rows))
+        return embedded
+
+    def any_condition(self, rows: int) -> Tensor | None:
+        """The condition of images that do not matter, such as those of an estimate of memory; None for a model without one."""
+        device = next(self.parameters()).device
+        return None if self.condition is None else torch.zeros(rows, dtype=torch.int64, device=device)
+
+    def condition_of(self, labels: Tensor) -> Tensor | None:
+        """The condition of images with these labels, int64 [B], on the model's device; None for a model without one."""
+        return None if self.condition is None else labels.to(next(self.parameters()).device)
+
+    def _hidden(self, condition: Tensor, stream: noise.Stream) -> Tensor:
+        """The condition, NONE for a share of the slots that depends on seed, step and slot."""
+        assert self.condition is not None
+        if not self.condition.dropout:
+            return condition
+        hides = noise.uniform(stream, noise.CONDITION, (1,))[:, 0] < self.condition.dropout
+        return torch.where(hides, NONE, condition)
 
     def terms(
         self,

@@ -13,15 +13,21 @@ class FlatNetwork(nn.Module):
     latent_shape: tuple[int, ...]
     """(Z,) for a vector, (Z, h, w) for a map, with Z = config.latent_dim."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Of a conditional network's blocks, by the numbers of its layers (see `modulation.py`).
+        self.encoder_modulations: nn.ModuleDict | None = None
+        self.decoder_modulations: nn.ModuleDict | None = None
+
     @staticmethod
     def part_of(name: str) -> str:
         """The part, `encoder` or `decoder`, that a parameter or buffer of this name belongs to."""
-        return "decoder" if name.startswith("decoder.") else "encoder"
+        return "decoder" if name.startswith(("decoder.", "decoder_modulations.")) else "encoder"
 
     @property
     def head_name(self) -> str:
         """The name of the layer that returns the likelihood's raw parameters."""
-        *_, name = (name for name, _ in self.named_parameters() if self.part_of(name) == "decoder")
+        *_, name = (name for name, _ in self.named_parameters() if name.startswith("decoder."))
         return name.rpartition(".")[0]
 
     def encode(self, x: Tensor) -> Tensor:
@@ -30,4 +36,10 @@ class FlatNetwork(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Map z [B, *latent_shape] to the likelihood's raw parameters [B, out_channels, H, W]."""
+        raise NotImplementedError
+
+    def add_condition(self, size: int) -> None:
+        """Let the blocks take the embedding of a condition, [B, size]: a second argument of `encode` and `decode`, which are called
+        without it in an unconditional model. For networks whose section offers TAKES_CONDITION.
+        """
         raise NotImplementedError

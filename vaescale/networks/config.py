@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from vaescale.config import GROUPS, LATENT_MAP, ONE_VECTOR, Config, Property
+from vaescale.config import GROUPS, LATENT_MAP, ONE_VECTOR, TAKES_CONDITION, Config, Property
 
 Norm = Literal["group", "batch", "none"]
 Width = Annotated[int, Field(gt=0)]
@@ -89,8 +89,8 @@ class ConvConfig(NetworkConfig):
     )
 
     def offers(self) -> frozenset[Property]:
-        """The property of terms that need a latent map, if it has one."""
-        return super().offers() | ({LATENT_MAP} if self.latent_map else set())
+        """The properties of terms that need a latent map, if it has one, and of conditions."""
+        return super().offers() | {TAKES_CONDITION} | ({LATENT_MAP} if self.latent_map else set())
 
     @model_validator(mode="after")
     def _a_preset_has_its_widths(self) -> "ConvConfig":
@@ -135,8 +135,8 @@ class ResnetConfig(NetworkConfig):
     standardize: Standardized = None
 
     def offers(self) -> frozenset[Property]:
-        """The property of terms that transform the latent map."""
-        return super().offers() | {LATENT_MAP}
+        """The properties of terms that transform the latent map, and of conditions."""
+        return super().offers() | {LATENT_MAP, TAKES_CONDITION}
 
 
 class LadderConfig(NetworkConfig):
@@ -169,6 +169,10 @@ class LadderConfig(NetworkConfig):
         description="recompute activations in the backward pass: a third slower, much less memory",
     )
     standardize: Standardized = None
+
+    def offers(self) -> frozenset[Property]:
+        """The properties of groups and of conditions."""
+        return super().offers() | {TAKES_CONDITION}
 
     @model_validator(mode="before")
     @classmethod

@@ -24,6 +24,7 @@ from vaescale.networks.layers import (
     spectral,
     standardized,
 )
+from vaescale.networks.modulation import conditioned, modulations
 from vaescale.networks.presets import PRESETS, Preset
 
 WIDTHS = (32, 64)
@@ -55,7 +56,7 @@ class ConvNetwork(FlatNetwork):
         )
         self.latent_shape, self._standardize = (config.latent_dim,), config.standardize
         small, start = ([side // factor for side in image_size] for factor in (halvings, doublings))
-        width = plan.encoder[-1][0]
+        width = self._decoder_width = plan.encoder[-1][0]
         if config.latent_map:
             self.latent_shape = (config.latent_dim, *small)
             self.encoder = nn.Sequential(
@@ -85,15 +86,22 @@ class ConvNetwork(FlatNetwork):
             _last(plan, out_channels),  # [B, out_channels, H, W]
         )
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Map [B, C, H, W] in [0, 1] to the posterior's raw parameters [B, encoder_out], of a latent map [B, encoder_out, h, w]."""
-        parameters: Tensor = self.encoder(standardized(x, self._standardize))
-        return parameters
+        return conditioned(
+            self.encoder, standardized(x, self._standardize), self.encoder_modulations, embedding
+        )
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Map [B, Z], or a latent map [B, Z, h, w], to the likelihood's raw parameters [B, out_channels, H, W]."""
-        parameters: Tensor = self.decoder(z)
-        return parameters
+        return conditioned(self.decoder, z, self.decoder_modulations, embedding)
+
+    def add_condition(self, size: int) -> None:
+        """Modulate the maps of every block, and the decoder's first map, by a condition's embedding [B, size]."""
+        arranged = [name for name, layer in self.decoder.named_children() if isinstance(layer, Rearrange)]
+        start = {(arranged or ["0"])[0]: self._decoder_width}  # the layer that returns the first map
+        self.encoder_modulations = modulations(size, _widths_of_blocks(self.encoder))
+        self.decoder_modulations = modulations(size, {**start, **_widths_of_blocks(self.decoder)})
 
 
 def _from_widths(widths: tuple[int, ...]) -> Preset:
@@ -125,6 +133,16 @@ def _decoder_maps(plan: Preset, channels: int, kind: Norm, size: Sequence[int]) 
         layer = deconv(channels, width, kernel, stride=stride, before=kind)
         yield nn.Sequential(layer, *normed(kind, width, plan.decoder_activation, places=math.prod(size)))
         channels = width
+
+
+def _widths_of_blocks(layers: nn.Sequential) -> dict[str, int]:
+    """The number and the channels of every block of maps."""
+    blocks = {name: layer[0] for name, layer in layers.named_children() if isinstance(layer, nn.Sequential)}
+    return {
+        name: layer.out_channels
+        for name, layer in blocks.items()
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    }
 
 
 def _last(plan: Preset, out_channels: int) -> nn.Module:

@@ -8,6 +8,7 @@ Legend: a map is [B, W, R, R'] with W channels at resolution R, its height, whic
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from vaescale.config import size_text
 from vaescale.errors import UserError
 from vaescale.networks.config import LadderConfig
 from vaescale.networks.layers import conv, nearest, recomputed, standardized
+from vaescale.networks.modulation import Shift
 from vaescale.networks.stages import Block, parse_decoder, parse_encoder, suggested
 
 Maps = dict[int, Tensor]
@@ -39,6 +41,9 @@ class LadderNetwork(nn.Module):
     ) -> None:
         super().__init__()
         encoder, decoder = _stages(config, image_size)
+        # Of a conditional network, one for each block of the encoder and for each group.
+        self.encoder_shifts: nn.ModuleList | None = None
+        self.group_shifts: nn.ModuleList | None = None
         self.latent_dim, self.checkpointing = config.latent_dim, config.checkpointing
         self._standardize = config.standardize
         height = self.height = image_size[0]
@@ -89,16 +94,27 @@ class LadderNetwork(nn.Module):
     @staticmethod
     def part_of(name: str) -> str:
         """The part that a parameter of this name belongs to: the `encoder` infers q(z|above, x), the `decoder` is the rest."""
-        infers = name.startswith(("stem.", "encoder.")) or ".posterior_body." in name
+        infers = name.startswith(("stem.", "encoder.", "encoder_shifts.")) or ".posterior_body." in name
         return "encoder" if infers else "decoder"
 
-    def bottom_up(self, x: Tensor) -> Maps:
-        """Map [B, C, H, W] in [0, 1] to the last map of each resolution."""
+    def add_condition(self, size: int) -> None:
+        """Shift the input map of every block and of every group by a condition's embedding [B, size]."""
+        blocks = [cast("Bottleneck", block) for block in self.encoder]
+        self.encoder_shifts = nn.ModuleList(Shift(size, block.width) for block in blocks)
+        self.group_shifts = nn.ModuleList(
+            Shift(size, self._widths[group.block.resolution])
+            for group in (cast("Group", group) for group in self.groups)
+        )
+
+    def bottom_up(self, x: Tensor, embedding: Tensor | None = None) -> Maps:
+        """Map [B, C, H, W] in [0, 1] to the last map of each resolution. embedding: of the condition, [B, E]."""
         feature_map = self.stem(
             standardized(x, self._standardize).contiguous(memory_format=torch.channels_last)
         )
         maps = {feature_map.shape[-2]: feature_map}
-        for block in self.encoder:
+        for number, block in enumerate(self.encoder):
+            if embedding is not None and self.encoder_shifts is not None:
+                feature_map = self.encoder_shifts[number](feature_map, embedding)
             feature_map = recomputed(block, feature_map) if self.checkpointing else block(feature_map)
             feature_map = _to_width(feature_map, self._widths[feature_map.shape[-2]])
             maps[feature_map.shape[-2]] = feature_map
@@ -123,6 +139,12 @@ class LadderNetwork(nn.Module):
             feature_map = feature_map + nearest(smaller, size // block.mixes)
         return feature_map.contiguous(memory_format=torch.channels_last)
 
+    def shifted(self, number: int, feature_map: Tensor, embedding: Tensor) -> Tensor:
+        """The input map of a group plus the shift of the condition, whose embedding is [B, E]."""
+        assert self.group_shifts is not None
+        total: Tensor = self.group_shifts[number](feature_map, embedding)
+        return total
+
     def finish(self, maps: Maps) -> Tensor:
         """The likelihood's raw parameters [B, out_channels, H, W] from the last map."""
         gain, bias = (vector.view(1, -1, 1, 1) for vector in (self.gain, self.bias))
@@ -138,7 +160,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int, inner: int, block: Block, *, scale: int) -> None:
         super().__init__()
-        self.body, self.pools = Convolutions(width, inner, width, block), block.pools
+        self.body, self.pools, self.width = Convolutions(width, inner, width, block), block.pools, width
         with torch.no_grad():
             self.body.c4.weight *= math.sqrt(1 / scale)
 

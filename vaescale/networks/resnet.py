@@ -19,6 +19,7 @@ from vaescale.networks.attention import attend
 from vaescale.networks.base import FlatNetwork
 from vaescale.networks.config import ResnetConfig
 from vaescale.networks.layers import conv, nearest, norm, normed, refuse_indivisible, standardized
+from vaescale.networks.modulation import Modulation, conditioned, modulations
 
 NORM_GROUPS = 32
 Size = tuple[int, int]
@@ -110,19 +111,27 @@ class ResnetNetwork(FlatNetwork):
             channels_before = width
         self.decoder = nn.Sequential(*up, *_end(channels_before, out_channels, norms, size=image_size))
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Map [B, C, H, W] in [0, 1] to the posterior's raw parameters [B, encoder_out, H / f, W / f]."""
-        parameters: Tensor = self.encoder(standardized(x, self._standardize))
-        return parameters
+        return conditioned(
+            self.encoder, standardized(x, self._standardize), self.encoder_modulations, embedding
+        )
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Map [B, Z, H / f, W / f] to the likelihood's raw parameters [B, out_channels, H, W]."""
-        parameters: Tensor = self.decoder(z)
-        return parameters
+        return conditioned(self.decoder, z, self.decoder_modulations, embedding)
+
+    def add_condition(self, size: int) -> None:
+        """Modulate every residual block by a condition's embedding [B, size]."""
+        self.encoder_modulations, self.decoder_modulations = (
+            modulations(size, _widths_of_blocks(layers)) for layers in (self.encoder, self.decoder)
+        )
 
 
 class Residual(nn.Module):
     """A residual block x + f(x), with f of two 3x3 convolutions, each after GroupNorm and SiLU; a 1x1 convolution of x where widths differ."""
+
+    takes_condition = True
 
     def __init__(self, channels: int, width: int, norms: Norms, *, size: Size) -> None:
         super().__init__()
@@ -132,10 +141,14 @@ class Residual(nn.Module):
         self.conv2 = conv(width, width, 3)
         self.shortcut = conv(channels, width, 1) if channels != width else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, channels, R, R] to [B, width, R, R]."""
-        inner = self.conv1(self.norm1(x))
-        inner = self.conv2(self.norm2(inner))
+    def forward(
+        self, x: Tensor, modulation: Modulation | None = None, embedding: Tensor | None = None
+    ) -> Tensor:
+        """Map [B, channels, R, R] to [B, width, R, R]. modulation: of the second convolution's input, by the embedding [B, E]."""
+        inner = self.norm2(self.conv1(self.norm1(x)))
+        if modulation is not None:
+            inner = modulation(inner, embedding)
+        inner = self.conv2(inner)
         total: Tensor = self.shortcut(x) + inner
         return total
 
@@ -195,6 +208,12 @@ def _blocks(
         if attention:
             layers.append(Attention(width, norms, size=size))
     return layers
+
+
+def _widths_of_blocks(layers: nn.Sequential) -> dict[str, int]:
+    """The number and the channels of every residual block."""
+    blocks = {name: layer for name, layer in layers.named_children() if isinstance(layer, Residual)}
+    return {name: block.conv2.out_channels for name, block in blocks.items()}
 
 
 def _middle(width: int, attention: bool, norms: Norms, *, size: Size) -> list[nn.Module]:

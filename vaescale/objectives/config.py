@@ -17,6 +17,7 @@ from vaescale.adversaries.config import (
     PlayerConfig,
 )
 from vaescale.config import (
+    CONDITIONED_LOSS,
     FIXED_POSTERIOR,
     GAUSSIAN,
     GROUPS,
@@ -29,6 +30,7 @@ from vaescale.config import (
     UNSCALED_LOSS,
     Config,
     Need,
+    Property,
     Sizes,
 )
 from vaescale.models.config import EquivarianceConfig, Shows
@@ -156,6 +158,11 @@ class ElboConfig(ObjectiveConfig):
         """Those of the equivariance term, if it has a weight."""
         return self.equivariance if self.equivariance and self.equivariance.weight > 0 else None
 
+    def offers(self) -> frozenset[Property]:
+        """The property of conditions, without terms that compare with N(0, I) or call the networks again."""
+        alone = not (self.mmd or self.dip or self.reads_spectrum or self.transforms or self.shows)
+        return frozenset({CONDITIONED_LOSS}) if alone else frozenset()
+
     def needs(self) -> Iterable[Need]:
         """The needs of batch terms (one vector per image) and of balancing (groups)."""
         for term in ("mmd", "dip"):
@@ -220,6 +227,10 @@ class IwaeConfig(ObjectiveConfig):
         default="reparameterized",
         description="gradient of the encoder; `doubly_reparameterized` has less noise for many samples",
     )
+
+    def offers(self) -> frozenset[Property]:
+        """The property of conditions."""
+        return frozenset({CONDITIONED_LOSS})
 
     def needs(self) -> Iterable[Need]:
         """The needs of weighted draws, and of the second gradient: a hook on a single z."""

@@ -149,7 +149,7 @@ class Sender:
             ("train", "data_hash", "training"),
             ("val", "val_data_hash", "validation"),
         ):
-            location, digest = data.get(split), tags.get(name)
+            location, digest = _location(data.get(split)), tags.get(name)
             if location and digest:
                 kind, source = _source(redact(str(location)))
                 dataset = Dataset(
@@ -303,6 +303,13 @@ def cut(text: str, most: int, *, whole: str) -> str:
         return text
     mark = f"... [cut: {len(text)} characters; whole in {whole}]"
     return text[: most - len(mark)] + mark
+
+
+def _location(place: Any) -> Any:
+    """Where a data set is; of several, all places in a row."""
+    if isinstance(place, list):
+        return " + ".join(str(one["path"]) for one in place if one.get("weight") != 0)
+    return place
 
 
 def _source(location: str) -> tuple[str, dict[str, str]]:

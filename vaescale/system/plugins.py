@@ -38,8 +38,7 @@ def import_named(names: Sequence[str]) -> None:
 
     The current folder is searched after the installed packages. Raises UserError for a module that is missing, or fails.
     """
-    before = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
-    every = list(dict.fromkeys([*before, *(_lasting(name) for name in names)]))
+    every = list(dict.fromkeys([*named(), *(_lasting(name) for name in names)]))
     if not every:
         return
     if os.getcwd() not in sys.path:
@@ -47,6 +46,11 @@ def import_named(names: Sequence[str]) -> None:
     for name in every:
         _import(name)
     os.environ[VARIABLE] = ",".join(every)
+
+
+def named() -> list[str]:
+    """The modules that this process was told to import, by `--import` or VAESCALE_IMPORT."""
+    return [name for name in os.environ.get(VARIABLE, "").split(",") if name]
 
 
 def import_installed() -> None:

@@ -32,6 +32,8 @@ def capture(
         return "objective.equivariance scales the images of each step to another size"
     if strategy.model.of_latents:
         return "data.holds is latents"
+    if strategy.model.condition is not None:
+        return "the model has a condition"
     if strategy.model.num_codes:
         return "posterior.kind has codes, whose state is chosen by the host"
     if strategy.model.shows is not None:

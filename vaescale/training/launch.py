@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,6 @@ from vaescale.system.meeting import Place, gloo_variables, meet, patience
 from vaescale.system.slurm import without_stale_step
 from vaescale.system.world import refuse_half_a_world, unjoined
 from vaescale.training.config import TrainingConfig
-from vaescale.training.extensions import build_extensions
 from vaescale.training.launcher_settings import CONFIG_FILE, take_config_file
 from vaescale.training.roll_call import meet_in_store
 from vaescale.training.watchdog import Watchdog
@@ -75,10 +75,10 @@ def start(*, processes: int | None = None, watchdog: Watchdog | None = None) -> 
         warnings.filterwarnings("ignore", message=message, category=category)
     from accelerate import Accelerator
 
-    if strategy == "zero" and not torch.cuda.is_available():
-        build_extensions()
     # DeepSpeed prints to stdout, which is reserved for a verb's result.
     with contextlib.redirect_stdout(sys.stderr):
+        if strategy == "zero":
+            _without_operators()
         accelerator = Accelerator(mixed_precision="no", kwargs_handlers=handlers)
     if strategy == "zero":
         accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"].update(zero_options)
@@ -89,6 +89,16 @@ def start(*, processes: int | None = None, watchdog: Watchdog | None = None) -> 
             f"{expected} RECIPE`, with the options of launch before the recipe"
         )
     return Launch(accelerator, strategy)
+
+
+def _without_operators() -> None:
+    """Keep DeepSpeed from compiling an operator: an all-reduce in shared memory, which only its inference calls.
+
+    On a machine without a GPU it would need a C++ compiler at the first start, and a minute or two.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = defaultdict(bool)  # what can be compiled here, by name
 
 
 @contextlib.contextmanager

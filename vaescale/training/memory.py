@@ -85,7 +85,10 @@ def _saved_bytes(model: VAE, *, images: int, precision: Precision, importance_sa
     with unchanged(model):
         model.train()
         with _recomputed_bytes() as blocks, _Storages() as storages:
-            terms = model(batch, stream, mask, importance_samples, False, AUTOCAST[precision])
+            terms = model(
+                *(batch, stream, mask, importance_samples, False, AUTOCAST[precision]),
+                condition=model.any_condition(images),
+            )
         alive: int = storages.alive_bytes()
         del terms
     return alive + max(blocks, default=0)

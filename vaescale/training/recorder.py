@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vaescale import comm, figures
 from vaescale.data.batch import Batch, Request
+from vaescale.data.mixed_plan import MixedPlan
 from vaescale.data.plan import Plan
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
@@ -45,7 +46,7 @@ class Images(NamedTuple):
 
     train: ShardReader
     val: ShardReader
-    plan: Plan
+    plan: Plan | MixedPlan
     held_out: Callable[[], Generator[Batch]]
     measured: int
     max_skipped: float
@@ -149,8 +150,8 @@ class Recorder:
             shown = 0 if batches.was_asked or model.of_latents else min(GLIMPSED, len(images.val))
             numbers = np.arange(shown)
             first = images.val.__getitems__(Request(numbers, refill=False))
-            usable = first.images[first.usable]
-            rows = glimpse(model, usable, seed=self.seed) if len(usable) else []
+            usable, labels = first.images[first.usable], first.labels[first.usable]
+            rows = glimpse(model, usable, labels, seed=self.seed) if len(usable) else []
         if batches.was_asked:
             return False
         measured = {f"val/{name}": value for name, value in metrics.items()}

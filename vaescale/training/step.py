@@ -68,6 +68,7 @@ def train_step(
         stream = noise.Stream(seed, step, slots)
         heartbeat.beat("the forward pass")
         with strategy.micro_batch(last=number == len(micro_batches)):
+            condition = strategy.model.condition_of(batch.labels)
             terms = strategy.forward(
                 images,
                 stream,
@@ -76,6 +77,7 @@ def train_step(
                 objective.doubly_reparameterized,
                 AUTOCAST[precision],
                 logged,
+                *(() if condition is None else (condition,)),
             )
             loss, named = objective(terms, stream)
             share = loss / len(micro_batches) if len(micro_batches) > 1 else loss

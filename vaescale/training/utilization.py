@@ -50,7 +50,8 @@ def flops_of_an_image(model: VAE, *, importance_samples: int = 0) -> float:
     with unchanged(model):
         model.train()
         with FlopCounterMode(display=False) as forward:
-            terms = model(pixels, stream, mask, importance_samples)
+            condition = model.any_condition(images)
+            terms = model(pixels, stream, mask, importance_samples, condition=condition)
             loss = terms.kl.sum() - terms.log_px.sum() - terms.log_weights.sum()
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         formulas = {operator: _unless_recomputed(formula) for operator, formula in flop_registry.items()}

@@ -1,0 +1,152 @@
+"""Readers of several sets: of all their samples, numbered through, and of the training mixture as the weights have it."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vaescale.data.batch import Fault, Fetched, Request
+from vaescale.data.index import ShardIndex, ShardTable
+from vaescale.data.mixed_plan import MixedPlan
+from vaescale.data.reader import ShardReader, refuse_big_memory
+from vaescale.data.storage import Remote
+
+
+class MixedReader(ShardReader):
+    """The samples of several sets: those of the first one, then those of the next.
+
+    readers: of the sets, in one form and with one numbering of the classes. A sample that cannot be used is replaced by one of its set.
+    """
+
+    def __init__(self, readers: Sequence[ShardReader]) -> None:
+        self.readers = tuple(readers)
+        first = readers[0]
+        self.form, self.image_shape, self.in_memory = first.form, first.image_shape, first.in_memory
+        self.index = _joined([reader.index for reader in readers])
+        self.firsts = np.cumsum([0, *(len(reader) for reader in readers)])
+        self._first_shards = np.cumsum([0, *(len(reader.index.shards) for reader in readers)])
+        if self.in_memory:
+            refuse_big_memory(self.memory_bytes)
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    def fetched(self, request: Request) -> Fetched:
+        """The samples of a request, each read by the reader of its set."""
+        size = len(request.numbers)
+        images = torch.empty((size, *self.form.shape), dtype=self.form.dtype)
+        labels, usable = torch.empty(size, dtype=torch.int64), torch.empty(size, dtype=torch.bool)
+        keys, faults = [""] * size, list[Fault]()
+        for which, slots, numbers in self._by_set(request.numbers):
+            part = self.readers[which].fetched(Request(numbers, refill=request.refill))
+            places = torch.from_numpy(slots)
+            images[places], labels[places], usable[places] = part.images, part.labels, part.usable
+            for slot, key in zip(slots.tolist(), part.keys, strict=True):
+                keys[slot] = key
+            first = int(self.firsts[which])
+            faults += [fault._replace(number=fault.number + first) for fault in part.faults]
+        return Fetched(images, labels, usable, tuple(keys), tuple(faults))
+
+    def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers of the shards that hold the samples, counted through all sets."""
+        shards = np.empty(len(numbers), dtype=np.int64)
+        for which, slots, inside in self._by_set(numbers):
+            shards[slots] = self._first_shards[which] + self.readers[which].shards_of(inside)
+        return shards
+
+    def keys_of(self, numbers: NDArray[np.int64]) -> list[str]:
+        """The names `PLACE/SHARD:KEY` of samples."""
+        names = [""] * len(numbers)
+        for which, slots, inside in self._by_set(numbers):
+            reader = self.readers[which]
+            for slot, key in zip(slots.tolist(), reader.keys_of(inside), strict=True):
+                names[slot] = f"{reader.index.place}/{key}"
+        return names
+
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each image, -1: none. Reads all entries."""
+        return np.concatenate([reader.labels() for reader in self.readers])
+
+    def fetch_shard(self, shard_number: int) -> None:
+        """Bring a shard and its entries to this node."""
+        which = int(np.searchsorted(self._first_shards, shard_number, side="right")) - 1
+        self.readers[which].fetch_shard(shard_number - int(self._first_shards[which]))
+
+    @property
+    def remote_stores(self) -> list[Remote]:
+        """The stores that are not on this node."""
+        return [store for reader in self.readers for store in reader.remote_stores]
+
+    def _by_set(
+        self, numbers: NDArray[np.int64]
+    ) -> Iterable[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each set that has some of the samples, which of them these are, and their numbers in the set."""
+        sets = np.searchsorted(self.firsts, numbers, side="right") - 1
+        for which in np.unique(sets).tolist():
+            slots = np.flatnonzero(sets == which)
+            yield which, slots, numbers[slots] - self.firsts[which]
+
+
+class MixtureReader(ShardReader):
+    """An epoch of a mixture, for what measures the training images: each set, and class, as often as training draws it.
+
+    reader: of the sets. The samples of a set are spread evenly over it, and some come more than once where training repeats them.
+    """
+
+    def __init__(self, reader: ShardReader, plan: MixedPlan) -> None:
+        self.reader, self.plan = reader, plan
+        self.form, self.image_shape, self.in_memory = reader.form, reader.image_shape, reader.in_memory
+        self.index = _epoch_of(reader.index, plan)
+        self._starts = np.concatenate([[0], np.cumsum(self.index.shards.samples)])
+
+    def __len__(self) -> int:
+        return self.plan.num_samples
+
+    def fetched(self, request: Request) -> Fetched:
+        """The samples at places of the epoch, which faults are numbered by too. A key names its place, as samples repeat."""
+        numbers = self.plan.in_an_epoch(request.numbers)
+        fetched = self.reader.fetched(request._replace(numbers=numbers))
+        by_number = {fault.number: fault for fault in fetched.faults}
+        places = list(zip(request.numbers.tolist(), numbers.tolist(), strict=True))
+        faults = [by_number[n]._replace(number=place) for place, n in places if n in by_number]
+        keys = [f"{place:09d}-{key}" for (place, _), key in zip(places, fetched.keys, strict=True)]
+        return fetched._replace(keys=tuple(keys), faults=tuple(faults))
+
+    def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers of the epoch's parts, in which it is encoded."""
+        return np.searchsorted(self._starts, numbers, side="right") - 1
+
+    def keys_of(self, numbers: NDArray[np.int64]) -> list[str]:
+        """The names of samples at places of the epoch."""
+        return self.reader.keys_of(self.plan.in_an_epoch(numbers))
+
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each image of the epoch, -1: none. Reads all entries."""
+        return self.reader.labels()[self.plan.in_an_epoch(np.arange(len(self)))]
+
+    @property
+    def remote_stores(self) -> list[Remote]:
+        """The stores that are not on this node."""
+        return self.reader.remote_stores
+
+
+def _joined(indexes: Sequence[ShardIndex]) -> ShardIndex:
+    """The index of several sets together. Shards of different sets may have the same name."""
+    shapes = {index.image for index in indexes}
+    shards = ShardTable(row for index in indexes for row in index.shards.rows)
+    place = " + ".join(index.place for index in indexes)
+    made = {"sets": [index.made for index in indexes]}
+    return ShardIndex(place, shards, shapes.pop() if len(shapes) == 1 else None, indexes[0].class_names, made)
+
+
+def _epoch_of(index: ShardIndex, plan: MixedPlan) -> ShardIndex:
+    """The index of an epoch of a mixture: as many parts as the sets have shards, identified by these and by the plan."""
+    origin = f"{index.data_hash} {plan.shares_hash} ".encode()
+    parts, rows = len(index.shards), list[str]()
+    for number, samples in enumerate(np.diff(np.arange(parts + 1) * plan.num_samples // parts).tolist()):
+        sha256 = hashlib.sha256(origin + str(number).encode()).hexdigest()
+        rows.append(f"1 {sha256} {samples} 1 {sha256} mixture-{number:06d}.tar")
+    made = {**index.made, "mixture": [part.weight for part in plan.parts]}
+    return index._replace(shards=ShardTable(rows), made=made)

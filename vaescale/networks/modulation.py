@@ -1,0 +1,65 @@
+"""What a condition does to the maps of a network: a scale and a shift of each channel, or a shift alone.
+
+    x (1 + S e) + T e       with e the condition's embedding: feature-wise linear modulation, Perez et al. 2018, eq. 2
+
+The maps are those after a block's activation: a shift before a normalization would be lost where a group has a single channel, and
+ratios of channels pass the next one. The maps of a ladder, which has no normalization, are shifted only. S and T begin at 0, so that the
+network begins as the one without a condition.
+
+Legend: e [B, E]; a map [B, W, H, W'].
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+class Modulation(nn.Module):
+    """The scale and the shift of W channels."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, 2 * width, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map [B, W, H, W'] and [B, E] to [B, W, H, W']."""
+        scale, shift = self.linear(embedding)[:, :, None, None].chunk(2, dim=1)
+        modulated: Tensor = x * (1 + scale) + shift
+        return modulated
+
+
+class Shift(nn.Module):
+    """The shift of W channels."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, width, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map [B, W, H, W'] and [B, E] to [B, W, H, W']."""
+        shifted: Tensor = x + self.linear(embedding)[:, :, None, None]
+        return shifted
+
+
+def modulations(size: int, widths: Mapping[str, int]) -> nn.ModuleDict:
+    """Modulations for the layers of an nn.Sequential, whose names `widths` maps to channels. size: E."""
+    return nn.ModuleDict({name: Modulation(size, width) for name, width in widths.items()})
+
+
+def conditioned(
+    layers: nn.Sequential, x: Tensor, modulations: nn.ModuleDict | None, embedding: Tensor | None
+) -> Tensor:
+    """Run layers one after another, those that `modulations` names with theirs: within the layer if it `takes_condition`, or after it."""
+    if modulations is None or embedding is None:
+        whole: Tensor = layers(x)
+        return whole
+    for name, layer in layers.named_children():
+        if name not in modulations:
+            x = layer(x)
+        elif getattr(layer, "takes_condition", False):
+            x = layer(x, modulations[name], embedding)
+        else:
+            x = modulations[name](layer(x), embedding)
+    return x

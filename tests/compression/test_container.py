@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,22 @@ def test_lengths_beyond_the_file_or_a_bound_are_refused(tmp_path: Path) -> None:
         reader.records[0] = Record(0, 1 << 40, 3)
         with pytest.raises(DataError, match="are read"):
             reader.chunk(0, SHAPE)
+
+
+def test_memory_holds_one_chunk(tmp_path: Path) -> None:
+    chunk = chunk_of(3)
+    one = pack_chunk(chunk._replace(coding=chunk.coding._replace(words=np.arange(1 << 16, dtype=np.uint32))))
+    path = write(tmp_path / "file.vsz", *[one] * 60)
+    tracemalloc.start()
+    try:
+        with Reader(path) as reader:
+            for number in range(60):
+                reader.chunk(number, SHAPE)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 50 * len(one)
+    assert most < 6 * len(one)
 
 
 def test_files_of_another_kind_or_version_are_refused(tmp_path: Path) -> None:

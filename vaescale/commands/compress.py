@@ -15,7 +15,7 @@ from vaescale.commands.make_shards import parse_crop
 from vaescale.commands.signature import Count, checked
 from vaescale.commands.source_images import Choice, ImageSet, open_images
 from vaescale.compression.bits_back import LATENT_BITS, Codec
-from vaescale.compression.chunks import decode_chunk, encode_chunk
+from vaescale.compression.chunks import Coding, decode_chunk, encode_chunk
 from vaescale.compression.container import (
     MOST_CHUNK_VALUES,
     Chunk,
@@ -151,8 +151,8 @@ def _encode(
         for order, images in enumerate(sets):
             for number, (levels, names) in enumerate(_chunks(codec, trained, images, options)):
                 coding = encode_chunk(codec, levels, group=options.group, progress=show)
-                if options.check and not np.array_equal(decode_chunk(codec, coding), levels):
-                    raise AssertionError(f"chunk {number} decodes to other images")
+                if options.check:
+                    _check(codec, coding, levels)
                 content = pack_chunk(Chunk(coding, names))
                 record = Record(file.tell(), len(content), len(levels))
                 file.write(content)
@@ -164,6 +164,15 @@ def _encode(
                     float(coding.lengths.total.sum()),
                     4 * coding.initial_words,
                 )
+
+
+def _check(codec: Codec, coding: Coding, levels: NDArray[np.uint8]) -> None:
+    """Decode a chunk, and raise DataError unless it holds the images."""
+    try:
+        right = np.array_equal(decode_chunk(codec, coding), levels)
+    except DataError as error:
+        raise DataError(f"a chunk does not decode on this machine ({error}); no file is written") from None
+    assert right, "the checksums agree and the images do not"
 
 
 def _chunks(

@@ -43,16 +43,15 @@ def settle(values: Reals, margin: float) -> Settled:
     """
     if not np.isfinite(values).all():
         raise UserError("the model's outputs for an image are not finite; choose other weights")
-    scaled = values / GRID
     phases = np.zeros(len(values), np.uint8)
+    waiting = np.arange(len(values))
     for phase in range(PHASES):
-        shifted = scaled - phase / PHASES
-        near = (np.abs(shifted - np.floor(shifted) - 0.5).min(1, initial=1.0) < margin / GRID) & (
-            phases == phase
-        )
-        if not near.any():
+        phases[waiting] = phase
+        shifted = values[waiting] / GRID - phase / PHASES
+        distance = np.abs(shifted - np.floor(shifted) - 0.5).min(1, initial=1.0)
+        waiting = waiting[distance < margin / GRID]
+        if not len(waiting):
             return Settled(on_grid(values, phases), phases)
-        phases[near] = phase + 1 if phase + 1 < PHASES else 0
     raise UserError(
         f"an image has no grid on which its {values.shape[1]} values are {margin:.1e} away from every middle; compress smaller images"
     )

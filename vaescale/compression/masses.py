@@ -97,7 +97,8 @@ def by_digits(cdf: Callable[[Integers], Reals], number: int, levels: int) -> Cod
         width //= BASE
         inner = first + width * np.arange(1, BASE)[:, None]
         bounds = np.concatenate([low[None], np.clip(cdf(inner), low, high), high[None]])
-        bounds = np.maximum.accumulate(bounds, axis=0)
+        for edge in range(1, BASE):
+            np.maximum(bounds[edge], bounds[edge - 1], out=bounds[edge])
         symbols = yield table(list(bounds[1:] - bounds[:-1]))
         low, high = bounds[symbols, rows], bounds[symbols + 1, rows]
         first = first + width * symbols

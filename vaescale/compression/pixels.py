@@ -32,6 +32,7 @@ from vaescale.likelihoods.discretized_logistic import DiscretizedLogistic, Discr
 LEVELS = 256
 WHITE = 255
 HALF_LEVEL = 1 / (LEVELS - 1)
+COLUMNS = 2048  # places at once
 LARGEST = 2.0**10  # of a parameter: beyond it all masses are 0 or 1
 Shape = tuple[int, int, int]
 
@@ -216,14 +217,18 @@ class _Mixture:
 
     def cdf(self, edges: Integers) -> Reals:
         """The share [E, M] below edges [E, M]; edge n is the lower end of level n."""
-        places = edges * (2 * HALF_LEVEL) - (1 + HALF_LEVEL)
         total = np.zeros(edges.shape)
-        for weight, mean, inverse in zip(self._weights, self._means, self._inverse, strict=True):
-            deviation = places - mean
-            deviation *= inverse
-            share = logistic(deviation)
-            share *= weight
-            total += share
+        for first in range(
+            0, edges.shape[1], COLUMNS
+        ):  # so that all of a part's numbers stay in the processor's cache
+            part = slice(first, first + COLUMNS)
+            places = edges[:, part] * (2 * HALF_LEVEL) - (1 + HALF_LEVEL)
+            for component in range(len(self._weights)):
+                deviation = places - self._means[component, part]
+                deviation *= self._inverse[component, part]
+                share = logistic(deviation)
+                share *= self._weights[component, part]
+                total[:, part] += share
         return total
 
     def component_masses(self, levels: Integers) -> Reals:

@@ -12,12 +12,12 @@ from vaescale.adversaries.config import AdversarialConfig
 from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands import initial_weights
 from vaescale.commands.second_stage import origin_of
-from vaescale.data.classes import refuse_other_classes
+from vaescale.data.classes import count_classes, refuse_other_classes
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.mixed_plan import MixedPlan
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
-from vaescale.data.training_sets import describe_mixture, open_training, training_plan
+from vaescale.data.training_sets import as_drawn, describe_mixture, open_training, training_plan
 from vaescale.errors import UserError
 from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
@@ -83,8 +83,9 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
     """Build the model and open the data. Writes nothing. Raises UserError and DataError on all ranks."""
     parts = comm.together(lambda: _build(recipe, launch))
     if recipe.condition:
-        counts = refuse_other_classes(parts.train_reader, recipe.condition.classes)
+        refuse_other_classes(parts.train_reader, recipe.condition.classes)
         refuse_other_classes(parts.val_reader, recipe.condition.classes)
+        counts = count_classes(as_drawn(parts.train_reader, parts.plan), recipe.condition.classes)
         names = counts.names(parts.train_reader.index.class_names)
         parts = replace(parts, classes=ClassTable(names, counts.frequencies))
     tags = comm.on_main(

@@ -49,8 +49,7 @@ def count_classes(reader: ShardReader, classes: int) -> ClassCounts:
 
 def labels_at(reader: ShardReader, numbers: torch.Tensor) -> torch.Tensor:
     """The classes of the images with these numbers (int64 [N]) by the set's entries, int64 [N] (-1: none)."""
-    labels = [reader.labels_of(shard) for shard in range(len(reader.index.shards))]
-    return torch.from_numpy(np.concatenate(labels))[numbers]
+    return torch.from_numpy(reader.labels())[numbers]
 
 
 def refuse_other_classes(reader: ShardReader, classes: int) -> ClassCounts:

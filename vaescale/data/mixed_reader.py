@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -65,19 +66,25 @@ class MixedReader(ShardReader):
                 names[slot] = f"{reader.index.place}/{key}"
         return names
 
-    def labels(self) -> NDArray[np.int64]:
-        """The class of each image, -1: none. Reads all entries."""
-        return np.concatenate([reader.labels() for reader in self.readers])
+    def labels_of(self, shard_number: int) -> NDArray[np.int64]:
+        """The class of each image of a shard, -1: none."""
+        which, inside = self._shard(shard_number)
+        return self.readers[which].labels_of(inside)
 
     def fetch_shard(self, shard_number: int) -> None:
         """Bring a shard and its entries to this node."""
-        which = int(np.searchsorted(self._first_shards, shard_number, side="right")) - 1
-        self.readers[which].fetch_shard(shard_number - int(self._first_shards[which]))
+        which, inside = self._shard(shard_number)
+        self.readers[which].fetch_shard(inside)
 
     @property
     def remote_stores(self) -> list[Remote]:
         """The stores that are not on this node."""
         return [store for reader in self.readers for store in reader.remote_stores]
+
+    def _shard(self, shard_number: int) -> tuple[int, int]:
+        """The set that has a shard, and the shard's number in it."""
+        which = int(np.searchsorted(self._first_shards, shard_number, side="right")) - 1
+        return which, shard_number - int(self._first_shards[which])
 
     def _by_set(
         self, numbers: NDArray[np.int64]
@@ -122,9 +129,14 @@ class MixtureReader(ShardReader):
         """The names of samples at places of the epoch."""
         return self.reader.keys_of(self.plan.in_an_epoch(numbers))
 
-    def labels(self) -> NDArray[np.int64]:
-        """The class of each image of the epoch, -1: none. Reads all entries."""
-        return self.reader.labels()[self.plan.in_an_epoch(np.arange(len(self)))]
+    def labels_of(self, shard_number: int) -> NDArray[np.int64]:
+        """The class of each image of a part of the epoch, -1: none. Reads all entries at the first call."""
+        places = np.arange(self._starts[shard_number], self._starts[shard_number + 1])
+        return self._all_labels[self.plan.in_an_epoch(places)]
+
+    @cached_property
+    def _all_labels(self) -> NDArray[np.int64]:
+        return self.reader.labels()
 
     @property
     def remote_stores(self) -> list[Remote]:

@@ -133,8 +133,11 @@ class ShardReader(Dataset[Fetched]):
 
     def labels(self) -> NDArray[np.int64]:
         """The class of each image, -1: none. Reads all entries."""
-        shards = range(len(self.index.shards))
-        labels = np.concatenate([self._files.entries_of(shard)["label"] for shard in shards]).astype(np.int64)
+        return np.concatenate([self.labels_of(shard) for shard in range(len(self.index.shards))])
+
+    def labels_of(self, shard_number: int) -> NDArray[np.int64]:
+        """The class of each image of a shard, -1: none."""
+        labels = self._files.entries_of(shard_number)["label"].astype(np.int64)
         return labels if self._numbering is None else self._numbering[labels]
 
     def number_classes(self, names: tuple[str, ...]) -> None:
@@ -147,10 +150,6 @@ class ShardReader(Dataset[Fetched]):
     def remote_stores(self) -> list[Remote]:
         """The stores that are not on this node."""
         return [self.store] if isinstance(self.store, Remote) else []
-
-    def labels_of(self, shard_number: int) -> NDArray[np.int64]:
-        """The classes of the images of a shard, int64 [N] (-1: none)."""
-        return self._files.load_entries(shard_number)["label"].astype(np.int64)
 
     def fetch_shard(self, shard_number: int) -> None:
         """Bring a remote shard and its entries to this node."""

@@ -55,7 +55,12 @@ def open_mixture(config: DataConfig, seed: int) -> ShardReader:
     assert isinstance(plan, MixedPlan)
     if comm.rank() == 0:
         say(f"the training images are {describe_mixture(reader, plan)['words']}")
-    return MixtureReader(reader, plan)
+    return as_drawn(reader, plan)
+
+
+def as_drawn(reader: ShardReader, plan: Plan | MixedPlan) -> ShardReader:
+    """The images of what `open_training` returns, each as often as an epoch of training has it."""
+    return MixtureReader(reader, plan) if isinstance(plan, MixedPlan) else reader
 
 
 def describe_mixture(reader: ShardReader, plan: MixedPlan) -> dict[str, Any]:

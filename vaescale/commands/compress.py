@@ -206,6 +206,8 @@ def _joined(
 
 def _levels(codec: Codec, trained: Trained, batch: Batch, binarize: bool) -> NDArray[np.uint8]:
     """The levels of a batch's images, uint8 [B, C, H, W]. Raises UserError for grey images of a run of black and white ones."""
+    if batch.images.dtype != torch.uint8:
+        raise UserError(f"images of {batch.images.dtype} cannot be compressed yet; give 8-bit images")
     if codec.pixels.levels > 2:
         if binarize:
             raise UserError("--binarize is for runs with likelihood.kind bernoulli; leave it out")

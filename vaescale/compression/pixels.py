@@ -25,11 +25,11 @@ from vaescale.compression.masses import (
 from vaescale.errors import UserError
 from vaescale.likelihoods.base import Likelihood
 from vaescale.likelihoods.bernoulli import Bernoulli
-from vaescale.likelihoods.bitwise import BITS, Bitwise
+from vaescale.likelihoods.bitwise import Bitwise
 from vaescale.likelihoods.categorical import Categorical
 from vaescale.likelihoods.discretized_logistic import DiscretizedLogistic, DiscretizedLogisticMixture
 
-LEVELS = 256
+LEVELS, BITS = 256, 8
 WHITE = 255
 HALF_LEVEL = 1 / (LEVELS - 1)
 COLUMNS = 2048  # places at once

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import run_verb, tiny_recipe
+from tests.ranks import on_ranks
 from vaescale.commands.compress import compress
 from vaescale.commands.decompress import decompress, file_name
 from vaescale.commands.evaluate import evaluate
@@ -243,6 +244,25 @@ def test_black_and_white_images(binary_run: Path, digits: Path, tmp_path: Path) 
     assert levels == {0, 255}
     again = compress(binary_run, f"folder:{tmp_path / 'b'}", tmp_path / "again.vsz")
     assert again["images"] == 30, "what is black and white needs no --binarize"
+
+
+def both_ways(rank: int, ranks: int, run: str, source: str, folder: str) -> list[int]:
+    out = Path(folder) / "two.vsz"
+    coded = compress(Path(run), source, out, limit=LIMIT, chunk_images=40)
+    back = decompress(out, Path(folder) / "two", run=Path(run))
+    return [coded["images"], coded["chunks"], back["images"], len(back["damaged"])]
+
+
+@pytest.mark.distributed
+def test_two_processes_share_the_images(grey_run: Path, digits: Path, tmp_path: Path) -> None:
+    arguments = (str(grey_run), str(digits / "val"), str(tmp_path))
+    assert on_ranks(tmp_path / "ranks", both_ways, *arguments) == [[LIMIT, 4, LIMIT, 0]] * 2
+    images, _, keys = originals(grey_run)
+    rows = {int(row["number"]): row for row in rows_of(tmp_path / "two")}
+    assert [rows[number]["key"] for number in range(LIMIT)] == list(keys)
+    for number, image in enumerate(images):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "two" / rows[number]["file"])), image[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ranks", "two", "two.vsz"]
 
 
 def test_refusals(vaescale, made, grey_run: Path, trained_run: Path, digits: Path, tmp_path: Path) -> None:

@@ -50,6 +50,11 @@ def test_the_best_is_first_and_what_differs_is_a_column() -> None:
     assert found.differing == ["likelihood.sigma"]
     assert found.columns == ["val/neg_elbo_nats", "val/mse"]
     assert found.warnings == []
+    stopped = two._replace(curves={**two.curves, "train/mse": [(23.0, 0.1)]})
+    assert (
+        "two: val/neg_elbo_nats is of step 20, and the run is at step 23"
+        in compare([one, stopped]).warnings[0]
+    )
     by_recall = compare([one, two], sort="quality/f/prior-mean/recall")
     assert [own.name for own in by_recall.records] == ["two", "one"], "more of it is better"
     without = record("zero", -9.0)._replace(metrics={"val/mse": 1.0})

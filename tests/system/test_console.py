@@ -30,7 +30,7 @@ def test_a_log_file_gets_the_first_a_line_every_half_minute_and_the_last(capsys,
             wait(2.0)
             progress.update(step, f"loss {step}")
     assert capsys.readouterr().err.splitlines() == [
-        "train  1/50 steps  2%  epoch 1 of 3  0:02 elapsed, 1:38 left  loss 1",
+        "train  1/50 steps  2%  epoch 1 of 3  0:02 elapsed  loss 1",
         "train  17/50 steps  34%  epoch 1 of 3  0:34 elapsed, 1:06 left  loss 17",
         "train  33/50 steps  66%  epoch 2 of 3  1:06 elapsed, 0:34 left  loss 33",
         "train  49/50 steps  98%  epoch 3 of 3  1:38 elapsed, 0:02 left  loss 49",
@@ -38,14 +38,53 @@ def test_a_log_file_gets_the_first_a_line_every_half_minute_and_the_last(capsys,
     ]
 
 
-def test_the_first_step_tells_the_rest_only_where_it_is_alone(wait) -> None:
+def test_the_first_step_does_not_tell_the_rest(wait) -> None:
     progress = Progress("train", 11)
     wait(60.0)  # compiling
     progress.update(1)
-    assert "1:00 elapsed, 10:00 left" in progress.text()
+    assert progress.text().endswith("1:00 elapsed")
     wait(1.0)
     progress.update(2)
     assert "1:01 elapsed, 0:09 left" in progress.text()
+
+
+def test_the_rest_does_not_grow_during_an_evaluation_and_counts_it_afterwards(wait) -> None:
+    progress = Progress("train", 60)
+    for step in range(1, 31):
+        wait(1.0)
+        progress.update(step)
+    progress.update(30, "evaluate: 0 of 100", passing=True)
+    for image in (50, 100):
+        wait(29.0)
+        progress.update(30, f"evaluate: {image} of 100", passing=True)
+        assert "0:30 left" in progress.text()
+    wait(1.0)
+    progress.update(31)
+    assert "1:29 elapsed, 1:25 left" in progress.text()
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (
+            200,
+            "\u2501" * 4
+            + "\u2500" * 4
+            + "  train x  25/50 steps  epoch 2 of 3  0:25, 0:25 left  neg_elbo -5.00 nats",
+        ),
+        (78, "train x  25/50 steps  epoch 2 of 3  0:25, 0:25 left  neg_elbo -5.00 nats"),
+        (60, "train x  25/50 steps  0:25, 0:25 left  neg_elbo -5.00 nats"),
+        (50, "train x  25/50  0:25 left  neg_elbo -5.00 nats"),
+    ],
+)
+def test_a_narrow_terminal_shows_what_matters(width: int, line: str, wait, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    progress = Progress("train x", 50, unit="steps", epoch=20)
+    for step in range(1, 26):
+        wait(1.0)
+        progress.update(step, "neg_elbo -5.00 nats")
+    assert str(progress._live.get_renderable()) == line
 
 
 def test_a_continued_run_is_timed_by_its_own_steps(wait) -> None:

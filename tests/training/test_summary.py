@@ -19,6 +19,10 @@ def row(step: int, bound: float, *, active: float = 3) -> dict[str, float]:
         ([row(5, 7.0), row(10, 3.0), row(15, 4.0)], []),
         ([row(5, 7.0, active=0), row(10, 3.0)], []),
         ([row(5, 7.0), row(10, 3.0, active=0)], ["no latent is active"]),
+        (
+            [row(5, 7.0), row(10, 3.0, active=0), {"step": 13, "train/mse": 0.1}],
+            ["at step 10: no latent is active"],
+        ),
         ([row(5, 7.0), row(10, 1.2e7)], ["neg_elbo_nats rose from 7 at step 5 to 1.2e+07 at step 10"]),
         ([row(5, 7.0), row(10, 8.0, active=0)], ["no latent is active", "neg_elbo_nats rose"]),
         ([row(5, 9.0), {**row(10, 7.0), "val/bits_per_dim": 3e5}], ["worse than a uniform distribution"]),

@@ -1,6 +1,7 @@
 """The noise of a model's pictures: images, reconstructions and samples, as decoder means and as ancestral samples."""
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from vaescale.data.lookup import evenly, images_at
 from vaescale.data.reader import ShardReader
 from vaescale.evaluation.noise_level import LEAST_SIZE, noise_level
 from vaescale.models.vae import VAE
+from vaescale.system.console import Progress
 
 IMAGES, BATCH = 1000, 250
 COLUMNS = ("mean", "ancestral")
@@ -28,11 +30,15 @@ def noise_levels(
         return {}
     names = ["images", "reconstructions", *draws]
     sums = torch.zeros(len(names), len(COLUMNS), 2, dtype=torch.float64)
-    for pictures in (_images(model, reader, data_seed), _samples(model, draws, seed)):
-        for name, column, batch in pictures:
+    number = 3 * len(evenly(len(reader), IMAGES)) + 2 * sum(len(z) for z in draws.values())
+    with Progress("noise of pictures", number, unit="pictures", shown=comm.is_main()) as progress:
+        done = 0
+        for name, column, batch in chain(_images(model, reader, data_seed), _samples(model, draws, seed)):
             levels = noise_level(batch.float().clamp(0, 1)).double().cpu()  # clamped as in files and figures
             mean_sums = torch.stack([levels.sum(), levels.new_tensor(float(len(levels)))])
             sums[names.index(name), COLUMNS.index(column)] += mean_sums
+            done += len(batch) * comm.world_size()
+            progress.update(min(done, number))
     sums = comm.all_reduce_sum(sums.flatten()).view(sums.shape)
     return {
         name: {

@@ -204,9 +204,10 @@ def record_of_folder(folder: Path) -> Record:
             curves.setdefault(name, []).append((row["step"], row[name]))
     if not curves:
         raise UserError(f"{folder} has no metrics yet; train it, or leave it out")
-    paths = [folder / "figures" / name for name in PICTURES]
+    paths = [_picture(folder / "figures" / name) for name in PICTURES]
     paths += sorted((folder / "figures" / "progress").glob("step-*.png"))[-1:]
-    pictures = {path.name: read_picture(path) for path in paths}
+    names = [*PICTURES, *(path.name for path in paths[len(PICTURES) :])]
+    pictures = {name: read_picture(path) for name, path in zip(names, paths, strict=True)}
     results = [path.read_bytes() for pattern in RESULTS for path in sorted(folder.glob(pattern))]
     return Record(
         name=recipe.name,
@@ -222,6 +223,12 @@ def record_of_folder(folder: Path) -> Record:
         measure=measure_of(recipe.likelihood.kind),
         link=_page_of(folder),
     )
+
+
+def _picture(path: Path) -> Path:
+    """The picture, or the newest of a part of the images (`evaluate --images`) where it is missing."""
+    others = path.parent.glob(f"{path.stem}-val-first-*{path.suffix}")
+    return path if path.exists() else max(others, key=lambda other: other.stat().st_mtime, default=path)
 
 
 def _page_of(folder: Path) -> str:

@@ -128,7 +128,8 @@ def evaluate(
         number = min(len(reader), images or len(reader))
         description = redact(data or split) + (f", the first {number} of {len(reader)}" if images else "")
         chosen = Images(reader, description, name, kind, number)
-        trained.announce("evaluate", **{split if data is None else "other": reader})
+        what = f"evaluate, of the first {number} images," if images else "evaluate"
+        trained.announce(what, **{split if data is None else "other": reader})
         refuse_unlabelled(trained, reader)
         classes = _classes(trained, reader) if per_class else None
         code = comm.on_main(git_revision)

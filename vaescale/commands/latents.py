@@ -130,8 +130,12 @@ def _measure(
     known, use = information(scaled, seed=seed, queries=draws), use_of(scaled, model.group_places[0])
     terms = known._asdict()
     mixture_of_others = {name: terms.pop(f"mixture_{name}") for name in ("components", "covariance")}
-    heartbeat.beat("variance, sigma and noise of the pictures")
+    heartbeat.beat("draws of the latents")
     sources = draws_by_source(model, moments, mixture, seed=seed)
+    heartbeat.beat("the variance of decoded pictures")
+    variance = variance_splits(model, reader, sources, seed=seed)
+    heartbeat.beat("sigma and the density of the latents")
+    sigma = sigma_and_density(model, moments, mixture, sources, seed=seed)
     return {
         "latents": len(use.latent_kl),
         "of": "the top group's latents" if len(model.group_sizes) > 1 else "all latents",
@@ -140,8 +144,8 @@ def _measure(
         "latent_kl": use.latent_kl.tolist(),
         "active": use.active.tolist(),
         "collapsed": use.collapsed.tolist(),
-        "variance": variance_splits(model, reader, sources, seed=seed),
-        "sigma": sigma_and_density(model, moments, mixture, sources, seed=seed),
+        "variance": variance,
+        "sigma": sigma,
         "noise": noise_levels(model, reader, sources, seed=seed, data_seed=data_seed),
         "gaps": None,
         "notes": [_limited_note(known)] if known.limited else [],

@@ -229,7 +229,9 @@ def _report_held_out(source: Source, numbers: Mapping[str, int], limit: int | No
         # The first images of both splits do not tell their sizes.
         share = f"{numbers['val']} of the {numbers['train'] + numbers['val']} images of train"
         share = (
-            share if limit is None else f"about {100 * source.held_out:.3g}% of train, here its first {limit}"
+            share
+            if limit is None
+            else f"{numbers['val']} images, of about {100 * source.held_out:.3g}% of all of train; --limit takes at most {limit} of each split"
         )
         say(f"val: {share}, chosen by their names (--holdout)")
     elif "val" not in source.splits and {"train", "test"} <= source.splits.keys():

@@ -172,8 +172,8 @@ def _text(
     every = max(1, suggested.steps // 5)
     crop = f", crop: {suggested.crop}" if suggested.crop else ""
     resized = (
-        f"\n# crop: the largest centre square of each image ({stored} stored), resized to {suggested.image_size}x{suggested.image_size} whenever it is read; "
-        f"`vaescale make-shards ... --size {suggested.image_size}`\n#   does so once. Larger sizes: image_size, and a width more for each doubling."
+        f"\n# crop: the largest centre square of each image ({stored} stored), resized to {sides(suggested.image_size)[0]}x{sides(suggested.image_size)[1]} whenever it is read; "
+        f"`vaescale make-shards ... --size {option_of(suggested.image_size)}`\n#   does so once. Larger sizes: image_size, and a width more for each doubling."
         if suggested.crop
         else ""
     )
@@ -216,7 +216,8 @@ objective: {{kind: elbo, beta: 1.0}}
 # clip_norm_per_dimension: the loss is in nats per image of {dimensions} values, so the gradient norm is clipped at {CLIP} times that, {CLIP * dimensions:,}.
 optimizer: {{kind: adamw, lr: 1e-3, warmup_steps: {min(100, max(1, suggested.steps // 10))}, clip_norm_per_dimension: {CLIP}}}
 
-# epochs: {suggested.epochs:g} passes are {suggested.steps:,} steps. Train longer if figures/curves.png still falls at its end.
+# epochs: {suggested.epochs:g} passes are {suggested.steps:,} steps. Train longer if figures/curves.png still falls at its end;
+# a short trial: `vaescale train RECIPE training.epochs=null training.steps=300`.
 training: {{epochs: {suggested.epochs:g}, precision: bf16, log_every: {max(1, min(50, suggested.steps // 20))}, evaluate_every: {every}, checkpoint_every: {every}}}
 tracking: {{mlflow: "sqlite:///runs/mlflow.db", experiment: {_yaml(name)}}}
 """

@@ -17,6 +17,7 @@ from vaescale.system.files import write_whole
 
 Images = NDArray[np.float32]
 CELL_INCHES, TITLE_INCHES = 0.62, 0.25
+TITLE_GAP_INCHES = 0.06  # above a title
 TITLE_POINTS, LABEL_POINTS, TICK_POINTS = 10, 9, 8
 POINTS_PER_INCH = 72
 MOST_LOG_TICKS = 12
@@ -99,7 +100,9 @@ def montage(images: Images, columns: int, gap: int = 1) -> Images:
 
 def finish(figure: Any, path: Path, title: str) -> None:
     """Add the title, on as many lines as the figure's width asks for, and write the figure as PNG."""
-    figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=TITLE_POINTS)
+    # matplotlib's place is a share of the height, which in a high figure is below the room for a title.
+    place = {} if figure.get_layout_engine() else {"y": 1 - TITLE_GAP_INCHES / figure.get_figheight()}
+    figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=TITLE_POINTS, **place)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     write_whole(path, picture.getvalue())

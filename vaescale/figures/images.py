@@ -36,7 +36,10 @@ def image_rows(path: Path, rows: Sequence[tuple[str, Images]], *, title: str) ->
 def sample_panels(path: Path, panels: Sequence[tuple[str, Images]], *, title: str) -> None:
     """Draw named panels of samples in two columns, each panel nearly square."""
     count, _, height, width = panels[0][1].shape
-    columns = math.ceil(math.sqrt(max(64, count) * height / width))
+    most = math.ceil(math.sqrt(max(64, count) * height / width))
+    columns = next(
+        (n for n in range(most, most // 2, -1) if count % n == 0), most
+    )  # full rows, if there are any
     rows = math.ceil(count / columns)
     high, wide = (0.75 * CELL_INCHES * side / max(height, width) for side in (height, width))
     size = (2 * columns * wide + 0.6, math.ceil(len(panels) / 2) * (rows * high + 0.4) + 0.4)

@@ -280,6 +280,14 @@ def _warnings(records: Sequence[Record], sort: str) -> list[str]:
         warnings.append(
             "these runs were not all measured on the same held-out images: their numbers do not compare"
         )
+    for record in records:
+        curve, last = record.curves.get(sort), record.last_step()
+        if curve and last is not None and curve[-1][0] < last:
+            measured = curve[-1][0]
+            warnings.append(
+                f"{record.name}: {sort} is of step {measured:.0f}, and the run is at step {last:.0f}; `vaescale evaluate` measures "
+                "the last checkpoint"
+            )
     for key in IMAGE_KEYS:
         if len({str(record.recipe[key]) for record in records if key in record.recipe}) > 1:
             warnings.append(

@@ -46,6 +46,7 @@ class Progress:
         self._note, self._last_line, self._ended = "", "", False
         self._begun = self._line_time = time.monotonic()
         self._first: tuple[float, int] | None = None  # time and number of the first that was done
+        self._paused: float | None = None  # since when something on the way is done
         self._quiet_until = self._begun + quiet_seconds if quiet_seconds else 0.0
         self._live = _live(self) if shown and sys.stderr.isatty() else None
 
@@ -59,6 +60,7 @@ class Progress:
         is_first = not self._last_line
         if self._first is None and done > self._start:
             self._first = now, done
+        self._paused = (self._paused or now) if passing else None
         ends = done >= self._total > 0 and not passing and (done > self._done or not self._ended)
         self._done, self._note = done, note or self._note
         if self._quiet_until:
@@ -78,12 +80,16 @@ class Progress:
         self._line_time, self._last_line = time.monotonic(), line
         say(line)
 
-    def text(self, *, brief: bool = False) -> str:
-        """The line: `train NAME  340/600 steps  57%  epoch 31 of 54  0:12 elapsed, 0:09 left  NOTE`; brief: without the percentage."""
-        parts = [self._name, *self._counts(brief=brief)]
+    def text(self, *, brief: int = 0) -> str:
+        """The line: `train NAME  340/600 steps  57%  epoch 31 of 54  0:12 elapsed, 0:09 left  NOTE`.
+
+        brief: 1 leaves the percentage out, 2 also the epoch, 3 also the unit and the elapsed time.
+        """
         left = self._seconds_left()
-        times = clock(time.monotonic() - self._begun) + ("" if brief else " elapsed")
-        parts.append(times if left is None else f"{times}, {clock(left)} left")
+        elapsed = clock(time.monotonic() - self._begun) + ("" if brief else " elapsed")
+        times = [elapsed] if brief < 3 or left is None else []
+        times += [] if left is None else [f"{clock(left)} left"]
+        parts = [self._name, *self._counts(brief=brief), ", ".join(times)]
         return "  ".join([*parts, self._note] if self._note else parts)
 
     @property
@@ -95,24 +101,29 @@ class Progress:
         """The share that is done, in [0, 1]; None where the total is not known."""
         return min(1.0, self._done / self._total) if self._total else None
 
-    def _counts(self, *, brief: bool) -> list[str]:
-        unit = f" {self._unit}" if self._unit else ""
+    def _counts(self, *, brief: int) -> list[str]:
+        unit = f" {self._unit}" if self._unit and brief < 3 else ""
         if not self._total:
             return [f"{self._done}{unit}"] if self._done or self._unit else []
         counts = [f"{self._done}/{self._total}{unit}"]
         if not brief:
             counts.append(f"{self._done / self._total:.0%}")
-        if self._epoch:
+        if self._epoch and brief < 2:
             now = min(self._done, self._total - 1) // self._epoch + 1
             counts.append(f"epoch {now} of {-(-self._total // self._epoch)}")
         return counts
 
     def _seconds_left(self) -> float | None:
-        """The time that the rest takes at the speed so far. The first one, which often warms up, counts only where it is alone."""
-        if not self._total or self._first is None or self._done >= self._total:
+        """The time that the rest takes at the speed so far, without the first one, which often warms up; None where it is alone.
+
+        The clock stands still while something on the way is done; when it is over, its time counts, as more of it is to come.
+        """
+        if not self._total or self._first is None or not self._first[1] < self._done < self._total:
             return None
-        since, begun = self._first if self._done > self._first[1] else (self._begun, self._start)
-        return (time.monotonic() - since) / (self._done - begun) * (self._total - self._done)
+        since, begun = self._first
+        return (
+            ((self._paused or time.monotonic()) - since) / (self._done - begun) * (self._total - self._done)
+        )
 
     def _open(self) -> None:
         if self._live is not None:
@@ -142,7 +153,7 @@ def clock(seconds: float) -> str:
 
 
 def _live(progress: Progress) -> Any:
-    """The live line of a terminal: a bar and the progress's text, cut at the terminal's width."""
+    """The live line of a terminal: a bar and the progress's text, as brief as the terminal's width asks for, and cut there."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -152,7 +163,9 @@ def _live(progress: Progress) -> Any:
         share = progress.share()
         full = round(BAR_WIDTH * (share or 0.0))
         bar = "" if share is None else "\u2501" * full + "\u2500" * (BAR_WIDTH - full) + "  "
-        return Text(bar + redact(progress.text(brief=True)), no_wrap=True, overflow="ellipsis", end="")
+        lines = [bar + progress.text(brief=1), *(progress.text(brief=brief) for brief in (1, 2, 3))]
+        fitting = next((text for text in lines if len(text) <= console.width), lines[-1])
+        return Text(redact(fitting), no_wrap=True, overflow="ellipsis", end="")
 
     console = Console(stderr=True, highlight=False)
     return Live(console=console, get_renderable=line, refresh_per_second=4)

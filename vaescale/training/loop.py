@@ -117,7 +117,6 @@ def train(
         reports = guard.reports(wait=due.log or due.evaluate or due.checkpoint)
         watch.judged(reports)
         guard.refuse(reports, last_step=config.steps - 1)
-        watch.stepped(done, result.loss if step == start else None)
         stop = any(report.asked_to_stop for report in reports) and done < config.steps
         if due.compare:
             strategy.compare_replicas()
@@ -126,6 +125,7 @@ def train(
         if due.log:
             metrics = step_metrics(result, strategy.model) | guard.metrics() | _schedules(objective, step, lr)
             watch.log(done, metrics | clock.metrics(result.global_batch))
+        watch.stepped(done, result.loss if step == start else None)
         # The state after steps of NaN is neither measured nor saved over a sound checkpoint.
         if (due.checkpoint or stop) and guard.is_well:
             watch.checkpoint(done)

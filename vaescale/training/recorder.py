@@ -1,6 +1,7 @@
 """The recorder of a run: rows of metrics, evaluations with a picture, checkpoints, and the images of steps of NaN."""
 
 import math
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from vaescale.models.vae import VAE
 from vaescale.runs import folder as run_folder
 from vaescale.runs.checkpoint import Checkpoint, Keep
 from vaescale.runs.trainer_status import TrainerStatus
-from vaescale.system.console import Progress, say
+from vaescale.system.console import Progress, clock, say
 from vaescale.system.host import system_metrics
 from vaescale.training.config import OptimizerConfig, TrainingConfig
 from vaescale.training.guard import Guard, StepReport
@@ -173,14 +174,15 @@ class Recorder:
 
     def _shown(self, batches: Generator[Batch], done: int) -> Generator[Batch]:
         """The batches of an evaluation, each shown when it is done. done: the number of training steps."""
-        measured = 0
+        measured, begun = 0, time.monotonic()
         self.progress.update(done, f"evaluate: 0 of {self.images.measured} held-out images", passing=True)
         with closing(batches):
             for batch in batches:
                 yield batch
                 measured += len(batch.slots) * comm.world_size()
                 number = min(measured, self.images.measured)
-                note = f"evaluate: {number} of {self.images.measured} held-out images"
+                left = (time.monotonic() - begun) / number * (self.images.measured - number)
+                note = f"evaluate: {number} of {self.images.measured} held-out images, {clock(left)} left"
                 self.progress.update(done, note, passing=True)
 
     def _watch(self, done: int, measured: Mapping[str, float]) -> None:

@@ -13,11 +13,14 @@ from vaescale.runs.tracking import TrackingConfig, push
 
 def went_wrong(rows: Iterable[Mapping[str, float]], likelihood: LikelihoodConfig) -> list[str]:
     """Sentences on a training that ended and yet failed, from its rows of metrics: those of `remarks`, or the bound got worse."""
-    held_out = [row for row in rows if "val/mse" in row]
+    every = list(rows)
+    held_out = [row for row in every if "val/mse" in row]
     if not held_out:
         return []
     first, last = held_out[0], held_out[-1]
     sentences = remarks({name.removeprefix("val/"): value for name, value in last.items()}, likelihood)
+    if every[-1]["step"] > last["step"]:  # the run was stopped between two evaluations
+        sentences = [f"at step {last['step']:.0f}: {sentence}" for sentence in sentences]
     for name in ("neg_elbo_nats", "neg_profile_elbo_nats"):
         before, after = first.get(f"val/{name}", math.nan), last.get(f"val/{name}", math.nan)
         if after > before and last["step"] > first["step"]:

@@ -41,7 +41,7 @@ def decompress(
     with launch.joined(), comm.together(lambda: Reader(file)) as reader:
         header = comm.together(lambda: _Header.of(reader))
         comm.on_main(lambda: _refuse_filled(folder))
-        wanted = list(chunks) or list(range(len(reader.records)))
+        wanted = sorted(set(chunks)) or list(range(len(reader.records)))
         if wanted and max(wanted) >= len(reader.records):
             raise UserError(
                 f"--chunk (={max(wanted)}) is not in {file}, which has {len(reader.records)} chunks"

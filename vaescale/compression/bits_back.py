@@ -40,6 +40,7 @@ from vaescale.compression.masses import (
 from vaescale.compression.pixels import pixel_code
 from vaescale.compression.rounding import Phases, Settled, margin_of, on_grid, settle
 from vaescale.errors import UserError
+from vaescale.models.flat import FlatVAE
 from vaescale.models.vae import VAE
 
 LATENT_BITS: Final = 12
@@ -167,11 +168,11 @@ class Codec:
 
 def refuse_model(model: VAE) -> None:
     """Raise UserError for a model whose images have no code here."""
-    if model.num_codes or len(model.group_sizes) > 1:
+    if model.num_codes or not isinstance(model, FlatVAE):
         kind = (
             "codes (posterior.kind quantized or finite_scalar)"
             if model.num_codes
-            else "several groups of latents (a ladder)"
+            else "groups of latents (a ladder)"
         )
         raise UserError(
             f"a run with {kind} cannot compress yet; choose a run with one latent vector or map and a Gaussian q(z|x)"

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vaescale import noise
+from vaescale.models.units import blank
 from vaescale.models.vae import VAE
 from vaescale.networks import layers
 from vaescale.training.config import Precision
@@ -79,7 +80,7 @@ def _saved_bytes(model: VAE, *, images: int, precision: Precision, importance_sa
     these blocks keeps while the backward pass computes it again.
     """
     device = next(model.parameters()).device
-    batch = torch.zeros(images, *model.image_shape, dtype=torch.uint8, device=device)
+    batch = blank(images, model.image_shape, model.window, device)
     stream = noise.Stream(0, 0, torch.zeros(images, dtype=torch.int64, device=device))
     mask = torch.ones(images, dtype=torch.bool, device=device)
     with unchanged(model):

@@ -45,6 +45,8 @@ VERBS = {
     "quality": "judge samples against images: Frechet and kernel distance, precision, recall, coverage",
     "baselines": "compare a run with probabilistic PCA, and probe its latents with the images' classes",
     "train-features": "train a small classifier whose features `quality` compares",
+    "compress": "compress images without loss by a run's VAE, to a file of the size of its negative ELBO",
+    "decompress": "decode a file of compress, each image equal to the bit",
     "encode": "write the latents of a run's images as WebDataset shards",
     "fit-gmm": "fit a Gaussian mixture to a run's aggregate posterior",
     "fit-prior": "fit an autoregressive prior to the codes of a run with codes",

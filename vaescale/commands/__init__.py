@@ -12,6 +12,8 @@ DISTRIBUTED = (
     "fit-prior",
     "sample",
     "latents",
+    "compress",
+    "decompress",
 )
 ALONE = (
     *(

@@ -1,4 +1,4 @@
-"""One process, two and four give the same curve where it is hard: damaged data, ladders, statistics over the batch, two players."""
+"""One process, two and four give the same curve where it is hard: damaged data, classes, ladders, statistics over the batch, two players."""
 
 import json
 import shutil
@@ -42,12 +42,14 @@ HARD = (
         "data.train=[{path: data/damaged, weight: 3}, {path: data/digits/val, weight: 1}]",
         "data.max_skipped=0.1",
     ),
+    *("condition.kind=class", "condition.classes=10", "condition.dropout=0.2", "condition.prior=true"),
 )
 
 
 LADDER = (
     *("network.kind=ladder", "network.latent_dim=2", "network.width=16", "network.checkpointing=true"),
     *("posterior.kind=relative", "objective.free_bits.nats=0.2", "optimizer.skip_factor=1.2"),
+    *("condition.kind=class", "condition.classes=10", "condition.dropout=0.2"),
 )
 INFOGAN = (
     "network.widths=null",

@@ -23,7 +23,7 @@ from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system import heartbeat
-from vaescale.trained import Trained, Which, open_split, open_trained
+from vaescale.trained import Trained, Which, open_split, open_trained, refuse_condition
 
 SHOWN, BATCH = 12, 500
 UNEVEN = 1.5  # the largest class's share of the images, in shares of even classes, from which a note is due
@@ -60,6 +60,7 @@ def baselines(
     evaluated, DataError for images that cannot be used.
     """
     trained = open_trained(run, which=checkpoint)
+    refuse_condition(trained, "baselines", "PCA and the probes know no class; take evaluate --per-class")
     _refuse_groups(trained.model, groups)
     train, val = (open_split(trained.recipe, split) for split in ("train", "val"))
     trained.announce("baselines", train=train, val=val)

@@ -18,7 +18,13 @@ from vaescale.data.mixed_reader import MixtureReader
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation import likelihood as bounds
-from vaescale.evaluation.classes import CLASS_PROTOCOL, CLASSIFICATION_PROTOCOL, ByClass, Classification
+from vaescale.evaluation.classes import (
+    CLASS_PROTOCOL,
+    CLASSIFICATION_PROTOCOL,
+    MARGINAL,
+    ByClass,
+    Classification,
+)
 from vaescale.evaluation.glimpse import error_maps
 from vaescale.evaluation.importance import IMPORTANCE, ImportanceBound
 from vaescale.evaluation.measures import Measure, measure
@@ -251,7 +257,7 @@ def _measure(
         "data_hash": hashed,
         "code": code,
         "protocol": protocol | pictures.protocol,
-        "measured": _measured(images, metrics, refitted),
+        "measured": _measured(images, metrics, refitted, is_given=model.condition is not None),
         "more_is_better": [f"evaluation/{images.name}/{key}" for key in metrics if _more_is_better(key)],
         "metrics": metrics,
         **({"classes": by_class.table} if by_class else {}),
@@ -287,12 +293,19 @@ def _kept(earlier: dict[str, Any], origin: dict[str, str]) -> dict[str, float]:
     return {key: value for key, value in earlier["metrics"].items() if key in IMPORTANCE}
 
 
-def _measured(images: Images, metrics: dict[str, float], refitted: Refitted | None) -> dict[str, str]:
+def _measured(
+    images: Images, metrics: dict[str, float], refitted: Refitted | None, *, is_given: bool
+) -> dict[str, str]:
     """The conditions under which two runs' metrics are comparable, by prefix of the metric names."""
     prefix = f"evaluation/{images.name}/"
-    how = ", sigma fitted to the training images" if refitted else ""
+    how = ", given the class" if is_given else ""
+    how += ", sigma fitted to the training images" if refitted else ""
     first = f"the first {images.number} " if images.number < len(images.reader) else ""
     measured = {prefix: f"{first}images {images.reader.index.data_hash[:12]}{how}"}
+    if "neg_marginal_nats" in metrics:
+        measured |= {
+            f"{prefix}{key}": f"{first}images {images.reader.index.data_hash[:12]}" for key in MARGINAL
+        }
     if "importance_samples" in metrics:
         bound = f"{metrics['importance_samples']:.0f} importance samples of {metrics['importance_images']:.0f} images"
         measured |= {f"{prefix}{key}": bound for key in IMPORTANCE}

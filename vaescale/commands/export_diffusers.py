@@ -23,7 +23,7 @@ from vaescale.models.vae import VAE
 from vaescale.networks.config import ResnetConfig
 from vaescale.system.console import Progress, say
 from vaescale.system.files import strict_json, write_whole
-from vaescale.trained import Trained, in_order, open_split
+from vaescale.trained import Trained, in_order, open_split, refuse_condition
 
 LARGEST_DIFFERENCE = 1e-5  # of what diffusers computes from the run's own, without a word
 Scaling = Literal["all", "channel"]
@@ -38,6 +38,7 @@ def export_diffusers(
     latent_images: number of training images whose latents give the factors; 0: none, a factor of 1. scaling: `all` gives one factor and
     shift for all channels, `channel` the moments of each. Raises UserError for a run whose encoder or decoded mean an AutoencoderKL cannot have.
     """
+    refuse_condition(trained, "AutoencoderKL", "export --format mlflow or torch_export takes the class")
     network = trained.recipe.network
     if not isinstance(network, ResnetConfig):
         raise UserError(

@@ -15,7 +15,6 @@ from vaescale.aggregate.told import Told
 from vaescale.commands.sample import told_of
 from vaescale.commands.second_stage import open_second_stage
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
-from vaescale.data.classes import labels_at
 from vaescale.data.lookup import evenly, images_at, usable_at
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
@@ -108,7 +107,7 @@ def quality(
             train, extractor, trained.recipe.data, device=trained.device, cache=kept
         )
         kinds = kinds_of(trained, val, priors, samples, told)
-        labels = labels_at(train, evenly(len(train), len(references))) if per_class else None
+        labels = torch.from_numpy(train.labels())[evenly(len(train), len(references))] if per_class else None
         with torch.no_grad():
             rows = judge(kinds, extractor, references, labels=labels)
             first = [kind.pictures(torch.arange(min(SHOWN, kind.number))).cpu() for kind in kinds]
@@ -156,7 +155,7 @@ def kinds_of(
         given = model.given(model.condition_of(fetched.labels))
         return to_levels(model.likelihood.mean(given.reconstruct(x)), model.window)
 
-    labels = labels_at(val, numbers) if told else None
+    labels = torch.from_numpy(val.labels())[numbers] if told else None
     kinds = [
         Kind("held-out images", "", len(numbers), images, labels),
         Kind("reconstructions", "mean", len(numbers), reconstructions, labels),

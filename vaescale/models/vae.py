@@ -217,9 +217,9 @@ class VAE(nn.Module):
                 f"this model has a condition ({self.condition.classes} classes), and none is given; give the class of each image"
             )
         condition = condition.to(next(self.parameters()).device)
-        if (
-            not self.training and len(condition) and not condition.is_floating_point()
-        ):  # training has checked its labels before
+        # Training has checked its labels before, and a graph has no values yet.
+        is_checked = self.training or condition.is_floating_point() or torch.compiler.is_exporting()
+        if not is_checked and len(condition):
             self._refuse_unknown(int(condition.min()), int(condition.max()))
         view: VAE = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
@@ -248,8 +248,9 @@ class VAE(nn.Module):
         if self._given is None:
             self.given(None)
         assert self._given is not None
-        draws = rows // max(1, len(self._given))
-        return self._given if draws == 1 else self._given.repeat_interleave(draws, 0)
+        if rows == self._given.shape[0]:  # not len(), which torch.export takes for a constant
+            return self._given
+        return self._given.repeat_interleave(rows // self._given.shape[0], 0)
 
     def given_of(self, rows: Tensor) -> "VAE":
         """The view of some of a view's images; the model itself without a condition. rows: their indices, or a mask [B]."""

@@ -125,7 +125,10 @@ def test_what_does_not_fit_is_refused(
         (3, "data.channels=3"): "holds latents of shape [4]; set data.channels=4 and data.image_size=1",
         (3, "data.channels=3", "data.holds=images"): "holds latents, not images",
         (3, f"data.train={latents / 'train-draws2'}"): "holds draws",
-        (3, f"data.val={latents / 'train-channel'}"): "hold latents or codes that differ in their standardized",
+        (
+            3,
+            f"data.val={latents / 'train-channel'}",
+        ): "hold latents or codes that differ in their standardized",
         (3, f"data.train={recipe_content['data']['train']}"): "holds no latents",
     }
     for (code, *words), message in refused.items():

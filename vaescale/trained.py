@@ -12,6 +12,7 @@ from pydantic import Field
 from vaescale import comm
 from vaescale.data.batch import Batch
 from vaescale.data.classes import refuse_other_classes
+from vaescale.data.clipping import refuse_clipping
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.data.training_sets import open_mixture
@@ -299,4 +300,7 @@ def open_split(recipe: Recipe, split: Split, *, place: str | None = None) -> Sha
         raise UserError(f"split (={split!r}) must be 'train' or 'val'")
     if split == "train" and not place:
         return open_mixture(recipe.data, recipe.seed)
-    return open_reader(place or recipe.data.val, recipe.data)
+    reader = open_reader(place or recipe.data.val, recipe.data)
+    if place is not None:  # training counted those of its own sets
+        comm.together(lambda: refuse_clipping(reader))
+    return reader

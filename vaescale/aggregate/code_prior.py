@@ -85,8 +85,11 @@ class PriorBound:
         metrics = {"autoregressive_kl_nats": nats / max(1.0, images)}
         if likelihood.reads_x:
             return metrics
-        bits = bits_per_dim(bound, dimensions, likelihood.measure)
-        return metrics | {"autoregressive_neg_elbo_nats": bound, "autoregressive_bits_per_dim": bits}
+        metrics["autoregressive_neg_elbo_nats"] = bound
+        if likelihood.added_bits is not None:
+            bits = bits_per_dim(bound, dimensions, likelihood.added_bits)
+            metrics["autoregressive_bits_per_dim"] = bits
+        return metrics
 
 
 def shape_of(model: QuantizedVAE, *, width: int, layers: int, heads: int) -> Shape:

@@ -66,7 +66,7 @@ def from_latents(
     classes.
     """
     y = None if told is None else told.of(stream)
-    model = model.given(y)
+    model = model if y is None else model.given(y)
     if isinstance(prior, ClassMixtures):
         assert y is not None
         return model.decode(prior.draws(y, stream, temperature), stream, temperature)

@@ -14,10 +14,17 @@ from vaescale.aggregate.code_prior import PriorBound
 from vaescale.commands.signature import checked
 from vaescale.data.batch import Request
 from vaescale.data.classes import count_classes
+from vaescale.data.mixed_reader import MixtureReader
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation import likelihood as bounds
-from vaescale.evaluation.classes import CLASS_PROTOCOL, CLASSIFICATION_PROTOCOL, ByClass, Classification
+from vaescale.evaluation.classes import (
+    CLASS_PROTOCOL,
+    CLASSIFICATION_PROTOCOL,
+    MARGINAL,
+    ByClass,
+    Classification,
+)
 from vaescale.evaluation.glimpse import error_maps
 from vaescale.evaluation.importance import IMPORTANCE, ImportanceBound
 from vaescale.evaluation.measures import Measure, measure
@@ -87,7 +94,8 @@ def evaluate(
     per_class: bool = False,
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
-    """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once.
+    """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once; of a mixture's training
+    images, as often as training draws it.
 
     data: a folder or URL of other shards than the recipe's. name: the name of the result, by default the split, or
     data-FOLDER with `data`. images: evaluate only the first so many; the name of the result then ends with -first-N. checkpoint: see `Which`;
@@ -118,7 +126,10 @@ def evaluate(
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
         kind = "these images'" if data else {"val": "the held-out", "train": "the training"}[split]
         number = min(len(reader), images or len(reader))
-        description = redact(data or split) + (f", the first {number} of {len(reader)}" if images else "")
+        of_mixture = ", an epoch of the mixture" if isinstance(reader, MixtureReader) else ""
+        description = (
+            redact(data or split) + of_mixture + (f", the first {number} of {len(reader)}" if images else "")
+        )
         chosen = Images(reader, description, name, kind, number)
         what = f"evaluate, of the first {number} images," if images else "evaluate"
         trained.announce(what, **{split if data is None else "other": reader})
@@ -246,7 +257,7 @@ def _measure(
         "data_hash": hashed,
         "code": code,
         "protocol": protocol | pictures.protocol,
-        "measured": _measured(images, metrics, refitted),
+        "measured": _measured(images, metrics, refitted, is_given=model.condition is not None),
         "more_is_better": [f"evaluation/{images.name}/{key}" for key in metrics if _more_is_better(key)],
         "metrics": metrics,
         **({"classes": by_class.table} if by_class else {}),
@@ -282,12 +293,19 @@ def _kept(earlier: dict[str, Any], origin: dict[str, str]) -> dict[str, float]:
     return {key: value for key, value in earlier["metrics"].items() if key in IMPORTANCE}
 
 
-def _measured(images: Images, metrics: dict[str, float], refitted: Refitted | None) -> dict[str, str]:
+def _measured(
+    images: Images, metrics: dict[str, float], refitted: Refitted | None, *, is_given: bool
+) -> dict[str, str]:
     """The conditions under which two runs' metrics are comparable, by prefix of the metric names."""
     prefix = f"evaluation/{images.name}/"
-    how = ", sigma fitted to the training images" if refitted else ""
+    how = ", given the class" if is_given else ""
+    how += ", sigma fitted to the training images" if refitted else ""
     first = f"the first {images.number} " if images.number < len(images.reader) else ""
     measured = {prefix: f"{first}images {images.reader.index.data_hash[:12]}{how}"}
+    if "neg_marginal_nats" in metrics:
+        measured |= {
+            f"{prefix}{key}": f"{first}images {images.reader.index.data_hash[:12]}" for key in MARGINAL
+        }
     if "importance_samples" in metrics:
         bound = f"{metrics['importance_samples']:.0f} importance samples of {metrics['importance_images']:.0f} images"
         measured |= {f"{prefix}{key}": bound for key in IMPORTANCE}
@@ -304,7 +322,7 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
     folder = trained.folder / "figures"
     paths = [folder / f"reconstructions{suffix}.png"]
     title = trained.title(f"{images.description} images, decoded from the mean of q(z|x)")
-    figures.image_rows(paths[0], _rows(trained, images.reader), title=title)
+    figures.image_rows(paths[0], _rows(trained, images.reader), title=title, view=trained.recipe.view)
     if result["interval_coverage"]:
         paths.append(folder / f"calibration{suffix}.png")
         label = f"{trained.recipe.name}, step {trained.step}"

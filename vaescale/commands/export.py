@@ -24,6 +24,7 @@ from vaescale.commands.served import DEFAULTS, PACKAGES, _load_pyfunc
 from vaescale.commands.signature import checked
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
+from vaescale.mixtures.by_class import FOLDER, load_by_class
 from vaescale.runs import checkpoint, class_table, mlflow_state, origins
 from vaescale.runs import folder as run_folder
 from vaescale.runs.mlflow import Model, log_model, save_model
@@ -152,12 +153,16 @@ def write_run(trained: Trained, folder: Path) -> None:
 def _copy_mixture(trained: Trained, target: Path) -> None:
     """Copy the run's mixture. A mixture fitted to the other kind of weights is left out, with a message."""
     source = trained.folder / "gmm"
-    if not source.is_dir():
+    if (source / FOLDER).is_dir() and trained.model.condition is not None:
+        count = trained.model.condition.classes
+        load_by_class(source, count, **trained.identity)
+        shutil.copytree(source / FOLDER, target / FOLDER)
+    if not (source / mixture_files.DETAILS).is_file():
         return
     if mixture_files.read_details(source).get("weights", trained.weights) != trained.weights:
         say(f"{source} is left out: it was fitted to other weights than the {trained.weights} ones")
         return
     mixture_files.load(source, **trained.identity)
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     for name in (mixture_files.TENSORS, mixture_files.DETAILS):
         shutil.copyfile(source / name, target / name)

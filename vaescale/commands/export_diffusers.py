@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from vaescale import noise
+from vaescale.config import Window
 from vaescale.errors import UserError
 from vaescale.exchange import autoencoder_kl
 from vaescale.exchange.autoencoder_kl_names import names_of
@@ -22,7 +23,7 @@ from vaescale.models.vae import VAE
 from vaescale.networks.config import ResnetConfig
 from vaescale.system.console import Progress, say
 from vaescale.system.files import strict_json, write_whole
-from vaescale.trained import Trained, in_order, open_split
+from vaescale.trained import Trained, in_order, open_split, refuse_condition
 
 LARGEST_DIFFERENCE = 1e-5  # of what diffusers computes from the run's own, without a word
 Scaling = Literal["all", "channel"]
@@ -37,6 +38,7 @@ def export_diffusers(
     latent_images: number of training images whose latents give the factors; 0: none, a factor of 1. scaling: `all` gives one factor and
     shift for all channels, `channel` the moments of each. Raises UserError for a run whose encoder or decoded mean an AutoencoderKL cannot have.
     """
+    refuse_condition(trained, "AutoencoderKL", "export --format mlflow or torch_export takes the class")
     network = trained.recipe.network
     if not isinstance(network, ResnetConfig):
         raise UserError(
@@ -66,7 +68,12 @@ def export_diffusers(
         "run": trained.recipe.name,
         **trained.identity,
         "recipe": trained.recipe.public(),
-        "images": "[-1, 1]; (x + 1) / 2 is in [0, 1], where sigma and the likelihood are",
+        "images": "[-1, 1]; (x + 1) / 2 is in [0, 1], where sigma and the likelihood are"
+        + (
+            ""
+            if trained.model.window == Window()
+            else f"; stored values are {trained.model.window.text()} there"
+        ),
         "sigma": sigma_of(trained.model),
         "likelihood_state": {
             name: value.double().flatten().tolist()

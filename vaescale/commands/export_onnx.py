@@ -37,10 +37,9 @@ def export_onnx(trained: Trained, out: Path) -> dict[str, Any]:
                 contents[name], options, providers=["CPUExecutionProvider"]
             )
 
-        def values(x: Tensor, session: Any = session, graph: Graph = graph) -> list[Tensor]:
-            return [
-                torch.from_numpy(value) for value in session.run(list(graph.gives), {graph.takes: x.numpy()})
-            ]
+        def values(inputs: dict[str, Tensor], session: Any = session, graph: Graph = graph) -> list[Tensor]:
+            arrays = {name: value.numpy() for name, value in inputs.items()}
+            return [torch.from_numpy(value) for value in session.run(list(graph.gives), arrays)]
 
         differences[name] = largest_difference(graph, values)
     out.mkdir(parents=True)
@@ -57,9 +56,9 @@ def model_of(graph: Graph) -> bytes:
         written = torch.onnx.export(
             program,
             args=(),
-            kwargs={graph.takes: graph.example},
+            kwargs=graph.inputs(graph.example),
             dynamo=True,
-            input_names=[graph.takes],
+            input_names=[*graph.inputs(graph.example)],
             output_names=list(graph.gives),
             verbose=False,
         )

@@ -13,6 +13,7 @@ from vaescale.errors import UserError
 from vaescale.exchange import autoencoder_kl
 from vaescale.models import freezing
 from vaescale.models.vae import VAE
+from vaescale.networks.modulation import PARTS
 from vaescale.recipe import Recipe, differences, load_recipe
 from vaescale.runs import checkpoint
 from vaescale.runs import folder as run_folder
@@ -48,8 +49,8 @@ def begin(model: VAE, recipe: Recipe) -> Beginning | None:
     """Load the weights that `init_from` names into a new model, or return None without it. Every rank calls it.
 
     A tensor that is taken must have the model's shape. Those that may differ begin as the recipe's seed has them: the layer that
-    returns the likelihood's parameters, and what the likelihood itself learns, unless it is the same likelihood. Raises UserError
-    for everything else that does not fit, before the model changes.
+    returns the likelihood's parameters, what the likelihood itself learns, unless it is the same likelihood, and what a condition adds to
+    weights of an unconditional model. Raises UserError for everything else that does not fit, before the model changes.
     """
     config = recipe.init_from
     if config is None:
@@ -64,6 +65,8 @@ def begin(model: VAE, recipe: Recipe) -> Beginning | None:
             taken[name] = there
         elif name.startswith(head) or not name.startswith(NETWORK):
             new.append(name)
+        elif there is None and name.removeprefix(NETWORK).partition(".")[0] in PARTS:
+            new.append(name)  # of a condition, which changes nothing at first
         else:
             raise UserError(_unfit(config, name, there, value))
     surplus = [

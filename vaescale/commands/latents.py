@@ -26,7 +26,7 @@ from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system import heartbeat
-from vaescale.trained import Trained, Which, open_split, open_trained, refuse_codes
+from vaescale.trained import Trained, Which, open_split, open_trained, refuse_codes, refuse_condition
 from vaescale.training import launch
 from vaescale.training.summary import went_wrong
 
@@ -77,6 +77,7 @@ def latents(
         trained = open_trained(run, which=checkpoint)
         trained.announce("latents")
         refuse_codes(trained, "latents", "evaluate measures the use of the codes")
+        refuse_condition(trained, "latents", "its measures are of q(z) and p(z); take evaluate --per-class")
         if gaps:
             refuse_gaps(trained.model)
         mixture = _mixture(trained)
@@ -112,7 +113,9 @@ def latents(
 def _mixture(trained: Trained) -> Mixture | None:
     """The run's mixture, if it has one for the latents that are measured: all of a flat model, the top group of a ladder."""
     folder = trained.folder / "gmm"
-    mixture = mixture_files.load(folder, **trained.identity) if folder.is_dir() else None
+    mixture = (
+        mixture_files.load(folder, **trained.identity) if (folder / mixture_files.DETAILS).is_file() else None
+    )
     if mixture is not None and mixture.means.shape[1] != trained.model.latent_dim:
         return None  # the mixture is for several groups, the measures are for the top group
     return mixture

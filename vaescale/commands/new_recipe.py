@@ -27,6 +27,7 @@ BATCH, LEAST_STEPS = 128, 10  # images in a step; steps in an epoch
 STEPS, MOST_EPOCHS = 3000, 100
 MEMORY_BYTES = 2 << 30  # of decoded images, up to which they are kept in memory
 CLIP = 10  # nats per dimension
+WINDOW = "values outside are clipped, so widen it to what images may have"
 WIDTHS = (32, 64, 128, 256, 256, 256)
 
 
@@ -167,7 +168,15 @@ def _text(
 ) -> str:
     """The recipe with a comment for each choice."""
     stored = f"{train.image[0]}x{train.image[1]}" if train.image else "several sizes"
-    colours = "grey" if suggested.channels == 1 else "colour"
+    colours = {1: "grey", 3: "colour"}.get(suggested.channels, f"{suggested.channels} channels")
+    values = train.values
+    is_deep = values.dtype != "uint8"
+    depth = f"\n  dtype: {values.dtype}\n  range: [{values.low:g}, {values.high:g}]" if is_deep else ""
+    of_range = (
+        f"\n# range: the stored values that become 0 and 1, here those of the training images; {WINDOW}"
+        if is_deep
+        else ""
+    )
     classes = f", {len(train.class_names)} classes" if train.class_names else ""
     dimensions = suggested.channels * math.prod(sides(suggested.image_size))
     small = [side // 2 ** len(suggested.widths) for side in sides(suggested.image_size)]
@@ -196,12 +205,12 @@ name: {_yaml(name)}
 seed: 0
 
 # global_batch: images of a step over all processes. {cache.partition(":")[0]}: {kept}.
-# flip: true mirrors a random half: for photographs, not for letters or digits.{resized}
+# flip: true mirrors a random half: for photographs, not for letters or digits.{resized}{of_range}
 data:
   train: {_yaml(f"{place}/train")}
   val: {_yaml(f"{place}/{held_out}")}
   image_size: {size_text(suggested.image_size)}{crop and f"{chr(10)}  {crop.removeprefix(', ')}"}
-  channels: {suggested.channels}
+  channels: {suggested.channels}{depth}
   global_batch: {suggested.global_batch}
   flip: false
   {cache}

@@ -13,6 +13,7 @@ from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands import initial_weights
 from vaescale.commands.second_stage import origin_of
 from vaescale.data.classes import count_classes, refuse_other_classes
+from vaescale.data.clipping import refuse_clipping
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.mixed_plan import MixedPlan
 from vaescale.data.plan import Plan, rank_slots
@@ -120,6 +121,8 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     val_reader = open_reader(data.val, data)
     train_reader = open_training(data, val_reader.index.class_names)
     plan = training_plan(train_reader, data, recipe.seed)
+    for reader in (train_reader, val_reader):
+        refuse_clipping(reader)
     refuse_small_cache(train_reader, plan, data)
     _refuse_other_epochs(config, plan)
     guard = build_guard(recipe, device)

@@ -15,7 +15,6 @@ from vaescale.aggregate.told import Told
 from vaescale.commands.sample import told_of
 from vaescale.commands.second_stage import open_second_stage
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
-from vaescale.data.classes import labels_at
 from vaescale.data.lookup import evenly, images_at, usable_at
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
@@ -34,7 +33,7 @@ from vaescale.evaluation.comparison import (
 from vaescale.evaluation.features import Extractor, open_extractor
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.by_class import FOLDER, ClassMixtures, load_by_class
-from vaescale.models.vae import to_unit
+from vaescale.models.units import to_unit
 from vaescale.runs import class_table
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
@@ -108,7 +107,7 @@ def quality(
             train, extractor, trained.recipe.data, device=trained.device, cache=kept
         )
         kinds = kinds_of(trained, val, priors, samples, told)
-        labels = labels_at(train, evenly(len(train), len(references))) if per_class else None
+        labels = torch.from_numpy(train.labels())[evenly(len(train), len(references))] if per_class else None
         with torch.no_grad():
             rows = judge(kinds, extractor, references, labels=labels)
             first = [kind.pictures(torch.arange(min(SHOWN, kind.number))).cpu() for kind in kinds]
@@ -147,16 +146,16 @@ def kinds_of(
         )
 
     def images(positions: Tensor) -> Tensor:
-        return to_unit(images_at(val, numbers[positions]).to(device))
+        return to_unit(images_at(val, numbers[positions]).to(device), val.window)
 
     def reconstructions(positions: Tensor) -> Tensor:
         stream = noise.Stream(trained.recipe.seed, 0, numbers[positions].to(device))
         fetched = usable_at(val, numbers[positions])
         x = model.target(fetched.images.to(device), stream)
         given = model.given(model.condition_of(fetched.labels))
-        return to_levels(model.likelihood.mean(given.reconstruct(x)))
+        return to_levels(model.likelihood.mean(given.reconstruct(x)), model.window)
 
-    labels = labels_at(val, numbers) if told else None
+    labels = torch.from_numpy(val.labels())[numbers] if told else None
     kinds = [
         Kind("held-out images", "", len(numbers), images, labels),
         Kind("reconstructions", "mean", len(numbers), reconstructions, labels),
@@ -186,7 +185,7 @@ def _drawn(
     def draw(positions: Tensor) -> Tensor:
         stream = noise.Stream(samples.seed, 0, positions.to(trained.device))
         params = from_latents(trained.model, prior, stream, samples.temperature, told=told)
-        return to_levels(image_of(likelihood, params, decoding, stream))
+        return to_levels(image_of(likelihood, params, decoding, stream), likelihood.window)
 
     return draw
 
@@ -261,7 +260,9 @@ def _save(trained: Trained, result: dict[str, Any], first: list[Tensor]) -> dict
     paths = [trained.folder / "figures" / f"quality-{name}{suffix}.png" for suffix in ("", "-pictures")]
     figures.quality(paths[0], rows, title=trained.title(f"against training images, features: {name}"))
     strips = [(_label(row), pictures.numpy()) for row, pictures in zip(rows, first, strict=True)]
-    figures.image_strips(paths[1], strips, title=trained.title("the pictures that are judged"))
+    figures.image_strips(
+        paths[1], strips, title=trained.title("the pictures that are judged"), view=trained.recipe.view
+    )
     metrics = {f"quality/{name}/{_metric_name(row)}/{score}": row[score] for row in rows for score in SCORES}
     result["more_is_better"] = [key for key in metrics if key.rpartition("/")[2] in MORE_IS_BETTER]
     save_result(

@@ -19,13 +19,18 @@ from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
 from vaescale.commands.sample import sources_of, told_of
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
+from vaescale.conditions.embedding import NONE
+from vaescale.config import Window
 from vaescale.data.batch import Batch
 from vaescale.data.given_images import Layout, Levels, as_levels, in_layout
 from vaescale.errors import UserError
 from vaescale.evaluation.importance import bounds_of, most_at_once
 from vaescale.evaluation.likelihood import refuse_without_bound
 from vaescale.evaluation.measures import Seen
+from vaescale.models.units import to_stored
+from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe
+from vaescale.runs import class_table
 from vaescale.trained import Trained, Weights, images_at_once, open_trained, refuse_codes
 
 Floats = NDArray[np.float32]
@@ -44,7 +49,8 @@ class Run:
     """An opened run. Functions of verbs take it in place of its folder: `vaescale.evaluate(run)`.
 
     Images are arrays or tensors [N, C, H, W] or [N, H, W, C], uint8 or real numbers in [0, 1], one image of it, PIL images or lists; see
-    `data/given_images.py`. Real numbers are rounded to the 256 levels of image files. Results are NumPy arrays.
+    `data/given_images.py`. Real numbers are rounded to the 256 levels of image files. A run of another depth takes the values that its shards
+    hold. Results are NumPy arrays, images in [0, 1] (`stored` makes stored values of them).
     """
 
     def __init__(self, trained: Trained) -> None:
@@ -91,12 +97,24 @@ class Run:
         """C, H, W of the images."""
         return self.trained.model.image_shape
 
+    @property
+    def window(self) -> Window:
+        """The type of the images, and the stored values that are 0 and 1: uint8 from 0 to 255, unless data.dtype or data.range are others."""
+        return self.trained.model.window
+
+    def stored(self, images: Floats) -> NDArray[Any]:
+        """Results in [0, 1], clamped, as the values that shards hold: uint8 from 0 to 255, or of the run's type and range."""
+        return to_stored(torch.from_numpy(np.ascontiguousarray(images)), self.window).numpy()
+
     @checked
-    def encode(self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0) -> NDArray[Any]:
+    def encode(
+        self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0, classes: Any = None
+    ) -> NDArray[Any]:
         """The means of q(z|x), float32 [N, *latent_shape]; of a ladder those of all groups, flat [N, Z], each given the means above it.
 
         Of a run with codes, the codes: int64 [N, h, w]. layout: the order of axes, needed only where C = H = W. first: the slot of the
-        first image, where the target has noise (see `elbo`).
+        first image, where the target has noise (see `elbo`). classes: of a conditional run, the class of each image: numbers, names, None for
+        none where classes were hidden in training; or one for all images.
         """
         model = self.trained.model
 
@@ -105,32 +123,37 @@ class Run:
                 codes: Tensor = seen.encoded.codes  # type: ignore[union-attr]
                 return codes.reshape(-1, *model.latent_shape[1:])
             if len(model.group_sizes) > 1:
-                return model.joint_posterior(seen.x).mu
-            return model.posterior(seen.x).mu.float()
+                return seen.model.joint_posterior(seen.x).mu
+            return seen.model.posterior(seen.x).mu.float()
 
-        return self._of_images(encoded, as_levels(images, self.image_shape, layout=layout), first)
+        levels = as_levels(images, self.image_shape, layout=layout, window=self.window)
+        return self._of_images(encoded, levels, first, classes)
 
     @checked
-    def posterior(self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0) -> Posterior:
+    def posterior(
+        self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0, classes: Any = None
+    ) -> Posterior:
         """q(z|x) of all latents, flat. The arguments are those of `encode`. Raises UserError for a run with codes."""
         refuse_codes(self.trained, "posterior", "take encode")
-        model, levels = self.trained.model, as_levels(images, self.image_shape, layout=layout)
+        levels = as_levels(images, self.image_shape, layout=layout, window=self.window)
 
         def both(seen: Seen) -> Tensor:
-            q = model.joint_posterior(seen.x)
+            q = seen.model.joint_posterior(seen.x)
             return torch.stack([q.mu.expand_as(q.log_sigma), q.log_sigma.expand_as(q.mu)], dim=1).float()
 
-        stacked = self._of_images(both, levels, first)
+        stacked = self._of_images(both, levels, first, classes)
         return Posterior(stacked[:, 0], stacked[:, 1])
 
     @checked
-    def reconstruct(self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0) -> Floats:
+    def reconstruct(
+        self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0, classes: Any = None
+    ) -> Floats:
         """E[x|z] at the means of q(z|x), float32 in the images' order of axes. The arguments are those of `encode`."""
         levels, likelihood = (
-            as_levels(images, self.image_shape, layout=layout),
+            as_levels(images, self.image_shape, layout=layout, window=self.window),
             self.trained.model.likelihood,
         )
-        means = self._of_images(lambda seen: likelihood.mean(seen.params).float(), levels, first)
+        means = self._of_images(lambda seen: likelihood.mean(seen.params).float(), levels, first, classes)
         return in_layout(means, levels.layout)
 
     @checked
@@ -143,23 +166,24 @@ class Run:
         temperature: Temperature = 1.0,
         seed: NonNegative = 0,
         layout: Layout = "NCHW",
+        classes: Any = None,
     ) -> Floats:
         """Images float32 [N, C, H, W] from latents or codes, as `encode` returns them.
 
         z: of a ladder also the first groups alone; the others are drawn from their priors, with standard deviations times `temperature`.
-        decode: mean, ancestral (a draw of p(x|z)) or offset:ALPHA; noise may exceed [0, 1]. seed: of what is drawn. Raises UserError
+        decode: mean, ancestral (a draw of p(x|z)) or offset:ALPHA; noise may exceed [0, 1]. seed: of what is drawn. classes: see `encode`. Raises UserError
         for latents of another size, and NaN.
         """
         model, decoding = self.trained.model, parse_decoding(decode)
         latents = self._latents(z)
-        batches = []
+        labels, batches = self._labels(classes, len(latents)), []
         for slots in self._slots(len(latents), 0):
             stream = noise.Stream(seed, 0, slots)
             rows = latents[slots.cpu()].to(self.device)
             params = (
                 model.decode_codes(rows)  # type: ignore[operator]
                 if model.num_codes and not rows.is_floating_point()
-                else model.decode(rows, stream, temperature)
+                else self._given(model, labels, slots).decode(rows, stream, temperature)
             )
             batches.append(image_of(model.likelihood, params, decoding, stream).float().cpu().numpy())
         return in_layout(np.concatenate(batches), layout)
@@ -196,24 +220,36 @@ class Run:
         return in_layout(np.concatenate(batches), layout)
 
     @checked
-    def elbo(self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0) -> Nats:
-        """The evidence lower bound of each image with one draw of z, in nats, float64 [N].
+    def elbo(
+        self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0, classes: Any = None
+    ) -> Nats:
+        """The evidence lower bound of each image with one draw of z, in nats, float64 [N]; of a conditional run that on log p(x|y), with
+        `classes` as in `encode`.
 
         first: the slot of the first image, whose noise it has: with the images of a split in order and first=0, these are the numbers whose
         mean `vaescale evaluate` prints. Raises UserError for a run without a bound.
         """
         self._refuse_without_bound("elbo")
-        model, levels = self.trained.model, as_levels(images, self.image_shape, layout=layout)
+        model, levels = (
+            self.trained.model,
+            as_levels(images, self.image_shape, layout=layout, window=self.window),
+        )
 
         def bound(seen: Seen) -> Tensor:
             terms = model.terms(seen.x, seen.drawn, seen.mask, measured=False)
             return terms.log_px.double() - terms.kl.double().sum(1)
 
-        return self._of_images(bound, levels, first)
+        return self._of_images(bound, levels, first, classes)
 
     @checked
     def log_prob(
-        self, images: Any, *, draws: Count = 1000, layout: Layout | None = None, first: NonNegative = 0
+        self,
+        images: Any,
+        *,
+        draws: Count = 1000,
+        layout: Layout | None = None,
+        first: NonNegative = 0,
+        classes: Any = None,
     ) -> Nats:
         """log p(x) of each image by importance sampling with `draws` draws of z, in nats, float64 [N]: a lower bound in expectation.
 
@@ -222,7 +258,10 @@ class Run:
         """
         self._refuse_without_bound("log_prob")
         refuse_codes(self.trained, "log_prob", "take elbo: each image has one code")
-        model, levels = self.trained.model, as_levels(images, self.image_shape, layout=layout)
+        model, levels = (
+            self.trained.model,
+            as_levels(images, self.image_shape, layout=layout, window=self.window),
+        )
         at_once = most_at_once(model)
         return self._of_images(
             lambda seen: bounds_of(
@@ -234,6 +273,7 @@ class Run:
             )[0],
             levels,
             first,
+            classes,
             at_once=at_once,
         )
 
@@ -275,17 +315,44 @@ class Run:
         slots = torch.arange(first, first + count, device=self.device)
         return torch.split(slots, at_once or images_at_once(self.image_shape))
 
+    def _labels(self, classes: Any, count: int) -> Tensor:
+        """The label of each image or latent, int64 [count] on the CPU, NONE where none is given. Raises UserError for other classes."""
+        condition = self.trained.model.condition
+        if classes is None:
+            return torch.full((count,), NONE)
+        if condition is None:
+            raise UserError(
+                f"classes (={classes!r}) has no meaning: {self.folder} has no condition; leave it out"
+            )
+        table = class_table.read(self.folder, condition.classes)
+        given = [classes] if isinstance(classes, str | int) else list(classes)
+        numbers = [NONE if one is None else table.number_of(str(one)) for one in given]
+        if len(numbers) not in (1, count):
+            raise UserError(
+                f"classes has {len(numbers)} entries for {count} images; give one for each, or one for all"
+            )
+        return torch.tensor(numbers).expand(count)
+
+    @staticmethod
+    def _given(model: VAE, labels: Tensor, slots: Tensor) -> VAE:
+        return model.given(model.condition_of(labels[slots.cpu()]))
+
     @torch.no_grad()
     def _of_images(
-        self, compute: Callable[[Seen], Tensor], levels: Levels, first: int, *, at_once: int | None = None
+        self,
+        compute: Callable[[Seen], Tensor],
+        levels: Levels,
+        first: int,
+        classes: Any,
+        *,
+        at_once: int | None = None,
     ) -> NDArray[Any]:
         """What `compute` makes of the images, batch by batch."""
         images, results = torch.from_numpy(levels.images), []
+        labels = self._labels(classes, len(images))
         for slots in self._slots(len(images), first, at_once):
             rows = slots.cpu() - first
-            batch = Batch(
-                images[rows], torch.full_like(rows, -1), slots.cpu(), torch.ones_like(rows, dtype=torch.bool)
-            )
+            batch = Batch(images[rows], labels[rows], slots.cpu(), torch.ones_like(rows, dtype=torch.bool))
             results.append(compute(Seen(self.trained.model, batch, seed=self.recipe.seed)).cpu().numpy())
         return np.concatenate(results)
 

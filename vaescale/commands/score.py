@@ -34,7 +34,7 @@ from vaescale.evaluation.scores import (
 from vaescale.runs.identity import git_revision
 from vaescale.system.console import Progress
 from vaescale.system.secrets import redact
-from vaescale.trained import Trained, Weights, Which, open_trained
+from vaescale.trained import Trained, Weights, Which, open_trained, refuse_condition
 from vaescale.training import launch
 
 SHOWN = 10  # images of each end in the result
@@ -141,6 +141,7 @@ def score(
     with launch.joined():
         trained = open_trained(run, weights=weights, which=checkpoint)
         bounds.refuse_without_bound(trained.model, "score images with a run of another objective")
+        refuse_condition(trained, "score", "score images with a run without condition")
         trained.announce(f"score {redact(source)} under")
         divisor = None if background is None else _open_background(trained, background, weights)
         names = score_names(trained.model.likelihood, background=divisor, complexity=complexity)
@@ -196,6 +197,7 @@ def _refuse_unknown_classes(labels: Labels, sets: list[ImageSet]) -> None:
 
 def _open_background(trained: Trained, folder: Path, weights: Weights) -> Background:
     opened = open_trained(folder, weights=weights)
+    refuse_condition(opened, "--background", "give a run without condition")
     refuse_background(trained.model, opened.model)
     return Background(opened.model, opened.recipe.seed)
 
@@ -325,6 +327,11 @@ def _draw_maps(trained: Trained, extremes: Extremes, folder: Path, column: str) 
         images, slots = torch.stack([one[3] for one in kept]), torch.tensor([one[1] for one in kept])
         rows = error_maps(trained.model, images, slots, seed=trained.recipe.seed)
         title = trained.title(f"{name} {column}, from {first}")
-        figures.image_rows(path, [(label, pictures.numpy()) for label, pictures in rows], title=title)
+        figures.image_rows(
+            path,
+            [(label, pictures.numpy()) for label, pictures in rows],
+            title=title,
+            view=trained.recipe.view,
+        )
         paths.append(str(path))
     return paths

@@ -8,7 +8,7 @@ from vaescale.data.latent_shards import Standardized
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
 from vaescale.runs import folder as run_folder
-from vaescale.trained import Trained, open_trained
+from vaescale.trained import Trained, open_trained, refuse_condition
 
 OF_RUN = ("run", "step", "weights", "weights_hash", "standardized")
 
@@ -33,6 +33,9 @@ def open_second_stage(folder: Path, first: Trained) -> SecondStage:
         raise UserError(
             f"prior must be 'standard', 'gmm' or the folder of a run that was trained on latents (got {str(folder)!r})"
         )
+    refuse_condition(
+        first, "a model of latents", "take --prior standard, or mixtures of the classes (fit-gmm --per-class)"
+    )
     second = open_trained(folder, of_latents=True)
     if second.recipe.data.holds == "codes":
         raise UserError(

@@ -241,6 +241,7 @@ def _train(parts: Parts, start: Start, stack: ExitStack, watchdog: Watchdog) -> 
         recorder = Recorder(
             folder=parts.folder,
             name=recipe.name,
+            view=recipe.view,
             tags=parts.tags,
             images=Images(
                 parts.train_reader,

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from vaescale import comm
 from vaescale.data.reader import ShardReader
@@ -33,23 +32,15 @@ class ClassCounts(NamedTuple):
 
 
 def count_classes(reader: ShardReader, classes: int) -> ClassCounts:
-    """Count the classes of a set from its entries, each rank those of its share of the shards. All ranks call it."""
+    """Count the classes of a set from its entries. All ranks call it, and the first one reads."""
 
-    def share() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        counts = np.zeros(classes + 2, dtype=np.int64)
-        for shard in range(comm.rank(), len(reader.index.shards), comm.world_size()):
-            labels = reader.labels_of(shard)
-            counts[:classes] += np.bincount(labels[(labels >= 0) & (labels < classes)], minlength=classes)
-            counts[classes:] += ((labels < 0).sum(), (labels >= classes).sum())
-        return counts
+    def counted() -> ClassCounts:
+        labels = reader.labels()
+        known = labels[(labels >= 0) & (labels < classes)]
+        of_class = tuple(np.bincount(known, minlength=classes).tolist())
+        return ClassCounts(of_class, int((labels < 0).sum()), int((labels >= classes).sum()))
 
-    total = comm.all_reduce_sum(torch.from_numpy(comm.together(share))).long().tolist()
-    return ClassCounts(tuple(total[:classes]), *total[classes:])
-
-
-def labels_at(reader: ShardReader, numbers: torch.Tensor) -> torch.Tensor:
-    """The classes of the images with these numbers (int64 [N]) by the set's entries, int64 [N] (-1: none)."""
-    return torch.from_numpy(reader.labels())[numbers]
+    return comm.on_main(counted)
 
 
 def refuse_other_classes(reader: ShardReader, classes: int) -> ClassCounts:

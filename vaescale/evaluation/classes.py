@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from vaescale import comm
-from vaescale.errors import DataError
+from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import bits_per_dim, refuse_without_bound
 from vaescale.evaluation.measures import Seen
 from vaescale.models.vae import VAE
 
 Z_95 = 1.959964  # of a two-sided interval of 95%
+MARGINAL = ("neg_marginal_nats", "neg_marginal_standard_error", "marginal_bits_per_dim")
 CLASS_PROTOCOL = {
     "classes": "the one-sample ELBO of `bound`, by the images' classes; standard errors over images",
 }
@@ -82,6 +83,10 @@ class Classification:
 
     def __init__(self, model: VAE, *, frequencies: Sequence[float]) -> None:
         refuse_without_bound(model, "leave --per-class out")
+        if model.likelihood.reads_x:
+            raise UserError(
+                "this likelihood fits sigma to each image, which gives no bound of log p(x); leave --per-class out"
+            )
         self._model, device = model, next(model.parameters()).device
         self._log_prior = torch.tensor(frequencies, dtype=torch.float64, device=device).log()
         classes = len(frequencies)
@@ -112,14 +117,17 @@ class Classification:
         self.confusion = confusion.long().tolist()
         low, high = wilson(right, known)
         mean, likelihood = bound / images, self._model.likelihood
-        return {
+        metrics = {
             "class_accuracy": right / known,
             "class_accuracy_low": low,
             "class_accuracy_high": high,
             "neg_marginal_nats": -mean,
             "neg_marginal_standard_error": math.sqrt(max(0.0, squares / images - mean**2) / images),
-            "marginal_bits_per_dim": bits_per_dim(-mean, likelihood.dimensions, likelihood.measure),
         }
+        if likelihood.added_bits is not None:
+            bits = bits_per_dim(-mean, likelihood.dimensions, likelihood.added_bits)
+            metrics["marginal_bits_per_dim"] = bits
+        return metrics
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ class FlatVAE(VAE):
         q, device = encoded, encoded.mu.device.type
         (epsilon,) = noise.normals(stream, {noise.POSTERIOR: draws * self.latent_dim})
         with torch.autocast(device, enabled=False):
-            p = self._class_prior(len(q.mu))
+            p = self._class_prior(q.mu.shape[0])
             if draws == 1:
                 repeated = q
                 z, latent_kl = draw(q, p, epsilon.reshape(q.mu.shape).to(q.mu))
@@ -80,7 +80,9 @@ class FlatVAE(VAE):
                 else (nothing, nothing),
                 mu=q.mu.flatten(1),
                 log_sigma=q.log_sigma.flatten(1),
-                log_ratio=_log_ratio(repeated, self._class_prior(len(z)), z, draws=draws, detached=detached)
+                log_ratio=_log_ratio(
+                    repeated, self._class_prior(z.shape[0]), z, draws=draws, detached=detached
+                )
                 if weighted
                 else nothing,
                 draws=z,
@@ -88,7 +90,7 @@ class FlatVAE(VAE):
 
     def posterior(self, x: Tensor) -> Gaussian:
         """The posterior q(z|x) of all latents."""
-        embedding = self.embedded(len(x))
+        embedding = self.embedded(x.shape[0])
         raw = wide(self.network.encode(x) if embedding is None else self.network.encode(x, embedding))
         with torch.autocast(x.device.type, enabled=False):
             q: Gaussian = self._to_posterior(raw, None)
@@ -126,7 +128,7 @@ class FlatVAE(VAE):
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """The raw parameters from draws of N(0, temperature^2), or of p(z|y) with its standard deviations times `temperature`."""
         z = temperature * noise.normal(stream, noise.PRIOR, (self.latent_dim,))
-        p = self._class_prior(len(z))
+        p = self._class_prior(z.shape[0])
         return self.decode(z if p is None else p.sample(z.view(p.mu.shape).to(p.mu)))
 
     def add_condition(self, condition: ClassCondition) -> None:
@@ -145,7 +147,7 @@ class FlatVAE(VAE):
 
     def _decoded(self, z: Tensor) -> Tensor:
         """The raw parameters from latents [B, *latent_shape]."""
-        embedding = self.embedded(len(z))
+        embedding = self.embedded(z.shape[0])
         params: Tensor = self.network.decode(z) if embedding is None else self.network.decode(z, embedding)
         return params
 

@@ -70,7 +70,7 @@ class LadderVAE(VAE):
 
     def encode(self, x: Tensor) -> dict[int, Tensor]:
         """The encoder's maps, by resolution."""
-        embedding = self.embedded(len(x))
+        embedding = self.embedded(x.shape[0])
         seen: dict[int, Tensor] = (
             self.network.bottom_up(x) if embedding is None else self.network.bottom_up(x, embedding)
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vaescale import noise
 from vaescale.conditions.config import ClassCondition
 from vaescale.conditions.embedding import NONE, ClassEmbedding
+from vaescale.config import Window
 from vaescale.errors import UserError
 from vaescale.likelihoods.base import Likelihood
 from vaescale.likelihoods.config import LikelihoodConfig
@@ -25,6 +26,7 @@ from vaescale.models.equivariance import drawn
 from vaescale.models.posterior import Gaussian
 from vaescale.models.quantizer import Quantized
 from vaescale.models.shown import Shown, shown
+from vaescale.models.units import to_unit
 from vaescale.networks.config import NetworkConfig
 from vaescale.networks.spectral import SpectralSum
 
@@ -140,6 +142,11 @@ class VAE(nn.Module):
         return self
 
     @property
+    def window(self) -> Window:
+        """The type of the stored images, and the values that are 0 and 1."""
+        return self.likelihood.window
+
+    @property
     def num_latents(self) -> int:
         """The number L of columns of Terms.latent_kl."""
         return sum(size // places for size, places in zip(self.group_sizes, self.group_places, strict=True))
@@ -210,9 +217,9 @@ class VAE(nn.Module):
                 f"this model has a condition ({self.condition.classes} classes), and none is given; give the class of each image"
             )
         condition = condition.to(next(self.parameters()).device)
-        if (
-            not self.training and len(condition) and not condition.is_floating_point()
-        ):  # training has checked its labels before
+        # Training has checked its labels before, and a graph has no values yet.
+        is_checked = self.training or condition.is_floating_point() or torch.compiler.is_exporting()
+        if not is_checked and len(condition):
             self._refuse_unknown(int(condition.min()), int(condition.max()))
         view: VAE = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
@@ -241,8 +248,9 @@ class VAE(nn.Module):
         if self._given is None:
             self.given(None)
         assert self._given is not None
-        draws = rows // max(1, len(self._given))
-        return self._given if draws == 1 else self._given.repeat_interleave(draws, 0)
+        if rows == self._given.shape[0]:  # not len(), which torch.export takes for a constant
+            return self._given
+        return self._given.repeat_interleave(rows // self._given.shape[0], 0)
 
     def given_of(self, rows: Tensor) -> "VAE":
         """The view of some of a view's images; the model itself without a condition. rows: their indices, or a mask [B]."""
@@ -346,14 +354,15 @@ class VAE(nn.Module):
         """The target [B, C, H, W] that is encoded and modelled: images in [0, 1], binarized or dequantized if the likelihood does so,
         or draws of latents.
 
-        images: uint8 [B, C, H, W], or the mean and log variance of latents, float32 [B, 2, C, H, W].
+        images: as stored [B, C, H, W], uint8 or of another window, or the mean and log variance of latents, float32 [B, 2, C, H, W].
         """
         dtype = next(self.parameters()).dtype
-        if images.is_floating_point():
+        if images.ndim == 5:
             mean, log_variance = images.to(dtype).unbind(1)
             epsilon = noise.normal(stream, noise.LATENT, tuple(mean.shape[1:])).to(mean)
             return mean + torch.exp(0.5 * log_variance) * epsilon
-        x = images.to(dtype) / 255 if dtype == torch.float64 else to_unit(images)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        x = to_unit(images, self.window, dtype=wide)
         return self.likelihood.target(x, stream)
 
     def encode(self, x: Tensor) -> Encoded:
@@ -436,11 +445,6 @@ def rows_of(encoded: Encoded, rows: Tensor) -> Encoded:
     if isinstance(encoded, Quantized):
         return Quantized(*(values[rows] for values in encoded))
     return {size: values[rows] for size, values in encoded.items()}
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Scale uint8 to float32 in [0, 1], on the images' device."""
-    return images.float() / 255
 
 
 def unit_moments(unit: Tensor) -> tuple[Tensor, Tensor]:

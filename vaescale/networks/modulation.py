@@ -13,6 +13,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+PARTS = ("encoder_modulations", "decoder_modulations", "encoder_shifts", "group_shifts")
+"""The names of a network's modules that only a conditional model has."""
+
 
 class Modulation(nn.Module):
     """The scale and the shift of W channels."""

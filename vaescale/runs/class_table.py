@@ -24,7 +24,7 @@ class ClassTable(NamedTuple):
             return int(word)
         few = ", ".join(self.names[:12]) + (", ..." if len(self.names) > 12 else "")
         raise UserError(
-            f"--class {word} is not a class of this run; give a name or a number from 0 to {len(self.names) - 1}: {few}"
+            f"class {word!r} is not a class of this run; give a name or a number from 0 to {len(self.names) - 1}: {few}"
         )
 
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from vaescale import noise
 from vaescale.adversaries.discriminators import Discriminators
 from vaescale.models.shown import Shown
+from vaescale.models.units import blank
 from vaescale.models.vae import VAE, Terms
 from vaescale.networks import layers
 from vaescale.objectives.base import Objective, discriminators_of, distance_of
@@ -115,7 +116,7 @@ def _saved_bytes(
     the discriminators' pass, which follows the backward pass, counts if it keeps more.
     """
     device = next(model.parameters()).device
-    batch = torch.zeros(images, *model.image_shape, dtype=torch.uint8, device=device)
+    batch = blank(images, model.image_shape, model.window, device)
     stream = noise.Stream(0, 0, torch.zeros(images, dtype=torch.int64, device=device))
     mask = torch.ones(images, dtype=torch.bool, device=device)
     discriminators = discriminators_of(objective)

@@ -254,7 +254,7 @@ REFUSED = {
     "=3": "is not key=value",
     "[=1": "is not key=value",
     "optimizer.betas=[1.5,0.9]": "optimizer.betas.0 is 1.5; input should be less than 1",
-    "data.channels=2": "data.channels (=2) must be 1 or 3",
+    "data.channels=17": "data.channels (=17) must be at most 16",
     "data.train=[]": "data.train is an empty list",
     "data.train=[a,b,a]": "data.train names a twice; name each set once",
     "data.train=[{pth: a}]": "unknown key data.train.0.pth (='a'); did you mean data.train.0.path?",

@@ -4,6 +4,7 @@ Run the same command again to continue after a stop: it writes the shards that a
 
 sources:
   digits            scikit-learn's 1,797 scanned handwritten digits, 8x8 (needs no download)
+  phantom           2,250 synthetic chest slices, 32x32 int16 in Hounsfield units (needs --dtype int16)
   idx:PATH          the MNIST family: a folder with train-images-idx3-ubyte[.gz] and so on
   stacked:PATH      three images of such a folder as the channels of one: Stacked MNIST, 1,000 modes
   folder:PATH       an image tree, or a zip or tar of one; sub-folders are classes; train/, val/, test/ and the like are splits
@@ -25,7 +26,8 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from vaescale.data.config import Filter
+from vaescale.config import Dtype
+from vaescale.data.config import MOST_CHANNELS, Filter
 from vaescale.data.pictures import Encoding
 from vaescale.system.arguments import add_jobs, integer, real, size
 from vaescale.system.console import table
@@ -51,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="square, aspect, whole, or the side of the central square; default: by source",
     )
     add("--resample", choices=get_args(Filter), help="filter for resizing; default: by source")
-    add("--channels", type=int, choices=(1, 3), help="1 for grey, 3 for RGB; default: by source")
+    channels = "1 for grey, 3 for RGB, 2 and 4 with the alpha channel, up to 16 of arrays; default: by source"
+    add("--channels", type=integer(1, MOST_CHANNELS), metavar="C", help=channels)
+    kinds = "type of the values, which are kept as they are; default: uint8"
+    add("--dtype", choices=get_args(Dtype), help=kinds)
     encodings = (*get_args(Encoding), "keep")
     add("--encoding", choices=encodings, help="format of stored images; default: npy with --size, else keep")
     add("--quality", type=integer(1, 100), metavar="Q", help="quality of jpg images; default: 95")

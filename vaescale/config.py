@@ -5,9 +5,10 @@ A section says itself what it needs of the others (`needs`), what it offers them
 """
 
 import importlib
+import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
@@ -32,6 +33,9 @@ MEAN_ALONE = Property(
     "likelihood", "a decoder of the mean alone, with a sigma that is a number or an optimal one"
 )
 FIXED_POSTERIOR = Property("posterior", "constant standard deviations")
+CODE_MAPS = Property("data", "codes of another run")
+CODE_MASS = Property("likelihood", "a mass over any number of codes")
+CODE_MODEL = Property("network", "a model of codes")
 TAKES_CONDITION = Property("network", "layers that take a condition")
 CONDITIONED_LOSS = Property("objective", "a loss of a conditional model")
 IMAGES = Property("data", "images")
@@ -47,12 +51,56 @@ class Need(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Sizes of a recipe that concern several sections. micro_batch: images per forward pass over all processes."""
+    """Sizes of a recipe that concern several sections. micro_batch: images per forward pass over all processes.
+
+    levels: the number of integers in data.range, None for real numbers; channels: of the images.
+    """
 
     latent_dim: int
     steps: int
     global_batch: int
     micro_batch: int
+    levels: int | None = 256
+    channels: int = 1
+
+
+Dtype = Literal["uint8", "uint16", "int16", "float32"]
+"""The types of stored values."""
+
+WHOLE: dict[Dtype, tuple[float, float] | None] = {
+    "uint8": (0, 255),
+    "uint16": (0, 65535),
+    "int16": (-32768, 32767),
+    "float32": None,
+}
+"""The range of each type; None for real numbers, which have none that images use."""
+
+
+class Window(NamedTuple):
+    """The stored values that are 0 and 1 in the model: x = (value - low) / (high - low), clipped to [0, 1]."""
+
+    dtype: Dtype = "uint8"
+    low: float = 0
+    high: float = 255
+
+    @property
+    def levels(self) -> int | None:
+        """The number of integers in the window; None for real numbers."""
+        return None if self.dtype == "float32" else int(self.high - self.low) + 1
+
+    @property
+    def bits(self) -> float | None:
+        """The depth log2(levels) in bits, 8 for 0 to 255; None for real numbers."""
+        return None if self.levels is None else math.log2(self.levels)
+
+    @property
+    def clips(self) -> bool:
+        """Whether the type has values outside of the window."""
+        return (self.low, self.high) != WHOLE[self.dtype]
+
+    def text(self) -> str:
+        """The window as a sentence has it: uint16 from 0 to 4095."""
+        return f"{self.dtype} from {self.low:g} to {self.high:g}"
 
 
 Size = int | tuple[int, int]

@@ -20,6 +20,7 @@ from vaescale.config import Config, OneOf, Sizes
 from vaescale.data.config import DataConfig
 from vaescale.data.indexes import open_index
 from vaescale.errors import UserError
+from vaescale.figures.config import FiguresConfig, View
 from vaescale.likelihoods.config import FORMER_DEFAULTS, LIKELIHOODS, LikelihoodConfig
 from vaescale.models.config import POSTERIORS, DiagonalConfig, PosteriorConfig
 from vaescale.networks.config import NETWORKS, NetworkConfig
@@ -48,6 +49,7 @@ OPERATIONAL = {
     },
     "optimizer": {"clip_norm_per_dimension", "skip_norm_per_dimension"},  # clip_norm and skip_norm say it
     "tracking": True,
+    "figures": True,
     "init_from": {"path"},
 }
 
@@ -57,6 +59,8 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("optimizer", "plateau", None),
     ("training", "early_stopping", None),
     ("data", "holds", "images"),
+    ("data", "dtype", "uint8"),
+    ("data", "range", None),
     ("data", "balance", None),
     ("data", "augment", None),
     ("training", "evaluate_images", None),
@@ -109,10 +113,12 @@ class Recipe(Config):
     optimizer: OptimizerConfig
     training: TrainingConfig
     tracking: TrackingConfig = TrackingConfig()
+    figures: FiguresConfig = FiguresConfig()
 
     @model_validator(mode="after")
     def _depends_on_the_sizes(self) -> "Recipe":  # each is itself, but for a number
-        self.__dict__["likelihood"] = self.likelihood.resolved(self.training.steps)
+        likelihood = self.likelihood.resolved(self.training.steps)
+        self.__dict__["likelihood"] = likelihood.seen_in(self.data.window)
         dimensions = math.prod(self.data.image_shape)
         self.__dict__["optimizer"] = self.optimizer.resolved(dimensions)
         return self
@@ -145,7 +151,14 @@ class Recipe(Config):
             steps=self.training.steps,
             global_batch=batch,
             micro_batch=batch // self.training.accumulation,
+            levels=self.data.window.levels,
+            channels=self.data.channels,
         )
+
+    @property
+    def view(self) -> View:
+        """How pictures show the images."""
+        return self.figures.view(self.data.channels, self.data.window)
 
     def settings(self) -> dict[str, Any]:
         """The settings that decide the run's numbers: everything but paths, names and how often something is written."""

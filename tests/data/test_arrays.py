@@ -248,7 +248,8 @@ def test_the_number_of_labels_tells_the_axis_of_the_images(tmp_path: Path) -> No
     ("values", "sentence"),
     [
         (RGB.reshape(12, 90), r"has the shape \[12, 90\]; .*reshape it"),
-        (np.zeros((5, 8, 8, 4), np.uint8), r"has the shape \[5, 8, 8, 4\]; images must be"),
+        (np.zeros((5, 20, 20, 17), np.uint8), r"has the shape \[5, 20, 20, 17\]; images must be"),
+        (np.zeros((5, 8, 8, 4), np.uint8), r"\[5, 8, 8, 4\], which may be NHWC or NCHW"),
         (np.zeros((5, 8, 8, 8, 3), np.uint8), r"has the shape \[5, 8, 8, 8, 3\]"),
         (np.zeros((5, 0, 8), np.uint8), "0x8 pixels"),
         (np.zeros((5, 8, 8), np.complex64), "complex64"),

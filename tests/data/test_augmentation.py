@@ -5,6 +5,7 @@ import colorsys
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from vaescale import noise
 from vaescale.data.augmentation import LUMA, YIQ, Changes, changed, draw
@@ -40,16 +41,22 @@ def test_changes_depend_on_step_and_slot_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("padding", "mode"), [("edge", "edge"), ("zero", "constant"), ("reflect", "reflect")]
+    ("padding", "mode"), [("edge", "nearest"), ("zero", "constant"), ("reflect", "mirror")]
 )
 def test_shifts_are_those_of_a_padded_image(padding: str, mode: str) -> None:
     x, changes = pictures(), drawn({"shift": 2, "padding": padding}, list(range(12)))
-    padded = np.pad(x.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode=mode)
-    expected = [
-        image[:, 2 - down : 2 - down + 9, 2 - right : 2 - right + 7]
-        for image, (down, right) in zip(padded, changes.shifts, strict=True)
-    ]
-    assert np.array_equal(changed(x, changes).numpy(), np.stack(expected))
+    for image, (down, right), shifted in zip(
+        x.numpy(), changes.shifts, changed(x, changes).numpy(), strict=True
+    ):
+        expected = ndimage.shift(image, (0, down, right), order=0, mode=mode)
+        assert np.array_equal(shifted, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
+def test_shifts_and_turns_move_deep_values(dtype: type) -> None:
+    x, changes = pictures(6, 2, 5, 5), drawn({"shift": 1, "turns": "quarter"}, list(range(6)))
+    deep = changed(torch.from_numpy(x.numpy().astype(dtype) * dtype(100)), changes)
+    assert np.array_equal(deep.numpy(), changed(x, changes).numpy().astype(dtype) * dtype(100))
 
 
 def test_shifts_and_turns_are_equally_likely() -> None:

@@ -259,7 +259,7 @@ def test_members_apart_and_the_remedy(tmp_path: Path) -> None:
 
 NONE_LEFT = {
     "transparent": ("png", lambda _: picture(5, mode="RGBA"), "transparency (3); unpack", picture(5)),
-    "int16": ("npy", lambda _: array(np.int16), "save them as uint8 [H, W, 1 or 3]", array()),
+    "int16": ("npy", lambda _: array(np.int16), "its values are int16, not uint8; keep them with --dtype int16", array()),
     "gif": ("jpg", lambda _: picture(5, "GIF"), "make-shards folder:DIR OUT", None),
     "links": ("png", lambda _: (tarfile.SYMTYPE, "/etc/hostname"), "store the files themselves", picture()),
 }  # fmt: skip
@@ -292,7 +292,7 @@ def test_a_usable_tar_after_unusable_ones(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", samples(2, npy=lambda _: array(np.int16)))
     pack(tmp_path / "b.tar", samples(2, npy=lambda _: array()))
     with pytest.raises(
-        DataError, match=r"a.tar member '000'.*and 1 more; save them as uint8.*or leave .*--skip-broken"
+        DataError, match=r"a.tar member '000'.*and 1 more; convert them to 8 bits.*or leave .*--skip-broken"
     ):
         index_shards(tmp_path)
     assert index_shards(tmp_path, skip_broken=True).shards.num_samples == 2
@@ -303,7 +303,9 @@ def test_a_writer_advises_to_leave_out_only_where_something_is_left(tmp_path: Pa
     with pytest.raises(DataError, match="none of the first 3 images") as caught:
         write_shards(broken, tmp_path / "a")
     assert "--skip-broken" not in str(caught.value)
-    with pytest.raises(DataError, match=r"3 of 3 images cannot be used .*transparent.*another colour$"):
+    with pytest.raises(
+        DataError, match=r"3 of 3 images cannot be used .*transparent.*another colour, or .*alpha channel$"
+    ):
         write_shards(broken, tmp_path / "b", Making(skip_broken=True))
     with pytest.raises(DataError, match="--skip-broken"):
         write_shards([*broken, Item("x", picture(), -1)], tmp_path / "c")

@@ -90,7 +90,7 @@ FAULTS: dict[str, Callable[[dict], object]] = {
     "windows path": _row(5, "..\\shard.tar"),
     "unprintable": _row(5, "a\nb.tar"),
     "infinite": lambda c: c["image"].update(height=float("inf")),
-    "five channels": lambda c: c["image"].update(channels=5),
+    "seventeen channels": lambda c: c["image"].update(channels=17),
     "unknown key": lambda c: c.update(more=1),
     "named twice": lambda c: c.update(shards=[c["shards"][0]] * 2),
 }

@@ -1,5 +1,6 @@
 """Several training sets: read by number, classes matched by name, damaged samples replaced within their set, refusals with counts."""
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,8 @@ def test_what_measures_the_training_images_reads_the_mixture(two, capsys) -> Non
     by_shard = [part for _, part in shard_batches(reader, range(len(reader.index.shards)), batch=4)]
     assert [value for part in by_shard for value in values(part)] == values(batch)
     assert reader.index.num_samples == 32
+    sent = copy.deepcopy(reader)  # as it is sent to a process that reads
+    assert torch.equal(sent.__getitems__(Request(np.arange(32))).images, batch.images)
     other = open_mixture(config([two[0], {**two[1], "weight": 1}]), 0)
     assert other.index.data_hash != reader.index.data_hash
     assert len(open_mixture(config(two[0]["path"]), 0)) == A
@@ -171,6 +174,11 @@ def test_the_mixture_is_described(two) -> None:
         for name in ("z", "w", "x")
     }
     assert "its 3 classes of 7 to 8 images balanced" in described["words"]
+    reader.readers[0].index = reader.readers[0].index._replace(place="https://me:secret@host/a")
+    assert "https://***@host/a 0.348 passes" in describe_mixture(reader, plan)["words"], (
+        "it is saved as a tag"
+    )
+    assert reader.keys_of(np.array([3])) == ["https://***@host/a/shard-000000.tar:00003"]
 
 
 def test_balance_draws_classes_equally_or_by_a_power(write) -> None:

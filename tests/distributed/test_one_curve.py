@@ -11,6 +11,7 @@ import pytest
 
 from tests.distributed.several import Command, several
 from tests.launching import RECIPE, curve, finished, make_project
+from vaescale.commands.make_shards import make_shards
 from vaescale.runs.folder import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -31,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         for entry in entries:
             tar.seek(entry["offset"] + 100)
             tar.write(b"damaged")
+    make_shards("digits", folder / "data" / "digits16", dtype="uint16", jobs=1)
     return folder
 
 
@@ -76,8 +78,18 @@ PLAYERS = (
     *("data.balance=class", "data.augment.shift=1", "data.augment.jitter.contrast=0.2"),
 )
 # That with BatchNorm is large: it makes 1e-3 of float32's rounding within 20 steps.
-STEPS = {"hard": 30, "ladder": 20, "batch norm, dip and mmd": 5, "players": 50}
-EXTRAS = {"hard": HARD, "ladder": LADDER, "batch norm, dip and mmd": INFOGAN, "players": PLAYERS}
+DEEP = (
+    *("data.train=data/digits16/train", "data.val=data/digits16/val", "data.dtype=uint16", "data.flip=true"),
+    "likelihood.dequantize=true",
+)
+STEPS = {"hard": 30, "16 bits": 10, "ladder": 20, "batch norm, dip and mmd": 5, "players": 50}
+EXTRAS = {
+    "hard": HARD,
+    "16 bits": DEEP,
+    "ladder": LADDER,
+    "batch norm, dip and mmd": INFOGAN,
+    "players": PLAYERS,
+}
 
 
 @pytest.fixture(scope="module")

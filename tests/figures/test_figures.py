@@ -12,6 +12,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from vaescale import figures
+from vaescale.config import Window
+from vaescale.figures.config import FiguresConfig
 from vaescale.figures.drawing import DISTINCT, log_ticks, look, montage, text_inches, wrapped
 from vaescale.figures.labels import Box, overlap, place
 
@@ -344,3 +346,29 @@ def test_titles_are_as_wide_as_their_figure() -> None:
     assert max(text_inches([line], 10) for line in lines) <= 4.0
     assert wrapped("short", 4.0) == "short"
     assert text_inches(["$x$ and $"], 10) > text_inches(["x"], 10)
+
+
+def test_channels_are_chosen_and_one_may_have_colours_with_a_bar(tmp_path: Path) -> None:
+    images = np.zeros((4, 5, 8, 8), np.float32)
+    images[:, 3] = 1.0
+    assert FiguresConfig().view(5, Window()).of(images).shape[1] == 3
+    assert FiguresConfig().view(2, Window()).of(images[:, :2]).shape[1] == 1
+    chosen = FiguresConfig.model_validate({"channels": [4, 2, 1]}).view(5, Window())
+    assert chosen.of(images)[0, :, 0, 0].tolist() == [1, 0, 0]
+    assert not chosen.has_bar
+    coloured = FiguresConfig.model_validate({"channels": [4], "colours": "magma"}).view(5, Window())
+    brightest = coloured.of(images)[0, :, 0, 0]
+    assert brightest[0] > brightest[2] > 0.5, "the end of magma is a light yellow"
+    assert coloured.of(images[:, :1], "|error|, 0 to 0.2").shape[1] == 1, "a row with a scale of its own"
+    scan = FiguresConfig().view(1, Window("int16", -1024, 3071))
+    assert scan.has_bar
+    for draw in (figures.image_rows, figures.sample_panels, figures.picture_rows):
+        rows = [(name, images[:, :1]) for name in "ab"]
+        sizes = []
+        for view in (FiguresConfig().view(1, Window()), scan):
+            draw(tmp_path / "one.png", rows, title="t", view=view)
+            sizes.append(pixels(tmp_path / "one.png").shape)
+        assert sizes[1][0] > sizes[0][0]
+        assert sizes[1][1] == sizes[0][1]
+    with pytest.raises(ValueError, match=r"colours \(=magma\) is for one channel"):
+        FiguresConfig.model_validate({"channels": [3, 2, 1], "colours": "magma"})

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from tests.launching import ROOT, finished
 from vaescale.mixtures import files as mixture_files
@@ -155,6 +156,28 @@ def test_encode_writes_once_and_says_what_scales_the_latents(vaescale, run: Path
     assert {path: path.stat().st_mtime_ns for path in (run / "latents").rglob("*")} == times
     raw = vaescale("encode", run, "--split", "val", "--weights", "raw", "--json").json
     assert raw["splits"]["val"]["folder"].endswith("val-raw")
+
+
+def test_what_reads_the_training_images_of_a_mixture_says_so(vaescale, run: Path) -> None:
+    """A run of one set, opened as if it had two: 449 of 1,437 and 1,348 of 360 images are an epoch."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    sets = [
+        {"path": recipe["data"][split], "weight": weight} for split, weight in (("train", 1.0), ("val", 3.0))
+    ]
+    recipe["data"] |= {"train": sets, "augment": {"shift": 1}, "balance": "class"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    encoded = vaescale("encode", run, "--split", "train", "--json")
+    assert encoded.code == 0, encoded.err
+    assert "the training images are an epoch of the mixture, 1797 images: " in encoded.err
+    assert encoded.json["splits"]["train"]["samples"] == 1797
+    evaluated = vaescale("evaluate", run, "--split", "train", "--json")
+    assert evaluated.json["metrics"]["images"] == 1797
+    assert evaluated.json["data"] == "train, an epoch of the mixture"
+    assert "shifts of up to 1 pixels (edge)" in evaluated.json["protocol"]["training_images"]
+    assert evaluated.json["data_hash"] != vaescale("evaluate", run, "--json").json["data_hash"]
+    fitted = vaescale("fit-gmm", run, "--components", 2, "--json")
+    assert fitted.code == 0, fitted.err
+    assert "an epoch of the mixture, 1797 images" in fitted.err
 
 
 def test_samples_are_written_as_a_data_set(vaescale, run: Path, tmp_path: Path) -> None:

@@ -157,7 +157,10 @@ def webdataset(urls: list[str], decoder: str, workers: int) -> int:
 
     def cut(picture: Any) -> np.ndarray[Any, Any]:
         if decoder == "simplejpeg":
-            return fit(simplejpeg.decode_jpeg(picture), size=SIZE, crop=CROP, resample="bicubic")
+            small: np.ndarray[Any, Any] = fit(
+                simplejpeg.decode_jpeg(picture), size=SIZE, crop=CROP, resample="bicubic"
+            )
+            return small
         box = (15, 35, 163, 183)
         return np.asarray(picture.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tools.studies.runs import Trained, train
 from vaescale import figures, noise
 from vaescale.errors import UserError
-from vaescale.models.vae import to_unit
+from vaescale.models.units import to_unit
 from vaescale.runs.tracking import log_files
 from vaescale.trained import in_order, open_split, open_trained
 
@@ -109,7 +109,7 @@ def group_of(run: Trained) -> str:
     if "neg_elbo_nats" not in run.metrics:
         return GROUPS[4]
     if config.measure == "mass":
-        return GROUPS[2] if config.levels > 2 else GROUPS[3]
+        return GROUPS[2] if config.own_levels is None else GROUPS[3]
     return GROUPS[1] if getattr(config, "dequantize", False) else GROUPS[0]
 
 

@@ -33,10 +33,11 @@ from tools.studies.runs import Trained, call, train
 from vaescale import figures, noise
 from vaescale.aggregate import code_prior
 from vaescale.aggregate.sampling import Prior, from_latents
+from vaescale.config import Window
 from vaescale.errors import UserError
 from vaescale.evaluation.comparison import to_levels
 from vaescale.mixtures import files as mixture_files
-from vaescale.models.vae import to_unit
+from vaescale.models.units import to_unit
 from vaescale.perceptual import classifier
 from vaescale.runs.folder import read_json, write_json
 from vaescale.trained import Trained as Opened
@@ -236,7 +237,7 @@ def modes_of(runs: Sequence[Trained], arguments: argparse.Namespace) -> dict[str
         for source, pictures in pictures_of(run, arguments.mode_count).items():
             kept = run.folder / f"evaluation/modes-{source.replace(' ', '-')}-{arguments.mode_count}.json"
             if not kept.exists():
-                labels = torch.cat([modes.stacked(to_levels(batch), digits) for batch in pictures])
+                labels = torch.cat([modes.stacked(to_levels(batch, Window()), digits) for batch in pictures])
                 write_json(kept, modes.of_labels(labels, possible)._asdict())
             found.setdefault(source, []).append(modes.Modes(**read_json(kept)))
     return found

@@ -19,6 +19,7 @@ from vaescale.aggregate.sampling import deviation
 from vaescale.data.batch import Request
 from vaescale.data.lookup import evenly
 from vaescale.data.reader import ShardReader
+from vaescale.models.units import to_unit
 from vaescale.models.vae import VAE
 
 MOST_DIMENSIONS = 4096  # maximum values of an image, for the eigenvalues of a D x D matrix
@@ -119,4 +120,4 @@ def _images(reader: ShardReader) -> Iterator[Tensor]:
     """Yield this rank's share of evenly spaced images, float [B, C, H, W] in [0, 1]."""
     for numbers in torch.split(evenly(len(reader), IMAGES)[comm.rank() :: comm.world_size()], BATCH):
         fetched = reader.__getitems__(Request(np.asarray(numbers), refill=False))
-        yield fetched.images[fetched.usable].float() / 255
+        yield to_unit(fetched.images[fetched.usable], reader.window)

@@ -17,6 +17,7 @@ from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import bits_per_dim
 from vaescale.evaluation.ppca import MOST_DIMENSIONS, PPCA, ppca
 from vaescale.evaluation.probes import Labelled, majority_share, probe
+from vaescale.models.units import to_stored, to_unit
 from vaescale.models.vae import VAE
 from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
@@ -99,7 +100,7 @@ def _save(trained: Trained, result: dict[str, Any], pictures: list[tuple[str, An
     path = trained.folder / "figures" / "baselines.png"
     by_pca = " and by probabilistic PCA" if len(pictures) > 2 else ""
     title = trained.title(f"held-out images, reconstructed by the run{by_pca}")
-    figures.image_rows(path, _with_errors(pictures, result["rows"]), title=title)
+    figures.image_rows(path, _with_errors(pictures, result["rows"]), title=title, view=trained.recipe.view)
     metrics = {
         f"baselines/{'run' if name == trained.recipe.name else 'ppca'}/{key}": value
         for name, row in result["rows"].items()
@@ -161,10 +162,10 @@ def _row_of_run(trained: Trained, val: ShardReader) -> tuple[dict[str, float | N
             "the likelihoods of the run and of PCA differ (masses, binarized or dequantized images): nats and bits are not "
             "comparable, nor are errors if the run changes the images"
         )
-    dimensions, measure = likelihood.dimensions, likelihood.measure
+    dimensions, added = likelihood.dimensions, likelihood.added_bits
     row = {
         "nll_nats": nats,
-        "bits_per_dim": None if nats is None else bits_per_dim(nats, dimensions, measure),
+        "bits_per_dim": None if nats is None or added is None else bits_per_dim(nats, dimensions, added),
         "reconstruction_mse": metrics["reconstruction_mse"],
         "sigma": metrics.get("sigma"),
     }
@@ -209,7 +210,7 @@ def _add_ppca(
         notes.append(f"no PCA: the images have {size} values, more than {MOST_DIMENSIONS}")
         return pictures, None
     heartbeat.beat("probabilistic PCA")
-    fit = ppca(known, held_out, latents)
+    fit = ppca(known, held_out, latents, depth=model.window.bits)
     if fit is None:
         notes.append("no PCA: the training images are all the same, or vary in one direction only")
         return pictures, None
@@ -290,13 +291,18 @@ def _latents(trained: Trained, reader: ShardReader, most: int, groups: int) -> L
 def _images(reader: ShardReader, most: int) -> Array:
     """At most `most` evenly spaced images of the data set, flat, float64 [N, D] in [0, 1]."""
     numbers = torch.split(evenly(len(reader), most), BATCH)
-    return np.concatenate([images_at(reader, batch).flatten(1).numpy() / 255.0 for batch in numbers])
+    return np.concatenate(
+        [
+            to_unit(images_at(reader, batch), reader.window, dtype=torch.float64).flatten(1).numpy()
+            for batch in numbers
+        ]
+    )
 
 
 @torch.no_grad()
 def _reconstructions(trained: Trained, images: Array) -> NDArray[np.float32]:
     model, device = trained.model, trained.device
-    levels = torch.from_numpy(images * 255).round().byte().view(-1, *model.image_shape).to(device)
+    levels = to_stored(torch.from_numpy(images), model.window).view(-1, *model.image_shape).to(device)
     x = model.target(levels, noise.Stream(trained.recipe.seed, 0, torch.arange(len(levels), device=device)))
     means: NDArray[np.float32] = model.likelihood.mean(model.reconstruct(x)).float().cpu().numpy()
     return means

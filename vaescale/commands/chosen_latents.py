@@ -36,7 +36,7 @@ def interpolate(trained: Trained, pairs: Sequence[tuple[int, int]], *, seed: int
     rows = [(f"{first} to {second}", line) for (first, second), line in zip(pairs, lines, strict=True)]
     path = trained.folder / "figures" / "interpolations.png"
     title = trained.title("from one image (left) to another (right), decoded means between")
-    figures.image_rows(path, rows, title=title)
+    figures.image_rows(path, rows, title=title, view=recipe.view)
     push(trained.folder, recipe.tracking)
     return {"pairs": [list(pair) for pair in pairs], "figure": str(path)}
 
@@ -53,7 +53,7 @@ def map_latents(trained: Trained, told: Told | None, side: int, *, seed: int) ->
     means, values = plane_means(trained.model.given(y), side, seed=seed)
     path = trained.folder / "figures" / "latent_map.png"
     title = trained.title(f"decoded means over the plane of the latents{of_class}")
-    figures.image_map(path, means, values=values, title=title)
+    figures.image_map(path, means, values=values, title=title, view=trained.recipe.view)
     push(trained.folder, trained.recipe.tracking)
     return {"side": side, "figure": str(path)}
 
@@ -82,7 +82,8 @@ def draw_classes(
             rows.append((of_class, trained.model.likelihood.mean(params).float().cpu().numpy()))
         ending = "" if source is None else "-" + name.replace(" ", "-")
         paths.append(trained.folder / "figures" / f"samples-classes{ending}.png")
-        figures.image_strips(paths[-1], rows, title=trained.title(f"decoded means, z of the {name}"))
+        title = trained.title(f"decoded means, z of the {name}")
+        figures.image_strips(paths[-1], rows, title=title, view=trained.recipe.view)
     push(trained.folder, trained.recipe.tracking)
     return [str(path) for path in paths]
 
@@ -108,7 +109,7 @@ def draw_between(
     title = trained.title(
         "from one class (left) to another (right), decoded means, the same noise of z in a row"
     )
-    figures.image_strips(path, rows, title=title)
+    figures.image_strips(path, rows, title=title, view=trained.recipe.view)
     push(trained.folder, trained.recipe.tracking)
     return {"between": [list(pair) for pair in pairs], "seed": seed, "figure": str(path)}
 
@@ -136,7 +137,7 @@ def refine_samples(
     source = "prior" if mixture is None else f"mixture of {len(mixture.weights)}"
     path = trained.folder / "figures" / "refined.png"
     title = trained.title(f"{source}, {steps} steps towards a smaller sigma(z)")
-    figures.image_rows(path, _rows(samples), title=title)
+    figures.image_rows(path, _rows(samples), title=title, view=trained.recipe.view)
     push(trained.folder, trained.recipe.tracking)
     latents, before, after = samples
     return {

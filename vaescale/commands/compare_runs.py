@@ -103,7 +103,7 @@ def measure_of(kind: str) -> str:
     section = LIKELIHOODS.get(kind)
     if section is None:
         return ""
-    return "binary mass" if section.measure == "mass" and section.levels == 2 else section.measure
+    return "binary mass" if section.measure == "mass" and section.own_levels == 2 else section.measure
 
 
 def page(comparison: Comparison, pngs: Sequence[tuple[str, bytes]], *, title: str) -> str:

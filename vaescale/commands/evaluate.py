@@ -12,8 +12,10 @@ from vaescale import comm, figures
 from vaescale.aggregate import code_prior
 from vaescale.aggregate.code_prior import PriorBound
 from vaescale.commands.signature import checked
+from vaescale.compression import code_length as code_lengths
 from vaescale.data.batch import Request
 from vaescale.data.classes import count_classes
+from vaescale.data.mixed_reader import MixtureReader
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation import likelihood as bounds
@@ -91,16 +93,19 @@ def evaluate(
     importance_images: Draws | None = None,
     refit_sigma: bool = False,
     per_class: bool = False,
+    code_length: bool = False,
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
-    """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once.
+    """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once; of a mixture's training
+    images, as often as training draws it.
 
     data: a folder or URL of other shards than the recipe's. name: the name of the result, by default the split, or
     data-FOLDER with `data`. images: evaluate only the first so many; the name of the result then ends with -first-N. checkpoint: see `Which`;
     for another than the last the name of the result ends with it. importance_samples: number of draws for each image to bound log p(x) more tightly, for the first
     `importance_images` images or all. refit_sigma: use the maximum-likelihood sigma of the recipe's training images with these weights
     in place of the running one; the name of the result then ends with -refit. per_class: also the ELBO of each class's images and, of a conditional run, the classes that
-    its bounds choose, and a bound of p(x) without the class: a pass for each class.
+    its bounds choose, and a bound of p(x) without the class: a pass for each class. code_length: the size of `compress`'s code, without
+    writing it.
 
     Writes RUN/evaluation/NAME.json and pictures. Returns the metrics with their protocol. Raises UserError for arguments that
     contradict each other, DataError for images that cannot be used.
@@ -119,12 +124,20 @@ def evaluate(
         trained = open_trained(run, weights=weights, which=checkpoint)
         if refit_sigma:
             refuse_refit(trained.recipe.likelihood)
+        coder = (
+            comm.together(lambda: code_lengths.CodeLength(trained.model, seed=trained.recipe.seed))
+            if code_length
+            else None
+        )
         if importance_samples:
             refuse_codes(trained, "--importance-samples", "leave it out: each image has one code")
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
         kind = "these images'" if data else {"val": "the held-out", "train": "the training"}[split]
         number = min(len(reader), images or len(reader))
-        description = redact(data or split) + (f", the first {number} of {len(reader)}" if images else "")
+        of_mixture = ", an epoch of the mixture" if isinstance(reader, MixtureReader) else ""
+        description = (
+            redact(data or split) + of_mixture + (f", the first {number} of {len(reader)}" if images else "")
+        )
         chosen = Images(reader, description, name, kind, number)
         what = f"evaluate, of the first {number} images," if images else "evaluate"
         trained.announce(what, **{split if data is None else "other": reader})
@@ -134,7 +147,7 @@ def evaluate(
         refitted = _refit(trained) if refit_sigma else None
         earlier = _earlier(trained, chosen, other_data=data is not None, samples=importance_samples)
         result = _measure(
-            trained, chosen, earlier, code, importance_samples, importance_images, refitted, classes
+            trained, chosen, earlier, code, importance_samples, importance_images, refitted, classes, coder
         )
         return comm.on_main(lambda: _save(trained, chosen, result))
 
@@ -199,6 +212,7 @@ def _measure(
     importance_images: int | None,
     refitted: Refitted | None,
     classes: ClassTable | None,
+    coder: code_lengths.CodeLength | None,
 ) -> dict[str, Any]:
     """The metrics of all images, with their protocol, and the coverage of p(x|z)'s intervals. All ranks call it."""
     model, seed, data = trained.model, trained.recipe.seed, trained.recipe.data
@@ -218,6 +232,8 @@ def _measure(
     prior = code_prior.of_weights(trained.folder, model, trained.identity) if model.num_codes else None
     if prior is not None:
         measures.append(PriorBound(model, prior))
+    if coder is not None:
+        measures.append(coder)
     name = f"evaluate {trained.recipe.name}"
     with Progress(name, images.number, unit="images", shown=comm.is_main()) as progress:
         metrics = measure(
@@ -234,6 +250,8 @@ def _measure(
         protocol["bound"] += "; given the class of each image: a bound on log p(x|y), not on log p(x)"
     if by_class is not None:
         protocol |= CLASS_PROTOCOL | (CLASSIFICATION_PROTOCOL if classification else {})
+    if coder is not None:
+        protocol |= code_lengths.PROTOCOL
     if refitted is not None:
         protocol["sigma"] = refitted.protocol
     if data.augment:
@@ -317,7 +335,7 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
     folder = trained.folder / "figures"
     paths = [folder / f"reconstructions{suffix}.png"]
     title = trained.title(f"{images.description} images, decoded from the mean of q(z|x)")
-    figures.image_rows(paths[0], _rows(trained, images.reader), title=title)
+    figures.image_rows(paths[0], _rows(trained, images.reader), title=title, view=trained.recipe.view)
     if result["interval_coverage"]:
         paths.append(folder / f"calibration{suffix}.png")
         label = f"{trained.recipe.name}, step {trained.step}"

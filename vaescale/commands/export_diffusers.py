@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from vaescale import noise
+from vaescale.config import Window
 from vaescale.errors import UserError
 from vaescale.exchange import autoencoder_kl
 from vaescale.exchange.autoencoder_kl_names import names_of
@@ -67,7 +68,12 @@ def export_diffusers(
         "run": trained.recipe.name,
         **trained.identity,
         "recipe": trained.recipe.public(),
-        "images": "[-1, 1]; (x + 1) / 2 is in [0, 1], where sigma and the likelihood are",
+        "images": "[-1, 1]; (x + 1) / 2 is in [0, 1], where sigma and the likelihood are"
+        + (
+            ""
+            if trained.model.window == Window()
+            else f"; stored values are {trained.model.window.text()} there"
+        ),
         "sigma": sigma_of(trained.model),
         "likelihood_state": {
             name: value.double().flatten().tolist()

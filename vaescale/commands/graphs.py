@@ -3,7 +3,8 @@
     encode   images [N, C, H, W] in [0, 1]  ->  mean, log_sigma of q(z|x), [N, *latent_shape]; of a ladder [N, Z]
     decode   z like the mean                ->  mean E[x|z] [N, C, H, W] and, where the likelihood has one, its sigma of that shape
 
-Of a conditional run, both take y, int64 [N]: the class of each image, -1 for none where classes were hidden in training.
+A run of another depth than 8 bits: images are stored values of its type, and mean and sigma of `decode` are in their units. Of a
+conditional run, both take y, int64 [N]: the class of each image, -1 for none where classes were hidden in training.
 
 Of a ladder, z holds the latents of all groups: the posterior of each group is given the means of the groups above, and decoding such
 means draws nothing. Graphs hold no source of `vaescale.noise`, so that targets with noise are encoded at the mean of their noise.
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from vaescale.config import Window
 from vaescale.errors import UserError
+from vaescale.models.units import to_stored, to_unit
 from vaescale.models.vae import VAE
 from vaescale.runs import class_table
 from vaescale.system.files import strict_json, write_whole
@@ -33,14 +36,15 @@ TRACED, CHECKED = 2, (1, 5)  # numbers of images
 
 
 class Graph(NamedTuple):
-    """A module, an example of its input [TRACED, ...], and the names of input and outputs. classes: the number K of a conditional model,
-    whose second input is y.
+    """A module, an example of its input [TRACED, ...], the names of input and outputs, and the window of the images. classes: the
+    number K of a conditional model, whose second input is y.
     """
 
     module: nn.Module
     example: Tensor
     takes: str
     gives: tuple[str, ...]
+    window: Window = Window()
     classes: int = 0
 
     def inputs(self, example: Tensor) -> dict[str, Tensor]:
@@ -57,7 +61,9 @@ class Encode(nn.Module):
         self.model, self.is_flat = model, len(model.group_sizes) == 1
 
     def forward(self, images: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map images [N, C, H, W] in [0, 1], and their classes y [N], to mean and log sigma."""
+        """Map images [N, C, H, W] in [0, 1], or stored values of another depth, and classes y [N], to mean and log sigma."""
+        if self.model.window != Window():
+            images = to_unit(images, self.model.window)
         x, model = self.model.likelihood.expected_target(images), self.model.given(y)
         mu, log_sigma = model.posterior(x) if self.is_flat else model.joint_posterior(x)
         # Outputs of their own: two names for one tensor, or for a constant, are no graph of ONNX.
@@ -75,25 +81,31 @@ class Decode(nn.Module):
         """Map z, and classes y [N], to the mean and, where there is one, the standard deviation, [N, C, H, W] each."""
         params = self.model.given(y).decode(z.flatten(1), None)  # type: ignore[arg-type]  # nothing is drawn
         mean, sigma = self.model.likelihood.mean(params).float(), self.model.likelihood.deviation(params)
+        window = self.model.window
+        if window != Window():
+            mean = window.low + (window.high - window.low) * mean
+            sigma = None if sigma is None else (window.high - window.low) * sigma
         return (mean.clone(),) if sigma is None else (mean.clone(), sigma.float().expand_as(mean).clone())
 
 
 def graphs_of(trained: Trained) -> dict[str, Graph]:
     """`encode` and `decode` of a run, on the CPU."""
-    refuse_codes(trained, "this format", "export --format mlflow takes every kind")
+    refuse_codes(
+        trained, "this format", "export --format mlflow takes every kind, and the prior of fit-prior with it"
+    )
     model = copy.deepcopy(trained.model).cpu().float().eval()
     if hasattr(model.network, "checkpointing"):
         model.network.checkpointing = False  # of use in a backward pass only
     latents = model.latent_shape if len(model.group_sizes) == 1 else (sum(model.group_sizes),)
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(TRACED, *model.image_shape, generator=generator)
+    images = _random_images(model.image_shape, TRACED, model.window, generator)
     z = torch.randn(TRACED, *latents, generator=generator)
     classes = model.condition.classes if model.condition else 0
-    decode = Graph(Decode(model), z, "z", (), classes)
+    decode = Graph(Decode(model), z, "z", (), model.window, classes)
     with torch.no_grad():
         moments = len(decode.module(**decode.inputs(z)))
     return {
-        "encode": Graph(Encode(model), images, "images", ("mean", "log_sigma"), classes),
+        "encode": Graph(Encode(model), images, "images", ("mean", "log_sigma"), model.window, classes),
         "decode": decode._replace(gives=("mean", "sigma")[:moments]),
     }
 
@@ -111,6 +123,12 @@ def program_of(graph: Graph) -> ExportedProgram:
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():
             node.meta.pop("stack_trace", None)
     return program
+
+
+def _random_images(shape: tuple[int, ...], number: int, window: Window, generator: torch.Generator) -> Tensor:
+    """Images as a graph takes them: in [0, 1], or stored values of another depth."""
+    x = torch.rand(number, *shape, generator=generator)
+    return x if window == Window() else to_stored(x, window)
 
 
 @contextmanager
@@ -137,13 +155,17 @@ def largest_difference(graph: Graph, values: Any) -> float:
     values: a function from the inputs by name to the outputs. Raises UserError for more than LARGEST_DIFFERENCE.
     """
     generator = torch.Generator().manual_seed(1)
-    draw = torch.rand if graph.takes == "images" else torch.randn
-    largest = 0.0
+    window, largest = graph.window, 0.0
+    # Images of another depth come out of `decode` in stored units, of which the window has many.
+    unit = window.high - window.low if graph.takes == "z" and window != Window() else 1.0
     for number in CHECKED:
-        x = draw(number, *graph.example.shape[1:], generator=generator)
+        if graph.takes == "images":
+            x = _random_images(graph.example.shape[1:], number, window, generator)
+        else:
+            x = torch.randn(number, *graph.example.shape[1:], generator=generator)
         inputs = graph.inputs(x)
         for name, own, other in zip(graph.gives, graph.module(**inputs), values(inputs), strict=True):
-            difference = float((own - other).abs().max()) if own.shape == other.shape else torch.inf
+            difference = float((own - other).abs().max()) / unit if own.shape == other.shape else torch.inf
             largest = max(largest, difference)
             if not difference <= LARGEST_DIFFERENCE:
                 raise UserError(
@@ -162,14 +184,16 @@ def describe(
 ) -> dict[str, Any]:
     """Write vaescale.json beside the graphs: the recipe, hashes, and what each input and output means. Returns what is shown."""
     model = trained.model
-    sigma = model.likelihood.sigma
+    sigma, eight = model.likelihood.sigma, model.window == Window()
+    scale = "the scale of [0, 1]" if eight else "the units of the stored values"
     meanings = {
-        "images": "float32 in [0, 1]" + _of_noise(model),
+        "images": ("float32 in [0, 1]" if eight else f"stored values, {model.window.text()}")
+        + _of_noise(model),
         **({"y": _of_classes(trained)} if model.condition else {}),
         "log_sigma": "natural logarithm of the standard deviation of q(z|x)",
         "z": "latents: the encoder's mean, a draw mean + exp(log_sigma) * normal noise, or for new images a draw of the prior"
         + ("" if len(model.group_sizes) == 1 else ", whose groups below the first depend on those above"),
-        "sigma": "standard deviation of p(x|z) for each value, in the scale of [0, 1]",
+        "sigma": f"standard deviation of p(x|z) for each value, in {scale}",
     }
     described = {
         name: {
@@ -181,7 +205,7 @@ def describe(
                     graph.gives, graph.module(**graph.inputs(graph.example)), strict=True
                 )
             },
-            "mean": "the mean of q(z|x)" if name == "encode" else "E[x|z], in the scale of [0, 1]",
+            "mean": "the mean of q(z|x)" if name == "encode" else f"E[x|z], in {scale}",
         }
         for name, graph in graphs.items()
     }
@@ -215,7 +239,10 @@ def _of_classes(trained: Trained) -> str:
 def _of_noise(model: VAE) -> str:
     config = model.likelihood.config
     if getattr(config, "dequantize", False):
-        return "; the graph adds the mean of the uniform noise of training, (255 x + 1/2) / 256"
+        levels = model.likelihood.levels or 0
+        return (
+            f"; the graph adds the mean of the uniform noise of training, ({levels - 1} x + 1/2) / {levels}"
+        )
     if binarize := getattr(config, "binarize", None):
         threshold = "; the graph sets values above 1/2 to 1 and others to 0"
         return (

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from vaescale.commands.signature import Jobs, checked
-from vaescale.config import Size, option_of, parse_bytes, sides, size_of
-from vaescale.data.config import Crop, Filter
+from vaescale.config import Dtype, Size, option_of, parse_bytes, sides, size_of
+from vaescale.data.config import MOST_CHANNELS, Crop, Filter
 from vaescale.data.index import INDEX, ShardIndex, describe, parse_index
 from vaescale.data.making import indexing, writing
 from vaescale.data.making.indexing import Written
@@ -33,7 +33,7 @@ MOST_SHARD_BYTES = 10**13
 DEFAULT_QUALITY = 95
 FOUND = ("skipped", "pictures", "table")  # in `made` of an index, what was found; the rest is what was asked
 _OF_TARS = ("index_dir", "image_member", "class_member")
-_OF_BOTH = ("skip_broken", "jobs")
+_OF_BOTH = ("skip_broken", "dtype", "jobs")
 
 
 def refuse_unused(
@@ -61,7 +61,8 @@ def make_shards(
     size: Side | tuple[Side, Side] | None = None,
     crop: Crop | str | None = None,
     resample: Filter | None = None,
-    channels: Literal[1, 3] | None = None,
+    channels: Annotated[int, Field(ge=1, le=MOST_CHANNELS)] | None = None,
+    dtype: Dtype = "uint8",
     encoding: Literal[Encoding, "keep"] | None = None,
     quality: Annotated[int, Field(ge=1, le=100)] | None = None,
     flatten: str | None = None,
@@ -85,8 +86,8 @@ def make_shards(
     becomes val if the source has no val; by default 5% if train is its only split, else 0. limit: number of images of each split, the
     first ones. dry_run: write nothing, and return counts of each split by class, shape and fault. splits: folders of the
     splits of a folder:, as train=DIR,val=DIR; classes_only: all its sub-folders are classes. column: image=NAME,label=NAME
-    of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN] of arrays:; label=NAME of cifar:. quality: of jpg, by default
-    95. jobs: number of processes, by default the number of cores. Raises UserError for arguments that contradict each other or the shards in OUT.
+    of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN] of arrays:; label=NAME of cifar:. dtype: the type of the values, which are kept
+    as they are; images of other types are refused. channels: 2 and 4 keep the alpha channel of files. quality: of jpg, by default 95. jobs: number of processes, by default the number of cores. Raises UserError for arguments that contradict each other or the shards in OUT.
     """
     if size is None and (crop or resample):
         raise UserError("--crop and --resample need a size; add --size PIXELS")
@@ -94,11 +95,18 @@ def make_shards(
         raise UserError("--encoding keep stores files as they are; leave --size and --channels out")
     if quality is not None and encoding != "jpg":
         raise UserError(f"--quality (={quality}) is for --encoding jpg; add that or leave it out")
+    _refuse_encoding(encoding, dtype, channels)
     size = size if size is None else size_of(*sides(size))
     chosen, most_bytes = parse_crop(crop), _parse_shard_bytes(shard_bytes)
     refuse_squares(size, chosen)
     data_set = open_source(
-        source, holdout=holdout, config=config, column=column, splits=splits, classes_only=classes_only
+        source,
+        holdout=holdout,
+        config=config,
+        column=column,
+        splits=splits,
+        classes_only=classes_only,
+        dtype=dtype,
     )
     _refuse_file(out)
     _refuse_out_within(source, out)
@@ -114,6 +122,7 @@ def make_shards(
         shard_bytes=most_bytes,
         skip_broken=skip_broken,
         flatten=_parse_colour(flatten),
+        dtype=dtype,
     )
     result: dict[str, Any] = {}
     if dry_run:
@@ -141,12 +150,13 @@ def index_shards(
     image_member: str | None = None,
     class_member: str | None = None,
     skip_broken: bool = False,
+    dtype: Dtype = "uint8",
     jobs: Jobs | None = None,
 ) -> dict[str, Any]:
     """Write only an index of the tars in a folder, or one for each split.
 
     index_dir: the folder of the index, by default the one of the tars. image_member: extensions of the images, such as
-    input.jpg, separated by commas; class_member: cls, another extension, json:FIELD, folder or none. None lets the
+    input.jpg, separated by commas; dtype: the type of their values; class_member: cls, another extension, json:FIELD, folder or none. None lets the
     tars decide. Returns {"index": their description}, or one for each split. Raises UserError for no folder.
     """
     if not folder.is_dir():
@@ -158,6 +168,7 @@ def index_shards(
             image_member=image_member,
             class_member=class_member,
             skip_broken=skip_broken,
+            dtype=dtype,
             jobs=jobs or cores(),
             progress=lambda done: progress.update(done),
         )
@@ -166,6 +177,14 @@ def index_shards(
         for message in sentences(one.remarks, rewritable=False):
             say(f"{one.shards.tars or one.shards.place}: {message}")
     return {split: _describe(one.shards) for split, one in written.items()}
+
+
+def _refuse_encoding(encoding: str | None, dtype: Dtype, channels: int | None) -> None:
+    """Raise UserError for an encoding that does not hold the values."""
+    if dtype != "uint8" and encoding not in (None, "npy", "keep", *(["png"] if dtype == "uint16" else [])):
+        raise UserError(f"--encoding {encoding} does not hold {dtype}; take npy, or leave it out")
+    if channels not in (None, 1, 3) and encoding not in (None, "npy"):
+        raise UserError(f"--encoding {encoding} does not hold {channels} channels; take npy, or leave it out")
 
 
 def refuse_squares(size: Size | None, crop: Crop | None) -> None:
@@ -273,7 +292,9 @@ def _write_split(
             left_out=listed.left_out,
         )
     _report_skipped(written)
-    advise = making.channels is None and making.encoding != "webp"  # WebP stores grey as RGB
+    advise = (
+        making.channels is None and making.encoding != "webp" and making.dtype == "uint8"
+    )  # WebP stores grey as RGB
     for message in sentences(written.remarks, advise=advise):
         say(f"{folder}: {message}")
     return _describe(written.shards)

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from vaescale.config import Window
 from vaescale.runs import folder as run_folder
 from vaescale.system.files import write_whole
 from vaescale.trained import Trained
@@ -33,8 +34,7 @@ IMPORTS = {
     "onnx": "import onnxruntime",
 }
 USE = {
-    "mlflow": """The model brings its source (`code/`) and pinned requirements, so it needs no vaescale. It takes images {shape} or {shape_last}, uint8 or real numbers
-in [0, 1], and returns float32. `params` are `mode` (`reconstruct`, `encode`, `sample`), `prior`, `decode`, `temperature` and `seed`.
+    "mlflow": """The model brings its source (`code/`) and pinned requirements, so it needs no vaescale. It takes images {shape} or {shape_last}, {takes}. `params` are `mode` (`reconstruct`, `encode`, `sample`), `prior`, `decode`, `temperature` and `seed`.
 
 ```python
 model.predict(images, params={{"mode": "encode"}})
@@ -45,8 +45,8 @@ mlflow models serve -m {folder} --env-manager uv --port 5001
 curl localhost:5001/invocations -H 'Content-Type: application/json' -d '{{"inputs": [IMAGE, ...], "params": {{"mode": "encode"}}}}'
 ```""",
     "diffusers": "",
-    "torch_export": "`encode.pt2` takes float32 images {shape} in [0, 1]; `decode.pt2` takes its means. `vaescale.json` describes both.",
-    "onnx": "`encode.onnx` takes float32 images {shape} in [0, 1]; `decode.onnx` takes its means. `vaescale.json` describes both.",
+    "torch_export": "`encode.pt2` takes {graph_takes}; `decode.pt2` takes its means. `vaescale.json` describes both.",
+    "onnx": "`encode.onnx` takes {graph_takes}; `decode.onnx` takes its means. `vaescale.json` describes both.",
 }
 
 
@@ -67,6 +67,12 @@ def model_card(trained: Trained, *, format: str, repository: str | None = None, 
         "tags": ["variational-autoencoder", "vaescale", format.replace("_", "-")],
     }
     channels, height, width = recipe.data.image_shape
+    window, shape = recipe.data.window, f"[N, {channels}, {height}, {width}]"
+    takes = "uint8 or real numbers in [0, 1], and returns float32"
+    graph_takes = f"float32 images {shape} in [0, 1]"
+    if window != Window():
+        takes = f"values of {window.text()}, and returns images as such values, latents as float32"
+        graph_takes = f"images {shape} of values of {window.text()}"
     what = (
         f"A variational autoencoder of images {channels}x{height}x{width}, trained with vaescale: network `{recipe.network.kind}`, "
         f"posterior `{recipe.posterior.kind}`, likelihood `{recipe.likelihood.kind}`. Step {trained.step}, "
@@ -78,9 +84,11 @@ def model_card(trained: Trained, *, format: str, repository: str | None = None, 
         what,
         f"```python\n{_opened(format, repository, folder)}\n```",
         USE[format].format(
-            shape=f"[N, {channels}, {height}, {width}]",
+            shape=shape,
             shape_last=f"[N, {height}, {width}, {channels}]",
             folder=folder,
+            takes=takes,
+            graph_takes=graph_takes,
         ),
         *_data(trained),
         *_numbers(trained),

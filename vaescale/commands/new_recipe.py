@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from vaescale.commands.signature import checked
 from vaescale.config import Size, option_of, sides, size_of, size_text
-from vaescale.data.index import LATENTS, ShardIndex
+from vaescale.data.index import CODES, LATENTS, ShardIndex
 from vaescale.data.indexes import open_index
 from vaescale.errors import DataError, UserError
 from vaescale.recipe import load_recipe
@@ -27,6 +27,7 @@ BATCH, LEAST_STEPS = 128, 10  # images in a step; steps in an epoch
 STEPS, MOST_EPOCHS = 3000, 100
 MEMORY_BYTES = 2 << 30  # of decoded images, up to which they are kept in memory
 CLIP = 10  # nats per dimension
+WINDOW = "values outside are clipped, so widen it to what images may have"
 WIDTHS = (32, 64, 128, 256, 256, 256)
 
 
@@ -139,6 +140,8 @@ def _open(place: str, split: str) -> ShardIndex:
                 f"{place} is one split; give the folder that holds train and val, such as {above}, or write both recipe keys yourself"
             ) from None
         raise error
+    if index.made.get("kind") == CODES:
+        raise DataError(f"{place}/{split} holds codes, not images; `vaescale fit-prior RUN` trains on them")
     if index.made.get("kind") == LATENTS:
         raise DataError(
             f"{place}/{split} holds latents, not images; docs/latents_for_diffusion.md has a recipe for these"
@@ -165,7 +168,15 @@ def _text(
 ) -> str:
     """The recipe with a comment for each choice."""
     stored = f"{train.image[0]}x{train.image[1]}" if train.image else "several sizes"
-    colours = "grey" if suggested.channels == 1 else "colour"
+    colours = {1: "grey", 3: "colour"}.get(suggested.channels, f"{suggested.channels} channels")
+    values = train.values
+    is_deep = values.dtype != "uint8"
+    depth = f"\n  dtype: {values.dtype}\n  range: [{values.low:g}, {values.high:g}]" if is_deep else ""
+    of_range = (
+        f"\n# range: the stored values that become 0 and 1, here those of the training images; {WINDOW}"
+        if is_deep
+        else ""
+    )
     classes = f", {len(train.class_names)} classes" if train.class_names else ""
     dimensions = suggested.channels * math.prod(sides(suggested.image_size))
     small = [side // 2 ** len(suggested.widths) for side in sides(suggested.image_size)]
@@ -194,12 +205,12 @@ name: {_yaml(name)}
 seed: 0
 
 # global_batch: images of a step over all processes. {cache.partition(":")[0]}: {kept}.
-# flip: true mirrors a random half: for photographs, not for letters or digits.{resized}
+# flip: true mirrors a random half: for photographs, not for letters or digits.{resized}{of_range}
 data:
   train: {_yaml(f"{place}/train")}
   val: {_yaml(f"{place}/{held_out}")}
   image_size: {size_text(suggested.image_size)}{crop and f"{chr(10)}  {crop.removeprefix(', ')}"}
-  channels: {suggested.channels}
+  channels: {suggested.channels}{depth}
   global_batch: {suggested.global_batch}
   flip: false
   {cache}

@@ -33,7 +33,7 @@ from vaescale.evaluation.comparison import (
 from vaescale.evaluation.features import Extractor, open_extractor
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.by_class import FOLDER, ClassMixtures, load_by_class
-from vaescale.models.vae import to_unit
+from vaescale.models.units import to_unit
 from vaescale.runs import class_table
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
@@ -146,14 +146,14 @@ def kinds_of(
         )
 
     def images(positions: Tensor) -> Tensor:
-        return to_unit(images_at(val, numbers[positions]).to(device))
+        return to_unit(images_at(val, numbers[positions]).to(device), val.window)
 
     def reconstructions(positions: Tensor) -> Tensor:
         stream = noise.Stream(trained.recipe.seed, 0, numbers[positions].to(device))
         fetched = usable_at(val, numbers[positions])
         x = model.target(fetched.images.to(device), stream)
         given = model.given(model.condition_of(fetched.labels))
-        return to_levels(model.likelihood.mean(given.reconstruct(x)))
+        return to_levels(model.likelihood.mean(given.reconstruct(x)), model.window)
 
     labels = torch.from_numpy(val.labels())[numbers] if told else None
     kinds = [
@@ -185,7 +185,7 @@ def _drawn(
     def draw(positions: Tensor) -> Tensor:
         stream = noise.Stream(samples.seed, 0, positions.to(trained.device))
         params = from_latents(trained.model, prior, stream, samples.temperature, told=told)
-        return to_levels(image_of(likelihood, params, decoding, stream))
+        return to_levels(image_of(likelihood, params, decoding, stream), likelihood.window)
 
     return draw
 
@@ -260,7 +260,9 @@ def _save(trained: Trained, result: dict[str, Any], first: list[Tensor]) -> dict
     paths = [trained.folder / "figures" / f"quality-{name}{suffix}.png" for suffix in ("", "-pictures")]
     figures.quality(paths[0], rows, title=trained.title(f"against training images, features: {name}"))
     strips = [(_label(row), pictures.numpy()) for row, pictures in zip(rows, first, strict=True)]
-    figures.image_strips(paths[1], strips, title=trained.title("the pictures that are judged"))
+    figures.image_strips(
+        paths[1], strips, title=trained.title("the pictures that are judged"), view=trained.recipe.view
+    )
     metrics = {f"quality/{name}/{_metric_name(row)}/{score}": row[score] for row in rows for score in SCORES}
     result["more_is_better"] = [key for key in metrics if key.rpartition("/")[2] in MORE_IS_BETTER]
     save_result(

@@ -20,12 +20,14 @@ from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
 from vaescale.commands.sample import sources_of, told_of
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
 from vaescale.conditions.embedding import NONE
+from vaescale.config import Window
 from vaescale.data.batch import Batch
 from vaescale.data.given_images import Layout, Levels, as_levels, in_layout
 from vaescale.errors import UserError
 from vaescale.evaluation.importance import bounds_of, most_at_once
 from vaescale.evaluation.likelihood import refuse_without_bound
 from vaescale.evaluation.measures import Seen
+from vaescale.models.units import to_stored
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe
 from vaescale.runs import class_table
@@ -47,7 +49,8 @@ class Run:
     """An opened run. Functions of verbs take it in place of its folder: `vaescale.evaluate(run)`.
 
     Images are arrays or tensors [N, C, H, W] or [N, H, W, C], uint8 or real numbers in [0, 1], one image of it, PIL images or lists; see
-    `data/given_images.py`. Real numbers are rounded to the 256 levels of image files. Results are NumPy arrays.
+    `data/given_images.py`. Real numbers are rounded to the 256 levels of image files. A run of another depth takes the values that its shards
+    hold. Results are NumPy arrays, images in [0, 1] (`stored` makes stored values of them).
     """
 
     def __init__(self, trained: Trained) -> None:
@@ -94,6 +97,15 @@ class Run:
         """C, H, W of the images."""
         return self.trained.model.image_shape
 
+    @property
+    def window(self) -> Window:
+        """The type of the images, and the stored values that are 0 and 1: uint8 from 0 to 255, unless data.dtype or data.range are others."""
+        return self.trained.model.window
+
+    def stored(self, images: Floats) -> NDArray[Any]:
+        """Results in [0, 1], clamped, as the values that shards hold: uint8 from 0 to 255, or of the run's type and range."""
+        return to_stored(torch.from_numpy(np.ascontiguousarray(images)), self.window).numpy()
+
     @checked
     def encode(
         self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0, classes: Any = None
@@ -114,7 +126,7 @@ class Run:
                 return seen.model.joint_posterior(seen.x).mu
             return seen.model.posterior(seen.x).mu.float()
 
-        levels = as_levels(images, self.image_shape, layout=layout)
+        levels = as_levels(images, self.image_shape, layout=layout, window=self.window)
         return self._of_images(encoded, levels, first, classes)
 
     @checked
@@ -123,7 +135,7 @@ class Run:
     ) -> Posterior:
         """q(z|x) of all latents, flat. The arguments are those of `encode`. Raises UserError for a run with codes."""
         refuse_codes(self.trained, "posterior", "take encode")
-        levels = as_levels(images, self.image_shape, layout=layout)
+        levels = as_levels(images, self.image_shape, layout=layout, window=self.window)
 
         def both(seen: Seen) -> Tensor:
             q = seen.model.joint_posterior(seen.x)
@@ -138,7 +150,7 @@ class Run:
     ) -> Floats:
         """E[x|z] at the means of q(z|x), float32 in the images' order of axes. The arguments are those of `encode`."""
         levels, likelihood = (
-            as_levels(images, self.image_shape, layout=layout),
+            as_levels(images, self.image_shape, layout=layout, window=self.window),
             self.trained.model.likelihood,
         )
         means = self._of_images(lambda seen: likelihood.mean(seen.params).float(), levels, first, classes)
@@ -218,7 +230,10 @@ class Run:
         mean `vaescale evaluate` prints. Raises UserError for a run without a bound.
         """
         self._refuse_without_bound("elbo")
-        model, levels = self.trained.model, as_levels(images, self.image_shape, layout=layout)
+        model, levels = (
+            self.trained.model,
+            as_levels(images, self.image_shape, layout=layout, window=self.window),
+        )
 
         def bound(seen: Seen) -> Tensor:
             terms = model.terms(seen.x, seen.drawn, seen.mask, measured=False)
@@ -243,7 +258,10 @@ class Run:
         """
         self._refuse_without_bound("log_prob")
         refuse_codes(self.trained, "log_prob", "take elbo: each image has one code")
-        model, levels = self.trained.model, as_levels(images, self.image_shape, layout=layout)
+        model, levels = (
+            self.trained.model,
+            as_levels(images, self.image_shape, layout=layout, window=self.window),
+        )
         at_once = most_at_once(model)
         return self._of_images(
             lambda seen: bounds_of(

@@ -36,6 +36,7 @@ from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.by_class import FOLDER, load_by_class
 from vaescale.mixtures.gaussian import Mixture
+from vaescale.models.units import to_stored
 from vaescale.runs import class_table
 from vaescale.runs import folder as run_folder
 from vaescale.runs.tracking import push
@@ -201,7 +202,8 @@ def draw_pages(
                 stream = noise.Stream(draws.seed, 0, slots)
                 panels = _panels(trained, sources, decodings, stream, draws, told)
                 what = f"samples{numbers}{f', {told.text}' if told else ''}"
-                figures.sample_panels(paths[page], panels, title=trained.title(what))
+                view = trained.recipe.view
+                figures.sample_panels(paths[page], panels, title=trained.title(what), view=view)
                 progress.update(done)
 
     def delete_earlier() -> None:
@@ -224,7 +226,7 @@ def write_shards(
     draws: Draws,
     told: Told | None = None,
 ) -> dict[str, Any]:
-    """Write samples as 8-bit shards to an empty or missing folder. All ranks call it.
+    """Write samples as shards to an empty or missing folder. All ranks call it.
 
     origin: the description of the samples for the index. The bytes of a shard do not depend on the
     number of processes.
@@ -238,7 +240,7 @@ def write_shards(
             for number in share:
                 stop = min(draws.count, starts[number] + SHARD_SAMPLES)
                 items = _items(trained, prior, decoding, range(starts[number], stop), draws, told)
-                written[number] = write_part(items, folder, number, Making())
+                written[number] = write_part(items, folder, number, Making(dtype=trained.model.window.dtype))
                 progress.update(len(written))
         return written
 
@@ -247,6 +249,8 @@ def write_shards(
     for written in comm.gather_object(comm.together(write_share)):
         by_number |= written
     ordered = [by_number[number] for number in sorted(by_number)]
+    if (dtype := trained.model.window.dtype) != "uint8":
+        origin = {**origin, "dtype": dtype}
     data_hash = comm.on_main(lambda: write_index(folder, ordered, origin).data_hash)
     return {"shards": str(folder), "samples": draws.count, "data_hash": data_hash}
 
@@ -381,7 +385,7 @@ def _panels(
 def _items(
     trained: Trained, prior: Prior, decoding: Decoding, numbers: range, draws: Draws, told: Told | None
 ) -> list[Item]:
-    """The 8-bit samples with these numbers, as items of a shard, with their classes if they have any."""
+    """The samples with these numbers, rounded to stored values, as items of a shard, with their classes if they have any."""
     items = []
     device = next(trained.model.parameters()).device
     for slots in torch.split(torch.arange(numbers.start, numbers.stop, device=device), BATCH):
@@ -389,7 +393,7 @@ def _items(
         params = from_latents(trained.model, prior, stream, draws.temperature, told=told)
         labels = [-1] * len(slots) if told is None else told.of(stream).tolist()
         images = image_of(trained.model.likelihood, params, decoding, stream)
-        levels = (255 * images.float().clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        levels = to_stored(images, trained.model.window).permute(0, 2, 3, 1).cpu().contiguous().numpy()
         items += [
             Item(f"{slot:09d}", level, label)
             for slot, level, label in zip(slots.tolist(), levels, labels, strict=True)

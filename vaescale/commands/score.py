@@ -327,6 +327,11 @@ def _draw_maps(trained: Trained, extremes: Extremes, folder: Path, column: str) 
         images, slots = torch.stack([one[3] for one in kept]), torch.tensor([one[1] for one in kept])
         rows = error_maps(trained.model, images, slots, seed=trained.recipe.seed)
         title = trained.title(f"{name} {column}, from {first}")
-        figures.image_rows(path, [(label, pictures.numpy()) for label, pictures in rows], title=title)
+        figures.image_rows(
+            path,
+            [(label, pictures.numpy()) for label, pictures in rows],
+            title=title,
+            view=trained.recipe.view,
+        )
         paths.append(str(path))
     return paths

@@ -99,7 +99,9 @@ def _of_shards(recipe: Recipe, split: str, place: str, choice: Choice) -> ImageS
     crop, resample = data.crop, data.resample
     if choice.crop or (crop is None and (index.image is None or index.image[:2] != data.sides)):
         crop, resample = choice.crop or data.largest_crop, choice.resample or data.resample
-    colours: dict[str, Any] = {"channels": 3 if index.image is None else max(channels, stored)}
+    colours: dict[str, Any] = {}
+    if channels in (1, 3) and data.dtype == "uint8":
+        colours = {"channels": 3 if index.image is None else max(channels, stored)}
     reader = open_reader(
         place, data.model_copy(update={"crop": crop, "resample": resample, "cache": "none", **colours})
     )
@@ -112,7 +114,7 @@ def _of_shards(recipe: Recipe, split: str, place: str, choice: Choice) -> ImageS
 def _read(reader: ShardReader, data: DataConfig, number: int) -> Iterator[Batch]:
     workers = 0 if data.cache == "memory" else data.workers
     for batch in in_order(reader, workers=workers, images=number):
-        if batch.images.shape[1] > data.channels:
+        if batch.images.shape[1] > data.channels:  # of 8 bits
             grey = [
                 torch.from_numpy(to_channels(image, 1, grey_from_colour=True).copy())
                 for image in batch.images.permute(0, 2, 3, 1).numpy()
@@ -122,7 +124,7 @@ def _read(reader: ShardReader, data: DataConfig, number: int) -> Iterator[Batch]
 
 
 def _of_source(recipe: Recipe, source: str, choice: Choice) -> list[ImageSet]:
-    opened = open_source(source, holdout=0)
+    opened = open_source(source, holdout=0, dtype=recipe.data.dtype)
     sizing, words = _sizing(recipe, source, opened, choice)
     chosen = _chosen(source, list(opened.splits), choice.split)
     return [_of_split(recipe, source, opened, split, sizing, words, choice.limit) for split in chosen]
@@ -178,8 +180,9 @@ def _sizing(recipe: Recipe, source: str, opened: Source, choice: Choice) -> tupl
         size=size,
         crop=crop if size is None else usual_crop(crop, size),
         resample=choice.resample or made.get("resample") or opened.resample,
-        channels=3 if data.channels == 3 else 1,
+        channels=data.channels,
         flatten=made.get("flatten"),
+        dtype=data.dtype,
     )
     words: dict[str, Any] = {"size": making.size, "crop": making.crop, "resample": making.resample}
     if making.size is None:

@@ -31,6 +31,7 @@ def time_steps(parts: Parts) -> dict[str, float]:
         accumulation=recipe.training.accumulation,
         workers=recipe.data.workers,
         flip=recipe.data.flip,
+        augment=recipe.data.augment,
     )
     strategy.wrapped.train()
     begin = 0.0

@@ -117,14 +117,18 @@ def _shown(batches: Iterable[Batch], progress: Progress) -> Iterator[Batch]:
 
 def _open(location: str) -> ShardReader:
     """A reader of the shards at a folder or URL, in the size of the images. Raises DataError if the sizes differ."""
-    image = open_index(location).image
+    index = open_index(location)
+    image = index.image
     if image is None:
         raise DataError(
             f"the images of {location} do not all have the same size; write the shards with --size first"
         )
-    channels = 1 if image[2] == 1 else 3
+    if index.values.dtype != "uint8":
+        raise DataError(
+            f"{location} holds {index.values.text()}, and features are trained on uint8; judge such runs with --features pixels"
+        )
     config = DataConfig(
-        train=location, val=location, image_size=image[:2], channels=channels, global_batch=BATCH
+        train=location, val=location, image_size=image[:2], channels=image[2], global_batch=BATCH
     )
     return open_reader(location, config)
 

@@ -4,7 +4,7 @@ They are drawn from (seed, step, slot) and applied in integer arithmetic by the 
 same at every number of processes and on every device. Legend: B images of C channels, H rows, W columns.
 """
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,11 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 PLACE_BITS = 11  # of a pixel's position between its neighbours
 COLOUR_BITS = 14  # of a colour matrix
+PADDINGS: dict[str, Literal["edge", "constant", "reflect"]] = {
+    "edge": "edge",
+    "zero": "constant",
+    "reflect": "reflect",
+}
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 # RGB to luma and two axes of colour, as NTSC has them; the hue is the angle in their plane.
 YIQ = np.array([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
@@ -61,8 +66,12 @@ def draw(config: AugmentConfig, stream: noise.Stream) -> Changes:
 
 
 def changed(images: Tensor, changes: Changes) -> Tensor:
-    """The images (uint8 [B, C, H, W]) cropped, then turned, then shifted, then with other colours."""
-    x = images.numpy()
+    """The images ([B, C, H, W]) cropped, then turned, then shifted, then with other colours.
+
+    Crops and colours are of uint8 alone; turns and shifts move the values of any type.
+    """
+    x: NDArray[Any] = images.numpy()
+    assert x.dtype == np.uint8 or (changes.boxes is None and changes.colours is None)
     if changes.boxes is not None:
         x = _cropped(x, changes.boxes)
     if changes.turns is not None:
@@ -70,42 +79,49 @@ def changed(images: Tensor, changes: Changes) -> Tensor:
         for turn in np.unique(changes.turns).tolist():
             x[changes.turns == turn] = np.rot90(x[changes.turns == turn], turn, axes=(2, 3))
     if changes.shifts is not None:
-        for axis, by in zip((2, 3), changes.shifts.T, strict=True):
-            x = _shifted(x, by, axis=axis, padding=changes.padding)
+        x = _shifted(x, changes.shifts, changes.padding)
     if changes.colours is not None:
         x = _coloured(x, changes.colours)
     return torch.from_numpy(np.ascontiguousarray(x))
 
 
 def _cropped(x: NDArray[np.uint8], boxes: Floats) -> NDArray[np.uint8]:
-    """Boxes of images, enlarged to the images' size by linear interpolation, rounded once, halves upwards."""
-    one = 1 << PLACE_BITS
-    wide = x.astype(np.int32)
-    for axis, start, part in ((2, boxes[:, 0], boxes[:, 2]), (3, boxes[:, 1], boxes[:, 3])):
-        size = x.shape[axis]
-        centres = start[:, None] * size + (np.arange(size) + 0.5) * part[:, None] - 0.5
-        places = np.floor(np.clip(centres, 0, size - 1) * one + 0.5).astype(np.int64)
-        first, weight = places >> PLACE_BITS, (places & (one - 1)).astype(np.int32)
-        shape = (len(x), 1, size, 1) if axis == 2 else (len(x), 1, 1, size)
-        low, high = (
-            np.take_along_axis(wide, index.reshape(shape), axis)
-            for index in (first, np.minimum(first + 1, size - 1))
-        )
-        wide = low * (one - weight.reshape(shape)) + high * weight.reshape(shape)
-    return ((wide + (1 << (2 * PLACE_BITS - 1))) >> (2 * PLACE_BITS)).astype(np.uint8)
+    """Boxes of images, enlarged to the images' size by linear interpolation, rounded once, halves upwards.
+
+    Image by image: a gather over the batch takes three to five times as long.
+    """
+    one, half = 1 << PLACE_BITS, 1 << (2 * PLACE_BITS - 1)
+    (top, bottom, down), (left, right, across) = (
+        _neighbours(start, part, size)
+        for start, part, size in zip(boxes.T[:2], boxes.T[2:], x.shape[2:], strict=True)
+    )
+    cropped = np.empty_like(x)
+    for number, image in enumerate(x.astype(np.int32)):
+        weight = down[number, :, None]
+        rows = image[:, top[number]] * (one - weight) + image[:, bottom[number]] * weight
+        weight = across[number]
+        wide = rows[..., left[number]] * (one - weight) + rows[..., right[number]] * weight
+        cropped[number] = (wide + half) >> (2 * PLACE_BITS)
+    return cropped
 
 
-def _shifted(x: NDArray[np.uint8], by: Integers, *, axis: int, padding: str) -> NDArray[np.uint8]:
-    """Images moved along an axis by whole pixels, each by its own number."""
-    size = x.shape[axis]
-    sources = np.arange(size) - by[:, None]
-    inside = (sources >= 0) & (sources < size)
-    if padding == "reflect":  # without the edge pixel twice
-        sources = np.abs(sources)
-        sources = np.minimum(sources, 2 * (size - 1) - sources)
-    shape = (len(x), 1, size, 1) if axis == 2 else (len(x), 1, 1, size)
-    moved = np.take_along_axis(x, np.clip(sources, 0, size - 1).reshape(shape), axis)
-    return moved * inside.reshape(shape) if padding == "zero" else moved
+def _neighbours(start: Floats, part: Floats, size: int) -> tuple[Integers, Integers, NDArray[np.int32]]:
+    """For each pixel of a cropped side, the two pixels around its place and the weight of the second, [B, size] each."""
+    places = start[:, None] * size + (np.arange(size) + 0.5) * part[:, None] - 0.5
+    fixed = np.floor(np.clip(places, 0, size - 1) * (1 << PLACE_BITS) + 0.5).astype(np.int64)
+    first = fixed >> PLACE_BITS
+    weight = (fixed & ((1 << PLACE_BITS) - 1)).astype(np.int32)
+    return first, np.minimum(first + 1, size - 1), weight
+
+
+def _shifted(x: NDArray[Any], by: Integers, padding: str) -> NDArray[Any]:
+    """Images moved down and to the right by whole pixels, each by its own numbers."""
+    most, (height, width) = int(np.abs(by).max()), x.shape[2:]
+    padded = np.pad(x, ((0, 0), (0, 0), (most, most), (most, most)), mode=PADDINGS[padding])
+    shifted = np.empty_like(x)
+    for number, (top, left) in enumerate((most - by).tolist()):
+        shifted[number] = padded[number, :, top : top + height, left : left + width]
+    return shifted
 
 
 def _coloured(x: NDArray[np.uint8], colours: Floats) -> NDArray[np.uint8]:

@@ -5,12 +5,30 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vaescale.config import IMAGES, UNBOUNDED_MEAN, Config, Need, Property, Size, parse_bytes, sides, size_of
+from vaescale.config import (
+    CODE_MAPS,
+    CODE_MASS,
+    CODE_MODEL,
+    IMAGES,
+    UNBOUNDED_MEAN,
+    WHOLE,
+    Config,
+    Dtype,
+    Need,
+    Property,
+    Size,
+    Window,
+    parse_bytes,
+    sides,
+    size_of,
+)
 from vaescale.data.order import BLOCK_SAMPLES
 
 Crop = Literal["square", "whole", "aspect"] | int
 Side = Annotated[int, Field(gt=0)]
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
+MOST_CHANNELS = 16
+MOST_CLIPPED = 0.001  # of the values, by data.range
 
 
 class SetConfig(Config):
@@ -133,13 +151,24 @@ class DataConfig(Config):
     image_size: Side | tuple[Side, Side] = Field(
         description="side of the images in pixels, or [height, width]"
     )
-    holds: Literal["images", "latents"] = Field(
+    holds: Literal["images", "latents", "codes"] = Field(
         default="images",
         description="what the shards hold: images, or the latents of another run that `vaescale encode` wrote, as means and "
-        "variances from which each step draws",
+        "variances from which each step draws, or its codes, of which `vaescale fit-prior` trains a model",
     )
     channels: int = Field(
-        default=1, gt=0, description="1: grey, 3: RGB; of latents, their number or the channels of the map"
+        default=1,
+        gt=0,
+        description="1: grey, 3: RGB, up to 16: as the shards hold them; of latents, their number or the channels of the map; of codes, the number of "
+        "different ones",
+    )
+    dtype: Dtype = Field(
+        default="uint8", description="type of the stored values, which the index of the shards states"
+    )
+    range: tuple[float, float] | None = Field(
+        default=None,
+        description="[low, high]: the stored values that become 0 and 1, such as [-1024, 3071]; values outside are clipped; null: the whole range "
+        "of an integer type; float32 needs one",
     )
     crop: Literal["square", "whole", "aspect"] | Side | None = Field(
         default=None,
@@ -224,17 +253,43 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _fits_what_the_shards_hold(self) -> "DataConfig":
-        if self.holds == "images" and self.channels not in (1, 3):
-            raise ValueError(f"channels (={self.channels}) must be 1 or 3, or set data.holds=latents")
+        if self.holds == "images" and self.channels > MOST_CHANNELS:
+            raise ValueError(
+                f"channels (={self.channels}) must be at most {MOST_CHANNELS}, or set data.holds=latents"
+            )
         if not isinstance(self.image_size, int) and (self.crop == "square" or isinstance(self.crop, int)):
             raise ValueError(
                 f"crop (={self.crop}) gives squares, image_size is {list(self.image_size)}; set crop to aspect or whole"
             )
-        for key in ("crop", "flip", "augment", "balance"):
-            if self.holds == "latents" and getattr(self, key):
+        for key in ("crop", "flip", "augment", "balance", "range"):
+            if self.holds != "images" and getattr(self, key):
                 raise ValueError(
-                    f"{key} (={getattr(self, key)}) needs images; leave it out with holds: latents"
+                    f"{key} (={getattr(self, key)}) needs images; leave it out with holds: {self.holds}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _the_range_is_one_of_the_type(self) -> "DataConfig":
+        whole = WHOLE[self.dtype]
+        if self.holds == "latents":
+            if self.dtype != "uint8":
+                raise ValueError(f"dtype (={self.dtype}) needs images; leave it out with holds: latents")
+            return self
+        if self.range is None:
+            if whole is None:
+                raise ValueError(
+                    f"range is not given, and {self.dtype} has no usual one; set data.range=[LOW, HIGH], the values that become 0 and 1"
+                )
+            return self
+        low, high = self.range
+        if low >= high:
+            raise ValueError(f"range (=[{low:g}, {high:g}]) must have its low value first")
+        if whole is not None and (low != int(low) or high != int(high)):
+            raise ValueError(f"range (=[{low:g}, {high:g}]) must be whole numbers for {self.dtype}")
+        if whole is not None and not whole[0] <= low < high <= whole[1]:
+            raise ValueError(
+                f"range (=[{low:g}, {high:g}]) exceeds {self.dtype}, which holds {whole[0]:g} to {whole[1]:g}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -254,11 +309,17 @@ class DataConfig(Config):
             raise ValueError(
                 f"train has {number} sets whose weights sum to 0; give one of them a weight above 0"
             )
-        if self.holds == "latents" and len(self.sets) > 1:
+        if self.holds != "images" and len(self.sets) > 1:
             raise ValueError(
-                f"train mixes {len(self.sets)} sets, which needs images; name one with holds: latents"
+                f"train mixes {len(self.sets)} sets, which needs images; name one with holds: {self.holds}"
             )
         return self
+
+    @property
+    def window(self) -> Window:
+        """The type of the stored values, and those that become 0 and 1."""
+        low, high = self.range or WHOLE[self.dtype] or (0.0, 1.0)
+        return Window(self.dtype, low, high)
 
     @property
     def _paths(self) -> list[str]:
@@ -277,6 +338,13 @@ class DataConfig(Config):
             raise ValueError(
                 f"augment.shift (={self.augment.shift}) moves images of {height}x{width} pixels out of sight; lower it"
             )
+        unfit: dict[str, Any] = {"crop": self.augment.crop, "jitter": self.augment.jitter}
+        unfit["padding=zero"] = self.augment.shift and self.augment.padding == "zero"
+        for name, value in unfit.items():
+            if value and self.dtype != "uint8":
+                raise ValueError(
+                    f"augment.{name} is for uint8, and dtype is {self.dtype}; leave it out: shift, turns and flip keep values as they are"
+                )
         for name in ("saturation", "hue"):
             if self.channels != 3 and self.augment.jitter and getattr(self.augment.jitter, name):
                 raise ValueError(
@@ -285,11 +353,14 @@ class DataConfig(Config):
         return self
 
     def offers(self) -> frozenset[Property]:
-        """The property of images."""
-        return frozenset({IMAGES}) if self.holds == "images" else frozenset()
+        """The property of images, or that of codes."""
+        return {"images": frozenset({IMAGES}), "codes": frozenset({CODE_MAPS})}.get(self.holds, frozenset())
 
     def needs(self) -> Iterable[Need]:
-        """Latents have values outside of [0, 1]."""
+        """Latents have values outside of [0, 1]; codes have a model of their own."""
+        if self.holds == "codes":
+            yield Need("data.holds (='codes')", CODE_MODEL, "set network.kind=code_transformer")
+            yield Need("data.holds (='codes')", CODE_MASS, "set likelihood.kind=categorical")
         if self.holds == "latents":
             remedy = "set likelihood.mean=identity, with likelihood.kind gaussian, laplace or student_t"
             yield Need("data.holds (='latents')", UNBOUNDED_MEAN, remedy)

@@ -1,34 +1,48 @@
-"""The form of a sample: what a reader makes of its bytes, a picture or the moments of a latent."""
+"""The form of a sample: what a reader makes of its bytes, a picture, the moments of a latent, or a map of codes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vaescale.config import Window
 from vaescale.data.config import Crop, Filter
 from vaescale.data.latent_format import LatentDtype, from_stored
-from vaescale.data.pictures import PictureFault, decode, fit, to_channels
+from vaescale.data.pictures import PictureFault, Values, decode, decode_deep, fit, to_channels
+
+DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "int16": torch.int16, "float32": torch.float32}
 
 
 class Pictures(NamedTuple):
-    """Pictures, cut to size. image_shape: (C, H, W)."""
+    """Pictures, cut to size. image_shape: (C, H, W). window: the type of their values, and those that the model sees as 0 and 1."""
 
     image_shape: tuple[int, int, int]
     crop: Crop | None = None
     resample: Filter = "bicubic"
-    dtype: torch.dtype = torch.uint8
+    window: Window = Window()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of a sample's values."""
+        return DTYPES[self.window.dtype]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of a sample's values."""
         return self.image_shape
 
-    def values(self, content: bytes) -> NDArray[np.uint8]:
-        """The values uint8 [C, H, W] of a picture's bytes. Raises PictureFault."""
+    def values(self, content: bytes) -> NDArray[Any]:
+        """The values [C, H, W] of a picture's bytes. Raises PictureFault."""
         channels, size = self.image_shape[0], self.image_shape[1:]
-        image = to_channels(decode(content), channels)
-        return fit(image, size=size, crop=self.crop, resample=self.resample).transpose(2, 0, 1)
+        if self.window.dtype == "uint8":
+            image: Values = to_channels(decode(content), channels)
+        else:
+            image = decode_deep(content, self.window.dtype)
+            if image.shape[2] != channels:
+                raise PictureFault("shape", f"it has {image.shape[2]} channels, not {channels}")
+        values: NDArray[Any] = fit(image, size=size, crop=self.crop, resample=self.resample)
+        return values.transpose(2, 0, 1)
 
 
 class Moments(NamedTuple):
@@ -43,6 +57,7 @@ class Moments(NamedTuple):
     header: bytes
     member_bytes: int
     dtype: torch.dtype = torch.float32
+    window: Window = Window()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,3 +70,27 @@ class Moments(NamedTuple):
             raise PictureFault("changed", "it is no latent of the shape that was indexed")
         row = np.frombuffer(content, np.uint8)[len(self.header) :]
         return from_stored(row[None], self.stored).reshape(self.shape)
+
+
+class CodeMaps(NamedTuple):
+    """The codes of an image. image_shape: (K, h, w), that of K codes as one-hot vectors; header: of a sample's member, see `CodeShards`."""
+
+    image_shape: tuple[int, int, int]
+    header: bytes
+    dtype: torch.dtype = torch.int32
+    window: Window = Window()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample's values."""
+        return (1, *self.image_shape[1:])
+
+    def values(self, content: bytes) -> NDArray[np.int32]:
+        """The values int32 [1, h, w] of a member's bytes. Raises PictureFault."""
+        codes, height, width = self.image_shape
+        if len(content) != len(self.header) + 4 * height * width or not content.startswith(self.header):
+            raise PictureFault("changed", "it is no map of codes of the shape that was indexed")
+        values = np.frombuffer(content, "<i4", offset=len(self.header)).reshape(self.shape)
+        if not 0 <= int(values.min()) <= int(values.max()) < codes:
+            raise PictureFault("changed", f"it has codes that are not from 0 to {codes - 1}")
+        return values

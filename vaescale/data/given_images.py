@@ -1,7 +1,7 @@
-"""Images that a Python program gives: arrays, tensors, PIL images and lists of these, checked, to the 8-bit arrays of shards.
+"""Images that a Python program gives: arrays, tensors, PIL images and lists of these, checked, to the arrays of shards.
 
 The same numbers can mean different images: 1 is black of 0 to 255 and white of 0 to 1, and 3x3 images with 3 channels fit both
-orders of axes. What has two meanings is refused.
+orders of axes. What has two meanings is refused. Images of another depth than 8 bits are given as their shards hold them.
 """
 
 import math
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from vaescale.config import Window
+from vaescale.data.config import MOST_CLIPPED
 from vaescale.data.pictures.colour import to_channels
 from vaescale.data.pictures.faults import PictureFault
 from vaescale.errors import UserError
@@ -22,27 +24,33 @@ MODES = {"L": "L", "1": "L", "RGB": "RGB"}
 
 
 class Levels(NamedTuple):
-    """Images uint8 [N, C, H, W], and the order of axes in which they were given."""
+    """Images [N, C, H, W] of the type that the shards hold, and the order of axes in which they were given."""
 
-    images: NDArray[np.uint8]
+    images: NDArray[Any]
     layout: Layout
 
 
 def as_levels(
-    images: Any, image_shape: tuple[int, int, int], *, layout: Layout | None = None, name: str = "images"
+    images: Any,
+    image_shape: tuple[int, int, int],
+    *,
+    layout: Layout | None = None,
+    name: str = "images",
+    window: Window = Window(),  # noqa: B008  # a NamedTuple is frozen
 ) -> Levels:
-    """Images of the model's shape C, H, W as uint8 [N, C, H, W].
+    """Images of the model's shape C, H, W as [N, C, H, W] of the type of the shards.
 
     images: an array or tensor [N, C, H, W] or [N, H, W, C], one image of it, [N, H, W] or [H, W] of one channel, nested lists, a PIL image
     or a list of PIL images or arrays. uint8 is taken as 0 to 255; real numbers must be in [0, 1], and are rounded to the nearest of the 256
     levels; other whole numbers must be from 0 to 255 and exceed 1 somewhere, unless all are 0; truth values are black and white.
-    layout: the order of the axes, needed only where C = H = W. Raises UserError with the values for anything else.
+    window: of the model; with another one than 8 bits, images are the stored values of its type. layout: the order of the axes, needed only where C = H = W. Raises UserError with the values for anything else.
     """
     if layout not in (None, "NCHW", "NHWC"):
         raise UserError(f"layout (={layout!r}) must be 'NCHW' or 'NHWC'")
-    array = _array(images, image_shape[0], name)
+    array = _array(images, image_shape[0], name, window)
     ordered, given = _ordered(array, image_shape, layout, name)
-    return Levels(np.require(_levels(ordered, name), requirements=["C", "W"]), given)
+    values = _levels(ordered, name) if window == Window() else _stored(ordered, name, window)
+    return Levels(np.require(values, requirements=["C", "W"]), given)
 
 
 def in_layout(images: NDArray[Any], layout: Layout) -> NDArray[Any]:
@@ -64,15 +72,15 @@ def pictures(images: Any) -> list[Image.Image]:
     return [Image.fromarray(level[..., 0] if level.shape[2] == 1 else level) for level in levels]
 
 
-def _array(images: Any, channels: int, name: str) -> NDArray[Any]:
+def _array(images: Any, channels: int, name: str, window: Window) -> NDArray[Any]:
     """The numbers of what was given, as one array."""
     if isinstance(images, Image.Image):
-        return _of_picture(images, channels, name)[None]
+        return _of_picture(images, channels, name, window)[None]
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         if not len(images):
             raise UserError(f"{name} is an empty list; give one image at least")
         each = [
-            _of_picture(one, channels, name) if isinstance(one, Image.Image) else _numbers(one)
+            _of_picture(one, channels, name, window) if isinstance(one, Image.Image) else _numbers(one)
             for one in images
         ]
         shapes = sorted({one.shape for one in each})
@@ -99,8 +107,16 @@ def _numbers(values: Any) -> NDArray[Any]:
     return array
 
 
-def _of_picture(picture: Image.Image, channels: int, name: str) -> NDArray[np.uint8]:
+def _of_picture(picture: Image.Image, channels: int, name: str, window: Window) -> NDArray[Any]:
     """A PIL image as [H, W, C]."""
+    deep = {"uint16": ("I;16",), "float32": ("F",)}.get(window.dtype, ())
+    if picture.mode in deep or (picture.mode == "RGBA" and channels == 4 and window.dtype == "uint8"):
+        values = np.asarray(picture)
+        return values[..., None] if values.ndim == 2 else values
+    if window.dtype != "uint8":
+        raise UserError(
+            f"{name} are PIL images of mode {picture.mode}, and the model takes {window.text()}; give them as an array"
+        )
     if picture.mode not in MODES:
         raise UserError(
             f"{name} are PIL images of mode {picture.mode}, whose colours have more than one reading; convert them first: "
@@ -140,6 +156,27 @@ def _ordered(
         )
     batch = array.reshape(-1, *shapes[fitting[0]])
     return (batch if fitting[0] == "NCHW" else batch.transpose(0, 3, 1, 2)), fitting[0]
+
+
+def _stored(array: NDArray[Any], name: str, window: Window) -> NDArray[Any]:
+    """Values as the shards of a window hold them. Raises UserError for others, and where more would be clipped than in training."""
+    takes = f"the model takes {window.text()}"
+    if array.dtype == np.bool_:
+        raise UserError(f"{name} are truth values, and {takes}; give its stored values")
+    lowest, highest = (float(array.min()), float(array.max())) if array.size else (window.low, window.low)
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise UserError(f"{name} hold NaN or Inf, and {takes}")
+    if window.levels is not None and array.dtype.kind == "f" and (array != np.rint(array)).any():
+        raise UserError(
+            f"{name} are real numbers from {lowest:g} to {highest:g}, and {takes}; give whole numbers, its stored values"
+        )
+    clipped = int(((array < window.low) | (array > window.high)).sum())
+    if clipped > MOST_CLIPPED * array.size:
+        raise UserError(
+            f"{name} are from {lowest:g} to {highest:g}, and {takes}: {clipped:,} of {array.size:,} values would be clipped; give its "
+            "stored values"
+        )
+    return array.clip(window.low, window.high).astype(window.dtype)
 
 
 def _levels(array: NDArray[Any], name: str) -> NDArray[np.uint8]:

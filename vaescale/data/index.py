@@ -3,7 +3,7 @@
     DIR/NAME.tar          plain WebDataset: members KEY.jpg (or png, webp, npy) and KEY.cls
     DIR/NAME.index.npy    an entry per sample: its image's position, crc32, class and key
     DIR/index.json        a row per shard: bytes, sha256, samples, bytes and sha256 of its .index.npy, name; the
-                          images' shape, the classes' names, how it was made; the folder of the tars where it is another one
+                          images' shape, the type and range of their values where that is not uint8, the classes' names, how it was made; the folder of the tars where it is another one
 
 The index is written last, so a folder without one is unfinished. All functions are pure: bytes in, checked values out. An
 index may come from anywhere, so nothing in it is trusted. Whenever an image is read, its bytes are checked against the
@@ -21,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vaescale.config import WHOLE, Dtype
 from vaescale.errors import DataError
 
 INDEX = "index.json"
 LATENTS = "latents"  # `made.kind` of an index of latents, not images
+CODES = "codes"  # that of an index of codes
 FORMAT = {"format": "vaescale-shards", "version": 2}
 Entries = NDArray[np.void]
 _KEY_BYTES = re.compile(rb"\('key', '\|S(\d{1,4})'\)")
@@ -71,6 +73,18 @@ class ShardTable(Sequence[Shard]):
         return _parse_row(self.rows[number])
 
 
+class Values(NamedTuple):
+    """The type of the stored values, and the least and the greatest of them; of uint8 those of the type."""
+
+    dtype: Dtype = "uint8"
+    low: float = 0
+    high: float = 255
+
+    def text(self) -> str:
+        """The values in words, such as int16 from -1024 to 3071."""
+        return "uint8" if self.dtype == "uint8" else f"{self.dtype} from {self.low:g} to {self.high:g}"
+
+
 class ShardIndex(NamedTuple):
     """The content of index.json of the data set at `place`, a folder or a URL.
 
@@ -84,6 +98,7 @@ class ShardIndex(NamedTuple):
     class_names: tuple[str, ...]
     made: dict[str, Any]
     tars: str = ""
+    values: Values = Values()
 
     @property
     def num_samples(self) -> int:
@@ -111,7 +126,13 @@ class _Checked(BaseModel):
 class _ImageShape(_Checked):
     height: int = Field(gt=0)
     width: int = Field(gt=0)
-    channels: Literal[1, 3]
+    channels: int = Field(gt=0, le=16)
+
+
+class _StoredValues(_Checked):
+    dtype: Dtype
+    low: float
+    high: float
 
 
 _NUMBER, _SHA256 = "[1-9][0-9]{0,15}", "[0-9a-f]{64}"
@@ -122,6 +143,7 @@ class _IndexFile(_Checked):
     format: Literal["vaescale-shards"]
     version: Literal[2]
     image: _ImageShape | None
+    values: _StoredValues | None = None
     class_names: tuple[str, ...]
     made: dict[str, Any]
     tars: str | None = None
@@ -150,7 +172,26 @@ def parse_index(content: bytes, place: str) -> ShardIndex:
         )
     shape = parsed.image
     image = None if shape is None else (shape.height, shape.width, int(shape.channels))
-    return ShardIndex(place, ShardTable(parsed.shards), image, parsed.class_names, parsed.made, tars)
+    return ShardIndex(
+        place,
+        ShardTable(parsed.shards),
+        image,
+        parsed.class_names,
+        parsed.made,
+        tars,
+        _values(parsed.values, place),
+    )
+
+
+def _values(stated: _StoredValues | None, place: str) -> Values:
+    if stated is None:
+        return Values()
+    whole = WHOLE[stated.dtype]
+    if stated.low > stated.high or (whole and not whole[0] <= stated.low <= stated.high <= whole[1]):
+        raise DataError(
+            f"{place}/{INDEX} states {stated.dtype} values from {stated.low:g} to {stated.high:g}; write the index again"
+        )
+    return Values(stated.dtype, stated.low, stated.high)
 
 
 def _parse_row(row: str) -> Shard:
@@ -163,6 +204,7 @@ def index_content(index: ShardIndex) -> bytes:
     head = {
         **FORMAT,
         "image": index.image and dict(zip(("height", "width", "channels"), index.image, strict=True)),
+        **({} if index.values == Values() else {"values": index.values._asdict()}),
         "class_names": index.class_names,
         "made": index.made,
         **({"tars": index.tars} if index.tars else {}),
@@ -218,6 +260,7 @@ def describe(index: ShardIndex) -> dict[str, Any]:
         "samples": index.num_samples,
         "bytes": index.num_bytes,
         "image": image,
+        **({} if index.values == Values() else {"values": index.values._asdict()}),
         "classes": len(index.class_names),
         "data_hash": index.data_hash,
         "made": index.made,

@@ -13,6 +13,7 @@ from vaescale.data.index import ShardIndex, ShardTable
 from vaescale.data.mixed_plan import MixedPlan
 from vaescale.data.reader import ShardReader, refuse_big_memory
 from vaescale.data.storage import Remote
+from vaescale.system.secrets import redact
 
 
 class MixedReader(ShardReader):
@@ -34,16 +35,22 @@ class MixedReader(ShardReader):
     def __len__(self) -> int:
         return int(self.firsts[-1])
 
+    @property
+    def sets(self) -> tuple[ShardReader, ...]:
+        """The reader of each set."""
+        return self.readers
+
     def fetched(self, request: Request) -> Fetched:
         """The samples of a request, each read by the reader of its set."""
         size = len(request.numbers)
         images = torch.empty((size, *self.form.shape), dtype=self.form.dtype)
         labels, usable = torch.empty(size, dtype=torch.int64), torch.empty(size, dtype=torch.bool)
-        keys, faults = [""] * size, list[Fault]()
+        keys, faults, values = [""] * size, list[Fault](), images.numpy()
         for which, slots, numbers in self._by_set(request.numbers):
             part = self.readers[which].fetched(Request(numbers, refill=request.refill))
             places = torch.from_numpy(slots)
-            images[places], labels[places], usable[places] = part.images, part.labels, part.usable
+            values[slots] = part.images.numpy()  # torch does not assign uint16 by index
+            labels[places], usable[places] = part.labels, part.usable
             for slot, key in zip(slots.tolist(), part.keys, strict=True):
                 keys[slot] = key
             first = int(self.firsts[which])
@@ -63,7 +70,7 @@ class MixedReader(ShardReader):
         for which, slots, inside in self._by_set(numbers):
             reader = self.readers[which]
             for slot, key in zip(slots.tolist(), reader.keys_of(inside), strict=True):
-                names[slot] = f"{reader.index.place}/{key}"
+                names[slot] = f"{redact(reader.index.place)}/{key}"
         return names
 
     def labels_of(self, shard_number: int) -> NDArray[np.int64]:
@@ -150,7 +157,10 @@ def _joined(indexes: Sequence[ShardIndex]) -> ShardIndex:
     shards = ShardTable(row for index in indexes for row in index.shards.rows)
     place = " + ".join(index.place for index in indexes)
     made = {"sets": [index.made for index in indexes]}
-    return ShardIndex(place, shards, shapes.pop() if len(shapes) == 1 else None, indexes[0].class_names, made)
+    values = [index.values for index in indexes]  # of one type, which the recipe names
+    bounds = values[0]._replace(low=min(one.low for one in values), high=max(one.high for one in values))
+    image = shapes.pop() if len(shapes) == 1 else None
+    return ShardIndex(place, shards, image, indexes[0].class_names, made, values=bounds)
 
 
 def _epoch_of(index: ShardIndex, plan: MixedPlan) -> ShardIndex:

@@ -7,7 +7,7 @@ perfectly.
 
 from collections import OrderedDict
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +34,8 @@ class Order:
     """
 
     def __init__(self, shard_samples: Integers, *, seed: int, block_samples: int, number: int = 0) -> None:
-        self.shard_samples, self._seed, self._block_samples, self._number = (
-            shard_samples,
-            seed,
-            block_samples,
-            number,
-        )
-        self.size = int(shard_samples.sum())
+        self.shard_samples, self.size = shard_samples, int(shard_samples.sum())
+        self._seed, self._block_samples, self._number = seed, block_samples, number
         self._lines: OrderedDict[int, _Line] = OrderedDict()
         self.kept: OrderedDict[tuple[int, int], NDArray[np.int32]] = OrderedDict()
         self._lock = Lock()  # the prefetching thread calls `at` too
@@ -92,6 +87,14 @@ class Order:
             self.kept[key] = order
             return order
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process needs: nothing that it can compute again."""
+        return _again, (self.shard_samples, self._seed, self._block_samples, self._number)
+
     def _generator(self, turn: int, purpose: int) -> np.random.Generator:
         counter = [0, 0, self._number, purpose]
         return np.random.Generator(np.random.Philox(key=[self._seed, turn], counter=counter))
+
+
+def _again(shard_samples: Integers, seed: int, block_samples: int, number: int) -> Order:
+    return Order(shard_samples, seed=seed, block_samples=block_samples, number=number)

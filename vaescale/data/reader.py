@@ -1,6 +1,6 @@
 """The reader of shards: whole batches of images, read by (shard, offset) and cut to size.
 
-Images are uint8 [B, C, H, W]; scaling to [0, 1] happens on the device. Latents are read as their moments (see `forms.py`). Each image's bytes are checked against the crc32 of
+Images are uint8 [B, C, H, W], or of the type that the index states; scaling to [0, 1] happens on the device. Latents are read as their moments (see `forms.py`). Each image's bytes are checked against the crc32 of
 the index before they are decoded, so that image, class and key belong together whatever happened to the files. A sample that
 cannot be used is never skipped silently: in training the next usable one of the index takes its slot, which depends on the
 data alone and so is the same on every rank; in evaluation its slot is masked. In both cases the batch reports it.
@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vaescale import comm
-from vaescale.config import option_of, size_text
+from vaescale.config import Window, option_of, size_text
 from vaescale.data.augmentation import changed
 from vaescale.data.batch import Fault, Fetched, Request
+from vaescale.data.code_shards import CodeShards, codes_of_index
 from vaescale.data.config import DataConfig
-from vaescale.data.forms import Moments, Pictures
-from vaescale.data.index import INDEX, LATENTS, ShardIndex, parse_index
+from vaescale.data.forms import CodeMaps, Moments, Pictures
+from vaescale.data.index import CODES, INDEX, LATENTS, ShardIndex, parse_index
 from vaescale.data.latent_shards import LatentShards, latents_of_index
 from vaescale.data.pictures import PictureFault
 from vaescale.data.shard_files import Located, ShardFiles
@@ -47,13 +48,13 @@ class _Decoded(NamedTuple):
 
 
 class ShardReader(Dataset[Fetched]):
-    """Samples of shards by number, in a form: pictures cut to uint8 [C, size, size], or moments of latents."""
+    """Samples of shards by number, in a form: pictures cut to [C, H, W], moments of latents, or codes."""
 
     def __init__(
         self,
         index: ShardIndex,
         store: Folder | Remote,
-        form: Pictures | Moments,
+        form: Pictures | Moments | CodeMaps,
         *,
         cache: Literal["memory", "none"] = "none",
     ) -> None:
@@ -69,6 +70,16 @@ class ShardReader(Dataset[Fetched]):
 
     def __len__(self) -> int:
         return int(self._files.starts[-1])
+
+    @property
+    def window(self) -> Window:
+        """The type of the stored images, and the values that are 0 and 1."""
+        return self.form.window
+
+    @property
+    def sets(self) -> "tuple[ShardReader, ...]":
+        """The reader of each set: of one set, this one."""
+        return (self,)
 
     @property
     def memory_bytes(self) -> int:
@@ -87,8 +98,8 @@ class ShardReader(Dataset[Fetched]):
         """Fetch a whole batch, for the DataLoader. Raises DataError when an image and all its substitutes are unusable."""
         fetched = self.fetched(request)
         if request.flips is not None and request.flips.any():
-            mirrored = torch.from_numpy(request.flips)
-            fetched.images[mirrored] = fetched.images[mirrored].flip(-1)
+            values = fetched.images.numpy()  # torch does not flip uint16
+            values[request.flips] = values[request.flips][..., ::-1]
         if request.changes is not None:
             fetched = fetched._replace(images=changed(fetched.images, request.changes))
         return fetched
@@ -303,15 +314,19 @@ def refuse_big_memory(needed: int) -> None:
             )
 
 
-def _form(index: ShardIndex, config: DataConfig) -> Pictures | Moments:
+def _form(index: ShardIndex, config: DataConfig) -> Pictures | Moments | CodeMaps:
     """The form in which a recipe reads a set. Raises DataError when the stored samples cannot be read so."""
     shape = config.image_shape
     if config.holds == "latents":
         latents = latents_of_index(index, Path(index.place))
         _refuse_other_latents(latents, shape)
         return Moments(shape, latents.dtype, latents.header, latents.member_bytes)
+    if config.holds == "codes":
+        codes = codes_of_index(index, Path(index.place))
+        _refuse_other_codes(codes, shape)
+        return CodeMaps(shape, codes.header)
     _refuse_misfit(index, config)
-    return Pictures(shape, config.crop, config.resample)
+    return Pictures(shape, config.crop, config.resample, config.window)
 
 
 def _refuse_other_latents(latents: LatentShards, shape: tuple[int, int, int]) -> None:
@@ -330,12 +345,31 @@ def _refuse_other_latents(latents: LatentShards, shape: tuple[int, int, int]) ->
         )
 
 
+def _refuse_other_codes(codes: CodeShards, shape: tuple[int, int, int]) -> None:
+    """Raise DataError when codes are others, or of another shape, than the recipe's."""
+    if shape != (codes.codes, *codes.shape):
+        raise DataError(
+            f"{codes.folder} holds maps {list(codes.shape)} of {codes.codes} codes; set data.channels={codes.codes} and "
+            f"data.image_size={size_text(codes.shape)}"
+        )
+
+
 def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     """Raise DataError when the stored images cannot be read as the recipe says."""
+    if index.made.get("kind") == CODES:
+        raise DataError(f"{index.place} holds codes, not images; give data.train and data.val sets of images")
     if index.made.get("kind") == LATENTS:
         raise DataError(
             f"{index.place} holds latents, not images; give data.train and data.val sets of images, or set data.holds=latents to "
             "train a model of the latents"
+        )
+    if index.values.dtype != config.dtype:
+        low, high = index.values.low, index.values.high
+        window = (
+            "" if index.values.dtype == "uint8" else f" and data.range=[{low:g}, {high:g}], or a window in it"
+        )
+        raise DataError(
+            f"{index.place} holds {index.values.text()}, data.dtype is {config.dtype}; set data.dtype={index.values.dtype}{window}"
         )
     if index.image is None:
         if config.crop is None:
@@ -352,6 +386,14 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
         )
     if isinstance(config.crop, int) and config.crop > min(height, width):
         raise DataError(f"data.crop (={config.crop}) exceeds the {height}x{width} images of {index.place}")
+    may_repeat = (channels, config.channels) == (1, 3) and config.dtype == "uint8"
+    if channels < config.channels and not may_repeat:
+        remedy = (
+            "write the shards again with --channels 4 to keep alpha channels, or " if channels == 3 else ""
+        )
+        raise DataError(
+            f"{index.place} holds {channels} channels, data.channels is {config.channels}; {remedy}set data.channels={channels}"
+        )
     if channels > config.channels:
         raise DataError(
             f"{index.place} holds {channels} channels, data.channels is {config.channels}; set data.channels={channels}, or "

@@ -15,6 +15,7 @@ from vaescale.data.plan import Plan
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import DataError
 from vaescale.system.console import say
+from vaescale.system.secrets import redact
 
 
 def open_training(config: DataConfig, val_names: tuple[str, ...]) -> ShardReader:
@@ -70,7 +71,7 @@ def describe_mixture(reader: ShardReader, plan: MixedPlan) -> dict[str, Any]:
     for one, part, passes in zip(readers, plan.parts, plan.passes(), strict=True):
         of_set = counts[strand : strand + (len(part.classes) or 1)]
         row: dict[str, Any] = {
-            "path": one.index.place,
+            "path": redact(one.index.place),
             "images": part.size,
             "share": round(float(of_set.sum() / plan.num_samples), 6),
             "passes_per_epoch": round(passes, 4),

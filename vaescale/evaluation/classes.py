@@ -117,14 +117,17 @@ class Classification:
         self.confusion = confusion.long().tolist()
         low, high = wilson(right, known)
         mean, likelihood = bound / images, self._model.likelihood
-        return {
+        metrics = {
             "class_accuracy": right / known,
             "class_accuracy_low": low,
             "class_accuracy_high": high,
             "neg_marginal_nats": -mean,
             "neg_marginal_standard_error": math.sqrt(max(0.0, squares / images - mean**2) / images),
-            "marginal_bits_per_dim": bits_per_dim(-mean, likelihood.dimensions, likelihood.measure),
         }
+        if likelihood.added_bits is not None:
+            bits = bits_per_dim(-mean, likelihood.dimensions, likelihood.added_bits)
+            metrics["marginal_bits_per_dim"] = bits
+        return metrics
 
 
 @torch.no_grad()

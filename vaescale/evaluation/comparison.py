@@ -18,6 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from vaescale import comm
+from vaescale.config import Window
 from vaescale.data.config import DataConfig
 from vaescale.data.lookup import evenly, images_at
 from vaescale.data.reader import ShardReader
@@ -25,7 +26,7 @@ from vaescale.errors import DataError
 from vaescale.evaluation.features import Extractor
 from vaescale.evaluation.frechet import Moments, frechet_distance, moments, moments_here
 from vaescale.evaluation.quality import kernel_distance, overlap
-from vaescale.models.vae import to_unit
+from vaescale.models.units import to_stored, to_unit
 from vaescale.system import heartbeat
 from vaescale.system.console import Progress
 from vaescale.system.files import write_whole
@@ -146,6 +147,7 @@ def references_of(
             DataError(f"{count} training images are too few to compare with; {LEAST} are needed")
         )
     read = (config.image_size, config.channels, str(config.crop), config.resample)
+    read += () if config.window == Window() else tuple(config.window)  # type: ignore[assignment]
     key = json.dumps([extractor.identity, reader.index.data_hash, read, count])
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     kept = comm.on_main(lambda: _kept(path, count))
@@ -154,16 +156,16 @@ def references_of(
     numbers = evenly(len(reader), count)
 
     def images(positions: Tensor) -> Tensor:
-        return to_unit(images_at(reader, numbers[positions]).to(device))
+        return to_unit(images_at(reader, numbers[positions]).to(device), reader.window)
 
     features = features_of(Kind("training images", "", count, images), extractor)
     comm.on_main(lambda: write_whole(path, to_bytes({"features": features})))
     return features, False
 
 
-def to_levels(images: Tensor) -> Tensor:
-    """Round images in [0, 1] to the values of 8-bit files."""
-    return (255 * images.float().clamp(0, 1)).round() / 255
+def to_levels(images: Tensor, window: Window) -> Tensor:
+    """Round images in [0, 1] to the values that files hold."""
+    return to_unit(to_stored(images, window), window)
 
 
 def _moments(features: Tensor) -> Moments:

@@ -55,6 +55,10 @@ def open_extractor(
     if name == "pixels":
         return _pixels(image_shape)
     if kind == INCEPTION:
+        if image_shape[0] not in (1, 3):
+            raise UserError(
+                f"Inception takes images of 1 or 3 channels, these have {image_shape[0]}; give --features pixels, or train features"
+            )
         return _inception(location, device)
     if name.endswith(".pt2"):
         return _exported(Path(name), image_shape, device, trusted=trusted)
@@ -116,7 +120,9 @@ def _inception(location: str, device: torch.device) -> Extractor:
     module = module.to(device)
 
     def features(images: Tensor) -> Tensor:
-        levels = (255 * images).round().byte().expand(-1, 3, -1, -1)
+        levels = (
+            (255 * images).round().byte().expand(-1, 3, -1, -1)
+        )  # of 8 bits, whatever the depth of the images
         output: Tensor = module(levels)
         return output.float()
 

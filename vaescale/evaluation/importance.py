@@ -26,7 +26,7 @@ IMPORTANCE = (
 class ImportanceBound:
     """The mean of -L_K with the running sigma, in float32, over all images or the first `most_images`. samples: K.
 
-    Gives neg_iwae_nats, its value as iwae_bits_per_dim, its standard error over the images; importance_neg_elbo_nats, the
+    Gives neg_iwae_nats, its value as iwae_bits_per_dim (absent for real numbers), its standard error over the images; importance_neg_elbo_nats, the
     negative ELBO of the same images and draws; importance_samples (K), importance_images; and effective_samples, the mean over
     images of (sum w)^2 / sum w^2 (Kong 1992). Draw k of an image is a function of (seed, image number, k), so a larger K adds
     draws to those of a smaller one. Raises UserError for a likelihood that fits sigma to each image, which gives no bound,
@@ -65,17 +65,23 @@ class ImportanceBound:
             raise comm.known_to_all(
                 DataError("no image could be used; `vaescale verify-shards DIR --deep` names the faults")
             )
-        mean, likelihood = total / count, self._model.likelihood
+        mean = total / count
         variance = max(0.0, squares / count - mean**2)
         return {
             "neg_iwae_nats": -mean,
-            "iwae_bits_per_dim": bits_per_dim(-mean, likelihood.dimensions, likelihood.measure),
+            **self._bits(-mean),
             "neg_iwae_standard_error": math.sqrt(variance / count),
             "importance_neg_elbo_nats": -elbo / count,
             "importance_samples": float(self._samples),
             "importance_images": count,
             "effective_samples": effective / count,
         }
+
+    def _bits(self, nats: float) -> dict[str, float]:
+        likelihood = self._model.likelihood
+        if likelihood.added_bits is None:
+            return {}
+        return {"iwae_bits_per_dim": bits_per_dim(nats, likelihood.dimensions, likelihood.added_bits)}
 
 
 def most_at_once(model: VAE) -> int:

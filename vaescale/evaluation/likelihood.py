@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vaescale import comm, noise
+from vaescale.config import Window
 from vaescale.data.batch import Batch
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.measures import Seen
@@ -141,7 +142,9 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
     neg_elbo_nats, log_px_nats and kl_nats (per image), bits_per_dim, mse (per value, images in [0, 1]), and sigma: the
     likelihood's noise level, or the root of the mean variance of p(x|z) when it depends on z (absent without a noise level).
     A likelihood that fits sigma to each image gives no bound: then the names are neg_profile_elbo_nats and
-    profile_log_px_nats, and bits_per_dim is absent, as it is for a model of latents. The likelihood's `progress` is added.
+    profile_log_px_nats, and bits_per_dim is absent, as it is for a model of latents. A density of real numbers has no depth: nats_per_dim
+    takes the place of bits_per_dim. A model of codes has no latents: neg_elbo_nats is the length of the codes, bits_per_dim that of one, and
+    mse the squared error of one-hot codes. The likelihood's `progress` is added.
     Without a trained p(x|z) (VAE.has_bound) the bound, log_px_nats and bits_per_dim are absent.
 
     active_units: number of latents whose posterior mean, in units of the prior's standard deviations, has a variance above 0.01
@@ -164,8 +167,11 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
         "kl_nats": kl,
         "mse": squared_error / dimensions,
     }
-    if not likelihood.reads_x and not model.of_latents:
-        metrics["bits_per_dim"] = bits_per_dim(kl - log_px, dimensions, likelihood.measure)
+    if not likelihood.reads_x and not (model.of_latents and likelihood.measure == "density"):
+        if likelihood.added_bits is None:
+            metrics["nats_per_dim"] = (kl - log_px) / dimensions
+        else:
+            metrics["bits_per_dim"] = bits_per_dim(kl - log_px, dimensions, likelihood.added_bits)
     if not model.has_bound:
         metrics = {name: value for name, value in metrics.items() if name in ("kl_nats", "mse")}
     if likelihood.sigma is not None:
@@ -174,7 +180,7 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
         metrics["sigma"] = math.sqrt(variance / dimensions)
     if model.num_codes:
         metrics |= _use_of_codes(used)
-    else:
+    elif latents:
         metrics["active_units"] = float((unit_square - unit_mean.square() > ACTIVE_VARIANCE).sum())
         metrics["collapsed_share"] = float((below >= COLLAPSED_IMAGES).double().mean())
     if groups > 1:
@@ -198,15 +204,15 @@ def metric_names(model: VAE) -> list[str]:
 def protocol(model: VAE) -> dict[str, str]:
     """The meaning of the metrics of `evaluate` for this model, by name."""
     likelihood, codes = model.likelihood, model.num_codes
-    formula = "neg_elbo_nats / (D ln 2)"
+    formula, window = "neg_elbo_nats / (D ln 2)", likelihood.window
+    depth = f"{window.bits or 0:.6g}"
+    images = "8-bit images" if window == Window() else f"{window.levels} levels ({window.text()})"
     if likelihood.measure == "mass":
         bits = f"{formula}: a mass over {likelihood.levels} levels, not comparable with densities or other levels"
     elif getattr(likelihood.config, "dequantize", False):
-        bits = (
-            f"{formula} + 8: a density of dequantized 8-bit images in [0, 1], an upper bound of a code length"
-        )
+        bits = f"{formula} + {depth}: a density of dequantized {images} in [0, 1], an upper bound of a code length"
     else:
-        bits = f"{formula} + 8: a density of 8-bit images in [0, 1], not dequantized: no code length"
+        bits = f"{formula} + {depth}: a density of {images} in [0, 1], not dequantized: no code length"
     meanings = {
         "bound": "one-sample ELBO per image, float32",
         "log_px_nats": "E log p(x|z) of the same draw: the reconstruction term of the bound, not log p(x)",
@@ -216,6 +222,11 @@ def protocol(model: VAE) -> dict[str, str]:
         "active_units": "latents whose posterior mean, in the prior's standard deviations, varies by more than 0.01 (over images; of a map, over places too)",
         "collapsed_share": "of the latents, those with a KL below 0.01 nats for 99% of the images",
     }
+    if likelihood.added_bits is None:
+        del meanings["bits_per_dim"]
+        meanings["nats_per_dim"] = (
+            f"neg_elbo_nats / D: a density of real numbers, {window.text()} as 0 to 1; they have no depth, so no bits"
+        )
     if isinstance(likelihood, LocationScale) and not likelihood.state.predicts:
         meanings["data_sigma"] = (
             "the sigma that maximizes the likelihood of these images: a check that enters no bound"
@@ -224,8 +235,8 @@ def protocol(model: VAE) -> dict[str, str]:
             "how much lower neg_elbo_nats would be with data_sigma in place of sigma, per image: at least 0"
         )
     if likelihood.reads_x:
-        meanings.pop("sigma_gap_nats", None)
-        del meanings["bits_per_dim"]
+        for name in ("sigma_gap_nats", "bits_per_dim", "nats_per_dim"):
+            meanings.pop(name, None)
         meanings["bound"] = (
             "none: sigma is fitted to each image itself, so the numbers do not apply to unseen images"
         )
@@ -246,7 +257,7 @@ def protocol(model: VAE) -> dict[str, str]:
         meanings = {
             name: meaning
             for name, meaning in meanings.items()
-            if name not in ("log_px_nats", "bits_per_dim", "data_sigma", "sigma_gap_nats")
+            if name not in ("log_px_nats", "bits_per_dim", "nats_per_dim", "data_sigma", "sigma_gap_nats")
         }
         meanings["bound"] = NO_BOUND
         meanings["sigma"] = (
@@ -261,9 +272,6 @@ def refuse_without_bound(model: VAE, remedy: str) -> None:
         raise UserError(f"{NO_BOUND}; {remedy}")
 
 
-def bits_per_dim(nll_nats: float, dimensions: int, measure: str = "density") -> float:
-    """Bits per dimension of 8-bit images: nll / (D ln 2) for a mass, plus 8 for a density on [0, 1].
-
-    A density on [0, 1] gives each of 256 levels a cell of width 1/256, hence the 8 bits. Theis et al. 2016, section 3.1.
-    """
-    return nll_nats / (dimensions * math.log(2)) + (8 if measure == "density" else 0)
+def bits_per_dim(nll_nats: float, dimensions: int, added_bits: float = 8.0) -> float:
+    """Bits per dimension: nll / (D ln 2), plus the depth for a density on [0, 1]. added_bits: see `Likelihood.added_bits`."""
+    return nll_nats / (dimensions * math.log(2)) + added_bits

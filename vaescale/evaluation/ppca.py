@@ -27,11 +27,11 @@ class PPCA(NamedTuple):
     val_scores: Array
 
 
-def ppca(train: Array, val: Array, latents: int) -> PPCA | None:
+def ppca(train: Array, val: Array, latents: int, *, depth: float | None = 8.0) -> PPCA | None:
     """Fit probabilistic PCA to the training images and measure it on the held-out ones.
 
     train, val: [N, D] in [0, 1]. latents: number of latents; the fit has fewer if the training images vary in fewer
-    directions. Returns None if they vary in fewer than two, of which none would be left for sigma.
+    directions. depth: bits of the images, None for real numbers, which have no bits per dimension. Returns None if they vary in fewer than two, of which none would be left for sigma.
     """
     from sklearn.decomposition import PCA
 
@@ -44,10 +44,11 @@ def ppca(train: Array, val: Array, latents: int) -> PPCA | None:
     nats = -float(pca.score(val))
     metrics = {
         "nll_nats": nats,
-        "bits_per_dim": bits_per_dim(nats, train.shape[1]),
         "reconstruction_mse": float(np.square(val - reconstructions).mean()),
         "sigma": float(pca.noise_variance_**0.5),
     }
+    if depth is not None:
+        metrics["bits_per_dim"] = bits_per_dim(nats, train.shape[1], depth)
     return PPCA(latents, metrics, reconstructions, pca.transform(train), scores)
 
 

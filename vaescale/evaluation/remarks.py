@@ -78,7 +78,7 @@ def _running_sigma(metrics: Mapping[str, float], likelihood: LocationScaleConfig
 
 def _bound(metrics: Mapping[str, float], likelihood: LikelihoodConfig) -> str | None:
     """A sentence if the bound is worse than that of a uniform distribution over the levels, or over [0, 1] for a density."""
-    bits, uniform = metrics.get("bits_per_dim", -math.inf), math.log2(likelihood.levels)
+    bits, uniform = metrics.get("bits_per_dim", -math.inf), math.log2(likelihood.levels or 1)
     if bits <= uniform:
         return None
     return (

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaescale.config import Window
 from vaescale.data.batch import Batch, Fault
 from vaescale.data.pictures import encode
 from vaescale.errors import UserError
-from vaescale.evaluation.likelihood import Bound, bits_per_dim, refuse_without_bound
+from vaescale.evaluation.likelihood import Bound, refuse_without_bound
 from vaescale.evaluation.measures import Seen
 from vaescale.likelihoods.base import Likelihood
 from vaescale.models.vae import VAE
@@ -79,8 +80,8 @@ class Scores:
         likelihood, dimensions = self._model.likelihood, math.prod(self._model.image_shape)
         columns = [kl - log_px, -log_px, kl, terms.squared_error.double() / dimensions]
         if not likelihood.reads_x:
-            bits = (kl - log_px) / (dimensions * math.log(2)) + bits_per_dim(0.0, 1, likelihood.measure)
-            columns.append(bits)
+            bits = (kl - log_px) / (dimensions * math.log(2)) + (likelihood.added_bits or 0.0)
+            columns += [bits] if likelihood.added_bits is not None else []
             if self._background is not None:
                 columns.append(kl - log_px - _neg_elbo(self._background, seen.batch))
             if self._complexity is not None:
@@ -112,9 +113,13 @@ def score_names(
         raise UserError(
             f"this likelihood fits sigma to each image, which gives no bound of log p(x) to correct; leave {option} out"
         )
+    if complexity is not None and likelihood.window != Window():
+        raise UserError(
+            f"--complexity compresses 8-bit images, and this run has {likelihood.window.text()}; leave it out"
+        )
     of = "profile_" if likelihood.reads_x else ""
     names = [f"neg_{of}elbo_nats", f"neg_{of}log_px_nats", "kl_nats", "mse"]
-    names += [] if likelihood.reads_x else ["bits_per_dim"]
+    names += [] if likelihood.reads_x or likelihood.added_bits is None else ["bits_per_dim"]
     names += [RATIO] if background is not None else []
     return (*names, *((COMPLEXITY, CORRECTED) if complexity is not None else ()))
 
@@ -128,6 +133,11 @@ def refuse_background(model: VAE, background: VAE) -> None:
         shapes = ["x".join(map(str, one.image_shape)) for one in (background, model)]
         raise UserError(
             f"--background is a model of {shapes[0]} images and RUN one of {shapes[1]}; both must have one shape"
+        )
+    windows = [one.window.text() for one in (background, model)]
+    if background.window != model.window:
+        raise UserError(
+            f"--background is a model of {windows[0]} and RUN one of {windows[1]}; both must have one data.range"
         )
     kinds = [(one.likelihood.measure, one.likelihood.levels) for one in (background, model)]
     if kinds[0][0] != kinds[1][0] or (kinds[0][0] == "mass" and kinds[0] != kinds[1]):

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vaescale.figures.config import View
 from vaescale.system.files import write_whole
 
 Images = NDArray[np.float32]
-CELL_INCHES, TITLE_INCHES = 0.62, 0.25
+CELL_INCHES, TITLE_INCHES, BAR_INCHES = 0.62, 0.25, 0.6
 TITLE_GAP_INCHES = 0.06  # above a title
 TITLE_POINTS, LABEL_POINTS, TICK_POINTS = 10, 9, 8
 POINTS_PER_INCH = 72
@@ -98,14 +99,46 @@ def montage(images: Images, columns: int, gap: int = 1) -> Images:
     return canvas
 
 
-def finish(figure: Any, path: Path, title: str) -> None:
-    """Add the title, on as many lines as the figure's width asks for, and write the figure as PNG."""
+def finish(figure: Any, path: Path, title: str, view: View = View()) -> None:  # noqa: B008  # a NamedTuple is frozen
+    """Add the title, on as many lines as the figure's width asks for, and write the figure as PNG. view: for a bar of colours."""
     # matplotlib's place is a share of the height, which in a high figure is below the room for a title.
     place = {} if figure.get_layout_engine() else {"y": 1 - TITLE_GAP_INCHES / figure.get_figheight()}
     figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=TITLE_POINTS, **place)
+    if view.has_bar:
+        _add_bar(figure, view)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     write_whole(path, picture.getvalue())
+
+
+def _add_bar(figure: Any, view: View) -> None:
+    """Make the figure higher by BAR_INCHES, with a bar below that says which stored value each colour is."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()  # the places of its axes are decided now
+        figure.set_layout_engine("none")
+    width, height = figure.get_size_inches()
+    higher = height + BAR_INCHES
+    for axis in figure.axes:
+        place = axis.get_position()
+        axis.set_position(
+            (place.x0, (place.y0 * height + BAR_INCHES) / higher, place.width, place.height * height / higher)
+        )
+    figure.set_size_inches(width, higher)
+    for text in figure.texts:  # the title
+        text.set_y((text.get_position()[1] * height + BAR_INCHES) / higher)
+    inches = min(2.5, 0.7 * width)
+    axis = figure.add_axes((0.5 - inches / width / 2, 0.33 / higher, inches / width, 0.1 / higher))
+    axis.imshow(
+        view.map(np.linspace(0, 1, 256, dtype=np.float32))[None],
+        extent=(view.window.low, view.window.high, 0, 1),
+        aspect="auto",
+    )
+    middle = (view.window.low + view.window.high) / 2
+    ticks = (view.window.low, middle, view.window.high)
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_yticks([])
+    axis.tick_params(labelsize=TICK_POINTS, pad=1)
+    axis.set_title(view.label(), fontsize=TICK_POINTS, pad=2)
 
 
 def wrapped(title: str, inches: float) -> str:

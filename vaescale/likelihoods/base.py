@@ -1,7 +1,7 @@
 """The contract of every p(x|z), and the base classes of the continuous families.
 
-Images are x [B, C, H, W] in [0, 1]; 8-bit images are multiples of 1/255. Continuous families are densities on that scale,
-discrete families are masses over the 256 levels (Bernoulli: over black and white).
+Images are x [B, C, H, W] in [0, 1]; integers of L levels are multiples of 1/(L - 1), with L = 256 for 8 bits. Continuous families are
+densities on that scale, discrete families are masses over the L levels (Bernoulli: over black and white).
 """
 
 from typing import Literal
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vaescale import noise
+from vaescale.config import Window
 from vaescale.likelihoods.config import (
-    LEVELS,
     DensityConfig,
     LikelihoodConfig,
     LocationScaleConfig,
@@ -38,9 +38,22 @@ class Likelihood(nn.Module):
         return self.config.measure
 
     @property
-    def levels(self) -> int:
-        """The number of values that a pixel has under a mass."""
+    def window(self) -> Window:
+        """The stored values of the images that are 0 and 1."""
+        return self.config.window
+
+    @property
+    def levels(self) -> int | None:
+        """The number L of values that a pixel has; None for real numbers, which have a density only."""
         return self.config.levels
+
+    @property
+    def added_bits(self) -> float | None:
+        """What bits per dimension add to nats / (D ln 2): log2 L for a density on [0, 1], 0 for a mass; None without levels.
+
+        Each of L levels has a cell of width 1/L. Theis, van den Oord & Bethge 2016, section 3.1.
+        """
+        return 0.0 if self.measure == "mass" else self.window.bits
 
     def target(self, x: Tensor, stream: noise.Stream) -> Tensor:  # noqa: ARG002
         """The images that the model encodes and reconstructs: x binarized, dequantized, or unchanged."""
@@ -121,19 +134,23 @@ class Density(Likelihood):
     config: DensityConfig
 
     def target(self, x: Tensor, stream: noise.Stream) -> Tensor:
-        """Return x, or with `dequantize` (255 x + u) / 256 with u uniform in [0, 1).
+        """Return x, or with `dequantize` ((L - 1) x + u) / L with u uniform in [0, 1).
 
         The expected log density at such points is a lower bound of the log mass of the level, log of the integral over
-        its cell of width 1/256 (Theis, van den Oord & Bethge 2016, section 3.1).
+        its cell of width 1/L (Theis, van den Oord & Bethge 2016, section 3.1).
         """
         if not self.config.dequantize:
             return x
         u = noise.uniform(stream, noise.DEQUANTIZE, tuple(x.shape[1:]))
-        return (255 * x + u.to(x)) / 256
+        levels = _known(self.levels)
+        return ((levels - 1) * x + u.to(x)) / levels
 
     def expected_target(self, x: Tensor) -> Tensor:
-        """Return x, or with `dequantize` (255 x + 1/2) / 256."""
-        return (255 * x + 0.5) / 256 if self.config.dequantize else x
+        """Return x, or with `dequantize` ((L - 1) x + 1/2) / L."""
+        if not self.config.dequantize:
+            return x
+        levels = _known(self.levels)
+        return ((levels - 1) * x + 0.5) / levels
 
 
 class LocationScale(Density):
@@ -203,9 +220,23 @@ def decoded_mean(params: Tensor, config: MeanConfig) -> Tensor:
     return torch.sigmoid(wide(params)) if config.mean == "sigmoid" else wide(params)
 
 
-def levels(x: Tensor) -> Tensor:
-    """The 8-bit level of each value, int64: 255 x, rounded."""
-    return (x * (LEVELS - 1)).round().long()
+class Mass(Likelihood):
+    """The base class of a family over the L levels of integers."""
+
+    @property
+    def num_levels(self) -> int:
+        """The number L of levels."""
+        return _known(self.levels)
+
+
+def levels_of(x: Tensor, levels: int) -> Tensor:
+    """The level of each value, int64: (levels - 1) x, rounded."""
+    return (x * (levels - 1)).round().long()
+
+
+def _known(levels: int | None) -> int:
+    assert levels is not None, "recipes with real numbers and levels are refused"
+    return levels
 
 
 def total(per_value: Tensor) -> Tensor:

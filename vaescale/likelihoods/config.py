@@ -5,9 +5,10 @@ To add a likelihood: a module (see `base.py`), its section, which names the modu
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from vaescale.config import (
+    CODE_MASS,
     MEAN_ALONE,
     SIGMA_OF_ANY_SIZE,
     SIGMA_OF_DRAWS,
@@ -15,9 +16,11 @@ from vaescale.config import (
     Config,
     Property,
     Sizes,
+    Window,
 )
 
-LEVELS = 256
+MOST_CHAINED = 4  # channels of a mixture: its mean takes 8 times as long for each more
+MOST_LOGITS = 256  # of a value, one for each level
 SCALE_CEILING = 20.0  # largest scale of a discretized logistic on [-1, 1]; beyond it float32 cannot resolve the masses of the levels
 OPTIMAL = ("optimal", "optimal_per_image", "optimal_per_pixel", "optimal_per_channel")
 HORIZON_SHARE = 0.1  # of training, in which the running sigma is averaged,
@@ -30,10 +33,12 @@ class LikelihoodConfig(Config):
     """The section of one p(x|z). Its implementation is a `base.Likelihood`, built with image_shape=(C, H, W)."""
 
     measure: ClassVar[Literal["density", "mass"]] = "density"
-    """Whether log_prob is a density or a mass: bits per dimension add 8 for a density only, so the two are not comparable."""
+    """Whether log_prob is a density or a mass: bits per dimension add the images' depth for a density only, so the two are not comparable."""
 
-    levels: ClassVar[int] = LEVELS
-    """The number of values that a pixel has under a mass."""
+    own_levels: ClassVar[int | None] = None
+    """The number of values that a pixel has under a mass; None for as many as the images have."""
+
+    _window: Window = PrivateAttr(default=Window())
 
     kind: str
 
@@ -41,9 +46,33 @@ class LikelihoodConfig(Config):
         """The property of importance weights: a sigma that is not fitted to the mean over draws."""
         return frozenset({SIGMA_OF_DRAWS})
 
+    @property
+    def window(self) -> Window:
+        """The stored values of the images that are 0 and 1."""
+        return self._window
+
+    @property
+    def levels(self) -> int | None:
+        """The number of values that a pixel has; None for real numbers, which have a density only."""
+        return self.own_levels or self.window.levels
+
+    def seen_in(self, window: Window) -> Self:
+        """The section for images of another window than 8 bits."""
+        section = self.model_copy()
+        section._window = window
+        return section
+
     def resolved(self, steps: int) -> Self:  # noqa: ARG002
         """The section with numbers for what depends on the number of training steps."""
         return self
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Refuse a mass over levels for real numbers."""
+        if self.measure == "mass" and self.own_levels is None and sizes.levels is None:
+            raise ValueError(
+                f"likelihood.kind (={self.kind}) is a mass over levels, and data.dtype float32 has none; take a density such as "
+                "gaussian, laplace or student_t, or integers"
+            )
 
 
 class Handover(Config):
@@ -79,8 +108,15 @@ class DensityConfig(LikelihoodConfig):
 
     dequantize: bool = Field(
         default=False,
-        description="add uniform noise of one level, (255 x + u) / 256, so that bits_per_dim bounds a code length",
+        description="add uniform noise of one level, for 8 bits (255 x + u) / 256, so that bits_per_dim bounds a code length",
     )
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Refuse noise of one level where there are none."""
+        if self.dequantize and sizes.levels is None:
+            raise ValueError(
+                f"likelihood.dequantize (={self.dequantize}) adds noise of one level, and data.dtype float32 has none; leave it out"
+            )
 
 
 class MeanConfig(DensityConfig):
@@ -171,6 +207,7 @@ class LocationScaleConfig(MeanConfig):
 
     def check_sizes(self, sizes: Sizes) -> None:
         """Refuse a handover that begins after the last step."""
+        super().check_sizes(sizes)
         if self.handover and (self.handover.at_step or 0) >= sizes.steps:
             raise ValueError(
                 f"likelihood.handover.at_step (={self.handover.at_step}) must be below training.steps (={sizes.steps})"
@@ -257,7 +294,7 @@ class BernoulliConfig(LikelihoodConfig):
     """Black and white pixels."""
 
     measure = "mass"
-    levels = 2
+    own_levels = 2
     implementation = "vaescale.likelihoods.bernoulli.Bernoulli"
     kind: Literal["bernoulli"] = "bernoulli"
     binarize: Literal["stochastic", "threshold"] = Field(
@@ -267,23 +304,46 @@ class BernoulliConfig(LikelihoodConfig):
 
 
 class CategoricalConfig(LikelihoodConfig):
-    """One logit for each of a pixel's 256 levels."""
+    """One logit for each of a pixel's levels, 256 at most; of codes, one for each code."""
 
     measure = "mass"
     implementation = "vaescale.likelihoods.categorical.Categorical"
     kind: Literal["categorical"] = "categorical"
 
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Refuse more logits than a decoder returns in reason."""
+        super().check_sizes(sizes)
+        if (sizes.levels or 0) > MOST_LOGITS:
+            raise ValueError(
+                f"likelihood.kind (=categorical) has a logit for each of {sizes.levels:,} levels, {MOST_LOGITS} at most; take "
+                "bitwise, discretized_logistic or discretized_logistic_mixture, or a narrower data.range"
+            )
+
+    def offers(self) -> frozenset[Property]:
+        """With that of models of codes."""
+        return super().offers() | {CODE_MASS}
+
 
 class BitwiseConfig(LikelihoodConfig):
-    """Eight independent bits for each pixel."""
+    """Independent bits for each pixel: 8, or as many as the levels take."""
 
     measure = "mass"
     implementation = "vaescale.likelihoods.bitwise.Bitwise"
     kind: Literal["bitwise"] = "bitwise"
 
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Refuse a number of levels that is no power of two: the bits would have values that no pixel has."""
+        super().check_sizes(sizes)
+        levels = sizes.levels or 2
+        if levels & (levels - 1):
+            raise ValueError(
+                f"likelihood.kind (=bitwise) needs a power of two of levels, and data.range has {levels:,}; widen it to "
+                f"{1 << levels.bit_length():,} values, or take discretized_logistic"
+            )
+
 
 class DiscretizedLogisticConfig(LikelihoodConfig):
-    """A logistic distribution over the 256 levels of each pixel."""
+    """A logistic distribution over the levels of each pixel."""
 
     measure = "mass"
     implementation = "vaescale.likelihoods.discretized_logistic.DiscretizedLogistic"
@@ -312,6 +372,15 @@ class DiscretizedLogisticMixtureConfig(LikelihoodConfig):
         description="smooth bound of the scale on [-1, 1]; beyond 20 float32 does not resolve the masses of the levels; null: "
         "none",
     )
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Refuse many channels: the mean sums over groups of levels of each channel before."""
+        super().check_sizes(sizes)
+        if sizes.channels > MOST_CHAINED:
+            raise ValueError(
+                f"likelihood.kind (=discretized_logistic_mixture) conditions each channel on those before it, {MOST_CHAINED} at most, and "
+                f"data.channels is {sizes.channels}; take discretized_logistic"
+            )
 
 
 LIKELIHOODS: dict[str, type[LikelihoodConfig]] = {

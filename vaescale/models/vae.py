@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vaescale import noise
 from vaescale.conditions.config import ClassCondition
 from vaescale.conditions.embedding import NONE, ClassEmbedding
+from vaescale.config import Window
 from vaescale.errors import UserError
 from vaescale.likelihoods.base import Likelihood
 from vaescale.likelihoods.config import LikelihoodConfig
@@ -25,6 +26,7 @@ from vaescale.models.equivariance import drawn
 from vaescale.models.posterior import Gaussian
 from vaescale.models.quantizer import Quantized
 from vaescale.models.shown import Shown, shown
+from vaescale.models.units import to_unit
 from vaescale.networks.config import NetworkConfig
 from vaescale.networks.spectral import SpectralSum
 
@@ -100,7 +102,7 @@ class VAE(nn.Module):
     """The number of places in the map of each group; 1 for a vector."""
 
     of_latents: bool
-    """Whether x is the latent of another model, and no image."""
+    """Whether x is the latent, or the codes, of another model, and no image."""
     num_codes: int = 0
     """The number K of codes of a place; 0 for a model without codes."""
 
@@ -138,6 +140,11 @@ class VAE(nn.Module):
         for module in self.frozen:
             module.eval()
         return self
+
+    @property
+    def window(self) -> Window:
+        """The type of the stored images, and the values that are 0 and 1."""
+        return self.likelihood.window
 
     @property
     def num_latents(self) -> int:
@@ -347,14 +354,15 @@ class VAE(nn.Module):
         """The target [B, C, H, W] that is encoded and modelled: images in [0, 1], binarized or dequantized if the likelihood does so,
         or draws of latents.
 
-        images: uint8 [B, C, H, W], or the mean and log variance of latents, float32 [B, 2, C, H, W].
+        images: as stored [B, C, H, W], uint8 or of another window, or the mean and log variance of latents, float32 [B, 2, C, H, W].
         """
         dtype = next(self.parameters()).dtype
-        if images.is_floating_point():
+        if images.ndim == 5:
             mean, log_variance = images.to(dtype).unbind(1)
             epsilon = noise.normal(stream, noise.LATENT, tuple(mean.shape[1:])).to(mean)
             return mean + torch.exp(0.5 * log_variance) * epsilon
-        x = images.to(dtype) / 255 if dtype == torch.float64 else to_unit(images)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        x = to_unit(images, self.window, dtype=wide)
         return self.likelihood.target(x, stream)
 
     def encode(self, x: Tensor) -> Encoded:
@@ -437,11 +445,6 @@ def rows_of(encoded: Encoded, rows: Tensor) -> Encoded:
     if isinstance(encoded, Quantized):
         return Quantized(*(values[rows] for values in encoded))
     return {size: values[rows] for size, values in encoded.items()}
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Scale uint8 to float32 in [0, 1], on the images' device."""
-    return images.float() / 255
 
 
 def unit_moments(unit: Tensor) -> tuple[Tensor, Tensor]:

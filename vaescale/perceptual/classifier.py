@@ -182,7 +182,7 @@ def load(folder: Path) -> tuple[Classifier, Shape, dict[str, Any]]:
         raise _damaged(folder, str(error)) from error
     if any(details.get(key) != value for key, value in FORMAT.items()):
         raise _damaged(folder, "it is of another version")
-    most = (4, MOST_SIZE, MOST_SIZE, MOST_CLASSES, MOST_WIDTH)
+    most = (16, MOST_SIZE, MOST_SIZE, MOST_CLASSES, MOST_WIDTH)
     if not all(type(value) is int and 0 < value <= bound for value, bound in zip(numbers, most, strict=True)):
         raise _damaged(folder, f"its shape {shape} is invalid")
     if hashlib.sha256(content).hexdigest() != details.get("sha256"):

@@ -26,7 +26,12 @@ SHOWN_METRICS = (
     "val/active_units",
     "val/code_perplexity",
 )
-UNCOMPARED = ("name", "run_dir", "tracking.")  # recipe keys that always differ or do not concern the model
+UNCOMPARED = (
+    "name",
+    "run_dir",
+    "tracking.",
+    "figures.",
+)  # recipe keys that always differ or do not concern the model
 MORE_IS_BETTER = (  # the last part of a metric's name; results of verbs name further metrics
     *("log_px_nats", "profile_log_px_nats", "train_log_density_nats", "val_log_density_nats", "active_units"),
     *("effective_samples", "mutual_information_nats", "psnr_db", "ssim", "precision", "recall", "density"),
@@ -35,7 +40,10 @@ MORE_IS_BETTER = (  # the last part of a metric's name; results of verbs name fu
 CALIBRATED = re.compile(r"/(?:interval_)?coverage/(\d+)$")  # best where the share equals this percentage
 MOST_NAMED = 8  # metrics in a sentence
 SEED = re.compile(r"-seed-\d+$")  # what a sweep adds to a name
-IMAGE_KEYS = ("likelihood.dequantize", "data.image_size", "data.channels", "data.crop", "data.resample")
+IMAGE_KEYS = (
+    *("likelihood.dequantize", "data.image_size", "data.channels", "data.crop", "data.resample"),
+    *("data.dtype", "data.range"),
+)
 EVALUATED = "training.evaluate_images"
 MASSES = ("mass", "binary mass")
 

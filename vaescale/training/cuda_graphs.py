@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vaescale import comm, noise
 from vaescale.likelihoods.sigma import SigmaState
+from vaescale.models.units import blank
 from vaescale.models.vae import VAE, Terms
 from vaescale.training.memory import unchanged
 from vaescale.training.strategies.base import Strategy
@@ -31,7 +32,7 @@ def capture(
     if strategy.model.equivariance is not None:
         return "objective.equivariance scales the images of each step to another size"
     if strategy.model.of_latents:
-        return "data.holds is latents"
+        return "data.holds is latents or codes"
     if strategy.model.condition is not None:
         return "the model has a condition"
     if strategy.model.num_codes:
@@ -62,7 +63,7 @@ class GraphedForward(nn.Module):
         super().__init__()
         self.model, self._seed, self._options = model, seed, options
         device = next(model.parameters()).device
-        pixels = torch.zeros(images, *model.image_shape, dtype=torch.uint8, device=device)
+        pixels = blank(images, model.image_shape, model.window, device)
         slots = torch.arange(images, device=device)
         mask = torch.ones(images, dtype=torch.bool, device=device)
         step = torch.zeros((), dtype=torch.int64, device=device)

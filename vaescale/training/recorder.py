@@ -20,6 +20,7 @@ from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
 from vaescale.evaluation.glimpse import glimpse
 from vaescale.evaluation.likelihood import evaluate, metric_names
+from vaescale.figures.config import View
 from vaescale.models.vae import VAE
 from vaescale.runs import folder as run_folder
 from vaescale.runs.checkpoint import Checkpoint, Keep
@@ -60,7 +61,7 @@ class Recorder:
     name: the run's, for titles; tags: what identifies the run, saved with each checkpoint; keep: the rule by which checkpoints are kept, beside the one with the
     smallest value of the metric keep_best; watched: the metrics that end training or lower its rate; lowest_rate: the least factor of
     the latter; lr_factor: the factor of the learning rate, which each rollback
-    to a checkpoint lowers; full_speed: images a second at the full rate of the GPUs, None where it is unknown.
+    to a checkpoint lowers; view: how pictures show the images; full_speed: images a second at the full rate of the GPUs, None where it is unknown.
     """
 
     folder: Path
@@ -81,6 +82,7 @@ class Recorder:
     watched: Watched
     lowest_rate: float
     lr_factor: float = 1.0
+    view: View = field(default_factory=View)
     full_speed: float | None = None
     _evaluated: dict[int, float] = field(init=False, default_factory=dict)
     _num_named: int = field(init=False, default=0)
@@ -164,7 +166,9 @@ class Recorder:
             path = self.folder / "figures" / "progress" / f"step-{done:09d}.png"
             what = "held-out images, their reconstructions, and samples"
             title = f"{self.name}, step {done}, averaged weights: {what}"
-            figures.picture_rows(path, [(name, row.numpy()) for name, row in rows], title=title)
+            figures.picture_rows(
+                path, [(name, row.numpy()) for name, row in rows], title=title, view=self.view
+            )
         self._note_evaluation(done, measured)
         self._watch(done, measured)
         if self.keep_best:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from vaescale import noise
+from vaescale.models.units import blank
 from vaescale.models.vae import VAE
 from vaescale.training.config import Precision
 from vaescale.training.memory import unchanged
@@ -44,7 +45,7 @@ def peak_rate(device: torch.device, precision: Precision) -> float | None:
 def flops_of_an_image(model: VAE, *, importance_samples: int = 0) -> float:
     """The operations of a training step for one image, counted in a pass of two. Leaves the model as it was."""
     device, images = next(model.parameters()).device, 2
-    pixels = torch.zeros(images, *model.image_shape, dtype=torch.uint8, device=device)
+    pixels = blank(images, model.image_shape, model.window, device)
     stream = noise.Stream(0, 0, torch.arange(images, device=device))
     mask = torch.ones(images, dtype=torch.bool, device=device)
     with unchanged(model):

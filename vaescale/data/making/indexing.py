@@ -1,6 +1,7 @@
 """The index of tars: of those that were written here, and of those made by others."""
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -9,11 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vaescale.config import Dtype
 from vaescale.data.index import (
     INDEX,
     Shard,
     ShardIndex,
     ShardTable,
+    Values,
     entries_content,
     index_content,
     make_entries,
@@ -30,6 +33,7 @@ from vaescale.data.making.foreign import (
 )
 from vaescale.data.making.pool import in_order, pool_of
 from vaescale.data.making.remarks import kept_remarks, noteworthy
+from vaescale.data.making.storing import header_check, values_of
 from vaescale.data.making.table import Counts
 from vaescale.data.making.tar_sets import FOREIGN, TarSet, find_tars
 from vaescale.data.pictures import Header, PictureFault, decode, read_header
@@ -48,7 +52,7 @@ REMEDIES = {
     "class": "leave the classes out with --class-member none",
     "image": "name one member of each sample with --image-member",
     "depth": "convert them to 8 bits per channel",
-    "shape": "save them as uint8 [H, W, 1 or 3]",
+    "shape": "save them as uint8, uint16, int16 or float32 [H, W, C]",
     "format": "unpack the tars, and write shards of their files with `vaescale make-shards folder:DIR OUT`",
     "transparency": "unpack the tars, and write shards of their files with `vaescale make-shards folder:DIR OUT --flatten white`",
 }
@@ -57,7 +61,8 @@ REMEDIES = {
 class Made(NamedTuple):
     """A written shard: its row, its images' shapes, a sentence for each image that was left out, and counts (`remarks.py`).
 
-    counts: for the table (`table.py`); None in notes of earlier versions.
+    counts: for the table (`table.py`); None in notes of earlier versions. bounds: the least and the greatest value, of other types than
+    uint8.
     """
 
     shard: Shard | None
@@ -65,6 +70,7 @@ class Made(NamedTuple):
     skipped: list[str]
     remarks: dict[str, int] = {}  # noqa: RUF012  # never changed
     counts: dict[str, Any] | None = None
+    bounds: tuple[float, float] | None = None
 
 
 class Unusable(NamedTuple):
@@ -106,13 +112,14 @@ def index_tars(
     image_member: str | None = None,
     class_member: str | None = None,
     skip_broken: bool = False,
+    dtype: Dtype = "uint8",
     jobs: int = 1,
     progress: Callable[[int], None] = quietly,
 ) -> dict[str, Written]:
     """Write the index of each set of tars made by others, with the same numbers for the same classes.
 
     image_member: extensions of the images, separated by commas; class_member: a place of the classes, as in `tars.Roles`; by
-    default what the samples have decides. progress: called with the number of shards done. Raises DataError for a tar that is
+    default what the samples have decides. dtype: the type of the images' values. progress: called with the number of shards done. Raises DataError for a tar that is
     not sound and for a sample that cannot be used; with skip_broken such samples are left out.
     """
     labels = labels_of(class_member)
@@ -135,11 +142,11 @@ def index_tars(
             say(f"{place}: {sentence}")
         targets = (one.target for one in sets.values() for _ in one.paths)
         calls = (
-            (path, target, roles, one.headers)
+            (path, target, roles, one.headers, dtype)
             for path, target, one in zip(paths, targets, surveys, strict=True)
         )
         made = _gather(in_order(submit, jobs, _index_one, calls), sets, place, skip_broken, progress)
-    return {split: _complete_set(split, one, made[split], roles) for split, one in sets.items()}
+    return {split: _complete_set(split, one, made[split], roles, dtype) for split, one in sets.items()}
 
 
 def _surveyed(results: Iterator[Survey], paths: list[Path], progress: Callable[[int], None]) -> list[Survey]:
@@ -154,9 +161,10 @@ def _surveyed(results: Iterator[Survey], paths: list[Path], progress: Callable[[
     return surveys
 
 
-def _complete_set(split: str, tars: TarSet, made: list[Made], roles: Roles) -> Written:
+def _complete_set(split: str, tars: TarSet, made: list[Made], roles: Roles, dtype: Dtype) -> Written:
     names = _report_classes(tars, made, roles)
     origin = {"source": FOREIGN, **noted(roles), **({"split": split} if tars.by_name else {})}
+    origin |= {} if dtype == "uint8" else {"dtype": dtype}
     elsewhere = "" if tars.target == tars.folder else os.path.abspath(tars.folder)
     return complete(tars.target, made, names, origin, tars=elsewhere)
 
@@ -261,9 +269,10 @@ def make_index(
     roles: Roles = USUAL,
     check: Callable[[bytes], Header] = read_header,
     listed: list[Member] | None = None,
-) -> tuple[Shard | None, list[list[int]], list[TarFault], Counter[str]]:
+    dtype: Dtype = "uint8",
+) -> tuple[Shard | None, list[list[int]], list[TarFault], Counter[str], tuple[float, float] | None]:
     """Read a tar strictly and write the entries of shard `name`. Returns its row, its images' shapes, its unusable samples,
-    and counts of what is remarkable in the headers of its images.
+    counts of what is remarkable in the headers of its images, and the least and the greatest value of types other than uint8.
 
     check: reads an image's header, and raises PictureFault for one that cannot be used. listed: the tar's members, where its
     headers are read already. Raises TarFault when the tar itself is not sound.
@@ -272,6 +281,7 @@ def make_index(
     shapes: set[tuple[int, ...]] = set()
     faults: dict[str, TarFault] = {}
     remarks = Counter[str]()
+    low, high = math.inf, -math.inf
     with path.open("rb") as file:
         for sample in samples(file, roles, None if listed is None else groups(file, listed)):
             if isinstance(sample, TarFault):
@@ -281,6 +291,9 @@ def make_index(
                 continue
             try:
                 header = check(sample.content)
+                if dtype != "uint8":
+                    values = values_of(sample.content, dtype)
+                    low, high = min(low, float(values.min())), max(high, float(values.max()))
             except PictureFault as error:
                 faults[sample.key] = TarFault(
                     str(error), member=sample.key, offset=sample.offset, key=sample.key, reason=error.reason
@@ -293,19 +306,20 @@ def make_index(
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not rows:
-        return None, [], list(faults.values()), remarks
+        return None, [], list(faults.values()), remarks, None
     content = entries_content(make_entries(rows))
     shard = Shard(name, size, sha256, len(rows), len(content), hashlib.sha256(content).hexdigest())
     write_whole(folder / shard.entries_name, content)
-    return shard, sorted(map(list, shapes)), list(faults.values()), remarks
+    bounds = None if dtype == "uint8" else (low, high)
+    return shard, sorted(map(list, shapes)), list(faults.values()), remarks, bounds
 
 
-def _index_one(path: Path, target: Path, roles: Roles, headers: bytes) -> Indexed:
+def _index_one(path: Path, target: Path, roles: Roles, headers: bytes, dtype: Dtype) -> Indexed:
     doubtful = Counter[str]()
 
     def check(content: bytes) -> Header:
-        header = read_header(content)
-        if _may_be_transparent(content, header.format):
+        header = header_check(dtype)(content)
+        if dtype == "uint8" and _may_be_transparent(content, header.format):
             try:
                 decode(content)
             except PictureFault as error:  # reading leaves it out and counts it
@@ -314,7 +328,9 @@ def _index_one(path: Path, target: Path, roles: Roles, headers: bytes) -> Indexe
 
     try:
         listed = unpacked_headers(headers) if headers else None
-        shard, shapes, faults, remarks = make_index(target, path, path.name, roles, check, listed)
+        shard, shapes, faults, remarks, bounds = make_index(
+            target, path, path.name, roles, check, listed, dtype
+        )
     except TarFault as error:
         raise DataError(f"{path}: {error}") from error
     except OSError as error:
@@ -324,7 +340,9 @@ def _index_one(path: Path, target: Path, roles: Roles, headers: bytes) -> Indexe
         for fault in faults
     ]
     return Indexed(
-        Made(shard, shapes, [fault.message for fault in unusable], dict(remarks)), unusable, doubtful
+        Made(shard, shapes, [fault.message for fault in unusable], dict(remarks), None, bounds),
+        unusable,
+        doubtful,
     )
 
 
@@ -364,7 +382,11 @@ def complete(
         for result in results:
             counts.add(result.counts or {})
         made["table"] = counts.table(class_names, left_out)
-    index = ShardIndex(str(folder), ShardTable.of(shards), image, class_names, made, tars)  # type: ignore[arg-type]
+    bounds = [result.bounds for result in results if result.bounds is not None]
+    values = Values()
+    if bounds:
+        values = Values(made["dtype"], min(low for low, _ in bounds), max(high for _, high in bounds))
+    index = ShardIndex(str(folder), ShardTable.of(shards), image, class_names, made, tars, values)  # type: ignore[arg-type]
     write_whole(folder / INDEX, index_content(index))
     return Written(index, skipped, dict(remarks))
 

@@ -4,10 +4,7 @@ import zlib
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vaescale.data.pictures import PictureFault
+from vaescale.data.pictures import PictureFault, Values
 from vaescale.errors import DataError
 
 MOST_FILE_BYTES = 1 << 29  # of a file in an archive: more than any image of MAX_PIXELS takes
@@ -41,14 +38,14 @@ class Packed(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One image to write: a unique key, its file or its values uint8 [H, W, C], and its class (-1: none)."""
+    """One image to write: a unique key, its file or its values [H, W, C], and its class (-1: none)."""
 
     key: str
-    content: Place | Packed | bytes | NDArray[np.uint8]
+    content: Place | Packed | bytes | Values
     label: int
 
 
-def open_item(item: Item) -> bytes | NDArray[np.uint8]:
+def open_item(item: Item) -> bytes | Values:
     """Read an item's file, or return its values.
 
     Raises DataError when the file cannot be read, and PictureFault for one that its archive does not hold soundly.

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vaescale.config import Size, sides
+from vaescale.config import Dtype, Size, sides
 from vaescale.data.batch import Batch, Fault
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item, Packed, Place, name_of
-from vaescale.data.making.storing import Making, prepare
-from vaescale.data.pictures import Picture, PictureFault, decode, fit
+from vaescale.data.making.storing import Making, prepare, values_of
+from vaescale.data.pictures import PictureFault, Values, fit
 from vaescale.system.host import cores
 
 AT_ONCE = 32  # images of a stream that are held before they are decoded: files may have megabytes
@@ -32,11 +32,16 @@ class Sizing(NamedTuple):
     crop: Crop | None = None
     resample: Filter = "bicubic"
 
-    def apply(self, item: Item) -> tuple[Picture, list[str]]:
-        """An item's image uint8 [H, W, C], and its remarks (`remarks.py`). Raises PictureFault."""
+    def apply(self, item: Item) -> tuple[Values, list[str]]:
+        """An item's image [H, W, C], and its remarks (`remarks.py`). Raises PictureFault."""
         prepared = prepare(item, self.making)
         return (
-            fit(decode(prepared.content), size=self.size, crop=self.crop, resample=self.resample),
+            fit(
+                values_of(prepared.content, self.making.dtype),
+                size=self.size,
+                crop=self.crop,
+                resample=self.resample,
+            ),
             prepared.remarks,
         )
 
@@ -45,7 +50,7 @@ class _Sized(NamedTuple):
     """An item after sizing. image: None where it has a fault, its reason and sentence."""
 
     item: Item
-    image: Picture | None
+    image: Values | None
     remarks: list[str]
     fault: tuple[str, str] = ("", "")
 
@@ -82,7 +87,8 @@ def sized_batches(
                 return
             if remarks is not None:
                 remarks.update(remark for one in results for remark in one.remarks)
-            yield _batch(results, start + rank * batch, (channels, *sides(sizing.size)))
+            shape = (channels, *sides(sizing.size))
+            yield _batch(results, start + rank * batch, shape, sizing.making.dtype)
             start += count
 
 
@@ -98,10 +104,10 @@ def _resized(sizing: Sizing) -> Callable[[Item], _Sized]:
     return work
 
 
-def _batch(results: list[_Sized], first: int, shape: tuple[int, int, int]) -> Batch:
+def _batch(results: list[_Sized], first: int, shape: tuple[int, int, int], dtype: Dtype) -> Batch:
     """The batch of some items. first: the number of the first one."""
     size = max(1, len(results))
-    images, labels = np.zeros((size, *shape), np.uint8), np.full(size, -1, np.int64)
+    images, labels = np.zeros((size, *shape), dtype), np.full(size, -1, np.int64)
     mask, faults = np.zeros(size, dtype=bool), []
     for row, one in enumerate(results):
         labels[row] = one.item.label

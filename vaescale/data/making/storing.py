@@ -1,17 +1,27 @@
 """How an image of a source is cut to size and stored."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vaescale.config import Size
+from vaescale.config import Dtype, Size
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item, open_item
-from vaescale.data.making.remarks import cut_remarks, kept_remarks, written_remarks
+from vaescale.data.making.remarks import COLOUR, GREY, cut_remarks, kept_remarks, written_remarks
 from vaescale.data.pictures import (
     Colour,
     Decoded,
     Encoding,
+    Header,
+    Picture,
+    PictureFault,
+    Values,
+    checked,
+    decode,
+    decode_deep,
+    decode_deep_source,
     decode_source,
     encode,
     fit,
@@ -21,28 +31,32 @@ from vaescale.data.pictures import (
     to_channels,
 )
 
-_ADDED = {"flatten": None}  # settings and their defaults, without which older shards were written
+_ADDED = {
+    "flatten": None,
+    "dtype": "uint8",
+}  # settings and their defaults, without which older shards were written
 
 
 class Making(NamedTuple):
     """How images are cut to size and stored.
 
-    size: the side in pixels, or height and width; None for the images' own. channels: 1, 3, or None for the images' own. encoding `keep` stores the
+    size: the side in pixels, or height and width; None for the images' own. channels: None for the images' own; 2 and 4 keep the alpha channel of files. encoding `keep` stores the
     files as they are. shard_samples: images per shard, unless
     shard_bytes gives its approximate size. skip_broken: leave out images that cannot be used. flatten: the colour (#rrggbb)
-    that transparent images are put on; None refuses them.
+    that transparent images are put on; None refuses them. dtype: the type of the values; other images are refused.
     """
 
     size: Size | None = None
     crop: Crop | None = None
     resample: Filter = "bicubic"
-    channels: Literal[1, 3] | None = None
+    channels: int | None = None
     encoding: Encoding | Literal["keep"] = "npy"
     quality: int = 95
     shard_samples: int = 1000
     shard_bytes: int | None = None
     skip_broken: bool = False
     flatten: str | None = None
+    dtype: Dtype = "uint8"
 
     def __repr__(self) -> str:
         """The settings as hashes in shards' notes contain them: those that were added later only where they are used."""
@@ -62,6 +76,7 @@ class Making(NamedTuple):
             *(["resample"] if self.size is None else []),
             *(["quality"] if self.encoding != "jpg" else []),
         ]
+        unused += ["dtype"] if self.dtype == "uint8" else []
         unused += ["skip_broken", *(["shard_samples"] if self.shard_bytes is not None else [])]
         return {name: value for name, value in used.items() if name not in unused}
 
@@ -81,8 +96,15 @@ class Prepared(NamedTuple):
 def prepare(item: Item, making: Making) -> Prepared:
     """Read an item's image, cut it to size and encode it. Raises PictureFault."""
     content = open_item(item)
+    if making.dtype != "uint8":
+        return _prepare_deep(content, making)
+    alpha = making.channels in (2, 4)
     if isinstance(content, np.ndarray):
-        source = Decoded(content)
+        if content.dtype != np.uint8:
+            raise PictureFault(
+                "depth", f"its values are {content.dtype}; keep them with --dtype {content.dtype}"
+            )
+        source = Decoded(content.astype(np.uint8, copy=False))
     elif making.encoding == "keep" and is_known(content):
         source = decode_source(content, convert=False, colour=making.colour)
         if not source.flattened:
@@ -90,7 +112,7 @@ def prepare(item: Item, making: Making) -> Prepared:
             return Prepared(header.format, content, kept_remarks(content, header, source), _shape(source))
         source = decode_source(content, convert=True, colour=making.colour)
     else:
-        source = decode_source(content, convert=True, colour=making.colour)
+        source = decode_source(content, convert=True, colour=making.colour, alpha=alpha)
     image = source.image
     if making.encoding == "keep":
         encoding: Encoding = "npy" if isinstance(content, np.ndarray) else "png"
@@ -99,12 +121,54 @@ def prepare(item: Item, making: Making) -> Prepared:
     if making.size is not None:
         image = fit(image, size=making.size, crop=making.crop, resample=making.resample)
     if making.channels is not None:
+        image = _with_alpha(image, making.channels) if alpha else image
         image = to_channels(image, making.channels, grey_from_colour=True)
     encoded = encode(image, making.encoding, quality=making.quality)
     remarks = written_remarks(source._replace(image=image), encoding=making.encoding)
     height, width = source.image.shape[:2]
     remarks += cut_remarks(height, width, making.size, making.crop)
     return Prepared(making.encoding, encoded, remarks, _shape(source))
+
+
+def _prepare_deep(content: bytes | Values, making: Making) -> Prepared:
+    """Prepare an image whose values are no uint8: numbers that stay as they are."""
+    if isinstance(content, np.ndarray):
+        if content.dtype != making.dtype:
+            raise PictureFault("depth", f"its values are {content.dtype}, not {making.dtype}")
+        image, kind = content, "array"
+    else:
+        image = decode_deep_source(content, making.dtype)
+        kind = read_header(content, making.dtype).format if is_known(content) else "tiff"
+    shape = f"{'x'.join(map(str, image.shape))} {kind}"
+    if making.channels is not None and image.shape[2] != making.channels:
+        raise PictureFault("shape", f"it has {image.shape[2]} channels, not {making.channels}")
+    remarks = [GREY if checked(image).shape[2] == 1 else COLOUR]
+    if making.encoding == "keep" and isinstance(content, bytes) and is_known(content):
+        return Prepared(kind, content, remarks, shape)
+    if making.size is not None:
+        remarks += cut_remarks(image.shape[0], image.shape[1], making.size, making.crop)
+        image = fit(image, size=making.size, crop=making.crop, resample=making.resample)
+    encoding: Encoding = "npy" if making.encoding == "keep" else making.encoding
+    return Prepared(encoding, encode(np.ascontiguousarray(image), encoding), remarks, shape)
+
+
+def _with_alpha(image: Picture, channels: int) -> Picture:
+    """An image of 2 or 4 channels, alpha the last one: grey is repeated, and what has no alpha is opaque."""
+    if image.shape[2] in (1, 3):
+        image = np.concatenate([image, np.full_like(image[:, :, :1], 255)], axis=2)
+    if image.shape[2] == 2 and channels == 4:
+        return image[:, :, [0, 0, 0, 1]]
+    return image
+
+
+def values_of(content: bytes, dtype: Dtype) -> Values:
+    """The values [H, W, C] of a stored image, whose type is known. Raises PictureFault."""
+    return decode(content) if dtype == "uint8" else checked(decode_deep(content, dtype))
+
+
+def header_check(dtype: Dtype) -> Callable[[bytes], Header]:
+    """A function that reads an image's header, and raises PictureFault for values of another type."""
+    return partial(read_header, dtype=dtype)
 
 
 def _shape(source: Decoded) -> str:

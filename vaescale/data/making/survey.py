@@ -13,7 +13,7 @@ from vaescale.data.making.remarks import cut_remarks, cut_sentences
 from vaescale.data.making.sources.base import Split
 from vaescale.data.making.storing import Making
 from vaescale.data.making.table import Counts, table_rows
-from vaescale.data.pictures import PictureFault, decode_source, is_known, read_header
+from vaescale.data.pictures import PictureFault, decode_deep_source, decode_source, is_known, read_header
 
 
 def survey(
@@ -44,9 +44,14 @@ def _shape(item: Item, making: Making) -> tuple[int, int, int, str]:
     """Height, width, channels and format."""
     content = open_item(item)
     if isinstance(content, np.ndarray):
+        if content.dtype != making.dtype:
+            raise PictureFault("depth", f"its values are {content.dtype}, not {making.dtype}")
         return *content.shape, "array"
     if is_known(content):
-        header = read_header(content)
+        header = read_header(content, making.dtype)
         return header.height, header.width, header.channels, header.format
-    source = decode_source(content, convert=False, colour=making.colour)
+    if making.dtype != "uint8":
+        return *decode_deep_source(content, making.dtype).shape, "tiff"
+    alpha = making.channels in (2, 4)
+    source = decode_source(content, convert=False, colour=making.colour, alpha=alpha)
     return *source.image.shape, source.format

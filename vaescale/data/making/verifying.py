@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vaescale.data.index import INDEX, LATENTS, Entries, Shard, parse_entries, parse_index
+from vaescale.config import Dtype
+from vaescale.data.index import CODES, INDEX, LATENTS, Entries, Shard, parse_entries, parse_index
 from vaescale.data.making.foreign import kept_roles
+from vaescale.data.making.storing import values_of
 from vaescale.data.making.table import TABLE_KEYS
 from vaescale.data.making.tar_sets import split_of_tar
-from vaescale.data.pictures import PictureFault, decode
+from vaescale.data.pictures import PictureFault
 from vaescale.data.storage import Folder
 from vaescale.data.tars import LATENT_EXTENSIONS, Roles, Sample, TarFault, samples
 from vaescale.errors import DataError
@@ -35,7 +37,7 @@ def verify_shards(
 ) -> tuple[int, list[ShardFault]]:
     """Verify the shards of a folder. Returns the number of samples that its index names, and every fault.
 
-    deep: decode every image; of latents, only bytes and offsets are compared. progress: called with the number of shards done
+    deep: decode every image; of latents and codes, only bytes and offsets are compared. progress: called with the number of shards done
     and of all shards. Raises DataError when there is no readable index.
     """
     place = place.removeprefix("file://")
@@ -46,12 +48,12 @@ def verify_shards(
     index = parse_index(Folder(place).read_index(INDEX), place)
     folder = Path(place).expanduser()
     tars = Path(index.tars) if index.tars else folder
-    latents = index.made.get("kind") == LATENTS
+    latents = index.made.get("kind") in (LATENTS, CODES)
     roles = Roles(LATENT_EXTENSIONS) if latents else kept_roles(index.made, index.class_names)
-    deep = deep and not latents
+    dtype = index.values.dtype if deep and not latents else None
     faults = []
     with ThreadPoolExecutor(jobs) as pool:  # hashing and decoding release the interpreter's lock
-        results = pool.map(lambda shard: _verify(folder, tars, shard, deep=deep, roles=roles), index.shards)
+        results = pool.map(lambda shard: _verify(folder, tars, shard, dtype=dtype, roles=roles), index.shards)
         for number, shard_faults in enumerate(results, start=1):
             faults += shard_faults
             if progress is not None:
@@ -74,7 +76,8 @@ def kept_table(place: str) -> dict[str, Any] | None:
     return table if isinstance(table, dict) and table.keys() >= TABLE_KEYS else None
 
 
-def _verify(folder: Path, tars: Path, shard: Shard, *, deep: bool, roles: Roles) -> list[ShardFault]:
+def _verify(folder: Path, tars: Path, shard: Shard, *, dtype: Dtype | None, roles: Roles) -> list[ShardFault]:
+    """dtype: of the values, which are decoded; None compares bytes only."""
     path = tars / shard.name
     try:
         with path.open("rb") as file:
@@ -86,7 +89,7 @@ def _verify(folder: Path, tars: Path, shard: Shard, *, deep: bool, roles: Roles)
                 ]
     except OSError as error:
         return [ShardFault(shard.name, "", -1, f"it cannot be read: {error.strerror}")]
-    return _compare(folder, path, shard, deep=deep, roles=roles)
+    return _compare(folder, path, shard, dtype=dtype, roles=roles)
 
 
 def _structure(path: Path, roles: Roles) -> list[ShardFault]:
@@ -102,7 +105,9 @@ def _structure(path: Path, roles: Roles) -> list[ShardFault]:
     return faults
 
 
-def _compare(folder: Path, path: Path, shard: Shard, *, deep: bool, roles: Roles) -> list[ShardFault]:
+def _compare(
+    folder: Path, path: Path, shard: Shard, *, dtype: Dtype | None, roles: Roles
+) -> list[ShardFault]:
     """Compare every sample of a tar with its entry."""
     faults = list[ShardFault]()
     with path.open("rb") as file:
@@ -119,7 +124,7 @@ def _compare(folder: Path, path: Path, shard: Shard, *, deep: bool, roles: Roles
                     continue  # the index of this very tar leaves it out: --skip-broken
                 if isinstance(sample, TarFault):
                     faults.append(_at(shard.name, sample))
-                elif message := _difference(sample, entry, deep=deep):
+                elif message := _difference(sample, entry, dtype=dtype):
                     faults.append(ShardFault(shard.name, sample.key, sample.offset, message))
     except TarFault as error:
         faults.append(_at(shard.name, error))
@@ -133,7 +138,7 @@ def _compare(folder: Path, path: Path, shard: Shard, *, deep: bool, roles: Roles
     return faults
 
 
-def _difference(sample: Sample, entry: object, *, deep: bool) -> str:
+def _difference(sample: Sample, entry: object, *, dtype: Dtype | None) -> str:
     """The fault of a sample, as a phrase, or an empty string."""
     if entry is None:
         return "it is not in the index"
@@ -144,9 +149,9 @@ def _difference(sample: Sample, entry: object, *, deep: bool) -> str:
         return (
             f"byte {sample.offset} and class {sample.label}, the index says byte {offset} and class {label}"
         )
-    if deep:
+    if dtype is not None:
         try:
-            decode(sample.content)
+            values_of(sample.content, dtype)
         except PictureFault as error:
             return str(error)
     return ""

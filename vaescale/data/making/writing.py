@@ -23,7 +23,7 @@ from vaescale.data.index import INDEX, Shard, ShardIndex
 from vaescale.data.making.indexing import Made, Written, complete, make_index, quietly
 from vaescale.data.making.items import Item, name_of
 from vaescale.data.making.pool import pool_of
-from vaescale.data.making.storing import Making, prepare
+from vaescale.data.making.storing import Making, header_check, prepare
 from vaescale.data.making.table import NOTHING, Counts
 from vaescale.data.pictures import PictureFault
 from vaescale.data.tars import TarFault
@@ -223,7 +223,10 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
             label = {"cls": str(item.label).encode()} if item.label >= 0 else {}
             tar.write({"__key__": item.key, **label, image.extension: image.content})
     try:
-        shard, shapes, faults, _ = make_index(path.parent, temporary, path.name)
+        check = header_check(making.dtype)
+        shard, shapes, faults, _, bounds = make_index(
+            path.parent, temporary, path.name, check=check, dtype=making.dtype
+        )
     except TarFault as error:
         raise DataError(f"{temporary} was not written soundly: {error}") from error
     if faults:
@@ -231,7 +234,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
     with temporary.open("rb") as whole:
         os.fsync(whole.fileno())
     temporary.replace(path)
-    made = Made(shard, shapes, skipped, dict(remarks), counts.content())
+    made = Made(shard, shapes, skipped, dict(remarks), counts.content(), bounds)
     if shard is None:
         path.unlink()
     write_whole(note, json.dumps({"origin": origin, "made": made}).encode())
@@ -298,7 +301,7 @@ def _origin(items: list[Item], making: Making) -> str:
         digest.update(f"\n{item.key} {item.label} ".encode())
         content = item.content
         if isinstance(content, np.ndarray):
-            digest.update(repr(content.shape).encode() + content.tobytes())
+            digest.update(repr(content.shape).encode() + content.tobytes())  # the type is the making's
         elif isinstance(content, bytes):
             digest.update(content)
         else:

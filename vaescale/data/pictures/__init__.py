@@ -1,7 +1,8 @@
-"""Image files, which are not trusted: decoding of bytes to uint8 [H, W, C], colours, resizing, and encoding."""
+"""Image files, which are not trusted: decoding of bytes to values [H, W, C], colours, resizing, and encoding."""
 
 from vaescale.data.pictures.colour import Colour, Picture, is_grey, parse_colour, to_channels
 from vaescale.data.pictures.decoder import Decoded, decode, decode_source, has_other_profile
+from vaescale.data.pictures.deep import Values, checked, decode_deep, decode_deep_source
 from vaescale.data.pictures.encoder import Encoding, encode
 from vaescale.data.pictures.faults import REASONS, PictureFault
 from vaescale.data.pictures.geometry import FILTERS, cut_of, fit
@@ -17,8 +18,12 @@ __all__ = [
     "Header",
     "Picture",
     "PictureFault",
+    "Values",
+    "checked",
     "cut_of",
     "decode",
+    "decode_deep",
+    "decode_deep_source",
     "decode_source",
     "encode",
     "fit",

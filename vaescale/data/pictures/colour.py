@@ -61,21 +61,23 @@ def flatten(image: Picture, alpha: Picture, colour: Colour) -> Picture:
 
 def is_grey(image: Picture) -> bool:
     """Whether all channels are equal."""
-    if image.shape[2] == 1:
-        return True
-    red, green, blue = image[
-        image.shape[0] // 2, image.shape[1] // 2
-    ].tolist()  # most images have colour there
+    if image.shape[2] != 3:
+        return bool(image.shape[2] == 1)
+    red, green, blue = map(
+        int, image[image.shape[0] // 2, image.shape[1] // 2]
+    )  # most images have colour there
     return red == green == blue and bool((image == image[:, :, :1]).all())
 
 
 def to_channels(image: Picture, channels: int, *, grey_from_colour: bool = False) -> Picture:
-    """The image with 1 or 3 channels. Colour becomes grey (ITU-R 601 luma) only where that is asked for.
+    """The image with 1 or 3 channels, or as many as it has. Colour becomes grey (ITU-R 601 luma) only where that is asked for.
 
     Raises PictureFault when colour would be lost.
     """
     if image.shape[2] == channels:
         return image
+    if channels not in (1, 3) or image.shape[2] not in (1, 3):
+        raise PictureFault("shape", f"it has {image.shape[2]} channels, not {channels}")
     if channels == 3:
         return np.repeat(image, 3, axis=2)
     if grey_from_colour:

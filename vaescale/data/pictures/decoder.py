@@ -17,7 +17,16 @@ from vaescale.data.pictures.colour import Colour, Kind, Picture, flatten, profil
 from vaescale.data.pictures.containers import box_bits, is_jxl, jxl_header
 from vaescale.data.pictures.faults import PictureFault
 from vaescale.data.pictures.foreign import open_foreign
-from vaescale.data.pictures.header import JPEG, SCALE, Header, is_known, npy_layout, read_header, refuse_size
+from vaescale.data.pictures.header import (
+    JPEG,
+    KEEP,
+    SCALE,
+    Header,
+    is_known,
+    npy_layout,
+    read_header,
+    refuse_size,
+)
 from vaescale.data.pictures.metadata import (
     ORIENTATION,
     UPRIGHT,
@@ -34,7 +43,7 @@ _COLOUR_MODES = {
     "CMYK": "CMYK",
 }
 _DEPTHS = {"I": "32-bit integers", "F": "floating-point numbers"}
-FLATTEN = "it is transparent; write the shards with --flatten white, or another colour"
+FLATTEN = "it is transparent; write the shards with --flatten white, or another colour, or with --channels 4 to keep its alpha channel"
 
 
 class Decoded(NamedTuple):
@@ -53,7 +62,7 @@ class Decoded(NamedTuple):
 
 
 def decode(content: bytes) -> Picture:
-    """Decode an image to uint8 [H, W, 1] or [H, W, 3], upright. Palettes and CMYK become RGB; an opaque alpha channel is dropped.
+    """Decode an image to uint8 [H, W, 1] or [H, W, 3], of npy up to 16 channels, upright. Palettes and CMYK become RGB; an opaque alpha channel is dropped.
 
     ICC profiles are not used: `decode_source` does that when shards are written. Raises PictureFault.
     """
@@ -80,15 +89,18 @@ def decode(content: bytes) -> Picture:
         raise PictureFault("damaged", f"it does not decode ({error})") from error
 
 
-def decode_source(content: bytes, *, convert: bool, colour: Colour | None = None) -> Decoded:
+def decode_source(
+    content: bytes, *, convert: bool, colour: Colour | None = None, alpha: bool = False
+) -> Decoded:
     """Decode an image of a source, also one in a format that shards do not hold, such as BMP, TIFF, GIF, PPM and AVIF.
 
-    convert: to sRGB from the file's ICC profile. colour: what transparent images are put on; None refuses them.
+    convert: to sRGB from the file's ICC profile. colour: what transparent images are put on; None refuses them. alpha: whether an alpha
+    channel is kept as the last one.
     Raises PictureFault.
     """
     try:
         if not is_known(content):
-            return _decode_foreign(content, convert=convert, colour=colour)
+            return _decode_foreign(content, convert=convert, colour=colour, alpha=alpha)
         header = read_header(content)
         if header.format == "npy":
             return Decoded(_decode_npy(content), format=header.format)
@@ -98,7 +110,7 @@ def decode_source(content: bytes, *, convert: bool, colour: Colour | None = None
             source = _convert_jpeg(content, image) if convert else Decoded(image)
         else:
             with _open(content, header) as picture:
-                source = _values(picture, convert=convert, colour=colour)
+                source = _values(picture, convert=convert, colour=colour, keeps_alpha=alpha)
     except (PictureFault, MemoryError):
         raise
     except Exception as error:
@@ -128,7 +140,7 @@ def _open(content: bytes, header: Header) -> Image.Image:
 
 
 def _decode_npy(content: bytes) -> Picture:
-    shape, start = npy_layout(content)
+    _, shape, start = npy_layout(content)
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -151,7 +163,7 @@ def _convert_jpeg(content: bytes, image: Picture) -> Decoded:
     return Decoded(_channels_last(converted) if kind == "other" else image, profile=kind)
 
 
-def _decode_foreign(content: bytes, *, convert: bool, colour: Colour | None) -> Decoded:
+def _decode_foreign(content: bytes, *, convert: bool, colour: Colour | None, alpha: bool) -> Decoded:
     if is_jxl(content):  # whose package decodes it at once, to 8 bits
         header = jxl_header(content)
         refuse_size(header.height, header.width)
@@ -161,7 +173,8 @@ def _decode_foreign(content: bytes, *, convert: bool, colour: Colour | None) -> 
         refuse_size(picture.height, picture.width)
         _refuse_bits(content, picture)
         remaining, stated, only_xmp = _foreign_orientation(picture)
-        source = _values(picture, convert=convert and "icc_profile" in picture.info, colour=colour)
+        convert = convert and "icc_profile" in picture.info
+        source = _values(picture, convert=convert, colour=colour, keeps_alpha=alpha)
         name = (picture.format or "other").lower()
     image = turn(source.image, remaining)
     return source._replace(image=image, turned=stated != UPRIGHT, format=name, only_xmp=only_xmp)
@@ -192,18 +205,23 @@ def _refuse_bits(content: bytes, picture: Image.Image) -> None:
         raise PictureFault("depth", f"its values have {bits} bits; {SCALE}")
 
 
-def _values(picture: Image.Image, *, convert: bool, colour: Colour | None) -> Decoded:
+def _values(
+    picture: Image.Image, *, convert: bool, colour: Colour | None, keeps_alpha: bool = False
+) -> Decoded:
     """The values of an open image. convert: to sRGB from its profile. colour: for transparent images."""
     refuse_size(picture.height, picture.width)
     _refuse_several(picture)
     _refuse_depth(picture)
     base, alpha = _split_alpha(picture)
-    if alpha is not None and colour is None:
+    if alpha is not None and colour is None and not keeps_alpha:
         raise PictureFault("transparency", FLATTEN)
     kind = None
     if convert:
         base, kind = to_srgb(base, picture.info.get("icc_profile"))
     image = _channels_last(base.convert("RGB") if base.mode == "CMYK" else base)
+    if keeps_alpha:
+        opaque = np.full(image.shape[:2], 255, np.uint8) if alpha is None else alpha
+        return Decoded(np.concatenate([image, opaque[:, :, None]], axis=2), profile=kind)
     if alpha is not None and colour is not None:
         image = flatten(image, alpha, colour)
     return Decoded(image, profile=kind, flattened=alpha is not None)
@@ -242,9 +260,9 @@ def _refuse_depth(picture: Image.Image) -> None:
     values = _DEPTHS.get(picture.mode)
     bits = _bits(picture)
     if values is not None and bits != 16:
-        raise PictureFault("depth", f"its values are {values}; {SCALE}")
+        raise PictureFault("depth", f"its values are {values}; {KEEP}")
     if bits > 8 or picture.mode.startswith("I;16"):
-        raise PictureFault("depth", f"its values have {max(bits, 16)} bits; {SCALE}")
+        raise PictureFault("depth", f"its values have {max(bits, 16)} bits; {KEEP}")
     if picture.mode not in _COLOUR_MODES:
         raise PictureFault("depth", f"its colours are {picture.mode}; save it as RGB first")
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from vaescale.config import Dtype
 from vaescale.data.making.sources.arrays import arrays
 from vaescale.data.making.sources.base import Source, Split, with_val
 from vaescale.data.making.sources.celeba import celeba
@@ -19,6 +20,7 @@ from vaescale.data.making.sources.hugging_face import hugging_face
 from vaescale.data.making.sources.idx import idx
 from vaescale.data.making.sources.imagenet import imagenet
 from vaescale.data.making.sources.lsun import lsun
+from vaescale.data.making.sources.phantom import phantom
 from vaescale.data.making.sources.stacked import stacked
 from vaescale.data.making.sources.suggestions import refuse_stacks, suggest
 from vaescale.data.tars import TarFault
@@ -43,7 +45,7 @@ class Kind(NamedTuple):
 
 
 SOURCES: dict[str, Kind] = {
-    "digits": Kind(digits, "nothing"),
+    "digits": Kind(digits, "nothing", options=("dtype",)),
     "idx": Kind(idx, needs="the folder of the idx files"),
     "folder": Kind(folder, options=("splits", "classes_only")),
     "celeba": Kind(celeba),
@@ -51,9 +53,12 @@ SOURCES: dict[str, Kind] = {
     "lsun": Kind(lsun),
     "hf": Kind(hugging_face, "name", options=("config", "column")),
     "arrays": Kind(
-        arrays, options=("column",), needs="a .npz, .npy, .mat or .h5 file, or the folder of the files"
+        arrays,
+        options=("column", "dtype"),
+        needs="a .npz, .npy, .mat or .h5 file, or the folder of the files",
     ),
     "cifar": Kind(cifar, options=("column",), needs="the folder of the batches, or one above it"),
+    "phantom": Kind(phantom, "nothing"),
     "stacked": Kind(stacked, needs="the folder of the idx files"),
 }
 
@@ -66,13 +71,14 @@ def open_source(
     column: str | None = None,
     splits: str | None = None,
     classes_only: bool = False,
+    dtype: Dtype = "uint8",
 ) -> Source:
     """The source that `KIND:PATH` names.
 
     holdout: the fraction of train that becomes `val` where a source has no `val`; the image's key decides which images.
     None: 5% where train is the only split, otherwise nothing. config: the configuration of a hub data set. column: its columns, or
     the keys of arrays, as image=NAME,label=NAME. splits: folders of a folder's splits, as train=DIR,val=DIR;
-    classes_only: all its sub-folders are classes. Raises UserError and DataError.
+    classes_only: all its sub-folders are classes. dtype: the type of the values that are wanted. Raises UserError and DataError.
     """
     import_installed()
     name, colon, rest = argument.partition(":")
@@ -84,6 +90,8 @@ def open_source(
         raise UserError(f"source {argument!r} is unknown; {near}known sources: {forms}")
     try:
         options = {"column": column, "config": config, "splits": splits, "classes_only": classes_only or None}
+        if "dtype" in kind.options:
+            options["dtype"] = dtype
         source = kind.open(**_arguments(kind, rest, options))
     except DataError as error:
         raise _with_suggestion(error, name, rest) from error
@@ -128,7 +136,7 @@ def _arguments(kind: Kind, rest: str, options: dict[str, Any]) -> dict[str, Any]
         kinds = f"{', '.join(others)} and {last}" if others else last
         raise UserError(f"--{unused[0].replace('_', '-')} is for {kinds} sources; leave it out")
     if kind.takes == "nothing":
-        return {}
+        return given
     if kind.takes == "name":
         return {"name": rest, **given}
     path = Path(rest).expanduser()

@@ -5,22 +5,24 @@ Axes: N images, H rows, W columns, C channels, as in `NHWC`.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vaescale.config import Dtype
 from vaescale.data.making.items import Item
 from vaescale.data.making.sources.base import Split
 from vaescale.data.making.sources.stored import Array, Stored
-from vaescale.data.pictures.header import MAX_PIXELS
+from vaescale.data.pictures.header import MAX_PIXELS, MOST_CHANNELS
 from vaescale.errors import DataError, UserError
 
 LAYOUTS = {3: ("NHW", "HWN"), 4: ("NHWC", "NCHW", "HWCN")}
-CHANNELS = (1, 3)
+CHANNELS = (1, 3)  # of arrays whose shape tells the channels; others only where no axis has one of these
+MORE_CHANNELS = tuple(range(1, MOST_CHANNELS + 1))
 PROBED_IMAGES = 1000
 MOST_ELONGATED = 8
-_SHAPES = "images must be [N, H, W], [N, H, W, C] or [N, C, H, W], with C 1 or 3"
+_SHAPES = f"images must be [N, H, W], [N, H, W, C] or [N, C, H, W], with C 1 or 3, or at most {MOST_CHANNELS}"
 _RANGE = (
     "choose the values of black and white, LOW and HIGH, and save 8-bit images with numpy.save('images.npy', "
     "((images - LOW) * 255.0 / (HIGH - LOW)).round().clip(0, 255).astype('uint8'))"
@@ -67,7 +69,9 @@ def array_split(parts: Sequence[Part], class_names: tuple[str, ...], scale: "Sca
     def outline() -> Iterator[Item]:
         number = 0
         for images, labels in parts:
-            blank = np.broadcast_to(np.uint8(0), images.shape)
+            blank = np.broadcast_to(
+                np.zeros((), images.stored.dtype if scale is RAW else np.uint8), images.shape
+            )
             for label in labels:
                 yield Item(f"{number:06d}", blank, int(label))
                 number += 1
@@ -76,7 +80,13 @@ def array_split(parts: Sequence[Part], class_names: tuple[str, ...], scale: "Sca
 
 
 def as_images(
-    stored: Stored, key: str, *, axes: str | None = None, labels: int | None = None, matlab: bool = False
+    stored: Stored,
+    key: str,
+    *,
+    axes: str | None = None,
+    labels: int | None = None,
+    matlab: bool = False,
+    dtype: Dtype = "uint8",
 ) -> Images:
     """The images in an array. axes: their layout, such as NHWC; None: the one that the shape tells.
 
@@ -85,8 +95,18 @@ def as_images(
     """
     if stored.dtype.kind not in "buif" or (stored.dtype.kind == "f" and stored.dtype.itemsize > 8):
         raise DataError(f"{stored.name} is {stored.described()}; images must be uint8, bool or float")
-    if stored.dtype.kind in "iu" and stored.dtype != np.uint8 and len(stored.shape) in LAYOUTS:
-        raise DataError(f"{stored.name} is {stored.described()}, not 8-bit; {_RANGE}")
+    if dtype != "uint8" and stored.dtype.newbyteorder("=") != dtype:
+        raise DataError(
+            f"{stored.name} is {stored.described()}, not {dtype}; give its type as --dtype, or save it as {dtype}"
+        )
+    is_deep = stored.dtype.kind in "iu" and stored.dtype != np.uint8
+    if dtype == "uint8" and is_deep and len(stored.shape) in LAYOUTS:
+        keep = (
+            f"keep its values with --dtype {stored.dtype.name}, or "
+            if stored.dtype.name in get_args(Dtype)
+            else ""
+        )
+        raise DataError(f"{stored.name} is {stored.described()}, not 8-bit; {keep}{_RANGE}")
     if axes is None:
         axes = _layout(stored, key, labels, matlab=matlab)
     elif "".join(sorted(axes)) not in ("HNW", "CHNW") or len(axes) != len(stored.shape):
@@ -95,7 +115,7 @@ def as_images(
             f"{LAYOUTS.get(len(stored.shape), ('NHWC',))[0]}"
         )
     sizes = {"C": 1, **dict(zip(axes, stored.shape, strict=True))}
-    if sizes["C"] not in CHANNELS:
+    if sizes["C"] not in MORE_CHANNELS:
         raise DataError(f"{stored.name} has {sizes['C']} channels as {axes}; {_SHAPES}: save a part of it")
     if not 0 < sizes["H"] * sizes["W"] <= MAX_PIXELS:
         raise DataError(
@@ -125,15 +145,21 @@ def flat_images(stored: Stored, *, lead: int = 0) -> Images:
     return Images(stored, 0, (side, side, 3), upright)
 
 
-def may_be_images(stored: Stored) -> bool:
-    """Whether the element type and shape are those of images."""
+def may_be_images(stored: Stored, dtype: Dtype = "uint8") -> bool:
+    """Whether the element type and shape are those of images. dtype: the type that is wanted."""
     kinds = stored.dtype == np.uint8 or stored.dtype.kind in "bf"
+    if dtype != "uint8":
+        kinds = stored.dtype.newbyteorder("=") == dtype
     return kinds and len(stored.shape) in LAYOUTS and bool(_possible(stored.shape))
 
 
 def _possible(shape: tuple[int, ...]) -> list[str]:
     layouts = LAYOUTS.get(len(shape), ())
-    return [each for each in layouts if "C" not in each or shape[each.index("C")] in CHANNELS]
+    usual, more = (
+        [each for each in layouts if "C" not in each or shape[each.index("C")] in channels]
+        for channels in (CHANNELS, MORE_CHANNELS)
+    )
+    return usual or more
 
 
 def _layout(stored: Stored, key: str, labels: int | None, *, matlab: bool) -> str:
@@ -176,6 +202,7 @@ class Scale(NamedTuple):
 BYTES = Scale(1, 0, "whole numbers from 0 to 255")
 UNIT = Scale(255, 0, "from 0 to 1, in steps of 1/255")
 BINARY = Scale(255, 0, "0 and 1")
+RAW = Scale(1, 0, "of the type that was asked for")  # kept as they are
 SIGNED = Scale(127.5, 127.5, "from -1 to 1, in steps of 2/255")
 # The largest distance from a whole number after scaling, by the size of the element in bytes.
 _TOLERANCES = {2: 0.07, 4: 1e-3, 8: 1e-3}
@@ -208,11 +235,14 @@ def find_scale(images: Sequence[Images]) -> Scale:
     return BYTES
 
 
-def to_bytes(block: Array, scale: Scale, name: str, first: int) -> NDArray[np.uint8]:
-    """A block [N, H, W, C] as uint8, contiguous. name, first: of the array and the first image, for messages.
+def to_bytes(block: Array, scale: Scale, name: str, first: int) -> Any:
+    """A block [N, H, W, C] as uint8, or as it is with RAW, contiguous. name, first: of the array and the first image, for messages.
 
     Raises DataError for values that contradict the scale.
     """
+    if scale is RAW:
+        _refuse_not_finite(block, name, first)
+        return np.ascontiguousarray(block.astype(block.dtype.newbyteorder("="), copy=False))
     scaled = _scaled(block, scale)
     if scaled is None:
         _refuse_not_finite(block, name, first)

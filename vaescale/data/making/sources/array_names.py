@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from vaescale.config import Dtype
 from vaescale.data.making.sources.array_files import SUFFIXES, open_arrays
 from vaescale.data.making.sources.array_images import CHANNELS, MOST_ELONGATED, may_be_images
 from vaescale.data.making.sources.base import SPLIT_NAMES, split_of
@@ -114,18 +115,20 @@ def array_files(path: Path) -> list[Path]:
     return files
 
 
-def image_arrays(inventory: Inventory, wanted: str | None) -> dict[str, list[Named]]:
-    """The arrays of images of each split, in order. wanted: their key, with or without the split's name.
+def image_arrays(inventory: Inventory, wanted: str | None, dtype: Dtype = "uint8") -> dict[str, list[Named]]:
+    """The arrays of images of each split, in order. wanted: their key, with or without the split's name. dtype: the type of the values.
 
     Raises UserError for a key that is not there, and DataError where it is not clear which arrays are images.
     """
     named = [one for one in inventory.arrays if one.is_called(IMAGE_WORDS)]
-    chosen = [one for one in named if may_be_images(one.stored)] or named
+    chosen = [one for one in named if may_be_images(one.stored, dtype)] or named
     if wanted is not None:
         chosen = _by_key(inventory, "image", wanted)
     elif not chosen:
         chosen = [
-            one for one in inventory.arrays if may_be_images(one.stored) and not one.is_called(LABEL_WORDS)
+            one
+            for one in inventory.arrays
+            if may_be_images(one.stored, dtype) and not one.is_called(LABEL_WORDS)
         ]
     if not chosen:
         raise DataError(

@@ -6,9 +6,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaescale.config import Dtype
 from vaescale.data.making.sources.array_files import SUFFIXES
 from vaescale.data.making.sources.array_images import (
     BYTES,
+    RAW,
     Images,
     Part,
     Scale,
@@ -33,18 +35,19 @@ class Wanted(NamedTuple):
     column: str
 
 
-def arrays(path: Path, *, column: str | None = None) -> Source:
+def arrays(path: Path, *, column: str | None = None, dtype: Dtype = "uint8") -> Source:
     """The images of a .npz, .npy, .mat or .h5 file, or of a folder of them.
 
     Keys and names of files tell splits, images and labels, as in train_images, x_test and train_32x32.mat; what else there is is
     said. column: `image=KEY[:AXES],label=KEY[.COLUMN]` chooses arrays, the layout of the images such as NHWC, and a column of
-    labels [N, K]. Raises DataError where shapes or values do not tell what the images are, UserError for `column`.
+    labels [N, K]. dtype: uint8 scales values whose black and white are plain to 0 to 255; with another type, the type of the arrays,
+    values stay as they are. Raises DataError where shapes or values do not tell what the images are, UserError for `column`.
     """
     inventory = list_arrays(path)
     wanted = _wanted(column, inventory)
-    named = image_arrays(inventory, wanted.image)
+    named = image_arrays(inventory, wanted.image, dtype)
     labels = label_arrays(inventory, named, wanted.label)
-    images = {split: _images(named[split], labels.get(split), wanted.axes) for split in named}
+    images = {split: _images(named[split], labels.get(split), wanted.axes, dtype) for split in named}
     _report_left_out(inventory, named, labels)
     _report_other_files(path)
 
@@ -54,6 +57,8 @@ def arrays(path: Path, *, column: str | None = None) -> Source:
 
     @cache
     def scale() -> Scale:
+        if dtype != "uint8":
+            return RAW
         found = find_scale(next(iter(images.values())))
         if found is not BYTES:
             say(f"arrays:{path}: the values are {found.meaning}; they are stored as 0 to 255")
@@ -77,12 +82,17 @@ def _wanted(column: str | None, inventory: Inventory) -> Wanted:
     return Wanted(key or None, axes.upper() if colon else None, label, number)
 
 
-def _images(named: list[Named], labels: list[Named] | None, axes: str | None) -> list[Images]:
+def _images(named: list[Named], labels: list[Named] | None, axes: str | None, dtype: Dtype) -> list[Images]:
     """The images of a split, in arrays that agree in the images' shape and element type."""
     numbers = [number_of_labels(one.stored) for one in labels] if labels else [None] * len(named)
     images = [
         as_images(
-            one.stored, one.bare, axes=axes, labels=number, matlab=one.stored.path.suffix.lower() == ".mat"
+            one.stored,
+            one.bare,
+            axes=axes,
+            labels=number,
+            matlab=one.stored.path.suffix.lower() == ".mat",
+            dtype=dtype,
         )
         for one, number in zip(named, numbers, strict=True)
     ]

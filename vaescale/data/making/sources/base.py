@@ -6,7 +6,7 @@ A listed image is small (a path, a range of a tar, bytes or an array); the proce
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item
@@ -52,7 +52,7 @@ class Source(NamedTuple):
     splits: Mapping[str, Callable[[], Split]]
     crop: Crop = "square"
     resample: Filter = "bicubic"
-    channels: Literal[1, 3] | None = None
+    channels: int | None = None
     complete: bool = False
     held_out: float = 0
 

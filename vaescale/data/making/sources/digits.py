@@ -4,15 +4,20 @@ from functools import partial
 
 import numpy as np
 
+from vaescale.config import Dtype
 from vaescale.data.making.items import Item
 from vaescale.data.making.sources.base import Source, Split
+from vaescale.errors import UserError
 
 
-def digits() -> Source:
-    """Scikit-learn's 1,797 scanned handwritten digits, 8x8 with 17 grey levels, as 8-bit images.
+def digits(*, dtype: Dtype = "uint8") -> Source:
+    """Scikit-learn's 1,797 scanned handwritten digits, 8x8 with 17 grey levels, as 8-bit images, or 16-bit ones of 257 times the values.
 
-    train (1,437) and val (360), stratified by digit, always the same. Alpaydin & Kaynak 1998.
+    257 * 255 is 65,535, so both are the same numbers in [0, 1]. dtype: uint8 or uint16. train (1,437) and val (360), stratified by digit, always the same. Alpaydin & Kaynak 1998.
     """
+
+    if dtype not in ("uint8", "uint16"):
+        raise UserError(f"--dtype (={dtype}) must be uint8 or uint16 for digits")
 
     def split(name: str) -> Split:
         from sklearn.datasets import load_digits
@@ -22,6 +27,7 @@ def digits() -> Source:
         parts = train_test_split(np.arange(1797), test_size=360, random_state=0, stratify=bunch.target)
         ids = sorted(parts[0] if name == "train" else parts[1])
         images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+        images = images if dtype == "uint8" else images.astype(np.uint16) * np.uint16(257)
         items = [Item(f"{i:06d}", images[i], int(bunch.target[i])) for i in ids]
         return Split(items, len(items), tuple(map(str, range(10))))
 

@@ -34,11 +34,14 @@ DEPENDENCIES = [
 EXTRAS = {
     # To read .h5 files and MATLAB's version 7.3.
     "arrays": ["h5py>=3.11"],
+    # For `vaescale compress`.
+    "compress": ["constriction>=0.5"],
     # accelerate's DeepSpeed path imports transformers.
     "deepspeed": ["deepspeed>=0.18", "ninja>=1.11", "transformers>=5.0"],
     # To use what `export --format diffusers` writes, and to test it.
     "diffusers": ["diffusers>=0.42"],
     "dev": [
+        "constriction>=0.5",
         "h5py>=3.11",
         "hypothesis>=6.100",
         "lmdb>=1.6",

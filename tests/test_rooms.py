@@ -16,7 +16,7 @@ ORDER = (
     ("trained",),
     ("recipe",),
     ("training",),
-    ("aggregate",),
+    ("aggregate", "compression"),
     ("evaluation",),
     ("objectives", "mixtures"),
     ("adversaries", "perceptual"),
@@ -52,6 +52,7 @@ KEPT = {
     "onnx": ("vaescale/commands/export_onnx.py",),
     "onnxruntime": ("vaescale/commands/export_onnx.py",),
     "onnxscript": ("vaescale/commands/export_onnx.py",),
+    "constriction": ("vaescale/compression/", "vaescale/commands/compress.py"),
     "huggingface_hub": ("vaescale/commands/hub.py",),
     # The digits are a data set of scikit-learn's.
     "sklearn": (

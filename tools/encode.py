@@ -1,9 +1,9 @@
-"""Write the latents of a run's images, the mean and log variance of q(z|x), as WebDataset shards.
+"""Write the latents of a run's images, the mean and log variance of q(z|x), or their codes, as WebDataset shards.
 
 Writes RUN/latents/SPLIT/: one shard for each shard of images, with the same keys and classes. KEY.moments.npy is float32
 [2, ...latent shape]. index.json has the mean and standard deviation of the aggregate posterior for each channel; a latent
 diffusion model shifts and scales the latents by them. --dtype, --flip, --draws and --standardize write latents that such a model
-reads as they are (vaescale.data.latents), to RUN/latents/SPLIT-OPTIONS. A ladder's shards hold the latents of its top group. Runs on any number
+reads as they are (vaescale.data.latents), to RUN/latents/SPLIT-OPTIONS. A ladder's shards hold the latents of its top group. Of a run with codes, KEY.codes.npy is int32 [h, w]. Runs on any number
 of processes and encodes each sample once. Run the same command again to continue after a stop; it does nothing when all shards
 are written.
 """
@@ -57,6 +57,9 @@ def show(result: dict[str, Any]) -> None:
     from vaescale.system.console import table
 
     for name, split in result["splits"].items():
+        if "codes" in split:
+            _show_codes(result, name, split)
+            continue
         shape = "x".join(map(str, split["latent_shape"]))
         skipped = f", {split['skipped']} images skipped" if split["skipped"] else ""
         table(
@@ -69,6 +72,22 @@ def show(result: dict[str, Any]) -> None:
                 ("std by channel", _range(split["std"])),
             ],
         )
+
+
+def _show_codes(result: dict[str, Any], name: str, split: dict[str, Any]) -> None:
+    from vaescale.system.console import table
+
+    shape = "x".join(map(str, split["code_shape"]))
+    skipped = f", {split['skipped']} images skipped" if split["skipped"] else ""
+    mirrored = ", with mirror images" if split["flip"] == "both" else ""
+    table(
+        f"{result['run']}, step {result['step']} ({result['weights']} weights): codes of {name}",
+        [
+            ("folder", split["folder"]),
+            ("samples", f"{split['samples']} in {split['shards']} shards{skipped}"),
+            ("codes", f"{shape} of {split['codes']} in int32{mirrored}"),
+        ],
+    )
 
 
 def _stored(split: dict[str, Any]) -> str:

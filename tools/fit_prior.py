@@ -1,7 +1,8 @@
 """Fit an autoregressive prior to the codes of a run with codes (posterior.kind quantized or finite_scalar): a causal transformer.
 
 Writes RUN/prior, which `vaescale sample RUN --prior autoregressive`, `evaluate` and `quality` then use. The weights are those with the
-fewest nats for held-out codes, of twenty measurements. The same command continues a fit that was interrupted.
+fewest nats for held-out codes, of twenty measurements. RUN/prior/NAME-prior is the run of its training, with metrics.jsonl, rows in MLflow
+and checkpoints: the same command continues a fit that was interrupted. `vaescale launch fit-prior RUN` trains on several processes.
 
   vaescale fit-prior runs/digits-vq_vae
   vaescale fit-prior runs/digits-vq_vae --width 256 --heads 8 --layers 8 --steps 20000
@@ -29,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weight-decay", type=real(least=0), default=0.1, metavar="D", help=decay)
     dropout = "share of the channels of each branch that dropout leaves out in training; default: 0.1"
     add("--dropout", type=real(least=0, below=1), default=0.1, metavar="P", help=dropout)
+    precision = "precision of its training, as training.precision of a recipe; default: fp32"
+    add("--precision", choices=("fp32", "tf32", "bf16", "fp16"), default="fp32", help=precision)
     add_weights(parser)
     add("--seed", type=integer(0), default=0, help="random seed of weights, order and dropout; default: 0")
     add_checkpoint(parser)

@@ -85,6 +85,11 @@ def show(result: dict[str, Any]) -> None:
     if "latents_of" in result:
         say(f"next: vaescale sample RUN --prior {run}, where RUN is the folder of {result['latents_of']}")
         return
+    if "codes_of" in result:
+        say(
+            f"next: vaescale fit-prior RUN makes such a prior, where RUN is the folder of {result['codes_of']}"
+        )
+        return
     fit = "fit-prior" if "code_usage" in metrics else "fit-gmm"
     say(f"next: vaescale evaluate {run}; vaescale {fit} {run}; vaescale sample {run}")
 

@@ -20,6 +20,8 @@ _COMMANDS = (
         "baselines",
         "chaos",
         "compare_runs",
+        "compress",
+        "decompress",
         "doctor",
         "encode",
         "evaluate",

@@ -4,6 +4,8 @@ from vaescale.commands.average import average as average
 from vaescale.commands.baselines import baselines as baselines
 from vaescale.commands.chaos import chaos as chaos
 from vaescale.commands.compare_runs import compare_runs as compare_runs
+from vaescale.commands.compress import compress as compress
+from vaescale.commands.decompress import decompress as decompress
 from vaescale.commands.doctor import doctor as doctor
 from vaescale.commands.encode import encode as encode
 from vaescale.commands.evaluate import evaluate as evaluate

@@ -45,6 +45,8 @@ VERBS = {
     "quality": "judge samples against images: Frechet and kernel distance, precision, recall, coverage",
     "baselines": "compare a run with probabilistic PCA, and probe its latents with the images' classes",
     "train-features": "train a small classifier whose features `quality` compares",
+    "compress": "compress images without loss by a run's VAE, to a file of the size of its negative ELBO",
+    "decompress": "decode a file of compress, each image equal to the bit",
     "encode": "write the latents of a run's images as WebDataset shards",
     "fit-gmm": "fit a Gaussian mixture to a run's aggregate posterior",
     "fit-prior": "fit an autoregressive prior to the codes of a run with codes",
@@ -61,7 +63,7 @@ VERBS = {
 MODULES = "modules_to_import"  # the name of --import's value, which no function takes
 FIRST_SPEAKS_SECONDS = 10.0
 # Verbs that end with 75 when a cluster asks them to stop before there is anything to save.
-STARTS_AGAIN = ("train", "launch")
+STARTS_AGAIN = ("train", "fit-prior", "launch")
 # Verbs whose work other processes do, which speak on the same stderr.
 SPOKEN_FOR = ("launch", "sweep", "quickstart")
 EPILOG = """examples:

@@ -33,6 +33,9 @@ MEAN_ALONE = Property(
     "likelihood", "a decoder of the mean alone, with a sigma that is a number or an optimal one"
 )
 FIXED_POSTERIOR = Property("posterior", "constant standard deviations")
+CODE_MAPS = Property("data", "codes of another run")
+CODE_MASS = Property("likelihood", "a mass over any number of codes")
+CODE_MODEL = Property("network", "a model of codes")
 TAKES_CONDITION = Property("network", "layers that take a condition")
 CONDITIONED_LOSS = Property("objective", "a loss of a conditional model")
 IMAGES = Property("data", "images")

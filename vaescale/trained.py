@@ -47,7 +47,7 @@ a step."""
 class Trained(NamedTuple):
     """A trained model, its run folder and recipe, and which weights it has: `ema` or `raw`, their sha256.
 
-    latents_of: of a model of latents, the run, the weights and the scale of these latents.
+    latents_of: of a model of latents or codes, the run and the weights of these, and the scale of latents.
     """
 
     folder: Path
@@ -118,7 +118,7 @@ def build_model(recipe: Recipe) -> VAE:
             equivariance=recipe.objective.transforms,
             shows=recipe.objective.shows,
             has_bound=recipe.objective.has_bound,
-            of_latents=recipe.data.holds == "latents",
+            of_latents=recipe.data.holds != "images",
             condition=recipe.condition,
         )
 
@@ -142,8 +142,8 @@ def open_trained(
     """Open a sound checkpoint of a run, the newest by default, in evaluation mode, on `device`, by default a GPU if there is one.
 
     which: `last`, `best` or a step (see `Which`). All ranks call it, and open the same checkpoint. weights: `ema` takes the averaged weights when the run has them; a name
-    such as ema-0.9999 another average that it has. of_latents: whether it may be a model of latents. Raises UserError for other
-    weights, for a model of latents where images are needed, and when there is nothing to open.
+    such as ema-0.9999 another average that it has. of_latents: whether it may be a model of latents or codes. Raises UserError for other
+    weights, for such a model where images are needed, and when there is nothing to open.
     """
     if re.fullmatch(WEIGHTS, weights) is None:
         raise UserError(
@@ -155,6 +155,11 @@ def open_trained(
         )
     place = _device(device)
     recipe = load_recipe(folder / run_folder.RECIPE)
+    if recipe.data.holds == "codes" and not of_latents:
+        raise UserError(
+            f"{folder} is a model of the codes in {recipe.data.train_words}, which makes no images; give the run of these codes, with "
+            "`vaescale sample RUN --prior autoregressive` for its samples"
+        )
     if recipe.data.holds == "latents" and not of_latents:
         raise UserError(
             f"{folder} is a model of the latents in {recipe.data.train_words}, which makes no images; decode its samples by the run of "

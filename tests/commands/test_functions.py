@@ -20,6 +20,7 @@ from vaescale.commands.average import average
 from vaescale.commands.baselines import baselines
 from vaescale.commands.chaos import chaos
 from vaescale.commands.compare_runs import compare_runs
+from vaescale.commands.compress import compress
 from vaescale.commands.doctor import doctor
 from vaescale.commands.encode import encode
 from vaescale.commands.evaluate import evaluate
@@ -147,6 +148,7 @@ NONSENSE: dict[Callable[..., Any], tuple[dict[str, Any], ...]] = {
         *({"split": "test"}, {"weights": "EMA"}, {"importance_samples": -1}, {"importance_samples": 10**8}),
         *({"importance_images": -5}, {"data": 3}),
     ),
+    compress: ({"limit": 0}, {"chunk_images": 0}, {"latent_bits": 5}, {"weights": "EMA"}, {"resample": "x"}),
     encode: ({"splits": ("test",)}, {"splits": ()}, {"splits": "val"}, {"weights": "EMA"}),
     fit_gmm: (
         *({"components": value} for value in ((), (0,), (2, 2), 3, ("many",))),

@@ -52,6 +52,13 @@ def test_shifts_are_those_of_a_padded_image(padding: str, mode: str) -> None:
         assert np.array_equal(shifted, expected)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
+def test_shifts_and_turns_move_deep_values(dtype: type) -> None:
+    x, changes = pictures(6, 2, 5, 5), drawn({"shift": 1, "turns": "quarter"}, list(range(6)))
+    deep = changed(torch.from_numpy(x.numpy().astype(dtype) * dtype(100)), changes)
+    assert np.array_equal(deep.numpy(), changed(x, changes).numpy().astype(dtype) * dtype(100))
+
+
 def test_shifts_and_turns_are_equally_likely() -> None:
     changes = drawn({"shift": 1, "turns": "quarter"}, list(range(9000)))
     places = np.bincount((changes.shifts + 1) @ np.array([3, 1]), minlength=9)

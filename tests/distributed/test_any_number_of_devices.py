@@ -1,6 +1,7 @@
 """The first promise over every layout: the same curve on 1, 2 and 4 processes, whole or in parts, stopped or not."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ FROZEN = {1: ("ddp",), 2: ("ddp", "zero2", "zero3", "fsdp2"), 4: ()}
 MAPPED = {1: ("ddp",), 2: ("zero2", "fsdp2"), 4: ()}
 OF_LATENTS = {1: ("ddp",), 2: ("fsdp2",), 4: ()}
 CODES = {1: ("ddp",), 2: ("ddp", "zero2", "zero3", "fsdp2"), 4: ()}
+PRIORS = {1: ("ddp",), 2: ("ddp", "zero3", "fsdp2"), 4: ()}
 CODE_STEPS = {"ddp": 50, "zero2": 12, "zero3": 12, "fsdp2": 12}
 WHOLE = [("ddp", 1, accumulation) for accumulation in ACCUMULATION] + [(layout, 2, 1) for layout in STOPPED]
 
@@ -55,7 +57,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         if processes == 1:
             latents.insert(0, Command("ddp", ["encode", "runs/ddp-1-1"]))
         codes = [training_of_codes(layout, processes) for layout in CODES[processes]]
-        commands = [*(training(*case) for case in cases), *frozen, *codes, *mapped, *latents]
+        priors = [training_of_a_prior(folder, layout, processes) for layout in PRIORS[processes]]
+        commands = [*(training(*case) for case in cases), *frozen, *codes, *priors, *mapped, *latents]
         several(folder, commands, processes=processes)
     return folder
 
@@ -105,6 +108,17 @@ def training_of_codes(layout: str, processes: int) -> Command:
     words += ["posterior={kind: quantized, codes: 64, decay: 0.8, start_step: 2, restart_every: 4}"]
     run = f"runs/codes-{layout}-{processes}"
     return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
+
+
+def training_of_a_prior(folder: Path, layout: str, processes: int) -> Command:
+    """A prior over the codes of one process' run, and of copies of this run."""
+    run = "runs/codes-ddp-1"
+    if processes > 1:
+        copy = f"runs/prior-{layout}-{processes}"
+        shutil.copytree(folder / run, folder / copy, ignore=shutil.ignore_patterns("prior", "latents"))
+        run = copy
+    words = ["--width", "16", "--layers", "1", "--heads", "2", "--steps", str(SHORT), "--batch", "32"]
+    return Command(layout, ["fit-prior", run, *words])
 
 
 def assert_same_curve(one: Path, other: Path, *, steps: int = STEPS, rel: float = 1e-4) -> None:
@@ -237,3 +251,20 @@ def test_codes_have_one_curve_and_one_codebook(project: Path, layout: str) -> No
                 torch.testing.assert_close(
                     two[f"quantizer.{key}"], one[f"quantizer.{key}"], rtol=1e-4, atol=1e-5, msg=key
                 )
+
+
+@pytest.mark.parametrize("layout", PRIORS[2])
+def test_a_prior_over_codes_has_one_curve(project: Path, layout: str) -> None:
+    """Two processes write the codes that one writes, and train on them what one trains."""
+    one, two = (project / f"runs/{run}/prior" for run in ("codes-ddp-1", f"prior-{layout}-2"))
+    trained = [next(run.glob("*-prior")) for run in (one, two)]
+    tags = [json.loads((run / "run.json").read_text()) for run in trained]
+    assert [tag["world_size"] for tag in tags] == [1, 2]
+    assert tags[0]["data_hash"] == tags[1]["data_hash"]
+    rows = list(zip(*map(curve, trained), strict=True))
+    assert len(rows) == SHORT
+    for a, b in rows:
+        for metric in ("train/neg_elbo_nats", "train/grad_norm", "train/lr"):
+            assert b[metric] == pytest.approx(a[metric], rel=1e-4), (a["step"], metric)
+    results = [json.loads((run / "result.json").read_text()) for run in (one, two)]
+    assert results[1]["prior/val_code_nats"] == pytest.approx(results[0]["prior/val_code_nats"], rel=1e-4)

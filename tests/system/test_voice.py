@@ -26,7 +26,7 @@ ANNOUNCES = {
     "train-features": {"say", "Progress"},
     "encode": {"announce", "Progress"},
     "fit-gmm": {"announce", "fit_candidate"},
-    "fit-prior": {"announce", "Progress"},
+    "fit-prior": {"announce", "train"},
     "sample": {"announce", "Progress"},
     "latents": {"announce", "mean_gaps"},
     "average": {"announce", "Progress"},

@@ -11,10 +11,15 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.conftest import run_verb, tiny_recipe
-from vaescale.commands import fit_prior as fit_prior_module
+from vaescale.commands.run import load
+from vaescale.commands.served import Served
+from vaescale.data.batch import Request
+from vaescale.data.config import DataConfig
+from vaescale.data.reader import open_reader
 from vaescale.models.codebook import Codebook
 from vaescale.recipe import load_recipe
 from vaescale.runs.folder import read_metrics
+from vaescale.training import loop
 from vaescale.training.averages import MAIN, averages_of
 
 CODES = {
@@ -121,16 +126,18 @@ def test_verbs_work_or_say_why_not(runs: Path, vaescale, tmp_path: Path, name: s
     )
     exported = vaescale("export", run, tmp_path / "mlflow")
     assert exported.code == 0, exported.err
-    from vaescale.commands.served import Served
-
     answer = Served(tmp_path / "mlflow/data/run").predict(
         np.zeros((2, 1, 8, 8), np.uint8), {"mode": "encode"}
     )
     assert answer.shape == (2, 32)
+    with pytest.raises(Exception, match="has no prior over codes; fit one with `vaescale fit-prior RUN`"):
+        Served(tmp_path / "mlflow/data/run").predict(
+            np.zeros((2, 1, 8, 8), np.uint8), {"mode": "sample", "prior": "autoregressive"}
+        )
     for words, message in {
         ("fit-gmm", run): "fit-gmm needs a Gaussian q",
         ("latents", run): "latents needs a Gaussian q",
-        ("encode", run): "encode needs a Gaussian q",
+        ("encode", run, "--draws", "2"): "encode writes as int32 as they are",
         ("evaluate", run, "--importance-samples", "3"): "--importance-samples needs a Gaussian q",
         ("sample", run, "--interpolate", "1,2"): "--interpolate needs a Gaussian q",
         ("sample", run, "--temperature", "0.5"): "has no meaning for uniform codes",
@@ -174,25 +181,99 @@ def test_a_prior_over_codes_is_fitted_used_and_resumed(
         not in vaescale("evaluate", run, "--weights", "raw", "--json").json["metrics"]
     )
 
-    # Ended at step 13, the same command continues from the checkpoint of step 12.
-    save, steps = fit_prior_module.set_learning_rate, []
+    # An exported run brings the prior along, and draws what the run draws.
+    assert vaescale("export", run, tmp_path / "mlflow").code == 0
+    served = Served(tmp_path / "mlflow/data/run")
+    params = {"mode": "sample", "prior": "autoregressive", "temperature": 0.5}
+    answer = served.predict(np.zeros((4, 1, 8, 8), np.uint8), params)
+    drawn = read_samples(out)
+    np.testing.assert_allclose(answer, drawn, atol=0.5 / 255 + 1e-6)
+    uniform = served.predict(np.zeros((4, 1, 8, 8), np.uint8), {"mode": "sample"})
+    assert np.abs(answer - uniform).max() > 0.1
+
+    # Rows of its training, as of any run.
+    training = run / "prior" / f"{load_recipe(run / 'recipe.yaml').name}-prior"
+    rows = read_metrics(training)
+    assert min(row["val/neg_elbo_nats"] for row in rows) == pytest.approx(nats, rel=1e-6)
+    assert rows[-1]["val/bits_per_dim"] == pytest.approx(rows[-1]["val/neg_elbo_nats"] / (16 * np.log(2)))
+    assert {"train/lr", "train/neg_elbo_nats", "perf/images_per_second"} <= rows[0].keys()
+    assert [len(rows), rows[-1]["step"]] == [20, 20]
+    refused = vaescale("sample", run, "--prior", training)
+    assert "give --prior autoregressive" in refused.err
+
+    # Trained already, it is not trained again; with another option it is.
+    (run / "prior/prior.safetensors").unlink()
+    again = vaescale("fit-prior", run, *PRIOR, "--json")
+    assert f"{training} is trained to step 20 already" in again.err
+    assert "epoch" not in again.err
+    assert (run / "prior/prior.safetensors").read_bytes() == weights
+
+    # Ended in step 14, another fit of the same command continues from the checkpoint of step 13.
+    set_learning_rate, steps = loop.set_learning_rate, []
 
     def ended(optimizer: torch.optim.Optimizer, lr: float) -> None:
         steps.append(lr)
         if len(steps) == 14:
             raise KeyboardInterrupt
-        save(optimizer, lr)
+        set_learning_rate(optimizer, lr)
 
+    (run / "prior/checkpoints").mkdir()  # of an earlier version
+    words = (*PRIOR, "--seed", "1", "--precision", "bf16")
     with monkeypatch.context() as patch:
-        patch.setattr(fit_prior_module, "set_learning_rate", ended)
-        assert vaescale("fit-prior", run, *PRIOR).code != 0
-    assert [path.name for path in (run / "prior/checkpoints").iterdir()] == ["step-000000012"]
-    other = vaescale("fit-prior", shutil.copytree(run, tmp_path / "other"), *PRIOR, "--seed", "1")
-    assert "is of a fit with other settings" in other.err
-    again = vaescale("fit-prior", run, *PRIOR, "--json")
-    assert "continues from step 12" in again.err
-    assert (run / "prior/prior.safetensors").read_bytes() == weights
+        patch.setattr(loop, "set_learning_rate", ended)
+        stopped = vaescale("fit-prior", run, *words)
+    assert stopped.code != 0
+    assert "is of a fit with other settings" in stopped.err
     assert not (run / "prior/checkpoints").exists()
+    other = shutil.copytree(run, tmp_path / "other")
+    shutil.rmtree(other / "prior" / training.name)
+    continued, whole = (vaescale("fit-prior", one, *words) for one in (run, other))
+    assert "-prior from step 1" in continued.err
+    assert "-prior from step" not in whole.err
+    assert (run / "prior/prior.safetensors").read_bytes() == (other / "prior/prior.safetensors").read_bytes()
+    assert (run / "prior/prior.safetensors").read_bytes() != weights
+
+
+def test_codes_are_encoded_and_decoded_and_mirrored(runs: Path, vaescale, tmp_path: Path) -> None:
+    """A run that was trained with mirrored images has a prior over the codes of both."""
+    run = shutil.copytree(runs / "finite_scalar", tmp_path / "run")
+    encoded = vaescale("encode", run, "--split", "val", "--json")
+    assert encoded.code == 0, encoded.err
+    split = encoded.json["splits"]["val"]
+    assert (split["codes"], split["code_shape"], split["samples"]) == (12, [4, 4], 360)
+    opened = load(run)
+    config = load_recipe(run / "recipe.yaml").data
+    images = open_reader(config.val, config).__getitems__(Request(np.arange(5))).images
+    codes = code_maps(run, "val", 5)
+    np.testing.assert_array_equal(
+        opened.decode(codes), opened.reconstruct(images.numpy()), err_msg="decoded as the encoder's own codes"
+    )
+
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("flip: false", "flip: true"))
+    fitted = vaescale("fit-prior", run, *PRIOR, "--steps", "3", "--json")
+    assert fitted.code == 0, fitted.err
+    assert (fitted.json["images"], fitted.json["mirrored"]) == ([2 * 1437, 360], True)
+    both = code_maps(run, "train-both", 6)
+    train = open_reader(config.train, config).__getitems__(Request(np.arange(3))).images
+    with torch.no_grad():
+        for view, pixels in enumerate((train, train.flip(-1))):
+            own = opened.trained.model.encode(pixels.float() / 255).codes  # type: ignore[union-attr]
+            np.testing.assert_array_equal(both[view::2], own.numpy())
+
+
+def read_samples(folder: Path) -> np.ndarray:
+    """The images [N, C, H, W] in [0, 1] of a folder of shards."""
+    keys = {"train": "-", "val": "-", "image_size": 8, "global_batch": 1}
+    reader = open_reader(str(folder), DataConfig.model_validate(keys))
+    return reader.__getitems__(Request(np.arange(len(reader)))).images.numpy() / 255
+
+
+def code_maps(run: Path, split: str, count: int) -> np.ndarray:
+    """The first codes [count, h, w] of a split."""
+    keys = {"train": "-", "val": "-", "holds": "codes", "image_size": 4, "channels": 12, "global_batch": 1}
+    reader = open_reader(str(run / "latents" / split), DataConfig.model_validate(keys))
+    return reader.__getitems__(Request(np.arange(count))).images[:, 0].numpy()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from vaescale.adversaries.config import PlayerConfig
 from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands.parts import build_parts, build_rival, plan_of
 from vaescale.errors import UserError
-from vaescale.models.vae import VAE
+from vaescale.models.vae import VAE, Terms
 from vaescale.objectives.adversarial import AdversarialTerm
 from vaescale.objectives.base import discriminators_of
+from vaescale.perceptual.distance import Distance
 from vaescale.recipe import Recipe
 from vaescale.runs.checkpoint import OPTIONAL
 from vaescale.trained import build_model, build_objective
 from vaescale.training.guard import Guard
 from vaescale.training.launch import Launch
+from vaescale.training.memory import estimate
 from vaescale.training.rival import Rival
 from vaescale.training.step import train_step
 from vaescale.training.strategies import Strategy
@@ -309,18 +312,108 @@ def test_an_adaptive_weight_needs_a_last_layer_that_is_trained(recipe_content: d
 
 
 def test_an_adaptive_weight_needs_whole_gradients_and_the_plan_counts_the_second_player(
-    recipe_content: dict[str, Any],
+    recipe_content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     AcceleratorState._reset_state(True)
-    launch = Launch(Accelerator(cpu=True), "fsdp2")
-    with pytest.raises(UserError, match=r"which fsdp2 does not allow; set it to false, or take ddp"):
-        build_parts(recipe_of(recipe_content), launch)
+    accelerator = Accelerator(cpu=True)
+    for layout in ("fsdp2", "zero1", "zero2", "zero3"):
+        strategy = layout.rstrip("123") if layout != "fsdp2" else layout
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", layout[-1])
+        with pytest.raises(UserError, match=rf"which {layout} does not allow; set it to false, or take ddp"):
+            build_parts(recipe_of(recipe_content), Launch(accelerator, strategy))
+    launch = Launch(accelerator, "fsdp2")
     parts = build_parts(recipe_of(recipe_content, adaptive=False), launch)
     plan = plan_of(parts)
     number = sum(p.numel() for p in discriminators_of(parts.objective).parameters())
     assert plan["discriminator_parameters"] == number
     assert plan["memory_discriminator_bytes"] == 16 * number
     assert plan["memory_total_bytes"] > plan["memory_discriminator_bytes"]
+
+
+class Maps(nn.Module):
+    """A frozen network with two maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        first = torch.relu(self.first(images))
+        return {"first": first, "second": torch.relu(self.second(first))}
+
+
+class WithDistance:
+    """An objective with a perceptual term."""
+
+    importance_samples, doubly_reparameterized = 0, False
+
+    def __init__(self, objective: Any) -> None:
+        self.objective, self.discriminators = objective, objective.discriminators
+        self.distance = Distance(Maps(), identity="", weights={}, repeat=0)
+
+    def __call__(self, terms: Terms, stream: noise.Stream) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, pieces = self.objective(terms, stream)
+        seen = terms.shown
+        return loss + self.distance(seen.x, seen.reconstructed).mean(), pieces
+
+    def progress(self, step: int) -> dict[str, float]:
+        return {}
+
+
+def saved_bytes(compute: Callable[[], Any], *modules: nn.Module) -> int:
+    """Bytes of the tensors that autograd saves for a backward pass, without the modules' own."""
+    own = {
+        tensor.untyped_storage().data_ptr()
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    found: dict[int, Tensor] = {}  # held, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = compute()
+    sizes = {place: tensor.untyped_storage().nbytes() for place, tensor in found.items() if place not in own}
+    del result
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("wide", ["perceptual", "discriminators"])
+def test_the_memory_estimate_is_what_all_networks_save(recipe_content: dict[str, Any], wide: str) -> None:
+    """Of the autoencoder's pass with its loss, or of the discriminators' pass, whichever keeps more."""
+    widths = {"perceptual": [4, 4], "discriminators": [96, 96]}[wide]
+    recipe = recipe_of(recipe_content, widths=widths, adaptive=False, start_step=9)
+    model = build_model(recipe).train()
+    objective: Any = build_objective(recipe, model)
+    if wide == "perceptual":
+        objective = WithDistance(objective)
+    (batch,) = batches(1)
+    images, stream = batch.images, noise.Stream(0, 9, batch.slots)
+    everything = (model, objective.discriminators, getattr(objective, "distance", None) or model)
+    terms = model(images, stream, batch.mask)
+    of_model, of_loss = (
+        saved_bytes(compute, *everything)
+        for compute in (
+            lambda: model(images, stream, batch.mask),
+            lambda: objective(model(images, stream, batch.mask), stream),
+        )
+    )
+    of_judging = saved_bytes(lambda: objective.discriminators(terms.shown.detached(), stream, 0), *everything)
+    assert (of_judging > of_loss) == (wide == "discriminators")
+    before = {name: value.clone() for name, value in objective.discriminators.state_dict().items()}
+    sizes = {
+        name: estimate(model, images=len(images), averages=0, precision="fp32", objective=one)
+        for name, one in {"alone": None, "all": objective}.items()
+    }
+    most = max(of_loss, of_judging)
+    assert most > 1.5 * of_model
+    assert most <= sizes["all"]["activations"] <= 1.5 * most
+    assert sizes["alone"]["activations"] < sizes["all"]["activations"]
+    assert ("perceptual" in sizes["all"]) == (wide == "perceptual")
+    after = objective.discriminators.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize("network", ["conv", "resnet", "resnet with codes", "ladder", "linear"])

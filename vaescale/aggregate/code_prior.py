@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from vaescale import comm, noise
 from vaescale.errors import UserError
@@ -24,7 +23,7 @@ from vaescale.evaluation.likelihood import bits_per_dim
 from vaescale.evaluation.measures import Seen
 from vaescale.models.quantized import QuantizedVAE
 from vaescale.models.vae import VAE
-from vaescale.networks.code_transformer import CodeTransformer, Shape
+from vaescale.networks.code_transformer import CodeTransformer, Shape, nats_from_logits
 from vaescale.system.console import say
 from vaescale.system.files import strict_json, write_whole
 
@@ -41,8 +40,7 @@ PROTOCOL = {
 
 def nats_of(prior: CodeTransformer, codes: Tensor, stream: noise.Stream | None = None) -> Tensor:
     """-log p(codes) [B] in nats of codes int64 [B, N]. stream: of dropout, in training."""
-    logits = prior(codes[:, :-1], stream).float()
-    return cross_entropy(logits.transpose(1, 2), codes, reduction="none").sum(1)
+    return nats_from_logits(prior(codes[:, :-1], stream), codes)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Encode every image of a data set to shards of latents: one for each shard of images, written by one rank.
+"""Encode every image of a data set to shards of latents, or of codes: one for each shard of images, written by one rank.
 
 The joint q(z|x) of several groups of a ladder is not Gaussian, so for these the shards hold draws.
 
@@ -22,9 +22,11 @@ from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.data.batch import Batch
-from vaescale.data.index import INDEX, Shard, ShardIndex
+from vaescale.data.code_shards import MIRRORED, CodeShards, open_codes, write_codes
+from vaescale.data.index import CODES, INDEX, Shard, ShardIndex
 from vaescale.data.latent_shards import LatentShards, open_latents, write_latent_index, write_latents
 from vaescale.errors import DataError, TrainingStopped
+from vaescale.models.quantized import QuantizedVAE
 from vaescale.models.vae import VAE
 from vaescale.system import heartbeat
 from vaescale.system.console import say
@@ -33,7 +35,7 @@ from vaescale.system.files import LockHeldError, exclusive, strict_json, write_w
 
 class Note(NamedTuple):
     """The note of a written shard: its row, or None where no image could be used; the number of skipped images; the number of
-    values of a channel, over images and places; and, by channel, their sums of mean and of mean^2 + variance.
+    values of a channel, over images and places; and, by channel, their sums of mean and of mean^2 + variance, none of codes.
     """
 
     shard: Shard | None
@@ -70,22 +72,54 @@ def encode(
         made = {**made, "latent_shape": [size], "groups": groups, "draws": draws, "draw_seed": draw_seed}
     else:
         made = {**made, "latent_shape": list(model.latent_shape)}
+    _encode(model, images, batches, folder, seed, made)
+    return open_latents(folder)
+
+
+@torch.no_grad()
+def encode_codes(
+    model: QuantizedVAE,
+    images: ShardIndex,
+    batches: Callable[[Iterable[int]], Iterable[tuple[int, Batch]]],
+    folder: Path,
+    *,
+    seed: int,
+    made: dict[str, Any],
+    mirrored: bool = False,
+) -> CodeShards:
+    """Write the codes of every image to `folder`, as `encode` writes latents. All ranks call it.
+
+    mirrored: after those of each image, also those of its mirror image. Returns them with `made` grown by codes, code_shape and skipped.
+    """
+    shape = list(model.latent_shape[1:])
+    made = {**made, "kind": CODES, "codes": model.num_codes, "code_shape": shape}
+    _encode(model, images, batches, folder, seed, {**made, "flip": "both" if mirrored else "none"})
+    return open_codes(folder)
+
+
+def _encode(
+    model: VAE,
+    images: ShardIndex,
+    batches: Callable[[Iterable[int]], Iterable[tuple[int, Batch]]],
+    folder: Path,
+    seed: int,
+    made: dict[str, Any],
+) -> None:
+    """Write latents or codes of every image, as `made` says, unless they are there."""
     if comm.on_main(lambda: is_complete(folder, made)):
-        return open_latents(folder)
+        return
     with alone_in(folder):
-        if not comm.on_main(
-            lambda: is_complete(folder, made)
-        ):  # another process may have written them meanwhile
-            comm.on_main(
-                lambda: (folder / INDEX).unlink(missing_ok=True)
-            )  # it would describe shards that are about to change
-            notes = comm.together(lambda: _encode_shards(model, images, batches, folder, seed, made))
-            every_note: dict[int, Note] = {}
-            for notes_of_rank in comm.gather_object(notes):
-                every_note |= notes_of_rank
-            ordered = [every_note[number] for number in sorted(every_note)]
-            comm.on_main(lambda: _finish(folder, ordered, images, made))
-        return open_latents(folder)
+        if comm.on_main(lambda: is_complete(folder, made)):  # another process may have written them meanwhile
+            return
+        comm.on_main(
+            lambda: (folder / INDEX).unlink(missing_ok=True)
+        )  # it would describe shards that are about to change
+        notes = comm.together(lambda: _encode_shards(model, images, batches, folder, seed, made))
+        every_note: dict[int, Note] = {}
+        for notes_of_rank in comm.gather_object(notes):
+            every_note |= notes_of_rank
+        ordered = [every_note[number] for number in sorted(every_note)]
+        comm.on_main(lambda: _finish(folder, ordered, images, made))
 
 
 @contextmanager
@@ -114,9 +148,9 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def is_complete(folder: Path, made: dict[str, Any]) -> bool:
-    """Return whether the folder holds latents of this origin, each file in its full size."""
+    """Return whether the folder holds latents or codes of this origin, each file in its full size."""
     try:
-        latents = open_latents(folder)
+        latents = open_codes(folder) if made.get("kind") == CODES else open_latents(folder)
     except DataError:
         return False
     sizes = {shard.name: shard.bytes for shard in latents.index.shards}
@@ -152,11 +186,18 @@ def _encode_shards(
 
 
 def _moments(model: VAE, batch: Batch, seed: int, made: dict[str, Any]) -> Tensor:
-    """Mean and log variance of each q(z|x), float32 [B, 2, *latent_shape] on the CPU; or draws [B, S, Z]."""
+    """Mean and log variance of each q(z|x), float32 [B, 2, *latent_shape] on the CPU; or draws [B, S, Z]; or codes int32 [B, V, h, w], of
+    each image and, with V = 2, of its mirror image.
+    """
     device = next(model.parameters()).device
     stream = noise.Stream(seed, 0, batch.slots.to(device))
-    x = model.target(batch.images.to(device), stream)
+    pixels = batch.images.to(device)
     model = model.given(model.condition_of(batch.labels))
+    if made.get("kind") == CODES:
+        views = (pixels, pixels.flip(-1)) if made["flip"] == "both" else (pixels,)
+        codes = [model.encode(model.target(view, stream)).codes for view in views]  # type: ignore[union-attr]
+        return torch.stack(codes, dim=1).int().cpu()
+    x = model.target(pixels, stream)
     if made.get("draws"):
         draw_stream = stream._replace(seed=made["draw_seed"])
         moments = model.joint_draws(x, draw_stream, made["draws"], made["groups"]).float().cpu()
@@ -175,6 +216,19 @@ def _write(folder: Path, source: Shard, parts: list[tuple[Batch, Tensor]], made:
     keys = [key for batch, _ in parts for key in batch.keys]
     labels = torch.cat([batch.labels for batch, _ in parts])[used]
     skipped = int((~used).sum())
+    usable_keys = [key for key, usable in zip(keys, used.tolist(), strict=True) if usable]
+    if made.get("kind") == CODES:
+        views = moments.shape[1]
+        shard = None
+        if len(moments):
+            shard = write_codes(
+                folder,
+                source.name,
+                keys=[key + MIRRORED * view for key in usable_keys for view in range(views)],
+                labels=np.repeat(labels.numpy(), views),
+                codes=moments.flatten(0, 1).numpy(),
+            )
+        return _noted(folder, source, made, Note(shard, skipped, 0, [], []))
     if made.get("draws"):
         mean, square = moments.double().mean(1), moments.double().square().mean(1)
     else:
@@ -186,13 +240,18 @@ def _write(folder: Path, source: Shard, parts: list[tuple[Batch, Tensor]], made:
         shard = write_latents(
             folder,
             source.name,
-            keys=[key for key, usable in zip(keys, used.tolist(), strict=True) if usable],
+            keys=usable_keys,
             labels=labels.numpy(),
             moments=moments.numpy(),
             draws=bool(made.get("draws")),
         )
     places = moments[0, 0, 0].numel() if len(moments) else 0
-    note = Note(shard, skipped, len(moments) * places, *by_channel)
+    return _noted(folder, source, made, Note(shard, skipped, len(moments) * places, *by_channel))
+
+
+def _noted(folder: Path, source: Shard, made: dict[str, Any], note: Note) -> Note:
+    """Write the note beside the shard."""
+    shard = note.shard
     content = {"origin": _origin(source, made), "note": note._asdict() | {"shard": shard}}
     write_whole(folder / f".{source.name}.json", strict_json(content).encode())
     return note
@@ -229,16 +288,25 @@ def _finish(folder: Path, notes: list[Note], images: ShardIndex, made: dict[str,
         raise DataError(
             f"no image of {images.place} could be used; `vaescale verify-shards {images.place} --deep` names the faults"
         )
+    skipped = {"skipped": sum(note.skipped for note in notes)}
+    if made.get("kind") == CODES:
+        write_latent_index(folder, shards, images.class_names, made | skipped)
+        _forget_notes(folder)
+        return
     count = sum(note.values for note in notes)
     mean, square = (
         np.sum(list(columns), axis=0) / count
         for columns in ([note.sums for note in notes], [note.squares for note in notes])
     )
     measured = {
-        "skipped": sum(note.skipped for note in notes),
+        **skipped,
         "mean": mean.tolist(),
         "std": np.sqrt(np.maximum(square - mean**2, 0.0)).tolist(),
     }
     write_latent_index(folder, shards, images.class_names, {**made, **measured})
+    _forget_notes(folder)
+
+
+def _forget_notes(folder: Path) -> None:
     for note in folder.glob(".*.tar.json"):
         note.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vaescale import comm, noise
 from vaescale.aggregate.encoding import alone_in, is_complete
+from vaescale.data.code_shards import MIRRORED
 from vaescale.data.index import Shard
 from vaescale.data.latent_format import LatentDtype
 from vaescale.data.latent_shards import (
@@ -30,8 +31,6 @@ from vaescale.data.latent_shards import (
 )
 from vaescale.errors import DataError
 from vaescale.system import heartbeat
-
-MIRRORED = "_mirrored"  # the end of a mirror image's key
 
 
 class Preparation(NamedTuple):

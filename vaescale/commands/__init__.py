@@ -1,7 +1,20 @@
 """The work of each verb as a Python function: `from vaescale.commands.fit_gmm import fit_gmm`."""
 
 # The verbs that may run on several processes, and those that run on one.
-DISTRIBUTED = ("train", "doctor", "evaluate", "score", "quality", "encode", "fit-gmm", "sample", "latents")
+DISTRIBUTED = (
+    "train",
+    "doctor",
+    "evaluate",
+    "score",
+    "quality",
+    "encode",
+    "fit-gmm",
+    "fit-prior",
+    "sample",
+    "latents",
+    "compress",
+    "decompress",
+)
 ALONE = (
     *(
         "make-shards",
@@ -12,7 +25,6 @@ ALONE = (
         "sweep",
         "baselines",
         "train-features",
-        "fit-prior",
         "compare-runs",
         "export",
         "sync",

@@ -1,4 +1,4 @@
-"""Encode a run's images: the latents q(z|x) as shards in the run folder."""
+"""Encode a run's images: the latents q(z|x), or the codes, as shards in the run folder."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,11 +11,14 @@ from vaescale.aggregate import encoding
 from vaescale.aggregate.prepared import Preparation, prepare, scale_of
 from vaescale.commands.signature import NonNegative, checked
 from vaescale.data.batch import Batch
+from vaescale.data.code_shards import CodeShards
 from vaescale.data.index import describe
 from vaescale.data.latent_format import LatentDtype
 from vaescale.data.latent_shards import LatentShards
 from vaescale.data.loader import shard_batches
 from vaescale.data.reader import ShardReader
+from vaescale.errors import UserError
+from vaescale.models.quantized import QuantizedVAE
 from vaescale.system import heartbeat
 from vaescale.system.console import Progress
 from vaescale.trained import (
@@ -27,7 +30,6 @@ from vaescale.trained import (
     images_at_once,
     open_split,
     open_trained,
-    refuse_codes,
     refuse_unlabelled,
 )
 from vaescale.training import launch
@@ -55,15 +57,24 @@ def encode(
     channel to mean 0 and standard deviation 1 over the training images. With any of these the latents are in
     RUN/latents/SPLIT-OPTIONS, made from the float32 moments in RUN/latents/SPLIT (and in SPLIT-mirrored). checkpoint: see `Which`.
 
+    Of a run with codes, the shards hold these, int32 [h, w] for each image, and dtype, draws and standardize are refused.
+
     Returns for each split the folder, the numbers of shards, samples and bytes, the hash, the shape of a latent, the number
-    of skipped images, and the mean and standard deviation of the aggregate posterior of each channel.
+    of skipped images, and the mean and standard deviation of the aggregate posterior of each channel; of codes, in place of
+    the shape and the moments, their number and the shape of a map. Raises UserError.
     """
     suffix = "" if weights == "ema" else f"-{weights}"
     with launch.joined():
         trained = open_trained(run, weights=weights, which=checkpoint)
-        refuse_codes(trained, "encode", "export --format mlflow encodes images as the vectors of their codes")
         preparation = Preparation(dtype, flip, draws, standardize)
-        written = {split: _summary(_written(trained, split, suffix, preparation)) for split in splits}
+        if trained.model.num_codes:
+            _refuse_of_codes(trained, preparation)
+            written = {
+                split: _summary_of_codes(codes_of(trained, split, suffix=suffix, mirrored=flip == "both"))
+                for split in splits
+            }
+        else:
+            written = {split: _summary(_written(trained, split, suffix, preparation)) for split in splits}
     return {
         "run": str(trained.folder),
         "step": trained.step,
@@ -111,22 +122,14 @@ def latents_of(
     mirrored from left to right.
     """
     recipe = trained.recipe
-    reader = comm.together(lambda: open_split(recipe, split))
-    trained.announce("encode", **{split: reader})
-    refuse_unlabelled(trained, reader)
+    reader = _opened(trained, split)
     batch = max(1, images_at_once(reader.image_shape) // max(1, draws))
 
     def batches(shards: Iterable[int]) -> Iterator[tuple[int, Batch]]:
         found = _batches(reader, shards, split, batch=batch, workers=recipe.data.workers)
         return ((shard, _mirror(images) if mirrored else images) for shard, images in found)
 
-    origin = {
-        "run": recipe.name,
-        "split": split,
-        **trained.identity,
-        "data_hash": reader.index.data_hash,
-        **({"mirrored": True} if mirrored else {}),
-    }
+    origin = _origin(trained, split, reader) | ({"mirrored": True} if mirrored else {})
     return encoding.encode(
         trained.model,
         reader.index,
@@ -138,6 +141,54 @@ def latents_of(
         groups=groups,
         draws=draws,
     )
+
+
+def codes_of(trained: Trained, split: Split, *, suffix: str = "", mirrored: bool = False) -> CodeShards:
+    """Write the codes of every image of a split to RUN/latents/SPLIT + suffix, unless they exist. All ranks call it.
+
+    mirrored: to RUN/latents/SPLIT-both, also those of its mirror image, as KEY_mirrored.
+    """
+    model, recipe = trained.model, trained.recipe
+    assert isinstance(model, QuantizedVAE)
+    reader = _opened(trained, split)
+    return encoding.encode_codes(
+        model,
+        reader.index,
+        lambda shards: _batches(
+            reader,
+            shards,
+            split,
+            batch=images_at_once(reader.image_shape),
+            workers=recipe.data.workers,
+        ),
+        trained.folder / "latents" / f"{split}{suffix}{'-both' * mirrored}",
+        seed=recipe.seed,
+        made=_origin(trained, split, reader),
+        mirrored=mirrored,
+    )
+
+
+def _opened(trained: Trained, split: Split) -> ShardReader:
+    """The images of a split, announced."""
+    reader = comm.together(lambda: open_split(trained.recipe, split))
+    trained.announce("encode", **{split: reader})
+    refuse_unlabelled(trained, reader)
+    return reader
+
+
+def _origin(trained: Trained, split: Split, reader: ShardReader) -> dict[str, Any]:
+    """The entries of an index that say what was encoded by what."""
+    data_hash = reader.index.data_hash
+    return {"run": trained.recipe.name, "split": split, **trained.identity, "data_hash": data_hash}
+
+
+def _refuse_of_codes(trained: Trained, preparation: Preparation) -> None:
+    """Raise UserError for options that have no meaning for codes."""
+    if preparation._replace(flip="none").name:
+        raise UserError(
+            f"{trained.folder} has codes (posterior.kind {trained.recipe.posterior.kind!r}), which encode writes as int32 as they are; "
+            "leave --dtype, --draws and --standardize out"
+        )
 
 
 def _batches(
@@ -158,6 +209,14 @@ def _batches(
 
 def _mirror(batch: Batch) -> Batch:
     return batch._replace(images=batch.images.flip(-1))
+
+
+def _summary_of_codes(shards: CodeShards) -> dict[str, Any]:
+    described = describe(shards.index)
+    return {
+        **{name: described[name] for name in ("folder", "shards", "samples", "bytes", "data_hash")},
+        **{name: described["made"][name] for name in ("codes", "code_shape", "skipped", "flip")},
+    }
 
 
 def _summary(shards: LatentShards) -> dict[str, Any]:

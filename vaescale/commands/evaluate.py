@@ -12,6 +12,7 @@ from vaescale import comm, figures
 from vaescale.aggregate import code_prior
 from vaescale.aggregate.code_prior import PriorBound
 from vaescale.commands.signature import checked
+from vaescale.compression import code_length as code_lengths
 from vaescale.data.batch import Request
 from vaescale.data.classes import count_classes
 from vaescale.data.mixed_reader import MixtureReader
@@ -92,6 +93,7 @@ def evaluate(
     importance_images: Draws | None = None,
     refit_sigma: bool = False,
     per_class: bool = False,
+    code_length: bool = False,
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once; of a mixture's training
@@ -102,7 +104,8 @@ def evaluate(
     for another than the last the name of the result ends with it. importance_samples: number of draws for each image to bound log p(x) more tightly, for the first
     `importance_images` images or all. refit_sigma: use the maximum-likelihood sigma of the recipe's training images with these weights
     in place of the running one; the name of the result then ends with -refit. per_class: also the ELBO of each class's images and, of a conditional run, the classes that
-    its bounds choose, and a bound of p(x) without the class: a pass for each class.
+    its bounds choose, and a bound of p(x) without the class: a pass for each class. code_length: the size of `compress`'s code, without
+    writing it.
 
     Writes RUN/evaluation/NAME.json and pictures. Returns the metrics with their protocol. Raises UserError for arguments that
     contradict each other, DataError for images that cannot be used.
@@ -121,6 +124,11 @@ def evaluate(
         trained = open_trained(run, weights=weights, which=checkpoint)
         if refit_sigma:
             refuse_refit(trained.recipe.likelihood)
+        coder = (
+            comm.together(lambda: code_lengths.CodeLength(trained.model, seed=trained.recipe.seed))
+            if code_length
+            else None
+        )
         if importance_samples:
             refuse_codes(trained, "--importance-samples", "leave it out: each image has one code")
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
@@ -139,7 +147,7 @@ def evaluate(
         refitted = _refit(trained) if refit_sigma else None
         earlier = _earlier(trained, chosen, other_data=data is not None, samples=importance_samples)
         result = _measure(
-            trained, chosen, earlier, code, importance_samples, importance_images, refitted, classes
+            trained, chosen, earlier, code, importance_samples, importance_images, refitted, classes, coder
         )
         return comm.on_main(lambda: _save(trained, chosen, result))
 
@@ -204,6 +212,7 @@ def _measure(
     importance_images: int | None,
     refitted: Refitted | None,
     classes: ClassTable | None,
+    coder: code_lengths.CodeLength | None,
 ) -> dict[str, Any]:
     """The metrics of all images, with their protocol, and the coverage of p(x|z)'s intervals. All ranks call it."""
     model, seed, data = trained.model, trained.recipe.seed, trained.recipe.data
@@ -223,6 +232,8 @@ def _measure(
     prior = code_prior.of_weights(trained.folder, model, trained.identity) if model.num_codes else None
     if prior is not None:
         measures.append(PriorBound(model, prior))
+    if coder is not None:
+        measures.append(coder)
     name = f"evaluate {trained.recipe.name}"
     with Progress(name, images.number, unit="images", shown=comm.is_main()) as progress:
         metrics = measure(
@@ -239,6 +250,8 @@ def _measure(
         protocol["bound"] += "; given the class of each image: a bound on log p(x|y), not on log p(x)"
     if by_class is not None:
         protocol |= CLASS_PROTOCOL | (CLASSIFICATION_PROTOCOL if classification else {})
+    if coder is not None:
+        protocol |= code_lengths.PROTOCOL
     if refitted is not None:
         protocol["sigma"] = refitted.protocol
     if data.augment:

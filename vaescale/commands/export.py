@@ -1,7 +1,7 @@
 """Export a trained run: as MLflow's python_function (`served.py`), for diffusers, or as graphs. Without pickle.
 
-OUT/data/run of an MLflow model is a run folder with the recipe, one kind of weights without an optimizer state, and the mixture if the run
-has one. OUT/code holds the source of vaescale and of modules with kinds of the user's own, so that the model loads where neither is installed.
+OUT/data/run of an MLflow model is a run folder with the recipe, one kind of weights without an optimizer state, and the mixture or the
+prior over codes if the run has one. OUT/code holds the source of vaescale and of modules with kinds of the user's own, so that the model loads where neither is installed.
 """
 
 import shutil
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from vaescale.aggregate import code_prior
 from vaescale.commands import served
 from vaescale.commands.export_diffusers import Scaling, export_diffusers
 from vaescale.commands.export_onnx import export_onnx
@@ -126,7 +127,7 @@ def _num_bytes(folder: Path) -> int:
 
 
 def write_run(trained: Trained, folder: Path) -> None:
-    """Write a run folder that `open_trained` opens and that cannot be trained: recipe, weights and mixture."""
+    """Write a run folder that `open_trained` opens and that cannot be trained: recipe, weights, and mixture or prior over codes."""
     folder.mkdir()
     # An exported run has no tracking: its later use is not part of the experiment.
     recipe = trained.recipe.model_copy(update={"tracking": TrackingConfig(mlflow=None)})
@@ -143,6 +144,10 @@ def write_run(trained: Trained, folder: Path) -> None:
     if trained.recipe.condition:
         class_table.write(folder, class_table.read(trained.folder, trained.recipe.condition.classes))
     _copy_mixture(trained, folder / "gmm")
+    if code_prior.of_weights(trained.folder, trained.model, trained.identity) is not None:
+        (folder / code_prior.FOLDER).mkdir()
+        for name in (code_prior.TENSORS, code_prior.DETAILS):
+            shutil.copyfile(trained.folder / code_prior.FOLDER / name, folder / code_prior.FOLDER / name)
 
 
 def _copy_mixture(trained: Trained, target: Path) -> None:

@@ -90,7 +90,9 @@ class Decode(nn.Module):
 
 def graphs_of(trained: Trained) -> dict[str, Graph]:
     """`encode` and `decode` of a run, on the CPU."""
-    refuse_codes(trained, "this format", "export --format mlflow takes every kind")
+    refuse_codes(
+        trained, "this format", "export --format mlflow takes every kind, and the prior of fit-prior with it"
+    )
     model = copy.deepcopy(trained.model).cpu().float().eval()
     if hasattr(model.network, "checkpointing"):
         model.network.checkpointing = False  # of use in a backward pass only

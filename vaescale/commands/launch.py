@@ -113,7 +113,7 @@ def launch(
         if start.command[0] == sys.executable:  # which takes the mask off, when it can answer a signal
             signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         os.execvpe(start.command[0], start.command, environment)  # noqa: S606
-    early = early_code(environment) if call[0] == "train" else None
+    early = early_code(environment) if call[0] in ("train", "fit-prior") else None
     return {"exit_code": _supervise(start.command, environment, early=early)}
 
 

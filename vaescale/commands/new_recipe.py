@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from vaescale.commands.signature import checked
 from vaescale.config import Size, option_of, sides, size_of, size_text
-from vaescale.data.index import LATENTS, ShardIndex
+from vaescale.data.index import CODES, LATENTS, ShardIndex
 from vaescale.data.indexes import open_index
 from vaescale.errors import DataError, UserError
 from vaescale.recipe import load_recipe
@@ -140,6 +140,8 @@ def _open(place: str, split: str) -> ShardIndex:
                 f"{place} is one split; give the folder that holds train and val, such as {above}, or write both recipe keys yourself"
             ) from None
         raise error
+    if index.made.get("kind") == CODES:
+        raise DataError(f"{place}/{split} holds codes, not images; `vaescale fit-prior RUN` trains on them")
     if index.made.get("kind") == LATENTS:
         raise DataError(
             f"{place}/{split} holds latents, not images; docs/latents_for_diffusion.md has a recipe for these"

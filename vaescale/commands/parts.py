@@ -24,8 +24,7 @@ from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
 from vaescale.networks.config import LadderConfig
 from vaescale.networks.stages import suggested
-from vaescale.objectives.base import Objective, discriminators_of
-from vaescale.perceptual.distance import Distance
+from vaescale.objectives.base import Objective, discriminators_of, distance_of
 from vaescale.recipe import Recipe, steps_of
 from vaescale.runs import checkpoint
 from vaescale.runs.class_table import ClassTable
@@ -99,7 +98,7 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
             layout=parts.layout,
         )
     )
-    if recipe.data.holds == "latents":
+    if recipe.data.holds != "images":
         tags["latents_of"] = comm.together(lambda: origin_of(parts.train_reader, parts.val_reader))
     if parts.first_weights:
         tags["init_weights_hash"] = parts.first_weights
@@ -162,11 +161,6 @@ def _refuse_other_epochs(config: TrainingConfig, plan: Plan | MixedPlan) -> None
         say(f"training.epochs (={config.epochs:g}) is {steps} steps, {plan.steps_per_epoch} an epoch")
 
 
-def distance_of(objective: Objective) -> Distance | None:
-    """The perceptual distance of an objective, None of one that has none."""
-    return getattr(objective, "distance", None)
-
-
 def _refuse_partitioned_layer(discriminators: Discriminators | None, layout: str) -> None:
     """Raise UserError where an adaptive weight would differentiate behind the back of a layout that counts its backward passes."""
     config = discriminators and discriminators.config
@@ -208,8 +202,7 @@ def lay_out(recipe: Recipe, launch: backends.Launch, model: VAE, objective: Obje
     if config.compile:
         backends.refuse_to_compile(launch.strategy)
         model.compile()
-    if distance := distance_of(objective):
-        distance.autocast = AUTOCAST[config.precision]
+    _set_precision(objective, config)
     build = partial(build_optimizer, config=recipe.optimizer)
     strategy = strategy_class(launch.strategy)(launch.accelerator, model, build, averages=averages_of(config))
     if config.cuda_graphs and device.type == "cuda":
@@ -218,13 +211,19 @@ def lay_out(recipe: Recipe, launch: backends.Launch, model: VAE, objective: Obje
 
 
 def build_rival(recipe: Recipe, launch: backends.Launch, objective: Objective) -> Rival | None:
-    """The objective's second player in the precision of the recipe; None without one."""
+    """The objective's second player, whose precision `lay_out` has set; None without one."""
     discriminators = discriminators_of(objective)
     if discriminators is None:
         return None
-    discriminators.autocast = AUTOCAST[recipe.training.precision]
     optimizer = optimizer_of(discriminators.config, recipe.optimizer)
     return Rival(launch.accelerator, discriminators, optimizer)
+
+
+def _set_precision(objective: Objective, config: TrainingConfig) -> None:
+    """Set the precision of the networks that an objective has."""
+    for network in (distance_of(objective), discriminators_of(objective)):
+        if network is not None:
+            network.autocast = AUTOCAST[config.precision]
 
 
 def _capture(strategy: Strategy, recipe: Recipe, objective: Objective) -> None:
@@ -274,23 +273,20 @@ def plan_of(parts: Parts) -> dict[str, Any]:
     recipe, config, processes = parts.recipe, parts.recipe.training, parts.launch.accelerator.num_processes
     per_rank = recipe.data.global_batch // processes
     frozen = sum(p.numel() for p in parts.model.parameters() if not p.requires_grad)
+    _set_precision(parts.objective, config)
     memory = estimate(
         parts.model,
         images=per_rank // config.accumulation,
         averages=len(averages_of(config)),
         precision=config.precision,
         importance_samples=parts.objective.importance_samples,
+        objective=parts.objective,
         accumulation=config.accumulation,
         layout=parts.layout,
         processes=processes,
     )
     discriminators = discriminators_of(parts.objective)
     rival = sum(p.numel() for p in discriminators.parameters()) if discriminators else 0
-    if (
-        rival and discriminators
-    ):  # weights, gradients, two moments, an average, float32; its activations are not in the estimate
-        size = (16 if discriminators.config.ema_decay is None else 20) * rival
-        memory = {**memory, "discriminator": size, "total": memory["total"] + size}
     return {
         "layout": parts.layout,
         "processes": processes,

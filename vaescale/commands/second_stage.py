@@ -14,12 +14,12 @@ OF_RUN = ("run", "step", "weights", "weights_hash", "standardized")
 
 
 def origin_of(train: ShardReader, val: ShardReader) -> dict[str, Any]:
-    """The run, the weights and the scale of the latents in two sets. Raises DataError when they differ."""
+    """The run, the weights and the scale of the latents or codes in two sets. Raises DataError when they differ."""
     origins = [{name: one.index.made.get(name) for name in OF_RUN} for one in (train, val)]
     for name in OF_RUN:
         if origins[0][name] != origins[1][name]:
             raise DataError(
-                f"{train.index.place} and {val.index.place} hold latents that differ in their {name}; encode both splits alike"
+                f"{train.index.place} and {val.index.place} hold latents or codes that differ in their {name}; encode both splits alike"
             )
     return origins[0]
 
@@ -37,6 +37,10 @@ def open_second_stage(folder: Path, first: Trained) -> SecondStage:
         first, "a model of latents", "take --prior standard, or mixtures of the classes (fit-gmm --per-class)"
     )
     second = open_trained(folder, of_latents=True)
+    if second.recipe.data.holds == "codes":
+        raise UserError(
+            f"{folder} is a model of codes, which `vaescale fit-prior RUN` makes a prior of its run: give --prior autoregressive"
+        )
     origin = second.latents_of
     if not origin:
         raise UserError(

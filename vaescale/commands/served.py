@@ -6,8 +6,8 @@ params["mode"]:
 
     reconstruct (default)   decoded means of the posterior's means, in the images' order of axes
     encode                  the posterior's means, [N, Z]; of a model with codes, their vectors
-    sample                  N samples, in the images' order of axes, the number of images sets N; "prior": standard or gmm, "decode":
-                            mean, ancestral or offset:ALPHA, "temperature", "seed"
+    sample                  N samples, in the images' order of axes, the number of images sets N; "prior": standard, gmm or
+                            autoregressive (over codes), "decode": mean, ancestral or offset:ALPHA, "temperature", "seed"
 
 params["classes"] of a conditional model: a class for all images, or one for each, separated by commas: names, numbers, or `none` where classes
 were hidden in training.
@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from vaescale import noise
+from vaescale.aggregate import code_prior
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
 from vaescale.conditions.embedding import NONE
 from vaescale.config import Window
@@ -39,6 +40,7 @@ from vaescale.runs.requests import refusal, refuse_unknown_params
 from vaescale.trained import open_trained
 
 MODES = ("reconstruct", "encode", "sample")
+PRIORS = ("standard", "gmm", "autoregressive")
 DEFAULTS: dict[str, Any] = {
     "mode": "reconstruct",
     "prior": "standard",
@@ -79,6 +81,7 @@ class Served:
             else None
         )
         self.mixture = mixture_files.load(mixture) if (mixture / mixture_files.DETAILS).is_file() else None
+        self.code_prior = code_prior.of_weights(folder, self.trained.model, self.trained.identity)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[Any]:
         """Reconstruct, encode or sample, as the module docstring describes. Raises UserError, in MLflow's form, for other images or params."""
@@ -143,15 +146,19 @@ class Served:
         self, model: VAE, y: torch.Tensor | None, stream: noise.Stream, params: dict[str, Any]
     ) -> torch.Tensor:
         decoding, temperature = parse_decoding(str(params["decode"])), float(params["temperature"])
-        mixture = self.mixture if params["prior"] == "gmm" else None
         if params["prior"] == "gmm" and self.of_classes is not None and y is not None:
             z = self.of_classes.draws(y.to(stream.slots.device), stream, temperature)
             return image_of(model.likelihood, model.decode(z, stream, temperature), decoding, stream)
-        if params["prior"] == "gmm" and mixture is None:
+        prior = {"gmm": self.mixture, "autoregressive": self.code_prior}.get(params["prior"])
+        if params["prior"] == "gmm" and prior is None:
             raise UserError(
                 "this model has no mixture; fit one with `vaescale fit-gmm RUN` before `vaescale export`"
             )
-        decoded = from_latents(model, mixture, stream, temperature)
+        if params["prior"] == "autoregressive" and prior is None:
+            raise UserError(
+                "this model has no prior over codes; fit one with `vaescale fit-prior RUN` before `vaescale export`"
+            )
+        decoded = from_latents(model, prior, stream, temperature)
         return image_of(model.likelihood, decoded, decoding, stream)
 
 
@@ -161,9 +168,9 @@ def _refuse_unknown(params: dict[str, Any]) -> None:
         raise UserError(f"unknown params {', '.join(sorted(unknown))}; known: {', '.join(DEFAULTS)}")
     if params["mode"] not in MODES:
         raise UserError(f"mode (={params['mode']!r}) must be one of {', '.join(MODES)}")
-    if params["prior"] not in ("standard", "gmm") or not 0 < float(params["temperature"]) <= MOST_TEMPERATURE:
+    if params["prior"] not in PRIORS or not 0 < float(params["temperature"]) <= MOST_TEMPERATURE:
         raise UserError(
-            f"prior (={params['prior']!r}) must be standard or gmm, and temperature (={params['temperature']}) above 0 and "
+            f"prior (={params['prior']!r}) must be one of {', '.join(PRIORS)}, and temperature (={params['temperature']}) above 0 and "
             f"at most {MOST_TEMPERATURE}"
         )
 

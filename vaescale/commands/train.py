@@ -58,8 +58,8 @@ def train(
     """Train to the last step, or continue from the newest checkpoint that verifies. All ranks call it.
 
     launch: the processes, if they were started before. processes: the expected number; another number is refused.
-    allow_changes: continue a run whose recipe or data have changed. Returns run_dir, step, latents_of (the name of the run whose
-    latents it models, if any), the sections of summary.json, notes: sentences on what went wrong, and sigma: the sentence on a running
+    allow_changes: continue a run whose recipe or data have changed. Returns run_dir, step, latents_of or codes_of (the name of the run whose
+    latents or codes it models, if any), the sections of summary.json, notes: sentences on what went wrong, and sigma: the sentence on a running
     sigma. Raises UserError.
     """
     refuse_ignored(os.environ, recipe.training, recipe.optimizer)
@@ -84,7 +84,7 @@ def train(
         is_other = start.is_at_the_end and bool(start.changes)
         summary = comm.on_main(lambda: _summary(parts, steps, is_other=is_other))
     origin = parts.tags.get("latents_of")
-    of_latents = {"latents_of": origin["run"]} if origin else {}
+    of_latents = {f"{recipe.data.holds}_of": origin["run"]} if origin else {}
     return {"run_dir": str(parts.folder), "step": steps, **of_latents, **summary}
 
 

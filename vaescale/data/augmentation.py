@@ -4,7 +4,7 @@ They are drawn from (seed, step, slot) and applied in integer arithmetic by the 
 same at every number of processes and on every device. Legend: B images of C channels, H rows, W columns.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -66,9 +66,12 @@ def draw(config: AugmentConfig, stream: noise.Stream) -> Changes:
 
 
 def changed(images: Tensor, changes: Changes) -> Tensor:
-    """The images (uint8 [B, C, H, W]) cropped, then turned, then shifted, then with other colours."""
-    assert images.dtype == torch.uint8
-    x = images.numpy()
+    """The images ([B, C, H, W]) cropped, then turned, then shifted, then with other colours.
+
+    Crops and colours are of uint8 alone; turns and shifts move the values of any type.
+    """
+    x: NDArray[Any] = images.numpy()
+    assert x.dtype == np.uint8 or (changes.boxes is None and changes.colours is None)
     if changes.boxes is not None:
         x = _cropped(x, changes.boxes)
     if changes.turns is not None:
@@ -111,7 +114,7 @@ def _neighbours(start: Floats, part: Floats, size: int) -> tuple[Integers, Integ
     return first, np.minimum(first + 1, size - 1), weight
 
 
-def _shifted(x: NDArray[np.uint8], by: Integers, padding: str) -> NDArray[np.uint8]:
+def _shifted(x: NDArray[Any], by: Integers, padding: str) -> NDArray[Any]:
     """Images moved down and to the right by whole pixels, each by its own numbers."""
     most, (height, width) = int(np.abs(by).max()), x.shape[2:]
     padded = np.pad(x, ((0, 0), (0, 0), (most, most), (most, most)), mode=PADDINGS[padding])

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vaescale.config import (
+    CODE_MAPS,
+    CODE_MASS,
+    CODE_MODEL,
     IMAGES,
     UNBOUNDED_MEAN,
     WHOLE,
@@ -148,15 +151,16 @@ class DataConfig(Config):
     image_size: Side | tuple[Side, Side] = Field(
         description="side of the images in pixels, or [height, width]"
     )
-    holds: Literal["images", "latents"] = Field(
+    holds: Literal["images", "latents", "codes"] = Field(
         default="images",
         description="what the shards hold: images, or the latents of another run that `vaescale encode` wrote, as means and "
-        "variances from which each step draws",
+        "variances from which each step draws, or its codes, of which `vaescale fit-prior` trains a model",
     )
     channels: int = Field(
         default=1,
         gt=0,
-        description="1: grey, 3: RGB, up to 16: as the shards hold them; of latents, their number or the channels of the map",
+        description="1: grey, 3: RGB, up to 16: as the shards hold them; of latents, their number or the channels of the map; of codes, the number of "
+        "different ones",
     )
     dtype: Dtype = Field(
         default="uint8", description="type of the stored values, which the index of the shards states"
@@ -258,9 +262,9 @@ class DataConfig(Config):
                 f"crop (={self.crop}) gives squares, image_size is {list(self.image_size)}; set crop to aspect or whole"
             )
         for key in ("crop", "flip", "augment", "balance", "range"):
-            if self.holds == "latents" and getattr(self, key):
+            if self.holds != "images" and getattr(self, key):
                 raise ValueError(
-                    f"{key} (={getattr(self, key)}) needs images; leave it out with holds: latents"
+                    f"{key} (={getattr(self, key)}) needs images; leave it out with holds: {self.holds}"
                 )
         return self
 
@@ -305,9 +309,9 @@ class DataConfig(Config):
             raise ValueError(
                 f"train has {number} sets whose weights sum to 0; give one of them a weight above 0"
             )
-        if self.holds == "latents" and len(self.sets) > 1:
+        if self.holds != "images" and len(self.sets) > 1:
             raise ValueError(
-                f"train mixes {len(self.sets)} sets, which needs images; name one with holds: latents"
+                f"train mixes {len(self.sets)} sets, which needs images; name one with holds: {self.holds}"
             )
         return self
 
@@ -349,11 +353,14 @@ class DataConfig(Config):
         return self
 
     def offers(self) -> frozenset[Property]:
-        """The property of images."""
-        return frozenset({IMAGES}) if self.holds == "images" else frozenset()
+        """The property of images, or that of codes."""
+        return {"images": frozenset({IMAGES}), "codes": frozenset({CODE_MAPS})}.get(self.holds, frozenset())
 
     def needs(self) -> Iterable[Need]:
-        """Latents have values outside of [0, 1]."""
+        """Latents have values outside of [0, 1]; codes have a model of their own."""
+        if self.holds == "codes":
+            yield Need("data.holds (='codes')", CODE_MODEL, "set network.kind=code_transformer")
+            yield Need("data.holds (='codes')", CODE_MASS, "set likelihood.kind=categorical")
         if self.holds == "latents":
             remedy = "set likelihood.mean=identity, with likelihood.kind gaussian, laplace or student_t"
             yield Need("data.holds (='latents')", UNBOUNDED_MEAN, remedy)

@@ -1,4 +1,4 @@
-"""The form of a sample: what a reader makes of its bytes, a picture or the moments of a latent."""
+"""The form of a sample: what a reader makes of its bytes, a picture, the moments of a latent, or a map of codes."""
 
 from typing import Any, NamedTuple
 
@@ -70,3 +70,27 @@ class Moments(NamedTuple):
             raise PictureFault("changed", "it is no latent of the shape that was indexed")
         row = np.frombuffer(content, np.uint8)[len(self.header) :]
         return from_stored(row[None], self.stored).reshape(self.shape)
+
+
+class CodeMaps(NamedTuple):
+    """The codes of an image. image_shape: (K, h, w), that of K codes as one-hot vectors; header: of a sample's member, see `CodeShards`."""
+
+    image_shape: tuple[int, int, int]
+    header: bytes
+    dtype: torch.dtype = torch.int32
+    window: Window = Window()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample's values."""
+        return (1, *self.image_shape[1:])
+
+    def values(self, content: bytes) -> NDArray[np.int32]:
+        """The values int32 [1, h, w] of a member's bytes. Raises PictureFault."""
+        codes, height, width = self.image_shape
+        if len(content) != len(self.header) + 4 * height * width or not content.startswith(self.header):
+            raise PictureFault("changed", "it is no map of codes of the shape that was indexed")
+        values = np.frombuffer(content, "<i4", offset=len(self.header)).reshape(self.shape)
+        if not 0 <= int(values.min()) <= int(values.max()) < codes:
+            raise PictureFault("changed", f"it has codes that are not from 0 to {codes - 1}")
+        return values

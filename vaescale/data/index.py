@@ -26,6 +26,7 @@ from vaescale.errors import DataError
 
 INDEX = "index.json"
 LATENTS = "latents"  # `made.kind` of an index of latents, not images
+CODES = "codes"  # that of an index of codes
 FORMAT = {"format": "vaescale-shards", "version": 2}
 Entries = NDArray[np.void]
 _KEY_BYTES = re.compile(rb"\('key', '\|S(\d{1,4})'\)")

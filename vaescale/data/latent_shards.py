@@ -9,7 +9,7 @@ the latents, and their scale.
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaescale.data.index import (
+    CODES,
     INDEX,
     LATENTS,
     Shard,
@@ -153,21 +154,33 @@ def write_latents(
 
     moments: [n, 2, ...latent shape], or, of draws, [n, S, ...latent shape]. Raises DataError when the dtype cannot hold them.
     """
+    begin = header(moments.shape[1:], draws=draws, dtype=dtype)
+    contents = (begin + values.tobytes() for values in to_stored(moments, dtype))
+    ending = extension(draws=draws, dtype=dtype)
+    return write_members(folder, name, keys=keys, labels=labels, contents=contents, ending=ending)
+
+
+def write_members(
+    folder: Path,
+    name: str,
+    *,
+    keys: Sequence[str],
+    labels: NDArray[np.int64],
+    contents: Iterable[bytes],
+    ending: str,
+) -> Shard:
+    """Write one shard of members KEY.ENDING and its entries, whole or not at all. Returns its row."""
     from webdataset import TarWriter
 
     folder.mkdir(parents=True, exist_ok=True)
-    begin, name_ending = (
-        header(moments.shape[1:], draws=draws, dtype=dtype),
-        extension(draws=draws, dtype=dtype),
-    )
     with replacing(folder / name) as temporary:
         with (
             temporary.open("wb") as file,
             TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar,
         ):
-            for key, label, values in zip(keys, labels.tolist(), to_stored(moments, dtype), strict=True):
+            for key, label, content in zip(keys, labels.tolist(), contents, strict=True):
                 classes = {"cls": str(label).encode()} if label >= 0 else {}
-                tar.write({"__key__": key, **classes, name_ending: begin + values.tobytes()})
+                tar.write({"__key__": key, **classes, ending: content})
         rows = []
         with temporary.open("rb") as whole:
             for sample in samples(whole, Roles(LATENT_EXTENSIONS)):  # read back strictly, as any tar is
@@ -176,9 +189,9 @@ def write_latents(
                 rows.append((sample.offset, len(sample.content), sample.crc32, sample.label, sample.key))
             whole.seek(0)
             sha256, size = hashlib.file_digest(whole, "sha256").hexdigest(), whole.seek(0, os.SEEK_END)
-        content = entries_content(make_entries(rows))
-        shard = Shard(name, size, sha256, len(rows), len(content), hashlib.sha256(content).hexdigest())
-        write_whole(folder / shard.entries_name, content)
+        entries = entries_content(make_entries(rows))
+        shard = Shard(name, size, sha256, len(rows), len(entries), hashlib.sha256(entries).hexdigest())
+        write_whole(folder / shard.entries_name, entries)
         sync(temporary)
     sync(folder)
     return shard
@@ -189,7 +202,7 @@ def write_latent_index(
 ) -> ShardIndex:
     """Write index.json, which makes the shards a data set, and delete shards that it does not list.
 
-    Temporary files of other writers that are still alive stay.
+    made: may name another kind than latents. Temporary files of other writers that are still alive stay.
     """
     index = ShardIndex(str(folder), ShardTable.of(shards), None, class_names, {"kind": LATENTS, **made})
     kept = {name for shard in shards for name in (shard.name, shard.entries_name)}
@@ -213,6 +226,11 @@ def open_latents(folder: Path) -> LatentShards:
 def latents_of_index(index: ShardIndex, folder: Path) -> LatentShards:
     """The latents that an index describes. Raises DataError when it describes none, or a dtype or scale that is not known."""
     made: dict[str, Any] = index.made
+    if made.get("kind") == CODES:
+        raise DataError(
+            f"{folder} holds codes, and latents with a density are needed; codes are for `vaescale fit-prior`, and for "
+            "vaescale.load(RUN).decode"
+        )
     shape: Any = made.get("latent_shape")
     draws: Any = made.get("draws", 0)
     known = made.get("kind") == LATENTS and isinstance(shape, list) and bool(shape)

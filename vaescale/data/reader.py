@@ -25,9 +25,10 @@ from vaescale import comm
 from vaescale.config import Window, option_of, size_text
 from vaescale.data.augmentation import changed
 from vaescale.data.batch import Fault, Fetched, Request
+from vaescale.data.code_shards import CodeShards, codes_of_index
 from vaescale.data.config import DataConfig
-from vaescale.data.forms import Moments, Pictures
-from vaescale.data.index import INDEX, LATENTS, ShardIndex, parse_index
+from vaescale.data.forms import CodeMaps, Moments, Pictures
+from vaescale.data.index import CODES, INDEX, LATENTS, ShardIndex, parse_index
 from vaescale.data.latent_shards import LatentShards, latents_of_index
 from vaescale.data.pictures import PictureFault
 from vaescale.data.shard_files import Located, ShardFiles
@@ -47,13 +48,13 @@ class _Decoded(NamedTuple):
 
 
 class ShardReader(Dataset[Fetched]):
-    """Samples of shards by number, in a form: pictures cut to [C, H, W], or moments of latents."""
+    """Samples of shards by number, in a form: pictures cut to [C, H, W], moments of latents, or codes."""
 
     def __init__(
         self,
         index: ShardIndex,
         store: Folder | Remote,
-        form: Pictures | Moments,
+        form: Pictures | Moments | CodeMaps,
         *,
         cache: Literal["memory", "none"] = "none",
     ) -> None:
@@ -313,13 +314,17 @@ def refuse_big_memory(needed: int) -> None:
             )
 
 
-def _form(index: ShardIndex, config: DataConfig) -> Pictures | Moments:
+def _form(index: ShardIndex, config: DataConfig) -> Pictures | Moments | CodeMaps:
     """The form in which a recipe reads a set. Raises DataError when the stored samples cannot be read so."""
     shape = config.image_shape
     if config.holds == "latents":
         latents = latents_of_index(index, Path(index.place))
         _refuse_other_latents(latents, shape)
         return Moments(shape, latents.dtype, latents.header, latents.member_bytes)
+    if config.holds == "codes":
+        codes = codes_of_index(index, Path(index.place))
+        _refuse_other_codes(codes, shape)
+        return CodeMaps(shape, codes.header)
     _refuse_misfit(index, config)
     return Pictures(shape, config.crop, config.resample, config.window)
 
@@ -340,8 +345,19 @@ def _refuse_other_latents(latents: LatentShards, shape: tuple[int, int, int]) ->
         )
 
 
+def _refuse_other_codes(codes: CodeShards, shape: tuple[int, int, int]) -> None:
+    """Raise DataError when codes are others, or of another shape, than the recipe's."""
+    if shape != (codes.codes, *codes.shape):
+        raise DataError(
+            f"{codes.folder} holds maps {list(codes.shape)} of {codes.codes} codes; set data.channels={codes.codes} and "
+            f"data.image_size={size_text(codes.shape)}"
+        )
+
+
 def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     """Raise DataError when the stored images cannot be read as the recipe says."""
+    if index.made.get("kind") == CODES:
+        raise DataError(f"{index.place} holds codes, not images; give data.train and data.val sets of images")
     if index.made.get("kind") == LATENTS:
         raise DataError(
             f"{index.place} holds latents, not images; give data.train and data.val sets of images, or set data.holds=latents to "

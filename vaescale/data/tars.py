@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 BLOCK = 512
-LATENT_EXTENSIONS = ("moments.npy", "draws.npy", "moments.safetensors", "draws.safetensors")
+LATENT_EXTENSIONS = ("moments.npy", "draws.npy", "moments.safetensors", "draws.safetensors", "codes.npy")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
 MOST_CLASS_BYTES = 1 << 20  # of a member that holds a class
 MOST_CLASS_LETTERS = 200

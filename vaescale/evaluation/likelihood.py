@@ -143,7 +143,8 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
     likelihood's noise level, or the root of the mean variance of p(x|z) when it depends on z (absent without a noise level).
     A likelihood that fits sigma to each image gives no bound: then the names are neg_profile_elbo_nats and
     profile_log_px_nats, and bits_per_dim is absent, as it is for a model of latents. A density of real numbers has no depth: nats_per_dim
-    takes the place of bits_per_dim. The likelihood's `progress` is added.
+    takes the place of bits_per_dim. A model of codes has no latents: neg_elbo_nats is the length of the codes, bits_per_dim that of one, and
+    mse the squared error of one-hot codes. The likelihood's `progress` is added.
     Without a trained p(x|z) (VAE.has_bound) the bound, log_px_nats and bits_per_dim are absent.
 
     active_units: number of latents whose posterior mean, in units of the prior's standard deviations, has a variance above 0.01
@@ -166,7 +167,7 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
         "kl_nats": kl,
         "mse": squared_error / dimensions,
     }
-    if not likelihood.reads_x and not model.of_latents:
+    if not likelihood.reads_x and not (model.of_latents and likelihood.measure == "density"):
         if likelihood.added_bits is None:
             metrics["nats_per_dim"] = (kl - log_px) / dimensions
         else:
@@ -179,7 +180,7 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
         metrics["sigma"] = math.sqrt(variance / dimensions)
     if model.num_codes:
         metrics |= _use_of_codes(used)
-    else:
+    elif latents:
         metrics["active_units"] = float((unit_square - unit_mean.square() > ACTIVE_VARIANCE).sum())
         metrics["collapsed_share"] = float((below >= COLLAPSED_IMAGES).double().mean())
     if groups > 1:

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from vaescale.config import (
+    CODE_MASS,
     MEAN_ALONE,
     SIGMA_OF_ANY_SIZE,
     SIGMA_OF_DRAWS,
@@ -303,7 +304,7 @@ class BernoulliConfig(LikelihoodConfig):
 
 
 class CategoricalConfig(LikelihoodConfig):
-    """One logit for each of a pixel's levels, 256 at most."""
+    """One logit for each of a pixel's levels, 256 at most; of codes, one for each code."""
 
     measure = "mass"
     implementation = "vaescale.likelihoods.categorical.Categorical"
@@ -317,6 +318,10 @@ class CategoricalConfig(LikelihoodConfig):
                 f"likelihood.kind (=categorical) has a logit for each of {sizes.levels:,} levels, {MOST_LOGITS} at most; take "
                 "bitwise, discretized_logistic or discretized_logistic_mixture, or a narrower data.range"
             )
+
+    def offers(self) -> frozenset[Property]:
+        """With that of models of codes."""
+        return super().offers() | {CODE_MASS}
 
 
 class BitwiseConfig(LikelihoodConfig):

@@ -61,6 +61,10 @@ class DiscretizedLogistic(Mass):
         u = noise.uniform(stream, noise.DECODER, tuple(mean.shape[1:])).to(mean) + 2.0**-25
         return _to_level(mean + torch.exp(log_scale) * torch.logit(u), self.num_levels)
 
+    def mean_and_log_scale(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean [B, C, H, W] and log scale on [-1, 1], which broadcasts to it, float32 or wider."""
+        return self._split(params)
+
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor]:
         params = wide(params)
         if self.config.scale == "predicted":
@@ -131,6 +135,10 @@ class DiscretizedLogisticMixture(Mass):
             scale = parts.log_scales[:, :, c].gather(1, component).exp()
             drawn.append(2 * _to_level(mean + scale * torch.logit(u[:, c, None]), self.num_levels) - 1)
         return (torch.cat(drawn, dim=1) + 1) / 2
+
+    def components(self, params: Tensor) -> Components:
+        """The components that params describe, float32 or wider; the means are those before channels move them."""
+        return self._split(params)
 
     def _split(self, params: Tensor) -> Components:
         channels = self.image_shape[0]

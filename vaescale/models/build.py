@@ -4,7 +4,9 @@ from typing import Any
 
 from vaescale.conditions.config import ClassCondition
 from vaescale.config import Size, sides
+from vaescale.errors import UserError
 from vaescale.likelihoods.config import LikelihoodConfig
+from vaescale.models.code_model import CodeModel
 from vaescale.models.config import EquivarianceConfig, PosteriorConfig, Shows
 from vaescale.models.flat import FlatVAE
 from vaescale.models.ladder import LadderVAE
@@ -30,13 +32,23 @@ def build_vae(
 ) -> VAE:
     """Build the model of these sections. image_size: the side of square images, or (H, W). spectral: whether its terms include the layers' singular values. equivariance: of the
     decoder, if the terms include it; for a network with a latent map. shows: what discriminators see, if there are any. has_bound: whether
-    p(x|z) is trained, so that evaluation may report bounds. of_latents: whether the images are latents of another model. condition: what the model is told besides the image.
+    p(x|z) is trained, so that evaluation may report bounds. of_latents: whether the images are latents, or codes, of another model.
+    condition: what the model is told besides the image.
 
     Raises UserError when the network does not fit the images.
     """
+    model: VAE
+    if network.of_codes:
+        if spectral or equivariance or shows or not has_bound:
+            raise UserError(
+                "a model of codes (data.holds codes) has the bound alone; set objective.kind=elbo and leave its other terms out"
+            )
+        model = CodeModel(network, likelihood, image_size=sides(image_size), channels=channels)
+        model.of_latents = of_latents
+        return model
     gaussian = LadderVAE if network.hierarchical else FlatVAE
     kind: Any = QuantizedVAE if posterior.quantized else gaussian
-    model: VAE = kind(network, posterior, likelihood, image_size=sides(image_size), channels=channels)
+    model = kind(network, posterior, likelihood, image_size=sides(image_size), channels=channels)
     model.of_latents = of_latents
     if condition is not None:
         model.add_condition(condition)

@@ -102,7 +102,7 @@ class VAE(nn.Module):
     """The number of places in the map of each group; 1 for a vector."""
 
     of_latents: bool
-    """Whether x is the latent of another model, and no image."""
+    """Whether x is the latent, or the codes, of another model, and no image."""
     num_codes: int = 0
     """The number K of codes of a place; 0 for a model without codes."""
 

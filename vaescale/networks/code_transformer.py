@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
 
 from vaescale import noise
+from vaescale.networks.config import CodeTransformerConfig
 
 INIT = 0.02
 WIDER = 4  # times W channels within a block
@@ -60,6 +61,26 @@ class CodeTransformer(nn.Module):
             return values
         kept = noise.uniform(stream, noise.DROPOUT + number, (1, values.shape[2])) >= self._dropout
         return values * kept / (1 - self._dropout)
+
+
+def of_config(
+    config: CodeTransformerConfig,
+    *,
+    image_size: tuple[int, int],
+    channels: int,
+    encoder_out: int,  # noqa: ARG001
+    out_channels: int,  # noqa: ARG001
+) -> CodeTransformer:
+    """The transformer of a recipe's section: image_size, of the code map; channels, the number K of codes."""
+    places = image_size[0] * image_size[1]
+    shape = Shape(channels, places, config.width, config.layers, config.heads)
+    return CodeTransformer(shape, dropout=config.dropout)
+
+
+def nats_from_logits(logits: Tensor, codes: Tensor) -> Tensor:
+    """-log p(codes) [B] in nats, float32 or wider, of codes int64 [B, N] from their logits [B, N, K]."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return cross_entropy(wide.transpose(1, 2), codes, reduction="none").sum(1)
 
 
 class _Block(nn.Module):

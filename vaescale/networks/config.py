@@ -3,11 +3,22 @@
 To add a network: a module (see `base.py`), its section, which names the module, and a line in NETWORKS.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from vaescale.config import GROUPS, LATENT_MAP, ONE_VECTOR, TAKES_CONDITION, Config, Property
+from vaescale.config import (
+    CODE_MAPS,
+    CODE_MODEL,
+    GROUPS,
+    LATENT_MAP,
+    ONE_VECTOR,
+    TAKES_CONDITION,
+    Config,
+    Need,
+    Property,
+)
 
 Norm = Literal["group", "batch", "none"]
 Width = Annotated[int, Field(gt=0)]
@@ -46,13 +57,16 @@ Frozen = Annotated[
 class NetworkConfig(Config):
     """The section of an encoder and decoder.
 
-    Its implementation is a `base.FlatNetwork`, or a `ladder.LadderNetwork` where `hierarchical`, built with image_size,
+    Its implementation is a `base.FlatNetwork`, a `ladder.LadderNetwork` where `hierarchical`, or a
+    `code_transformer.CodeTransformer` where `of_codes`, built with image_size,
     channels, encoder_out (channels that the posterior needs) and out_channels (channels that the likelihood needs). It
     raises UserError when the layers do not fit the image.
     """
 
     hierarchical: ClassVar[bool] = False
     """Whether the latents form groups that are drawn top-down."""
+    of_codes: ClassVar[bool] = False
+    """Whether it models codes of another run, and has no latents."""
 
     kind: str
     latent_dim: int
@@ -215,10 +229,40 @@ class MlpConfig(NetworkConfig):
     )
 
 
+class CodeTransformerConfig(NetworkConfig):
+    """A causal transformer over the codes of another run, row by row, without latents: what `vaescale fit-prior` trains."""
+
+    of_codes = True
+    implementation = "vaescale.networks.code_transformer.of_config"
+    kind: Literal["code_transformer"] = "code_transformer"
+    latent_dim: Literal[0] = Field(default=0, description="it has no latents")
+    width: int = Field(default=64, gt=0, description="channels at each place")
+    layers: int = Field(default=2, gt=0, description="number of blocks of attention and two layers")
+    heads: int = Field(default=4, gt=0, description="heads of each attention; they divide the width")
+    dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="share of the channels of each branch that training leaves out"
+    )
+
+    def offers(self) -> frozenset[Property]:
+        """The property that codes need."""
+        return frozenset({CODE_MODEL})
+
+    def needs(self) -> Iterable[Need]:
+        """The need of codes."""
+        yield Need("network.kind (='code_transformer')", CODE_MAPS, "`vaescale fit-prior RUN` trains it")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> "CodeTransformerConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width (={self.width}) must be a multiple of heads (={self.heads})")
+        return self
+
+
 NETWORKS: dict[str, type[NetworkConfig]] = {
     "conv": ConvConfig,
     "resnet": ResnetConfig,
     "ladder": LadderConfig,
     "linear": LinearConfig,
     "mlp": MlpConfig,
+    "code_transformer": CodeTransformerConfig,
 }

@@ -7,6 +7,7 @@ from torch import Tensor
 from vaescale import noise
 from vaescale.adversaries.discriminators import Discriminators
 from vaescale.models.vae import Terms
+from vaescale.perceptual.distance import Distance
 
 
 class Objective(Protocol):
@@ -28,6 +29,11 @@ class Objective(Protocol):
         """Values that change over training, logged as train/NAME."""
 
 
-def discriminators_of(objective: Objective) -> Discriminators | None:
+def distance_of(objective: Objective | None) -> Distance | None:
+    """The perceptual distance of an objective, the attribute `distance`; None of one that has none."""
+    return getattr(objective, "distance", None)
+
+
+def discriminators_of(objective: Objective | None) -> Discriminators | None:
     """The attribute `discriminators` of an objective that has a second player; None of one that has none."""
     return getattr(objective, "discriminators", None)

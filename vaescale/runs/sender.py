@@ -356,5 +356,7 @@ def artifacts_of(folder: Path) -> list[Path]:
     paths = []
     for pattern in ARTIFACTS:
         with suppress(FileNotFoundError):  # a folder deleted while it is listed
-            paths += sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+            paths += sorted(
+                path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith(".")
+            )
     return paths

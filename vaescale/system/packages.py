@@ -23,6 +23,7 @@ OPTIONAL = {
     "datasets": "make-shards hf:NAME",
     "lmdb": "make-shards lsun:PATH",
     "deepspeed": "DeepSpeed ZeRO",
+    "constriction": "compress, decompress",
     "h5py": "make-shards arrays:FILE.h5",
     "transformers": "accelerate's DeepSpeed path",
     "onnx": "export --format onnx",

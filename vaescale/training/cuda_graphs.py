@@ -32,7 +32,7 @@ def capture(
     if strategy.model.equivariance is not None:
         return "objective.equivariance scales the images of each step to another size"
     if strategy.model.of_latents:
-        return "data.holds is latents"
+        return "data.holds is latents or codes"
     if strategy.model.condition is not None:
         return "the model has a condition"
     if strategy.model.num_codes:

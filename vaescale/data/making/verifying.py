@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vaescale.config import Dtype
-from vaescale.data.index import INDEX, LATENTS, Entries, Shard, parse_entries, parse_index
+from vaescale.data.index import CODES, INDEX, LATENTS, Entries, Shard, parse_entries, parse_index
 from vaescale.data.making.foreign import kept_roles
 from vaescale.data.making.storing import values_of
 from vaescale.data.making.table import TABLE_KEYS
@@ -37,7 +37,7 @@ def verify_shards(
 ) -> tuple[int, list[ShardFault]]:
     """Verify the shards of a folder. Returns the number of samples that its index names, and every fault.
 
-    deep: decode every image; of latents, only bytes and offsets are compared. progress: called with the number of shards done
+    deep: decode every image; of latents and codes, only bytes and offsets are compared. progress: called with the number of shards done
     and of all shards. Raises DataError when there is no readable index.
     """
     place = place.removeprefix("file://")
@@ -48,7 +48,7 @@ def verify_shards(
     index = parse_index(Folder(place).read_index(INDEX), place)
     folder = Path(place).expanduser()
     tars = Path(index.tars) if index.tars else folder
-    latents = index.made.get("kind") == LATENTS
+    latents = index.made.get("kind") in (LATENTS, CODES)
     roles = Roles(LATENT_EXTENSIONS) if latents else kept_roles(index.made, index.class_names)
     dtype = index.values.dtype if deep and not latents else None
     faults = []

@@ -1,0 +1,71 @@
+"""Small models with random weights, each likelihood, and images of them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from vaescale import noise
+from vaescale.likelihoods.config import LIKELIHOODS
+from vaescale.models.build import build_vae
+from vaescale.models.config import DiagonalConfig, IsotropicConfig
+from vaescale.models.vae import VAE
+from vaescale.networks.config import NETWORKS
+
+CODED: dict[str, dict[str, Any]] = {
+    "bernoulli": {"binarize": "threshold"},
+    "bitwise": {},
+    "categorical": {},
+    "discretized_logistic": {},
+    "discretized_logistic_mixture": {"components": 3},
+}
+
+
+def small_model(
+    kind: str,
+    *,
+    shape: tuple[int, int, int] = (1, 8, 8),
+    network: dict[str, Any] | None = None,
+    isotropic: bool = False,
+    seed: int = 0,
+    scale: float = 1.7,
+    **options: Any,
+) -> VAE:
+    """A model whose weights are large enough for z to matter. scale: of the initial weights."""
+    section = {"kind": "conv", "latent_dim": 3, **(network or {})}
+    if section["kind"] == "conv":
+        section["widths"] = [4]
+    built = TypeAdapter(NETWORKS[section["kind"]]).validate_python(section)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_vae(
+            built,
+            IsotropicConfig() if isotropic else DiagonalConfig(),
+            LIKELIHOODS[kind](**{**CODED.get(kind, {}), **options}),
+            image_size=shape[1:],
+            channels=shape[0],
+        )
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.mul_(scale)
+    return model.eval()
+
+
+def sampled_levels(model: VAE, number: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Images that the model itself draws, which it finds likely."""
+    stream = noise.Stream(seed, 0, torch.arange(number))
+    with torch.no_grad():
+        x = model.likelihood.sample(model.from_prior(stream), stream)
+    return (x * (model.likelihood.levels - 1)).round().to(torch.uint8).numpy()
+
+
+def random_levels(number: int, shape: tuple[int, int, int], levels: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Images of smooth noise, with the first and the last level among them."""
+    generator = np.random.default_rng(seed)
+    walk = generator.integers(-12, 13, (number, *shape)).cumsum(-1) + generator.integers(
+        0, 256, (number, 1, 1, 1)
+    )
+    grey = np.clip(walk, 0, 255).astype(np.uint8)
+    return grey if levels == 256 else (grey > 127).astype(np.uint8)

@@ -86,10 +86,11 @@ def show(result: dict[str, Any]) -> None:
     )
     for row in result["rows"] if "classes" in result else ():
         distances = zip(result["classes"], row.get("frechet_by_class", ()), strict=False)
-        shown = ", ".join(f"{name} {'few' if value is None else f'{value:.4g}'}" for name, value in distances)
-        say(
-            f"{row['of']} {row['decode']}: Frechet distance by class: {shown or 'the samples have no classes'}"
+        shown = ", ".join(
+            f"{of_class} {'few' if value is None else f'{value:.4g}'}" for of_class, value in distances
         )
+        name = " ".join(filter(None, (row["of"], row["decode"])))
+        say(f"{name}: Frechet distance by class: {shown or 'the samples have no classes'}")
     paths = [("figure", path) for path in result["figures"]]
     table("distances: lower is better; shares: higher is better", paths)
 

@@ -13,6 +13,7 @@ from vaescale import comm
 from vaescale.commands.make_shards import refuse_squares, usual_crop
 from vaescale.config import Size
 from vaescale.data.batch import Batch
+from vaescale.data.clipping import refuse_clipping
 from vaescale.data.config import Crop, DataConfig, Filter
 from vaescale.data.index import INDEX
 from vaescale.data.indexes import open_index
@@ -105,6 +106,7 @@ def _of_shards(recipe: Recipe, split: str, place: str, choice: Choice) -> ImageS
     reader = open_reader(
         place, data.model_copy(update={"crop": crop, "resample": resample, "cache": "none", **colours})
     )
+    refuse_clipping(reader)
     number = min(len(reader), choice.limit or len(reader))
     batches = partial(_read, reader, data, number)
     sizing = {"size": size, "crop": crop, "resample": resample if crop else None, "channels": channels}

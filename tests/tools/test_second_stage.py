@@ -125,7 +125,10 @@ def test_what_does_not_fit_is_refused(
         (3, "data.channels=3"): "holds latents of shape [4]; set data.channels=4 and data.image_size=1",
         (3, "data.channels=3", "data.holds=images"): "holds latents, not images",
         (3, f"data.train={latents / 'train-draws2'}"): "holds draws",
-        (3, f"data.val={latents / 'train-channel'}"): "hold latents that differ in their standardized",
+        (
+            3,
+            f"data.val={latents / 'train-channel'}",
+        ): "hold latents or codes that differ in their standardized",
         (3, f"data.train={recipe_content['data']['train']}"): "holds no latents",
     }
     for (code, *words), message in refused.items():
@@ -202,5 +205,5 @@ def test_damaged_latents_of_both_splits_must_be_alike(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"
     data = {"image_size": 3, "channels": 2, "global_batch": 10}
     recipe.write_text(json.dumps(recipe_of(one.folder, two.folder, tmp_path / "run", data=data)))
-    with pytest.raises(DataError, match="hold latents that differ in their weights_hash"):
+    with pytest.raises(DataError, match="hold latents or codes that differ in their weights_hash"):
         train(load_recipe(recipe))

@@ -271,9 +271,9 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _the_range_is_one_of_the_type(self) -> "DataConfig":
         whole = WHOLE[self.dtype]
-        if self.holds == "latents":
+        if self.holds != "images":
             if self.dtype != "uint8":
-                raise ValueError(f"dtype (={self.dtype}) needs images; leave it out with holds: latents")
+                raise ValueError(f"dtype (={self.dtype}) needs images; leave it out with holds: {self.holds}")
             return self
         if self.range is None:
             if whole is None:

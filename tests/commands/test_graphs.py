@@ -42,7 +42,7 @@ def test_graphs_compute_what_the_model_does(name: str, likelihood: dict[str, Any
     made = graphs_of_model(model)
     programs = {name: program_of(graph).module() for name, graph in made.items()}
     for graph, program in zip(made.values(), programs.values(), strict=True):
-        assert largest_difference(graph, program) < 1e-6
+        assert largest_difference(graph, lambda inputs, run=program: run(*inputs.values())) < 1e-6
     x = torch.rand(3, *model.image_shape)
     target = model.target((255 * x).round().byte(), None)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -76,11 +76,11 @@ def test_the_mean_of_a_target_is_that_of_its_draws() -> None:
 def test_a_graph_that_differs_is_refused() -> None:
     graph = graphs_of_model(build("linear"))["decode"]
     with pytest.raises(UserError, match=r"the graph's mean differs by 0\.01"):
-        largest_difference(graph, lambda z: [value + 0.01 for value in graph.module(z)])
+        largest_difference(graph, lambda inputs: [value + 0.01 for value in graph.module(**inputs)])
     with pytest.raises(UserError, match="differs by nan"):
-        largest_difference(graph, lambda z: [value * torch.nan for value in graph.module(z)])
+        largest_difference(graph, lambda inputs: [value * torch.nan for value in graph.module(**inputs)])
     with pytest.raises(UserError, match="differs by inf"):
-        largest_difference(graph, lambda z: [value[:1, :, :1] for value in graph.module(z)])
+        largest_difference(graph, lambda inputs: [value[:1, :, :1] for value in graph.module(**inputs)])
 
 
 class Unwritable(torch.nn.Module):

@@ -94,7 +94,7 @@ def test_every_form_of_a_request_gets_one_answer(ask: Callable[..., tuple[int, A
         (
             None,
             {"mode": "sample", "temperature": 0.0},
-            "prior (='standard') must be standard or gmm, and temperature (=0.0)",
+            "prior (='standard') must be one of standard, gmm, autoregressive, and temperature (=0.0)",
         ),
         (None, {"mode": "sample", "decode": "median"}, "--decode must be one of"),
     ],

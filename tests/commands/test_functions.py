@@ -181,7 +181,7 @@ NONSENSE: dict[Callable[..., Any], tuple[dict[str, Any], ...]] = {
     ),
     train_features: ({"steps": 1}, {"width": 0}, {"seed": -1}, {"out": 3}),
     make_shards: (
-        *({"size": 0}, {"resample": "nearest"}, {"channels": 2}, {"encoding": "gif"}, {"quality": 101}),
+        *({"size": 0}, {"resample": "nearest"}, {"channels": 17}, {"encoding": "gif"}, {"quality": 101}),
         *({"shard_samples": 0}, {"holdout": 1}, {"holdout": NAN}, {"jobs": 0}, {"jobs": 5000}),
     ),
     index_shards: ({"jobs": 0},),

@@ -76,7 +76,7 @@ def test_words_go_to_stderr_and_json_alone_to_stdout(vaescale, recipe_file, reci
     assert "1437 images 8x8x1 of" in said[opening]
     assert said[opening].endswith("12 steps of 64 images, 22 to an epoch")
     assert re.match(
-        r"train tiny  1/12 steps  8%  epoch 1 of 1  .* left  loss -?[\d.]+ nats$", said[opening + 1]
+        r"train tiny  1/12 steps  8%  epoch 1 of 1  \d:\d\d elapsed  loss -?[\d.]+ nats$", said[opening + 1]
     )
     assert any(line.startswith("train tiny  12/12 steps  100%  epoch 1 of 1") for line in said)
 

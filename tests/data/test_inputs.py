@@ -255,7 +255,7 @@ ROWS = [
     Row("a line break in a name", lambda: {"a\nb.png": b"no image", "c.png": saved()}, f"folder:IN OUT {EACH} --skip-broken", 0, ("skipped IN/a\\nb.png: it begins with",)),
     Row("OUT is a file", lambda: {"a.png": saved()}, "folder:IN IN/a.png", 2, ("is a file; choose another",)),
     Row("--dry-run --limit 1", lambda: images("ant", "bee"), f"folder:IN OUT {EACH} --dry-run --limit 1", 0, ("train: 1 images",)),
-    Row("--limit of what is held out", lambda: images("ant", each=9), "folder:IN OUT --holdout 0.5 --limit 2", 0, ("val: about 50% of train, here its first 2", "OUT/val: 2 images")),
+    Row("--limit of what is held out", lambda: images("ant", each=9), "folder:IN OUT --holdout 0.5 --limit 2", 0, ("val: 2 images, of about 50% of all of train; --limit takes at most 2", "OUT/val: 2 images")),
 ]  # fmt: skip
 
 

@@ -31,7 +31,9 @@ def _work(rank: int, port: int, folder: str) -> None:
     from vaescale.models.build import build_vae
     from vaescale.models.config import DiagonalConfig
     from vaescale.networks.config import ConvConfig
+    from vaescale.training.launch import _without_operators
 
+    _without_operators()
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     generator = torch.Generator().manual_seed(0)
     slots = torch.arange(4 * rank, 4 * rank + 4)

@@ -30,6 +30,8 @@ ANNOUNCES = {
     "sample": {"announce", "Progress"},
     "latents": {"announce", "mean_gaps"},
     "average": {"announce", "Progress"},
+    "compress": {"announce", "Progress"},
+    "decompress": {"announce", "Progress"},
 }
 # The voice alone speaks for these: they have no count of what is left, or print at once what they do.
 VOICE_ALONE = {"doctor", "new-recipe", "compare-runs", "export", "import", "sync", "chaos"}

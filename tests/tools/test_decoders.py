@@ -28,6 +28,7 @@ OTHERS = {
     **{name: {"posterior"} for name in ("isotropic", "fixed_posterior")},
     "wae_mmd": {"objective", "posterior"},
     "resnet": {"network"},
+    **{name: {"data", "training"} for name in ("augmented", "sixteen_bits", "with_mnist")},
     "frozen_encoder": {"network", "init_from"},
     **{name: {"network", "posterior"} for name in CODES},
     **{name: {"objective"} for name in ("adversarial", "perceptual")},
@@ -45,6 +46,9 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains_evaluates_and_samples(vaescale, digits: Path, tmp_path: Path, path: Path) -> None:
     run = tmp_path / "run"
+    if path.stem == "sixteen_bits":
+        digits = tmp_path / "digits16"
+        assert vaescale("make-shards", "digits", digits, "--dtype", "uint16").code == 0
     keys = (*(f"data.{split}={digits / split}" for split in ("train", "val")), f"run_dir={run}", *SHORT)
     keys += ("likelihood.handover.at_step=2",) if path.stem == "two_stage" else ()
     if path.stem == "frozen_encoder":  # of a run that it begins from
@@ -88,7 +92,7 @@ def test_a_recipe_trains_evaluates_and_samples(vaescale, digits: Path, tmp_path:
         assert {"mse", "kl_nats"} <= metrics.keys()
     else:
         per_dimension = metrics["neg_elbo_nats"] / 64 / 0.6931471805599453
-        added = 0 if path.stem in MASSES else 8
+        added = 0 if path.stem in MASSES else 16 if path.stem == "sixteen_bits" else 8
         assert metrics["bits_per_dim"] == pytest.approx(per_dimension + added)
         assert ("not comparable with densities" in protocol["bits_per_dim"]) == (path.stem in MASSES)
         assert ("a mass over 2 levels" in protocol["bits_per_dim"]) == (path.stem == "bernoulli")

@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused(
     latents = run / "latents"
     content = recipe_of(latents / "train", latents / "train", tmp_path / "second")
     refused = {
-        (2, "data.channels=2", "data.holds=images"): "channels (=2) must be 1 or 3",
+        (2, "data.channels=17", "data.holds=images"): "channels (=17) must be",
         (2, "data.flip=true"): "flip (=True) needs images",
         (2, "likelihood.mean=sigmoid"): "data.holds (='latents') needs an unbounded mean",
         (2, "likelihood.dequantize=true"): "data.holds (='latents') needs an unbounded mean",

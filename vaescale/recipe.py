@@ -105,7 +105,8 @@ class Recipe(Config):
     likelihood: Annotated[LikelihoodConfig, OneOf(LIKELIHOODS)]
     objective: Annotated[ObjectiveConfig, OneOf(OBJECTIVES, default="elbo")] = ElboConfig()
     condition: ClassCondition | None = Field(
-        default=None, description="what the model is told of each image besides its values; null: nothing"
+        default=None,
+        description="an additional input for each image, its class, on which encoder and decoder depend; null: none",
     )
     init_from: InitConfig | None = Field(
         default=None, description="weights to begin from, a path or a section; null: random weights"

@@ -16,7 +16,7 @@ from vaescale.data.index import parse_index
 from vaescale.data.making.verifying import verify_shards
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.errors import DataError, UserError
-from vaescale.models.units import to_stored, to_unit
+from vaescale.models.units import mirrored, to_stored, to_unit
 
 GENERATOR = np.random.Generator(np.random.Philox(0))
 VALUES: dict[str, np.ndarray] = {
@@ -197,3 +197,11 @@ def test_deep_images_are_cropped_and_resized_in_their_own_units(resample: str, t
         np.testing.assert_array_equal(np.abs(images - means) <= 0.5, np.True_)
     else:
         assert np.corrcoef(images.ravel(), means.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.float32])
+def test_images_of_every_type_are_mirrored(dtype: torch.dtype) -> None:
+    values = torch.tensor([[1, 2, 40_000 if dtype == torch.uint16 else 4]]).to(dtype)
+    images = mirrored(values)
+    assert images.dtype == dtype
+    assert images.numpy().tolist() == values.numpy()[:, ::-1].tolist()

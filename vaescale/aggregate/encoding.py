@@ -27,6 +27,7 @@ from vaescale.data.index import CODES, INDEX, Shard, ShardIndex
 from vaescale.data.latent_shards import LatentShards, open_latents, write_latent_index, write_latents
 from vaescale.errors import DataError, TrainingStopped
 from vaescale.models.quantized import QuantizedVAE
+from vaescale.models.units import mirrored
 from vaescale.models.vae import VAE
 from vaescale.system import heartbeat
 from vaescale.system.console import say
@@ -194,7 +195,7 @@ def _moments(model: VAE, batch: Batch, seed: int, made: dict[str, Any]) -> Tenso
     pixels = batch.images.to(device)
     model = model.given(model.condition_of(batch.labels))
     if made.get("kind") == CODES:
-        views = (pixels, pixels.flip(-1)) if made["flip"] == "both" else (pixels,)
+        views = (pixels, mirrored(pixels)) if made["flip"] == "both" else (pixels,)
         codes = [model.encode(model.target(view, stream)).codes for view in views]  # type: ignore[union-attr]
         return torch.stack(codes, dim=1).int().cpu()
     x = model.target(pixels, stream)

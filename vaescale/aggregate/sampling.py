@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.aggregate import code_prior, second_stage
+from vaescale.aggregate.class_choice import ClassChoice
 from vaescale.aggregate.second_stage import SecondStage
-from vaescale.aggregate.told import Told
 from vaescale.errors import UserError
 from vaescale.likelihoods.base import Likelihood
 from vaescale.mixtures.by_class import ClassMixtures
@@ -60,12 +60,17 @@ def parse_decoding(text: str) -> Decoding:
 
 @torch.no_grad()
 def from_latents(
-    model: VAE, prior: Prior, stream: noise.Stream, temperature: float = 1.0, *, told: Told | None = None
+    model: VAE,
+    prior: Prior,
+    stream: noise.Stream,
+    temperature: float = 1.0,
+    *,
+    choice: ClassChoice | None = None,
 ) -> Tensor:
-    """The likelihood's raw parameters from draws of a prior, one per slot. told: their classes, for a conditional model or mixtures of
+    """The likelihood's raw parameters from draws of a prior, one per slot. choice: their classes, for a conditional model or mixtures of
     classes.
     """
-    y = None if told is None else told.of(stream)
+    y = None if choice is None else choice.of(stream)
     model = model if y is None else model.given(y)
     if isinstance(prior, ClassMixtures):
         assert y is not None

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from vaescale import figures, noise
+from vaescale.aggregate.class_choice import ClassChoice
 from vaescale.aggregate.refinement import RefinedSamples, refine_draws
 from vaescale.aggregate.sampling import Prior, from_latents
-from vaescale.aggregate.told import Told
 from vaescale.aggregate.traversal import between_classes, lines_between, plane_means
 from vaescale.errors import UserError
 from vaescale.mixtures.by_class import ClassMixtures
@@ -41,15 +41,15 @@ def interpolate(trained: Trained, pairs: Sequence[tuple[int, int]], *, seed: int
     return {"pairs": [list(pair) for pair in pairs], "figure": str(path)}
 
 
-def map_latents(trained: Trained, told: Told | None, side: int, *, seed: int) -> dict[str, Any]:
+def map_latents(trained: Trained, choice: ClassChoice | None, side: int, *, seed: int) -> dict[str, Any]:
     """Draw figures/latent_map.png: side x side decoded means over the plane of two latents.
 
-    told: of a conditional model, the class. Raises UserError unless the model has exactly two latents.
+    choice: of a conditional model, the class. Raises UserError unless the model has exactly two latents.
     """
-    if told is not None and told.chosen is None and trained.model.condition is not None:
+    if choice is not None and choice.chosen is None and trained.model.condition is not None:
         raise UserError("--map of a conditional run is drawn for one class; give --class")
-    of_class = f", {told.text}" if told is not None and told.chosen is not None else ""
-    y = None if told is None or told.chosen is None else torch.full((side * side,), told.chosen)
+    of_class = f", {choice.text}" if choice is not None and choice.chosen is not None else ""
+    y = None if choice is None or choice.chosen is None else torch.full((side * side,), choice.chosen)
     means, values = plane_means(trained.model.given(y), side, seed=seed)
     path = trained.folder / "figures" / "latent_map.png"
     title = trained.title(f"decoded means over the plane of the latents{of_class}")
@@ -59,17 +59,17 @@ def map_latents(trained: Trained, told: Told | None, side: int, *, seed: int) ->
 
 
 def draw_classes(
-    trained: Trained, sources: Mapping[str, Prior], told: Told, *, temperature: float, seed: int
+    trained: Trained, sources: Mapping[str, Prior], choice: ClassChoice, *, temperature: float, seed: int
 ) -> list[str]:
     """Draw figures/samples-classes.png, a row of decoded means for each class, and another picture for each further source of z.
 
     The columns share the noise of z. Returns the paths.
     """
     paths = []
-    device, names = trained.device, told.table.names[:MOST_CLASSES]
-    if len(names) < len(told.table.names):
+    device, names = trained.device, choice.table.names[:MOST_CLASSES]
+    if len(names) < len(choice.table.names):
         say(
-            f"the pictures by class show the first {len(names)} of {len(told.table.names)} classes; --class draws any"
+            f"the pictures by class show the first {len(names)} of {len(choice.table.names)} classes; --class draws any"
         )
     stream = noise.Stream(seed, 0, torch.arange(COLUMNS, device=device))
     for name, source in sources.items():
@@ -77,8 +77,8 @@ def draw_classes(
             continue  # the classes make no difference
         rows = []
         for number, of_class in enumerate(names):
-            chosen = told._replace(chosen=number)
-            params = from_latents(trained.model, source, stream, temperature, told=chosen)
+            chosen = choice._replace(chosen=number)
+            params = from_latents(trained.model, source, stream, temperature, choice=chosen)
             rows.append((of_class, trained.model.likelihood.mean(params).float().cpu().numpy()))
         ending = "" if source is None else "-" + name.replace(" ", "-")
         paths.append(trained.folder / "figures" / f"samples-classes{ending}.png")
@@ -89,20 +89,20 @@ def draw_classes(
 
 
 def draw_between(
-    trained: Trained, pairs: Sequence[tuple[str, str]], told: Told | None, *, seed: int
+    trained: Trained, pairs: Sequence[tuple[str, str]], choice: ClassChoice | None, *, seed: int
 ) -> dict[str, Any]:
     """Draw figures/class_interpolations.png: decoded means from one class to another, where each row has the same noise of z.
 
     Raises UserError for a run without a condition, and for another class.
     """
-    if told is None or trained.model.condition is None:
+    if choice is None or trained.model.condition is None:
         raise UserError(
             f"--between needs a conditional run, and {trained.folder} has no condition; leave it out"
         )
     rows = []
     for first, last in pairs:
-        numbers = [told.table.number_of(word) for word in (first, last)]
-        names = [told.table.names[number] for number in numbers]
+        numbers = [choice.table.number_of(word) for word in (first, last)]
+        names = [choice.table.names[number] for number in numbers]
         means = between_classes(trained.model, *numbers, rows=ROWS_BETWEEN, seed=seed)
         rows += [(f"{names[0]} to {names[1]}" if not row else "", means[row]) for row in range(len(means))]
     path = trained.folder / "figures" / "class_interpolations.png"

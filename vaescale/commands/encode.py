@@ -18,6 +18,7 @@ from vaescale.data.latent_shards import LatentShards
 from vaescale.data.loader import shard_batches
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
+from vaescale.models import units
 from vaescale.models.quantized import QuantizedVAE
 from vaescale.system import heartbeat
 from vaescale.system.console import Progress
@@ -127,7 +128,7 @@ def latents_of(
 
     def batches(shards: Iterable[int]) -> Iterator[tuple[int, Batch]]:
         found = _batches(reader, shards, split, batch=batch, workers=recipe.data.workers)
-        return ((shard, _mirror(images) if mirrored else images) for shard, images in found)
+        return ((shard, _mirrored(images) if mirrored else images) for shard, images in found)
 
     origin = _origin(trained, split, reader) | ({"mirrored": True} if mirrored else {})
     return encoding.encode(
@@ -207,8 +208,8 @@ def _batches(
             progress.update(done)
 
 
-def _mirror(batch: Batch) -> Batch:
-    return batch._replace(images=batch.images.flip(-1))
+def _mirrored(batch: Batch) -> Batch:
+    return batch._replace(images=units.mirrored(batch.images))
 
 
 def _summary_of_codes(shards: CodeShards) -> dict[str, Any]:

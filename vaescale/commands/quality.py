@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vaescale import comm, figures, noise
 from vaescale.aggregate import code_prior
+from vaescale.aggregate.class_choice import ClassChoice
 from vaescale.aggregate.sampling import Prior, from_latents, image_of, parse_decoding, refuse_misfit
-from vaescale.aggregate.told import Told
-from vaescale.commands.sample import told_of
+from vaescale.commands.sample import choice_of
 from vaescale.commands.second_stage import open_second_stage
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
 from vaescale.data.lookup import evenly, images_at, usable_at
@@ -91,8 +91,8 @@ def quality(
         val = comm.together(lambda: open_split(trained.recipe, "val"))
         trained.announce(f"quality ({extractor.name})", train=train, val=val)
         refuse_unlabelled(trained, val)
-        told = comm.on_main(lambda: told_of(trained, None))
-        if per_class and told is None:
+        choice = comm.on_main(lambda: choice_of(trained, None))
+        if per_class and choice is None:
             raise UserError(
                 f"--per-class needs a conditional run, or mixtures of classes, and {run} has neither; leave it out, or run "
                 f"`vaescale fit-gmm {run} --per-class`"
@@ -106,7 +106,7 @@ def quality(
         references, cached = references_of(
             train, extractor, trained.recipe.data, device=trained.device, cache=kept
         )
-        kinds = kinds_of(trained, val, priors, samples, told)
+        kinds = kinds_of(trained, val, priors, samples, choice)
         labels = torch.from_numpy(train.labels())[evenly(len(train), len(references))] if per_class else None
         with torch.no_grad():
             rows = judge(kinds, extractor, references, labels=labels)
@@ -120,7 +120,7 @@ def quality(
             **_protocol(extractor, samples, len(references), data_hash),
             "references_from_cache": cached,
             **({"second_stage": second.identity} if second else {}),
-            **({"classes": list(told.table.names)} if per_class and told else {}),
+            **({"classes": list(choice.table.names)} if per_class and choice else {}),
             "rows": rows,
         }
         return comm.on_main(lambda: _save(trained, result, first))
@@ -131,11 +131,11 @@ def kinds_of(
     val: ShardReader,
     priors: Mapping[str, Prior],
     samples: Samples,
-    told: Told | None = None,
+    choice: ClassChoice | None = None,
 ) -> list[Kind]:
     """Held-out images, their reconstructions, and samples of the prior and of each further prior under each decoding.
 
-    told: the samples' classes. Distances are biased upwards for few pictures, so rows are comparable only with as many held-out images as samples.
+    choice: the samples' classes. Distances are biased upwards for few pictures, so rows are comparable only with as many held-out images as samples.
     Raises DataError for fewer than `LEAST` held-out images.
     """
     model, device = trained.model, trained.device
@@ -155,20 +155,20 @@ def kinds_of(
         given = model.given(model.condition_of(fetched.labels))
         return to_levels(model.likelihood.mean(given.reconstruct(x)), model.window)
 
-    labels = torch.from_numpy(val.labels())[numbers] if told else None
+    labels = torch.from_numpy(val.labels())[numbers] if choice else None
     kinds = [
         Kind("held-out images", "", len(numbers), images, labels),
         Kind("reconstructions", "mean", len(numbers), reconstructions, labels),
     ]
     sources: dict[str, Prior] = {"prior": None, **priors}
-    of_samples = told.of(noise.Stream(samples.seed, 0, torch.arange(samples.number))) if told else None
+    of_samples = choice.of(noise.Stream(samples.seed, 0, torch.arange(samples.number))) if choice else None
     for decode in samples.decodings:
         kinds += [
             Kind(
                 name,
                 decode,
                 samples.number,
-                _drawn(trained, source, decode, samples, told),
+                _drawn(trained, source, decode, samples, choice),
                 of_samples if model.condition or isinstance(source, ClassMixtures) else None,
             )
             for name, source in sources.items()
@@ -177,14 +177,14 @@ def kinds_of(
 
 
 def _drawn(
-    trained: Trained, prior: Prior, decode: str, samples: Samples, told: Told | None
+    trained: Trained, prior: Prior, decode: str, samples: Samples, choice: ClassChoice | None
 ) -> Callable[[Tensor], Tensor]:
-    """A function from positions to samples, with latents from a prior and classes of `told`."""
+    """A function from positions to samples, with latents from a prior and classes of `choice`."""
     likelihood, decoding = trained.model.likelihood, parse_decoding(decode)
 
     def draw(positions: Tensor) -> Tensor:
         stream = noise.Stream(samples.seed, 0, positions.to(trained.device))
-        params = from_latents(trained.model, prior, stream, samples.temperature, told=told)
+        params = from_latents(trained.model, prior, stream, samples.temperature, choice=choice)
         return to_levels(image_of(likelihood, params, decoding, stream), likelihood.window)
 
     return draw

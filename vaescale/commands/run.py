@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
-from vaescale.commands.sample import sources_of, told_of
+from vaescale.commands.sample import choice_of, sources_of
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
 from vaescale.conditions.embedding import NONE
 from vaescale.config import Window
@@ -212,10 +212,10 @@ class Run:
                 f"temperature (={temperature:g}) has no meaning for uniform codes; give prior='autoregressive' too, or leave it out"
             )
         ((_, source),) = sources_of(self.trained, prior, components).items()
-        batches, told = [], told_of(self.trained, class_name)
+        batches, choice = [], choice_of(self.trained, class_name)
         for slots in self._slots(count, 0):
             stream = noise.Stream(seed, 0, slots)
-            params = from_latents(model, source, stream, temperature, told=told)
+            params = from_latents(model, source, stream, temperature, choice=choice)
             batches.append(image_of(model.likelihood, params, decoding, stream).float().cpu().numpy())
         return in_layout(np.concatenate(batches), layout)
 

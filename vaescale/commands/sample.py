@@ -13,6 +13,7 @@ from pydantic import Field
 
 from vaescale import comm, figures, noise
 from vaescale.aggregate import code_prior
+from vaescale.aggregate.class_choice import ClassChoice
 from vaescale.aggregate.sampling import (
     Decoding,
     Prior,
@@ -22,7 +23,6 @@ from vaescale.aggregate.sampling import (
     refuse_misfit,
 )
 from vaescale.aggregate.second_stage import SecondStage
-from vaescale.aggregate.told import Told
 from vaescale.commands.chosen_latents import draw_between, draw_classes, map_latents, refine_samples
 from vaescale.commands.chosen_latents import interpolate as draw_lines
 from vaescale.commands.second_stage import open_second_stage
@@ -126,11 +126,11 @@ def sample(
         trained.announce("sample")
         pictures = {name for name in ("interpolate", "refine") if given[name] is not None}
         _refuse_of_codes(trained, pictures, draws, prior)
-        told = comm.on_main(lambda: told_of(trained, class_name))
+        choice = comm.on_main(lambda: choice_of(trained, class_name))
         if between:
-            result = comm.on_main(lambda: draw_between(trained, between, told, seed=seed))
+            result = comm.on_main(lambda: draw_between(trained, between, choice, seed=seed))
         elif map_side is not None:
-            result = comm.on_main(lambda: map_latents(trained, told, map_side, seed=seed))
+            result = comm.on_main(lambda: map_latents(trained, choice, map_side, seed=seed))
         elif interpolate:
             result = comm.on_main(lambda: draw_lines(trained, interpolate, seed=seed))
         elif refine is not None:
@@ -146,13 +146,13 @@ def sample(
                 )
             )
         else:
-            result = _samples(trained, prior, components, decode, shards, draws=draws, told=told)
+            result = _samples(trained, prior, components, decode, shards, draws=draws, choice=choice)
         rows = comm.on_main(lambda: run_folder.read_metrics(trained.folder))
     of_run = {"run": str(trained.folder), "step": trained.step, "weights": trained.weights}
     return {**of_run, **result, "notes": went_wrong(rows, trained.recipe.likelihood)}
 
 
-def told_of(trained: Trained, word: str | None) -> Told | None:
+def choice_of(trained: Trained, word: str | None) -> ClassChoice | None:
     """The classes of samples that `--class WORD` asks for; None for a run that knows no classes. Raises UserError."""
     condition = trained.model.condition
     by_class = trained.folder / "gmm" / FOLDER
@@ -165,12 +165,12 @@ def told_of(trained: Trained, word: str | None) -> Told | None:
         return None
     table = class_table.read(trained.folder, condition.classes if condition else None)
     if word != "none":
-        return Told(table, None if word is None else table.number_of(word))
+        return ClassChoice(table, None if word is None else table.number_of(word))
     if condition is None or not condition.dropout:
         raise UserError(
             f"--class none needs a run whose classes were hidden at times, and condition.dropout of {trained.folder} is 0; give a class"
         )
-    return Told(table, NONE)
+    return ClassChoice(table, NONE)
 
 
 def draw_pages(
@@ -179,11 +179,11 @@ def draw_pages(
     decodings: Sequence[Decoding],
     *,
     draws: Draws,
-    told: Told | None = None,
+    choice: ClassChoice | None = None,
 ) -> list[str]:
     """Draw RUN/figures/samples.png, and samples-002.png and so on for more samples than a picture shows.
 
-    sources: distributions of z by name; told: the samples' classes. All ranks call it. Returns the paths.
+    sources: distributions of z by name; choice: the samples' classes. All ranks call it. Returns the paths.
     """
     device = next(trained.model.parameters()).device
     folder, starts = trained.folder / "figures", range(0, draws.count, SHOWN)
@@ -200,8 +200,8 @@ def draw_pages(
                 slots = torch.arange(starts[page], min(starts[page] + SHOWN, draws.count), device=device)
                 numbers = "" if len(starts) == 1 else f" {slots[0]} to {slots[-1]}"
                 stream = noise.Stream(draws.seed, 0, slots)
-                panels = _panels(trained, sources, decodings, stream, draws, told)
-                what = f"samples{numbers}{f', {told.text}' if told else ''}"
+                panels = _panels(trained, sources, decodings, stream, draws, choice)
+                what = f"samples{numbers}{f', {choice.text}' if choice else ''}"
                 view = trained.recipe.view
                 figures.sample_panels(paths[page], panels, title=trained.title(what), view=view)
                 progress.update(done)
@@ -224,7 +224,7 @@ def write_shards(
     origin: dict[str, Any],
     *,
     draws: Draws,
-    told: Told | None = None,
+    choice: ClassChoice | None = None,
 ) -> dict[str, Any]:
     """Write samples as shards to an empty or missing folder. All ranks call it.
 
@@ -239,7 +239,7 @@ def write_shards(
         with Progress("sample", len(share), unit="shards", shown=comm.is_main()) as progress:
             for number in share:
                 stop = min(draws.count, starts[number] + SHARD_SAMPLES)
-                items = _items(trained, prior, decoding, range(starts[number], stop), draws, told)
+                items = _items(trained, prior, decoding, range(starts[number], stop), draws, choice)
                 written[number] = write_part(items, folder, number, Making(dtype=trained.model.window.dtype))
                 progress.update(len(written))
         return written
@@ -263,7 +263,7 @@ def _samples(
     shards: Path | None,
     *,
     draws: Draws,
-    told: Told | None,
+    choice: ClassChoice | None,
 ) -> dict[str, Any]:
     decodings = [parse_decoding(name) for name in ([decode] if decode else ["mean", "ancestral"])]
     sources = sources_of(trained, prior, components)
@@ -273,13 +273,13 @@ def _samples(
         "temperature": draws.temperature,
         "count": draws.count,
         "seed": draws.seed,
-        **({"class": told.text} if told else {}),
+        **({"class": choice.text} if choice else {}),
     }
     if shards is None:
-        paths = draw_pages(trained, sources, decodings, draws=draws, told=told)
-        if told is not None and told.chosen is None:
+        paths = draw_pages(trained, sources, decodings, draws=draws, choice=choice)
+        if choice is not None and choice.chosen is None:
             paths += comm.on_main(
-                lambda: draw_classes(trained, sources, told, temperature=draws.temperature, seed=draws.seed)
+                lambda: draw_classes(trained, sources, choice, temperature=draws.temperature, seed=draws.seed)
             )
         return {**drawn, "decode": [decoding.text for decoding in decodings], "figures": paths}
     if len(sources) * len(decodings) != 1:
@@ -294,9 +294,9 @@ def _samples(
         "decode": decode,
         "temperature": draws.temperature,
         "seed": draws.seed,
-        **({"class": told.text} if told else {}),
+        **({"class": choice.text} if choice else {}),
     }
-    index = write_shards(trained, source, decodings[0], shards, origin, draws=draws, told=told)
+    index = write_shards(trained, source, decodings[0], shards, origin, draws=draws, choice=choice)
     return {**drawn, "decode": decode, **index}
 
 
@@ -366,14 +366,14 @@ def _panels(
     decodings: Sequence[Decoding],
     stream: noise.Stream,
     draws: Draws,
-    told: Told | None,
+    choice: ClassChoice | None,
 ) -> list[tuple[str, Any]]:
     """A panel of images and its title for each source and decoding."""
     temperature = "" if draws.temperature == 1 else f" at temperature {draws.temperature:g}"
     panels = []
     for name, prior in sources.items():
         source = f"mixture of {len(prior.weights)}" if isinstance(prior, Mixture) else name
-        params = from_latents(trained.model, prior, stream, draws.temperature, told=told)
+        params = from_latents(trained.model, prior, stream, draws.temperature, choice=choice)
         for decoding in decodings:
             names = {"mean": "decoder mean", "offset": f"mean + {decoding.alpha:g} sigma"}
             images = image_of(trained.model.likelihood, params, decoding, stream)
@@ -383,15 +383,20 @@ def _panels(
 
 
 def _items(
-    trained: Trained, prior: Prior, decoding: Decoding, numbers: range, draws: Draws, told: Told | None
+    trained: Trained,
+    prior: Prior,
+    decoding: Decoding,
+    numbers: range,
+    draws: Draws,
+    choice: ClassChoice | None,
 ) -> list[Item]:
     """The samples with these numbers, rounded to stored values, as items of a shard, with their classes if they have any."""
     items = []
     device = next(trained.model.parameters()).device
     for slots in torch.split(torch.arange(numbers.start, numbers.stop, device=device), BATCH):
         stream = noise.Stream(draws.seed, 0, slots)
-        params = from_latents(trained.model, prior, stream, draws.temperature, told=told)
-        labels = [-1] * len(slots) if told is None else told.of(stream).tolist()
+        params = from_latents(trained.model, prior, stream, draws.temperature, choice=choice)
+        labels = [-1] * len(slots) if choice is None else choice.of(stream).tolist()
         images = image_of(trained.model.likelihood, params, decoding, stream)
         levels = to_stored(images, trained.model.window).permute(0, 2, 3, 1).cpu().contiguous().numpy()
         items += [

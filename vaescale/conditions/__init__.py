@@ -1,1 +1,1 @@
-"""What a model is told besides the image: the recipe section in `config.py`, its embedding in `embedding.py`."""
+"""An additional input of a model, the class of each image: the recipe section in `config.py`, its embedding in `embedding.py`."""

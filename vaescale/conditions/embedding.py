@@ -1,6 +1,6 @@
 """Learned vectors of classes, by which the blocks of a network scale and shift their channels.
 
-Legend: B images, K classes, E = condition.width; y int64 [B] from 0 to K - 1, or NONE where no class is told.
+Legend: B images, K classes, E = condition.width; y int64 [B] from 0 to K - 1, or NONE where the class is hidden or unknown.
 """
 
 import torch

@@ -20,7 +20,7 @@ class Fault(NamedTuple):
 class Batch(NamedTuple):
     """A batch of samples.
 
-    images: uint8 [B, C, H, W], or moments of latents float32 [B, 2, C, H, W]; labels: int64 [B] (-1: none); slots: int64 [B]; mask: bool [B], false for padding and unusable
+    images: [B, C, H, W] in the stored type, moments of latents float32 [B, 2, C, H, W], or codes int32 [B, 1, h, w]; labels: int64 [B] (-1: none); slots: int64 [B]; mask: bool [B], false for padding and unusable
     samples. In training the slots count within the global batch; in evaluation they are the samples' numbers. keys: the images'
     names. faults: the samples of this batch that could not be used.
     """

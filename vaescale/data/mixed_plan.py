@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vaescale.data.order import BLOCK_SAMPLES, MOST_LANES, Integers, Order
+from vaescale.data.plan import Epochs
 from vaescale.data.shares import Shares
-from vaescale.errors import DataError
 
 
 class Members(NamedTuple):
@@ -51,7 +51,7 @@ class _Strand(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class MixedPlan:
+class MixedPlan(Epochs):
     """The order of a training run over several sets, whose samples are numbered through: those of the first set, then the next.
 
     parts: of positive weight. The members are those of `Plan`. Time: O(slots log strands) at most steps; O(shards) or O(block)
@@ -63,12 +63,6 @@ class MixedPlan:
     seed: int
     block_samples: int = BLOCK_SAMPLES
 
-    def __post_init__(self) -> None:
-        if self.num_samples < self.global_batch:
-            raise DataError(
-                f"data.global_batch (={self.global_batch}) exceeds the {self.num_samples} training samples; lower it"
-            )
-
     @cached_property
     def firsts(self) -> Integers:
         """The number of each set's first sample, and the number of all samples, int64 [sets + 1]."""
@@ -78,11 +72,6 @@ class MixedPlan:
     def num_samples(self) -> int:
         """The number of samples of all sets together, which is the length of an epoch."""
         return int(self.firsts[-1])
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """The number of optimizer steps per epoch."""
-        return self.num_samples // self.global_batch
 
     @cached_property
     def shares(self) -> Shares:
@@ -123,10 +112,6 @@ class MixedPlan:
                 digest.update(b"" if table is None else table.astype("<i8").tobytes())
             digest.update(b"|")
         return digest.hexdigest()
-
-    def epoch(self, step: int) -> int:
-        """The epoch that a step belongs to, counted from 0."""
-        return step // self.steps_per_epoch
 
     def samples(self, step: int, slots: Integers | None = None) -> Integers:
         """Sample numbers int64 of an optimizer step, counted from 0: of all slots, or of the given ones."""

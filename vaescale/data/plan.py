@@ -19,8 +19,34 @@ from vaescale.data.order import BLOCK_SAMPLES, MOST_LANES, Integers, Order
 from vaescale.errors import DataError, UserError
 
 
+class Epochs:
+    """What plans have in common: epochs of whole global batches. Raises DataError for fewer samples than a global batch."""
+
+    global_batch: int
+
+    def __post_init__(self) -> None:
+        if self.num_samples < self.global_batch:
+            raise DataError(
+                f"data.global_batch (={self.global_batch}) exceeds the {self.num_samples} training samples; lower it"
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """The number of samples of an epoch."""
+        raise NotImplementedError
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """The number of optimizer steps per epoch."""
+        return self.num_samples // self.global_batch
+
+    def epoch(self, step: int) -> int:
+        """The epoch that a step belongs to, counted from 0."""
+        return step // self.steps_per_epoch
+
+
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Epochs):
     """The order of a training run. Every epoch is a fresh order; its last partial batch is dropped.
 
     shard_samples: int64 [shards], each at least 1. A block consists of whole shards, about `block_samples` samples.
@@ -31,12 +57,6 @@ class Plan:
     global_batch: int
     seed: int
     block_samples: int = BLOCK_SAMPLES
-
-    def __post_init__(self) -> None:
-        if self.num_samples < self.global_batch:
-            raise DataError(
-                f"data.global_batch (={self.global_batch}) exceeds the {self.num_samples} training samples; lower it"
-            )
 
     @cached_property
     def order(self) -> Order:
@@ -49,11 +69,6 @@ class Plan:
         return int(self.shard_samples.sum())
 
     @cached_property
-    def steps_per_epoch(self) -> int:
-        """The number of optimizer steps per epoch."""
-        return self.num_samples // self.global_batch
-
-    @cached_property
     def lanes(self) -> int:
         """The number of places of an epoch's line from which a batch is drawn: the batch's largest divisor up to 16."""
         return max(lanes for lanes in range(1, MOST_LANES + 1) if self.global_batch % lanes == 0)
@@ -63,10 +78,6 @@ class Plan:
         """A hash that identifies the order: two runs with the same hash see the same samples in the same slots."""
         settings = f"blocks-1 {self.global_batch} {self.seed} {self.block_samples} ".encode()
         return hashlib.sha256(settings + self.shard_samples.astype("<i8").tobytes()).hexdigest()
-
-    def epoch(self, step: int) -> int:
-        """The epoch that a step belongs to, counted from 0."""
-        return step // self.steps_per_epoch
 
     def samples(self, step: int, slots: Integers | None = None) -> Integers:
         """Sample numbers int64 of an optimizer step, counted from 0: of all slots, or of the given ones."""

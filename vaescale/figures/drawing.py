@@ -134,6 +134,7 @@ def _add_bar(figure: Any, view: View) -> None:
         aspect="auto",
     )
     middle = (view.window.low + view.window.high) / 2
+    middle = middle if view.window.levels is None else math.floor(middle)
     ticks = (view.window.low, middle, view.window.high)
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.set_yticks([])

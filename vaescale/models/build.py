@@ -33,7 +33,7 @@ def build_vae(
     """Build the model of these sections. image_size: the side of square images, or (H, W). spectral: whether its terms include the layers' singular values. equivariance: of the
     decoder, if the terms include it; for a network with a latent map. shows: what discriminators see, if there are any. has_bound: whether
     p(x|z) is trained, so that evaluation may report bounds. of_latents: whether the images are latents, or codes, of another model.
-    condition: what the model is told besides the image.
+    condition: an additional input, the class of each image.
 
     Raises UserError when the network does not fit the images.
     """

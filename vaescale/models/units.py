@@ -22,6 +22,13 @@ def to_stored(x: Tensor, window: Window) -> Tensor:
     return values if window.levels is None else values.round().to(DTYPES[window.dtype])
 
 
+def mirrored(images: Tensor) -> Tensor:
+    """Stored values [..., W] from right to left. torch does not flip uint16, whose bits int16 holds as well."""
+    if images.dtype == torch.uint16:
+        return images.view(torch.int16).flip(-1).view(torch.uint16)
+    return images.flip(-1)
+
+
 def blank(count: int, image_shape: tuple[int, ...], window: Window, device: torch.device | str) -> Tensor:
     """Images of zeros as they arrive from the reader, [count, C, H, W]."""
     return torch.zeros(count, *image_shape, dtype=DTYPES[window.dtype], device=device)

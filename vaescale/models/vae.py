@@ -207,7 +207,7 @@ class VAE(nn.Module):
     def given(self, condition: Tensor | None) -> "VAE":
         """A view of a conditional model whose functions have the condition y of each image or draw; of another model, the model itself.
 
-        condition: int64 [B], NONE where no class is told, or, between classes, their shares [B, K]; on any device. The view shares weights and state, and keeps no graph. Raises
+        condition: int64 [B], NONE where the class is hidden or unknown, or, between classes, their shares [B, K]; on any device. The view shares weights and state, and keeps no graph. Raises
         UserError for NONE in a model that always had classes, and for no condition.
         """
         if self.condition is None:

@@ -1,6 +1,7 @@
 """The contract of a network with a single latent vector or map.
 
-A hierarchical network has groups in place of one encoder and decoder; `ladder.LadderNetwork` defines its interface.
+A hierarchical network has groups in place of one encoder and decoder; `ladder.LadderNetwork` defines its interface. A network that takes
+a condition, and whose section offers TAKES_CONDITION, is a `modulation.ModulatedNetwork`.
 Convolutions and norms come from `layers.py`.
 """
 
@@ -12,12 +13,6 @@ class FlatNetwork(nn.Module):
 
     latent_shape: tuple[int, ...]
     """(Z,) for a vector, (Z, h, w) for a map, with Z = config.latent_dim."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Of a conditional network's blocks, by the numbers of its layers (see `modulation.py`).
-        self.encoder_modulations: nn.ModuleDict | None = None
-        self.decoder_modulations: nn.ModuleDict | None = None
 
     @staticmethod
     def part_of(name: str) -> str:
@@ -36,10 +31,4 @@ class FlatNetwork(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Map z [B, *latent_shape] to the likelihood's raw parameters [B, out_channels, H, W]."""
-        raise NotImplementedError
-
-    def add_condition(self, size: int) -> None:
-        """Let the blocks take the embedding of a condition, [B, size]: a second argument of `encode` and `decode`, which are called
-        without it in an unconditional model. For networks whose section offers TAKES_CONDITION.
-        """
         raise NotImplementedError

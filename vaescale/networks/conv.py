@@ -9,9 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from einops.layers.torch import Rearrange
-from torch import Tensor, nn
+from torch import nn
 
-from vaescale.networks.base import FlatNetwork
 from vaescale.networks.config import ConvConfig, Norm
 from vaescale.networks.layers import (
     ACTIVATIONS,
@@ -22,15 +21,14 @@ from vaescale.networks.layers import (
     normed,
     refuse_indivisible,
     spectral,
-    standardized,
 )
-from vaescale.networks.modulation import conditioned, modulations
+from vaescale.networks.modulation import ModulatedNetwork, modulations
 from vaescale.networks.presets import PRESETS, Preset
 
 WIDTHS = (32, 64)
 
 
-class ConvNetwork(FlatNetwork):
+class ConvNetwork(ModulatedNetwork):
     """The network of `kind: conv`. Raises UserError when the image cannot be halved once for each width."""
 
     def __init__(
@@ -42,7 +40,7 @@ class ConvNetwork(FlatNetwork):
         encoder_out: int,
         out_channels: int,
     ) -> None:
-        super().__init__()
+        super().__init__(config.standardize)
         plan = PRESETS[config.preset] if config.preset else _from_widths(config.widths or WIDTHS)
         kind: Norm = config.norm or plan.norm  # type: ignore[assignment]
         key = f"network.preset (={config.preset})" if config.preset else "network.widths"
@@ -54,7 +52,7 @@ class ConvNetwork(FlatNetwork):
             f"cannot be halved {math.log2(max(halvings, doublings)):.0f} times as {key} asks",
             "a network of fewer halvings" if config.preset else "fewer widths",
         )
-        self.latent_shape, self._standardize = (config.latent_dim,), config.standardize
+        self.latent_shape = (config.latent_dim,)
         small, start = ([side // factor for side in image_size] for factor in (halvings, doublings))
         width = self._decoder_width = plan.encoder[-1][0]
         if config.latent_map:
@@ -85,16 +83,6 @@ class ConvNetwork(FlatNetwork):
             *_decoder_maps(plan, width, kind, start),
             _last(plan, out_channels),  # [B, out_channels, H, W]
         )
-
-    def encode(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Map [B, C, H, W] in [0, 1] to the posterior's raw parameters [B, encoder_out], of a latent map [B, encoder_out, h, w]."""
-        return conditioned(
-            self.encoder, standardized(x, self._standardize), self.encoder_modulations, embedding
-        )
-
-    def decode(self, z: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Map [B, Z], or a latent map [B, Z, h, w], to the likelihood's raw parameters [B, out_channels, H, W]."""
-        return conditioned(self.decoder, z, self.decoder_modulations, embedding)
 
     def add_condition(self, size: int) -> None:
         """Modulate the maps of every block, and the decoder's first map, by a condition's embedding [B, size]."""

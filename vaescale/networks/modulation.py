@@ -13,6 +13,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from vaescale.networks.base import FlatNetwork
+from vaescale.networks.config import Standardize
+from vaescale.networks.layers import standardized
+
 PARTS = ("encoder_modulations", "decoder_modulations", "encoder_shifts", "group_shifts")
 """The names of a network's modules that only a conditional model has."""
 
@@ -44,6 +48,34 @@ class Shift(nn.Module):
         """Map [B, W, H, W'] and [B, E] to [B, W, H, W']."""
         shifted: Tensor = x + self.linear(embedding)[:, :, None, None]
         return shifted
+
+
+class ModulatedNetwork(FlatNetwork):
+    """An encoder and a decoder of layers one after another, whose blocks a condition may modulate. Override `add_condition`."""
+
+    encoder: nn.Sequential
+    decoder: nn.Sequential
+
+    def __init__(self, standardize: Standardize | None) -> None:
+        """standardize: see `layers.standardized`."""
+        super().__init__()
+        self._standardize = standardize
+        # Of a conditional network's blocks, by the names of its layers.
+        self.encoder_modulations: nn.ModuleDict | None = None
+        self.decoder_modulations: nn.ModuleDict | None = None
+
+    def encode(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Map x [B, C, H, W] in [0, 1] to the posterior's raw parameters. embedding: of the condition, [B, E]."""
+        x = standardized(x, self._standardize)
+        return conditioned(self.encoder, x, self.encoder_modulations, embedding)
+
+    def decode(self, z: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Map z [B, *latent_shape] to the likelihood's raw parameters [B, out_channels, H, W]. embedding: of the condition, [B, E]."""
+        return conditioned(self.decoder, z, self.decoder_modulations, embedding)
+
+    def add_condition(self, size: int) -> None:
+        """Set the modulations of the blocks by a condition's embedding [B, size]."""
+        raise NotImplementedError
 
 
 def modulations(size: int, widths: Mapping[str, int]) -> nn.ModuleDict:

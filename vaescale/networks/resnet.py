@@ -16,10 +16,9 @@ from torch.nn.functional import pad
 
 from vaescale.errors import UserError
 from vaescale.networks.attention import attend
-from vaescale.networks.base import FlatNetwork
 from vaescale.networks.config import ResnetConfig
-from vaescale.networks.layers import conv, nearest, norm, normed, refuse_indivisible, standardized
-from vaescale.networks.modulation import Modulation, conditioned, modulations
+from vaescale.networks.layers import conv, nearest, norm, normed, refuse_indivisible
+from vaescale.networks.modulation import ModulatedNetwork, Modulation, modulations
 
 NORM_GROUPS = 32
 Size = tuple[int, int]
@@ -49,7 +48,7 @@ class Norms(NamedTuple):
         }
 
 
-class ResnetNetwork(FlatNetwork):
+class ResnetNetwork(ModulatedNetwork):
     """The network of `kind: resnet`. Raises UserError when the image cannot be halved once for each further multiplier."""
 
     def __init__(
@@ -61,7 +60,7 @@ class ResnetNetwork(FlatNetwork):
         encoder_out: int,
         out_channels: int,
     ) -> None:
-        super().__init__()
+        super().__init__(config.standardize)
         halvings = len(config.multipliers) - 1
         refuse_indivisible(
             image_size,
@@ -97,7 +96,7 @@ class ResnetNetwork(FlatNetwork):
             *_end(channels_before, encoder_out, norms, size=small),
             conv(encoder_out, encoder_out, 1),
         ]
-        self.encoder, self._standardize = nn.Sequential(*down), config.standardize
+        self.encoder = nn.Sequential(*down)
 
         up: list[nn.Module] = [
             conv(config.latent_dim, config.latent_dim, 1),
@@ -110,16 +109,6 @@ class ResnetNetwork(FlatNetwork):
             up += [Double(width)] if number < halvings else []
             channels_before = width
         self.decoder = nn.Sequential(*up, *_end(channels_before, out_channels, norms, size=image_size))
-
-    def encode(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Map [B, C, H, W] in [0, 1] to the posterior's raw parameters [B, encoder_out, H / f, W / f]."""
-        return conditioned(
-            self.encoder, standardized(x, self._standardize), self.encoder_modulations, embedding
-        )
-
-    def decode(self, z: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """Map [B, Z, H / f, W / f] to the likelihood's raw parameters [B, out_channels, H, W]."""
-        return conditioned(self.decoder, z, self.decoder_modulations, embedding)
 
     def add_condition(self, size: int) -> None:
         """Modulate every residual block by a condition's embedding [B, size]."""

@@ -9,7 +9,7 @@ from vaescale import noise
 from vaescale.runs.class_table import ClassTable
 
 
-class Told(NamedTuple):
+class ClassChoice(NamedTuple):
     """How samples get their classes. chosen: a class, NONE, or None for p(y)."""
 
     table: ClassTable

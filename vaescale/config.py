@@ -39,6 +39,8 @@ CODE_MODEL = Property("network", "a model of codes")
 TAKES_CONDITION = Property("network", "layers that take a condition")
 CONDITIONED_LOSS = Property("objective", "a loss of a conditional model")
 IMAGES = Property("data", "images")
+SEQUENCES = Property("data", "sequences of frames")
+SEQUENCE_MODEL = Property("network", "a model of sequences")
 SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
 
 

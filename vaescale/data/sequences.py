@@ -1,7 +1,7 @@
 """Sequences of frames as WebDataset shards: KEY.frames.npy, uint8 [T, C, H, W], and, where there is a class, KEY.cls.
 
-index.json's `made` has the number of sequences by length, `lengths`; the entries have each sequence's own. Frames are stored whole,
-without compression, so that a window of a sequence is a part of its bytes. Imports no torch.
+In tars made by others also KEY.000.png, KEY.001.png and so on (`frame_files.py`), and KEY.mp4 (`videos.py`); the first bytes of a
+sample decide. index.json's `made` has the number of sequences by length, `lengths`; the entries have each sequence's own. Imports no torch.
 """
 
 import io
@@ -14,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaescale.data.config import MOST_CHANNELS, MOST_FRAMES
+from vaescale.data.frame_files import files_header, frames_of_files, is_part_of_tar
 from vaescale.data.index import SEQUENCES, ShardIndex
 from vaescale.data.pictures import Header, PictureFault
+from vaescale.data.tars import MOST_SEQUENCE_BYTES, SEQUENCE_EXTENSIONS
+from vaescale.data.videos import frames_of_video, is_video, require_decoder, video_header
 from vaescale.errors import DataError
 
-EXTENSION = "frames.npy"
-MOST_BYTES = 1 << 30  # of a sequence
+EXTENSION = SEQUENCE_EXTENSIONS[0]
+VIDEO = "mp4"
 _HOW = "save a sequence as uint8 [T, C, H, W] in C order"
 _HEADER = re.compile(
     rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9}), (\d{1,9}), (\d{1,9})\), \} *\n"
@@ -41,13 +44,21 @@ def encode_sequence(frames: NDArray[np.uint8]) -> bytes:
 
 
 def sequence_header(content: bytes) -> Header:
-    """The header of a member, with the number of its frames. Raises PictureFault for other arrays, and above the bounds."""
+    """The header of a sequence, with the number of its frames. Raises PictureFault for what is none, and above the bounds."""
+    if is_part_of_tar(content):
+        return files_header(content)
+    if is_video(content):
+        return video_header(content, most_bytes=MOST_SEQUENCE_BYTES)
     _, (frames, channels, height, width) = _layout(content)
     return Header("frames", height, width, channels, frames=frames)
 
 
 def frames_of(content: bytes) -> NDArray[np.uint8]:
-    """The frames [T, C, H, W] of a member's bytes. Raises PictureFault."""
+    """The frames [T, C, H, W] of a sequence's bytes. Raises PictureFault."""
+    if is_part_of_tar(content):
+        return frames_of_files(content)
+    if is_video(content):
+        return frames_of_video(content, most_bytes=MOST_SEQUENCE_BYTES)
     begin, shape = _layout(content)
     return np.frombuffer(content, np.uint8, offset=begin).reshape(shape)
 
@@ -68,6 +79,8 @@ def lengths_of(index: ShardIndex) -> Lengths:
         raise DataError(
             f"{index.place} does not state the lengths of its {index.num_samples} sequences; write the shards again"
         )
+    if index.made.get("image_member") == VIDEO:
+        require_decoder()
     return dict(sorted(lengths.items()))
 
 
@@ -92,10 +105,10 @@ def _layout(content: bytes) -> tuple[int, tuple[int, int, int, int]]:
     if channels > MOST_CHANNELS >= width:
         raise PictureFault("shape", f"it is {_array(header)}, with the channels last; {_HOW}")
     size = frames * channels * height * width
-    if channels > MOST_CHANNELS or frames > MOST_FRAMES or not 0 < size <= MOST_BYTES:
+    if channels > MOST_CHANNELS or frames > MOST_FRAMES or not 0 < size <= MOST_SEQUENCE_BYTES:
         raise PictureFault(
             "pixels",
-            f"it is {_array(header)}; sequences have up to {MOST_FRAMES} frames, {MOST_CHANNELS} channels and {MOST_BYTES} bytes",
+            f"it is {_array(header)}; sequences have up to {MOST_FRAMES} frames, {MOST_CHANNELS} channels and {MOST_SEQUENCE_BYTES} bytes",
         )
     if len(content) != start + size:
         raise PictureFault(

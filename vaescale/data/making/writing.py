@@ -232,7 +232,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
         of_sequences = any(isinstance(item.content, Clip) for item in items)
         check = header_check(making.dtype, of_sequences=of_sequences)
         roles = Roles((EXTENSION,)) if of_sequences else USUAL
-        shard, shapes, faults, _, bounds, lengths = make_index(
+        shard, shapes, faults, _, bounds, sequences = make_index(
             path.parent, temporary, path.name, roles, check, dtype=making.dtype
         )
     except TarFault as error:
@@ -242,7 +242,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
     with temporary.open("rb") as whole:
         os.fsync(whole.fileno())
     temporary.replace(path)
-    made = Made(shard, shapes, skipped, dict(remarks), counts.content(), bounds, lengths)
+    made = Made(shard, shapes, skipped, dict(remarks), counts.content(), bounds, sequences)
     if shard is None:
         path.unlink()
     write_whole(note, json.dumps({"origin": origin, "made": made}).encode())

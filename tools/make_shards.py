@@ -89,7 +89,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("tars made by others").add_argument
     add("--index-only", metavar="DIR", type=Path, help="index the tars in DIR, or in DIR/train and so on")
     add("--index-dir", metavar="DIR", type=Path, help="folder of the index; default: beside the tars")
-    add("--image-member", metavar="EXT", help="extension of the images; default: usual ones")
+    add(
+        "--image-member",
+        metavar="EXT",
+        help="extension of the images, or frames: numbered ones; default: usual ones",
+    )
     add("--class-member", metavar="NAME", help="cls, EXT, json:FIELD, folder or none; default: by content")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vaescale.data.batch import Request
 from vaescale.data.config import DataConfig
-from vaescale.data.making.indexing import index_shards
+from vaescale.data.making.indexing import Written, index_shards
 from vaescale.data.making.verifying import verify_shards
 from vaescale.data.reader import open_reader
 from vaescale.data.sequences import encode_sequence, frames_of, lengths_of, sequence_header
@@ -31,6 +31,10 @@ def png(value: int, size: tuple[int, int] = SIZE) -> bytes:
 def frames(key: str, first: int, numbers: list[int], **options: Any) -> Files:
     """The files of a sequence whose frames have the values from `first` on."""
     return [(f"{key}.{number:03d}.png", png(first + number, **options)) for number in numbers]
+
+
+def index(folder: Path, **options: Any) -> Written:
+    return index_shards(folder, image_member="frames", **options)
 
 
 def pack(path: Path, files: Files, kind: int = tarfile.USTAR_FORMAT) -> Path:
@@ -61,7 +65,7 @@ def test_numbered_frames_are_sequences(tmp_path: Path, kind: int, capsys: pytest
     files = [*frames(names[0], 0, [0, 1, 2]), (f"{names[0]}.cls", b"1"), (f"{names[0]}.json", b"{}")]
     files += [*frames(names[1], 100, [4, 5, 6, 7]), (f"{names[1]}.cls", b"0"), *frames(names[2], 200, [0, 1])]
     folder = pack(tmp_path / "set" / "one.tar", files, kind)
-    written = index_shards(folder)
+    written = index(folder)
     said = capsys.readouterr().err
     assert "sequences are the numbered members of a sample, 2 to 4 frames" in said
     assert "members left out: json (1," in said
@@ -99,8 +103,8 @@ def test_arrays_are_sequences(tmp_path: Path) -> None:
 def test_a_bad_sequence_is_named_and_left_out_on_demand(tmp_path: Path, bad: Files, reason: str) -> None:
     folder = pack(tmp_path / "one.tar", [*frames("a", 0, [0, 1, 2]), *bad, *frames("c", 50, [0, 1, 2])])
     with pytest.raises(DataError, match=f"{reason}.*leave such samples out with --skip-broken"):
-        index_shards(folder)
-    written = index_shards(folder, skip_broken=True)
+        index(folder)
+    written = index(folder, skip_broken=True)
     assert written.shards.num_samples == 2
     assert reason in written.skipped[0]
     assert written.shards.made["skipped"] == 1
@@ -109,12 +113,18 @@ def test_a_bad_sequence_is_named_and_left_out_on_demand(tmp_path: Path, bad: Fil
 def test_sequences_of_other_frames_are_counted(tmp_path: Path) -> None:
     files = [*frames("a", 0, [0, 1]), *frames("b", 0, [0, 1], size=(8, 8)), *frames("c", 0, [0, 1])]
     with pytest.raises(DataError, match="differ in their frames: 2 of 6x5x3, 1 of 8x8x3; write them"):
-        index_shards(pack(tmp_path / "one.tar", files))
+        index(pack(tmp_path / "one.tar", files))
+
+
+def test_frames_are_one_of_the_choices(tmp_path: Path) -> None:
+    folder = pack(tmp_path / "one.tar", frames("a", 0, [0, 1]))
+    with pytest.raises(DataError, match="take them as the frames of sequences with --image-member frames"):
+        index_shards(folder)
 
 
 def test_a_changed_frame_is_found(tmp_path: Path) -> None:
     folder = pack(tmp_path / "one.tar", frames("a", 0, [0, 1, 2]))
-    index_shards(folder)
+    index(folder)
     content = bytearray((tmp_path / "one.tar").read_bytes())
     content[content.rindex(b"IDAT") + 6] ^= 1
     (tmp_path / "one.tar").write_bytes(content)

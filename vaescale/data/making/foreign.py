@@ -184,9 +184,6 @@ def _choose_images(
             )
         return names, [f"images are the members {_counts({name: whole.members[name] for name in names})}"]
     if not whole.images.total() - whole.images[""]:
-        long = sum(count for number, count in whole.frames.items() if number >= LEAST_FRAMES)
-        if 2 * long > whole.samples:
-            return (FRAMES,), [_frames_taken(whole)]
         for kind in SEQUENCE_EXTENSIONS:
             if 2 * whole.members[kind] > whole.samples:
                 return (kind,), [f"sequences are the members {_counts({kind: whole.members[kind]})}"]
@@ -204,9 +201,13 @@ def _choose_images(
     if not candidates:
         raise DataError(_without_images(whole, place))
     if len(candidates) > 1:
+        numbered = sum(1 for name in candidates if FRAME.fullmatch(name)) >= LEAST_FRAMES
+        frames = (
+            f"take them as the frames of sequences with --image-member {FRAMES}, or, " if numbered else "or, "
+        )
         raise DataError(
             f"each sample in {place} may have several images: {_counts(candidates)}; choose one with --image-member "
-            f"{_most(candidates)}, or, if these are dots in the names of single images, replace those "
+            f"{_most(candidates)}, {frames}if these are dots in the names of single images, replace those "
             f"dots: names are split at the first dot, as webdataset does (of {whole.name!r}, the key is "
             f"{whole.name.partition('.')[0]!r})"
         )

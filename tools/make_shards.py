@@ -8,6 +8,8 @@ sources:
   idx:PATH          the MNIST family: a folder with train-images-idx3-ubyte[.gz] and so on
   stacked:PATH      three images of such a folder as the channels of one: Stacked MNIST, 1,000 modes
   moving-mnist:PATH such a folder's digits, two of them moving in each sequence of frames (Denton & Fergus 2018)
+  frames:PATH       clips, a folder of frames for each, or windows of them; folders train, val and test are splits
+  bair:PATH         the robot pushing set, train/ and test/ of *.tfrecords (needs no TensorFlow)
   folder:PATH       an image tree, or a zip or tar of one; sub-folders are classes; train/, val/, test/ and the like are splits
   celeba:PATH       img_align_celeba, with list_eval_partition.txt if present; crop 148 (140 is usual, too)
   imagenet:PATH     ILSVRC train/ and val/ of wnid folders or tars; with --size the whole image is averaged down (box);
@@ -81,6 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--count", type=integer(1, MOST), metavar="N", help=numbers)
     reflected = "reflect digits at walls; default: a new random velocity there"
     add("--deterministic", **FLAG, help=reflected)
+    add = parser.add_argument_group("sequences of frames:").add_argument
+    add(
+        "--window",
+        type=integer(2, MOST_FRAMES),
+        metavar="T",
+        help="frames of a sequence; default: whole clips",
+    )
+    begins = "frames from the begin of a window to the next one's; default: --window"
+    add("--stride", type=integer(1, MOST_FRAMES), metavar="S", help=begins)
     shards = parser.add_argument_group("shards")
     add = shards.add_mutually_exclusive_group().add_argument
     add("--shard-samples", type=integer(1, MOST), metavar="N", help="images in a shard; default: 1000")

@@ -84,6 +84,8 @@ def make_shards(
     frames: Annotated[int, Field(ge=2, le=MOST_FRAMES)] | None = None,
     count: Annotated[int, Field(ge=1, le=10**9)] | None = None,
     deterministic: bool = False,
+    window: Annotated[int, Field(ge=2, le=MOST_FRAMES)] | None = None,
+    stride: Annotated[int, Field(ge=1, le=MOST_FRAMES)] | None = None,
     jobs: Jobs | None = None,
 ) -> dict[str, Any]:
     """Write each split of a source to OUT/SPLIT. Returns the description of each split, by name.
@@ -97,7 +99,8 @@ def make_shards(
     of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN] of arrays:; label=NAME of cifar:. dtype: the type of the values, which are kept
     as they are; images of other types are refused. channels: 2 and 4 keep the alpha channel of files. quality: of jpg, by default 95. frames, count,
     deterministic: of a moving-mnist: source, the length of its sequences, by default 20, their number in train, by default 10,000, and whether digits
-    are reflected at walls. jobs: number of processes, by default the number of cores. Raises UserError for arguments that contradict each other or the shards in OUT.
+    are reflected at walls. window, stride: of a frames: source, the frames of the sequences that are cut of each clip, by default whole clips,
+    and those between the begins of two. jobs: number of processes, by default the number of cores. Raises UserError for arguments that contradict each other or the shards in OUT.
     """
     if size is None and (crop or resample):
         raise UserError("--crop and --resample need a size; add --size PIXELS")
@@ -121,6 +124,8 @@ def make_shards(
         frames=frames,
         count=count,
         deterministic=deterministic,
+        window=window,
+        stride=stride,
     )
     if data_set.holds == "sequences":
         _refuse_for_sequences(encoding, dtype)
@@ -148,7 +153,7 @@ def make_shards(
     for split in data_set.splits:
         origin: dict[str, Any] = {"source": source, "split": split}
         given: dict[str, Any] = {"config": config, "column": column, "limit": limit, "splits": splits}
-        given |= {"frames": frames, "count": count}
+        given |= {"frames": frames, "count": count, "window": window, "stride": stride}
         origin |= {name: value for name, value in given.items() if value is not None}
         origin |= {"classes_only": True} if classes_only else {}
         origin |= {"kind": SEQUENCES} if data_set.holds == "sequences" else {}
@@ -340,7 +345,7 @@ def _refuse_out_within(source: str, out: Path) -> None:
     """Raise UserError when the shards of a folder of images would be written into it, where they would be read as images later."""
     kind, _, rest = source.partition(":")
     place = Path(rest).expanduser()
-    if kind == "folder" and place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+    if kind in ("folder", "frames") and place.is_dir() and out.resolve().is_relative_to(place.resolve()):
         raise UserError(f"OUT (={out}) is within the images of {place}; choose a folder outside of it")
 
 
@@ -361,7 +366,7 @@ def _refuse_changed_source(
     """
     kind, _, rest = str(origin["source"]).partition(":")
     place = Path(rest).expanduser()
-    if kind == "folder" and place.is_dir():
+    if kind in ("folder", "frames") and place.is_dir():
         number, before = source.splits[split]().number, index.num_samples + index.made.get("skipped", 0)
         number = number if number is None or limit is None else min(number, limit)
         if number is not None and number != before:

@@ -38,9 +38,15 @@ class Packed(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """The frames of a sequence in order, each a file or its values [H, W, C]."""
+    """The frames of a sequence in order, each a file or its values [H, W, C].
+
+    whole: the name of the clip that it is a window of: those of one clip are in one split. fault: the reason (`PictureFault`) and the
+    sentence of a sequence that cannot be used.
+    """
 
     frames: tuple[Place | Packed | bytes | Values, ...]
+    whole: str = ""
+    fault: tuple[str, str] | None = None
 
 
 class Item(NamedTuple):

@@ -135,6 +135,8 @@ def prepare(item: Item, making: Making) -> Prepared:
 
 def _prepare_clip(clip: Clip, making: Making) -> Prepared:
     """Prepare a sequence: each frame as an image of its own, all of one shape, stored as one array."""
+    if clip.fault is not None:
+        raise PictureFault(*clip.fault)
     frames: list[Picture] = []
     for number, content in enumerate(map(open_content, clip.frames)):
         try:

@@ -44,6 +44,8 @@ def survey(
 
 def _shape(item: Item, making: Making) -> tuple[int, int, int, str]:
     """Height, width, channels and format; of a sequence those of its first frame."""
+    if isinstance(item.content, Clip) and item.content.fault is not None:
+        raise PictureFault(*item.content.fault)
     content = open_content(item.content.frames[0] if isinstance(item.content, Clip) else item.content)
     if isinstance(content, np.ndarray):
         if content.dtype != making.dtype:

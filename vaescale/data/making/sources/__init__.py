@@ -11,11 +11,13 @@ from typing import Any, Literal, NamedTuple
 
 from vaescale.config import Dtype, Size
 from vaescale.data.making.sources.arrays import arrays
+from vaescale.data.making.sources.bair import bair
 from vaescale.data.making.sources.base import Source, Split, with_val
 from vaescale.data.making.sources.celeba import celeba
 from vaescale.data.making.sources.cifar import cifar
 from vaescale.data.making.sources.digits import digits
 from vaescale.data.making.sources.folder import folder
+from vaescale.data.making.sources.frame_folders import frame_folders
 from vaescale.data.making.sources.hugging_face import hugging_face
 from vaescale.data.making.sources.idx import idx
 from vaescale.data.making.sources.imagenet import imagenet
@@ -61,6 +63,12 @@ SOURCES: dict[str, Kind] = {
     "cifar": Kind(cifar, options=("column",), needs="the folder of the batches, or one above it"),
     "phantom": Kind(phantom, "nothing"),
     "stacked": Kind(stacked, needs="the folder of the idx files"),
+    "frames": Kind(
+        frame_folders,
+        options=("window", "stride"),
+        needs="the folder that holds a folder of frames for each clip",
+    ),
+    "bair": Kind(bair, options=("column",), needs="the folder that holds train and test"),
     "moving-mnist": Kind(
         moving_mnist,
         options=("frames", "size", "count", "deterministic"),
@@ -82,6 +90,8 @@ def open_source(
     frames: int | None = None,
     count: int | None = None,
     deterministic: bool = False,
+    window: int | None = None,
+    stride: int | None = None,
 ) -> Source:
     """The source that `KIND:PATH` names.
 
@@ -89,7 +99,7 @@ def open_source(
     None: 5% where train is the only split, otherwise nothing. config: the configuration of a hub data set. column: its columns, or
     the keys of arrays, as image=NAME,label=NAME. splits: folders of a folder's splits, as train=DIR,val=DIR;
     classes_only: all its sub-folders are classes. dtype: the type of the values that are wanted. size, frames, count,
-    deterministic: of sequences that are made. Raises UserError and DataError.
+    deterministic: of sequences that are made; window, stride: of those that are cut of clips. Raises UserError and DataError.
     """
     import_installed()
     name, colon, rest = argument.partition(":")
@@ -107,6 +117,7 @@ def open_source(
             "classes_only": classes_only or None,
         }
         options |= {"frames": frames, "count": count, "deterministic": deterministic or None}
+        options |= {"window": window, "stride": stride}
         options |= {"dtype": dtype} if "dtype" in kind.options else {}
         options |= {"size": size} if "size" in kind.options else {}
         source = kind.open(**_arguments(kind, rest, options))

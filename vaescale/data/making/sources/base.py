@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from vaescale.data.config import Crop, Filter
-from vaescale.data.making.items import Item
+from vaescale.data.making.items import Clip, Item
 from vaescale.data.making.sources.forward import Streamed
 from vaescale.data.making.table import NOTHING
 from vaescale.errors import DataError
@@ -97,7 +97,7 @@ def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
 
 def _lowest(items: Iterable[Item]) -> int:
     """The bound below which the hash of one of the items is. Raises DataError for fewer than two items: train would have none."""
-    hashes = sorted(map(_hash, items))
+    hashes = sorted(set(map(_hash, items)))
     if len(hashes) < 2:
         few = "one image, too few" if hashes else "no image"
         remedy = "; --holdout 0 writes it to train" if hashes else ""
@@ -136,4 +136,6 @@ def report_absent(split: str, class_names: Sequence[str], present: Container[str
 
 
 def _hash(item: Item) -> int:
-    return zlib.crc32(item.key.encode())
+    """The number that decides about an item: one for all windows of a clip, which look alike."""
+    whole = item.content.whole if isinstance(item.content, Clip) else ""
+    return zlib.crc32((whole or item.key).encode())

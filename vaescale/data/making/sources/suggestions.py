@@ -24,9 +24,8 @@ def suggest(path: Path, *, wrong: str = "") -> str | None:
     """
     if not path.exists():
         return None
-    if wrong and (
-        _has_arrays(path) if wrong == "arrays" else _FINDERS.get(wrong, _nothing)(path) is not None
-    ):
+    own: dict[str, Callable[[Path], bool]] = {"arrays": _has_arrays, "frames": holds_images}
+    if wrong and (own[wrong](path) if wrong in own else _FINDERS.get(wrong, _nothing)(path) is not None):
         return None
     homes = ((kind, find(path)) for kind, find in _FINDERS.items())
     return next((f"{kind}:{home}" for kind, home in homes if home is not None), None)

@@ -280,11 +280,11 @@ def _report_held_out(source: Source, numbers: Mapping[str, int], limit: int | No
     """Say how many images were held out of train, or that none were where one might expect it. numbers: of images, by split."""
     if source.held_out:
         # The first images of both splits do not tell their sizes.
-        share = f"{numbers['val']} of the {numbers['train'] + numbers['val']} images of train"
+        share = f"{numbers['val']} of the {numbers['train'] + numbers['val']} {source.holds} of train"
         share = (
             share
             if limit is None
-            else f"{numbers['val']} images, of about {100 * source.held_out:.3g}% of all of train; --limit takes at most {limit} of each split"
+            else f"{numbers['val']} {source.holds}, of about {100 * source.held_out:.3g}% of all of train; --limit takes at most {limit} of each split"
         )
         say(f"val: {share}, chosen by their names (--holdout)")
     elif "val" not in source.splits and {"train", "test"} <= source.splits.keys():

@@ -118,7 +118,7 @@ def build_model(recipe: Recipe) -> VAE:
             equivariance=recipe.objective.transforms,
             shows=recipe.objective.shows,
             has_bound=recipe.objective.has_bound,
-            of_latents=recipe.data.holds != "images",
+            of_latents=recipe.data.holds in ("latents", "codes"),
             condition=recipe.condition,
         )
 

@@ -98,7 +98,7 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
             layout=parts.layout,
         )
     )
-    if recipe.data.holds != "images":
+    if recipe.data.holds in ("latents", "codes"):
         tags["latents_of"] = comm.together(lambda: origin_of(parts.train_reader, parts.val_reader))
     if parts.first_weights:
         tags["init_weights_hash"] = parts.first_weights

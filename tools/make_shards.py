@@ -7,6 +7,7 @@ sources:
   phantom           2,250 synthetic chest slices, 32x32 int16 in Hounsfield units (needs --dtype int16)
   idx:PATH          the MNIST family: a folder with train-images-idx3-ubyte[.gz] and so on
   stacked:PATH      three images of such a folder as the channels of one: Stacked MNIST, 1,000 modes
+  moving-mnist:PATH such a folder's digits, two of them moving in each sequence of frames (Denton & Fergus 2018)
   folder:PATH       an image tree, or a zip or tar of one; sub-folders are classes; train/, val/, test/ and the like are splits
   celeba:PATH       img_align_celeba, with list_eval_partition.txt if present; crop 148 (140 is usual, too)
   imagenet:PATH     ILSVRC train/ and val/ of wnid folders or tars; with --size the whole image is averaged down (box);
@@ -27,12 +28,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vaescale.config import Dtype
-from vaescale.data.config import MOST_CHANNELS, Filter
+from vaescale.data.config import MOST_CHANNELS, MOST_FRAMES, Filter
 from vaescale.data.pictures import Encoding
 from vaescale.system.arguments import add_jobs, integer, real, size
 from vaescale.system.console import table
 
 MOST = 10**9
+SEQUENCES = "{folder}: {samples} sequences of {frames} {image} frames in {shards} shards, {bytes} bytes, {classes} classes"
 WRITTEN = "{folder}: {samples} images {image} in {shards} shards, {bytes} bytes, {classes} classes"
 FLAG: dict[str, Any] = {"action": "store_true", "default": None}
 
@@ -73,6 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "columns of hf:, arrays of arrays:, labels of cifar:, as image=NAME,label=NAME; default: by name"
     )
     add("--column", metavar="NAMES", help=columns)
+    add = parser.add_argument_group("sequences of moving-mnist:").add_argument
+    add("--frames", type=integer(2, MOST_FRAMES), metavar="T", help="frames of a sequence; default: 20")
+    numbers = "sequences of train, a tenth as many of val; default: 10000"
+    add("--count", type=integer(1, MOST), metavar="N", help=numbers)
+    reflected = "reflect digits at walls; default: a new random velocity there"
+    add("--deterministic", **FLAG, help=reflected)
     shards = parser.add_argument_group("shards")
     add = shards.add_mutually_exclusive_group().add_argument
     add("--shard-samples", type=integer(1, MOST), metavar="N", help="images in a shard; default: 1000")
@@ -99,8 +107,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Print one line for each split, and the table of its images."""
     for name, split in result.items():
-        title = WRITTEN.format(**split) if "folder" in split else f"{name}: {split['images']} images"
+        title = _title(split) if "folder" in split else f"{name}: {split['images']} images"
         table(title, [*split["rows"].items()])
+
+
+def _title(split: dict[str, Any]) -> str:
+    lengths = [int(frames) for frames in split["made"].get("lengths", ())]
+    if not lengths:
+        return WRITTEN.format(**split)
+    least, most = min(lengths), max(lengths)
+    return SEQUENCES.format(frames=least if least == most else f"{least} to {most}", **split)
 
 
 if __name__ == "__main__":

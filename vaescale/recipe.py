@@ -59,6 +59,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("optimizer", "plateau", None),
     ("training", "early_stopping", None),
     ("data", "holds", "images"),
+    ("data", "frames", None),
     ("data", "dtype", "uint8"),
     ("data", "range", None),
     ("data", "balance", None),

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from vaescale.commands.signature import Jobs, checked
 from vaescale.config import Dtype, Size, option_of, parse_bytes, sides, size_of
-from vaescale.data.config import MOST_CHANNELS, Crop, Filter
-from vaescale.data.index import INDEX, ShardIndex, describe, parse_index
+from vaescale.data.config import MOST_CHANNELS, MOST_FRAMES, Crop, Filter
+from vaescale.data.index import INDEX, SEQUENCES, ShardIndex, describe, parse_index
 from vaescale.data.making import indexing, writing
 from vaescale.data.making.indexing import Written
 from vaescale.data.making.remarks import sentences
@@ -31,7 +31,12 @@ Side = Annotated[int, Field(ge=1, le=16384)]
 REPORTED = 10  # skipped images that are printed by name
 MOST_SHARD_BYTES = 10**13
 DEFAULT_QUALITY = 95
-FOUND = ("skipped", "pictures", "table")  # in `made` of an index, what was found; the rest is what was asked
+FOUND = (
+    "skipped",
+    "pictures",
+    "table",
+    "lengths",
+)  # in `made` of an index, what was found; the rest is what was asked
 _OF_TARS = ("index_dir", "image_member", "class_member")
 _OF_BOTH = ("skip_broken", "dtype", "jobs")
 
@@ -76,6 +81,9 @@ def make_shards(
     classes_only: bool = False,
     config: str | None = None,
     column: str | None = None,
+    frames: Annotated[int, Field(ge=2, le=MOST_FRAMES)] | None = None,
+    count: Annotated[int, Field(ge=1, le=10**9)] | None = None,
+    deterministic: bool = False,
     jobs: Jobs | None = None,
 ) -> dict[str, Any]:
     """Write each split of a source to OUT/SPLIT. Returns the description of each split, by name.
@@ -87,7 +95,9 @@ def make_shards(
     first ones. dry_run: write nothing, and return counts of each split by class, shape and fault. splits: folders of the
     splits of a folder:, as train=DIR,val=DIR; classes_only: all its sub-folders are classes. column: image=NAME,label=NAME
     of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN] of arrays:; label=NAME of cifar:. dtype: the type of the values, which are kept
-    as they are; images of other types are refused. channels: 2 and 4 keep the alpha channel of files. quality: of jpg, by default 95. jobs: number of processes, by default the number of cores. Raises UserError for arguments that contradict each other or the shards in OUT.
+    as they are; images of other types are refused. channels: 2 and 4 keep the alpha channel of files. quality: of jpg, by default 95. frames, count,
+    deterministic: of a moving-mnist: source, the length of its sequences, by default 20, their number in train, by default 10,000, and whether digits
+    are reflected at walls. jobs: number of processes, by default the number of cores. Raises UserError for arguments that contradict each other or the shards in OUT.
     """
     if size is None and (crop or resample):
         raise UserError("--crop and --resample need a size; add --size PIXELS")
@@ -107,10 +117,16 @@ def make_shards(
         splits=splits,
         classes_only=classes_only,
         dtype=dtype,
+        size=size,
+        frames=frames,
+        count=count,
+        deterministic=deterministic,
     )
+    if data_set.holds == "sequences":
+        _refuse_for_sequences(encoding, dtype)
     _refuse_file(out)
     _refuse_out_within(source, out)
-    changed = size is not None or channels is not None
+    changed = size is not None or channels is not None or data_set.holds == "sequences"
     making = Making(
         size=size,
         crop=chosen or usual_crop(data_set.crop, size) if size else None,
@@ -131,9 +147,12 @@ def make_shards(
         return result
     for split in data_set.splits:
         origin: dict[str, Any] = {"source": source, "split": split}
-        given = {"config": config, "column": column, "limit": limit, "splits": splits}
+        given: dict[str, Any] = {"config": config, "column": column, "limit": limit, "splits": splits}
+        given |= {"frames": frames, "count": count}
         origin |= {name: value for name, value in given.items() if value is not None}
         origin |= {"classes_only": True} if classes_only else {}
+        origin |= {"kind": SEQUENCES} if data_set.holds == "sequences" else {}
+        origin |= {"deterministic": True} if deterministic else {}
         origin |= {"holdout": data_set.held_out} if data_set.held_out and split in ("train", "val") else {}
         result[split] = _write_split(
             data_set, split, out / split, making, origin, limit=limit, jobs=jobs or cores()
@@ -187,6 +206,16 @@ def _refuse_encoding(encoding: str | None, dtype: Dtype, channels: int | None) -
         raise UserError(f"--encoding {encoding} does not hold {channels} channels; take npy, or leave it out")
 
 
+def _refuse_for_sequences(encoding: str | None, dtype: Dtype) -> None:
+    """Raise UserError for images' options that have no effect on sequences."""
+    if encoding not in (None, "npy"):
+        raise UserError(
+            f"--encoding (={encoding}) is for images; sequences are stored as npy, so leave it out"
+        )
+    if dtype != "uint8":
+        raise UserError(f"--dtype (={dtype}) is for images; sequences are uint8, so leave it out")
+
+
 def refuse_squares(size: Size | None, crop: Crop | None) -> None:
     """Raise UserError for a crop that would change the aspect of images that are no squares."""
     if size is not None and not isinstance(size, int) and crop not in (None, "aspect", "whole"):
@@ -233,7 +262,7 @@ def _parse_shard_bytes(size: str | int | None) -> int | None:
 
 def _survey(source: Source, split: str, making: Making, limit: int | None) -> dict[str, Any]:
     listed = source.splits[split]()
-    with Progress(f"look at {split}", _number(listed, limit), unit="images") as progress:
+    with Progress(f"look at {split}", _number(listed, limit), unit=source.holds) as progress:
         return survey(listed, making, limit=limit, progress=lambda done: progress.update(done))
 
 
@@ -280,7 +309,7 @@ def _write_split(
             f"{folder}: {', '.join(damaged[:3])} missing or damaged; writing {len(damaged)} of {len(index.shards)} shards again"
         )
     listed = source.splits[split]()
-    with Progress(f"write {folder}", _number(listed, limit), unit="images") as progress:
+    with Progress(f"write {folder}", _number(listed, limit), unit=source.holds) as progress:
         written = writing.write_shards(
             islice(listed.items, limit),
             folder,

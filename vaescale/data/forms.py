@@ -1,4 +1,4 @@
-"""The form of a sample: what a reader makes of its bytes, a picture, the moments of a latent, or a map of codes."""
+"""The form of a sample: what a reader makes of its bytes, a picture, the moments of a latent, a map of codes, or a window of a sequence."""
 
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from vaescale.config import Window
 from vaescale.data.config import Crop, Filter
 from vaescale.data.latent_format import LatentDtype, from_stored
 from vaescale.data.pictures import PictureFault, Values, decode, decode_deep, fit, to_channels
+from vaescale.data.sequences import frames_of
 
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "int16": torch.int16, "float32": torch.float32}
 
@@ -94,3 +95,40 @@ class CodeMaps(NamedTuple):
         if not 0 <= int(values.min()) <= int(values.max()) < codes:
             raise PictureFault("changed", f"it has codes that are not from 0 to {codes - 1}")
         return values
+
+
+class Windows(NamedTuple):
+    """Windows of sequences. image_shape: (C, H, W) of a frame; frames: of a window."""
+
+    image_shape: tuple[int, int, int]
+    frames: int
+    dtype: torch.dtype = torch.uint8
+    window: Window = Window()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample's values."""
+        return (self.frames, *self.image_shape)
+
+    def values(self, content: bytes, place: float = 0.0) -> NDArray[np.uint8]:
+        """The window [T, C, H, W] of a member's bytes at `place`. Raises PictureFault."""
+        return self.cut(self.whole(content), place)
+
+    def whole(self, content: bytes) -> NDArray[np.uint8]:
+        """All frames [n, C, H, W] of a member's bytes, T at least. Raises PictureFault."""
+        frames = frames_of(content)
+        if frames.shape[1:] != self.image_shape:
+            raise PictureFault("changed", "its frames are not of the shape that was indexed")
+        if len(frames) < self.frames:
+            raise PictureFault(
+                "short", f"it has {len(frames)} frames, fewer than data.frames (={self.frames})"
+            )
+        return frames
+
+    def cut(self, frames: NDArray[np.uint8], place: float) -> NDArray[np.uint8]:
+        """The window [T, C, H, W] of frames [n, C, H, W] at a place from 0, the first window, to below 1, the last one."""
+        start = int(place * (len(frames) - self.frames + 1))
+        return frames[start : start + self.frames]
+
+
+Form = Pictures | Moments | CodeMaps | Windows

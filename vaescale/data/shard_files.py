@@ -19,7 +19,7 @@ OPEN_SHARDS = 128
 
 
 class Located(NamedTuple):
-    """The place of a sample: its shard's number, and the fields of an entry."""
+    """The place of a sample: its shard's number, and the fields of an entry. frames: of a sequence, 0 of others."""
 
     shard: int
     offset: int
@@ -27,6 +27,7 @@ class Located(NamedTuple):
     crc32: int
     label: int
     key: bytes
+    frames: int = 0
 
 
 class ShardFiles:

@@ -44,6 +44,7 @@ from vaescale.system.console import say
 from vaescale.system.files import write_whole
 
 MOST_HEADER_BYTES = 1 << 28  # of compressed headers that are held; those of more tars are read twice
+NAMED = 3  # shapes that a sentence names
 MOST_TRIED = 10_000  # samples, after which a set without a usable one is given up
 REMEDIES = {
     "order": "write the tars sorted by name (tar --sort=name)",
@@ -62,7 +63,7 @@ class Made(NamedTuple):
     """A written shard: its row, its images' shapes, a sentence for each image that was left out, and counts (`remarks.py`).
 
     counts: for the table (`table.py`); None in notes of earlier versions. bounds: the least and the greatest value, of other types than
-    uint8.
+    uint8. lengths: of sequences, their numbers by length in frames.
     """
 
     shard: Shard | None
@@ -71,6 +72,7 @@ class Made(NamedTuple):
     remarks: dict[str, int] = {}  # noqa: RUF012  # never changed
     counts: dict[str, Any] | None = None
     bounds: tuple[float, float] | None = None
+    lengths: dict[str, int] = {}  # noqa: RUF012  # never changed
 
 
 class Unusable(NamedTuple):
@@ -270,9 +272,17 @@ def make_index(
     check: Callable[[bytes], Header] = read_header,
     listed: list[Member] | None = None,
     dtype: Dtype = "uint8",
-) -> tuple[Shard | None, list[list[int]], list[TarFault], Counter[str], tuple[float, float] | None]:
+) -> tuple[
+    Shard | None,
+    list[list[int]],
+    list[TarFault],
+    Counter[str],
+    tuple[float, float] | None,
+    dict[str, int],
+]:
     """Read a tar strictly and write the entries of shard `name`. Returns its row, its images' shapes, its unusable samples,
-    counts of what is remarkable in the headers of its images, and the least and the greatest value of types other than uint8.
+    counts of what is remarkable in the headers of its images, the least and the greatest value of types other than uint8, and the
+    numbers of sequences by length.
 
     check: reads an image's header, and raises PictureFault for one that cannot be used. listed: the tar's members, where its
     headers are read already. Raises TarFault when the tar itself is not sound.
@@ -281,6 +291,7 @@ def make_index(
     shapes: set[tuple[int, ...]] = set()
     faults: dict[str, TarFault] = {}
     remarks = Counter[str]()
+    frames: dict[str, int] = {}
     low, high = math.inf, -math.inf
     with path.open("rb") as file:
         for sample in samples(file, roles, None if listed is None else groups(file, listed)):
@@ -300,18 +311,22 @@ def make_index(
                 )
                 continue
             shapes.add(header.shape)
+            if header.frames:
+                frames[sample.key] = header.frames
             remarks.update(kept_remarks(sample.content, header))
             rows.append((sample.offset, len(sample.content), sample.crc32, sample.label, sample.key))
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not rows:
-        return None, [], list(faults.values()), remarks, None
-    content = entries_content(make_entries(rows))
+        return None, [], list(faults.values()), remarks, None, {}
+    lengths = [frames[row[4]] for row in rows] if frames else None
+    content = entries_content(make_entries(rows, lengths))
     shard = Shard(name, size, sha256, len(rows), len(content), hashlib.sha256(content).hexdigest())
     write_whole(folder / shard.entries_name, content)
     bounds = None if dtype == "uint8" else (low, high)
-    return shard, sorted(map(list, shapes)), list(faults.values()), remarks, bounds
+    numbers = Counter(map(str, lengths or ()))
+    return shard, sorted(map(list, shapes)), list(faults.values()), remarks, bounds, dict(numbers)
 
 
 def _index_one(path: Path, target: Path, roles: Roles, headers: bytes, dtype: Dtype) -> Indexed:
@@ -328,7 +343,7 @@ def _index_one(path: Path, target: Path, roles: Roles, headers: bytes, dtype: Dt
 
     try:
         listed = unpacked_headers(headers) if headers else None
-        shard, shapes, faults, remarks, bounds = make_index(
+        shard, shapes, faults, remarks, bounds, lengths = make_index(
             target, path, path.name, roles, check, listed, dtype
         )
     except TarFault as error:
@@ -340,7 +355,7 @@ def _index_one(path: Path, target: Path, roles: Roles, headers: bytes, dtype: Dt
         for fault in faults
     ]
     return Indexed(
-        Made(shard, shapes, [fault.message for fault in unusable], dict(remarks), None, bounds),
+        Made(shard, shapes, [fault.message for fault in unusable], dict(remarks), None, bounds, lengths),
         unusable,
         doubtful,
     )
@@ -382,6 +397,13 @@ def complete(
         for result in results:
             counts.add(result.counts or {})
         made["table"] = counts.table(class_names, left_out)
+    lengths = Counter[str]()
+    for result in results:
+        lengths.update(result.lengths)
+    if lengths:
+        made["lengths"] = dict(sorted(lengths.items(), key=lambda row: int(row[0])))
+        if image is None:
+            raise DataError(_of_several_shapes(folder, shapes))
     bounds = [result.bounds for result in results if result.bounds is not None]
     values = Values()
     if bounds:
@@ -389,6 +411,11 @@ def complete(
     index = ShardIndex(str(folder), ShardTable.of(shards), image, class_names, made, tars, values)  # type: ignore[arg-type]
     write_whole(folder / INDEX, index_content(index))
     return Written(index, skipped, dict(remarks))
+
+
+def _of_several_shapes(folder: Path, shapes: set[tuple[int, ...]]) -> str:
+    named = ", ".join("x".join(map(str, shape)) for shape in sorted(shapes)[:NAMED])
+    return f"the sequences for {folder} have frames of {len(shapes)} shapes ({named}); --size and --channels make them alike"
 
 
 def _why_none(skipped: list[str]) -> str:

@@ -6,7 +6,7 @@ A listed image is small (a path, a range of a tar, bytes or an array); the proce
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from vaescale.data.config import Crop, Filter
 from vaescale.data.making.items import Item
@@ -46,7 +46,7 @@ class Split(NamedTuple):
 class Source(NamedTuple):
     """A source's splits, each listed when it is called, and how its images are usually cut to size.
 
-    held_out: the fraction of `train` that became `val`, 0 if none did. complete: nothing is held out.
+    held_out: the fraction of `train` that became `val`, 0 if none did. complete: nothing is held out. holds: what its items are.
     """
 
     splits: Mapping[str, Callable[[], Split]]
@@ -55,6 +55,7 @@ class Source(NamedTuple):
     channels: int | None = None
     complete: bool = False
     held_out: float = 0
+    holds: Literal["images", "sequences"] = "images"
 
 
 def with_val(source: Source, holdout: float | None) -> Source:

@@ -139,12 +139,14 @@ class SequenceModel(VAE):
     def frame_log_px(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:
         """log p(x_t | ...) of each predicted frame, [B K, S]."""
         frames = params.shape[1]
-        by_frame = self.likelihood.log_prob(
-            x[:, 1:].flatten(0, 1), params.flatten(0, 1), mask.repeat_interleave(frames)
-        )
+        by_frame = self.likelihood.log_prob(*self.images_of(x, params), mask.repeat_interleave(frames))
         return by_frame.view(-1, frames)
 
-    def frame_kl(self, encoded: Encoded) -> Tensor:
+    def images_of(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """The predicted frames [B S, C, H, W] and their parameters."""
+        return x[:, 1:].flatten(0, 1), params.flatten(0, 1)
+
+    def frame_kl(self, encoded: Any) -> Tensor:
         """KL(q(z_t | x_1..t) || p(z_t | x_1..t-1)) of each step, [B, S]."""
         return kl(encoded.q, encoded.p).sum(1)
 
@@ -232,7 +234,7 @@ class SequenceModel(VAE):
 
     def _moments(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         frames = params.shape[1]
-        moments = super()._moments(x[:, 1:].flatten(0, 1), params.flatten(0, 1))
+        moments = super()._moments(*self.images_of(x, params))
         error, variance = (each.view(-1, frames).sum(1) for each in moments)
         return error, variance
 

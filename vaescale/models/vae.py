@@ -344,6 +344,10 @@ class VAE(nn.Module):
         """log p(x|z) [B K] in nats of x [B K, ...] from `target`; mask bool [B K]."""
         return self.likelihood.log_prob(x, params, mask)
 
+    def images_of(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """The images that the bound is of, and their parameters, [N, ...] each: x and params, or the predicted frames of sequences."""
+        return x, params
+
     def collect(self, encoded: Any, stream: noise.Stream, mask: Tensor) -> None:
         """Keep what the state of a quantizer needs of a forward pass in training. encoded: from `encode`."""
 

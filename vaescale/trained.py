@@ -80,7 +80,7 @@ class Trained(NamedTuple):
             return
         size = sum(parameter.numel() for parameter in self.model.parameters())
         processes = comm.world_size()
-        sets = [f"{len(one)} {name} images {shape_text(one)}" for name, one in images.items()]
+        sets = [f"{len(one)} {name} {noun_of(one)} {shape_text(one)}" for name, one in images.items()]
         where = device_name(self.device) + (f", {processes} processes" if processes > 1 else "")
         what = [f"{self.recipe.name} at step {self.step}, {self.weights} weights, {size:,} parameters", *sets]
         say(f"{verb} {self.folder}: {'; '.join([*what, where])}")
@@ -96,6 +96,11 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type.upper()} with {threads} thread{'s' * (threads > 1)}"
+
+
+def noun_of(reader: ShardReader) -> str:
+    """What a data set holds, in words: images, or sequences of so many frames, as a sample has."""
+    return f"sequences of {reader.form.shape[0]} frames" if reader.has_windows else "images"
 
 
 def shape_text(reader: ShardReader) -> str:

@@ -333,12 +333,13 @@ def _sigma(
     sentence = arrived_sigma(metrics, trained.recipe.likelihood, of=kind)
     if sentence is None:
         return None
+    each = "a sequence" if "neg_elbo_nats_per_frame" in metrics else "an image"
     numbers = {"used": metrics["sigma"], "data": metrics["data_sigma"], "gap_nats": metrics["sigma_gap_nats"]}
     if refitted is not None:
         sentence = (
-            f"sigma is {refitted.after:.3g}, fitted to {refitted.images} training images (the running one was {refitted.before:.3g}, "
-            f"{refitted.gap_nats:.3g} nats an image worse on them), and {metrics['data_sigma']:.3g} fits {kind} errors best "
-            f"({metrics['sigma_gap_nats']:.3g} nats an image between them)"
+            f"sigma is {refitted.after:.3g}, fitted to {refitted.images} training {'sequences' if each == 'a sequence' else 'images'} (the running one was {refitted.before:.3g}, "
+            f"{refitted.gap_nats:.3g} nats {each} worse on them), and {metrics['data_sigma']:.3g} fits {kind} errors best "
+            f"({metrics['sigma_gap_nats']:.3g} nats {each} between them)"
         )
         numbers |= refitted._asdict()
     return {**numbers, "sentence": sentence}

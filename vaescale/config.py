@@ -55,7 +55,7 @@ class Need(NamedTuple):
 class Sizes(NamedTuple):
     """Sizes of a recipe that concern several sections. micro_batch: images per forward pass over all processes.
 
-    levels: the number of integers in data.range, None for real numbers; channels: of the images.
+    levels: the number of integers in data.range, None for real numbers; channels: of the images; frames: of a sequence, else None.
     """
 
     latent_dim: int
@@ -64,6 +64,7 @@ class Sizes(NamedTuple):
     micro_batch: int
     levels: int | None = 256
     channels: int = 1
+    frames: int | None = None
 
 
 Dtype = Literal["uint8", "uint16", "int16", "float32"]

@@ -121,7 +121,8 @@ class Recipe(Config):
     def _depends_on_the_sizes(self) -> "Recipe":  # each is itself, but for a number
         likelihood = self.likelihood.resolved(self.training.steps)
         self.__dict__["likelihood"] = likelihood.seen_in(self.data.window)
-        dimensions = math.prod(self.data.image_shape)
+        predicted = 1 if self.data.frames is None else self.data.frames - 1
+        dimensions = predicted * math.prod(self.data.image_shape)
         self.__dict__["optimizer"] = self.optimizer.resolved(dimensions)
         return self
 
@@ -155,6 +156,7 @@ class Recipe(Config):
             micro_batch=batch // self.training.accumulation,
             levels=self.data.window.levels,
             channels=self.data.channels,
+            frames=self.data.frames,
         )
 
     @property

@@ -25,6 +25,7 @@ from vaescale.aggregate.sampling import (
 from vaescale.aggregate.second_stage import SecondStage
 from vaescale.commands.chosen_latents import draw_between, draw_classes, map_latents, refine_samples
 from vaescale.commands.chosen_latents import interpolate as draw_lines
+from vaescale.commands.futures import FUTURES, draw_futures, refuse_for_futures
 from vaescale.commands.second_stage import open_second_stage
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, Temperature, checked
 from vaescale.conditions.embedding import NONE
@@ -36,6 +37,7 @@ from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.by_class import FOLDER, load_by_class
 from vaescale.mixtures.gaussian import Mixture
+from vaescale.models.sequence_model import SequenceModel
 from vaescale.models.units import to_stored
 from vaescale.runs import class_table
 from vaescale.runs import folder as run_folder
@@ -99,7 +101,8 @@ def sample(
 
     class_name: of a conditional run, or of one with mixtures of classes (fit-gmm --per-class): a name, a number or `none`; by default
     samples have classes by their frequencies, and a further picture has a row for each class. between: pairs of classes, for pictures of
-    the way from one to the other at fixed z.
+    the way from one to the other at fixed z. Of a run of sequences, count is the number of futures of each context (see `futures.py`), and
+    the other arguments but seed do not apply.
     """
     given: dict[str, Any] = {
         "shards": shards,
@@ -122,8 +125,12 @@ def sample(
     )
     _refuse_contradictions({name: value for name, value in given.items() if value is not None}, draws)
     with backends.joined():
-        trained = open_trained(run, which=checkpoint)
+        trained = open_trained(run, which=checkpoint, of_sequences=True)
         trained.announce("sample")
+        if isinstance(trained.model, SequenceModel):
+            refuse_for_futures([name for name, value in given.items() if value is not None])
+            result = comm.on_main(lambda: draw_futures(trained, number=count or FUTURES, seed=seed))
+            return {"run": str(trained.folder), "step": trained.step, "weights": trained.weights, **result}
         pictures = {name for name in ("interpolate", "refine") if given[name] is not None}
         _refuse_of_codes(trained, pictures, draws, prior)
         choice = comm.on_main(lambda: choice_of(trained, class_name))

@@ -63,7 +63,7 @@ class GraphedForward(nn.Module):
         super().__init__()
         self.model, self._seed, self._options = model, seed, options
         device = next(model.parameters()).device
-        pixels = blank(images, model.image_shape, model.window, device)
+        pixels = blank(images, model.example_shape, model.window, device)
         slots = torch.arange(images, device=device)
         mask = torch.ones(images, dtype=torch.bool, device=device)
         step = torch.zeros((), dtype=torch.int64, device=device)

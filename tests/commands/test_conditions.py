@@ -174,18 +174,18 @@ def test_an_exported_graph_takes_the_class(run: Path, tmp_path: Path, vaescale: 
     [
         (("score", "RUN", "DATA"), "score has no class for each image"),
         (("compress", "RUN", "DATA", "OUT"), "cannot compress"),
-        (("latents", "RUN"), "take evaluate --per-class"),
-        (("baselines", "RUN"), "take evaluate --per-class"),
+        (("latents", "RUN"), "take evaluate"),
+        (("baselines", "RUN"), "take evaluate"),
         (("fit-gmm", "RUN"), "give --per-class"),
         (("fit-prior", "RUN"), "codes"),
-        (("export", "RUN", "OUT", "--format", "diffusers"), "takes the class"),
+        (("export", "RUN", "OUT", "--format", "diffusers"), "torch_export takes it"),
         (("sample", "RUN", "--class", "ten"), "class 'ten' is not a class of this run"),
         (("sample", "RUN", "--refine", 2), "--refine has no class for each image"),
         (("sample", "RUN", "--prior", "RUN"), "a model of latents has no class for each image"),
         (("sample", "RUN", "--prior", "gmm", "--class", "none", "--count", 4), "have none for `none`"),
         (("sample", "PLAIN", "--class", "3"), "needs a conditional run"),
         (("sample", "PLAIN", "--between", "3,4"), "needs a conditional run"),
-        (("quality", "PLAIN", "--features", "pixels", "--per-class"), "needs a conditional run"),
+        (("quality", "PLAIN", "--features", "pixels", "--per-class"), "needs a run that is given classes"),
     ],
 )
 def test_what_cannot_know_the_class_is_refused(

@@ -11,6 +11,7 @@ from vaescale.data.config import VectorMember
 from vaescale.data.reader import ShardReader
 from vaescale.data.vector_members import MISSING
 from vaescale.errors import DataError
+from vaescale.system.console import say
 
 Floats = NDArray[np.float64]
 
@@ -48,7 +49,12 @@ def refuse_other_vectors(reader: ShardReader, wanted: VectorMember, *, may_miss:
         for n, (owner, _) in enumerate(of_set):
             if owner is one:
                 faults.update(every[n].faults)
+        missing = sum(count for (kind, _), count in faults.items() if kind == MISSING)
         if may_miss:
+            if missing and comm.is_main():
+                say(
+                    f"{missing} of {len(one)} images of {one.index.place} have no vector; the model is told none for them"
+                )
             faults = Counter({fault: count for fault, count in faults.items() if fault[0] != MISSING})
         if faults:
             raise comm.known_to_all(DataError(_sentence(one, wanted, faults)))

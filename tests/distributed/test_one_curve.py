@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         for entry in entries:
             tar.seek(entry["offset"] + 100)
             tar.write(b"damaged")
+    make_shards("digits", folder / "data/few", limit=300, jobs=1)
     (folder / "vectors.csv").write_text("".join(f"{n:06d},{n % 7},{n % 5}\n" for n in range(1797)))
     make_shards("digits", folder / "data/digits16", dtype="uint16", vectors=folder / "vectors.csv", jobs=1)
     return folder
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 HARD = (
     *("training.accumulation=2", "data.flip=true", "data.shuffle_block=100"),
     *(
-        "data.train=[{path: data/damaged, weight: 3}, {path: data/digits/val, weight: 1}]",
+        "data.train=[{path: data/damaged, weight: 3}, {path: data/few/train, weight: 1}]",
         "data.max_skipped=0.1",
     ),
     *("condition.kind=class", "condition.classes=10", "condition.dropout=0.2", "condition.prior=true"),

@@ -20,7 +20,13 @@ from vaescale.data.loader import refuse_small_cache
 from vaescale.data.mixed_plan import MixedPlan
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
-from vaescale.data.training_sets import as_drawn, describe_mixture, open_training, training_plan
+from vaescale.data.training_sets import (
+    as_drawn,
+    describe_mixture,
+    open_training,
+    refuse_held_out,
+    training_plan,
+)
 from vaescale.data.vectors import refuse_other_vectors
 from vaescale.errors import UserError
 from vaescale.kernels import kernels_run
@@ -128,6 +134,7 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     _refuse_partitioned_layer(discriminators_of(objective), backends.layout(launch.strategy))
     val_reader = open_reader(data.val, data)
     train_reader = open_training(data, val_reader.index.class_names)
+    refuse_held_out(train_reader, val_reader)
     plan = training_plan(train_reader, data, recipe.seed)
     for reader in (train_reader, val_reader):
         refuse_clipping(reader)

@@ -38,6 +38,7 @@ CODE_MASS = Property("likelihood", "a mass over any number of codes")
 CODE_MODEL = Property("network", "a model of codes")
 TAKES_CONDITION = Property("network", "layers that take a condition")
 CONDITIONED_LOSS = Property("objective", "a loss of a conditional model")
+LEARNED_PRIOR = Property("objective", "a loss without a comparison with N(0, I)")
 IMAGES = Property("data", "images")
 SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
 

@@ -169,7 +169,7 @@ def test_images_without_vectors_are_said_where_they_were_hidden_in_training(
         (("condition.member=angles.npy",), 3, "80 have none (a sample has cls, npy, vector.npy)"),
         (("condition.member=cls",), 2, "condition.member is 'cls'; write json:KEY"),
         (("condition.kind=angle",), 2, "condition.kind is 'angle'; known here: class, vector"),
-        (("network.kind=mlp", "network.latent_dim=2"), 2, "needs layers that take a condition"),
+        (("objective.kind=vae_gan",), 2, "needs a loss of a conditional model"),
     ],
 )
 def test_other_vectors_are_counted_before_training(

@@ -16,7 +16,14 @@ from vaescale.models.build import build_vae
 from vaescale.models.config import DiagonalConfig
 from vaescale.models.flat import FlatVAE
 from vaescale.models.vae import VAE
-from vaescale.networks.config import ConvConfig, LadderConfig, NetworkConfig, ResnetConfig
+from vaescale.networks.config import (
+    ConvConfig,
+    LadderConfig,
+    LinearConfig,
+    MlpConfig,
+    NetworkConfig,
+    ResnetConfig,
+)
 
 NETWORKS: dict[str, NetworkConfig] = {
     "conv": ConvConfig(latent_dim=3, widths=(8, 8)),
@@ -24,6 +31,8 @@ NETWORKS: dict[str, NetworkConfig] = {
     "preset": ConvConfig(latent_dim=3, preset="infogan"),
     "resnet": ResnetConfig(latent_dim=2, width=8, multipliers=(1, 2)),
     "ladder": LadderConfig(latent_dim=2, width=8, checkpointing=True),
+    "mlp": MlpConfig(latent_dim=2, widths=(8, 6)),
+    "linear": LinearConfig(latent_dim=2),
 }
 Y = torch.tensor([0, 1, 2, 0])
 IMAGES = torch.randint(0, 256, (4, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

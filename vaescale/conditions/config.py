@@ -10,6 +10,7 @@ from vaescale.config import (
     CONDITIONED_LOSS,
     GAUSSIAN,
     IMAGES,
+    LEARNED_PRIOR,
     ONE_VECTOR,
     TAKES_CONDITION,
     UNCOMPILED,
@@ -47,16 +48,25 @@ class ConditionConfig(Config):
     def needs(self) -> Iterable[Need]:
         """The needs of layers that take it, of a loss that it may enter, of images, and of an uncompiled model."""
         key = f"condition.kind (={self.kind!r})"
-        yield Need(key, TAKES_CONDITION, "choose network.kind conv, resnet or ladder, or leave condition out")
+        yield Need(
+            key,
+            TAKES_CONDITION,
+            "choose network.kind conv, resnet, ladder, mlp or linear, or leave condition out",
+        )
         yield Need(key, GAUSSIAN, "choose posterior.kind diagonal, isotropic, fixed or relative")
         yield Need(
             key,
             CONDITIONED_LOSS,
-            "choose elbo without mmd, dip, spectral, equivariance, adversarial and perceptual, or iwae",
+            "choose elbo without spectral and equivariance, or iwae",
         )
         yield Need(key, IMAGES, "leave condition out of a model of latents")
         yield Need(key, UNCOMPILED, "set training.compile to false")
         if self.prior:
+            yield Need(
+                "condition.prior (=True)",
+                LEARNED_PRIOR,
+                "set it to false, or leave objective.mmd and objective.dip out",
+            )
             yield Need(
                 "condition.prior (=True)",
                 ONE_VECTOR,

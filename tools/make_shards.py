@@ -77,6 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "columns of hf:, arrays of arrays:, labels of cifar:, as image=NAME,label=NAME; default: by name"
     )
     add("--column", metavar="NAMES", help=columns)
+    vectors = (
+        "table with a vector for each image, for conditions: CSV of name and numbers, list_attr_celeba.txt"
+    )
+    add("--vectors", metavar="TABLE", type=Path, help=vectors)
     add = parser.add_argument_group("sequences of moving-mnist:").add_argument
     add("--frames", type=integer(2, MOST_FRAMES), metavar="T", help="frames of a sequence; default: 20")
     numbers = "sequences of train, a tenth as many of val; default: 10000"

@@ -20,6 +20,7 @@ from vaescale.data.making.storing import Making
 from vaescale.data.making.survey import survey
 from vaescale.data.making.table import table_rows
 from vaescale.data.making.tar_sets import find_tars
+from vaescale.data.making.vector_table import read_table, with_vectors
 from vaescale.data.making.writing import damaged_shards, differing
 from vaescale.data.pictures import Encoding, parse_colour
 from vaescale.data.storage import Folder
@@ -86,6 +87,7 @@ def make_shards(
     deterministic: bool = False,
     window: Annotated[int, Field(ge=2, le=MOST_FRAMES)] | None = None,
     stride: Annotated[int, Field(ge=1, le=MOST_FRAMES)] | None = None,
+    vectors: Path | None = None,
     jobs: Jobs | None = None,
 ) -> dict[str, Any]:
     """Write each split of a source to OUT/SPLIT. Returns the description of each split, by name.
@@ -96,7 +98,8 @@ def make_shards(
     becomes val if the source has no val; by default 5% if train is its only split, else 0. limit: number of images of each split, the
     first ones. dry_run: write nothing, and return counts of each split by class, shape and fault. splits: folders of the
     splits of a folder:, as train=DIR,val=DIR; classes_only: all its sub-folders are classes. column: image=NAME,label=NAME
-    of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN] of arrays:; label=NAME of cifar:. dtype: the type of the values, which are kept
+    of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN] of arrays:; label=NAME of cifar:. vectors: a table, a CSV file or list_attr_celeba.txt, with
+    a vector for each image by its name, for the condition of a model (`condition.kind=vector`). dtype: the type of the values, which are kept
     as they are; images of other types are refused. channels: 2 and 4 keep the alpha channel of files. quality: of jpg, by default 95. frames, count,
     deterministic: of a moving-mnist: source, the length of its sequences, by default 20, their number in train, by default 10,000, and whether digits
     are reflected at walls. window, stride: of a frames: source, the frames of the sequences that are cut of each clip, by default whole clips,
@@ -128,7 +131,10 @@ def make_shards(
         stride=stride,
     )
     if data_set.holds == "sequences":
-        _refuse_for_sequences(encoding, dtype)
+        _refuse_for_sequences(encoding, dtype, vectors)
+    table = None if vectors is None else read_table(vectors)
+    if table is not None:
+        data_set = with_vectors(data_set, table)
     _refuse_file(out)
     _refuse_out_within(source, out)
     changed = size is not None or channels is not None or data_set.holds == "sequences"
@@ -158,6 +164,7 @@ def make_shards(
         origin |= {"classes_only": True} if classes_only else {}
         origin |= {"kind": SEQUENCES} if data_set.holds == "sequences" else {}
         origin |= {"deterministic": True} if deterministic else {}
+        origin |= {} if table is None else {"vectors": table.origin}
         origin |= {"holdout": data_set.held_out} if data_set.held_out and split in ("train", "val") else {}
         result[split] = _write_split(
             data_set, split, out / split, making, origin, limit=limit, jobs=jobs or cores()
@@ -211,7 +218,7 @@ def _refuse_encoding(encoding: str | None, dtype: Dtype, channels: int | None) -
         raise UserError(f"--encoding {encoding} does not hold {channels} channels; take npy, or leave it out")
 
 
-def _refuse_for_sequences(encoding: str | None, dtype: Dtype) -> None:
+def _refuse_for_sequences(encoding: str | None, dtype: Dtype, vectors: Path | None) -> None:
     """Raise UserError for images' options that have no effect on sequences."""
     if encoding not in (None, "npy"):
         raise UserError(
@@ -219,6 +226,8 @@ def _refuse_for_sequences(encoding: str | None, dtype: Dtype) -> None:
         )
     if dtype != "uint8":
         raise UserError(f"--dtype (={dtype}) is for images; sequences are uint8, so leave it out")
+    if vectors is not None:
+        raise UserError(f"--vectors (={vectors}) is for images, which have conditions; leave it out")
 
 
 def refuse_squares(size: Size | None, crop: Crop | None) -> None:

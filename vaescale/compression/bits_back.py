@@ -178,7 +178,7 @@ def refuse_model(model: VAE) -> None:
             f"a run with {kind} cannot compress yet; choose a run with one latent vector or map and a Gaussian q(z|x)"
         )
     if model.condition is not None:
-        raise UserError("a run with classes (condition) cannot compress yet; choose a run without")
+        raise UserError("a run with a condition cannot compress yet; choose a run without")
     if not model.has_bound:
         raise UserError(
             "this objective trains no likelihood of images, so it gives no code; choose a run with a bound on log p(x)"

@@ -66,6 +66,7 @@ def training_batches(
                     fetched.usable,
                     tuple(fetched.keys),
                     tuple(fetched.faults),
+                    fetched.vectors,
                 )
                 for fetched, micro_slots in zip(step, slot_tensors, strict=True)
             ]
@@ -100,6 +101,7 @@ def evaluation_batches(
             exists & fetched.usable,
             tuple(fetched.keys),
             tuple(faults.values()),
+            fetched.vectors,
         )
 
 
@@ -127,6 +129,7 @@ def shard_batches(
                 fetched.usable,
                 tuple(fetched.keys),
                 tuple(fetched.faults),
+                fetched.vectors,
             ),
         )
 

@@ -227,7 +227,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
             remarks.update(image.remarks)
             counts.image(image.shape, item.label)
             label = {"cls": str(item.label).encode()} if item.label >= 0 else {}
-            tar.write({"__key__": item.key, **label, image.extension: image.content})
+            tar.write({"__key__": item.key, **label, image.extension: image.content, **dict(item.members)})
     try:
         of_sequences = any(isinstance(item.content, Clip) for item in items)
         check = header_check(making.dtype, of_sequences=of_sequences)
@@ -307,6 +307,8 @@ def _origin(items: list[Item], making: Making) -> str:
     digest = hashlib.sha256(repr(making._replace(skip_broken=False)).encode())
     for item in items:
         digest.update(f"\n{item.key} {item.label} ".encode())
+        for name, member in item.members:
+            digest.update(f"{name} ".encode() + member)
         for content in item.content.frames if isinstance(item.content, Clip) else (item.content,):
             if isinstance(content, np.ndarray):
                 digest.update(repr(content.shape).encode() + content.tobytes())  # the type is the making's

@@ -76,6 +76,35 @@ def test_numbered_frames_are_sequences(tmp_path: Path, kind: int, capsys: pytest
     assert values.tolist() == [[0, 1], [106, 107], [200, 201], [105, 106]]
 
 
+def test_frames_that_expand_beyond_the_bounds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their headers: nothing is decoded."""
+    from vaescale.data import frame_files, sequences
+
+    folder = pack(tmp_path / "one.tar", frames("a", 0, [0, 1, 2]))
+    assert first_values(folder_indexed(folder), 2, [0], [0.99]).tolist() == [[1, 2]]
+    monkeypatch.setattr(sequences, "MOST_SEQUENCE_BYTES", 3 * 3 * SIZE[0] * SIZE[1] - 1)
+    monkeypatch.setattr(frame_files, "decode", None)
+    with pytest.raises(DataError, match="its frames exceed 100000 in number or 269 bytes"):
+        index(folder)
+
+
+def folder_indexed(folder: Path) -> Path:
+    index(folder)
+    return folder
+
+
+def test_a_window_decodes_its_own_frames_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vaescale.data import frame_files
+
+    folder = folder_indexed(pack(tmp_path / "one.tar", frames("a", 0, list(range(9)))))
+    decode, decoded = frame_files.decode, []
+    monkeypatch.setattr(frame_files, "decode", lambda content: decoded.append(content) or decode(content))
+    assert first_values(folder, 3, [0], [0.5]).tolist() == [[3, 4, 5]]
+    assert decoded == [png(number) for number in (3, 4, 5)]
+
+
 def test_arrays_are_sequences(tmp_path: Path) -> None:
     arrays = [np.zeros((length, 3, *SIZE), np.uint8) for length in (5, 7)]
     for number, array in enumerate(arrays):

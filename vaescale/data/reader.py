@@ -31,10 +31,11 @@ from vaescale.data.forms import CodeMaps, Form, Moments, Pictures, Windows
 from vaescale.data.index import CODES, INDEX, LATENTS, SEQUENCES, ShardIndex, parse_index
 from vaescale.data.latent_shards import LatentShards, latents_of_index
 from vaescale.data.pictures import PictureFault
-from vaescale.data.sequences import lengths_of, lengths_text
+from vaescale.data.sequences import VIDEO, lengths_of, lengths_text
 from vaescale.data.shard_files import Located, ShardFiles
 from vaescale.data.storage import Folder, Remote, open_store, with_tars
 from vaescale.data.vector_members import ShardVectors
+from vaescale.data.videos import require_decoder
 from vaescale.errors import DataError
 from vaescale.system.console import say
 from vaescale.system.host import cores
@@ -384,6 +385,8 @@ def _form(index: ShardIndex, config: DataConfig) -> Form:
     if config.holds == "sequences":
         assert config.frames is not None
         _refuse_other_sequences(index, shape, config.frames, config.max_skipped)
+        if index.made.get("image_member") == VIDEO:
+            require_decoder()
         return Windows(shape, config.frames)
     _refuse_misfit(index, config)
     return Pictures(shape, config.crop, config.resample, config.window)

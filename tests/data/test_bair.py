@@ -99,7 +99,7 @@ def test_sequences_are_written_and_read(tmp_path: Path) -> None:
     assert sorted(opened.splits) == ["test", "train"]
     split = opened.splits["train"]()
     assert split.number == 3
-    assert survey(split, Making())["images"] == 3
+    assert survey(split, Making())["shapes"] == {"64x64x3 frames": 3}
     written = write_shards(split.items, tmp_path / "out", Making(encoding="npy"), made={"kind": "sequences"})
     assert written.shards.made["lengths"] == {"4": 2, "5": 1}
     keys = {"train": "a", "val": "b", "image_size": 64, "channels": 3, "global_batch": 2}

@@ -65,7 +65,7 @@ class SequenceModel(VAE):
         self._latents = network.latent_dim
         self.latent_shape = (self._latents, self.predicted_frames)
         self.latent_dim = math.prod(self.latent_shape)
-        self.group_sizes, self.group_places = (self.latent_dim,), (self.predicted_frames,)
+        self.group_sizes, self.group_maps = (self.latent_dim,), ((self.predicted_frames,),)
 
     @property
     def example_shape(self) -> tuple[int, ...]:

@@ -99,8 +99,8 @@ class VAE(nn.Module):
     group_sizes: tuple[int, ...]
     """The number of values in each group."""
 
-    group_places: tuple[int, ...]
-    """The number of places in the map of each group; 1 for a vector."""
+    group_maps: tuple[tuple[int, ...], ...]
+    """Height and width of the map of each group; () for a vector, and the number of steps of time of a model of sequences."""
 
     of_latents: bool
     """Whether x is the latent, or the codes, of another model, and no image."""
@@ -158,6 +158,11 @@ class VAE(nn.Module):
     def dimensions(self) -> int:
         """The number D of values of x that the bound is of."""
         return math.prod(self.image_shape)
+
+    @property
+    def group_places(self) -> tuple[int, ...]:
+        """The number of places in the map of each group; 1 for a vector."""
+        return tuple(math.prod(places) for places in self.group_maps)
 
     @property
     def num_latents(self) -> int:

@@ -235,5 +235,7 @@ def test_what_is_no_such_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no \*.tfrecords files in folders train and test"):
         open_source(f"bair:{tmp_path}")
     write(tmp_path, "train", [sequence(1)])
+    with pytest.raises(DataError, match=rf"did you mean bair:{tmp_path}\?"):
+        open_source(f"folder:{tmp_path}").splits["train"]()
     with pytest.raises(UserError, match=r"--column .=label=x. of bair: must be image=CAMERA"):
         open_source(f"bair:{tmp_path}", column="label=x")

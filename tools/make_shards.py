@@ -126,7 +126,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Print one line for each split, and the table of its images."""
     for name, split in result.items():
-        title = _title(split) if "folder" in split else f"{name}: {split['images']} images"
+        title = (
+            _title(split)
+            if "folder" in split
+            else f"{name}: {split['images']} {split.get('holds', 'images')}"
+        )
         table(title, [*split["rows"].items()])
 
 

@@ -99,7 +99,7 @@ def test_sequences_are_written_and_read(tmp_path: Path) -> None:
     assert sorted(opened.splits) == ["test", "train"]
     split = opened.splits["train"]()
     assert split.number == 3
-    assert survey(split, Making())["images"] == 3
+    assert survey(split, Making())["shapes"] == {"64x64x3 frames": 3}
     written = write_shards(split.items, tmp_path / "out", Making(encoding="npy"), made={"kind": "sequences"})
     assert written.shards.made["lengths"] == {"4": 2, "5": 1}
     keys = {"train": "a", "val": "b", "image_size": 64, "channels": 3, "global_batch": 2}
@@ -235,5 +235,7 @@ def test_what_is_no_such_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no \*.tfrecords files in folders train and test"):
         open_source(f"bair:{tmp_path}")
     write(tmp_path, "train", [sequence(1)])
+    with pytest.raises(DataError, match=rf"did you mean bair:{tmp_path}\?"):
+        open_source(f"folder:{tmp_path}").splits["train"]()
     with pytest.raises(UserError, match=r"--column .=label=x. of bair: must be image=CAMERA"):
         open_source(f"bair:{tmp_path}", column="label=x")

@@ -29,14 +29,16 @@ def paths(number: int, motion: Motion = MOTION) -> NDArray[np.int64]:
 @pytest.fixture
 def idx_folder(tmp_path: Path) -> Path:
     """Ten train images of brightness 10 to 19, five test images of 200 to 204."""
+    folder = tmp_path / "mnist"
+    folder.mkdir()
     for prefix, first, number in (("train", 10, 10), ("t10k", 200, 5)):
         images = np.broadcast_to(
             np.arange(first, first + number, dtype=np.uint8)[:, None, None], (number, 28, 28)
         )
         header = struct.pack(">4B3I", 0, 0, 8, 3, number, 28, 28)
-        with gzip.open(tmp_path / f"{prefix}-images-idx3-ubyte.gz", "wb") as file:
+        with gzip.open(folder / f"{prefix}-images-idx3-ubyte.gz", "wb") as file:
             file.write(header + images.tobytes())
-    return tmp_path
+    return folder
 
 
 def listed(folder: Path, split: str, **options: Any) -> list[NDArray[np.uint8]]:
@@ -113,6 +115,8 @@ def test_what_cannot_be_made_is_refused(idx_folder: Path) -> None:
         open_source(f"moving-mnist:{idx_folder}", size=8)
     with pytest.raises(UserError, match="--frames is for moving-mnist: sources; leave it out"):
         open_source("digits", frames=5)
+    with pytest.raises(DataError, match=rf"did you mean moving-mnist:{idx_folder}\?"):
+        open_source(f"moving-mnist:{idx_folder.parent}")
     (idx_folder / "t10k-images-idx3-ubyte.gz").unlink()
     with pytest.raises(DataError, match="holds no test images"):
         open_source(f"moving-mnist:{idx_folder}")

@@ -1,6 +1,7 @@
 """Sequences in tars that others made: numbered frames, arrays and videos, indexed, verified, and counted where they do not fit."""
 
 import io
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from vaescale.data import frame_files, sequences
 from vaescale.data.batch import Request
 from vaescale.data.config import DataConfig
 from vaescale.data.making.indexing import Written, index_shards
 from vaescale.data.making.verifying import verify_shards
-from vaescale.data.reader import open_reader
+from vaescale.data.pictures import PictureFault
+from vaescale.data.reader import ShardReader, open_reader
 from vaescale.data.sequences import encode_sequence, frames_of, lengths_of, sequence_header
 from vaescale.errors import DataError, UserError
 
@@ -47,12 +50,14 @@ def pack(path: Path, files: Files, kind: int = tarfile.USTAR_FORMAT) -> Path:
     return path.parent
 
 
-def first_values(folder: Path, length: int, numbers: list[int], places: list[float]) -> NDArray[np.uint8]:
+def opened(folder: Path, length: int) -> ShardReader:
     keys = {"train": "a", "val": "b", "image_size": SIZE, "channels": 3, "global_batch": 2}
     config = DataConfig.model_validate({**keys, "holds": "sequences", "frames": length})
-    fetched = open_reader(str(folder), config).__getitems__(
-        Request(np.array(numbers), places=np.array(places))
-    )
+    return open_reader(str(folder), config)
+
+
+def first_values(folder: Path, length: int, numbers: list[int], places: list[float]) -> NDArray[np.uint8]:
+    fetched = opened(folder, length).__getitems__(Request(np.array(numbers), places=np.array(places)))
     assert fetched.usable.all()
     assert (fetched.images[:, :, 0].int() + fetched.images[:, :, 2].int() == 255).all()
     return fetched.images.numpy()[:, :, 0, 0, 0]
@@ -74,6 +79,47 @@ def test_numbered_frames_are_sequences(tmp_path: Path, kind: int, capsys: pytest
     assert verify_shards(str(folder), deep=True) == (3, [])
     values = first_values(folder, 2, [0, 1, 2, 1], [0.0, 0.99, 0.5, 0.4])
     assert values.tolist() == [[0, 1], [106, 107], [200, 201], [105, 106]]
+
+
+def test_frames_that_expand_beyond_the_bounds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their headers: nothing is decoded."""
+    folder = pack(tmp_path / "one.tar", frames("a", 0, [0, 1, 2]))
+    assert first_values(folder_indexed(folder), 2, [0], [0.99]).tolist() == [[1, 2]]
+    monkeypatch.setattr(sequences, "MOST_SEQUENCE_BYTES", 3 * 3 * SIZE[0] * SIZE[1] - 1)
+    monkeypatch.setattr(frame_files, "decode", None)
+    with pytest.raises(DataError, match="its frames exceed 100000 in number or 269 bytes"):
+        index(folder)
+
+
+def folder_indexed(folder: Path) -> Path:
+    index(folder)
+    return folder
+
+
+def test_after_the_first_reading_a_window_decodes_its_own_frames_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_indexed(pack(tmp_path / "one.tar", frames("a", 0, list(range(9)))))
+    reader, decoded = opened(folder, 3), list[bytes]()
+    decode = frame_files.decode
+    monkeypatch.setattr(frame_files, "decode", lambda content: decoded.append(content) or decode(content))
+    for place, numbers in ((0.5, range(9)), (0.5, range(3, 6)), (0.99, range(6, 9))):
+        window = reader.__getitems__(Request(np.array([0]), places=np.array([place]))).images
+        assert window[0, :, 0, 0, 0].tolist() == list(range(int(7 * place), int(7 * place) + 3))
+        assert decoded == [png(number) for number in numbers]
+        decoded.clear()
+
+
+def test_a_damaged_frame_is_a_fault_of_every_window(tmp_path: Path) -> None:
+    """Whether a sample is used must not depend on the windows that this process has drawn before."""
+    files = [*frames("a", 0, list(range(9))), *frames("b", 100, list(range(9)))]
+    files[8] = (files[8][0], files[8][1][:50])  # its header is sound
+    reader = opened(folder_indexed(pack(tmp_path / "one.tar", files)), 3)
+    fetched = reader.__getitems__(Request(np.array([0, 0]), places=np.array([0.0, 0.99])))
+    assert fetched.images[:, :, 0, 0, 0].tolist() == [[100, 101, 102], [106, 107, 108]]
+    assert [fault.reason for fault in fetched.faults] == ["damaged", "damaged"]
 
 
 def test_arrays_are_sequences(tmp_path: Path) -> None:
@@ -164,8 +210,6 @@ def test_videos_are_sequences(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [0.3, 0.6, 0.9])
 def test_a_cut_video_is_damaged(end: float) -> None:
-    from vaescale.data.pictures import PictureFault
-
     content = video(9)
     with pytest.raises(PictureFault, match="its video") as raised:
         sequence_header(content[: int(end * len(content))])
@@ -173,9 +217,6 @@ def test_a_cut_video_is_damaged(end: float) -> None:
 
 
 def test_a_video_that_expands_beyond_the_bounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vaescale.data import sequences
-    from vaescale.data.pictures import PictureFault
-
     content = video(9)
     assert frames_of(content).shape == (9, 3, 32, 48)
     monkeypatch.setattr(sequences, "MOST_SEQUENCE_BYTES", 9 * 3 * 32 * 48 - 1)
@@ -184,8 +225,6 @@ def test_a_video_that_expands_beyond_the_bounds_is_refused(monkeypatch: pytest.M
 
 
 def test_without_pyav_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "av", None)
     content = b"\0\0\0\x1cftypisom" + b"\0" * 20
     folder = pack(tmp_path / "one.tar", [("a.mp4", content)])

@@ -154,6 +154,8 @@ def make_shards(
     result: dict[str, Any] = {}
     if dry_run:
         result = {split: _survey(data_set, split, making, limit) for split in data_set.splits}
+        if data_set.holds == "sequences":
+            result = {split: {**found, "holds": "sequences"} for split, found in result.items()}
         _report_held_out(data_set, {split: found["images"] for split, found in result.items()}, limit)
         return result
     for split in data_set.splits:

@@ -10,7 +10,7 @@ from vaescale.config import Window
 from vaescale.data.config import Crop, Filter
 from vaescale.data.latent_format import LatentDtype, from_stored
 from vaescale.data.pictures import PictureFault, Values, decode, decode_deep, fit, to_channels
-from vaescale.data.sequences import frames_of
+from vaescale.data.sequences import frames_of, start_of, window_of
 
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "int16": torch.int16, "float32": torch.float32}
 
@@ -111,24 +111,24 @@ class Windows(NamedTuple):
         return (self.frames, *self.image_shape)
 
     def values(self, content: bytes, place: float = 0.0) -> NDArray[np.uint8]:
-        """The window [T, C, H, W] of a member's bytes at `place`. Raises PictureFault."""
-        return self.cut(self.whole(content), place)
+        """The window [T, C, H, W] of a sequence's bytes at `place`. Raises PictureFault."""
+        return self._checked(window_of(content, self.frames, place))
 
     def whole(self, content: bytes) -> NDArray[np.uint8]:
-        """All frames [n, C, H, W] of a member's bytes, T at least. Raises PictureFault."""
-        frames = frames_of(content)
-        if frames.shape[1:] != self.image_shape:
-            raise PictureFault("changed", "its frames are not of the shape that was indexed")
-        if len(frames) < self.frames:
-            raise PictureFault(
-                "short", f"it has {len(frames)} frames, fewer than data.frames (={self.frames})"
-            )
+        """All frames [n, C, H, W] of a sequence's bytes, T at least. Raises PictureFault."""
+        frames = self._checked(frames_of(content))
+        start_of(len(frames), self.frames, 0)
         return frames
 
     def cut(self, frames: NDArray[np.uint8], place: float) -> NDArray[np.uint8]:
-        """The window [T, C, H, W] of frames [n, C, H, W] at a place from 0, the first window, to below 1, the last one."""
-        start = int(place * (len(frames) - self.frames + 1))
+        """The window [T, C, H, W] of all frames at `place`."""
+        start = start_of(len(frames), self.frames, place)
         return frames[start : start + self.frames]
+
+    def _checked(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if frames.shape[1:] != self.image_shape:
+            raise PictureFault("changed", "its frames are not of the shape that was indexed")
+        return frames
 
 
 Form = Pictures | Moments | CodeMaps | Windows

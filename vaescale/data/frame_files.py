@@ -5,13 +5,15 @@ between them is passed over.
 """
 
 import io
+import math
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vaescale.data.config import MOST_FRAMES
 from vaescale.data.pictures import Header, PictureFault, decode, read_header
 
 FRAME = re.compile(r"(\d{1,6})\.(?:jpg|jpeg|png|webp|npy)")
@@ -25,27 +27,41 @@ def is_part_of_tar(content: bytes) -> bool:
     return content[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
 
 
-def files_header(content: bytes) -> Header:
+def files_header(content: bytes, *, most_bytes: int) -> Header:
     """The header of a sequence from the headers of its frames. Raises PictureFault where they differ or cannot be used."""
-    headers = [read_header(one) for one in _frames(content)]
+    return _together(files_of(content), most_bytes)
+
+
+def decoded_files(files: Sequence[bytes], *, most_bytes: int) -> NDArray[np.uint8]:
+    """The frames [T, C, H, W] of image files of one shape. most_bytes: of all of them. Raises PictureFault."""
+    header = _together(files, most_bytes)
+    frames = np.empty((header.frames, header.channels, header.height, header.width), np.uint8)
+    for frame, content in zip(frames, files, strict=True):
+        frame[:] = decode(content).transpose(2, 0, 1)
+    return frames
+
+
+def _together(files: Sequence[bytes], most_bytes: int) -> Header:
+    """The header of a sequence of these files. Nothing is expanded, so that little files cannot fill the memory."""
+    headers = [read_header(content) for content in files]
+    if not headers:
+        raise PictureFault("damaged", "it has no frames")
     first = headers[0]
     for number, header in enumerate(headers):
         if header.shape != first.shape:
             shapes = ["x".join(map(str, one.shape)) for one in (header, first)]
             raise PictureFault("shape", f"frame {number} is {shapes[0]}, the first one {shapes[1]}")
+    if len(headers) > MOST_FRAMES or len(headers) * math.prod(first.shape) > most_bytes:
+        raise PictureFault("pixels", f"its frames exceed {MOST_FRAMES} in number or {most_bytes} bytes")
     return Header("frames", *first.shape, frames=len(headers))
 
 
-def frames_of_files(content: bytes) -> NDArray[np.uint8]:
-    """The frames [T, C, H, W] of a sequence. Raises PictureFault."""
-    frames = [decode(one) for one in _frames(content)]
-    if len({frame.shape for frame in frames}) > 1:
-        raise PictureFault("shape", "its frames are of several shapes")
-    return np.stack(frames).transpose(0, 3, 1, 2)
+def files_of(content: bytes) -> list[bytes]:
+    """The files of a sequence in order, undecoded. Raises PictureFault.
 
-
-def _frames(content: bytes) -> Iterator[bytes]:
-    """The files of a sequence in order. The first one may have its name in a header before this part."""
+    The first one is a frame whatever its name: a long name is in a header before this part.
+    """
+    files = []
     try:
         padding = bytes(
             -len(content) % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE
@@ -55,9 +71,8 @@ def _frames(content: bytes) -> Iterator[bytes]:
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
             if first or FRAME.fullmatch(info.name.rpartition("/")[2].partition(".")[2].lower()):
-                yield content[info.offset_data : info.offset_data + info.size]
+                files.append(content[info.offset_data : info.offset_data + info.size])
             first = False
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, PictureFault):
-            raise
         raise PictureFault("damaged", f"its part of the tar cannot be read ({error})") from error
+    return files

@@ -31,10 +31,11 @@ from vaescale.data.forms import CodeMaps, Form, Moments, Pictures, Windows
 from vaescale.data.index import CODES, INDEX, LATENTS, SEQUENCES, ShardIndex, parse_index
 from vaescale.data.latent_shards import LatentShards, latents_of_index
 from vaescale.data.pictures import PictureFault
-from vaescale.data.sequences import lengths_of, lengths_text
+from vaescale.data.sequences import VIDEO, lengths_of, lengths_text
 from vaescale.data.shard_files import Located, ShardFiles
 from vaescale.data.storage import Folder, Remote, open_store, with_tars
 from vaescale.data.vector_members import ShardVectors
+from vaescale.data.videos import require_decoder
 from vaescale.errors import DataError
 from vaescale.system.console import say
 from vaescale.system.host import cores
@@ -66,6 +67,7 @@ class ShardReader(Dataset[Fetched]):
         self._files = ShardFiles(index, store)
         self._numbering: NDArray[np.int64] | None = None
         self._known_faults: dict[int, Fault] = {}
+        self._sound: set[int] = set()  # sequences that were decoded whole
         self.in_memory = cache == "memory"
         self._memory: _Decoded | None = None  # decoded when the first batch is wanted
         if self.in_memory:
@@ -294,7 +296,7 @@ class ShardReader(Dataset[Fetched]):
                 for number, entry in enumerate(entries, start=start):
                     try:
                         content = os.pread(file.fileno(), int(entry["bytes"]), int(entry["offset"]))
-                        values[number] = self._values(content, int(entry["crc32"]), whole=True)
+                        values[number] = self._values(content, int(entry["crc32"]))
                     except PictureFault as error:
                         if not self.has_windows:
                             values[number] = 0
@@ -318,19 +320,31 @@ class ShardReader(Dataset[Fetched]):
             fault = self._known_faults[number]
             raise PictureFault(fault.reason, fault.words)
         try:
-            return self._values(self._files.content(located), located.crc32, place)
+            return self._window(number, located, place)
         except PictureFault as error:
             if error.reason != "changed" or not self._files.drop_cached(located.shard):
                 raise
-        return self._values(self._files.content(located), located.crc32, place)
+        return self._window(number, located, place)
 
-    def _values(self, content: bytes, crc32: int, place: float = 0.0, *, whole: bool = False) -> NDArray[Any]:
-        """The values of a sample's bytes; of a sequence the window at `place`, or all frames."""
-        if zlib.crc32(content) != crc32:
-            raise PictureFault("changed", "its bytes are not those that were indexed")
-        if isinstance(self.form, Windows):
-            return self.form.whole(content) if whole else self.form.values(content, place)
-        return self.form.values(content)
+    def _window(self, number: int, located: Located, place: float) -> NDArray[Any]:
+        """The values of a sample; of a sequence the window at `place`.
+
+        Whether a sequence can be used is a fact about all of its frames, whatever the window: its first reading decodes them all.
+        """
+        content = self._files.content(located)
+        if not isinstance(self.form, Windows):
+            return self._values(content, located.crc32)
+        if number in self._sound:
+            _check(content, located.crc32)
+            return self.form.values(content, place)
+        frames = self._values(content, located.crc32)
+        self._sound.add(number)
+        return self.form.cut(frames, place)
+
+    def _values(self, content: bytes, crc32: int) -> NDArray[Any]:
+        """The values of a sample's bytes; of a sequence all frames."""
+        _check(content, crc32)
+        return self.form.whole(content) if isinstance(self.form, Windows) else self.form.values(content)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process needs of a reader: nothing that it can decode again."""
@@ -370,6 +384,11 @@ def refuse_big_memory(needed: int) -> None:
             )
 
 
+def _check(content: bytes, crc32: int) -> None:
+    if zlib.crc32(content) != crc32:
+        raise PictureFault("changed", "its bytes are not those that were indexed")
+
+
 def _form(index: ShardIndex, config: DataConfig) -> Form:
     """The form in which a recipe reads a set. Raises DataError when the stored samples cannot be read so."""
     shape = config.image_shape
@@ -384,6 +403,8 @@ def _form(index: ShardIndex, config: DataConfig) -> Form:
     if config.holds == "sequences":
         assert config.frames is not None
         _refuse_other_sequences(index, shape, config.frames, config.max_skipped)
+        if index.made.get("image_member") == VIDEO:
+            require_decoder()
         return Windows(shape, config.frames)
     _refuse_misfit(index, config)
     return Pictures(shape, config.crop, config.resample, config.window)

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaescale.data.config import MOST_CHANNELS, MOST_FRAMES
-from vaescale.data.frame_files import files_header, frames_of_files, is_part_of_tar
+from vaescale.data.frame_files import decoded_files, files_header, files_of, is_part_of_tar
 from vaescale.data.index import SEQUENCES, ShardIndex
 from vaescale.data.pictures import Header, PictureFault
 from vaescale.data.tars import MOST_SEQUENCE_BYTES, SEQUENCE_EXTENSIONS
-from vaescale.data.videos import frames_of_video, is_video, require_decoder, video_header
+from vaescale.data.videos import frames_of_video, is_video, video_header
 from vaescale.errors import DataError
 
 EXTENSION = SEQUENCE_EXTENSIONS[0]
-VIDEO = "mp4"
+VIDEO = SEQUENCE_EXTENSIONS[1]
 _HOW = "save a sequence as uint8 [T, C, H, W] in C order"
 _HEADER = re.compile(
     rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9}), (\d{1,9}), (\d{1,9})\), \} *\n"
@@ -46,7 +46,7 @@ def encode_sequence(frames: NDArray[np.uint8]) -> bytes:
 def sequence_header(content: bytes) -> Header:
     """The header of a sequence, with the number of its frames. Raises PictureFault for what is none, and above the bounds."""
     if is_part_of_tar(content):
-        return files_header(content)
+        return files_header(content, most_bytes=MOST_SEQUENCE_BYTES)
     if is_video(content):
         return video_header(content, most_bytes=MOST_SEQUENCE_BYTES)
     _, (frames, channels, height, width) = _layout(content)
@@ -56,11 +56,35 @@ def sequence_header(content: bytes) -> Header:
 def frames_of(content: bytes) -> NDArray[np.uint8]:
     """The frames [T, C, H, W] of a sequence's bytes. Raises PictureFault."""
     if is_part_of_tar(content):
-        return frames_of_files(content)
+        return decoded_files(files_of(content), most_bytes=MOST_SEQUENCE_BYTES)
     if is_video(content):
         return frames_of_video(content, most_bytes=MOST_SEQUENCE_BYTES)
     begin, shape = _layout(content)
     return np.frombuffer(content, np.uint8, offset=begin).reshape(shape)
+
+
+def window_of(content: bytes, frames: int, place: float) -> NDArray[np.uint8]:
+    """The window of `frames` frames [T, C, H, W] of a sequence's bytes at `place` (`start_of`). Raises PictureFault.
+
+    Of files, only those of the window are decoded.
+    """
+    if is_part_of_tar(content):
+        files = files_of(content)
+        start = start_of(len(files), frames, place)
+        return decoded_files(files[start : start + frames], most_bytes=MOST_SEQUENCE_BYTES)
+    whole = frames_of(content)
+    start = start_of(len(whole), frames, place)
+    return whole[start : start + frames]
+
+
+def start_of(length: int, frames: int, place: float) -> int:
+    """The first frame of a window in a sequence of `length`: place 0 is the first window, just below 1 the last one.
+
+    Raises PictureFault for a shorter sequence.
+    """
+    if length < frames:
+        raise PictureFault("short", f"it has {length} frames, fewer than data.frames (={frames})")
+    return int(place * (length - frames + 1))
 
 
 def lengths_of(index: ShardIndex) -> Lengths:
@@ -79,8 +103,6 @@ def lengths_of(index: ShardIndex) -> Lengths:
         raise DataError(
             f"{index.place} does not state the lengths of its {index.num_samples} sequences; write the shards again"
         )
-    if index.made.get("image_member") == VIDEO:
-        require_decoder()
     return dict(sorted(lengths.items()))
 
 

@@ -139,9 +139,11 @@ def _prepare_clip(clip: Clip, making: Making) -> Prepared:
     if clip.fault is not None:
         raise PictureFault(*clip.fault)
     frames: list[Picture] = []
+    cut: list[str] = []
     for number, content in enumerate(map(open_content, clip.frames)):
         try:
-            frame = _frame(content, making)
+            source = _frame(content, making)
+            frame = _as_stored(source, making)
         except PictureFault as error:
             raise PictureFault(error.reason, f"frame {number}: {error}") from error
         if frames and frame.shape != frames[0].shape:
@@ -150,18 +152,25 @@ def _prepare_clip(clip: Clip, making: Making) -> Prepared:
                 "shape",
                 f"frame {number} is {shapes[0]}, the first one {shapes[1]}; --size and --channels make them alike",
             )
+        if not frames:
+            cut = cut_remarks(source.shape[0], source.shape[1], making.size, making.crop)
         frames.append(frame)
     encoded = encode_sequence(np.stack(frames).transpose(0, 3, 1, 2))
     sequence_header(encoded)  # its bounds
-    return Prepared(EXTENSION, encoded, [], f"{'x'.join(map(str, frames[0].shape))} {len(frames)} frames")
+    remarks = [GREY if frames[0].shape[2] == 1 else COLOUR, *cut]
+    return Prepared(
+        EXTENSION, encoded, remarks, f"{'x'.join(map(str, frames[0].shape))} {len(frames)} frames"
+    )
 
 
 def _frame(content: bytes | Values, making: Making) -> Picture:
-    """A frame [H, W, C] as it is stored."""
+    """A frame [H, W, C] as its source has it."""
     if isinstance(content, np.ndarray):
-        frame = content.astype(np.uint8, copy=False)
-    else:
-        frame = decode_source(content, convert=True, colour=making.colour).image
+        return content.astype(np.uint8, copy=False)
+    return decode_source(content, convert=True, colour=making.colour).image
+
+
+def _as_stored(frame: Picture, making: Making) -> Picture:
     if making.size is not None:
         frame = fit(frame, size=making.size, crop=making.crop, resample=making.resample)
     return frame if making.channels is None else to_channels(frame, making.channels, grey_from_colour=True)

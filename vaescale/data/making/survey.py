@@ -30,7 +30,8 @@ def survey(
         try:
             height, width, channels, kind = _shape(item, making)
             if isinstance(item.content, Clip):
-                kind = f"{len(item.content.frames)} frames"
+                number = len(item.content.frames)
+                kind = f"{number} frames" if number > 1 else "frames"  # one stands for an unknown number
         except PictureFault as error:
             counts.fault(error.reason, f"{name_of(item)}: {error}")
         else:

@@ -19,7 +19,6 @@ from vaescale.errors import DataError, UserError
 
 CAMERA = "image_aux1"
 SHAPE = (64, 64, 3)
-FRAMES = 30  # of a sequence as published, for an outline
 _FEATURE = re.compile(r"(\d{1,6})/(\w+)/encoded")
 
 
@@ -44,7 +43,9 @@ def bair(path: Path, *, column: str | None = None) -> Source:
         number = sum(len(records) for _, records in rows)
 
         def outline() -> Iterator[Item]:
-            blank = Clip((np.broadcast_to(np.uint8(0), SHAPE),) * FRAMES)
+            blank = Clip(
+                (np.broadcast_to(np.uint8(0), SHAPE),)
+            )  # the record alone knows how many frames it has
             return (Item(_key(file, n), blank, -1) for file, records in rows for n in range(len(records)))
 
         return Split(_items(rows, camera), number, outline=outline)

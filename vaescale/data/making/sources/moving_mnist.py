@@ -66,7 +66,7 @@ def moving_mnist(
     size = SIZE if size is None else size
     if not isinstance(size, int) or size < LEAST_SIZE:
         raise UserError(f"--size (={size}) of moving-mnist must be one number, {LEAST_SIZE} at least")
-    splits = idx(path).splits
+    splits = idx(path, kind="moving-mnist").splits
     if missing := [name for name in SPLITS.values() if name not in splits]:
         raise DataError(f"{path} holds no {missing[0]} images; put their idx files beside the others")
     motion = Motion(frames or FRAMES, size - size // 2, size // 16, deterministic)

@@ -55,6 +55,12 @@ def _idx(path: Path) -> Path | None:
     return None if file is None else file.parent
 
 
+def _bair(path: Path) -> Path | None:
+    """The folder above those of TFRecord files."""
+    file = _first([*path.glob("*/*.tfrecord*"), *path.glob("*/*/*.tfrecord*")]) if path.is_dir() else None
+    return None if file is None else file.parent.parent
+
+
 def _cifar(path: Path) -> Path | None:
     found = find_cifar(path if path.is_dir() else path.parent)
     if found is None or (path.is_file() and not (path.match(found[1].batches) or path.name == found[1].test)):
@@ -114,6 +120,7 @@ def _may_hold_images(archive: Path) -> bool:
 
 _FINDERS: dict[str, Callable[[Path], Path | None]] = {
     "idx": _idx,
+    "bair": _bair,
     "cifar": _cifar,
     "imagenet": _imagenet,
     "celeba": _celeba,

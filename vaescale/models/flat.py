@@ -40,7 +40,7 @@ class FlatVAE(VAE):
         self._to_posterior: Posterior = posterior.implement(network.latent_dim)
         self.latent_shape = self.network.latent_shape
         self.latent_dim = math.prod(self.latent_shape)
-        self.group_sizes, self.group_places = (self.latent_dim,), (math.prod(self.latent_shape[1:]),)
+        self.group_sizes, self.group_maps = (self.latent_dim,), (self.latent_shape[1:],)
 
     def encode(self, x: Tensor) -> Gaussian:
         """The posterior q(z|x)."""

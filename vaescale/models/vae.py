@@ -7,6 +7,7 @@ Legend: B images, K draws of z for each, G groups of latents, L latents, where a
 channel of a map, its KL summed over the places.
 """
 
+import math
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -98,8 +99,8 @@ class VAE(nn.Module):
     group_sizes: tuple[int, ...]
     """The number of values in each group."""
 
-    group_places: tuple[int, ...]
-    """The number of places in the map of each group; 1 for a vector."""
+    group_maps: tuple[tuple[int, ...], ...]
+    """Height and width of the map of each group; () for a vector."""
 
     of_latents: bool
     """Whether x is the latent, or the codes, of another model, and no image."""
@@ -145,6 +146,11 @@ class VAE(nn.Module):
     def window(self) -> Window:
         """The type of the stored images, and the values that are 0 and 1."""
         return self.likelihood.window
+
+    @property
+    def group_places(self) -> tuple[int, ...]:
+        """The number of places in the map of each group; 1 for a vector."""
+        return tuple(math.prod(places) for places in self.group_maps)
 
     @property
     def num_latents(self) -> int:

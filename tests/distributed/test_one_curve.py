@@ -1,4 +1,4 @@
-"""One process, two and four give the same curve where it is hard: damaged data, classes, vectors, ladders, statistics over the batch, two players."""
+"""One process, two and four give the same curve where it is hard: damaged data, wide images, classes, vectors, ladders, statistics over the batch, two players."""
 
 import json
 import shutil
@@ -44,6 +44,7 @@ HARD = (
     *(
         "data.train=[{path: data/damaged, weight: 3}, {path: data/digits/val, weight: 1}]",
         "data.val=data/few/val",
+        *("data.image_size=[4,8]", "data.crop=aspect"),
         "data.max_skipped=0.1",
     ),
     *("condition.kind=class", "condition.classes=10", "condition.dropout=0.2", "condition.prior=true"),

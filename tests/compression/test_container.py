@@ -35,7 +35,7 @@ def chunk_of(number: int, **names: Any) -> Chunk:
     coding = Coding(
         np.arange(9, dtype=np.uint32),
         (1, number - 1),
-        Grids(phases, phases * 0),
+        Grids(phases[None], phases * 0, phases[None] * 0),
         2,
         (5,) * -(-number // 2),
         6,

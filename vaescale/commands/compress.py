@@ -14,7 +14,7 @@ from vaescale import comm, noise
 from vaescale.commands.make_shards import parse_crop
 from vaescale.commands.signature import Count, checked
 from vaescale.commands.source_images import Choice, ImageSet, open_images
-from vaescale.compression.bits_back import LATENT_BITS, Codec
+from vaescale.compression.bits_back import LATENT_BITS, Codec, Labels
 from vaescale.compression.chunks import Coding, decode_chunk, encode_chunk
 from vaescale.compression.container import (
     MOST_CHUNK_VALUES,
@@ -150,9 +150,10 @@ def _encode(
 
         for order, images in enumerate(sets):
             for number, (levels, names) in enumerate(_chunks(codec, trained, images, options)):
-                coding = encode_chunk(codec, levels, group=options.group, progress=show)
+                labels = np.array(names.labels)
+                coding = encode_chunk(codec, levels, labels=labels, group=options.group, progress=show)
                 if options.check:
-                    _check(codec, coding, levels)
+                    _check(codec, coding, levels, labels)
                 content = pack_chunk(Chunk(coding, names))
                 record = Record(file.tell(), len(content), len(levels))
                 file.write(content)
@@ -166,10 +167,10 @@ def _encode(
                 )
 
 
-def _check(codec: Codec, coding: Coding, levels: NDArray[np.uint8]) -> None:
+def _check(codec: Codec, coding: Coding, levels: NDArray[np.uint8], labels: Labels) -> None:
     """Decode a chunk, and raise DataError unless it holds the images."""
     try:
-        right = np.array_equal(decode_chunk(codec, coding), levels)
+        right = np.array_equal(decode_chunk(codec, coding, labels=labels), levels)
     except DataError as error:
         raise DataError(f"a chunk does not decode on this machine ({error}); no file is written") from None
     assert right, "the checksums agree and the images do not"

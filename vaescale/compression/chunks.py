@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vaescale import noise
 from vaescale.compression.ans import WORD_BITS, Stack, Words
-from vaescale.compression.bits_back import Codec, Grids, Lengths
+from vaescale.compression.bits_back import Codec, Grids, Labels, Lengths
 from vaescale.errors import DataError
 
 SPARE_WORDS = 4
@@ -39,9 +39,15 @@ class Coding(NamedTuple):
 
 
 def encode_chunk(
-    codec: Codec, levels: Levels, *, group: int | None = None, progress: Callable[[int], None] | None = None
+    codec: Codec,
+    levels: Levels,
+    *,
+    labels: Labels | None = None,
+    group: int | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Coding:
-    """Code images uint8 [N, C, H, W]. group: number of images of a checksum; None: so that they take 0.2% of the code at most.
+    """Code images uint8 [N, C, H, W]. labels: the classes [N] that a model with a condition needs. group: number of images of a checksum;
+    None: so that they take 0.2% of the code at most.
 
     progress: called with the number of images of each batch that is done.
     """
@@ -51,7 +57,10 @@ def encode_chunk(
     batches, grids, lengths = list[int](), list[Grids](), list[Lengths]()
     while (done := sum(batches)) < len(levels):
         size = min(codec.batch, len(levels) - done, max(1, (stack.bits - SPARE_WORDS * WORD_BITS) // need))
-        coded, of_images = codec.encode(stack, levels[done : done + size].astype(np.int64))
+        rows = slice(done, done + size)
+        coded, of_images = codec.encode(
+            stack, levels[rows].astype(np.int64), None if labels is None else labels[rows]
+        )
         batches.append(size)
         grids.append(coded)
         lengths.append(of_images)
@@ -65,7 +74,7 @@ def encode_chunk(
     return Coding(
         words,
         tuple(batches),
-        Grids(*(np.concatenate(parts) for parts in zip(*grids, strict=True))),
+        Grids(*(np.concatenate(parts, axis=-1) for parts in zip(*grids, strict=True))),
         group,
         checks_of(levels, group),
         len(initial),
@@ -73,16 +82,26 @@ def encode_chunk(
     )
 
 
-def decode_chunk(codec: Codec, coding: Coding, *, progress: Callable[[int], None] | None = None) -> Levels:
+def decode_chunk(
+    codec: Codec,
+    coding: Coding,
+    *,
+    labels: Labels | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Levels:
     """The images of a chunk, uint8 [N, C, H, W]. Raises DataError when they are not those that were coded.
 
-    progress: as in `encode_chunk`.
+    labels, progress: as in `encode_chunk`.
     """
     stack, done = Stack(coding.words, sealed=True), sum(coding.batches)
     levels = np.zeros((done, *codec.image_shape), np.uint8)
     for size in reversed(coding.batches):
         rows = slice(done - size, done)
-        levels[rows] = codec.decode(stack, Grids(*(phases[rows] for phases in coding.grids)))
+        levels[rows] = codec.decode(
+            stack,
+            Grids(*(phases[..., rows] for phases in coding.grids)),
+            None if labels is None else labels[rows],
+        )
         done -= size
         if progress is not None:
             progress(size)
@@ -121,16 +140,20 @@ def initial_words(number: int) -> Words:
 
 def describe(coding: Coding) -> dict[str, Any]:
     """What a file holds of a coding besides words and checksums, for JSON."""
+    grids = coding.grids
+    of_priors = {"prior_phases": _sparse(grids.prior)} if grids.prior.any() else {}
     return {
         "batches": list(coding.batches),
-        "posterior_phases": _sparse(coding.grids.posterior),
-        "pixel_phases": _sparse(coding.grids.pixels),
+        "posterior_phases": _sparse(grids.posterior),
+        "pixel_phases": _sparse(grids.pixels),
+        **of_priors,
         "group": coding.group,
         "initial_words": coding.initial_words,
     }
 
 
 def _sparse(phases: NDArray[np.uint8]) -> list[list[int]]:
-    """The phases that are not 0, as pairs of image and phase."""
-    (images,) = np.nonzero(phases)
-    return [[int(image), int(phases[image])] for image in images]
+    """The phases [B] or [G, B] that are not 0, as pairs of the number g B + b and the phase."""
+    flat = phases.reshape(-1)
+    (numbers,) = np.nonzero(flat)
+    return [[int(number), int(flat[number])] for number in numbers]

@@ -6,7 +6,7 @@ In a ladder the groups of z are popped from the top down, each with q(z_g | z_<g
 The bits that choose z are those of the images before, and decoding gives them back. All images of a batch choose z first, so that the
 networks see them together.
 
-The networks run in float64 on one thread, in batches of one of two shapes, the rest of which is padding; `rounding.py` makes
+The networks run in float64 on one thread, in batches of one of three shapes, the rest of which is padding; `rounding.py` makes
 their outputs equal everywhere.
 
 Legend: B images, G groups of latents (1 in a flat model), Z latents of a group, L of all, P parameters of an image. Levels are int64
@@ -46,7 +46,7 @@ from vaescale.models.posterior import Gaussian
 from vaescale.models.vae import VAE, Encoded
 
 LATENT_BITS: Final = 12
-BATCH, SMALL_SHARE = 64, 8  # images of the two shapes: BATCH, and BATCH / SMALL_SHARE
+BATCH, SMALL_SHARE = 64, 8  # images of the three shapes: BATCH, BATCH / SMALL_SHARE, and 1
 MOST_PARAMETERS = 1 << 22  # of a batch
 MOST_LATENTS = 1 << 20  # of a batch
 Labels = NDArray[np.int64]
@@ -100,7 +100,8 @@ class Codec:
         self.learned_prior, self._parameters_shape = self._learn_shapes()
         parameters = int(np.prod(self._parameters_shape))
         self.batch = max(1, min(BATCH, MOST_PARAMETERS // parameters, MOST_LATENTS // self.latents))
-        self.shapes = (max(1, self.batch // SMALL_SHARE), self.batch)
+        self.small_batch = max(1, self.batch // SMALL_SHARE)
+        self.shapes = (1, self.small_batch, self.batch)
         most = margin_of(2 * max(self.group_sizes))
         self.margins = Margins(most, margin_of(parameters), most)
 
@@ -192,7 +193,7 @@ class Codec:
         number: int,
         choose: Callable[[int, Reals | None, Posterior], Reals],
     ) -> Reals:
-        """`VAE.descend` of `number` images in the smaller shape that holds them, with outputs [B, ...] as numbers."""
+        """`VAE.descend` of `number` images in the smallest shape that holds them, with outputs [B, ...] as numbers."""
 
         def of_tensors(
             group: int, prior: Gaussian | None, posterior: Callable[[Encoded], Gaussian]
@@ -214,7 +215,7 @@ class Codec:
         return self._padded(torch.from_numpy(levels) / (self.pixels.levels - 1.0))
 
     def _padded(self, rows: Tensor) -> Tensor:
-        """Rows [B, ...] in float64 with rows of zeros after them, in the smaller shape that holds them."""
+        """Rows [B, ...] in float64 with rows of zeros after them, in the smallest shape that holds them."""
         padded = torch.zeros(self._shape(len(rows)), *rows.shape[1:], dtype=torch.float64)
         padded[: len(rows)] = rows
         return padded

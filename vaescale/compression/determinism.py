@@ -44,17 +44,16 @@ def fingerprint(codec: Codec) -> Fingerprint:
     bins = (np.arange(len(levels) * codec.latents) * 2_654_435_761 >> 7) % (1 << codec.latent_bits)
     bins = bins.reshape(len(levels), -1)
     rows = np.arange(codec.batch) % len(levels)
-    small = codec.outputs(levels, bins, labels)
-    large = codec.outputs(levels[rows], bins[rows], labels[rows])
+    shapes = [codec.outputs(levels[few], bins[few], labels[few]) for few in (slice(None), rows, slice(1))]
     samples = []
-    for name, margin, values, others in zip(NAMES, codec.margins, small, large, strict=True):
+    for name, margin, values, *others in zip(NAMES, codec.margins, *shapes, strict=True):
         if not values.size:
             continue
-        apart = float(np.abs(others[: len(levels)] - values).max())
-        if not apart < ALLOWED * margin:
+        distances = [np.abs(values[: len(other)] - other[: len(values)]).max() for other in others]
+        if not max(distances) < ALLOWED * margin:
             raise UserError(
-                f"the model's {name} differs by {apart:.1e} between batches of {len(levels)} and {codec.batch} images, and at most "
-                f"{ALLOWED * margin:.1e} can be coded; its weights are too large for lossless coding"
+                f"the model's {name} differs by {max(distances):.1e} between batches of other sizes, and at most {ALLOWED * margin:.1e} "
+                "can be coded; its weights are too large for lossless coding"
             )
         places = np.linspace(0, values.size - 1, SAMPLES).astype(np.int64)
         samples.append(values.reshape(-1)[places])
@@ -95,8 +94,8 @@ def versions() -> str:
 
 
 def _pattern(codec: Codec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Images for the smaller shape, waves and noise of whole numbers, and classes."""
-    shape = (codec.shapes[0], *codec.image_shape)
+    """Images for the middle shape, waves and noise of whole numbers, and classes."""
+    shape = (codec.small_batch, *codec.image_shape)
     number = np.arange(int(np.prod(shape))).reshape(shape)
     levels = (number * 2_654_435_761 >> 9) % 17 * (number % 97) % codec.pixels.levels
     return levels, np.arange(len(levels)) % max(1, codec.classes)

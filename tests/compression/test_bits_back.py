@@ -103,6 +103,26 @@ def test_priors_that_depend_on_the_groups_above_or_on_the_class(
             codec.lengths(levels[:1].astype(np.int64), stream_of(1), np.array([3]))
 
 
+@pytest.mark.parametrize("kind", ["bernoulli", "bitwise"])
+def test_many_initial_words_hold_the_first_images(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = pytest.importorskip("vaescale.compression.chunks")
+    pytest.importorskip("constriction")
+    codec = Codec(small_model(kind, network=LADDER), latent_bits=4)
+    number = 50 if kind == "bernoulli" else 20
+    levels = np.random.default_rng(0).integers(0, codec.pixels.levels, (number, 1, 8, 8), dtype=np.uint8)
+    plain = chunks.encode_chunk(codec, levels)
+    monkeypatch.setattr(chunks, "MOST_EMPTY_WORDS", 8)
+    coding = chunks.encode_chunk(codec, levels)
+    assert plain.first_images == 0 < coding.first_images < number
+    assert coding.images == number == coding.first_images + len(coding.grids.pixels)
+    assert len(coding.words) < len(plain.words)
+    assert np.array_equal(chunks.decode_chunk(codec, coding), levels)
+    few = coding.first_images
+    assert chunks.encode_chunk(codec, levels[:few]).first_images == 0, "too few to fill the words"
+    with pytest.raises(DataError, match="they hold images"):
+        chunks.decode_chunk(codec, coding._replace(words=coding.words[5:]))
+
+
 @pytest.mark.parametrize("kind", CODED)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 4)])
 def test_pixels_cost_their_log_probability(kind: str, shape: tuple[int, int, int]) -> None:

@@ -59,6 +59,7 @@ class Part(NamedTuple):
     bytes: dict[str, int]
     bits: float
     initial_bytes: int
+    first_images: int
 
 
 @checked
@@ -164,6 +165,7 @@ def _encode(
                     part_bytes(content),
                     float(coding.lengths.total.sum()),
                     4 * coding.initial_words,
+                    coding.first_images,
                 )
 
 
@@ -265,6 +267,8 @@ def _join(out: Path, header: dict[str, Any], every: list[tuple[int, Part]]) -> d
     sizes["table"] = len(table)
     images, values = header["images"], header["images"] * int(np.prod(header["image_shape"]))
     size, bits = sum(sizes.values()), sum(part.bits for _, part in every)
+    first = sum(part.first_images for _, part in every)
+    coded = images - first
     return {
         "out": str(out),
         "images": images,
@@ -274,7 +278,8 @@ def _join(out: Path, header: dict[str, Any], every: list[tuple[int, Part]]) -> d
         "bits_per_dim": {
             "file": 8 * size / values,
             "without_names": 8 * (size - sizes["names"]) / values,
-            "net_code": bits / values,
+            "net_code": bits / values * images / coded,
         },
-        "net_code_nats": bits * float(np.log(2)) / images,
+        "net_code_nats": bits * float(np.log(2)) / coded,
+        "first_images": first,
     }

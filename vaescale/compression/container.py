@@ -214,7 +214,8 @@ def _unpack(coding: bytes, names: bytes, checks: bytes, words: bytes, *, values:
     groups: of latents."""
     described = json.loads(_inflate(coding))
     batches = tuple(_natural(size) for size in described["batches"])
-    images, group = sum(batches), _natural(described["group"])
+    first, group = _natural(described.get("first_images", 0)), _natural(described["group"])
+    coded, images = sum(batches), first + sum(batches)
     if not 0 < images * values <= MOST_CHUNK_VALUES or min(batches) < 1 or group < 1:
         raise DataError(
             f"it would have {images} images of {values} values; at most {MOST_CHUNK_VALUES} values are decoded at once"
@@ -224,13 +225,13 @@ def _unpack(coding: bytes, names: bytes, checks: bytes, words: bytes, *, values:
     if len(numbers) != -(-images // group) or initial > MOST_CHUNK_VALUES:
         raise DataError("its checksums or initial words are too many or too few")
     grids = Grids(
-        _phases(described["posterior_phases"], groups * images).reshape(groups, images),
-        _phases(described["pixel_phases"], images),
-        _phases(described.get("prior_phases", []), groups * images).reshape(groups, images),
+        _phases(described["posterior_phases"], groups * coded).reshape(groups, coded),
+        _phases(described["pixel_phases"], coded),
+        _phases(described.get("prior_phases", []), groups * coded).reshape(groups, coded),
     )
     code = np.frombuffer(words, "<u4").astype(np.uint32)
     return Chunk(
-        Coding(code, batches, grids, group, tuple(map(int, numbers)), initial),
+        Coding(code, batches, grids, group, tuple(map(int, numbers)), initial, None, first),
         _unpack_names(json.loads(_inflate(names)), images),
     )
 

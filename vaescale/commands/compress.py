@@ -14,7 +14,7 @@ from vaescale import comm, noise
 from vaescale.commands.make_shards import parse_crop
 from vaescale.commands.signature import Count, checked
 from vaescale.commands.source_images import Choice, ImageSet, open_images
-from vaescale.compression.bits_back import LATENT_BITS, Codec, Labels
+from vaescale.compression.bits_back import Codec, Labels
 from vaescale.compression.chunks import Coding, decode_chunk, encode_chunk
 from vaescale.compression.container import (
     MOST_CHUNK_VALUES,
@@ -76,7 +76,7 @@ def compress(
     check: bool = False,
     check_each: bool = False,
     chunk_images: Count | None = None,
-    latent_bits: LatentBits = LATENT_BITS,
+    latent_bits: LatentBits | None = None,
     weights: Weights = "ema",
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
@@ -84,7 +84,8 @@ def compress(
 
     split, limit, crop, resample: as in `score`. binarize: code the black and white images that a bernoulli run makes of grey ones.
     check: decode each chunk again and compare. check_each: a checksum for each image even where that takes more than 0.2% of
-    the file. chunk_images: number of images of a chunk. latent_bits: a latent has 2^latent_bits bins. checkpoint: see `Which`.
+    the file. chunk_images: number of images of a chunk. latent_bits: a latent has 2^latent_bits bins, by default 2^12, in
+    a ladder 2^8. checkpoint: see `Which`.
 
     Returns the sizes in bytes by part, and the images per second. Raises UserError for a run whose images have no code, for images that
     it cannot code, and for a file that exists; DataError for images that cannot be read.

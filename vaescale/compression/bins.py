@@ -36,7 +36,7 @@ def posterior_code(q: Reals, p: Reals | None, bits: int) -> Code:
 
 def prior_code(number: int, bits: int) -> Code:
     """The code of bins under the prior: all have the same mass."""
-    even = table([np.ones(number)] * BASE)
+    even = np.repeat(table([np.ones(1)] * BASE), number, axis=0)
     for _ in range(bits // 2):
         yield even
 

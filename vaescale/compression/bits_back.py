@@ -46,6 +46,7 @@ from vaescale.models.posterior import Gaussian
 from vaescale.models.vae import VAE, Encoded
 
 LATENT_BITS: Final = 12
+LADDER_BITS: Final = 8  # a ladder has many latents, and few of them are sharp
 BATCH, SMALL_SHARE = 64, 8  # images of the three shapes: BATCH, BATCH / SMALL_SHARE, and 1
 MOST_PARAMETERS = 1 << 22  # of a batch
 MOST_LATENTS = 1 << 20  # of a batch
@@ -87,16 +88,16 @@ class Outputs(NamedTuple):
 class Codec:
     """The coder of one model's images. Raises UserError for a model that it cannot code with."""
 
-    def __init__(self, model: VAE, *, latent_bits: int = LATENT_BITS) -> None:
-        """model: stays as it is. latent_bits: even; a latent has 2^latent_bits bins."""
+    def __init__(self, model: VAE, *, latent_bits: int | None = None) -> None:
+        """model: stays as it is. latent_bits: even; a latent has 2^latent_bits bins; None: 2^12, in a ladder 2^8."""
         refuse_model(model)
         self.pixels = pixel_code(model.likelihood)
         self.model = copy.deepcopy(model).to("cpu", torch.float64).eval()
         self.pixels.likelihood = self.model.likelihood
         self.classes = 0 if model.condition is None else model.condition.classes
-        self.latent_bits = latent_bits
         self.image_shape, self.group_sizes = model.image_shape, model.group_sizes
         self.latents, self.groups = sum(model.group_sizes), len(model.group_sizes)
+        self.latent_bits = latent_bits or (LATENT_BITS if self.groups == 1 else LADDER_BITS)
         self.learned_prior, self._parameters_shape = self._learn_shapes()
         parameters = int(np.prod(self._parameters_shape))
         self.batch = max(1, min(BATCH, MOST_PARAMETERS // parameters, MOST_LATENTS // self.latents))

@@ -85,7 +85,7 @@ def compress(
     split, limit, crop, resample: as in `score`. binarize: code the black and white images that a bernoulli run makes of grey ones.
     check: decode each chunk again and compare. check_each: a checksum for each image even where that takes more than 0.2% of
     the file. chunk_images: number of images of a chunk. latent_bits: a latent has 2^latent_bits bins, by default 2^12, in
-    a ladder 2^8. checkpoint: see `Which`.
+    a ladder 2^10. checkpoint: see `Which`.
 
     Returns the sizes in bytes by part, and the images per second. Raises UserError for a run whose images have no code, for images that
     it cannot code, and for a file that exists; DataError for images that cannot be read.

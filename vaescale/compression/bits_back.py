@@ -46,7 +46,7 @@ from vaescale.models.posterior import Gaussian
 from vaescale.models.vae import VAE, Encoded
 
 LATENT_BITS: Final = 12
-LADDER_BITS: Final = 8  # a ladder has many latents, and few of them are sharp
+LADDER_BITS: Final = 10  # a ladder has many latents, whose bits a chunk begins with
 BATCH, SMALL_SHARE = 64, 8  # images of the three shapes: BATCH, BATCH / SMALL_SHARE, and 1
 MOST_PARAMETERS = 1 << 22  # of a batch
 MOST_LATENTS = 1 << 20  # of a batch
@@ -89,7 +89,7 @@ class Codec:
     """The coder of one model's images. Raises UserError for a model that it cannot code with."""
 
     def __init__(self, model: VAE, *, latent_bits: int | None = None) -> None:
-        """model: stays as it is. latent_bits: even; a latent has 2^latent_bits bins; None: 2^12, in a ladder 2^8."""
+        """model: stays as it is. latent_bits: even; a latent has 2^latent_bits bins; None: 2^12, in a ladder 2^10."""
         refuse_model(model)
         self.pixels = pixel_code(model.likelihood)
         self.model = copy.deepcopy(model).to("cpu", torch.float64).eval()

@@ -46,6 +46,13 @@ offline-wheels:
 
 setup: .venv/installed
 
+# What pip writes is asked after the folders of the path. In a folder that holds a clone, Python would take the clone itself for a package.
+define CLONE_ON_THE_PATH
+import os, pathlib, sysconfig
+pathlib.Path(sysconfig.get_path("purelib"), "__editable__.vaescale_clone.pth").write_text(os.getcwd() + "\n")
+endef
+export CLONE_ON_THE_PATH
+
 # torch first and by itself: DeepSpeed asks for it while it is built, and what comes later must not replace it.
 .venv/installed: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version}; try make PYTHON=python3.12")'
@@ -53,6 +60,7 @@ setup: .venv/installed
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) torch setuptools wheel
 	@$(PIP) --no-build-isolation --editable '.[deepspeed,dev]'
+	@$(BIN)/python -c "$$CLONE_ON_THE_PATH"
 	@touch $@
 
 clean:

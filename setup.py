@@ -52,6 +52,7 @@ EXTRAS = {
         "pytest>=8.3",
         "pytest-xdist>=3.8",
         "ruff>=0.9",
+        "tifffile>=2025.1.10",
         "types-PyYAML>=6.0",
         "types-psutil>=7.0",
     ],
@@ -67,8 +68,8 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.18"],
     "trackio": ["trackio>=0.7"],
     "wandb": ["wandb>=0.19"],
-    # To read HEIC and JPEG XL.
-    "pictures": ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3.4"],
+    # To read HEIC and JPEG XL, and TIFF of several channels of 16 bits.
+    "pictures": ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3.4", "tifffile>=2025.1.10"],
 }
 
 setup(

@@ -193,7 +193,7 @@ def run_verb(*words: object) -> int:
         return int(stop.code or 0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_items() -> Callable[..., list[Item]]:
     """Random images of one shape, with classes 0 to 2."""
 

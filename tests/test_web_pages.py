@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -109,6 +110,10 @@ def test_a_comparison_answers_clicks_words_and_the_pointer(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.skipif(
+    not os.environ.get("VAESCALE_MLFLOW_PAGES"),
+    reason="takes more than a minute and looks at pages of MLflow: set VAESCALE_MLFLOW_PAGES=1",
+)
 @pytest.mark.filterwarnings("ignore")  # MLflow warns of itself
 def test_mlflow_shows_runs_that_a_server_was_told_of(
     vaescale, recipe_file, recipe_content, tmp_path: Path, monkeypatch
@@ -159,9 +164,13 @@ def test_mlflow_shows_runs_that_a_server_was_told_of(
                 ["tiny-sigma-optimal", "tiny-sigma-0.5", "tiny-sigma-0.1", "likelihood.sigma"],
             ),
         ):
-            shown = look_at(address, tmp_path / "pages" / name, seconds=20)
-            for word in wanted:
-                assert word in shown.document, f"{name}: {word}"
+            # The page's clock may run out before its scripts have come, on a busy machine.
+            for look in (20, 40, 80):
+                shown = look_at(address, tmp_path / "pages" / f"{name}-{look}", seconds=look)
+                missing = [word for word in wanted if word not in shown.document]
+                if not missing:
+                    break
+            assert missing == [], name
             assert {url for url in shown.requests if not url.startswith(server.uri)} == set()
     finally:
         server.kill()

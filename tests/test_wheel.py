@@ -80,3 +80,12 @@ def test_what_is_unpacked_finds_its_recipes(wheel: Path, tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["variants"]) == 2
+
+
+def test_a_folder_that_holds_a_clone_is_no_package(tmp_path: Path) -> None:
+    """Python would take the clone's own folder for a package without __init__.py before it asks what an editable install tells."""
+    (tmp_path / "vaescale" / "vaescale").mkdir(parents=True)
+    words = [sys.executable, "-c", "import vaescale, vaescale.tools; print(vaescale.__file__)"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == ROOT / "vaescale" / "__init__.py"

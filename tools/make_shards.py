@@ -73,6 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "columns of hf:, arrays of arrays:, labels of cifar:, as image=NAME,label=NAME; default: by name"
     )
     add("--column", metavar="NAMES", help=columns)
+    vectors = (
+        "table with a vector for each image, for conditions: CSV of name and numbers, list_attr_celeba.txt"
+    )
+    add("--vectors", metavar="TABLE", type=Path, help=vectors)
     shards = parser.add_argument_group("shards")
     add = shards.add_mutually_exclusive_group().add_argument
     add("--shard-samples", type=integer(1, MOST), metavar="N", help="images in a shard; default: 1000")

@@ -11,6 +11,7 @@ Without --prior and --decode, RUN/figures/samples.png shows every combination si
   vaescale sample runs/digits-vq_vae --prior autoregressive
   vaescale sample runs/mnist-conditional --class 3
   vaescale sample runs/mnist-conditional --between 3,8 --between 4,9
+  vaescale sample runs/phantom-vector --vector 0.8,0.6,0
 """
 
 import argparse
@@ -64,7 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 the classes' frequencies, and a picture with a row for each class"
     )
     add("--class", dest="class_name", metavar="WHICH", help=of_class)
-    pairs = "instead of samples: decoded means of a conditional run from class A to class B at the same noise of z"
+    vectors = (
+        "the vector of all samples of a run that is given vectors, such as 1,0,0.5, or `none`, or a .npy file of one or several, \
+taken in turn; default: those of the held-out images in turn"
+    )
+    add("--vector", metavar="VALUES", help=vectors)
+    pairs = "instead of samples: decoded means of a conditional run from class, or vector number, A to B at the same noise of z"
     add("--between", action="append", type=_classes, metavar="A,B", help=pairs)
     add_checkpoint(parser)
 

@@ -38,6 +38,7 @@ CODE_MASS = Property("likelihood", "a mass over any number of codes")
 CODE_MODEL = Property("network", "a model of codes")
 TAKES_CONDITION = Property("network", "layers that take a condition")
 CONDITIONED_LOSS = Property("objective", "a loss of a conditional model")
+LEARNED_PRIOR = Property("objective", "a loss without a comparison with N(0, I)")
 IMAGES = Property("data", "images")
 SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
 
@@ -182,11 +183,13 @@ class OneOf(Generic[Section]):
     """A pydantic annotation for a section that comes in several kinds: `Annotated[NetworkConfig, OneOf(NETWORKS)]`.
 
     kinds: the value of `kind:` -> the section's class. The mapping is read at validation, so a kind that somebody adds
-    to it is known at once. default: the kind of a section that names none.
+    to it is known at once. default: the kind of a section that names none. optional: null is no section.
     """
 
-    def __init__(self, kinds: Mapping[str, type[Section]], default: str | None = None) -> None:
-        self.kinds, self._default = kinds, default
+    def __init__(
+        self, kinds: Mapping[str, type[Section]], default: str | None = None, *, optional: bool = False
+    ) -> None:
+        self.kinds, self._default, self._optional = kinds, default, optional
 
     def validate(self, value: Any) -> Section:
         """A section's values, or a section, to the section. Raises pydantic's own errors."""
@@ -208,7 +211,8 @@ class OneOf(Generic[Section]):
         dump = core_schema.plain_serializer_function_ser_schema(
             lambda section, info: section.model_dump(mode=info.mode), info_arg=True
         )
-        return core_schema.no_info_plain_validator_function(self.validate, serialization=dump)
+        one = core_schema.no_info_plain_validator_function(self.validate, serialization=dump)
+        return core_schema.nullable_schema(one) if self._optional else one
 
 
 def one_of(sections: Iterable[type[Config]]) -> Any:

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from vaescale.conditions.config import ClassCondition
+from vaescale.conditions.config import CONDITIONS, ConditionConfig, VectorCondition
 from vaescale.config import Config, OneOf, Sizes
-from vaescale.data.config import DataConfig
+from vaescale.data.config import DataConfig, VectorMember
 from vaescale.data.indexes import open_index
 from vaescale.errors import UserError
 from vaescale.figures.config import FiguresConfig, View
@@ -104,9 +104,9 @@ class Recipe(Config):
     posterior: Annotated[PosteriorConfig, OneOf(POSTERIORS, default="diagonal")] = DiagonalConfig()
     likelihood: Annotated[LikelihoodConfig, OneOf(LIKELIHOODS)]
     objective: Annotated[ObjectiveConfig, OneOf(OBJECTIVES, default="elbo")] = ElboConfig()
-    condition: ClassCondition | None = Field(
+    condition: Annotated[ConditionConfig | None, OneOf(CONDITIONS, default="class", optional=True)] = Field(
         default=None,
-        description="an additional input for each image, its class, on which encoder and decoder depend; null: none",
+        description="an additional input for each image, its class or a vector, on which encoder and decoder depend; null: none",
     )
     init_from: InitConfig | None = Field(
         default=None, description="weights to begin from, a path or a section; null: random weights"
@@ -122,6 +122,9 @@ class Recipe(Config):
         self.__dict__["likelihood"] = likelihood.seen_in(self.data.window)
         dimensions = math.prod(self.data.image_shape)
         self.__dict__["optimizer"] = self.optimizer.resolved(dimensions)
+        if isinstance(self.condition, VectorCondition):
+            member = VectorMember(self.condition.member, self.condition.size)
+            self.__dict__["data"] = self.data.with_vectors(member)
         return self
 
     @model_validator(mode="after")

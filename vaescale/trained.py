@@ -10,12 +10,14 @@ import torch
 from pydantic import Field
 
 from vaescale import comm
+from vaescale.conditions.config import ClassCondition
 from vaescale.data.batch import Batch
 from vaescale.data.classes import refuse_other_classes
 from vaescale.data.clipping import refuse_clipping
 from vaescale.data.loader import evaluation_batches
 from vaescale.data.reader import ShardReader, open_reader
 from vaescale.data.training_sets import open_mixture
+from vaescale.data.vectors import refuse_other_vectors
 from vaescale.data.workers import Workers
 from vaescale.errors import UserError
 from vaescale.models.build import build_vae
@@ -244,10 +246,18 @@ def refuse_codes(trained: Trained, what: str, remedy: str) -> None:
 
 
 def refuse_unlabelled(trained: Trained, reader: ShardReader) -> None:
-    """Raise DataError for images without the classes that a conditional model needs. All ranks call it."""
+    """Raise DataError for images without the classes or vectors that a conditional model needs. All ranks call it."""
     condition = trained.model.condition
-    if condition is not None and not condition.dropout:
+    if isinstance(condition, ClassCondition) and not condition.dropout:
         refuse_other_classes(reader, condition.classes)
+    if reader.vectors is not None and condition is not None:
+        refuse_other_vectors(reader, reader.vectors, may_miss=condition.dropout > 0)
+
+
+def number_of_classes(trained: Trained) -> int | None:
+    """K of a run that is given classes; None of any other run."""
+    condition = trained.model.condition
+    return condition.classes if isinstance(condition, ClassCondition) else None
 
 
 def refuse_condition(trained: Trained, what: str, remedy: str) -> None:
@@ -255,7 +265,7 @@ def refuse_condition(trained: Trained, what: str, remedy: str) -> None:
     condition = trained.model.condition
     if condition is not None:
         raise UserError(
-            f"{what} has no class for each image, and {trained.folder} is conditional ({condition.classes} classes); {remedy}"
+            f"{what} has no {condition.kind} for each image, and {trained.folder} is conditional ({condition.words}); {remedy}"
         )
 
 

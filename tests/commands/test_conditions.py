@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 
 import vaescale as package
 from tests.conftest import Outcome, run_verb, tiny_recipe
+from vaescale import noise
 from vaescale.commands.initial_weights import begin
 from vaescale.data.batch import Batch
 from vaescale.data.making.items import Item
@@ -22,7 +23,7 @@ from vaescale.data.making.writing import write_shards
 from vaescale.evaluation.classes import bounds_by_class, wilson
 from vaescale.evaluation.measures import Seen
 from vaescale.recipe import recipe_of
-from vaescale.trained import build_model, in_order, open_split, open_trained
+from vaescale.trained import build_model, build_objective, in_order, open_split, open_trained
 
 Verb = Callable[..., Outcome]
 
@@ -61,6 +62,36 @@ def test_a_conditional_model_may_begin_as_an_unconditional_run(trained_run: Path
     x, y = torch.rand(3, 1, 8, 8), torch.tensor([0, 5, 9])
     with torch.no_grad():
         assert torch.equal(model.eval().given(y).reconstruct(x), plain.reconstruct(x))
+
+
+def test_terms_of_the_loss_pass_the_class_on(digits: Path, tmp_path: Path) -> None:
+    content = conditional_recipe(digits, tmp_path / "run")
+    content["condition"]["prior"] = False
+    terms = {
+        "mmd": {"weight": 1.0},
+        "dip": {"variant": "ii"},
+        "adversarial": {"widths": [8], "start_step": 0},
+    }
+    recipe = recipe_of({**content, "objective": {"kind": "elbo", **terms}})
+    model = build_model(recipe)
+    objective = build_objective(recipe, model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += 0.1 * ("modulation" in name)
+    images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
+    stream, mask = noise.Stream(0, 1, torch.arange(6)), torch.ones(6, dtype=torch.bool)
+    shown = []
+    for y in (0, 1):
+        computed = model.train()(images, stream, mask, condition=torch.full((6,), y))
+        assert computed.shown is not None
+        shown.append(computed.shown.reconstructed)
+    differs = (shown[0] - shown[1]).abs().flatten(1).amax(1) > 1e-4
+    assert differs.any(), "what a discriminator and a perceptual distance see"
+    loss, pieces = objective(computed, stream)
+    assert {"mmd", "dip"} <= pieces.keys()
+    loss.backward()
+    assert model.embedding is not None
+    assert bool(model.embedding.table.weight.grad[1].any())
 
 
 def test_bounds_by_class_and_the_classes_that_they_choose(run: Path, vaescale: Verb) -> None:
@@ -173,19 +204,18 @@ def test_an_exported_graph_takes_the_class(run: Path, tmp_path: Path, vaescale: 
     ("words", "sentence"),
     [
         (("score", "RUN", "DATA"), "score has no class for each image"),
-        (("compress", "RUN", "DATA", "OUT"), "cannot compress"),
-        (("latents", "RUN"), "take evaluate --per-class"),
-        (("baselines", "RUN"), "take evaluate --per-class"),
+        (("latents", "RUN"), "take evaluate"),
+        (("baselines", "RUN"), "take evaluate"),
         (("fit-gmm", "RUN"), "give --per-class"),
         (("fit-prior", "RUN"), "codes"),
-        (("export", "RUN", "OUT", "--format", "diffusers"), "takes the class"),
+        (("export", "RUN", "OUT", "--format", "diffusers"), "torch_export takes it"),
         (("sample", "RUN", "--class", "ten"), "class 'ten' is not a class of this run"),
         (("sample", "RUN", "--refine", 2), "--refine has no class for each image"),
         (("sample", "RUN", "--prior", "RUN"), "a model of latents has no class for each image"),
         (("sample", "RUN", "--prior", "gmm", "--class", "none", "--count", 4), "have none for `none`"),
         (("sample", "PLAIN", "--class", "3"), "needs a conditional run"),
         (("sample", "PLAIN", "--between", "3,4"), "needs a conditional run"),
-        (("quality", "PLAIN", "--features", "pixels", "--per-class"), "needs a conditional run"),
+        (("quality", "PLAIN", "--features", "pixels", "--per-class"), "needs a run that is given classes"),
     ],
 )
 def test_what_cannot_know_the_class_is_refused(
@@ -204,9 +234,9 @@ def test_what_cannot_know_the_class_is_refused(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"network": {"kind": "mlp", "latent_dim": 2}}, "needs layers that take a condition"),
         ({"network": {"kind": "ladder", "latent_dim": 2}}, "needs a single latent vector or map"),
-        ({"objective": {"kind": "elbo", "mmd": {"weight": 1.0}}}, "needs a loss of a conditional model"),
+        ({"objective": {"kind": "elbo", "spectral": 1.0}}, "needs a loss of a conditional model"),
+        ({"objective": {"kind": "elbo", "mmd": {"weight": 1.0}}}, "set it to false, or leave objective.mmd"),
         ({"objective": {"kind": "vae_gan"}}, "needs a loss of a conditional model"),
         (
             {

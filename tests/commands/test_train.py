@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vaescale.data.making.storing import Making
+from vaescale.data.making.writing import write_shards
 from vaescale.runs.folder import read_metrics
 
 TRAIN_METRICS = {
@@ -99,7 +101,7 @@ AUGMENT = {"shift": 1, "crop": {"scale": [0.7, 1]}, "turns": "quarter", "jitter"
 
 @pytest.mark.parametrize("case", RESUMED)
 def test_resuming_is_bit_equal_to_never_stopping(
-    vaescale, recipe_file, recipe_content, tmp_path, case, monkeypatch
+    vaescale, recipe_file, recipe_content, make_items, tmp_path, case, monkeypatch
 ) -> None:
     extra, likelihood = RESUMED[case]
     recipe_content["training"] |= extra
@@ -107,6 +109,8 @@ def test_resuming_is_bit_equal_to_never_stopping(
     if "mixed sets" in case:  # the smaller one is in its second pass at the end
         sets = [{"path": recipe_content["data"][name], "weight": weight} for name, weight in MIXED]
         recipe_content["data"] |= {"train": sets, "balance": "class", "flip": True, "augment": AUGMENT}
+        write_shards(make_items(90), tmp_path / "third", Making())
+        recipe_content["data"]["val"] = str(tmp_path / "third")
     straight, stopped = str(tmp_path / "straight"), str(tmp_path / "stopped")
     path = recipe_file(recipe_content)
     assert vaescale("train", path, f"run_dir={straight}").code == 0
@@ -448,7 +452,9 @@ def test_a_guard_that_skips_resumes_bit_equal(vaescale, recipe_file, recipe_cont
     assert 0 < curves[0][-1][1] < 60
 
 
-def test_a_dry_run_describes_and_writes_nothing(vaescale, recipe_file, recipe_content) -> None:
+def test_a_dry_run_describes_and_writes_nothing(
+    vaescale, recipe_file, recipe_content, make_items, tmp_path: Path
+) -> None:
     outcome = vaescale("train", recipe_file(recipe_content), "--dry-run", "--json", "optimizer.lr=5e-4")
     assert outcome.code == 0, outcome.err
     plan = outcome.json["plan"]
@@ -459,7 +465,13 @@ def test_a_dry_run_describes_and_writes_nothing(vaescale, recipe_file, recipe_co
     assert not Path(recipe_content["run_dir"]).exists()
     places = [recipe_content["data"][split] for split in ("train", "val")]
     mixed = f"data.train=[{{path: {places[0]}, weight: 1}}, {{path: {places[1]}, weight: 3}}]"
-    words = vaescale("train", recipe_file(recipe_content), "--dry-run", mixed, "data.augment.shift=1")
+    refused = vaescale("train", recipe_file(recipe_content), "--dry-run", mixed)
+    refused.assert_refused(3, f"data.train mixes in {places[1]}, whose 360 images are those of data.val")
+    write_shards(make_items(90), tmp_path / "other", Making())
+    words = vaescale(
+        *("train", recipe_file(recipe_content), "--dry-run", mixed, "data.augment.shift=1"),
+        f"data.val={tmp_path / 'other'}",
+    )
     assert (
         f"1797 images: {places[0]} 0.312 passes (25.0% of the images); {places[1]} 3.74 passes" in words.out
     )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from vaescale import noise
-from vaescale.conditions.config import ClassCondition
+from vaescale.conditions.config import CONDITIONS
 from vaescale.likelihoods.config import LIKELIHOODS
 from vaescale.models.build import build_vae
 from vaescale.models.config import DiagonalConfig, IsotropicConfig
@@ -48,7 +48,7 @@ def small_model(
             LIKELIHOODS[kind](**{**CODED.get(kind, {}), **options}),
             image_size=shape[1:],
             channels=shape[0],
-            condition=ClassCondition(**condition) if condition else None,
+            condition=CONDITIONS[condition.get("kind", "class")](**condition) if condition else None,
         )
         with torch.no_grad():
             for parameter in model.network.parameters():

@@ -1,5 +1,6 @@
 """Images of 16-bit integers, floats and other numbers of channels: written, indexed and read with their exact values."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,40 @@ def test_files_of_16_bits_and_floats_are_read_and_mixtures_refused(tmp_path: Pat
     Image.fromarray(np.zeros((6, 8), np.uint8)).save(folder / "4.png")
     with pytest.raises(DataError, match=r"its values are uint8, not uint16"):
         make_shards(f"folder:{folder}", tmp_path / "mixed", dtype="uint16", holdout=0, jobs=1)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32", "uint8"])
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_a_tiff_of_several_channels_is_read(tmp_path: Path, dtype: Any, planes: str) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    (tmp_path / "in").mkdir()
+    values = np.arange(5 * 6 * 8 * 5).reshape(5, 6, 8, 5).astype(dtype)
+    for number, image in enumerate(values):
+        image = np.moveaxis(image, 2, 0) if planes == "separate" else image
+        options = {"photometric": "minisblack", "planarconfig": planes, "compression": "zlib"}
+        tifffile.imwrite(tmp_path / f"in/{number}.tif", np.ascontiguousarray(image), **options)
+    make_shards(f"folder:{tmp_path / 'in'}", tmp_path / "out", dtype=dtype, holdout=0, jobs=1)
+    window = {"range": (0, 2000)} if dtype == "float32" else {}
+    read = in_order(reader_of(tmp_path / "out/train", 5, dtype=dtype, **window))
+    np.testing.assert_array_equal(read, values.transpose(0, 3, 1, 2))
+    if dtype != "uint8":
+        with pytest.raises(DataError, match=f"its values are {dtype}, not "):
+            make_shards(
+                f"folder:{tmp_path / 'in'}",
+                tmp_path / "no",
+                dtype="int16" if dtype == "uint16" else "uint16",
+                jobs=1,
+            )
+
+
+def test_a_tiff_of_several_channels_names_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "in/a.tif")
+    with pytest.raises(DataError, match="pip install tifffile"):
+        make_shards(f"folder:{tmp_path / 'in'}", tmp_path / "out", dtype="uint16", holdout=0, jobs=1)
 
 
 def test_an_alpha_channel_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One process, two and four give the same curve where it is hard: damaged data, classes, ladders, statistics over the batch, two players."""
+"""One process, two and four give the same curve where it is hard: damaged data, classes, vectors, ladders, statistics over the batch, two players."""
 
 import json
 import shutil
@@ -32,14 +32,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         for entry in entries:
             tar.seek(entry["offset"] + 100)
             tar.write(b"damaged")
-    make_shards("digits", folder / "data" / "digits16", dtype="uint16", jobs=1)
+    make_shards("digits", folder / "data/few", limit=300, jobs=1)
+    (folder / "vectors.csv").write_text("".join(f"{n:06d},{n % 7},{n % 5}\n" for n in range(1797)))
+    make_shards("digits", folder / "data/digits16", dtype="uint16", vectors=folder / "vectors.csv", jobs=1)
     return folder
 
 
 HARD = (
     *("training.accumulation=2", "data.flip=true", "data.shuffle_block=100"),
     *(
-        "data.train=[{path: data/damaged, weight: 3}, {path: data/digits/val, weight: 1}]",
+        "data.train=[{path: data/damaged, weight: 3}, {path: data/few/train, weight: 1}]",
         "data.max_skipped=0.1",
     ),
     *("condition.kind=class", "condition.classes=10", "condition.dropout=0.2", "condition.prior=true"),
@@ -81,6 +83,7 @@ PLAYERS = (
 DEEP = (
     *("data.train=data/digits16/train", "data.val=data/digits16/val", "data.dtype=uint16", "data.flip=true"),
     "likelihood.dequantize=true",
+    *("condition.kind=vector", "condition.size=2", "condition.member=vector.npy", "condition.dropout=0.2"),
 )
 STEPS = {"hard": 30, "16 bits": 10, "ladder": 20, "batch norm, dip and mmd": 5, "players": 50}
 EXTRAS = {

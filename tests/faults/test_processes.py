@@ -46,6 +46,7 @@ def test_who_asks_to_stop_gets_a_checkpoint_and_a_code(
     assert int(checkpoints(run)[-1].removeprefix("step-")) == len(curve(run))
     assert not (run / "lock").exists()
     if send == signal.SIGINT:
+        assert (run / "figures" / "curves.png").is_file()
         assert train(project, *OPTIONS, f"run_dir={run}").returncode == 0
         assert numbers(run) == numbers(project / "peace")
 

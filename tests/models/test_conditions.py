@@ -8,15 +8,22 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from vaescale import noise
-from vaescale.conditions.config import ClassCondition
-from vaescale.conditions.embedding import NONE
+from vaescale.conditions.config import ClassCondition, VectorCondition
+from vaescale.conditions.embedding import NONE, VectorEmbedding
 from vaescale.errors import UserError
 from vaescale.likelihoods.config import GaussianConfig
 from vaescale.models.build import build_vae
 from vaescale.models.config import DiagonalConfig
 from vaescale.models.flat import FlatVAE
 from vaescale.models.vae import VAE
-from vaescale.networks.config import ConvConfig, LadderConfig, NetworkConfig, ResnetConfig
+from vaescale.networks.config import (
+    ConvConfig,
+    LadderConfig,
+    LinearConfig,
+    MlpConfig,
+    NetworkConfig,
+    ResnetConfig,
+)
 
 NETWORKS: dict[str, NetworkConfig] = {
     "conv": ConvConfig(latent_dim=3, widths=(8, 8)),
@@ -24,6 +31,8 @@ NETWORKS: dict[str, NetworkConfig] = {
     "preset": ConvConfig(latent_dim=3, preset="infogan"),
     "resnet": ResnetConfig(latent_dim=2, width=8, multipliers=(1, 2)),
     "ladder": LadderConfig(latent_dim=2, width=8, checkpointing=True),
+    "mlp": MlpConfig(latent_dim=2, widths=(8, 6)),
+    "linear": LinearConfig(latent_dim=2),
 }
 Y = torch.tensor([0, 1, 2, 0])
 IMAGES = torch.randint(0, 256, (4, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -126,6 +135,60 @@ def test_a_class_in_part_is_between_the_classes() -> None:
     torch.testing.assert_close(model.given(whole).reconstruct(x), model.given(Y).reconstruct(x))
     half = model.given(whole / 2 + whole.roll(1, dims=1) / 2).reconstruct(x)
     assert not torch.allclose(half, model.given(Y).reconstruct(x))
+
+
+@pytest.mark.parametrize("name", ["conv", "resnet", "ladder"])
+def test_a_one_hot_vector_is_the_class(name: str) -> None:
+    of_class = changed(model_of(name, dropout=0.5, prior=name != "ladder"))
+    condition = VectorCondition(
+        size=3, member="npy", width=4, standardize=False, dropout=0.5, prior=name != "ladder"
+    )
+    likelihood = GaussianConfig(sigma="shared")
+    model = build_vae(
+        NETWORKS[name], DiagonalConfig(), likelihood, image_size=8, channels=1, condition=condition
+    )
+    state = model.state_dict() | of_class.state_dict()
+    for part in ("embedding", "class_prior"):
+        if (table := state.pop(f"{part}.table.weight", None)) is not None:
+            inside = f"{part}.map"
+            state |= {f"{inside}.linear.weight": table[:3].T, f"{inside}.none.weight": table[3:]}
+    model.load_state_dict(state)
+    one_hot = torch.nn.functional.one_hot(Y, 3).float()
+    absent = torch.where(torch.tensor([False, True, False, False])[:, None], torch.nan, one_hot)
+    for training in (False, True):  # in which some are hidden
+        model.train(training), of_class.train(training)
+        for y, vectors in ((Y, one_hot), (torch.tensor([0, NONE, 2, 0]), absent)):
+            expected = of_class(IMAGES, STREAM, MASK, condition=y)
+            terms = model(IMAGES, STREAM, MASK, condition=vectors)
+            torch.testing.assert_close(terms.log_px, expected.log_px, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(terms.kl, expected.kl, rtol=1e-5, atol=1e-5)
+    drawn, expected_draws = model.given(one_hot).from_prior(STREAM), of_class.given(Y).from_prior(STREAM)
+    torch.testing.assert_close(drawn, expected_draws, rtol=1e-5, atol=1e-5)
+
+
+def test_vectors_are_standardized_and_others_refused() -> None:
+    condition = VectorCondition(size=2, member="npy", width=4)
+    model = build_vae(
+        NETWORKS["conv"], DiagonalConfig(), GaussianConfig(), image_size=8, channels=1, condition=condition
+    )
+    assert isinstance(model.embedding, VectorEmbedding)
+    vectors = torch.tensor([[1.0, 5.0], [3.0, 5.0], [2.0, 5.0], [2.0, 7.0]])
+    plain = model.embedding(vectors - torch.tensor([2.0, 5.0]))
+    model.embedding.measured(torch.tensor([2.0, 5.0]), torch.tensor([0.5, 0.0]))
+    standardized = model.eval().given(vectors).embedded(4)
+    assert standardized is not None
+    weight = model.embedding.map.linear.weight
+    torch.testing.assert_close(
+        standardized - plain, (vectors[:, :1] - 2) * weight[:, 0], msg="0 is not divided by"
+    )
+    for bad, words in (
+        (vectors[:, :1], r"shape \[4, 1\], and this model takes 2 values"),
+        (torch.where(vectors > 5, torch.nan, vectors), "hold NaN or infinite"),
+        (torch.full((4, 2), torch.nan), "some images have no vector"),
+        (Y, "takes 2 values"),
+    ):
+        with pytest.raises(UserError, match=words):
+            model(IMAGES, STREAM, MASK, condition=bad)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def test_a_ladder_is_suggested_for_any_shape(size: tuple[int, int]) -> None:
         model = build_vae(section, DiagonalConfig(), GaussianConfig(sigma=0.3), image_size=size, channels=1)
     down, up = suggested(size)
     assert model.network.groups[-1].block.resolution == size[0]
+    assert model.group_maps[-1] == size
     assert model.group_places[-1] == size[0] * size[1]
     assert len(up) < 30
     assert down[-1] == up[0]

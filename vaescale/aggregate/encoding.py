@@ -193,7 +193,7 @@ def _moments(model: VAE, batch: Batch, seed: int, made: dict[str, Any]) -> Tenso
     device = next(model.parameters()).device
     stream = noise.Stream(seed, 0, batch.slots.to(device))
     pixels = batch.images.to(device)
-    model = model.given(model.condition_of(batch.labels))
+    model = model.given(model.condition_of(batch.labels, batch.vectors))
     if made.get("kind") == CODES:
         views = (pixels, mirrored(pixels)) if made["flip"] == "both" else (pixels,)
         codes = [model.encode(model.target(view, stream)).codes for view in views]  # type: ignore[union-attr]

@@ -16,6 +16,7 @@ from vaescale import noise
 from vaescale.aggregate import code_prior, second_stage
 from vaescale.aggregate.class_choice import ClassChoice
 from vaescale.aggregate.second_stage import SecondStage
+from vaescale.aggregate.vector_choice import VectorChoice
 from vaescale.errors import UserError
 from vaescale.likelihoods.base import Likelihood
 from vaescale.mixtures.by_class import ClassMixtures
@@ -65,10 +66,10 @@ def from_latents(
     stream: noise.Stream,
     temperature: float = 1.0,
     *,
-    choice: ClassChoice | None = None,
+    choice: ClassChoice | VectorChoice | None = None,
 ) -> Tensor:
-    """The likelihood's raw parameters from draws of a prior, one per slot. choice: their classes, for a conditional model or mixtures of
-    classes.
+    """The likelihood's raw parameters from draws of a prior, one per slot. choice: their classes or vectors, for a conditional model or
+    mixtures of classes.
     """
     y = None if choice is None else choice.of(stream)
     model = model if y is None else model.given(y)

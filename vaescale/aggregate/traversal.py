@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.aggregate.sampling import line, plane, quantiles
+from vaescale.conditions.config import ClassCondition
 from vaescale.data.batch import Request
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
@@ -23,15 +24,15 @@ def lines_between(
 ) -> list[NDArray[np.float32]]:
     """Pictures [STEPS + 2, C, H, W] for each pair of image numbers: the first image, a line of decoded means, the second image.
 
-    The line connects the two posterior means, and in a conditional model the classes of both images. data_seed: seed of the likelihood's target. seed: seed of a ladder's groups below
+    The line connects the two posterior means, and in a conditional model the classes or vectors of both images. data_seed: seed of the likelihood's target. seed: seed of a ladder's groups below
     the top one. Raises UserError for a number that the reader does not have, and for an unusable image.
     """
     device = next(model.parameters()).device
     lines = []
     for pair in pairs:
-        x, labels = _targets(model, reader, pair, seed=data_seed)
-        mu = model.given(model.condition_of(labels)).posterior(x).mu.flatten(1)
-        along = model if model.condition is None else model.given(_between(labels, model.condition.classes))
+        x, y = _targets(model, reader, pair, seed=data_seed)
+        mu = model.given(y).posterior(x).mu.flatten(1)
+        along = model if y is None else model.given(_between(model, y))
         # The draws of a ladder's lower groups use the same noise at each point of the line.
         stream = noise.Stream(seed, 0, torch.zeros(STEPS, dtype=torch.int64, device=device))
         means = model.likelihood.mean(along.decode(line(mu[0], mu[1], STEPS), stream)).float()
@@ -40,27 +41,35 @@ def lines_between(
 
 
 @torch.no_grad()
-def between_classes(model: VAE, first: int, last: int, *, rows: int, seed: int) -> NDArray[np.float32]:
-    """Decoded means [rows, STEPS, C, H, W] of a conditional model from one class to another, z of a row drawn with the same noise."""
-    assert model.condition is not None
+def between_conditions(model: VAE, ends: Tensor, *, rows: int, seed: int) -> NDArray[np.float32]:
+    """Decoded means [rows, STEPS, C, H, W] of a conditional model from one condition to another, z of a row drawn with the same noise.
+
+    ends: two classes, int64 [2], or two vectors, float32 [2, V].
+    """
     device = next(model.parameters()).device
-    shares = _between(torch.tensor([first, last]), model.condition.classes).repeat(rows, 1)
+    along = _between(model, ends)
+    shares = along.repeat(rows, *[1] * (along.dim() - 1))
     slots = torch.arange(rows, device=device).repeat_interleave(STEPS)
     params = model.given(shares).from_prior(noise.Stream(seed, 0, slots))
     means: NDArray[np.float32] = model.likelihood.mean(params).float().cpu().numpy()
     return means.reshape(rows, STEPS, *means.shape[1:])
 
 
-def _between(labels: Tensor, classes: int) -> Tensor:
-    """The condition at STEPS points from the first to the second of two labels: shares [STEPS, K], or labels where one is NONE."""
-    if int(labels.min()) < 0:
-        return labels.repeat_interleave(STEPS // 2)
-    first, last = torch.nn.functional.one_hot(labels, classes).float()
-    return line(first, last, STEPS)
+def _between(model: VAE, ends: Tensor) -> Tensor:
+    """The condition at STEPS points between two of a model: shares of the classes [STEPS, K] or vectors [STEPS, V]; both in turn where one
+    is none.
+    """
+    if bool(ends.isnan().any() if ends.is_floating_point() else (ends < 0).any()):
+        return ends.repeat_interleave(STEPS // 2, 0)
+    if isinstance(model.condition, ClassCondition):
+        ends = torch.nn.functional.one_hot(ends, model.condition.classes).float()
+    return line(ends[0], ends[1], STEPS)
 
 
-def _targets(model: VAE, reader: ShardReader, pair: tuple[int, int], *, seed: int) -> tuple[Tensor, Tensor]:
-    """The encoder's input for two images, [2, C, H, W], and their labels."""
+def _targets(
+    model: VAE, reader: ShardReader, pair: tuple[int, int], *, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """The encoder's input for two images, [2, C, H, W], and their condition."""
     if max(pair) >= len(reader):
         raise UserError(f"--interpolate {pair[0]},{pair[1]}: the held-out images are 0 to {len(reader) - 1}")
     fetched = reader.__getitems__(Request(np.array(pair), refill=False))
@@ -68,7 +77,8 @@ def _targets(model: VAE, reader: ShardReader, pair: tuple[int, int], *, seed: in
         raise UserError(f"--interpolate {pair[0]},{pair[1]}: {fetched.faults[0].words}; take other images")
     device = next(model.parameters()).device
     stream = noise.Stream(seed, 0, torch.tensor(pair, device=device))
-    return model.target(fetched.images.to(device), stream), fetched.labels
+    y = model.condition_of(fetched.labels, fetched.vectors)
+    return model.target(fetched.images.to(device), stream), y
 
 
 @torch.no_grad()

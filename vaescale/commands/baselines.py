@@ -60,7 +60,7 @@ def baselines(
     evaluated, DataError for images that cannot be used.
     """
     trained = open_trained(run, which=checkpoint)
-    refuse_condition(trained, "baselines", "PCA and the probes know no class; take evaluate --per-class")
+    refuse_condition(trained, "baselines", "PCA and the probes know no condition; take evaluate")
     _refuse_groups(trained.model, groups)
     train, val = (open_split(trained.recipe, split) for split in ("train", "val"))
     trained.announce("baselines", train=train, val=val)

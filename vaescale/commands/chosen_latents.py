@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vaescale import figures, noise
 from vaescale.aggregate.class_choice import ClassChoice
 from vaescale.aggregate.refinement import RefinedSamples, refine_draws
 from vaescale.aggregate.sampling import Prior, from_latents
-from vaescale.aggregate.traversal import between_classes, lines_between, plane_means
+from vaescale.aggregate.traversal import between_conditions, lines_between, plane_means
+from vaescale.aggregate.vector_choice import VectorChoice
 from vaescale.errors import UserError
 from vaescale.mixtures.by_class import ClassMixtures
 from vaescale.mixtures.gaussian import Mixture
@@ -41,21 +43,34 @@ def interpolate(trained: Trained, pairs: Sequence[tuple[int, int]], *, seed: int
     return {"pairs": [list(pair) for pair in pairs], "figure": str(path)}
 
 
-def map_latents(trained: Trained, choice: ClassChoice | None, side: int, *, seed: int) -> dict[str, Any]:
+def map_latents(
+    trained: Trained, choice: ClassChoice | VectorChoice | None, side: int, *, seed: int
+) -> dict[str, Any]:
     """Draw figures/latent_map.png: side x side decoded means over the plane of two latents.
 
-    choice: of a conditional model, the class. Raises UserError unless the model has exactly two latents.
+    choice: of a conditional model, the class or the vector. Raises UserError unless the model has exactly two latents.
     """
-    if choice is not None and choice.chosen is None and trained.model.condition is not None:
-        raise UserError("--map of a conditional run is drawn for one class; give --class")
-    of_class = f", {choice.text}" if choice is not None and choice.chosen is not None else ""
-    y = None if choice is None or choice.chosen is None else torch.full((side * side,), choice.chosen)
+    y = _single(trained, choice, side * side)
+    of_class = f", {choice.text}" if choice is not None and y is not None else ""
     means, values = plane_means(trained.model.given(y), side, seed=seed)
     path = trained.folder / "figures" / "latent_map.png"
     title = trained.title(f"decoded means over the plane of the latents{of_class}")
     figures.image_map(path, means, values=values, title=title, view=trained.recipe.view)
     push(trained.folder, trained.recipe.tracking)
     return {"side": side, "figure": str(path)}
+
+
+def _single(trained: Trained, choice: ClassChoice | VectorChoice | None, number: int) -> Tensor | None:
+    """The one condition of a map, for each of its points. Raises UserError where there are several."""
+    if isinstance(choice, VectorChoice):
+        if len(choice.rows) > 1:
+            raise UserError("--map of a conditional run is drawn for one vector; give --vector")
+        return choice.rows.expand(number, -1)
+    if choice is None or choice.chosen is not None:
+        return None if choice is None or choice.chosen is None else torch.full((number,), choice.chosen)
+    if trained.model.condition is not None:
+        raise UserError("--map of a conditional run is drawn for one class; give --class")
+    return None
 
 
 def draw_classes(
@@ -89,29 +104,46 @@ def draw_classes(
 
 
 def draw_between(
-    trained: Trained, pairs: Sequence[tuple[str, str]], choice: ClassChoice | None, *, seed: int
+    trained: Trained,
+    pairs: Sequence[tuple[str, str]],
+    choice: ClassChoice | VectorChoice | None,
+    *,
+    seed: int,
 ) -> dict[str, Any]:
-    """Draw figures/class_interpolations.png: decoded means from one class to another, where each row has the same noise of z.
+    """Draw figures/class_interpolations.png, or vector_interpolations.png: decoded means from one class to another, or from a vector of
+    `choice` to another by number, where each row has the same noise of z.
 
-    Raises UserError for a run without a condition, and for another class.
+    Raises UserError for a run without a condition, and for another class or number.
     """
     if choice is None or trained.model.condition is None:
         raise UserError(
             f"--between needs a conditional run, and {trained.folder} has no condition; leave it out"
         )
-    rows = []
-    for first, last in pairs:
-        numbers = [choice.table.number_of(word) for word in (first, last)]
-        names = [choice.table.names[number] for number in numbers]
-        means = between_classes(trained.model, *numbers, rows=ROWS_BETWEEN, seed=seed)
+    rows, what = [], "vector" if isinstance(choice, VectorChoice) else "class"
+    for pair in pairs:
+        names, ends = _ends(choice, pair)
+        means = between_conditions(trained.model, ends, rows=ROWS_BETWEEN, seed=seed)
         rows += [(f"{names[0]} to {names[1]}" if not row else "", means[row]) for row in range(len(means))]
-    path = trained.folder / "figures" / "class_interpolations.png"
+    path = trained.folder / "figures" / f"{what}_interpolations.png"
     title = trained.title(
-        "from one class (left) to another (right), decoded means, the same noise of z in a row"
+        f"from one {what} (left) to another (right), decoded means, the same noise of z in a row"
     )
     figures.image_strips(path, rows, title=title, view=trained.recipe.view)
     push(trained.folder, trained.recipe.tracking)
     return {"between": [list(pair) for pair in pairs], "seed": seed, "figure": str(path)}
+
+
+def _ends(choice: ClassChoice | VectorChoice, pair: tuple[str, str]) -> tuple[list[str], Tensor]:
+    """The names of two classes and the classes, or the numbers of two vectors and the vectors. Raises UserError."""
+    if isinstance(choice, ClassChoice):
+        numbers = [choice.table.number_of(word) for word in pair]
+        return [choice.table.names[number] for number in numbers], torch.tensor(numbers)
+    for word in pair:
+        if not word.isdecimal() or int(word) >= len(choice.rows):
+            raise UserError(
+                f"--between {','.join(pair)} of a run with vectors takes numbers of the {choice.text}, 0 to {len(choice.rows) - 1}"
+            )
+    return [f"vector {word}" for word in pair], choice.rows[[int(word) for word in pair]]
 
 
 def refine_samples(

@@ -25,7 +25,7 @@ from vaescale.runs import class_table
 from vaescale.runs.class_table import ClassTable
 from vaescale.runs.results import save_result
 from vaescale.system import heartbeat
-from vaescale.trained import Trained, draw_seed
+from vaescale.trained import Trained, draw_seed, number_of_classes
 
 PREFIX = "gmm_by_class"
 MORE_IS_BETTER = tuple(f"{PREFIX}/{name}" for name in ("val_log_density_nats", "val_prior_log_density_nats"))
@@ -89,9 +89,9 @@ def fit_by_class(
 
 def _table(trained: Trained, labels: list[int], names: Sequence[str]) -> ClassTable:
     """The classes of a run, or of its training images."""
-    condition = trained.model.condition
-    if condition is not None:
-        return comm.on_main(lambda: class_table.read(trained.folder, condition.classes))
+    classes = number_of_classes(trained)
+    if classes is not None:
+        return comm.on_main(lambda: class_table.read(trained.folder, classes))
     if (without := sum(label < 0 for label in labels)) or not labels:
         raise UserError(
             f"{without} of {len(labels)} training images have no class, which --per-class needs; leave it out"

@@ -13,6 +13,7 @@ from vaescale.aggregate import code_prior
 from vaescale.aggregate.code_prior import PriorBound
 from vaescale.commands.signature import checked
 from vaescale.compression import code_length as code_lengths
+from vaescale.conditions.config import ClassCondition
 from vaescale.data.batch import Request
 from vaescale.data.classes import count_classes
 from vaescale.data.mixed_reader import MixtureReader
@@ -46,6 +47,7 @@ from vaescale.trained import (
     Weights,
     Which,
     in_order,
+    number_of_classes,
     open_split,
     open_trained,
     refuse_codes,
@@ -154,9 +156,8 @@ def evaluate(
 
 def _classes(trained: Trained, reader: ShardReader) -> ClassTable:
     """The classes of a conditional run, or of the images. All ranks call it."""
-    condition = trained.model.condition
-    if condition is not None:
-        return comm.on_main(lambda: class_table.read(trained.folder, condition.classes))
+    if number_of_classes(trained) is not None:
+        return comm.on_main(lambda: class_table.read(trained.folder, number_of_classes(trained)))
     counts = count_classes(reader, comm.on_main(reader.most_class) + 1)
     if not any(counts.of_class):
         raise comm.known_to_all(
@@ -226,7 +227,7 @@ def _measure(
     classification = None
     if by_class is not None and classes is not None:
         measures.append(by_class)
-        if model.condition is not None:
+        if isinstance(model.condition, ClassCondition):
             classification = Classification(model, frequencies=classes.frequencies)
             measures.append(classification)
     prior = code_prior.of_weights(trained.folder, model, trained.identity) if model.num_codes else None
@@ -247,7 +248,8 @@ def _measure(
     if prior is not None:
         protocol |= code_prior.PROTOCOL
     if model.condition is not None:
-        protocol["bound"] += "; given the class of each image: a bound on log p(x|y), not on log p(x)"
+        kind = model.condition.kind
+        protocol["bound"] += f"; given the {kind} of each image: a bound on log p(x|y), not on log p(x)"
     if by_class is not None:
         protocol |= CLASS_PROTOCOL | (CLASSIFICATION_PROTOCOL if classification else {})
     if coder is not None:
@@ -360,6 +362,7 @@ def _rows(trained: Trained, reader: ShardReader) -> list[tuple[str, NDArray[np.f
     fetched = reader.__getitems__(Request(numbers, refill=False))
     images = fetched.images[fetched.usable][:SHOWN]
     slots = torch.from_numpy(numbers)[fetched.usable][:SHOWN]
-    labels = fetched.labels[fetched.usable][:SHOWN]
-    rows = error_maps(trained.model, images, slots, labels=labels, seed=trained.recipe.seed)
+    condition = trained.model.condition_of(fetched.labels, fetched.vectors)
+    condition = None if condition is None else condition[fetched.usable.to(condition.device)][:SHOWN]
+    rows = error_maps(trained.model, images, slots, condition=condition, seed=trained.recipe.seed)
     return [(name, pictures.numpy()) for name, pictures in rows]

@@ -32,7 +32,7 @@ from vaescale.runs.mlflow_state import store_uri
 from vaescale.runs.tracking import TrackingConfig
 from vaescale.system.console import say
 from vaescale.system.files import make_readable, write_whole
-from vaescale.trained import Trained, Weights, Which, open_trained
+from vaescale.trained import Trained, Weights, Which, number_of_classes, open_trained
 
 __all__ = ["_load_pyfunc", "export", "write_run"]  # the first is what models of earlier versions name
 Format = Literal["mlflow", "diffusers", "torch_export", "onnx"]
@@ -141,8 +141,8 @@ def write_run(trained: Trained, folder: Path) -> None:
     tensors = {"model": {name: value.cpu() for name, value in trained.model.state_dict().items()}}
     keep = checkpoint.Keep(1)
     checkpoint.write(folder / "checkpoints", trained.step, tensors, state, keep=keep, exported=True)
-    if trained.recipe.condition:
-        class_table.write(folder, class_table.read(trained.folder, trained.recipe.condition.classes))
+    if (classes := number_of_classes(trained)) is not None:
+        class_table.write(folder, class_table.read(trained.folder, classes))
     _copy_mixture(trained, folder / "gmm")
     if code_prior.of_weights(trained.folder, trained.model, trained.identity) is not None:
         (folder / code_prior.FOLDER).mkdir()
@@ -153,8 +153,7 @@ def write_run(trained: Trained, folder: Path) -> None:
 def _copy_mixture(trained: Trained, target: Path) -> None:
     """Copy the run's mixture. A mixture fitted to the other kind of weights is left out, with a message."""
     source = trained.folder / "gmm"
-    if (source / FOLDER).is_dir() and trained.model.condition is not None:
-        count = trained.model.condition.classes
+    if (source / FOLDER).is_dir() and (count := number_of_classes(trained)) is not None:
         load_by_class(source, count, **trained.identity)
         shutil.copytree(source / FOLDER, target / FOLDER)
     if not (source / mixture_files.DETAILS).is_file():

@@ -38,7 +38,7 @@ def export_diffusers(
     latent_images: number of training images whose latents give the factors; 0: none, a factor of 1. scaling: `all` gives one factor and
     shift for all channels, `channel` the moments of each. Raises UserError for a run whose encoder or decoded mean an AutoencoderKL cannot have.
     """
-    refuse_condition(trained, "AutoencoderKL", "export --format mlflow or torch_export takes the class")
+    refuse_condition(trained, "AutoencoderKL", "export --format mlflow or torch_export takes it")
     network = trained.recipe.network
     if not isinstance(network, ResnetConfig):
         raise UserError(

@@ -19,6 +19,7 @@ from vaescale.aggregate.prior import prior_nats, replaces
 from vaescale.commands.class_mixtures import fit_by_class
 from vaescale.commands.encode import SPLITS, latents_of
 from vaescale.commands.signature import Count, NonNegative, checked
+from vaescale.conditions.config import VectorCondition
 from vaescale.data.latent_shards import LatentShards
 from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
@@ -108,6 +109,10 @@ def fit_gmm(
         trained.announce("fit-gmm")
         refuse_codes(trained, "fit-gmm", "fit a prior over its codes with `vaescale fit-prior RUN`")
         heartbeat.beat("gathering latents")
+        if isinstance(trained.model.condition, VectorCondition):
+            refuse_condition(
+                trained, "a mixture", "sample draws z from N(0, I), or from p(z|y) with condition.prior"
+            )
         if per_class:
             if groups > 1 or online:
                 other = f"--groups (={groups})" if groups > 1 else f"--online (={online})"

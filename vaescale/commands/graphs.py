@@ -4,7 +4,8 @@
     decode   z like the mean                ->  mean E[x|z] [N, C, H, W] and, where the likelihood has one, its sigma of that shape
 
 A run of another depth than 8 bits: images are stored values of its type, and mean and sigma of `decode` are in their units. Of a
-conditional run, both take y, int64 [N]: the class of each image, -1 for none where classes were hidden in training.
+conditional run, both take y: int64 [N], the class of each image, -1 for none where classes were hidden in training; or float32 [N, V], its
+vector, NaN for none.
 
 Of a ladder, z holds the latents of all groups: the posterior of each group is given the means of the groups above, and decoding such
 means draws nothing. Graphs hold no source of `vaescale.noise`, so that targets with noise are encoded at the mean of their noise.
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from vaescale.conditions.config import ClassCondition, ConditionConfig, VectorCondition
 from vaescale.config import Window
 from vaescale.errors import UserError
 from vaescale.models.units import to_stored, to_unit
@@ -36,8 +38,8 @@ TRACED, CHECKED = 2, (1, 5)  # numbers of images
 
 
 class Graph(NamedTuple):
-    """A module, an example of its input [TRACED, ...], the names of input and outputs, and the window of the images. classes: the
-    number K of a conditional model, whose second input is y.
+    """A module, an example of its input [TRACED, ...], the names of input and outputs, and the window of the images. condition:
+    of a conditional model, whose second input is y.
     """
 
     module: nn.Module
@@ -45,12 +47,16 @@ class Graph(NamedTuple):
     takes: str
     gives: tuple[str, ...]
     window: Window = Window()
-    classes: int = 0
+    condition: ConditionConfig | None = None
 
     def inputs(self, example: Tensor) -> dict[str, Tensor]:
-        """The inputs by name, with y from the first class on."""
-        y = torch.arange(len(example)) % self.classes if self.classes else None
-        return {self.takes: example} if y is None else {self.takes: example, "y": y}
+        """The inputs by name, with y from the first class on, or with vectors of all kinds."""
+        if isinstance(self.condition, ClassCondition):
+            return {self.takes: example, "y": torch.arange(len(example)) % self.condition.classes}
+        if isinstance(self.condition, VectorCondition):
+            values = torch.arange(len(example) * self.condition.size).remainder(7) / 7
+            return {self.takes: example, "y": values.view(len(example), -1)}
+        return {self.takes: example}
 
 
 class Encode(nn.Module):
@@ -61,7 +67,7 @@ class Encode(nn.Module):
         self.model, self.is_flat = model, len(model.group_sizes) == 1
 
     def forward(self, images: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map images [N, C, H, W] in [0, 1], or stored values of another depth, and classes y [N], to mean and log sigma."""
+        """Map images [N, C, H, W] in [0, 1], or stored values of another depth, and classes or vectors y, to mean and log sigma."""
         if self.model.window != Window():
             images = to_unit(images, self.model.window)
         x, model = self.model.likelihood.expected_target(images), self.model.given(y)
@@ -78,7 +84,7 @@ class Decode(nn.Module):
         self.model = model
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Map z, and classes y [N], to the mean and, where there is one, the standard deviation, [N, C, H, W] each."""
+        """Map z, and classes or vectors y, to the mean and, where there is one, the standard deviation, [N, C, H, W] each."""
         params = self.model.given(y).decode(z.flatten(1), None)  # type: ignore[arg-type]  # nothing is drawn
         mean, sigma = self.model.likelihood.mean(params).float(), self.model.likelihood.deviation(params)
         window = self.model.window
@@ -100,12 +106,13 @@ def graphs_of(trained: Trained) -> dict[str, Graph]:
     generator = torch.Generator().manual_seed(0)
     images = _random_images(model.image_shape, TRACED, model.window, generator)
     z = torch.randn(TRACED, *latents, generator=generator)
-    classes = model.condition.classes if model.condition else 0
-    decode = Graph(Decode(model), z, "z", (), model.window, classes)
+    decode = Graph(Decode(model), z, "z", (), model.window, model.condition)
     with torch.no_grad():
         moments = len(decode.module(**decode.inputs(z)))
     return {
-        "encode": Graph(Encode(model), images, "images", ("mean", "log_sigma"), model.window, classes),
+        "encode": Graph(
+            Encode(model), images, "images", ("mean", "log_sigma"), model.window, model.condition
+        ),
         "decode": decode._replace(gives=("mean", "sigma")[:moments]),
     }
 
@@ -189,7 +196,7 @@ def describe(
     meanings = {
         "images": ("float32 in [0, 1]" if eight else f"stored values, {model.window.text()}")
         + _of_noise(model),
-        **({"y": _of_classes(trained)} if model.condition else {}),
+        **({"y": _of_condition(trained)} if model.condition else {}),
         "log_sigma": "natural logarithm of the standard deviation of q(z|x)",
         "z": "latents: the encoder's mean, a draw mean + exp(log_sigma) * normal noise, or for new images a draw of the prior"
         + ("" if len(model.group_sizes) == 1 else ", whose groups below the first depend on those above"),
@@ -226,9 +233,14 @@ def describe(
     return {name: content[name] for name in ("run", "step", "weights", "sigma", "largest_differences")}
 
 
-def _of_classes(trained: Trained) -> str:
+def _of_condition(trained: Trained) -> str:
     condition = trained.model.condition
-    assert condition is not None
+    if isinstance(condition, VectorCondition):
+        none = "; NaN: none" if condition.dropout else ""
+        return (
+            f"float32, the {condition.size} values of each image's {condition.member}, not standardized{none}"
+        )
+    assert isinstance(condition, ClassCondition)
     names = class_table.read(trained.folder, condition.classes).names
     none = "; -1: none" if condition.dropout else ""
     return (

@@ -77,7 +77,7 @@ def latents(
         trained = open_trained(run, which=checkpoint)
         trained.announce("latents")
         refuse_codes(trained, "latents", "evaluate measures the use of the codes")
-        refuse_condition(trained, "latents", "its measures are of q(z) and p(z); take evaluate --per-class")
+        refuse_condition(trained, "latents", "its measures are of q(z) and p(z); take evaluate")
         if gaps:
             refuse_gaps(trained.model)
         mixture = _mixture(trained)

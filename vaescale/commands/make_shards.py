@@ -20,6 +20,7 @@ from vaescale.data.making.storing import Making
 from vaescale.data.making.survey import survey
 from vaescale.data.making.table import table_rows
 from vaescale.data.making.tar_sets import find_tars
+from vaescale.data.making.vector_table import read_table, with_vectors
 from vaescale.data.making.writing import damaged_shards, differing
 from vaescale.data.pictures import Encoding, parse_colour
 from vaescale.data.storage import Folder
@@ -76,6 +77,7 @@ def make_shards(
     classes_only: bool = False,
     config: str | None = None,
     column: str | None = None,
+    vectors: Path | None = None,
     jobs: Jobs | None = None,
 ) -> dict[str, Any]:
     """Write each split of a source to OUT/SPLIT. Returns the description of each split, by name.
@@ -86,7 +88,8 @@ def make_shards(
     becomes val if the source has no val; by default 5% if train is its only split, else 0. limit: number of images of each split, the
     first ones. dry_run: write nothing, and return counts of each split by class, shape and fault. splits: folders of the
     splits of a folder:, as train=DIR,val=DIR; classes_only: all its sub-folders are classes. column: image=NAME,label=NAME
-    of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN] of arrays:; label=NAME of cifar:. dtype: the type of the values, which are kept
+    of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN] of arrays:; label=NAME of cifar:. vectors: a table, a CSV file or list_attr_celeba.txt, with
+    a vector for each image by its name, for the condition of a model (`condition.kind=vector`). dtype: the type of the values, which are kept
     as they are; images of other types are refused. channels: 2 and 4 keep the alpha channel of files. quality: of jpg, by default 95. jobs: number of processes, by default the number of cores. Raises UserError for arguments that contradict each other or the shards in OUT.
     """
     if size is None and (crop or resample):
@@ -108,6 +111,9 @@ def make_shards(
         classes_only=classes_only,
         dtype=dtype,
     )
+    table = None if vectors is None else read_table(vectors)
+    if table is not None:
+        data_set = with_vectors(data_set, table)
     _refuse_file(out)
     _refuse_out_within(source, out)
     changed = size is not None or channels is not None
@@ -134,6 +140,7 @@ def make_shards(
         given = {"config": config, "column": column, "limit": limit, "splits": splits}
         origin |= {name: value for name, value in given.items() if value is not None}
         origin |= {"classes_only": True} if classes_only else {}
+        origin |= {} if table is None else {"vectors": table.origin}
         origin |= {"holdout": data_set.held_out} if data_set.held_out and split in ("train", "val") else {}
         result[split] = _write_split(
             data_set, split, out / split, making, origin, limit=limit, jobs=jobs or cores()

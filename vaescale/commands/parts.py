@@ -12,13 +12,22 @@ from vaescale.adversaries.config import AdversarialConfig
 from vaescale.adversaries.discriminators import Discriminators
 from vaescale.commands import initial_weights
 from vaescale.commands.second_stage import origin_of
+from vaescale.conditions.config import ClassCondition
+from vaescale.conditions.embedding import VectorEmbedding
 from vaescale.data.classes import count_classes, refuse_other_classes
 from vaescale.data.clipping import refuse_clipping
 from vaescale.data.loader import refuse_small_cache
 from vaescale.data.mixed_plan import MixedPlan
 from vaescale.data.plan import Plan, rank_slots
 from vaescale.data.reader import ShardReader, open_reader
-from vaescale.data.training_sets import as_drawn, describe_mixture, open_training, training_plan
+from vaescale.data.training_sets import (
+    as_drawn,
+    describe_mixture,
+    open_training,
+    refuse_held_out,
+    training_plan,
+)
+from vaescale.data.vectors import refuse_other_vectors
 from vaescale.errors import UserError
 from vaescale.kernels import kernels_run
 from vaescale.models.vae import VAE
@@ -82,12 +91,17 @@ class Parts:
 def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
     """Build the model and open the data. Writes nothing. Raises UserError and DataError on all ranks."""
     parts = comm.together(lambda: _build(recipe, launch))
-    if recipe.condition:
+    if isinstance(recipe.condition, ClassCondition):
         refuse_other_classes(parts.train_reader, recipe.condition.classes)
         refuse_other_classes(parts.val_reader, recipe.condition.classes)
         counts = count_classes(as_drawn(parts.train_reader, parts.plan), recipe.condition.classes)
         names = counts.names(parts.train_reader.index.class_names)
         parts = replace(parts, classes=ClassTable(names, counts.frequencies))
+    if recipe.data.vectors is not None:
+        moments = refuse_other_vectors(parts.train_reader, recipe.data.vectors)
+        refuse_other_vectors(parts.val_reader, recipe.data.vectors)
+        assert isinstance(parts.model.embedding, VectorEmbedding)
+        parts.model.embedding.measured(*map(torch.from_numpy, moments))
     tags = comm.on_main(
         lambda: identity_tags(
             recipe_hash=recipe.hash,
@@ -120,6 +134,7 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     _refuse_partitioned_layer(discriminators_of(objective), backends.layout(launch.strategy))
     val_reader = open_reader(data.val, data)
     train_reader = open_training(data, val_reader.index.class_names)
+    refuse_held_out(train_reader, val_reader)
     plan = training_plan(train_reader, data, recipe.seed)
     for reader in (train_reader, val_reader):
         refuse_clipping(reader)

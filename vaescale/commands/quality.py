@@ -12,6 +12,7 @@ from vaescale import comm, figures, noise
 from vaescale.aggregate import code_prior
 from vaescale.aggregate.class_choice import ClassChoice
 from vaescale.aggregate.sampling import Prior, from_latents, image_of, parse_decoding, refuse_misfit
+from vaescale.aggregate.vector_choice import VectorChoice
 from vaescale.commands.sample import choice_of
 from vaescale.commands.second_stage import open_second_stage
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
@@ -92,10 +93,10 @@ def quality(
         trained.announce(f"quality ({extractor.name})", train=train, val=val)
         refuse_unlabelled(trained, val)
         choice = comm.on_main(lambda: choice_of(trained, None))
-        if per_class and choice is None:
+        if per_class and not isinstance(choice, ClassChoice):
             raise UserError(
-                f"--per-class needs a conditional run, or mixtures of classes, and {run} has neither; leave it out, or run "
-                f"`vaescale fit-gmm {run} --per-class`"
+                f"--per-class needs a run that is given classes, or mixtures of classes, and {run} has neither; leave it out, or run "
+                f"`vaescale fit-gmm RUN --per-class` of a run without a condition"
             )
         priors: dict[str, Prior] = {**comm.together(lambda: _mixtures(trained))}
         second = open_second_stage(prior, trained) if prior else None
@@ -120,7 +121,9 @@ def quality(
             **_protocol(extractor, samples, len(references), data_hash),
             "references_from_cache": cached,
             **({"second_stage": second.identity} if second else {}),
-            **({"classes": list(choice.table.names)} if per_class and choice else {}),
+            **(
+                {"classes": list(choice.table.names)} if per_class and isinstance(choice, ClassChoice) else {}
+            ),
             "rows": rows,
         }
         return comm.on_main(lambda: _save(trained, result, first))
@@ -131,7 +134,7 @@ def kinds_of(
     val: ShardReader,
     priors: Mapping[str, Prior],
     samples: Samples,
-    choice: ClassChoice | None = None,
+    choice: ClassChoice | VectorChoice | None = None,
 ) -> list[Kind]:
     """Held-out images, their reconstructions, and samples of the prior and of each further prior under each decoding.
 
@@ -152,16 +155,20 @@ def kinds_of(
         stream = noise.Stream(trained.recipe.seed, 0, numbers[positions].to(device))
         fetched = usable_at(val, numbers[positions])
         x = model.target(fetched.images.to(device), stream)
-        given = model.given(model.condition_of(fetched.labels))
+        given = model.given(model.condition_of(fetched.labels, fetched.vectors))
         return to_levels(model.likelihood.mean(given.reconstruct(x)), model.window)
 
-    labels = torch.from_numpy(val.labels())[numbers] if choice else None
+    labels = torch.from_numpy(val.labels())[numbers] if isinstance(choice, ClassChoice) else None
     kinds = [
         Kind("held-out images", "", len(numbers), images, labels),
         Kind("reconstructions", "mean", len(numbers), reconstructions, labels),
     ]
     sources: dict[str, Prior] = {"prior": None, **priors}
-    of_samples = choice.of(noise.Stream(samples.seed, 0, torch.arange(samples.number))) if choice else None
+    of_samples = (
+        choice.of(noise.Stream(samples.seed, 0, torch.arange(samples.number)))
+        if isinstance(choice, ClassChoice)
+        else None
+    )
     for decode in samples.decodings:
         kinds += [
             Kind(
@@ -177,9 +184,9 @@ def kinds_of(
 
 
 def _drawn(
-    trained: Trained, prior: Prior, decode: str, samples: Samples, choice: ClassChoice | None
+    trained: Trained, prior: Prior, decode: str, samples: Samples, choice: ClassChoice | VectorChoice | None
 ) -> Callable[[Tensor], Tensor]:
-    """A function from positions to samples, with latents from a prior and classes of `choice`."""
+    """A function from positions to samples, with latents from a prior and classes or vectors of `choice`."""
     likelihood, decoding = trained.model.likelihood, parse_decoding(decode)
 
     def draw(positions: Tensor) -> Tensor:

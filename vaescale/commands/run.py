@@ -17,8 +17,10 @@ from torch import Tensor
 
 from vaescale import noise
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
+from vaescale.commands.chosen_vectors import as_vectors
 from vaescale.commands.sample import choice_of, sources_of
 from vaescale.commands.signature import Count, NonNegative, Temperature, checked
+from vaescale.conditions.config import VectorCondition
 from vaescale.conditions.embedding import NONE
 from vaescale.config import Window
 from vaescale.data.batch import Batch
@@ -31,7 +33,7 @@ from vaescale.models.units import to_stored
 from vaescale.models.vae import VAE
 from vaescale.recipe import Recipe
 from vaescale.runs import class_table
-from vaescale.trained import Trained, Weights, images_at_once, open_trained, refuse_codes
+from vaescale.trained import Trained, Weights, images_at_once, number_of_classes, open_trained, refuse_codes
 
 Floats = NDArray[np.float32]
 Nats = NDArray[np.float64]
@@ -108,13 +110,20 @@ class Run:
 
     @checked
     def encode(
-        self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0, classes: Any = None
+        self,
+        images: Any,
+        *,
+        layout: Layout | None = None,
+        first: NonNegative = 0,
+        classes: Any = None,
+        vectors: Any = None,
     ) -> NDArray[Any]:
         """The means of q(z|x), float32 [N, *latent_shape]; of a ladder those of all groups, flat [N, Z], each given the means above it.
 
         Of a run with codes, the codes: int64 [N, h, w]. layout: the order of axes, needed only where C = H = W. first: the slot of the
         first image, where the target has noise (see `elbo`). classes: of a conditional run, the class of each image: numbers, names, None for
-        none where classes were hidden in training; or one for all images.
+        none where classes were hidden in training; or one for all images. vectors: of a run that is given vectors, those of the images: an
+        array [N, V] or [V] for all, a .npy file of one, or "none".
         """
         model = self.trained.model
 
@@ -127,11 +136,17 @@ class Run:
             return seen.model.posterior(seen.x).mu.float()
 
         levels = as_levels(images, self.image_shape, layout=layout, window=self.window)
-        return self._of_images(encoded, levels, first, classes)
+        return self._of_images(encoded, levels, first, (classes, vectors))
 
     @checked
     def posterior(
-        self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0, classes: Any = None
+        self,
+        images: Any,
+        *,
+        layout: Layout | None = None,
+        first: NonNegative = 0,
+        classes: Any = None,
+        vectors: Any = None,
     ) -> Posterior:
         """q(z|x) of all latents, flat. The arguments are those of `encode`. Raises UserError for a run with codes."""
         refuse_codes(self.trained, "posterior", "take encode")
@@ -141,19 +156,27 @@ class Run:
             q = seen.model.joint_posterior(seen.x)
             return torch.stack([q.mu.expand_as(q.log_sigma), q.log_sigma.expand_as(q.mu)], dim=1).float()
 
-        stacked = self._of_images(both, levels, first, classes)
+        stacked = self._of_images(both, levels, first, (classes, vectors))
         return Posterior(stacked[:, 0], stacked[:, 1])
 
     @checked
     def reconstruct(
-        self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0, classes: Any = None
+        self,
+        images: Any,
+        *,
+        layout: Layout | None = None,
+        first: NonNegative = 0,
+        classes: Any = None,
+        vectors: Any = None,
     ) -> Floats:
         """E[x|z] at the means of q(z|x), float32 in the images' order of axes. The arguments are those of `encode`."""
         levels, likelihood = (
             as_levels(images, self.image_shape, layout=layout, window=self.window),
             self.trained.model.likelihood,
         )
-        means = self._of_images(lambda seen: likelihood.mean(seen.params).float(), levels, first, classes)
+        means = self._of_images(
+            lambda seen: likelihood.mean(seen.params).float(), levels, first, (classes, vectors)
+        )
         return in_layout(means, levels.layout)
 
     @checked
@@ -167,6 +190,7 @@ class Run:
         seed: NonNegative = 0,
         layout: Layout = "NCHW",
         classes: Any = None,
+        vectors: Any = None,
     ) -> Floats:
         """Images float32 [N, C, H, W] from latents or codes, as `encode` returns them.
 
@@ -176,14 +200,14 @@ class Run:
         """
         model, decoding = self.trained.model, parse_decoding(decode)
         latents = self._latents(z)
-        labels, batches = self._labels(classes, len(latents)), []
+        (labels, given), batches = self._condition((classes, vectors), len(latents)), []
         for slots in self._slots(len(latents), 0):
             stream = noise.Stream(seed, 0, slots)
             rows = latents[slots.cpu()].to(self.device)
             params = (
                 model.decode_codes(rows)  # type: ignore[operator]
                 if model.num_codes and not rows.is_floating_point()
-                else self._given(model, labels, slots).decode(rows, stream, temperature)
+                else self._given(model, labels, given, slots).decode(rows, stream, temperature)
             )
             batches.append(image_of(model.likelihood, params, decoding, stream).float().cpu().numpy())
         return in_layout(np.concatenate(batches), layout)
@@ -200,6 +224,7 @@ class Run:
         seed: NonNegative = 0,
         layout: Layout = "NCHW",
         class_name: str | None = None,
+        vector: Any = None,
     ) -> Floats:
         """Draw `count` images, float32 [count, C, H, W]. The arguments are those of `vaescale sample`."""
         model, decoding = self.trained.model, parse_decoding(decode)
@@ -212,7 +237,7 @@ class Run:
                 f"temperature (={temperature:g}) has no meaning for uniform codes; give prior='autoregressive' too, or leave it out"
             )
         ((_, source),) = sources_of(self.trained, prior, components).items()
-        batches, choice = [], choice_of(self.trained, class_name)
+        batches, choice = [], choice_of(self.trained, class_name, vector)
         for slots in self._slots(count, 0):
             stream = noise.Stream(seed, 0, slots)
             params = from_latents(model, source, stream, temperature, choice=choice)
@@ -221,7 +246,13 @@ class Run:
 
     @checked
     def elbo(
-        self, images: Any, *, layout: Layout | None = None, first: NonNegative = 0, classes: Any = None
+        self,
+        images: Any,
+        *,
+        layout: Layout | None = None,
+        first: NonNegative = 0,
+        classes: Any = None,
+        vectors: Any = None,
     ) -> Nats:
         """The evidence lower bound of each image with one draw of z, in nats, float64 [N]; of a conditional run that on log p(x|y), with
         `classes` as in `encode`.
@@ -239,7 +270,7 @@ class Run:
             terms = model.terms(seen.x, seen.drawn, seen.mask, measured=False)
             return terms.log_px.double() - terms.kl.double().sum(1)
 
-        return self._of_images(bound, levels, first, classes)
+        return self._of_images(bound, levels, first, (classes, vectors))
 
     @checked
     def log_prob(
@@ -250,6 +281,7 @@ class Run:
         layout: Layout | None = None,
         first: NonNegative = 0,
         classes: Any = None,
+        vectors: Any = None,
     ) -> Nats:
         """log p(x) of each image by importance sampling with `draws` draws of z, in nats, float64 [N]: a lower bound in expectation.
 
@@ -273,7 +305,7 @@ class Run:
             )[0],
             levels,
             first,
-            classes,
+            (classes, vectors),
             at_once=at_once,
         )
 
@@ -315,6 +347,27 @@ class Run:
         slots = torch.arange(first, first + count, device=self.device)
         return torch.split(slots, at_once or images_at_once(self.image_shape))
 
+    def _condition(self, given: tuple[Any, Any], count: int) -> tuple[Tensor, Tensor | None]:
+        """The labels of images or latents, as `_labels`, and their vectors [count, V] if the run is given some. given: classes, vectors."""
+        classes, vectors = given
+        condition = self.trained.model.condition
+        if not isinstance(condition, VectorCondition):
+            if vectors is not None:
+                raise UserError(
+                    f"vectors has no meaning: {self.folder} is given no vectors (condition.kind=vector); leave it out"
+                )
+            return self._labels(classes, count), None
+        if classes is not None:
+            raise UserError(
+                f"classes (={classes!r}) has no meaning: {self.folder} is given {condition.words}; give vectors"
+            )
+        rows = as_vectors(vectors, condition)
+        if len(rows) not in (1, count):
+            raise UserError(
+                f"vectors has {len(rows)} rows for {count} images; give one for each, or one for all"
+            )
+        return torch.full((count,), NONE), rows.expand(count, -1)
+
     def _labels(self, classes: Any, count: int) -> Tensor:
         """The label of each image or latent, int64 [count] on the CPU, NONE where none is given. Raises UserError for other classes."""
         condition = self.trained.model.condition
@@ -324,7 +377,7 @@ class Run:
             raise UserError(
                 f"classes (={classes!r}) has no meaning: {self.folder} has no condition; leave it out"
             )
-        table = class_table.read(self.folder, condition.classes)
+        table = class_table.read(self.folder, number_of_classes(self.trained))
         given = [classes] if isinstance(classes, str | int) else list(classes)
         numbers = [NONE if one is None else table.number_of(str(one)) for one in given]
         if len(numbers) not in (1, count):
@@ -334,8 +387,9 @@ class Run:
         return torch.tensor(numbers).expand(count)
 
     @staticmethod
-    def _given(model: VAE, labels: Tensor, slots: Tensor) -> VAE:
-        return model.given(model.condition_of(labels[slots.cpu()]))
+    def _given(model: VAE, labels: Tensor, vectors: Tensor | None, slots: Tensor) -> VAE:
+        rows = slots.cpu()
+        return model.given(model.condition_of(labels[rows], None if vectors is None else vectors[rows]))
 
     @torch.no_grad()
     def _of_images(
@@ -343,16 +397,18 @@ class Run:
         compute: Callable[[Seen], Tensor],
         levels: Levels,
         first: int,
-        classes: Any,
+        given: tuple[Any, Any],
         *,
         at_once: int | None = None,
     ) -> NDArray[Any]:
-        """What `compute` makes of the images, batch by batch."""
+        """What `compute` makes of the images, batch by batch. given: classes and vectors."""
         images, results = torch.from_numpy(levels.images), []
-        labels = self._labels(classes, len(images))
+        labels, vectors = self._condition(given, len(images))
         for slots in self._slots(len(images), first, at_once):
             rows = slots.cpu() - first
-            batch = Batch(images[rows], labels[rows], slots.cpu(), torch.ones_like(rows, dtype=torch.bool))
+            mask = torch.ones_like(rows, dtype=torch.bool)
+            of_rows = None if vectors is None else vectors[rows]
+            batch = Batch(images[rows], labels[rows], slots.cpu(), mask, vectors=of_rows)
             results.append(compute(Seen(self.trained.model, batch, seed=self.recipe.seed)).cpu().numpy())
         return np.concatenate(results)
 

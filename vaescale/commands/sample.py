@@ -23,13 +23,16 @@ from vaescale.aggregate.sampling import (
     refuse_misfit,
 )
 from vaescale.aggregate.second_stage import SecondStage
+from vaescale.aggregate.vector_choice import VectorChoice
 from vaescale.commands.chosen_latents import draw_between, draw_classes, map_latents, refine_samples
 from vaescale.commands.chosen_latents import interpolate as draw_lines
+from vaescale.commands.chosen_vectors import vector_choice
 from vaescale.commands.second_stage import open_second_stage
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, Temperature, checked
+from vaescale.conditions.config import VectorCondition
 from vaescale.conditions.embedding import NONE
 from vaescale.data.making.indexing import Made
-from vaescale.data.making.items import Item
+from vaescale.data.making.items import Item, members_of
 from vaescale.data.making.storing import Making
 from vaescale.data.making.writing import write_index, write_part
 from vaescale.errors import UserError
@@ -41,7 +44,7 @@ from vaescale.runs import class_table
 from vaescale.runs import folder as run_folder
 from vaescale.runs.tracking import push
 from vaescale.system.console import Progress, say
-from vaescale.trained import Trained, Which, open_trained, refuse_codes, refuse_condition
+from vaescale.trained import Trained, Which, number_of_classes, open_trained, refuse_codes, refuse_condition
 from vaescale.training import launch as backends
 from vaescale.training.summary import went_wrong
 
@@ -52,8 +55,8 @@ SHARD_SAMPLES, BATCH = 1000, 250
 OF_SAMPLES = ("prior", "components", "decode", "temperature", "count")
 UNUSED = {
     "map": OF_SAMPLES,
-    "interpolate": (*OF_SAMPLES, "class"),
-    "refine": ("decode", "class"),
+    "interpolate": (*OF_SAMPLES, "class", "vector"),
+    "refine": ("decode", "class", "vector"),
     "between": (*OF_SAMPLES, "class"),
 }
 
@@ -84,6 +87,7 @@ def sample(
     refine_rate: PositiveReal | None = None,
     map_side: Annotated[int, Field(ge=2, le=64)] | None = None,
     class_name: str | None = None,
+    vector: Any = None,
     between: Annotated[Sequence[tuple[str, str]], Field(min_length=1)] | None = None,
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
@@ -99,7 +103,9 @@ def sample(
 
     class_name: of a conditional run, or of one with mixtures of classes (fit-gmm --per-class): a name, a number or `none`; by default
     samples have classes by their frequencies, and a further picture has a row for each class. between: pairs of classes, for pictures of
-    the way from one to the other at fixed z.
+    the way from one to the other at fixed z. vector: of a run that is given vectors: `none`, numbers such as "1,0,0.5", an array [V] or
+    [M, V] or a .npy file of one, of which sample i takes row i modulo M; by default the vectors of the held-out images. `between` has numbers
+    of these rows.
     """
     given: dict[str, Any] = {
         "shards": shards,
@@ -115,6 +121,7 @@ def sample(
         "temperature": temperature,
         "count": count,
         "class": class_name,
+        "vector": vector,
     }
     given |= {"refine-weight": refine_weight, "refine-rate": refine_rate}
     draws = Draws(
@@ -126,7 +133,7 @@ def sample(
         trained.announce("sample")
         pictures = {name for name in ("interpolate", "refine") if given[name] is not None}
         _refuse_of_codes(trained, pictures, draws, prior)
-        choice = comm.on_main(lambda: choice_of(trained, class_name))
+        choice = comm.on_main(lambda: choice_of(trained, class_name, vector))
         if between:
             result = comm.on_main(lambda: draw_between(trained, between, choice, seed=seed))
         elif map_side is not None:
@@ -152,9 +159,19 @@ def sample(
     return {**of_run, **result, "notes": went_wrong(rows, trained.recipe.likelihood)}
 
 
-def choice_of(trained: Trained, word: str | None) -> ClassChoice | None:
-    """The classes of samples that `--class WORD` asks for; None for a run that knows no classes. Raises UserError."""
+def choice_of(trained: Trained, word: str | None, vector: Any = None) -> ClassChoice | VectorChoice | None:
+    """The classes of samples that `--class WORD` asks for, or their vectors; None for a run that knows neither. Raises UserError."""
     condition = trained.model.condition
+    if isinstance(condition, VectorCondition):
+        if word is not None:
+            raise UserError(
+                f"--class {word} has no meaning: {trained.folder} is given {condition.words}; give --vector"
+            )
+        return vector_choice(trained, vector)
+    if vector is not None:
+        raise UserError(
+            f"--vector has no meaning: {trained.folder} is given no vectors (condition.kind=vector); leave it out"
+        )
     by_class = trained.folder / "gmm" / FOLDER
     if condition is None and not by_class.is_dir():
         if word is not None:
@@ -163,7 +180,7 @@ def choice_of(trained: Trained, word: str | None) -> ClassChoice | None:
                 "section condition, or run `vaescale fit-gmm RUN --per-class`"
             )
         return None
-    table = class_table.read(trained.folder, condition.classes if condition else None)
+    table = class_table.read(trained.folder, number_of_classes(trained))
     if word != "none":
         return ClassChoice(table, None if word is None else table.number_of(word))
     if condition is None or not condition.dropout:
@@ -179,7 +196,7 @@ def draw_pages(
     decodings: Sequence[Decoding],
     *,
     draws: Draws,
-    choice: ClassChoice | None = None,
+    choice: ClassChoice | VectorChoice | None = None,
 ) -> list[str]:
     """Draw RUN/figures/samples.png, and samples-002.png and so on for more samples than a picture shows.
 
@@ -224,7 +241,7 @@ def write_shards(
     origin: dict[str, Any],
     *,
     draws: Draws,
-    choice: ClassChoice | None = None,
+    choice: ClassChoice | VectorChoice | None = None,
 ) -> dict[str, Any]:
     """Write samples as shards to an empty or missing folder. All ranks call it.
 
@@ -263,7 +280,7 @@ def _samples(
     shards: Path | None,
     *,
     draws: Draws,
-    choice: ClassChoice | None,
+    choice: ClassChoice | VectorChoice | None,
 ) -> dict[str, Any]:
     decodings = [parse_decoding(name) for name in ([decode] if decode else ["mean", "ancestral"])]
     sources = sources_of(trained, prior, components)
@@ -273,11 +290,11 @@ def _samples(
         "temperature": draws.temperature,
         "count": draws.count,
         "seed": draws.seed,
-        **({"class": choice.text} if choice else {}),
+        **_chosen(choice),
     }
     if shards is None:
         paths = draw_pages(trained, sources, decodings, draws=draws, choice=choice)
-        if choice is not None and choice.chosen is None:
+        if isinstance(choice, ClassChoice) and choice.chosen is None:
             paths += comm.on_main(
                 lambda: draw_classes(trained, sources, choice, temperature=draws.temperature, seed=draws.seed)
             )
@@ -294,10 +311,17 @@ def _samples(
         "decode": decode,
         "temperature": draws.temperature,
         "seed": draws.seed,
-        **({"class": choice.text} if choice else {}),
+        **_chosen(choice),
     }
     index = write_shards(trained, source, decodings[0], shards, origin, draws=draws, choice=choice)
     return {**drawn, "decode": decode, **index}
+
+
+def _chosen(choice: ClassChoice | VectorChoice | None) -> dict[str, str]:
+    """The samples' classes or vectors in words."""
+    if choice is None:
+        return {}
+    return {"class" if isinstance(choice, ClassChoice) else "vector": choice.text}
 
 
 def sources_of(trained: Trained, prior: str | Path | None, components: int | None) -> dict[str, Prior]:
@@ -366,7 +390,7 @@ def _panels(
     decodings: Sequence[Decoding],
     stream: noise.Stream,
     draws: Draws,
-    choice: ClassChoice | None,
+    choice: ClassChoice | VectorChoice | None,
 ) -> list[tuple[str, Any]]:
     """A panel of images and its title for each source and decoding."""
     temperature = "" if draws.temperature == 1 else f" at temperature {draws.temperature:g}"
@@ -388,20 +412,21 @@ def _items(
     decoding: Decoding,
     numbers: range,
     draws: Draws,
-    choice: ClassChoice | None,
+    choice: ClassChoice | VectorChoice | None,
 ) -> list[Item]:
-    """The samples with these numbers, rounded to stored values, as items of a shard, with their classes if they have any."""
+    """The samples with these numbers, rounded to stored values, as items of a shard, with their classes or vectors if they have any."""
     items = []
     device = next(trained.model.parameters()).device
     for slots in torch.split(torch.arange(numbers.start, numbers.stop, device=device), BATCH):
         stream = noise.Stream(draws.seed, 0, slots)
         params = from_latents(trained.model, prior, stream, draws.temperature, choice=choice)
-        labels = [-1] * len(slots) if choice is None else choice.of(stream).tolist()
+        labels = choice.of(stream).tolist() if isinstance(choice, ClassChoice) else [-1] * len(slots)
+        vectors = choice.of(stream).cpu().numpy() if isinstance(choice, VectorChoice) else None
         images = image_of(trained.model.likelihood, params, decoding, stream)
         levels = to_stored(images, trained.model.window).permute(0, 2, 3, 1).cpu().contiguous().numpy()
         items += [
-            Item(f"{slot:09d}", level, label)
-            for slot, level, label in zip(slots.tolist(), levels, labels, strict=True)
+            Item(f"{slot:09d}", level, label, members_of(vectors, row))
+            for row, (slot, level, label) in enumerate(zip(slots.tolist(), levels, labels, strict=True))
         ]
     return items
 

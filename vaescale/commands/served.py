@@ -10,7 +10,8 @@ params["mode"]:
                             autoregressive (over codes), "decode": mean, ancestral or offset:ALPHA, "temperature", "seed"
 
 params["classes"] of a conditional model: a class for all images, or one for each, separated by commas: names, numbers, or `none` where classes
-were hidden in training.
+were hidden in training. params["vectors"] of a model that is given vectors: one for all images, such as "1,0,0.5", or one for each, separated by
+semicolons; or `none`.
 
 What cannot be answered is refused with one sentence, which `mlflow models serve` returns with the status 400.
 """
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 from vaescale import noise
 from vaescale.aggregate import code_prior
 from vaescale.aggregate.sampling import from_latents, image_of, parse_decoding
+from vaescale.commands.chosen_vectors import as_vectors
+from vaescale.conditions.config import ClassCondition, VectorCondition
 from vaescale.conditions.embedding import NONE
 from vaescale.config import Window
 from vaescale.data.given_images import as_levels, in_layout
@@ -37,7 +40,7 @@ from vaescale.models.vae import VAE
 from vaescale.runs import class_table, origins
 from vaescale.runs import folder as run_folder
 from vaescale.runs.requests import refusal, refuse_unknown_params
-from vaescale.trained import open_trained
+from vaescale.trained import number_of_classes, open_trained
 
 MODES = ("reconstruct", "encode", "sample")
 PRIORS = ("standard", "gmm", "autoregressive")
@@ -48,6 +51,7 @@ DEFAULTS: dict[str, Any] = {
     "temperature": 1.0,
     "seed": 0,
     "classes": "",
+    "vectors": "",
 }
 MOST_TEMPERATURE = 10
 BATCH = 250
@@ -74,11 +78,9 @@ class Served:
 
     def __init__(self, folder: Path) -> None:
         self.trained = open_trained(folder)
-        mixture, condition = folder / "gmm", self.trained.model.condition
+        mixture, classes = folder / "gmm", number_of_classes(self.trained)
         self.of_classes = (
-            load_by_class(mixture, condition.classes)
-            if condition is not None and (mixture / FOLDER).is_dir()
-            else None
+            load_by_class(mixture, classes) if classes is not None and (mixture / FOLDER).is_dir() else None
         )
         self.mixture = mixture_files.load(mixture) if (mixture / mixture_files.DETAILS).is_file() else None
         self.code_prior = code_prior.of_weights(folder, self.trained.model, self.trained.identity)
@@ -96,7 +98,7 @@ class Served:
         model = self.trained.model
         levels = as_levels(model_input, model.image_shape, window=model.window)
         batches = torch.split(torch.arange(len(levels.images)), BATCH)
-        y = self._classes(str(params["classes"]), len(levels.images))
+        y = self._condition(str(params["classes"]), str(params["vectors"]), len(levels.images))
         answer = np.concatenate(
             [
                 self._answer(levels.images[slots.numpy()], slots, None if y is None else y[slots], params)
@@ -105,15 +107,27 @@ class Served:
         )
         return answer if params["mode"] == "encode" else in_layout(answer, levels.layout)
 
-    def _classes(self, text: str, images: int) -> torch.Tensor | None:
-        """The class of each image, int64 [N]; None of an unconditional model. Raises UserError."""
-        condition, words = self.trained.model.condition, [word.strip() for word in text.split(",") if text]
-        if condition is None:
-            if words:
+    def _condition(self, classes: str, vectors: str, images: int) -> torch.Tensor | None:
+        """The class or the vector of each image, int64 [N] or float32 [N, V]; None of an unconditional model. Raises UserError."""
+        condition = self.trained.model.condition
+        kinds = {"classes": (classes, ClassCondition), "vectors": (vectors, VectorCondition)}
+        for name, (text, kind) in kinds.items():
+            if text and not isinstance(condition, kind):
+                given = f"is given {condition.words}" if condition else "has no condition"
+                raise UserError(f"{name} (={text!r:.80}) has no meaning: this model {given}; leave it out")
+        if isinstance(condition, VectorCondition):
+            rows = as_vectors(vectors or "none", condition)
+            if len(rows) not in (1, images):
                 raise UserError(
-                    f"classes (={text!r}) has no meaning: this model has no condition; leave it out"
+                    f"vectors has {len(rows)} rows for {images} images; give one for all, or one for each"
                 )
-            return None
+            return rows.expand(images, -1)
+        return self._classes(classes, images) if isinstance(condition, ClassCondition) else None
+
+    def _classes(self, text: str, images: int) -> torch.Tensor:
+        """The class of each image, int64 [N]. Raises UserError."""
+        condition, words = self.trained.model.condition, [word.strip() for word in text.split(",") if text]
+        assert isinstance(condition, ClassCondition)
         table = class_table.read(self.trained.folder, condition.classes)
         if len(words) not in (1, images):
             raise UserError(

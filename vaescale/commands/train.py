@@ -40,7 +40,7 @@ from vaescale.training.launcher_settings import refuse_ignored
 from vaescale.training.optimizer import change_of_rate
 from vaescale.training.preemption import Preemption
 from vaescale.training.recorder import Images, Recorder, refuse_unknown_metric, restore
-from vaescale.training.summary import sigma_at_the_end, sum_up, went_wrong
+from vaescale.training.summary import draw, sigma_at_the_end, sum_up, went_wrong
 from vaescale.training.watchdog import Watchdog
 from vaescale.training.writer import Writer
 
@@ -300,6 +300,9 @@ def _train_with_rollbacks(parts: Parts, recorder: Recorder, start: int) -> int:
         except Preempted as error:
             recorder.wait_for_the_disk()
             if recorder.preemption.signal == signal.SIGINT:
+                # Who sits before the run wants to see it. A cluster's signal leaves no time for pictures.
+                if comm.is_main():
+                    draw(parts.folder, name=parts.recipe.name, group_maps=parts.model.group_maps)
                 raise KeyboardInterrupt(str(error)) from None
             raise
     raise AssertionError("unreachable: a rollback too many raises")
@@ -366,7 +369,7 @@ def _summary(parts: Parts, steps: int, *, is_other: bool) -> dict[str, Any]:
             name=recipe.name,
             steps=steps,
             stopped_early=steps < recipe.training.steps,
-            group_places=parts.model.group_places,
+            group_maps=parts.model.group_maps,
             tracking=recipe.tracking,
         )
         (parts.folder / run_folder.STOPPED).unlink(missing_ok=True)

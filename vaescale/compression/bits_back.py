@@ -41,6 +41,7 @@ from vaescale.compression.masses import (
 )
 from vaescale.compression.pixels import pixel_code
 from vaescale.compression.rounding import Phases, margin_of, on_grid, settle
+from vaescale.conditions.config import ClassCondition
 from vaescale.errors import UserError
 from vaescale.models.posterior import Gaussian
 from vaescale.models.vae import VAE, Encoded
@@ -94,7 +95,7 @@ class Codec:
         self.pixels = pixel_code(model.likelihood)
         self.model = copy.deepcopy(model).to("cpu", torch.float64).eval()
         self.pixels.likelihood = self.model.likelihood
-        self.classes = 0 if model.condition is None else model.condition.classes
+        self.classes = model.condition.classes if isinstance(model.condition, ClassCondition) else 0
         self.image_shape, self.group_sizes = model.image_shape, model.group_sizes
         self.latents, self.groups = sum(model.group_sizes), len(model.group_sizes)
         self.latent_bits = latent_bits or (LATENT_BITS if self.groups == 1 else LADDER_BITS)
@@ -286,6 +287,11 @@ def refuse_model(model: VAE) -> None:
     if model.num_codes:
         raise UserError(
             "a run with codes (posterior.kind quantized or finite_scalar) cannot compress yet; choose a run with a Gaussian q(z|x)"
+        )
+    if model.condition is not None and not isinstance(model.condition, ClassCondition):
+        raise UserError(
+            f"a run with a condition of {model.condition.words} cannot compress yet, because a file has the classes of images alone; choose a run "
+            "without, or with classes"
         )
     if not model.has_bound:
         raise UserError(

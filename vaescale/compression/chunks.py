@@ -1,7 +1,7 @@
 """A chunk: images that share one stack of bits, and can be decoded without the other chunks of a file.
 
 The first images choose their latents from initial words, which are left at the bottom of the stack when all is decoded: those that a known
-generator makes or, where many are needed, the chunk's first images packed by zlib (Townsend et al. 2020, section 3.4). A batch holds as many images as the bits on the stack suffice for: one image at first, and soon all that fit.
+generator makes or, where many are needed, the chunk's first images packed by zlib (another codec begins in Townsend et al. 2020, too). A batch holds as many images as the bits on the stack suffice for: one image at first, and soon all that fit.
 """
 
 import zlib

@@ -22,7 +22,8 @@ class Batch(NamedTuple):
 
     images: [B, C, H, W] in the stored type, moments of latents float32 [B, 2, C, H, W], or codes int32 [B, 1, h, w]; labels: int64 [B] (-1: none); slots: int64 [B]; mask: bool [B], false for padding and unusable
     samples. In training the slots count within the global batch; in evaluation they are the samples' numbers. keys: the images'
-    names. faults: the samples of this batch that could not be used.
+    names. faults: the samples of this batch that could not be used. vectors: float32 [B, V], NaN without one, where the recipe's condition
+    reads vectors.
     """
 
     images: Tensor
@@ -31,6 +32,7 @@ class Batch(NamedTuple):
     mask: Tensor
     keys: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    vectors: Tensor | None = None
 
 
 class Request(NamedTuple):
@@ -43,10 +45,11 @@ class Request(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """The samples of a request: images as in `Batch`, labels int64 [B], usable bool [B], keys, faults."""
+    """The samples of a request: images as in `Batch`, labels int64 [B], usable bool [B], keys, faults, vectors as in `Batch`."""
 
     images: Tensor
     labels: Tensor
     usable: Tensor
     keys: tuple[str, ...]
     faults: tuple[Fault, ...]
+    vectors: Tensor | None = None

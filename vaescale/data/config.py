@@ -1,9 +1,9 @@
 """The recipe section of the images. Imports no torch."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from vaescale.config import (
     CODE_MAPS,
@@ -29,6 +29,13 @@ Side = Annotated[int, Field(gt=0)]
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 MOST_CHANNELS = 16
 MOST_CLIPPED = 0.001  # of the values, by data.range
+
+
+class VectorMember(NamedTuple):
+    """The member of each sample that holds its vector, `json:KEY` or the ending of a NumPy file, and its number of values."""
+
+    name: str
+    size: int
 
 
 class SetConfig(Config):
@@ -213,6 +220,19 @@ class DataConfig(Config):
         gt=0,
         description="how long to retry an absent server; keep it below the collectives' timeout",
     )
+
+    _vectors: VectorMember | None = PrivateAttr(default=None)
+
+    @property
+    def vectors(self) -> VectorMember | None:
+        """The vectors to read with the images, which the recipe's condition names; None: none."""
+        return self._vectors
+
+    def with_vectors(self, vectors: VectorMember | None) -> "DataConfig":
+        """The same with these vectors."""
+        changed = self.model_copy()
+        changed._vectors = vectors
+        return changed
 
     @field_validator("image_size")
     @classmethod

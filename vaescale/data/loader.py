@@ -62,6 +62,7 @@ def training_batches(
                     fetched.usable,
                     tuple(fetched.keys),
                     tuple(fetched.faults),
+                    fetched.vectors,
                 )
                 for fetched, micro_slots in zip(step, slot_tensors, strict=True)
             ]
@@ -96,6 +97,7 @@ def evaluation_batches(
             exists & fetched.usable,
             tuple(fetched.keys),
             tuple(faults.values()),
+            fetched.vectors,
         )
 
 
@@ -123,6 +125,7 @@ def shard_batches(
                 fetched.usable,
                 tuple(fetched.keys),
                 tuple(fetched.faults),
+                fetched.vectors,
             ),
         )
 

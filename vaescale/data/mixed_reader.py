@@ -26,7 +26,7 @@ class MixedReader(ShardReader):
         self.readers = tuple(readers)
         first = readers[0]
         self.form, self.image_shape, self.in_memory = first.form, first.image_shape, first.in_memory
-        self.index = _joined([reader.index for reader in readers])
+        self.index, self.vectors = _joined([reader.index for reader in readers]), first.vectors
         self.firsts = np.cumsum([0, *(len(reader) for reader in readers)])
         self._first_shards = np.cumsum([0, *(len(reader.index.shards) for reader in readers)])
         if self.in_memory:
@@ -46,16 +46,20 @@ class MixedReader(ShardReader):
         images = torch.empty((size, *self.form.shape), dtype=self.form.dtype)
         labels, usable = torch.empty(size, dtype=torch.int64), torch.empty(size, dtype=torch.bool)
         keys, faults, values = [""] * size, list[Fault](), images.numpy()
+        wanted = self.readers[0].vectors
+        vectors = None if wanted is None else torch.empty(size, wanted.size)
         for which, slots, numbers in self._by_set(request.numbers):
             part = self.readers[which].fetched(Request(numbers, refill=request.refill))
             places = torch.from_numpy(slots)
             values[slots] = part.images.numpy()  # torch does not assign uint16 by index
             labels[places], usable[places] = part.labels, part.usable
+            if vectors is not None and part.vectors is not None:
+                vectors[places] = part.vectors
             for slot, key in zip(slots.tolist(), part.keys, strict=True):
                 keys[slot] = key
             first = int(self.firsts[which])
             faults += [fault._replace(number=fault.number + first) for fault in part.faults]
-        return Fetched(images, labels, usable, tuple(keys), tuple(faults))
+        return Fetched(images, labels, usable, tuple(keys), tuple(faults), vectors)
 
     def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """The numbers of the shards that hold the samples, counted through all sets."""
@@ -112,11 +116,16 @@ class MixtureReader(ShardReader):
     def __init__(self, reader: ShardReader, plan: MixedPlan) -> None:
         self.reader, self.plan = reader, plan
         self.form, self.image_shape, self.in_memory = reader.form, reader.image_shape, reader.in_memory
-        self.index = _epoch_of(reader.index, plan)
+        self.index, self.vectors = _epoch_of(reader.index, plan), reader.vectors
         self._starts = np.concatenate([[0], np.cumsum(self.index.shards.samples)])
 
     def __len__(self) -> int:
         return self.plan.num_samples
+
+    @property
+    def sets(self) -> tuple[ShardReader, ...]:
+        """The reader of each set."""
+        return self.reader.sets
 
     def fetched(self, request: Request) -> Fetched:
         """The samples at places of the epoch, which faults are numbered by too. A key names its place, as samples repeat."""

@@ -26,13 +26,14 @@ from vaescale.config import Window, option_of, size_text
 from vaescale.data.augmentation import changed
 from vaescale.data.batch import Fault, Fetched, Request
 from vaescale.data.code_shards import CodeShards, codes_of_index
-from vaescale.data.config import DataConfig
+from vaescale.data.config import DataConfig, VectorMember
 from vaescale.data.forms import CodeMaps, Moments, Pictures
 from vaescale.data.index import CODES, INDEX, LATENTS, ShardIndex, parse_index
 from vaescale.data.latent_shards import LatentShards, latents_of_index
 from vaescale.data.pictures import PictureFault
 from vaescale.data.shard_files import Located, ShardFiles
 from vaescale.data.storage import Folder, Remote, open_store, with_tars
+from vaescale.data.vector_members import ShardVectors
 from vaescale.errors import DataError
 from vaescale.system.console import say
 from vaescale.system.host import cores
@@ -57,8 +58,9 @@ class ShardReader(Dataset[Fetched]):
         form: Pictures | Moments | CodeMaps,
         *,
         cache: Literal["memory", "none"] = "none",
+        vectors: VectorMember | None = None,
     ) -> None:
-        self.index, self.store, self.form = index, store, form
+        self.index, self.store, self.form, self.vectors = index, store, form, vectors
         self.image_shape = form.image_shape
         self._files = ShardFiles(index, store)
         self._numbering: NDArray[np.int64] | None = None
@@ -122,10 +124,28 @@ class ShardReader(Dataset[Fetched]):
                 numbers = np.where(usable, replacements, numbers)  # a masked slot keeps its own key and class
             images = self._memory.images[torch.from_numpy(numbers)]
             labels, keys = self._memory.labels[numbers], self._memory.keys[numbers].tolist()
+            if self.vectors is not None:
+                taken = self._files.locate(numbers)
+        vectors = None if self.vectors is None else self._vectors_of(taken, self.vectors)
         if self._numbering is not None:
             labels = self._numbering[labels]
         names = tuple(key.decode(errors="replace") for key in keys)
-        return Fetched(images, torch.from_numpy(labels), torch.from_numpy(usable), names, tuple(faults))
+        return Fetched(
+            images, torch.from_numpy(labels), torch.from_numpy(usable), names, tuple(faults), vectors
+        )
+
+    def read_vectors(self, shard_number: int, wanted: VectorMember) -> ShardVectors:
+        """The vectors of a shard's samples."""
+        return self._files.vectors_of(shard_number, wanted)
+
+    def vectors_at(self, numbers: NDArray[np.int64]) -> Tensor:
+        """The vectors of samples, float32 [N, V], NaN without one, of a reader that has `vectors`."""
+        assert self.vectors is not None
+        return self._vectors_of(self._files.locate(numbers), self.vectors)
+
+    def _vectors_of(self, taken: list[Located], wanted: VectorMember) -> Tensor:
+        rows = [self._files.vectors_of(located.shard, wanted).values[located.row] for located in taken]
+        return torch.from_numpy(np.array(rows, np.float32).reshape(-1, wanted.size))
 
     def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """The numbers of the shards that hold the samples."""
@@ -298,7 +318,7 @@ def open_reader(place: str, config: DataConfig) -> ShardReader:
     for shard in index.shards[comm.rank() :: comm.world_size()]:
         store.check(shard.name, shard.bytes)
         store.check(shard.entries_name, shard.entries_bytes)
-    return ShardReader(index, store, form, cache=config.cache)
+    return ShardReader(index, store, form, cache=config.cache, vectors=config.vectors)
 
 
 def refuse_big_memory(needed: int) -> None:

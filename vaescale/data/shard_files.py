@@ -11,15 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vaescale.data.config import VectorMember
 from vaescale.data.index import Entries, ShardIndex, parse_entries
 from vaescale.data.storage import Folder, Remote
+from vaescale.data.tars import TarFault
+from vaescale.data.vector_members import ShardVectors, vectors_of
 from vaescale.errors import DataError
 
 OPEN_SHARDS = 128
 
 
 class Located(NamedTuple):
-    """The place of a sample: its shard's number, and the fields of an entry."""
+    """The place of a sample: its shard's number, the fields of an entry, and the entry's number in the shard."""
 
     shard: int
     offset: int
@@ -27,6 +30,7 @@ class Located(NamedTuple):
     crc32: int
     label: int
     key: bytes
+    row: int
 
 
 class ShardFiles:
@@ -37,6 +41,7 @@ class ShardFiles:
         self.starts = np.concatenate([[0], np.cumsum(index.shards.samples)])  # the first sample of each shard
         self._entries: OrderedDict[int, Entries] = OrderedDict()
         self._files: OrderedDict[int, io.FileIO] = OrderedDict()
+        self._vectors: OrderedDict[int, ShardVectors] = OrderedDict()
         self._dropped: set[int] = set()
 
     def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -48,7 +53,7 @@ class ShardFiles:
         shards = self.shards_of(numbers)
         rows = (numbers - self.starts[shards]).tolist()
         return [
-            Located(shard, *self.entries_of(shard)[row].item())
+            Located._make((shard, *self.entries_of(shard)[row].item(), row))
             for shard, row in zip(shards.tolist(), rows, strict=True)
         ]
 
@@ -61,6 +66,24 @@ class ShardFiles:
             if len(self._entries) > 8 * OPEN_SHARDS:
                 self._entries.popitem(last=False)
         return self._entries[shard_number]
+
+    def vectors_of(self, shard_number: int, wanted: VectorMember) -> ShardVectors:
+        """The vectors of a shard's samples; those of recently used shards are kept. Raises DataError for a tar that is not sound."""
+        if shard_number in self._vectors:
+            self._vectors.move_to_end(shard_number)
+            return self._vectors[shard_number]
+        try:
+            with self.open_shard(shard_number) as file, io.BufferedReader(file) as buffered:
+                found = vectors_of(buffered, self.entries_of(shard_number), wanted)
+        except TarFault as error:
+            if self.drop_cached(shard_number):
+                return self.vectors_of(shard_number, wanted)
+            name = f"{self.index.place}/{self.index.shards[shard_number].name}"
+            raise DataError(f"{name}: {error}; write the shards again") from error
+        self._vectors[shard_number] = found
+        if len(self._vectors) > OPEN_SHARDS:
+            self._vectors.popitem(last=False)
+        return found
 
     def drop_cached(self, shard_number: int) -> bool:
         """Drop a remote shard from the cache, once per process: a disk may have changed it. Returns whether it did."""
@@ -123,7 +146,8 @@ class ShardFiles:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: no open files, and nothing that it can read again."""
-        emptied: dict[str, Any] = {"_entries": OrderedDict(), "_files": OrderedDict()}
+        names = ("_entries", "_files", "_vectors")
+        emptied: dict[str, Any] = {name: OrderedDict() for name in names}
         return {**self.__dict__, **emptied}
 
     def __del__(self) -> None:

@@ -31,6 +31,17 @@ def open_training(config: DataConfig, val_names: tuple[str, ...]) -> ShardReader
     return MixedReader(readers)
 
 
+def refuse_held_out(reader: ShardReader, val_reader: ShardReader) -> None:
+    """Raise DataError where the held-out set is one of several training sets: the same folder, or a copy of its shards."""
+    held_out = val_reader.index
+    same = [one.index for one in reader.sets if one.index.data_hash == held_out.data_hash]
+    if same and len(reader.sets) > 1:
+        raise DataError(
+            f"data.train mixes in {redact(same[0].place)}, whose {same[0].num_samples} images are those of data.val "
+            f"(={redact(held_out.place)}); take it out of one of them"
+        )
+
+
 def training_plan(reader: ShardReader, config: DataConfig, seed: int) -> Plan | MixedPlan:
     """The order in which training draws from what `open_training` returns. Raises DataError for a class that is missing."""
     if not config.is_mixed:

@@ -275,7 +275,9 @@ def _as_fetched(batch: Any) -> Any:
     torch does the same later, in a thread whose errors nobody sees: the training process would wait for the batch for ever.
     """
     if get_worker_info() is not None:
-        for tensor in (batch.images, batch.labels, batch.usable):
+        for tensor in (batch.images, batch.labels, batch.usable, batch.vectors):
+            if tensor is None:
+                continue
             try:
                 tensor.share_memory_()
             except RuntimeError as error:

@@ -8,9 +8,9 @@ from vaescale.models.vae import VAE
 
 
 @torch.no_grad()
-def glimpse(model: VAE, images: Tensor, labels: Tensor, *, seed: int) -> list[tuple[str, Tensor]]:
+def glimpse(model: VAE, images: Tensor, condition: Tensor | None, *, seed: int) -> list[tuple[str, Tensor]]:
     """Named rows of pictures [B, C, H, W] in [0, 1]: originals, decoded means, sigma and means of samples, of a conditional model
-    with the images' labels int64 [B].
+    with the images' condition.
 
     The row of sigma(z), divided by its maximum, exists where sigma differs between pixels. images: uint8 [B, C, H, W]. All ranks
     call it with the same images.
@@ -18,7 +18,7 @@ def glimpse(model: VAE, images: Tensor, labels: Tensor, *, seed: int) -> list[tu
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    given = model.given(model.condition_of(labels))
+    given = model.given(condition)
     stream = noise.Stream(seed, 0, torch.arange(len(images), device=device))
     x = model.target(images.to(device), stream)
     params = given.reconstruct(x)
@@ -35,16 +35,16 @@ def glimpse(model: VAE, images: Tensor, labels: Tensor, *, seed: int) -> list[tu
 
 @torch.no_grad()
 def error_maps(
-    model: VAE, images: Tensor, slots: Tensor, *, labels: Tensor | None = None, seed: int
+    model: VAE, images: Tensor, slots: Tensor, *, condition: Tensor | None = None, seed: int
 ) -> list[tuple[str, Tensor]]:
     """Named rows of pictures [B, C, H, W] or [B, 1, H, W]: originals, decoded means, errors, and the noise level if values differ in it.
 
     Errors and noise levels are divided by their maximum, which the name says. images: uint8 [B, C, H, W]; slots: int64 [B], which with the
-    seed decide the noise of a binarized or dequantized image; labels: int64 [B], for a conditional model.
+    seed decide the noise of a binarized or dequantized image; condition: of the images, for a conditional model.
     """
     device = next(model.parameters()).device
     originals = model.target(images.to(device), noise.Stream(seed, 0, slots.to(device)))
-    given = model if labels is None else model.given(model.condition_of(labels))
+    given = model.given(condition)
     params = given.reconstruct(originals)
     means = model.likelihood.mean(params).float()
     rows = [("original", originals), ("decoded", means), _scaled("|error|", (originals - means).abs())]

@@ -32,7 +32,7 @@ def evaluate(
     for batch in batches:
         images, slots, mask = batch.images.to(device), batch.slots.to(device), batch.mask.to(device)
         with observed(model.likelihood) as sums:
-            condition = model.condition_of(batch.labels)
+            condition = model.condition_of(batch.labels, batch.vectors)
             terms = model(images, noise.Stream(seed, 0, slots), mask, condition=condition)
             bound.add_terms(terms, mask, len(batch.faults), sums())
     model.train(was_training)

@@ -21,7 +21,7 @@ class Seen:
 
     def __init__(self, model: VAE, batch: Batch, *, seed: int) -> None:
         device = next(model.parameters()).device
-        self.model = model.given(model.condition_of(batch.labels))
+        self.model = model.given(model.condition_of(batch.labels, batch.vectors))
         self.batch, self.skipped = batch, len(batch.faults)
         self.slots, self.mask = batch.slots.to(device), batch.mask.to(device)
         self.stream = noise.Stream(seed, 0, self.slots)

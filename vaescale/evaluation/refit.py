@@ -76,7 +76,7 @@ def refit_sigma(
     for batch in batches:
         images, slots, mask = batch.images.to(device), batch.slots.to(device), batch.mask.to(device)
         with observed(likelihood) as of_batch:
-            condition = model.condition_of(batch.labels)
+            condition = model.condition_of(batch.labels, batch.vectors)
             model(images, noise.Stream(seed, 0, slots), mask, condition=condition)
             sums += of_batch()
         progress(done := done + len(slots))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vaescale.conditions.config import ClassCondition
+from vaescale.conditions.config import ConditionConfig
 from vaescale.config import Size, sides
 from vaescale.errors import UserError
 from vaescale.likelihoods.config import LikelihoodConfig
@@ -28,12 +28,12 @@ def build_vae(
     shows: Shows | None = None,
     has_bound: bool = True,
     of_latents: bool = False,
-    condition: ClassCondition | None = None,
+    condition: ConditionConfig | None = None,
 ) -> VAE:
     """Build the model of these sections. image_size: the side of square images, or (H, W). spectral: whether its terms include the layers' singular values. equivariance: of the
     decoder, if the terms include it; for a network with a latent map. shows: what discriminators see, if there are any. has_bound: whether
     p(x|z) is trained, so that evaluation may report bounds. of_latents: whether the images are latents, or codes, of another model.
-    condition: an additional input, the class of each image.
+    condition: an additional input, the class or a vector of each image.
 
     Raises UserError when the network does not fit the images.
     """

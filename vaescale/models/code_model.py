@@ -37,7 +37,7 @@ class CodeModel(VAE):
         super().__init__(network, likelihood, encoder_out=0, image_size=image_size, channels=channels)
         self.image_shape = (1, *image_size)
         self.latent_shape, self.latent_dim = (0,), 0
-        self.group_sizes, self.group_places = (0,), (1,)
+        self.group_sizes, self.group_maps = (0,), ((),)
 
     def target(self, images: Tensor, stream: noise.Stream) -> Tensor:  # noqa: ARG002
         """The codes int64 of a batch."""

@@ -7,8 +7,8 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.conditions.config import ClassCondition
-from vaescale.conditions.embedding import ClassPrior
+from vaescale.conditions.config import ConditionConfig
+from vaescale.conditions.embedding import ConditionPrior
 from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.likelihoods.sigma import wide
 from vaescale.models.config import PosteriorConfig
@@ -36,11 +36,11 @@ class FlatVAE(VAE):
             image_size=image_size,
             channels=channels,
         )
-        self.class_prior: ClassPrior | None = None
+        self.class_prior: ConditionPrior | None = None
         self._to_posterior: Posterior = posterior.implement(network.latent_dim)
         self.latent_shape = self.network.latent_shape
         self.latent_dim = math.prod(self.latent_shape)
-        self.group_sizes, self.group_places = (self.latent_dim,), (math.prod(self.latent_shape[1:]),)
+        self.group_sizes, self.group_maps = (self.latent_dim,), (self.latent_shape[1:],)
 
     def encode(self, x: Tensor) -> Gaussian:
         """The posterior q(z|x)."""
@@ -135,11 +135,11 @@ class FlatVAE(VAE):
         p = self._class_prior(z.shape[0])
         return self.decode(z if p is None else p.sample(z.view(p.mu.shape).to(p.mu)))
 
-    def add_condition(self, condition: ClassCondition) -> None:
+    def add_condition(self, condition: ConditionConfig) -> None:
         """Condition the network and, if the section says so, the prior."""
         super().add_condition(condition)
         if condition.prior:
-            self.class_prior = ClassPrior(condition, self.latent_shape)
+            self.class_prior = ConditionPrior(condition, self.latent_shape)
 
     def _class_prior(self, rows: int) -> Gaussian | None:
         """p(z|y) of B K rows, of the first row of each condition where they are repeated; None for a standard normal prior."""

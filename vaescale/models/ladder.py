@@ -58,7 +58,7 @@ class LadderVAE(VAE):
         )
         self._to_posterior: Posterior = posterior.implement(network.latent_dim)
         self._bounds_priors = getattr(posterior, "bounded", True)
-        self.group_places = tuple(group.block.resolution * group.block.width for group in self._groups)
+        self.group_maps = tuple((group.block.resolution, group.block.width) for group in self._groups)
         top = self._groups[0].block
         self.latent_shape = (network.latent_dim, top.resolution, top.width)
         self.latent_dim = math.prod(self.latent_shape)

@@ -40,7 +40,7 @@ class QuantizedVAE(VAE):
         self.num_codes = self.quantizer.num_codes
         self.latent_shape = self.network.latent_shape
         self.latent_dim = math.prod(self.latent_shape)
-        self.group_sizes, self.group_places = (self.latent_dim,), (math.prod(self.latent_shape[1:]),)
+        self.group_sizes, self.group_maps = (self.latent_dim,), (self.latent_shape[1:],)
 
     @property
     def code_nats(self) -> float:

@@ -7,6 +7,7 @@ Legend: B images, K draws of z for each, G groups of latents, L latents, where a
 channel of a map, its KL summed over the places.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -16,8 +17,8 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from vaescale import noise
-from vaescale.conditions.config import ClassCondition
-from vaescale.conditions.embedding import NONE, ClassEmbedding
+from vaescale.conditions.config import ClassCondition, ConditionConfig, VectorCondition
+from vaescale.conditions.embedding import NONE, ClassEmbedding, VectorEmbedding
 from vaescale.config import Window
 from vaescale.errors import UserError
 from vaescale.likelihoods.base import Likelihood
@@ -103,8 +104,8 @@ class VAE(nn.Module):
     group_sizes: tuple[int, ...]
     """The number of values in each group."""
 
-    group_places: tuple[int, ...]
-    """The number of places in the map of each group; 1 for a vector."""
+    group_maps: tuple[tuple[int, ...], ...]
+    """Height and width of the map of each group; () for a vector."""
 
     of_latents: bool
     """Whether x is the latent, or the codes, of another model, and no image."""
@@ -129,8 +130,8 @@ class VAE(nn.Module):
             encoder_out=encoder_out,
             out_channels=self.likelihood.num_params(channels),
         )
-        self.condition: ClassCondition | None = None
-        self.embedding: ClassEmbedding | None = None
+        self.condition: ConditionConfig | None = None
+        self.embedding: ClassEmbedding | VectorEmbedding | None = None
         self._given: Tensor | None = None  # of a view, see `given`
         self.spectral: SpectralSum | None = None
         self.equivariance: EquivarianceConfig | None = None
@@ -150,6 +151,11 @@ class VAE(nn.Module):
     def window(self) -> Window:
         """The type of the stored images, and the values that are 0 and 1."""
         return self.likelihood.window
+
+    @property
+    def group_places(self) -> tuple[int, ...]:
+        """The number of places in the map of each group; 1 for a vector."""
+        return tuple(math.prod(places) for places in self.group_maps)
 
     @property
     def num_latents(self) -> int:
@@ -203,7 +209,7 @@ class VAE(nn.Module):
                 return terms
             return terms._replace(transformed_log_px=self._transformed_log_px(x, inferred, stream, mask))
 
-    def add_condition(self, condition: ClassCondition) -> None:
+    def add_condition(self, condition: ConditionConfig) -> None:
         """Make it a conditional model: p(x|z, y) and q(z|x, y). Called once, after the layers have their first weights."""
         self.condition = condition
         self.embedding = condition.implement()
@@ -212,28 +218,52 @@ class VAE(nn.Module):
     def given(self, condition: Tensor | None) -> "VAE":
         """A view of a conditional model whose functions have the condition y of each image or draw; of another model, the model itself.
 
-        condition: int64 [B], NONE where the class is hidden or unknown, or, between classes, their shares [B, K]; on any device. The view shares weights and state, and keeps no graph. Raises
-        UserError for NONE in a model that always had classes, and for no condition.
+        condition: int64 [B], NONE where the class is hidden or unknown, or, between classes, their shares [B, K]; of a model of vectors
+        float [B, V], rows of NaN where they are; on any device. The view shares weights and state, and keeps no graph. Raises
+        UserError for NONE and NaN in a model that always had a condition, for vectors of another size, and for no condition.
         """
         if self.condition is None:
             return self
         if condition is None:
             raise UserError(
-                f"this model has a condition ({self.condition.classes} classes), and none is given; give the class of each image"
+                f"this model has a condition ({self.condition.words}), and none is given; give that of each image"
             )
         condition = condition.to(next(self.parameters()).device)
         # Training has checked its labels before, and a graph has no values yet.
-        is_checked = self.training or condition.is_floating_point() or torch.compiler.is_exporting()
-        if not is_checked and len(condition):
+        is_checked = self.training or torch.compiler.is_exporting()
+        if isinstance(self.embedding, VectorEmbedding):
+            if not is_checked:
+                self._refuse_unfit(condition)
+            condition = self.embedding.standardized(condition.float())
+        elif not is_checked and not condition.is_floating_point() and len(condition):
             self._refuse_unknown(int(condition.min()), int(condition.max()))
+        return self._view(condition)
+
+    def _view(self, condition: Tensor) -> "VAE":
         view: VAE = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         view.__dict__["_given"] = condition
         return view
 
+    def _refuse_unfit(self, vectors: Tensor) -> None:
+        """Raise UserError for vectors that the model does not take."""
+        assert isinstance(self.condition, VectorCondition)
+        size = self.condition.size
+        if not vectors.is_floating_point() or vectors.dim() != 2 or vectors.shape[1] != size:
+            raise UserError(
+                f"vectors have the shape {list(vectors.shape)}, and this model takes {size} values for each image; give [N, {size}]"
+            )
+        missing, absent = vectors.isnan(), vectors.isnan().all(1)
+        if bool(vectors.isinf().any()) or bool((missing.any(1) & ~absent).any()):
+            raise UserError("some vectors hold NaN or infinite values; give finite ones")
+        if bool(absent.any()) and not self.condition.dropout:
+            raise UserError(
+                "some images have no vector, and the model was always told one (condition.dropout is 0); give images with vectors"
+            )
+
     def _refuse_unknown(self, least: int, most: int) -> None:
         """Raise UserError for labels that the model does not have."""
-        assert self.condition is not None
+        assert isinstance(self.condition, ClassCondition)
         if most >= self.condition.classes:
             raise UserError(
                 f"class {most} is not one of the model's {self.condition.classes} classes, 0 to {self.condition.classes - 1}"
@@ -259,7 +289,7 @@ class VAE(nn.Module):
 
     def given_of(self, rows: Tensor) -> "VAE":
         """The view of some of a view's images; the model itself without a condition. rows: their indices, or a mask [B]."""
-        return self if self._given is None else self.given(self._given[rows])
+        return self if self._given is None else self._view(self._given[rows])
 
     def embedded(self, rows: int) -> Tensor | None:
         """The condition's embedding of B K rows, [B K, E]; None for a model without a condition."""
@@ -271,11 +301,16 @@ class VAE(nn.Module):
     def any_condition(self, rows: int) -> Tensor | None:
         """The condition of images that do not matter, such as those of an estimate of memory; None for a model without one."""
         device = next(self.parameters()).device
+        if isinstance(self.condition, VectorCondition):
+            return torch.zeros(rows, self.condition.size, device=device)
         return None if self.condition is None else torch.zeros(rows, dtype=torch.int64, device=device)
 
-    def condition_of(self, labels: Tensor) -> Tensor | None:
-        """The condition of images with these labels, int64 [B], on the model's device; None for a model without one."""
-        return None if self.condition is None else labels.to(next(self.parameters()).device)
+    def condition_of(self, labels: Tensor, vectors: Tensor | None) -> Tensor | None:
+        """The condition of images with these labels, int64 [B], or vectors [B, V], on the model's device; None for a model without one."""
+        if self.condition is None:
+            return None
+        given = vectors if isinstance(self.condition, VectorCondition) else labels
+        return None if given is None else given.to(next(self.parameters()).device)
 
     def _hidden(self, condition: Tensor, stream: noise.Stream) -> Tensor:
         """The condition, NONE for a share of the slots that depends on seed, step and slot."""
@@ -283,6 +318,8 @@ class VAE(nn.Module):
         if not self.condition.dropout:
             return condition
         hides = noise.uniform(stream, noise.CONDITION, (1,))[:, 0] < self.condition.dropout
+        if condition.is_floating_point():
+            return torch.where(hides[:, None], torch.nan, condition)
         return torch.where(hides, NONE, condition)
 
     def terms(

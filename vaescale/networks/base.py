@@ -1,7 +1,7 @@
 """The contract of a network with a single latent vector or map.
 
 A hierarchical network has groups in place of one encoder and decoder; `ladder.LadderNetwork` defines its interface. A network that takes
-a condition, and whose section offers TAKES_CONDITION, is a `modulation.ModulatedNetwork`.
+a condition, and whose section offers TAKES_CONDITION, has `add_condition`, as a `modulation.ModulatedNetwork` has.
 Convolutions and norms come from `layers.py`.
 """
 
@@ -17,7 +17,11 @@ class FlatNetwork(nn.Module):
     @staticmethod
     def part_of(name: str) -> str:
         """The part, `encoder` or `decoder`, that a parameter or buffer of this name belongs to."""
-        return "decoder" if name.startswith(("decoder.", "decoder_modulations.")) else "encoder"
+        return (
+            "decoder"
+            if name.startswith(("decoder.", "decoder_modulations.", "decoder_shifts."))
+            else "encoder"
+        )
 
     @property
     def head_name(self) -> str:

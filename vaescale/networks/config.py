@@ -215,6 +215,10 @@ class LinearConfig(NetworkConfig):
     kind: Literal["linear"] = "linear"
     latent_dim: int = Field(gt=0, description="number of latents")
 
+    def offers(self) -> frozenset[Property]:
+        """The property of conditions too."""
+        return super().offers() | {TAKES_CONDITION}
+
 
 class MlpConfig(NetworkConfig):
     """Fully connected layers, whose input also enters the last one: for vectors such as another model's latents."""
@@ -227,6 +231,10 @@ class MlpConfig(NetworkConfig):
         min_length=1,
         description="sizes of the encoder's hidden layers; the decoder has them in the opposite order",
     )
+
+    def offers(self) -> frozenset[Property]:
+        """The property of conditions too."""
+        return super().offers() | {TAKES_CONDITION}
 
 
 class CodeTransformerConfig(NetworkConfig):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vaescale.networks.base import FlatNetwork
 from vaescale.networks.config import LinearConfig
+from vaescale.networks.modulation import Shift
 
 
 class LinearNetwork(FlatNetwork):
@@ -33,13 +34,26 @@ class LinearNetwork(FlatNetwork):
         self.decoder = nn.Linear(config.latent_dim, out_channels * math.prod(image_size))
         nn.init.normal_(self.decoder.weight, std=1 / math.sqrt(config.latent_dim * math.prod(image_size)))
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] in [0, 1] to the posterior's raw parameters [B, encoder_out]."""
+        self.encoder_shifts: Shift | None = None  # of a conditional network
+        self.decoder_shifts: Shift | None = None
+
+    def encode(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Map [B, C, H, W] in [0, 1] to the posterior's raw parameters [B, encoder_out]. embedding: of the condition, [B, E]."""
         mu = self.encoder(rearrange(x, "b c i j -> b (c i j)"))
+        if self.encoder_shifts is not None and embedding is not None:
+            mu = self.encoder_shifts(mu, embedding)
         return torch.cat([mu, self.log_sigma.to(mu).expand(mu.shape[0], -1)], dim=1)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Map [B, Z] to the likelihood's raw parameters [B, out_channels, H, W]."""
+    def decode(self, z: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Map [B, Z] to the likelihood's raw parameters [B, out_channels, H, W]. embedding: of the condition, [B, E]."""
         height, width = self.image_size
-        parameters: Tensor = rearrange(self.decoder(z), "b (c i j) -> b c i j", i=height, j=width)
+        decoded = self.decoder(z)
+        if self.decoder_shifts is not None and embedding is not None:
+            decoded = self.decoder_shifts(decoded, embedding)
+        parameters: Tensor = rearrange(decoded, "b (c i j) -> b c i j", i=height, j=width)
         return parameters
+
+    def add_condition(self, size: int) -> None:
+        """Shift the posterior's mean and the decoder's parameters by linear maps of a condition's embedding [B, size]."""
+        self.encoder_shifts = Shift(size, self.encoder.out_features)
+        self.decoder_shifts = Shift(size, self.decoder.out_features)

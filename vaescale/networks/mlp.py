@@ -13,6 +13,7 @@ from torch.nn.functional import silu
 
 from vaescale.networks.base import FlatNetwork
 from vaescale.networks.config import MlpConfig
+from vaescale.networks.modulation import Modulation
 
 
 class MlpNetwork(FlatNetwork):
@@ -32,16 +33,26 @@ class MlpNetwork(FlatNetwork):
         self.encoder = _Layers(channels * math.prod(image_size), config.widths, encoder_out)
         self.decoder = _Layers(config.latent_dim, config.widths[::-1], out_channels * math.prod(image_size))
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Map [B, C, H, W] to the posterior's raw parameters [B, encoder_out]."""
-        parameters: Tensor = self.encoder(x.flatten(1))
+        self.encoder_modulations: nn.ModuleList | None = None  # of a conditional network's hidden layers
+        self.decoder_modulations: nn.ModuleList | None = None
+        self._widths = config.widths
+
+    def encode(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Map [B, C, H, W] to the posterior's raw parameters [B, encoder_out]. embedding: of the condition, [B, E]."""
+        parameters: Tensor = self.encoder(x.flatten(1), self.encoder_modulations, embedding)
         return parameters
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Map [B, Z] to the likelihood's raw parameters [B, out_channels, H, W]."""
+    def decode(self, z: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Map [B, Z] to the likelihood's raw parameters [B, out_channels, H, W]. embedding: of the condition, [B, E]."""
         height, width = self.image_size
-        parameters: Tensor = rearrange(self.decoder(z), "b (c i j) -> b c i j", i=height, j=width)
+        decoded = self.decoder(z, self.decoder_modulations, embedding)
+        parameters: Tensor = rearrange(decoded, "b (c i j) -> b c i j", i=height, j=width)
         return parameters
+
+    def add_condition(self, size: int) -> None:
+        """Modulate every hidden layer by a condition's embedding [B, size]."""
+        self.encoder_modulations = nn.ModuleList(Modulation(size, width) for width in self._widths)
+        self.decoder_modulations = nn.ModuleList(Modulation(size, width) for width in self._widths[::-1])
 
 
 class _Layers(nn.Module):
@@ -55,9 +66,11 @@ class _Layers(nn.Module):
         )
         self.head = nn.Linear(widths[-1] + size, out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modulations: nn.ModuleList | None, embedding: Tensor | None) -> Tensor:
         hidden = x
-        for layer in self.hidden:
+        for number, layer in enumerate(self.hidden):
             hidden = silu(layer(hidden))
+            if modulations is not None and embedding is not None:
+                hidden = modulations[number](hidden, embedding)
         out: Tensor = self.head(torch.cat([hidden, x.to(hidden.dtype)], dim=1))
         return out

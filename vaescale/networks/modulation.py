@@ -2,7 +2,7 @@
 
     x (1 + S e) + T e       with e the condition's embedding: feature-wise linear modulation, Perez et al. 2018, eq. 2
 
-The maps are those after a block's activation: a shift before a normalization would be lost where a group has a single channel, and
+The maps, and the vectors of fully connected layers, are those after a block's activation: a shift before a normalization would be lost where a group has a single channel, and
 ratios of channels pass the next one. The maps of a ladder, which has no normalization, are shifted only. S and T begin at 0, so that the
 network begins as the one without a condition.
 
@@ -17,7 +17,7 @@ from vaescale.networks.base import FlatNetwork
 from vaescale.networks.config import Standardize
 from vaescale.networks.layers import standardized
 
-PARTS = ("encoder_modulations", "decoder_modulations", "encoder_shifts", "group_shifts")
+PARTS = ("encoder_modulations", "decoder_modulations", "encoder_shifts", "decoder_shifts", "group_shifts")
 """The names of a network's modules that only a conditional model has."""
 
 
@@ -30,8 +30,8 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map [B, W, H, W'] and [B, E] to [B, W, H, W']."""
-        scale, shift = self.linear(embedding)[:, :, None, None].chunk(2, dim=1)
+        """Map [B, W, H, W'] or [B, W], and [B, E], to the shape of the first."""
+        scale, shift = _places(self.linear(embedding), x).chunk(2, dim=1)
         modulated: Tensor = x * (1 + scale) + shift
         return modulated
 
@@ -45,9 +45,14 @@ class Shift(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map [B, W, H, W'] and [B, E] to [B, W, H, W']."""
-        shifted: Tensor = x + self.linear(embedding)[:, :, None, None]
+        """Map [B, W, H, W'] or [B, W], and [B, E], to the shape of the first."""
+        shifted: Tensor = x + _places(self.linear(embedding), x)
         return shifted
+
+
+def _places(values: Tensor, x: Tensor) -> Tensor:
+    """Values [B, W] that are the same at all places of x."""
+    return values.view(*values.shape, *[1] * (x.dim() - 2))
 
 
 class ModulatedNetwork(FlatNetwork):

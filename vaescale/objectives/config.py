@@ -22,6 +22,7 @@ from vaescale.config import (
     GAUSSIAN,
     GROUPS,
     LATENT_MAP,
+    LEARNED_PRIOR,
     MEAN_ALONE,
     ONE_VECTOR,
     SIGMA_OF_ANY_SIZE,
@@ -159,9 +160,12 @@ class ElboConfig(ObjectiveConfig):
         return self.equivariance if self.equivariance and self.equivariance.weight > 0 else None
 
     def offers(self) -> frozenset[Property]:
-        """The property of conditions, without terms that compare with N(0, I) or call the networks again."""
-        alone = not (self.mmd or self.dip or self.reads_spectrum or self.transforms or self.shows)
-        return frozenset({CONDITIONED_LOSS}) if alone else frozenset()
+        """The properties of conditions, without terms that count all layers or call the networks again, and of learned priors,
+        without those that compare q(z) with N(0, I).
+        """
+        passes_it_on = not (self.reads_spectrum or self.transforms)
+        offered = {CONDITIONED_LOSS} if passes_it_on else set()
+        return frozenset(offered if self.mmd or self.dip else {*offered, LEARNED_PRIOR})
 
     def needs(self) -> Iterable[Need]:
         """The needs of batch terms (one vector per image) and of balancing (groups)."""
@@ -229,8 +233,8 @@ class IwaeConfig(ObjectiveConfig):
     )
 
     def offers(self) -> frozenset[Property]:
-        """The property of conditions."""
-        return frozenset({CONDITIONED_LOSS})
+        """The properties of conditions, and of learned priors."""
+        return frozenset({CONDITIONED_LOSS, LEARNED_PRIOR})
 
     def needs(self) -> Iterable[Need]:
         """The needs of weighted draws, and of the second gradient: a hook on a single z."""

@@ -153,8 +153,9 @@ class Recorder:
             shown = 0 if batches.was_asked or model.of_latents else min(GLIMPSED, len(images.val))
             numbers = np.arange(shown)
             first = images.val.__getitems__(Request(numbers, refill=False))
-            usable, labels = first.images[first.usable], first.labels[first.usable]
-            rows = glimpse(model, usable, labels, seed=self.seed) if len(usable) else []
+            usable, condition = first.images[first.usable], model.condition_of(first.labels, first.vectors)
+            condition = None if condition is None else condition[first.usable.to(condition.device)]
+            rows = glimpse(model, usable, condition, seed=self.seed) if len(usable) else []
         if batches.was_asked:
             return False
         measured = {f"val/{name}": value for name, value in metrics.items()}

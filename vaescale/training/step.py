@@ -68,7 +68,7 @@ def train_step(
         stream = noise.Stream(seed, step, slots)
         heartbeat.beat("the forward pass")
         with strategy.micro_batch(last=number == len(micro_batches)):
-            condition = strategy.model.condition_of(batch.labels)
+            condition = strategy.model.condition_of(batch.labels, batch.vectors)
             terms = strategy.forward(
                 images,
                 stream,

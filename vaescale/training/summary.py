@@ -1,7 +1,7 @@
 """The summary of a finished run: summary.json and figures, from the rows that training wrote."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vaescale.evaluation.remarks import arrived_sigma, remarks
@@ -9,6 +9,8 @@ from vaescale.figures import group_rates, training_curves
 from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.runs import folder as run_folder
 from vaescale.runs.tracking import TrackingConfig, push
+
+CURVES = "curves.png"
 
 
 def went_wrong(rows: Iterable[Mapping[str, float]], likelihood: LikelihoodConfig) -> list[str]:
@@ -41,32 +43,34 @@ def sigma_at_the_end(rows: Iterable[Mapping[str, float]], likelihood: Likelihood
     )
 
 
+def draw(folder: Path, *, name: str, group_maps: Sequence[Sequence[int]]) -> None:
+    """Draw the rows so far: figures/curves.png, and figures/groups.png of a ladder. The arguments are those of `sum_up`."""
+    curves, rows = folder / "figures" / CURVES, run_folder.read_metrics(folder)
+    training_curves(curves, rows, title=name)
+    if len(group_maps) > 1:
+        labels = [f"{number:02d}  {'x'.join(map(str, places))}" for number, places in enumerate(group_maps)]
+        group_rates(curves.with_name("groups.png"), rows, labels, title=name)
+
+
 def sum_up(
     folder: Path,
     *,
     name: str,
     steps: int,
     stopped_early: bool,
-    group_places: tuple[int, ...],
+    group_maps: Sequence[Sequence[int]],
     tracking: TrackingConfig,
 ) -> None:
     """Write summary.json and figures and send them to MLflow, unless an earlier start of the run did.
 
     The start that reached the last step may have been killed before it did. name: the title of the figures; steps: the run's
-    last step; stopped_early: whether early stopping chose it; group_places: the number of places of each group of latents, as in VAE.
+    last step; stopped_early: whether early stopping chose it; group_maps: the height and the width of each group of latents, as in VAE.
     """
     summary = run_folder.read_json(folder / run_folder.SUMMARY)
-    curves = folder / "figures" / "curves.png"
-    if summary.get("train", {}).get("step") == steps and curves.is_file():
+    if summary.get("train", {}).get("step") == steps and (folder / "figures" / CURVES).is_file():
         return
+    draw(folder, name=name, group_maps=group_maps)
     rows = run_folder.read_metrics(folder)
-    training_curves(curves, rows, title=name)
-    if len(group_places) > 1:
-        labels = [
-            f"{number:02d}  {math.isqrt(count)}x{math.isqrt(count)}"
-            for number, count in enumerate(group_places)
-        ]
-        group_rates(curves.with_name("groups.png"), rows, labels, title=name)
     for section in ("val", "train"):  # train last: it marks the summary as whole
         prefix = f"{section}/"
         last = next((row for row in reversed(rows) if f"{section}/mse" in row), None)

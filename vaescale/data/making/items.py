@@ -1,8 +1,12 @@
 """An image to write into a shard: its key and class, and where to read it."""
 
+import io
 import zlib
 from pathlib import Path
 from typing import IO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vaescale.data.pictures import PictureFault, Values
 from vaescale.errors import DataError
@@ -38,11 +42,25 @@ class Packed(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One image to write: a unique key, its file or its values [H, W, C], and its class (-1: none)."""
+    """One image to write: a unique key, its file or its values [H, W, C], its class (-1: none), and further members by ending."""
 
     key: str
     content: Place | Packed | bytes | Values
     label: int
+    members: tuple[tuple[str, bytes], ...] = ()
+
+
+VECTOR = "vector.npy"
+"""The ending of the members that hold the vectors of images, where nothing names another."""
+
+
+def members_of(vectors: NDArray[np.float32] | None, row: int) -> tuple[tuple[str, bytes], ...]:
+    """The member with a row of vectors [N, V]; nothing without vectors and for NaN."""
+    if vectors is None or np.isnan(vectors[row]).any():
+        return ()
+    buffer = io.BytesIO()
+    np.save(buffer, vectors[row], allow_pickle=False)
+    return ((VECTOR, buffer.getvalue()),)
 
 
 def open_item(item: Item) -> bytes | Values:

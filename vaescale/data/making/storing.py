@@ -115,7 +115,8 @@ def prepare(item: Item, making: Making) -> Prepared:
         source = decode_source(content, convert=True, colour=making.colour, alpha=alpha)
     image = source.image
     if making.encoding == "keep":
-        encoding: Encoding = "npy" if isinstance(content, np.ndarray) else "png"
+        is_array = isinstance(content, np.ndarray) or image.shape[2] not in (1, 3)
+        encoding: Encoding = "npy" if is_array else "png"
         encoded = encode(image, encoding)
         return Prepared(encoding, encoded, written_remarks(source, encoding=encoding), _shape(source))
     if making.size is not None:

@@ -221,7 +221,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
             remarks.update(image.remarks)
             counts.image(image.shape, item.label)
             label = {"cls": str(item.label).encode()} if item.label >= 0 else {}
-            tar.write({"__key__": item.key, **label, image.extension: image.content})
+            tar.write({"__key__": item.key, **label, image.extension: image.content, **dict(item.members)})
     try:
         check = header_check(making.dtype)
         shard, shapes, faults, _, bounds = make_index(
@@ -299,6 +299,8 @@ def _origin(items: list[Item], making: Making) -> str:
     digest = hashlib.sha256(repr(making._replace(skip_broken=False)).encode())
     for item in items:
         digest.update(f"\n{item.key} {item.label} ".encode())
+        for name, member in item.members:
+            digest.update(f"{name} ".encode() + member)
         content = item.content
         if isinstance(content, np.ndarray):
             digest.update(repr(content.shape).encode() + content.tobytes())  # the type is the making's

@@ -35,6 +35,7 @@ from vaescale.data.pictures.metadata import (
     turn,
     xmp_turns,
 )
+from vaescale.data.pictures.tiff import channels_of, decode_tiff, is_tiff
 
 _BITS_PER_SAMPLE = 258  # the tag of TIFF
 _COLOUR_MODES = {
@@ -169,6 +170,8 @@ def _decode_foreign(content: bytes, *, convert: bool, colour: Colour | None, alp
         refuse_size(header.height, header.width)
         if header.bits > 8:
             raise PictureFault("depth", f"its values have {header.bits} bits; {SCALE}")
+    if is_tiff(content) and channels_of(content) > 1 and not _keeps_channels(content):
+        return Decoded(decode_tiff(content, "uint8"), format="tiff")
     with open_foreign(content) as picture:
         refuse_size(picture.height, picture.width)
         _refuse_bits(content, picture)
@@ -178,6 +181,17 @@ def _decode_foreign(content: bytes, *, convert: bool, colour: Colour | None, alp
         name = (picture.format or "other").lower()
     image = turn(source.image, remaining)
     return source._replace(image=image, turned=stated != UPRIGHT, format=name, only_xmp=only_xmp)
+
+
+def _keeps_channels(content: bytes) -> bool:
+    """Whether Pillow reads a TIFF of several channels, and not the first one alone, which it does of planes."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("TIFF",)) as picture:
+            return len(picture.getbands()) > 1
+    except Image.DecompressionBombError:  # which it is refused for
+        return True
+    except Exception:
+        return False
 
 
 def _foreign_orientation(picture: Image.Image) -> tuple[int, int, bool]:

@@ -15,6 +15,7 @@ from vaescale.config import Dtype
 from vaescale.data.pictures.faults import PictureFault
 from vaescale.data.pictures.foreign import open_foreign
 from vaescale.data.pictures.header import is_known, npy_layout, read_header, refuse_size
+from vaescale.data.pictures.tiff import channels_of, decode_tiff, is_tiff
 
 Values = NDArray[np.uint8 | np.uint16 | np.int16 | np.float32]
 _BITS, _FORMAT = 258, 339  # tags of TIFF: bits of a value, and its kind
@@ -37,9 +38,11 @@ def decode_deep(content: bytes, dtype: Dtype) -> Values:
 
 
 def decode_deep_source(content: bytes, dtype: Dtype) -> Values:
-    """The values [H, W, C] of a file of a source, also of a TIFF of one channel. Raises PictureFault."""
+    """The values [H, W, C] of a file of a source, also of a TIFF. Raises PictureFault."""
     if is_known(content):
         return decode_deep(content, dtype)
+    if is_tiff(content) and channels_of(content) > 1:
+        return decode_tiff(content, dtype)
     try:
         with open_foreign(content) as picture:
             refuse_size(picture.height, picture.width)
@@ -84,8 +87,6 @@ def _type_of(picture: Image.Image) -> str:
         return "uint8" if picture.mode in ("L", "RGB", "RGBA") else f"of the mode {picture.mode}"
     bits = picture.tag_v2.get(_BITS, (1,))
     kind = picture.tag_v2.get(_FORMAT, (1,))
-    if len(bits) > 1:
-        return f"{len(bits)} channels of {max(bits)} bits, which Pillow cuts"
     if picture.mode == "F" and bits[0] == 32:
         return "float32"
     if bits[0] == 16:

@@ -1,9 +1,11 @@
 """`phantom`: slices of a synthetic chest in Hounsfield units, int16, as computed tomography stores them.
 
+Each sample has a JSON member whose `shape` is the chest's [half width, half height, turn], in half image sides and radians.
 No patient's data: ellipses of air, fat, muscle, lung, bone and vessels with random places, sizes and densities, and the noise of a
 scanner. Hounsfield units are 0 for water and -1000 for air (Hounsfield 1973). Made for trying 16-bit images, not for medicine.
 """
 
+import json
 from collections.abc import Iterator
 from functools import partial
 
@@ -33,6 +35,11 @@ def phantom() -> Source:
 
 def image(split: str, number: int) -> NDArray[np.int16]:
     """Image `number` of a split, [32, 32, 1] in Hounsfield units."""
+    return drawn(split, number)[0]
+
+
+def drawn(split: str, number: int) -> tuple[NDArray[np.int16], tuple[float, float, float]]:
+    """Image `number` of a split, [32, 32, 1] in Hounsfield units, and the chest's half width, half height and turn."""
     generator = np.random.Generator(np.random.Philox(key=[SEEDS[split], number]))
 
     def between(low: float, high: float) -> float:
@@ -72,14 +79,16 @@ def image(split: str, number: int) -> NDArray[np.int16]:
         size=(SIDE, SIDE)
     )
     rounded: NDArray[np.int16] = np.rint(pixels).clip(LEAST, MOST).astype(np.int16)
-    return rounded[:, :, None]
+    return rounded[:, :, None], (width, height, turn)
 
 
 def _split(split: str) -> Split:
     number = NUMBERS[split]
 
     def items() -> Iterator[Item]:
-        return (Item(f"{n:06d}", image(split, n), -1) for n in range(number))
+        for n in range(number):
+            pixels, shape = drawn(split, n)
+            yield Item(f"{n:06d}", pixels, -1, (("json", json.dumps({"shape": shape}).encode()),))
 
     def outline() -> Iterator[Item]:
         blank = np.broadcast_to(np.int16(0), (SIDE, SIDE, 1))

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--importance-samples", type=integer(1, MOST), metavar="K", help=samples)
     refit = "use the sigma that is optimal for the training images with these weights in place of the running one; writes NAME-refit.json"
     add("--refit-sigma", action="store_true", help=refit)
-    code = "measure the size of the code of `compress` too, without writing it: a run of a mass, one latent vector or map"
+    code = "measure the size of the code of `compress` too, without writing it: a run of a mass with a Gaussian q(z|x)"
     add("--code-length", action="store_true", help=code)
     first = "evaluate only the first N images, and write NAME-first-N.json; default: all"
     add("--images", type=integer(1, MOST), metavar="N", help=first)

@@ -8,6 +8,7 @@ channel of a map, its KL summed over the places.
 """
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -33,6 +34,10 @@ from vaescale.networks.spectral import SpectralSum
 
 Encoded = Gaussian | Quantized | dict[int, Tensor]
 """What `VAE.encode` makes of B images: q(z|x) of a flat model, or codes; the maps of a ladder's encoder, [B, W, R, R'] by resolution R."""
+
+Choose = Callable[[int, Gaussian | None, Callable[[Any], Gaussian]], Tensor]
+"""How `VAE.descend` asks for the latents z [B, Z, ...] of a group: from its number, its prior given the latents above, None for N(0, I), and
+a function from `VAE.encode`'s result to q(z|x) given the latents above."""
 
 
 class Terms(NamedTuple):
@@ -484,6 +489,10 @@ class VAE(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """The likelihood's raw parameters from the posterior's means. x from `target`. For use without a gradient."""
         return self.decode_means(self.encode(x))
+
+    def descend(self, rows: int, choose: Choose) -> Tensor:
+        """The likelihood's raw parameters from the latents of `rows` images that `choose` returns, group by group from the top."""
+        raise NotImplementedError
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """The likelihood's raw parameters from draws of the prior, one per slot, with standard deviations times

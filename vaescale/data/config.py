@@ -10,6 +10,8 @@ from vaescale.config import (
     CODE_MASS,
     CODE_MODEL,
     IMAGES,
+    SEQUENCE_MODEL,
+    SEQUENCES,
     UNBOUNDED_MEAN,
     WHOLE,
     Config,
@@ -28,6 +30,7 @@ Crop = Literal["square", "whole", "aspect"] | int
 Side = Annotated[int, Field(gt=0)]
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 MOST_CHANNELS = 16
+MOST_FRAMES = 100_000  # of a sequence
 MOST_CLIPPED = 0.001  # of the values, by data.range
 
 
@@ -159,10 +162,17 @@ class DataConfig(Config):
     image_size: Side | tuple[Side, Side] = Field(
         description="side of the images in pixels, or [height, width]"
     )
-    holds: Literal["images", "latents", "codes"] = Field(
+    holds: Literal["images", "latents", "codes", "sequences"] = Field(
         default="images",
         description="what the shards hold: images, or the latents of another run that `vaescale encode` wrote, as means and "
-        "variances from which each step draws, or its codes, of which `vaescale fit-prior` trains a model",
+        "variances from which each step draws, or its codes, of which `vaescale fit-prior` trains a model, or sequences of frames",
+    )
+    frames: int | None = Field(
+        default=None,
+        ge=2,
+        le=MOST_FRAMES,
+        description="frames of a sample, of sequences: of a longer one, training takes as many that follow each other, at a place "
+        "drawn anew at each step, and evaluation the first ones",
     )
     channels: int = Field(
         default=1,
@@ -274,9 +284,17 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _fits_what_the_shards_hold(self) -> "DataConfig":
-        if self.holds == "images" and self.channels > MOST_CHANNELS:
+        if self.holds in ("images", "sequences") and self.channels > MOST_CHANNELS:
             raise ValueError(
                 f"channels (={self.channels}) must be at most {MOST_CHANNELS}, or set data.holds=latents"
+            )
+        if self.holds == "sequences" and self.frames is None:
+            raise ValueError(
+                "frames is not given, the number of a sample's frames; set it with holds: sequences"
+            )
+        if self.holds != "sequences" and self.frames is not None:
+            raise ValueError(
+                f"frames (={self.frames}) needs sequences; leave it out with holds: {self.holds}"
             )
         if not isinstance(self.image_size, int) and (self.crop == "square" or isinstance(self.crop, int)):
             raise ValueError(
@@ -371,11 +389,14 @@ class DataConfig(Config):
         return self
 
     def offers(self) -> frozenset[Property]:
-        """The property of images, or that of codes."""
-        return {"images": frozenset({IMAGES}), "codes": frozenset({CODE_MAPS})}.get(self.holds, frozenset())
+        """The property of images, of codes or of sequences."""
+        offered = {"images": IMAGES, "codes": CODE_MAPS, "sequences": SEQUENCES}
+        return frozenset({offered[self.holds]} if self.holds in offered else ())
 
     def needs(self) -> Iterable[Need]:
-        """Latents have values outside of [0, 1]; codes have a model of their own."""
+        """Latents have values outside of [0, 1]; codes and sequences have models of their own."""
+        if self.holds == "sequences":
+            yield Need("data.holds (='sequences')", SEQUENCE_MODEL, "set network.kind=svg")
         if self.holds == "codes":
             yield Need("data.holds (='codes')", CODE_MODEL, "set network.kind=code_transformer")
             yield Need("data.holds (='codes')", CODE_MASS, "set likelihood.kind=categorical")

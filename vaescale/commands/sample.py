@@ -352,8 +352,11 @@ def sources_of(trained: Trained, prior: str | Path | None, components: int | Non
         mixture = _mixture(trained, components, needed=prior == "gmm")
         if mixture is not None:
             sources["mixture"] = mixture
-        elif comm.is_main():
-            say(f"no mixture in {trained.folder}; run `vaescale fit-gmm {trained.folder}` to add its samples")
+        elif comm.is_main() and not isinstance(trained.model.condition, VectorCondition):
+            how = " --per-class" if trained.model.condition else ""
+            say(
+                f"no mixture in {trained.folder}; run `vaescale fit-gmm {trained.folder}{how}` to add its samples"
+            )
     return sources
 
 

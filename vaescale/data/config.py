@@ -106,7 +106,8 @@ class AugmentConfig(Config):
 
     shift: int = Field(default=0, ge=0, description="largest shift in pixels, along each side")
     padding: Literal["edge", "zero", "reflect"] = Field(
-        default="edge", description="what a shift uncovers: the nearest pixel, 0, or the mirrored image"
+        default="edge",
+        description="what a shift uncovers: the nearest pixel, what the model sees as 0, or the mirrored image",
     )
     crop: CropsConfig | None = Field(default=None, description="crops of random place and size")
     turns: Literal["half", "quarter"] | None = Field(
@@ -376,13 +377,10 @@ class DataConfig(Config):
             raise ValueError(
                 f"augment.shift (={self.augment.shift}) moves images of {height}x{width} pixels out of sight; lower it"
             )
-        unfit: dict[str, Any] = {"crop": self.augment.crop, "jitter": self.augment.jitter}
-        unfit["padding=zero"] = self.augment.shift and self.augment.padding == "zero"
-        for name, value in unfit.items():
-            if value and self.dtype != "uint8":
-                raise ValueError(
-                    f"augment.{name} is for uint8, and dtype is {self.dtype}; leave it out: shift, turns and flip keep values as they are"
-                )
+        if self.augment.jitter and self.dtype != "uint8":
+            raise ValueError(
+                f"augment.jitter changes colours of 8-bit pictures, and values of dtype {self.dtype} are measurements; leave it out"
+            )
         for name in ("saturation", "hue"):
             if self.channels != 3 and self.augment.jitter and getattr(self.augment.jitter, name):
                 raise ValueError(

@@ -114,7 +114,8 @@ class ShardReader(Dataset[Fetched]):
             values = fetched.images.numpy()  # torch does not flip uint16
             values[request.flips] = values[request.flips][..., ::-1]
         if request.changes is not None:
-            fetched = fetched._replace(images=changed(fetched.images, request.changes))
+            images = changed(fetched.images, request.changes, zero=self.window.low)
+            fetched = fetched._replace(images=images)
         return fetched
 
     def fetched(self, request: Request) -> Fetched:

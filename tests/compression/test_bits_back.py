@@ -233,6 +233,9 @@ def test_the_model_itself_stays_as_it_is() -> None:
 def test_models_without_a_code_are_refused() -> None:
     with pytest.raises(UserError, match="has no lossless code"):
         Codec(small_model("gaussian"))
+    sequences = {"kind": "svg", "context": 2, "horizon": 2, "features": 4, "hidden": 4, "widths": [4]}
+    with pytest.raises(UserError, match="a run of sequences"):
+        Codec(small_model("bernoulli", network=sequences))
     vectors = {"kind": "vector", "size": 2, "member": "json:angle", "width": 4}
     with pytest.raises(UserError, match="vectors of 2 cannot compress yet"):
         Codec(small_model("bernoulli", condition=vectors))

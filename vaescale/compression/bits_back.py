@@ -43,6 +43,8 @@ from vaescale.compression.pixels import pixel_code
 from vaescale.compression.rounding import Phases, margin_of, on_grid, settle
 from vaescale.conditions.config import ClassCondition
 from vaescale.errors import UserError
+from vaescale.models.flat import FlatVAE
+from vaescale.models.ladder import LadderVAE
 from vaescale.models.posterior import Gaussian
 from vaescale.models.vae import VAE, Encoded
 
@@ -287,6 +289,10 @@ def refuse_model(model: VAE) -> None:
     if model.num_codes:
         raise UserError(
             "a run with codes (posterior.kind quantized or finite_scalar) cannot compress yet; choose a run with a Gaussian q(z|x)"
+        )
+    if not isinstance(model, FlatVAE | LadderVAE):
+        raise UserError(
+            "a run of sequences or of codes cannot compress yet; choose a run of single images with a Gaussian q(z|x)"
         )
     if model.condition is not None and not isinstance(model.condition, ClassCondition):
         raise UserError(

@@ -35,7 +35,6 @@ from vaescale.data.shard_files import Located, ShardFiles
 from vaescale.data.storage import Folder, Remote, open_store, with_tars
 from vaescale.data.vector_members import ShardVectors
 from vaescale.errors import DataError
-from vaescale.system.console import say
 from vaescale.system.host import cores
 
 NEXT_SAMPLES, NEXT_SHARDS = 16, 25  # tried in place of an unusable one
@@ -419,5 +418,3 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
             f"{index.place} holds {channels} channels, data.channels is {config.channels}; set data.channels={channels}, or "
             f"write the shards again to another folder with --channels {config.channels}"
         )
-    if channels < config.channels and comm.rank() == 0:
-        say(f"{index.place} holds grey images; data.channels={config.channels} repeats their one channel")

@@ -101,7 +101,7 @@ AUGMENT = {"shift": 1, "crop": {"scale": [0.7, 1]}, "turns": "quarter", "jitter"
 
 @pytest.mark.parametrize("case", RESUMED)
 def test_resuming_is_bit_equal_to_never_stopping(
-    vaescale, recipe_file, recipe_content, tmp_path, case, monkeypatch
+    vaescale, recipe_file, recipe_content, make_items, tmp_path, case, monkeypatch
 ) -> None:
     extra, likelihood = RESUMED[case]
     recipe_content["training"] |= extra
@@ -109,6 +109,8 @@ def test_resuming_is_bit_equal_to_never_stopping(
     if "mixed sets" in case:  # the smaller one is in its second pass at the end
         sets = [{"path": recipe_content["data"][name], "weight": weight} for name, weight in MIXED]
         recipe_content["data"] |= {"train": sets, "balance": "class", "flip": True, "augment": AUGMENT}
+        write_shards(make_items(90), tmp_path / "third", Making())
+        recipe_content["data"]["val"] = str(tmp_path / "third")
     straight, stopped = str(tmp_path / "straight"), str(tmp_path / "stopped")
     path = recipe_file(recipe_content)
     assert vaescale("train", path, f"run_dir={straight}").code == 0

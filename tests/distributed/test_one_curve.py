@@ -26,7 +26,8 @@ def launch(folder: Path, *words: str, launcher: tuple[str, ...]) -> subprocess.C
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     folder = make_project(tmp_path_factory.mktemp("project"), digits)
-    damaged = shutil.copytree(digits / "train", folder / "data" / "damaged")
+    make_shards("digits", folder / "data/whole", jobs=1)  # its classes have names, as those of `few`
+    damaged = shutil.copytree(folder / "data/whole/train", folder / "data" / "damaged")
     entries = np.load(damaged / "shard-000000.index.npy")[::100]
     with (damaged / "shard-000000.tar").open("r+b") as tar:
         for entry in entries:

@@ -35,9 +35,11 @@ from vaescale.data.shard_files import Located, ShardFiles
 from vaescale.data.storage import Folder, Remote, open_store, with_tars
 from vaescale.data.vector_members import ShardVectors
 from vaescale.errors import DataError
+from vaescale.system.console import say
 from vaescale.system.host import cores
 
 NEXT_SAMPLES, NEXT_SHARDS = 16, 25  # tried in place of an unusable one
+SAID_BYTES = 1 << 26  # as many take a second or more to decode
 
 
 class _Decoded(NamedTuple):
@@ -111,6 +113,9 @@ class ShardReader(Dataset[Fetched]):
         numbers = request.numbers
         usable = np.ones(len(numbers), dtype=bool)
         if self.in_memory and self._memory is None:
+            if self.memory_bytes > SAID_BYTES and comm.rank() == 0:
+                size = f"{self.memory_bytes / 2**20:,.0f} MiB"
+                say(f"reading the {len(self)} images of {self.index.place} into memory, {size}")
             self._memory = self._decode_all()
         if self._memory is None:
             images, taken = self._read(request, usable, faults)

@@ -68,6 +68,8 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.18"],
     "trackio": ["trackio>=0.7"],
     "wandb": ["wandb>=0.19"],
+    # To read sequences in MP4 files.
+    "video": ["av>=18.1"],
     # To read HEIC and JPEG XL, and TIFF of several channels of 16 bits.
     "pictures": ["pillow-heif>=1.1", "pillow-jxl-plugin>=1.3.4", "tifffile>=2025.1.10"],
 }

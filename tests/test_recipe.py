@@ -27,6 +27,7 @@ RECIPES = [
     path
     for folder in (
         "digits",
+        "moving_mnist",
         "fashion_mnist",
         "mnist",
         "cifar10",

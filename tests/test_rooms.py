@@ -47,6 +47,7 @@ KEPT = {
     "datasets": ("vaescale/data/",),
     "fsspec": ("vaescale/data/",),
     "h5py": ("vaescale/data/",),
+    "av": ("vaescale/data/",),
     "lmdb": ("vaescale/data/",),
     "matplotlib": ("vaescale/figures/",),
     "onnx": ("vaescale/commands/export_onnx.py",),

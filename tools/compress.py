@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--check-each", action="store_true", help=each)
     chunk = "images of a chunk, which is decoded as a whole; default: 4096, fewer for large images"
     add("--chunk-images", type=integer(1), metavar="N", help=chunk)
-    bits = "each latent has 2^N bins; default: 12"
-    add("--latent-bits", type=int, choices=range(4, 17, 2), default=12, metavar="N", help=bits)
+    bits = "each latent has 2^N bins; default: 12, of a ladder 10"
+    add("--latent-bits", type=int, choices=range(4, 17, 2), metavar="N", help=bits)
     add_weights(parser)
     add_checkpoint(parser)
 

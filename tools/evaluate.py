@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--importance-samples", type=integer(1, MOST), metavar="K", help=samples)
     refit = "use the sigma that is optimal for the training images with these weights in place of the running one; writes NAME-refit.json"
     add("--refit-sigma", action="store_true", help=refit)
-    code = "measure the size of the code of `compress` too, without writing it: a run of a mass, one latent vector or map"
+    code = "measure the size of the code of `compress` too, without writing it: a run of a mass with a Gaussian q(z|x)"
     add("--code-length", action="store_true", help=code)
     first = "evaluate only the first N images, and write NAME-first-N.json; default: all"
     add("--images", type=integer(1, MOST), metavar="N", help=first)
@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--importance-images", type=integer(1, MOST), metavar="N", help=images)
     by_class = "also the bound of each class's images and, of a conditional run, the share of the images whose class has the largest bound"
     add("--per-class", action="store_true", help=by_class)
+    futures = "of a run of sequences, also compare the best and the mean of N futures of each context with the truth (PSNR, SSIM), usually 100"
+    add("--futures", type=integer(1, 10_000), metavar="N", help=futures)
     add_checkpoint(parser)
 
 
@@ -83,6 +85,20 @@ def show(result: dict[str, Any]) -> None:
         [(name, f"{value:.6g}") for name, value in result["metrics"].items()]
         + [("figure", path) for path in result["figures"]],
     )
+    if "frames" in result:
+        head = f"  {'frame':<10}{'-ELBO (nats)':>16}{'KL (nats)':>12}{'MSE':>12}"
+        cells = "{neg_elbo_nats:16.2f}{kl_nats:12.3f}{mse:12.5f}"
+        table(f"by frame\n{head}", [(f"{row['frame']:<10}", cells.format(**row)) for row in result["frames"]])
+    if "futures" in result:
+        names = [name for name in result["futures"][0] if name != "frame" and not name.endswith("_error")]
+        head = f"  {'frame':<10}" + "".join(f"{name:>22}" for name in names)
+        table(
+            f"by frame after the context\n{head}",
+            [
+                (f"{row['frame']:<10}", "".join(f"{row[name]:22.5g}" for name in names))
+                for row in result["futures"]
+            ],
+        )
     if "classes" in result:
         head = f"  {'class':<16}{'images':>8}{'-ELBO (nats)':>16}{'standard error':>16}{'KL (nats)':>12}"
         cells = "{images:8.0f}{neg_elbo_nats:16.2f}{standard_error:16.2f}{kl_nats:12.2f}"

@@ -7,6 +7,9 @@ sources:
   phantom           2,250 synthetic chest slices, 32x32 int16 in Hounsfield units (needs --dtype int16)
   idx:PATH          the MNIST family: a folder with train-images-idx3-ubyte[.gz] and so on
   stacked:PATH      three images of such a folder as the channels of one: Stacked MNIST, 1,000 modes
+  moving-mnist:PATH such a folder's digits, two of them moving in each sequence of frames (Denton & Fergus 2018)
+  frames:PATH       clips, a folder of frames for each, or windows of them; folders train, val and test are splits
+  bair:PATH         the robot pushing set, train/ and test/ of *.tfrecords (needs no TensorFlow)
   folder:PATH       an image tree, or a zip or tar of one; sub-folders are classes; train/, val/, test/ and the like are splits
   celeba:PATH       img_align_celeba, with list_eval_partition.txt if present; crop 148 (140 is usual, too)
   imagenet:PATH     ILSVRC train/ and val/ of wnid folders or tars; with --size the whole image is averaged down (box);
@@ -27,12 +30,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vaescale.config import Dtype
-from vaescale.data.config import MOST_CHANNELS, Filter
+from vaescale.data.config import MOST_CHANNELS, MOST_FRAMES, Filter
 from vaescale.data.pictures import Encoding
 from vaescale.system.arguments import add_jobs, integer, real, size
 from vaescale.system.console import table
 
 MOST = 10**9
+SEQUENCES = "{folder}: {samples} sequences of {frames} {image} frames in {shards} shards, {bytes} bytes, {classes} classes"
 WRITTEN = "{folder}: {samples} images {image} in {shards} shards, {bytes} bytes, {classes} classes"
 FLAG: dict[str, Any] = {"action": "store_true", "default": None}
 
@@ -77,6 +81,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "table with a vector for each image, for conditions: CSV of name and numbers, list_attr_celeba.txt"
     )
     add("--vectors", metavar="TABLE", type=Path, help=vectors)
+    add = parser.add_argument_group("sequences of moving-mnist:").add_argument
+    add("--frames", type=integer(2, MOST_FRAMES), metavar="T", help="frames of a sequence; default: 20")
+    numbers = "sequences of train, a tenth as many of val; default: 10000"
+    add("--count", type=integer(1, MOST), metavar="N", help=numbers)
+    reflected = "reflect digits at walls; default: a new random velocity there"
+    add("--deterministic", **FLAG, help=reflected)
+    add = parser.add_argument_group("sequences of frames:").add_argument
+    add(
+        "--window",
+        type=integer(2, MOST_FRAMES),
+        metavar="T",
+        help="frames of a sequence; default: whole clips",
+    )
+    begins = "frames from the begin of a window to the next one's; default: --window"
+    add("--stride", type=integer(1, MOST_FRAMES), metavar="S", help=begins)
     shards = parser.add_argument_group("shards")
     add = shards.add_mutually_exclusive_group().add_argument
     add("--shard-samples", type=integer(1, MOST), metavar="N", help="images in a shard; default: 1000")
@@ -85,7 +104,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("tars made by others").add_argument
     add("--index-only", metavar="DIR", type=Path, help="index the tars in DIR, or in DIR/train and so on")
     add("--index-dir", metavar="DIR", type=Path, help="folder of the index; default: beside the tars")
-    add("--image-member", metavar="EXT", help="extension of the images; default: usual ones")
+    add(
+        "--image-member",
+        metavar="EXT",
+        help="extension of the images, or frames: numbered ones; default: usual ones",
+    )
     add("--class-member", metavar="NAME", help="cls, EXT, json:FIELD, folder or none; default: by content")
 
 
@@ -103,8 +126,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Print one line for each split, and the table of its images."""
     for name, split in result.items():
-        title = WRITTEN.format(**split) if "folder" in split else f"{name}: {split['images']} images"
+        title = (
+            _title(split)
+            if "folder" in split
+            else f"{name}: {split['images']} {split.get('holds', 'images')}"
+        )
         table(title, [*split["rows"].items()])
+
+
+def _title(split: dict[str, Any]) -> str:
+    lengths = [int(frames) for frames in split["made"].get("lengths", ())]
+    if not lengths:
+        return WRITTEN.format(**split)
+    least, most = min(lengths), max(lengths)
+    return SEQUENCES.format(frames=least if least == most else f"{least} to {most}", **split)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decoding: mean, ancestral or offset:ALPHA; default: mean and ancestral",
     )
     add("--temperature", type=real(above=0, most=10), metavar="T", help=TEMPERATURE)
-    count = "number of samples of each kind; a picture shows at most 256; default: 64"
+    count = (
+        "number of samples of each kind; a picture shows at most 256; default: 64; of a run of sequences, number of futures of each context, "
+        "the best of which is shown; default: 20"
+    )
     add("--count", type=integer(1), metavar="N", help=count)
     add("--seed", type=integer(0), default=0, help="random seed of the samples; default: 0")
     add(

@@ -95,8 +95,13 @@ def show(result: dict[str, Any]) -> None:
             f"next: vaescale fit-prior RUN makes such a prior, where RUN is the folder of {result['codes_of']}"
         )
         return
+    if any(name.endswith("_per_frame") for name in metrics):
+        say(f"next: vaescale evaluate {run} --futures 20; vaescale sample {run}")
+        return
     fit = "fit-prior" if "code_usage" in metrics else "fit-gmm"
-    say(f"next: vaescale evaluate {run}; vaescale {fit} {run}; vaescale sample {run}")
+    of_classes = " --per-class" if result.get("condition") == "class" else ""
+    fitting = "" if result.get("condition") == "vector" else f"vaescale {fit} {run}{of_classes}; "
+    say(f"next: vaescale evaluate {run}{of_classes}; {fitting}vaescale sample {run}")
 
 
 def _formatted(name: str, value: Any) -> str:

@@ -40,6 +40,8 @@ TAKES_CONDITION = Property("network", "layers that take a condition")
 CONDITIONED_LOSS = Property("objective", "a loss of a conditional model")
 LEARNED_PRIOR = Property("objective", "a loss without a comparison with N(0, I)")
 IMAGES = Property("data", "images")
+SEQUENCES = Property("data", "sequences of frames")
+SEQUENCE_MODEL = Property("network", "a model of sequences")
 SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
 
 
@@ -54,7 +56,7 @@ class Need(NamedTuple):
 class Sizes(NamedTuple):
     """Sizes of a recipe that concern several sections. micro_batch: images per forward pass over all processes.
 
-    levels: the number of integers in data.range, None for real numbers; channels: of the images.
+    levels: the number of integers in data.range, None for real numbers; channels: of the images; frames: of a sequence, else None.
     """
 
     latent_dim: int
@@ -63,6 +65,7 @@ class Sizes(NamedTuple):
     micro_batch: int
     levels: int | None = 256
     channels: int = 1
+    frames: int | None = None
 
 
 Dtype = Literal["uint8", "uint16", "int16", "float32"]

@@ -59,6 +59,7 @@ ADDED: tuple[tuple[str, str, Any], ...] = (
     ("optimizer", "plateau", None),
     ("training", "early_stopping", None),
     ("data", "holds", "images"),
+    ("data", "frames", None),
     ("data", "dtype", "uint8"),
     ("data", "range", None),
     ("data", "balance", None),
@@ -120,7 +121,8 @@ class Recipe(Config):
     def _depends_on_the_sizes(self) -> "Recipe":  # each is itself, but for a number
         likelihood = self.likelihood.resolved(self.training.steps)
         self.__dict__["likelihood"] = likelihood.seen_in(self.data.window)
-        dimensions = math.prod(self.data.image_shape)
+        predicted = 1 if self.data.frames is None else self.data.frames - 1
+        dimensions = predicted * math.prod(self.data.image_shape)
         self.__dict__["optimizer"] = self.optimizer.resolved(dimensions)
         if isinstance(self.condition, VectorCondition):
             member = VectorMember(self.condition.member, self.condition.size)
@@ -157,6 +159,7 @@ class Recipe(Config):
             micro_batch=batch // self.training.accumulation,
             levels=self.data.window.levels,
             channels=self.data.channels,
+            frames=self.data.frames,
         )
 
     @property

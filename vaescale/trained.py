@@ -82,7 +82,7 @@ class Trained(NamedTuple):
             return
         size = sum(parameter.numel() for parameter in self.model.parameters())
         processes = comm.world_size()
-        sets = [f"{len(one)} {name} images {shape_text(one)}" for name, one in images.items()]
+        sets = [f"{len(one)} {name} {noun_of(one)} {shape_text(one)}" for name, one in images.items()]
         where = device_name(self.device) + (f", {processes} processes" if processes > 1 else "")
         what = [f"{self.recipe.name} at step {self.step}, {self.weights} weights, {size:,} parameters", *sets]
         say(f"{verb} {self.folder}: {'; '.join([*what, where])}")
@@ -98,6 +98,11 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type.upper()} with {threads} thread{'s' * (threads > 1)}"
+
+
+def noun_of(reader: ShardReader) -> str:
+    """What a data set holds, in words: images, or sequences of so many frames, as a sample has."""
+    return f"sequences of {reader.form.shape[0]} frames" if reader.has_windows else "images"
 
 
 def shape_text(reader: ShardReader) -> str:
@@ -120,7 +125,7 @@ def build_model(recipe: Recipe) -> VAE:
             equivariance=recipe.objective.transforms,
             shows=recipe.objective.shows,
             has_bound=recipe.objective.has_bound,
-            of_latents=recipe.data.holds != "images",
+            of_latents=recipe.data.holds in ("latents", "codes"),
             condition=recipe.condition,
         )
 
@@ -139,12 +144,13 @@ def open_trained(
     weights: Weights = "ema",
     which: Which = "last",
     of_latents: bool = False,
+    of_sequences: bool = False,
     device: str | None = None,
 ) -> Trained:
     """Open a sound checkpoint of a run, the newest by default, in evaluation mode, on `device`, by default a GPU if there is one.
 
     which: `last`, `best` or a step (see `Which`). All ranks call it, and open the same checkpoint. weights: `ema` takes the averaged weights when the run has them; a name
-    such as ema-0.9999 another average that it has. of_latents: whether it may be a model of latents or codes. Raises UserError for other
+    such as ema-0.9999 another average that it has. of_latents: whether it may be a model of latents or codes; of_sequences: of sequences. Raises UserError for other
     weights, for such a model where images are needed, and when there is nothing to open.
     """
     if re.fullmatch(WEIGHTS, weights) is None:
@@ -166,6 +172,11 @@ def open_trained(
         raise UserError(
             f"{folder} is a model of the latents in {recipe.data.train_words}, which makes no images; decode its samples by the run of "
             f"these latents: `vaescale sample RUN --prior {folder}`"
+        )
+    if recipe.data.holds == "sequences" and not of_sequences:
+        raise UserError(
+            f"{folder} is a model of sequences, and this reads models of images; `vaescale evaluate`, `sample`, `average` and "
+            "`compare-runs` read it"
         )
     if re.fullmatch(CHECKPOINT, which) is None:
         raise UserError(f"checkpoint (={which!r}) must be 'last', 'best' or a step")
@@ -269,8 +280,8 @@ def refuse_condition(trained: Trained, what: str, remedy: str) -> None:
         )
 
 
-def images_at_once(image_shape: tuple[int, int, int]) -> int:
-    """The number of images of this shape that a process evaluates in one batch."""
+def images_at_once(image_shape: tuple[int, ...]) -> int:
+    """The number of images, or sequences, of this shape that a process evaluates in one batch."""
     return min(EVALUATION_BATCH, max(1, EVALUATION_VALUES // math.prod(image_shape)))
 
 
@@ -282,7 +293,8 @@ def in_order(
     rank, world_size = comm.rank(), comm.world_size()
     number = min(len(reader), images or len(reader))
     # Equal batches, as large as they may be: every rank reads as many, and the last one is not mostly padding.
-    batches = -(-number // (world_size * images_at_once(reader.image_shape)))
+    shape = reader.form.shape if reader.has_windows else reader.image_shape
+    batches = -(-number // (world_size * images_at_once(shape)))
     size = world_size * -(-number // (world_size * max(1, batches)))
     for batch in evaluation_batches(
         reader, batch=size, rank=rank, world_size=world_size, workers=workers, images=number

@@ -27,8 +27,8 @@ pytest.importorskip("constriction")
 LIMIT = 150
 
 
-def train(folder: Path, digits: Path, likelihood: dict[str, Any]) -> Path:
-    content = tiny_recipe(digits, folder / "run") | {"likelihood": likelihood}
+def train(folder: Path, digits: Path, likelihood: dict[str, Any], **sections: Any) -> Path:
+    content = tiny_recipe(digits, folder / "run") | {"likelihood": likelihood, **sections}
     content["training"] |= {"steps": 4, "evaluate_every": 4, "checkpoint_every": 4}
     (folder / "recipe.yaml").write_text(json.dumps(content))
     assert run_verb("train", folder / "recipe.yaml") == 0
@@ -43,7 +43,12 @@ def grey_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def binary_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("binary"), digits, {"kind": "bernoulli"})
+    """A ladder with the class as its condition."""
+    ladder = {
+        "network": {"kind": "ladder", "latent_dim": 2, "width": 8},
+        "condition": {"classes": 10, "width": 8},
+    }
+    return train(tmp_path_factory.mktemp("binary"), digits, {"kind": "bernoulli"}, **ladder)
 
 
 @pytest.fixture(scope="module")
@@ -217,15 +222,15 @@ def test_other_kernels_decode_alike(made, grey_run: Path, tmp_path: Path, thread
     from vaescale.compression.bits_back import Codec
 
     torch.set_num_threads(threads)
-    original = Codec._run
+    original = Codec._numbers
     generator = np.random.default_rng(0)
 
-    def disturbed(self, function, rows):
-        outputs = original(self, function, rows)
+    def disturbed(self, tensor, number):
+        outputs = original(self, tensor, number)
         return outputs + generator.uniform(-1e-12, 1e-12, outputs.shape)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Codec, "_run", disturbed)
+        patch.setattr(Codec, "_numbers", disturbed)
         assert decompress(made[0], tmp_path / "out", run=grey_run)["damaged"] == {}
 
 

@@ -204,7 +204,6 @@ def test_an_exported_graph_takes_the_class(run: Path, tmp_path: Path, vaescale: 
     ("words", "sentence"),
     [
         (("score", "RUN", "DATA"), "score has no class for each image"),
-        (("compress", "RUN", "DATA", "OUT"), "cannot compress"),
         (("latents", "RUN"), "take evaluate"),
         (("baselines", "RUN"), "take evaluate"),
         (("fit-gmm", "RUN"), "give --per-class"),

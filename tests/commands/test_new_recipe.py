@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from vaescale.commands.new_recipe import new_recipe, suggest
 from vaescale.config import sides
 from vaescale.data.index import Shard, ShardIndex, ShardTable
-from vaescale.data.making.items import Item
+from vaescale.data.making.items import Clip, Item
 from vaescale.data.making.storing import Making
 from vaescale.data.making.writing import write_shards
 from vaescale.errors import UserError
@@ -172,3 +173,34 @@ def test_a_plan_names_a_ladder_s_stages_and_one_unit(
     assert "ladder_decoder               1x1,4m1,4x2,8m4,8x2\n" in printed
     assert "_bytes" not in printed.partition("\nplan")[2]
     vaescale("train", recipe, "--time-steps").assert_refused(2, "--time-steps is for --dry-run")
+
+
+def test_sequences_get_a_recipe_that_trains(vaescale, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    frames = np.arange(9 * 16 * 24 * 3, dtype=np.int64).reshape(9, 16, 24, 3).astype(np.uint8)
+    for split, lengths in (("train", (9, 6, 7, 8)), ("val", (6, 6))):
+        clips = [Item(f"{n}", Clip(tuple(frames[:length])), -1) for n, length in enumerate(lengths)]
+        write_shards(clips, tmp_path / "clips" / split, Making(), made={"kind": "sequences"})
+    made = vaescale("new-recipe", "clips", "--json").json
+    chosen = {
+        key: made[key] for key in ("image_size", "channels", "frames", "context", "widths", "global_batch")
+    }
+    assert chosen == {
+        "image_size": [16, 24],
+        "channels": 3,
+        "frames": 6,
+        "context": 2,
+        "widths": [16, 32],
+        "global_batch": 2,
+    }
+    outcome = vaescale(
+        "train", "clips.yaml", "training.epochs=null", "training.steps=1", "tracking.mlflow=null"
+    )
+    assert outcome.code == 0, outcome.err
+    write_shards(
+        [Item("a", Clip(tuple(frames[:3, :7, :9])), -1)],
+        tmp_path / "odd" / "train",
+        made={"kind": "sequences"},
+    )
+    (tmp_path / "odd" / "val").symlink_to(tmp_path / "clips" / "val")
+    vaescale("new-recipe", "odd").assert_refused(3, "frames of 7x9 pixels", "--size 64")

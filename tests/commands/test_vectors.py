@@ -54,7 +54,9 @@ def test_a_resumed_run_has_the_same_bits(run: Path, recipe: Path, tmp_path: Path
     np.testing.assert_allclose(model.state_dict()["embedding.mean"].numpy(), VECTORS.mean(0), rtol=1e-5)
     resumed = shutil.copytree(run, tmp_path / "resumed")
     shutil.rmtree(resumed / "checkpoints/step-000000012")
-    assert vaescale("train", recipe, f"run_dir={resumed}").code == 0
+    again = vaescale("train", recipe, f"run_dir={resumed}")
+    assert again.code == 0
+    assert f"next: vaescale evaluate {resumed}; vaescale sample {resumed}" in again.err
     files = [folder / "checkpoints/step-000000012/model.safetensors" for folder in (run, resumed)]
     assert files[0].read_bytes() == files[1].read_bytes()
 

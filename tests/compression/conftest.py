@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from vaescale import noise
+from vaescale.conditions.config import CONDITIONS
 from vaescale.likelihoods.config import LIKELIHOODS
 from vaescale.models.build import build_vae
 from vaescale.models.config import DiagonalConfig, IsotropicConfig
@@ -29,6 +30,7 @@ def small_model(
     shape: tuple[int, int, int] = (1, 8, 8),
     network: dict[str, Any] | None = None,
     isotropic: bool = False,
+    condition: dict[str, Any] | None = None,
     seed: int = 0,
     scale: float = 1.7,
     **options: Any,
@@ -46,10 +48,16 @@ def small_model(
             LIKELIHOODS[kind](**{**CODED.get(kind, {}), **options}),
             image_size=shape[1:],
             channels=shape[0],
+            condition=CONDITIONS[condition.get("kind", "class")](**condition) if condition else None,
         )
-    with torch.no_grad():
-        for parameter in model.network.parameters():
-            parameter.mul_(scale)
+        with torch.no_grad():
+            for parameter in model.network.parameters():
+                parameter.mul_(scale)
+            for parameter in model.parameters():
+                if (
+                    parameter.ndim > 1 and not parameter.any()
+                ):  # so that the groups above and the class matter
+                    parameter.normal_(std=0.3)
     return model.eval()
 
 

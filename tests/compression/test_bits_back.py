@@ -11,21 +11,23 @@ from hypothesis import strategies as st
 
 from tests.compression.conftest import CODED, random_levels, sampled_levels, small_model
 from vaescale import noise
-from vaescale.compression.bins import centre
+from vaescale.compression.bins import latents
 from vaescale.compression.bits_back import Codec, Lengths
 from vaescale.compression.code_length import CodeLength
 from vaescale.compression.masses import coded
 from vaescale.data.batch import Batch
-from vaescale.errors import UserError
+from vaescale.errors import DataError, UserError
 from vaescale.evaluation.measures import Seen
 from vaescale.models.posterior import kl
 
 SHAPES = [(1, 8, 8), (3, 4, 6), (2, 6, 4)]
+LADDER: dict[str, Any] = {"kind": "ladder", "width": 8, "latent_dim": 2}
 NETWORKS: list[dict[str, Any]] = [
     {},
     {"latent_map": True},
     {"kind": "resnet", "width": 4, "multipliers": [1], "blocks": 1, "attention": False},
     {"kind": "mlp", "widths": [8]},
+    LADDER,
 ]
 
 
@@ -63,18 +65,76 @@ def test_images_come_back(
     assert 32 * len(coding.words) == pytest.approx(bits, rel=1e-4, abs=96), "the masses are what is coded"
 
 
+@pytest.mark.parametrize(
+    ("network", "condition"),
+    [
+        (LADDER, None),
+        (LADDER, {"classes": 3, "width": 4}),
+        ({}, {"classes": 3, "width": 4, "dropout": 0.1}),
+        ({}, {"classes": 3, "width": 4, "prior": True}),
+    ],
+)
+def test_priors_that_depend_on_the_groups_above_or_on_the_class(
+    network: dict[str, Any], condition: dict[str, Any] | None
+) -> None:
+    chunks = pytest.importorskip("vaescale.compression.chunks")
+    pytest.importorskip("constriction")
+    model = small_model("discretized_logistic", network=network, condition=condition)
+    codec = Codec(model, latent_bits=8)
+    assert (codec.groups > 3) == (network == LADDER)
+    levels = random_levels(30, (1, 8, 8), 256)
+    labels = np.arange(30) % 3
+    coding = chunks.encode_chunk(codec, levels, labels=labels)
+    assert max(coding.batches) > 1
+    assert np.array_equal(chunks.decode_chunk(codec, coding, labels=labels), levels)
+    bits = float(coding.lengths.total.sum()) + 32 * coding.initial_words
+    assert 32 * len(coding.words) == pytest.approx(bits, rel=1e-4, abs=96)
+    assert coding.lengths.prior == pytest.approx(codec.latents * 8), "each bin of a prior has the same mass"
+    alone = codec.lengths(levels[4:5].astype(np.int64), stream_of(1), labels[4:5]).total
+    assert alone == pytest.approx(
+        codec.lengths(levels[4:9].astype(np.int64), stream_of(5), labels[4:9]).total[:1]
+    )
+    if condition is not None:
+        other = codec.lengths(levels[4:5].astype(np.int64), stream_of(1), labels[5:6]).total
+        assert abs(float(other[0] - alone[0])) > 0.1, "the class matters"
+        with pytest.raises(DataError, match="checksums differ"):
+            chunks.decode_chunk(codec, coding, labels=(labels + 1) % 3)
+        with pytest.raises(UserError, match="class 3 is not one"):
+            codec.lengths(levels[:1].astype(np.int64), stream_of(1), np.array([3]))
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "bitwise"])
+def test_many_initial_words_hold_the_first_images(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = pytest.importorskip("vaescale.compression.chunks")
+    pytest.importorskip("constriction")
+    codec = Codec(small_model(kind, network=LADDER), latent_bits=4)
+    number = 50 if kind == "bernoulli" else 20
+    levels = np.random.default_rng(0).integers(0, codec.pixels.levels, (number, 1, 8, 8), dtype=np.uint8)
+    plain = chunks.encode_chunk(codec, levels)
+    monkeypatch.setattr(chunks, "MOST_EMPTY_WORDS", 8)
+    coding = chunks.encode_chunk(codec, levels)
+    assert plain.first_images == 0 < coding.first_images < number
+    assert coding.images == number == coding.first_images + len(coding.grids.pixels)
+    assert len(coding.words) < len(plain.words)
+    assert np.array_equal(chunks.decode_chunk(codec, coding), levels)
+    few = coding.first_images
+    assert chunks.encode_chunk(codec, levels[:few]).first_images == 0, "too few to fill the words"
+    with pytest.raises(DataError, match="they hold images"):
+        chunks.decode_chunk(codec, coding._replace(words=coding.words[5:]))
+
+
 @pytest.mark.parametrize("kind", CODED)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 4)])
 def test_pixels_cost_their_log_probability(kind: str, shape: tuple[int, int, int]) -> None:
     codec = Codec(small_model(kind, shape=shape))
     bins = np.random.default_rng(1).integers(0, 1 << codec.latent_bits, (6, codec.latents))
     with torch.no_grad():
-        params = codec.model.decode(torch.from_numpy(centre(bins, codec.latent_bits)), stream_of(6))
+        params = codec.model.decode(torch.from_numpy(latents(bins, None, codec.latent_bits)), stream_of(6))
         likelihood = codec.model.likelihood
         x = likelihood.sample(params, stream_of(6))
         log_px = likelihood.log_prob(x, params, torch.ones(6, dtype=torch.bool))
     levels = (x * (codec.pixels.levels - 1)).round().long().numpy()
-    one = coded(codec._pixel_code(codec.pixel_outputs(bins)), codec.pixels.symbols(levels))
+    one = coded(codec._pixel_code(codec.outputs(levels, bins).pixels), codec.pixels.symbols(levels))
     bits = np.sum([row.reshape(6, -1).sum(1) for row in one.bits], axis=0)
     assert bits * math.log(2) == pytest.approx(-log_px.numpy(), rel=2e-3)
     assert np.array_equal(codec.pixels.levels_of(codec.pixels.symbols(levels)), levels)
@@ -85,7 +145,8 @@ def test_the_masses_of_all_levels_add_up(kind: str) -> None:
     """Of the last channel given those before, at 256 places that differ in it alone."""
     model = small_model(kind, shape=(2, 16, 16))
     codec = Codec(model)
-    p = codec.pixel_outputs(np.full((1, codec.latents), 700))
+    nothing = np.zeros((1, *codec.image_shape), np.int64)
+    p = codec.outputs(nothing, np.full((1, codec.latents), 700)).pixels
     shape = codec._parameters_shape
     same = np.broadcast_to(p.reshape(1, *shape)[:, :, 5:6, 7:8], (1, *shape))
     levels = np.stack([np.full((16, 16), 93), np.arange(256).reshape(16, 16)])[None]
@@ -118,17 +179,30 @@ def test_latents_cost_their_divergence() -> None:
     assert error < 0.01 * exact.mean(), "the test can tell 4%"
 
 
-@pytest.mark.parametrize("kind", ["bernoulli", "discretized_logistic_mixture"])
-def test_the_code_length_is_the_negative_elbo(kind: str) -> None:
-    model = small_model(kind, scale=0.9)
-    images = torch.from_numpy(sampled_levels(model, 200)) * (1 if model.likelihood.levels == 256 else 255)
+@pytest.mark.parametrize(
+    ("kind", "network", "condition"),
+    [
+        ("bernoulli", {}, None),
+        ("discretized_logistic_mixture", {}, None),
+        ("bitwise", LADDER, {"classes": 3, "width": 4}),
+        ("bernoulli", {}, {"classes": 3, "width": 4, "prior": True}),
+    ],
+)
+def test_the_code_length_is_the_negative_elbo(
+    kind: str, network: dict[str, Any], condition: dict[str, Any] | None
+) -> None:
+    model = small_model(kind, network=network, condition=condition, scale=0.9)
+    labels = torch.arange(200) % 3
+    images = torch.from_numpy(sampled_levels(model.given(labels), 200)) * (
+        1 if model.likelihood.levels == 256 else 255
+    )
     numbers = torch.arange(200)
-    batch = Batch(images, torch.full((200,), -1), numbers, numbers != 7)
+    batch = Batch(images, labels, numbers, numbers != 7)
     seen = Seen(model, batch, seed=0)
     measure = CodeLength(model, seed=0)
     with torch.no_grad():
         measure.add(seen, lambda _: None)
-        terms = model.terms(seen.x, seen.drawn, seen.mask)
+        terms = seen.model.terms(seen.x, seen.drawn, seen.mask)
     metrics = measure.metrics()
     bound = (terms.kl.sum(1) - terms.log_px)[seen.mask].mean().item()
     assert metrics["code_length_nats"] == pytest.approx(bound, rel=0.02)
@@ -151,7 +225,7 @@ def test_the_length_of_an_image_does_not_depend_on_its_batch() -> None:
 def test_the_model_itself_stays_as_it_is() -> None:
     model = small_model("bernoulli")
     threads = torch.get_num_threads()
-    Codec(model).posterior_outputs(random_levels(2, (1, 8, 8), 2).astype(np.int64))
+    Codec(model).lengths(random_levels(2, (1, 8, 8), 2).astype(np.int64), stream_of(2))
     assert next(model.parameters()).dtype == torch.float32
     assert torch.get_num_threads() == threads
 
@@ -159,13 +233,10 @@ def test_the_model_itself_stays_as_it_is() -> None:
 def test_models_without_a_code_are_refused() -> None:
     with pytest.raises(UserError, match="has no lossless code"):
         Codec(small_model("gaussian"))
-    with pytest.raises(UserError, match="a ladder"):
-        Codec(small_model("bernoulli", network={"kind": "ladder", "latent_dim": 2, "width": 8}))
+    vectors = {"kind": "vector", "size": 2, "member": "json:angle", "width": 4}
+    with pytest.raises(UserError, match="vectors of 2 cannot compress yet"):
+        Codec(small_model("bernoulli", condition=vectors))
     model = small_model("bernoulli")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "condition", object())
-        with pytest.raises(UserError, match="with classes"):
-            Codec(model)
     model.has_bound = False
     with pytest.raises(UserError, match="trains no likelihood"):
         Codec(model)

@@ -35,7 +35,7 @@ def chunk_of(number: int, **names: Any) -> Chunk:
     coding = Coding(
         np.arange(9, dtype=np.uint32),
         (1, number - 1),
-        Grids(phases, phases * 0),
+        Grids(phases[None], phases * 0, phases[None] * 0),
         2,
         (5,) * -(-number // 2),
         6,
@@ -83,6 +83,21 @@ def test_what_is_written_is_read(tmp_path: Path, keys: tuple[str, ...]) -> None:
     assert container.part_bytes(pack_chunk(chunks[0]))["code"] == 36
 
 
+def test_a_chunk_of_several_groups_and_with_first_images(tmp_path: Path) -> None:
+    chunk = chunk_of(5)
+    phases = np.arange(9, dtype=np.uint8).reshape(3, 3)
+    coding = chunk.coding._replace(
+        batches=(1, 2), grids=Grids(phases, phases[0], 7 + phases), first_images=2, group=5, checks=(1,)
+    )
+    path = write(tmp_path / "file.vsz", pack_chunk(chunk._replace(coding=coding)))
+    with Reader(path) as reader:
+        got = reader.chunk(0, SHAPE, groups=3).coding
+        assert (got.images, got.first_images, got.batches) == (5, 2, (1, 2))
+        assert [g.tolist() for g in got.grids] == [g.tolist() for g in coding.grids]
+        with pytest.raises(DataError, match="phase is out of range"):
+            reader.chunk(0, SHAPE, groups=2)
+
+
 def test_a_file_that_is_cut_gives_the_chunks_before(tmp_path: Path) -> None:
     whole = write(tmp_path / "file.vsz", *(pack_chunk(chunk_of(n)) for n in (2, 3, 4))).read_bytes()
     with Reader(tmp_path / "file.vsz") as reader:
@@ -128,6 +143,10 @@ def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
         ({"pixel_phases": [[9, 1]]}, "phase is out of range"),
         ({"pixel_phases": [[0, 256]]}, "phase is out of range"),
         ({"pixel_phases": [[0]]}, "invalid"),
+        ({"prior_phases": [[3, 1]]}, "phase is out of range"),
+        ({"first_images": 1 << 40}, "at most"),
+        ({"first_images": -1}, "invalid"),
+        ({"first_images": 2}, "too many or too few"),
         ({"padding": "0" * (1 << 17)}, "unpacks to more than"),
     ],
 )

@@ -94,16 +94,21 @@ def test_symbols_are_chosen_as_often_as_their_masses_say() -> None:
     assert counts == pytest.approx([0.1 * number, 0.2 * number, 0.7 * number], abs=1)
 
 
-def test_bins_have_equal_mass_and_the_posterior_adds_up() -> None:
+@pytest.mark.parametrize("prior", [None, (0.4, -0.9)])
+def test_bins_have_equal_mass_and_the_posterior_adds_up(prior: tuple[float, float] | None) -> None:
     bits = 8
     every = np.arange(1 << bits)
-    assert (np.diff(bins.centre(every, bits)) > 0).all()
-    assert ndtr(bins.centre(every, bits)) * (1 << bits) == pytest.approx(every + 0.5, abs=1e-5)
-    mu, log_sigma = np.full(len(every), 0.7), np.full(len(every), -1.2)
-    one = coded(bins.posterior_code(mu, log_sigma, bits), digits_of(every, 1 << bits))
+    p = None if prior is None else np.repeat(prior, len(every))[None]
+    mean, log_sigma = prior or (0.0, 0.0)
+    latents = bins.latents(every[None], p, bits)[0]
+    assert (np.diff(latents) > 0).all()
+    shares = ndtr((latents - mean) / np.exp(log_sigma))
+    assert shares * (1 << bits) == pytest.approx(every + 0.5, abs=1e-5)
+    q = np.repeat([0.7, -1.2], len(every))[None]
+    one = coded(bins.posterior_code(q, p, bits), digits_of(every, 1 << bits))
     mass = 2.0 ** -np.sum(one.bits, axis=0)
     assert mass.sum() == pytest.approx(1, abs=1e-6)
-    assert (mass * bins.centre(every, bits)).sum() == pytest.approx(0.7, abs=2e-3)
+    assert (mass * latents).sum() == pytest.approx(0.7, abs=2e-3)
     flat = coded(bins.prior_code(len(every), bits), digits_of(every, 1 << bits))
     assert np.sum(flat.bits, axis=0) == pytest.approx(bits, abs=1e-5)
 

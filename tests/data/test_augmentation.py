@@ -59,6 +59,22 @@ def test_shifts_and_turns_move_deep_values(dtype: type) -> None:
     assert np.array_equal(deep.numpy(), changed(x, changes).numpy().astype(dtype) * dtype(100))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "low", "step"), [(np.uint16, 0, 257), (np.int16, -1000, 7), (np.float32, -1, 0.5)]
+)
+def test_crops_and_zero_padding_of_deep_values(dtype: type, low: float, step: float) -> None:
+    x = pictures(6, 2, 8, 5)
+    deep = torch.from_numpy((x.double().numpy() * step + low).astype(dtype))
+    changes = drawn({"crop": {"scale": [0.3, 0.9]}}, list(range(6)))
+    cropped, eight = changed(deep, changes).numpy(), changed(x, changes).numpy()
+    assert cropped.dtype == dtype
+    assert abs((cropped - low) / step - eight).max() <= 1, "half a level, twice"
+    assert (np.unique(cropped).size > np.unique(eight).size) or dtype is np.float32
+    shifts = drawn({"shift": 2, "padding": "zero"}, list(range(6)))
+    moved = changed(deep, shifts, zero=low).numpy()
+    assert np.array_equal(moved, (changed(x, shifts).double().numpy() * step + low).astype(dtype))
+
+
 def test_shifts_and_turns_are_equally_likely() -> None:
     changes = drawn({"shift": 1, "turns": "quarter"}, list(range(9000)))
     places = np.bincount((changes.shifts + 1) @ np.array([3, 1]), minlength=9)

@@ -140,7 +140,7 @@ def test_columns_that_do_not_fit_are_refused(several: Path, column: str) -> None
 
 
 def test_columns_of_other_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--column is for hf:, arrays: and cifar: sources"):
+    with pytest.raises(UserError, match="--column is for hf:, arrays:, cifar: and bair: sources"):
         open_source(f"folder:{tmp_path}", column="image=x")
 
 

@@ -144,5 +144,5 @@ def test_two_images_of_one_name_need_their_folders(
     (tmp_path / "table.csv").write_text("".join(f"{n},1\n" for n in range(6)))
     words = ("make-shards", f"folder:{pictures}", tmp_path / "out", "--vectors", tmp_path / "table.csv")
     vaescale(*words, "--holdout", 0).assert_refused(
-        3, "has one row for image", "name the images with their folders"
+        3, "has one row for image", "name them SPLIT/NAME, such as train/"
     )

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.clips import write_clips
 from tests.distributed.several import Command, several
 from tests.launching import RECIPE, checkpoints, curve, make_project, train_until
+from vaescale.runs.folder import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 STEPS, SHORT = 32, 8  # of the runs that others are compared with, and of those that are compared alone
@@ -32,6 +34,7 @@ MAPPED = {1: ("ddp",), 2: ("zero2", "fsdp2"), 4: ()}
 OF_LATENTS = {1: ("ddp",), 2: ("fsdp2",), 4: ()}
 CODES = {1: ("ddp",), 2: ("ddp", "zero2", "zero3", "fsdp2"), 4: ()}
 PRIORS = {1: ("ddp",), 2: ("ddp", "zero3", "fsdp2"), 4: ()}
+SEQUENCES = {1: ("ddp",), 2: ("ddp", "zero3", "fsdp2"), 4: ("ddp",)}
 CODE_STEPS = {"ddp": 50, "zero2": 12, "zero3": 12, "fsdp2": 12}
 WHOLE = [("ddp", 1, accumulation) for accumulation in ACCUMULATION] + [(layout, 2, 1) for layout in STOPPED]
 
@@ -49,6 +52,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """With `runs/LAYOUT-PROCESSES-ACCUMULATION` of all of them; `runs/ddp-1-ACCUMULATION` had one process."""
     needs("zero")
     folder = make_project(tmp_path_factory.mktemp("project"), digits)
+    write_clips(folder / "data" / "clips")
     for processes in (1, 2, 4):
         cases = [case for case in dict.fromkeys((*WHOLE, *CASES)) if case[1] == processes]
         frozen = [training_of_a_decoder(layout, processes) for layout in FROZEN[processes]]
@@ -58,7 +62,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
             latents.insert(0, Command("ddp", ["encode", "runs/ddp-1-1"]))
         codes = [training_of_codes(layout, processes) for layout in CODES[processes]]
         priors = [training_of_a_prior(folder, layout, processes) for layout in PRIORS[processes]]
-        commands = [*(training(*case) for case in cases), *frozen, *codes, *priors, *mapped, *latents]
+        clips = [training_of_sequences(layout, processes) for layout in SEQUENCES[processes]]
+        commands = [*(training(*case) for case in cases), *frozen, *codes, *priors, *mapped, *latents, *clips]
         several(folder, commands, processes=processes)
     return folder
 
@@ -107,6 +112,23 @@ def training_of_codes(layout: str, processes: int) -> Command:
     words += ["network.latent_map=true", "network.latent_dim=3", "network.widths=[16]"]
     words += ["posterior={kind: quantized, codes: 64, decay: 0.8, start_step: 2, restart_every: 4}"]
     run = f"runs/codes-{layout}-{processes}"
+    return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
+
+
+def training_of_sequences(layout: str, processes: int) -> Command:
+    """A model of sequences with a learned prior; 21 sequences are held out, which processes cannot share equally."""
+    words = [
+        *OPTIONS,
+        f"training.steps={SHORT}",
+        "data.holds=sequences",
+        "data.frames=4",
+        "data.global_batch=16",
+    ]
+    words += [f"data.{split}=data/clips/{split}" for split in ("train", "val")]
+    words += [
+        "network={kind: svg, context: 2, horizon: 2, latent_dim: 3, features: 8, hidden: 8, widths: [4, 8]}"
+    ]
+    run = f"runs/sequences-{layout}-{processes}"
     return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
 
 
@@ -201,6 +223,18 @@ def test_the_transformed_term_is_the_same_on_two_processes(project: Path, layout
 @pytest.mark.parametrize("layout", OF_LATENTS[2])
 def test_the_draws_of_latents_are_the_same_on_two_processes(project: Path, layout: str) -> None:
     assert_same_curve(project / "runs/latents-ddp-1", project / f"runs/latents-{layout}-2", steps=SHORT)
+
+
+@pytest.mark.parametrize(
+    ("layout", "processes"), [(one, number) for number in (2, 4) for one in SEQUENCES[number]]
+)
+def test_sequences_have_one_curve(project: Path, layout: str, processes: int) -> None:
+    """Windows, latents over time and sigma over all predicted frames; and held-out sequences that padding follows."""
+    runs = [project / f"runs/sequences-{name}" for name in ("ddp-1", f"{layout}-{processes}")]
+    assert_same_curve(*runs, steps=SHORT)
+    held_out = [read_metrics(run)[-1] for run in runs]
+    for metric in ("val/neg_elbo_nats", "val/kl_nats", "val/mse", "val/data_sigma"):
+        assert held_out[1][metric] == pytest.approx(held_out[0][metric], rel=1e-4), metric
 
 
 @pytest.mark.parametrize("layout", FROZEN[2])

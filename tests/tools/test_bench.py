@@ -20,7 +20,15 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
-        (["plan.py"], ["imagenet: 1,281,167 samples", "1e9: 1,000,000,000 samples", "resume at any step"]),
+        (
+            ["plan.py"],
+            [
+                "imagenet: 1,281,167 samples",
+                "1e9: 1,000,000,000 samples",
+                "resume at any step",
+                "a step of a mixture",
+            ],
+        ),
         (["operations.py", "recipes/digits/optimal.yaml"], ["digits-optimal", "noise", "all"]),
         (["reader.py", "--count", "130", "--rounds", "1"], ["bare loop", "webdataset, pillow", "npy"]),
     ],

@@ -190,7 +190,10 @@ REFUSED = {
         ["digits", "x", "--image-member", "jpg"],
         "--image-member is for --index-only DIR",
     ),
-    "column": (["digits", "x", "--column", "label=x"], "--column is for hf:, arrays: and cifar: sources"),
+    "column": (
+        ["digits", "x", "--column", "label=x"],
+        "--column is for hf:, arrays:, cifar: and bair: sources",
+    ),
     "both": (["digits", "x", "--index-only", "."], "leave SOURCE and OUT out"),
     "size": (["digits", "x", "--size", "0"], "argument --size: 0 must be from 1 to 16384"),
     "crop alone": (["digits", "x", "--crop", "square"], "add --size PIXELS"),

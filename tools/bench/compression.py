@@ -66,8 +66,7 @@ def measure(kind: str, keys: dict[str, object], rounds: int) -> dict[str, float]
     x = torch.from_numpy(levels).float() / (codec.pixels.levels - 1)
 
     def forward() -> None:
-        codec.posterior_outputs(levels)
-        codec.pixel_outputs(bins)
+        codec.outputs(levels, bins)
 
     def single() -> None:
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Cost of the data order, without data: opening an index, one step of one rank, resuming at a random step.
+"""Cost of the data order, without data: opening an index, one step of one rank, resuming at a random step; of a mixture of two sets too.
 
     python tools/bench/plan.py                 ImageNet's size, then 1e9 samples in 100,000 shards, for 4,096 ranks
 
@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from vaescale.data.index import INDEX, Shard, ShardIndex, ShardTable, index_content, parse_index
+from vaescale.data.mixed_plan import MixedPlan, Part
 from vaescale.data.plan import Plan, rank_slots
 
 SETS = {"imagenet": (1_281_167, 1282), "1e9": (1_000_000_000, 100_000)}
@@ -56,15 +57,25 @@ def measure(folder: Path) -> dict[str, float]:
     resume = seconds(lambda: plan.samples(next(places), slots), REPEATS)
     whole = iter(range(1, 10_000))
     every_slot = seconds(lambda: plan.samples(next(whole) % plan.steps_per_epoch), 3)
+    peak = peak_bytes() - before
+    mixed = MixedPlan(tuple(Part(index.shards.samples, weight) for weight in (3.0, 1.0)), GLOBAL_BATCH, 0)
+    mixed.hash  # noqa: B018
+    mixed.samples(0, slots)
+    of_mixture = iter(range(1, 10_000))
+    mixed_step = seconds(lambda: mixed.samples(next(of_mixture), slots), REPEATS)
+    mixed_places = iter(np.random.default_rng(1).integers(0, 100 * mixed.steps_per_epoch, REPEATS).tolist())
+    mixed_resume = seconds(lambda: mixed.samples(next(mixed_places), slots), 10)
     return {
         "samples": plan.num_samples,
         "shards": len(index.shards),
         "open_seconds": open_seconds,
-        "peak_bytes": peak_bytes() - before,
+        "peak_bytes": peak,
         "first_step_seconds": first,
         "step_seconds": step,
         "resume_seconds": resume,
         "all_ranks_step_seconds": every_slot,
+        "mixed_step_seconds": mixed_step,
+        "mixed_resume_seconds": mixed_resume,
     }
 
 
@@ -116,6 +127,8 @@ def main() -> None:
             f"  a step of one rank      {result['step_seconds'] * 1e3:8.3f} ms\n"
             f"  resume at any step      {result['resume_seconds'] * 1e3:8.2f} ms\n"
             f"  a step of all ranks     {result['all_ranks_step_seconds'] * 1e3:8.1f} ms\n"
+            f"  a step of a mixture     {result['mixed_step_seconds'] * 1e3:8.3f} ms (one rank, the set twice, 3 to 1)\n"
+            f"  resume of a mixture     {result['mixed_resume_seconds'] * 1e3:8.2f} ms\n"
         )
 
 

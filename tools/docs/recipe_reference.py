@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from vaescale.conditions.config import CONDITIONS
 from vaescale.likelihoods.config import LIKELIHOODS
 from vaescale.models.config import POSTERIORS
 from vaescale.networks.config import NETWORKS
@@ -28,6 +29,7 @@ REGISTRIES: dict[str, Mapping[str, type[BaseModel]]] = {
     "posterior": POSTERIORS,
     "likelihood": LIKELIHOODS,
     "objective": OBJECTIVES,
+    "condition": CONDITIONS,
 }
 BOUNDS = {Gt: "above {0.gt}", Ge: "at least {0.ge}", Lt: "below {0.lt}", Le: "at most {0.le}"}
 SCALARS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}

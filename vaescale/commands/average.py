@@ -50,7 +50,7 @@ def average(
         raise UserError("give either --sigma-rel or --decay")
     if out.exists():
         raise UserError(f"{out} already exists; delete it or choose another OUT")
-    trained = open_trained(run)
+    trained = open_trained(run, of_sequences=True)
     trained.announce("average")
     saved = _saved(trained.folder, trained.recipe, upto=trained.step)
     wished = (

@@ -14,7 +14,7 @@ from vaescale import comm, noise
 from vaescale.commands.make_shards import parse_crop
 from vaescale.commands.signature import Count, checked
 from vaescale.commands.source_images import Choice, ImageSet, open_images
-from vaescale.compression.bits_back import LATENT_BITS, Codec
+from vaescale.compression.bits_back import Codec, Labels
 from vaescale.compression.chunks import Coding, decode_chunk, encode_chunk
 from vaescale.compression.container import (
     MOST_CHUNK_VALUES,
@@ -59,6 +59,7 @@ class Part(NamedTuple):
     bytes: dict[str, int]
     bits: float
     initial_bytes: int
+    first_images: int
 
 
 @checked
@@ -75,7 +76,7 @@ def compress(
     check: bool = False,
     check_each: bool = False,
     chunk_images: Count | None = None,
-    latent_bits: LatentBits = LATENT_BITS,
+    latent_bits: LatentBits | None = None,
     weights: Weights = "ema",
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
@@ -83,7 +84,8 @@ def compress(
 
     split, limit, crop, resample: as in `score`. binarize: code the black and white images that a bernoulli run makes of grey ones.
     check: decode each chunk again and compare. check_each: a checksum for each image even where that takes more than 0.2% of
-    the file. chunk_images: number of images of a chunk. latent_bits: a latent has 2^latent_bits bins. checkpoint: see `Which`.
+    the file. chunk_images: number of images of a chunk. latent_bits: a latent has 2^latent_bits bins, by default 2^12, in
+    a ladder 2^10. checkpoint: see `Which`.
 
     Returns the sizes in bytes by part, and the images per second. Raises UserError for a run whose images have no code, for images that
     it cannot code, and for a file that exists; DataError for images that cannot be read.
@@ -150,9 +152,10 @@ def _encode(
 
         for order, images in enumerate(sets):
             for number, (levels, names) in enumerate(_chunks(codec, trained, images, options)):
-                coding = encode_chunk(codec, levels, group=options.group, progress=show)
+                labels = np.array(names.labels)
+                coding = encode_chunk(codec, levels, labels=labels, group=options.group, progress=show)
                 if options.check:
-                    _check(codec, coding, levels)
+                    _check(codec, coding, levels, labels)
                 content = pack_chunk(Chunk(coding, names))
                 record = Record(file.tell(), len(content), len(levels))
                 file.write(content)
@@ -163,13 +166,14 @@ def _encode(
                     part_bytes(content),
                     float(coding.lengths.total.sum()),
                     4 * coding.initial_words,
+                    coding.first_images,
                 )
 
 
-def _check(codec: Codec, coding: Coding, levels: NDArray[np.uint8]) -> None:
+def _check(codec: Codec, coding: Coding, levels: NDArray[np.uint8], labels: Labels) -> None:
     """Decode a chunk, and raise DataError unless it holds the images."""
     try:
-        right = np.array_equal(decode_chunk(codec, coding), levels)
+        right = np.array_equal(decode_chunk(codec, coding, labels=labels), levels)
     except DataError as error:
         raise DataError(f"a chunk does not decode on this machine ({error}); no file is written") from None
     assert right, "the checksums agree and the images do not"
@@ -264,6 +268,8 @@ def _join(out: Path, header: dict[str, Any], every: list[tuple[int, Part]]) -> d
     sizes["table"] = len(table)
     images, values = header["images"], header["images"] * int(np.prod(header["image_shape"]))
     size, bits = sum(sizes.values()), sum(part.bits for _, part in every)
+    first = sum(part.first_images for _, part in every)
+    coded = images - first
     return {
         "out": str(out),
         "images": images,
@@ -273,7 +279,8 @@ def _join(out: Path, header: dict[str, Any], every: list[tuple[int, Part]]) -> d
         "bits_per_dim": {
             "file": 8 * size / values,
             "without_names": 8 * (size - sizes["names"]) / values,
-            "net_code": bits / values,
+            "net_code": bits / values * images / coded,
         },
-        "net_code_nats": bits * float(np.log(2)) / images,
+        "net_code_nats": bits * float(np.log(2)) / coded,
+        "first_images": first,
     }

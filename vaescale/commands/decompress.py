@@ -166,12 +166,12 @@ def _decode(
 
         for number in mine:
             try:
-                chunk = reader.chunk(number, codec.image_shape)
+                chunk = reader.chunk(number, codec.image_shape, groups=codec.groups)
                 if max(chunk.coding.batches) > codec.batch:
                     raise DataError(
                         f"it has batches of {max(chunk.coding.batches)} images; at most {codec.batch} are coded at once"
                     )
-                levels = decode_chunk(codec, chunk.coding, progress=show)
+                levels = decode_chunk(codec, chunk.coding, labels=np.array(chunk.names.labels), progress=show)
             except UserError as error:
                 say(f"chunk {number} of {reader.path} is damaged and left out: {error}")
                 yield number, 0, str(error)

@@ -1,5 +1,6 @@
 """Evaluate a run: bounds with the running sigma, reconstructions, and the calibration of the decoder's noise."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -11,6 +12,7 @@ from pydantic import Field
 from vaescale import comm, figures
 from vaescale.aggregate import code_prior
 from vaescale.aggregate.code_prior import PriorBound
+from vaescale.commands.futures import FEW, strips_of
 from vaescale.commands.signature import checked
 from vaescale.compression import code_length as code_lengths
 from vaescale.conditions.config import ClassCondition
@@ -27,6 +29,9 @@ from vaescale.evaluation.classes import (
     ByClass,
     Classification,
 )
+from vaescale.evaluation.frames import FrameBounds
+from vaescale.evaluation.futures import MORE_IS_BETTER as OF_FUTURES
+from vaescale.evaluation.futures import Futures
 from vaescale.evaluation.glimpse import error_maps
 from vaescale.evaluation.importance import IMPORTANCE, ImportanceBound
 from vaescale.evaluation.measures import Measure, measure
@@ -34,6 +39,7 @@ from vaescale.evaluation.reconstruction import METRICS, Reconstruction
 from vaescale.evaluation.refit import Refitted, refuse_refit
 from vaescale.evaluation.refit import refit_sigma as fit_sigma
 from vaescale.evaluation.remarks import arrived_sigma, remarks
+from vaescale.models.sequence_model import SequenceModel
 from vaescale.runs import class_table
 from vaescale.runs import folder as run_folder
 from vaescale.runs.class_table import ClassTable
@@ -96,6 +102,7 @@ def evaluate(
     refit_sigma: bool = False,
     per_class: bool = False,
     code_length: bool = False,
+    futures: Draws | None = None,
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once; of a mixture's training
@@ -107,7 +114,7 @@ def evaluate(
     `importance_images` images or all. refit_sigma: use the maximum-likelihood sigma of the recipe's training images with these weights
     in place of the running one; the name of the result then ends with -refit. per_class: also the ELBO of each class's images and, of a conditional run, the classes that
     its bounds choose, and a bound of p(x) without the class: a pass for each class. code_length: the size of `compress`'s code, without
-    writing it.
+    writing it. futures: of a run of sequences, the number of futures to generate after each context and to compare with the truth.
 
     Writes RUN/evaluation/NAME.json and pictures. Returns the metrics with their protocol. Raises UserError for arguments that
     contradict each other, DataError for images that cannot be used.
@@ -123,7 +130,9 @@ def evaluate(
     endings += [REFITTED] if refit_sigma else []
     name = "-".join([_result_name(name, split, data), *endings])
     with launch.joined():
-        trained = open_trained(run, weights=weights, which=checkpoint)
+        trained = open_trained(run, weights=weights, which=checkpoint, of_sequences=True)
+        asked = {"importance-samples": importance_samples, "per-class": per_class, "code-length": code_length}
+        _refuse_of_sequences(trained, futures, [name for name, value in asked.items() if value])
         if refit_sigma:
             refuse_refit(trained.recipe.likelihood)
         coder = (
@@ -149,9 +158,33 @@ def evaluate(
         refitted = _refit(trained) if refit_sigma else None
         earlier = _earlier(trained, chosen, other_data=data is not None, samples=importance_samples)
         result = _measure(
-            trained, chosen, earlier, code, importance_samples, importance_images, refitted, classes, coder
+            *(
+                trained,
+                chosen,
+                earlier,
+                code,
+                importance_samples,
+                importance_images,
+                refitted,
+                classes,
+                coder,
+            ),
+            futures,
         )
         return comm.on_main(lambda: _save(trained, chosen, result))
+
+
+def _refuse_of_sequences(trained: Trained, futures: int | None, asked: Sequence[str]) -> None:
+    """Raise UserError for what a run of sequences, or of images, does not have. asked: options that need images."""
+    if not isinstance(trained.model, SequenceModel):
+        if futures:
+            raise UserError(
+                f"--futures needs a model of sequences, and {trained.folder} is one of images; leave it out"
+            )
+    elif asked:
+        raise UserError(
+            f"--{asked[0]} needs a model of images, and {trained.folder} is one of sequences; leave it out"
+        )
 
 
 def _classes(trained: Trained, reader: ShardReader) -> ClassTable:
@@ -214,6 +247,7 @@ def _measure(
     refitted: Refitted | None,
     classes: ClassTable | None,
     coder: code_lengths.CodeLength | None,
+    futures: int | None,
 ) -> dict[str, Any]:
     """The metrics of all images, with their protocol, and the coverage of p(x|z)'s intervals. All ranks call it."""
     model, seed, data = trained.model, trained.recipe.seed, trained.recipe.data
@@ -235,6 +269,13 @@ def _measure(
         measures.append(PriorBound(model, prior))
     if coder is not None:
         measures.append(coder)
+    frames = FrameBounds(model) if isinstance(model, SequenceModel) else None
+    if frames is not None:
+        measures.append(frames)
+    generated = None
+    if futures and isinstance(model, SequenceModel):
+        generated = Futures(model, number=futures, seed=seed)
+        measures.append(generated)
     name = f"evaluate {trained.recipe.name}"
     with Progress(name, images.number, unit="images", shown=comm.is_main()) as progress:
         metrics = measure(
@@ -254,6 +295,8 @@ def _measure(
         protocol |= CLASS_PROTOCOL | (CLASSIFICATION_PROTOCOL if classification else {})
     if coder is not None:
         protocol |= code_lengths.PROTOCOL
+    for each in (frames, generated):
+        protocol |= each.protocol if each else {}
     if refitted is not None:
         protocol["sigma"] = refitted.protocol
     if data.augment:
@@ -277,6 +320,8 @@ def _measure(
         "metrics": metrics,
         **({"classes": by_class.table} if by_class else {}),
         **({"confusion": classification.confusion} if classification else {}),
+        **({"frames": frames.table} if frames else {}),
+        **({"futures": generated.table} if generated else {}),
         "notes": [] if refitted else remarks(metrics, trained.recipe.likelihood, of=images.kind),
         "sigma": _sigma(trained, metrics, refitted, images.kind),
         "interval_coverage": pictures.coverage,
@@ -290,12 +335,13 @@ def _sigma(
     sentence = arrived_sigma(metrics, trained.recipe.likelihood, of=kind)
     if sentence is None:
         return None
+    each = "a sequence" if "neg_elbo_nats_per_frame" in metrics else "an image"
     numbers = {"used": metrics["sigma"], "data": metrics["data_sigma"], "gap_nats": metrics["sigma_gap_nats"]}
     if refitted is not None:
         sentence = (
-            f"sigma is {refitted.after:.3g}, fitted to {refitted.images} training images (the running one was {refitted.before:.3g}, "
-            f"{refitted.gap_nats:.3g} nats an image worse on them), and {metrics['data_sigma']:.3g} fits {kind} errors best "
-            f"({metrics['sigma_gap_nats']:.3g} nats an image between them)"
+            f"sigma is {refitted.after:.3g}, fitted to {refitted.images} training {'sequences' if each == 'a sequence' else 'images'} (the running one was {refitted.before:.3g}, "
+            f"{refitted.gap_nats:.3g} nats {each} worse on them), and {metrics['data_sigma']:.3g} fits {kind} errors best "
+            f"({metrics['sigma_gap_nats']:.3g} nats {each} between them)"
         )
         numbers |= refitted._asdict()
     return {**numbers, "sentence": sentence}
@@ -321,6 +367,9 @@ def _measured(
         measured |= {
             f"{prefix}{key}": f"{first}images {images.reader.index.data_hash[:12]}" for key in MARGINAL
         }
+    if "futures" in metrics:
+        how_many = f"{first}sequences {images.reader.index.data_hash[:12]}, {metrics['futures']:.0f} futures"
+        measured |= {f"{prefix}{key}": how_many for key in OF_FUTURES if key in metrics}
     if "importance_samples" in metrics:
         bound = f"{metrics['importance_samples']:.0f} importance samples of {metrics['importance_images']:.0f} images"
         measured |= {f"{prefix}{key}": bound for key in IMPORTANCE}
@@ -328,7 +377,7 @@ def _measured(
 
 
 def _more_is_better(metric: str) -> bool:
-    return metric in MORE_IS_BETTER or (metric in METRICS and METRICS[metric].more_is_better)
+    return metric in (*MORE_IS_BETTER, *OF_FUTURES) or (metric in METRICS and METRICS[metric].more_is_better)
 
 
 def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str, Any]:
@@ -337,7 +386,14 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
     folder = trained.folder / "figures"
     paths = [folder / f"reconstructions{suffix}.png"]
     title = trained.title(f"{images.description} images, decoded from the mean of q(z|x)")
-    figures.image_rows(paths[0], _rows(trained, images.reader), title=title, view=trained.recipe.view)
+    if isinstance(trained.model, SequenceModel):
+        title = trained.title(
+            f"{images.description} sequences, decoded from the mean of q(z|x), and a future"
+        )
+        rows = [row for rows in strips_of(trained, images.reader, count=FEW) for row in rows]
+        figures.image_strips(paths[0], rows, title=title, view=trained.recipe.view)
+    else:
+        figures.image_rows(paths[0], _rows(trained, images.reader), title=title, view=trained.recipe.view)
     if result["interval_coverage"]:
         paths.append(folder / f"calibration{suffix}.png")
         label = f"{trained.recipe.name}, step {trained.step}"

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from vaescale.commands.signature import Jobs, checked
 from vaescale.config import Dtype, Size, option_of, parse_bytes, sides, size_of
-from vaescale.data.config import MOST_CHANNELS, Crop, Filter
-from vaescale.data.index import INDEX, ShardIndex, describe, parse_index
+from vaescale.data.config import MOST_CHANNELS, MOST_FRAMES, Crop, Filter
+from vaescale.data.index import INDEX, SEQUENCES, ShardIndex, describe, parse_index
 from vaescale.data.making import indexing, writing
 from vaescale.data.making.indexing import Written
 from vaescale.data.making.remarks import sentences
@@ -32,7 +32,12 @@ Side = Annotated[int, Field(ge=1, le=16384)]
 REPORTED = 10  # skipped images that are printed by name
 MOST_SHARD_BYTES = 10**13
 DEFAULT_QUALITY = 95
-FOUND = ("skipped", "pictures", "table")  # in `made` of an index, what was found; the rest is what was asked
+FOUND = (
+    "skipped",
+    "pictures",
+    "table",
+    "lengths",
+)  # in `made` of an index, what was found; the rest is what was asked
 _OF_TARS = ("index_dir", "image_member", "class_member")
 _OF_BOTH = ("skip_broken", "dtype", "jobs")
 
@@ -77,6 +82,11 @@ def make_shards(
     classes_only: bool = False,
     config: str | None = None,
     column: str | None = None,
+    frames: Annotated[int, Field(ge=2, le=MOST_FRAMES)] | None = None,
+    count: Annotated[int, Field(ge=1, le=10**9)] | None = None,
+    deterministic: bool = False,
+    window: Annotated[int, Field(ge=2, le=MOST_FRAMES)] | None = None,
+    stride: Annotated[int, Field(ge=1, le=MOST_FRAMES)] | None = None,
     vectors: Path | None = None,
     jobs: Jobs | None = None,
 ) -> dict[str, Any]:
@@ -90,7 +100,10 @@ def make_shards(
     splits of a folder:, as train=DIR,val=DIR; classes_only: all its sub-folders are classes. column: image=NAME,label=NAME
     of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN] of arrays:; label=NAME of cifar:. vectors: a table, a CSV file or list_attr_celeba.txt, with
     a vector for each image by its name, for the condition of a model (`condition.kind=vector`). dtype: the type of the values, which are kept
-    as they are; images of other types are refused. channels: 2 and 4 keep the alpha channel of files. quality: of jpg, by default 95. jobs: number of processes, by default the number of cores. Raises UserError for arguments that contradict each other or the shards in OUT.
+    as they are; images of other types are refused. channels: 2 and 4 keep the alpha channel of files. quality: of jpg, by default 95. frames, count,
+    deterministic: of a moving-mnist: source, the length of its sequences, by default 20, their number in train, by default 10,000, and whether digits
+    are reflected at walls. window, stride: of a frames: source, the frames of the sequences that are cut of each clip, by default whole clips,
+    and those between the begins of two. jobs: number of processes, by default the number of cores. Raises UserError for arguments that contradict each other or the shards in OUT.
     """
     if size is None and (crop or resample):
         raise UserError("--crop and --resample need a size; add --size PIXELS")
@@ -110,13 +123,21 @@ def make_shards(
         splits=splits,
         classes_only=classes_only,
         dtype=dtype,
+        size=size,
+        frames=frames,
+        count=count,
+        deterministic=deterministic,
+        window=window,
+        stride=stride,
     )
+    if data_set.holds == "sequences":
+        _refuse_for_sequences(encoding, dtype, vectors)
     table = None if vectors is None else read_table(vectors)
     if table is not None:
         data_set = with_vectors(data_set, table)
     _refuse_file(out)
     _refuse_out_within(source, out)
-    changed = size is not None or channels is not None
+    changed = size is not None or channels is not None or data_set.holds == "sequences"
     making = Making(
         size=size,
         crop=chosen or usual_crop(data_set.crop, size) if size else None,
@@ -133,13 +154,18 @@ def make_shards(
     result: dict[str, Any] = {}
     if dry_run:
         result = {split: _survey(data_set, split, making, limit) for split in data_set.splits}
+        if data_set.holds == "sequences":
+            result = {split: {**found, "holds": "sequences"} for split, found in result.items()}
         _report_held_out(data_set, {split: found["images"] for split, found in result.items()}, limit)
         return result
     for split in data_set.splits:
         origin: dict[str, Any] = {"source": source, "split": split}
-        given = {"config": config, "column": column, "limit": limit, "splits": splits}
+        given: dict[str, Any] = {"config": config, "column": column, "limit": limit, "splits": splits}
+        given |= {"frames": frames, "count": count, "window": window, "stride": stride}
         origin |= {name: value for name, value in given.items() if value is not None}
         origin |= {"classes_only": True} if classes_only else {}
+        origin |= {"kind": SEQUENCES} if data_set.holds == "sequences" else {}
+        origin |= {"deterministic": True} if deterministic else {}
         origin |= {} if table is None else {"vectors": table.origin}
         origin |= {"holdout": data_set.held_out} if data_set.held_out and split in ("train", "val") else {}
         result[split] = _write_split(
@@ -194,6 +220,18 @@ def _refuse_encoding(encoding: str | None, dtype: Dtype, channels: int | None) -
         raise UserError(f"--encoding {encoding} does not hold {channels} channels; take npy, or leave it out")
 
 
+def _refuse_for_sequences(encoding: str | None, dtype: Dtype, vectors: Path | None) -> None:
+    """Raise UserError for images' options that have no effect on sequences."""
+    if encoding not in (None, "npy"):
+        raise UserError(
+            f"--encoding (={encoding}) is for images; sequences are stored as npy, so leave it out"
+        )
+    if dtype != "uint8":
+        raise UserError(f"--dtype (={dtype}) is for images; sequences are uint8, so leave it out")
+    if vectors is not None:
+        raise UserError(f"--vectors (={vectors}) is for images, which have conditions; leave it out")
+
+
 def refuse_squares(size: Size | None, crop: Crop | None) -> None:
     """Raise UserError for a crop that would change the aspect of images that are no squares."""
     if size is not None and not isinstance(size, int) and crop not in (None, "aspect", "whole"):
@@ -240,7 +278,7 @@ def _parse_shard_bytes(size: str | int | None) -> int | None:
 
 def _survey(source: Source, split: str, making: Making, limit: int | None) -> dict[str, Any]:
     listed = source.splits[split]()
-    with Progress(f"look at {split}", _number(listed, limit), unit="images") as progress:
+    with Progress(f"look at {split}", _number(listed, limit), unit=source.holds) as progress:
         return survey(listed, making, limit=limit, progress=lambda done: progress.update(done))
 
 
@@ -253,11 +291,11 @@ def _report_held_out(source: Source, numbers: Mapping[str, int], limit: int | No
     """Say how many images were held out of train, or that none were where one might expect it. numbers: of images, by split."""
     if source.held_out:
         # The first images of both splits do not tell their sizes.
-        share = f"{numbers['val']} of the {numbers['train'] + numbers['val']} images of train"
+        share = f"{numbers['val']} of the {numbers['train'] + numbers['val']} {source.holds} of train"
         share = (
             share
             if limit is None
-            else f"{numbers['val']} images, of about {100 * source.held_out:.3g}% of all of train; --limit takes at most {limit} of each split"
+            else f"{numbers['val']} {source.holds}, of about {100 * source.held_out:.3g}% of all of train; --limit takes at most {limit} of each split"
         )
         say(f"val: {share}, chosen by their names (--holdout)")
     elif "val" not in source.splits and {"train", "test"} <= source.splits.keys():
@@ -287,7 +325,7 @@ def _write_split(
             f"{folder}: {', '.join(damaged[:3])} missing or damaged; writing {len(damaged)} of {len(index.shards)} shards again"
         )
     listed = source.splits[split]()
-    with Progress(f"write {folder}", _number(listed, limit), unit="images") as progress:
+    with Progress(f"write {folder}", _number(listed, limit), unit=source.holds) as progress:
         written = writing.write_shards(
             islice(listed.items, limit),
             folder,
@@ -318,7 +356,7 @@ def _refuse_out_within(source: str, out: Path) -> None:
     """Raise UserError when the shards of a folder of images would be written into it, where they would be read as images later."""
     kind, _, rest = source.partition(":")
     place = Path(rest).expanduser()
-    if kind == "folder" and place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+    if kind in ("folder", "frames") and place.is_dir() and out.resolve().is_relative_to(place.resolve()):
         raise UserError(f"OUT (={out}) is within the images of {place}; choose a folder outside of it")
 
 
@@ -339,7 +377,7 @@ def _refuse_changed_source(
     """
     kind, _, rest = str(origin["source"]).partition(":")
     place = Path(rest).expanduser()
-    if kind == "folder" and place.is_dir():
+    if kind in ("folder", "frames") and place.is_dir():
         number, before = source.splits[split]().number, index.num_samples + index.made.get("skipped", 0)
         number = number if number is None or limit is None else min(number, limit)
         if number is not None and number != before:

@@ -1,4 +1,5 @@
-"""Write a starter recipe for shards: a convolutional VAE with the optimal sigma, in sizes that their index suggests.
+"""Write a starter recipe for shards: a convolutional VAE with the optimal sigma, in sizes that their index suggests; of sequences see
+`sequence_recipe.py`.
 
 The sizes are those of the recipes in `recipes/` with measured numbers: widths that halve the image down to 4 pixels, as in CelebA's and
 CIFAR-10's; they are a beginning, not a search. Imports no torch.
@@ -11,9 +12,10 @@ import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaescale.commands.sequence_recipe import SuggestedSequences, suggest_sequences, text_of_sequences
 from vaescale.commands.signature import checked
 from vaescale.config import Size, option_of, sides, size_of, size_text
-from vaescale.data.index import CODES, LATENTS, ShardIndex
+from vaescale.data.index import CODES, LATENTS, SEQUENCES, ShardIndex
 from vaescale.data.indexes import open_index
 from vaescale.errors import DataError, UserError
 from vaescale.recipe import load_recipe
@@ -58,8 +60,13 @@ def new_recipe(data: str, *, out: Path | None = None, name: str | None = None) -
     if path.exists():
         raise UserError(f"{path} already exists; delete it, or choose another file with -o")
     train, (held_out, val) = _open(place, "train"), _open_held_out(place)
-    suggested = suggest(train)
-    text = _text(path, place, found, held_out, train, val, suggested)
+    suggested: Suggested | SuggestedSequences
+    if train.made.get("kind") == SEQUENCES:
+        suggested = suggest_sequences(train)
+        text = text_of_sequences(path, place, found, held_out, train, val, quoted=_yaml)
+    else:
+        suggested = suggest(train)
+        text = _text(path, place, found, held_out, train, val, suggested)
     write_whole(path, text.encode())
     try:
         load_recipe(path)

@@ -40,7 +40,7 @@ from vaescale.runs import checkpoint
 from vaescale.runs.class_table import ClassTable
 from vaescale.runs.identity import identity_tags
 from vaescale.system.console import say
-from vaescale.trained import build_model, build_objective, device_name, shape_text
+from vaescale.trained import build_model, build_objective, device_name, noun_of, shape_text
 from vaescale.training import cuda_graphs
 from vaescale.training import launch as backends
 from vaescale.training.averages import MAIN, averages_of
@@ -113,7 +113,7 @@ def build_parts(recipe: Recipe, launch: backends.Launch) -> Parts:
             layout=parts.layout,
         )
     )
-    if recipe.data.holds != "images":
+    if recipe.data.holds in ("latents", "codes"):
         tags["latents_of"] = comm.together(lambda: origin_of(parts.train_reader, parts.val_reader))
     if parts.first_weights:
         tags["init_weights_hash"] = parts.first_weights
@@ -265,11 +265,12 @@ def opening(parts: Parts, start: int) -> str:
     weights = sum(parameter.numel() for parameter in parts.model.parameters())
     epoch = parts.plan.steps_per_epoch
     begins = f" from step {start}" if start else ""
+    noun = noun_of(parts.train_reader)
     return (
-        f"train {recipe.name} into {parts.folder}{begins}: {len(parts.train_reader)} images {shape_text(parts.train_reader)} of {recipe.data.train_words} and "
+        f"train {recipe.name} into {parts.folder}{begins}: {len(parts.train_reader)} {noun} {shape_text(parts.train_reader)} of {recipe.data.train_words} and "
         f"{len(parts.val_reader)} held out; {weights:,} parameters ({recipe.network.kind}, {recipe.likelihood.kind}); "
         f"{device_name(parts.launch.accelerator.device)}, {processes} process{'es' * (processes > 1)}, {parts.layout}, "
-        f"{config.precision}; {config.steps} steps of {recipe.data.global_batch} images, {epoch} to an epoch"
+        f"{config.precision}; {config.steps} steps of {recipe.data.global_batch} {noun.partition(' ')[0]}, {epoch} to an epoch"
     )
 
 

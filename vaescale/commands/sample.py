@@ -27,6 +27,7 @@ from vaescale.aggregate.vector_choice import VectorChoice
 from vaescale.commands.chosen_latents import draw_between, draw_classes, map_latents, refine_samples
 from vaescale.commands.chosen_latents import interpolate as draw_lines
 from vaescale.commands.chosen_vectors import vector_choice
+from vaescale.commands.futures import FUTURES, draw_futures, refuse_for_futures
 from vaescale.commands.second_stage import open_second_stage
 from vaescale.commands.signature import Count, NonNegative, PositiveReal, Temperature, checked
 from vaescale.conditions.config import VectorCondition
@@ -39,6 +40,7 @@ from vaescale.errors import UserError
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.by_class import FOLDER, load_by_class
 from vaescale.mixtures.gaussian import Mixture
+from vaescale.models.sequence_model import SequenceModel
 from vaescale.models.units import to_stored
 from vaescale.runs import class_table
 from vaescale.runs import folder as run_folder
@@ -105,7 +107,8 @@ def sample(
     samples have classes by their frequencies, and a further picture has a row for each class. between: pairs of classes, for pictures of
     the way from one to the other at fixed z. vector: of a run that is given vectors: `none`, numbers such as "1,0,0.5", an array [V] or
     [M, V] or a .npy file of one, of which sample i takes row i modulo M; by default the vectors of the held-out images. `between` has numbers
-    of these rows.
+    of these rows. Of a run of sequences, count is the number of futures of each context (see `futures.py`), and
+    the other arguments but seed do not apply.
     """
     given: dict[str, Any] = {
         "shards": shards,
@@ -129,8 +132,12 @@ def sample(
     )
     _refuse_contradictions({name: value for name, value in given.items() if value is not None}, draws)
     with backends.joined():
-        trained = open_trained(run, which=checkpoint)
+        trained = open_trained(run, which=checkpoint, of_sequences=True)
         trained.announce("sample")
+        if isinstance(trained.model, SequenceModel):
+            refuse_for_futures([name for name, value in given.items() if value is not None])
+            result = comm.on_main(lambda: draw_futures(trained, number=count or FUTURES, seed=seed))
+            return {"run": str(trained.folder), "step": trained.step, "weights": trained.weights, **result}
         pictures = {name for name in ("interpolate", "refine") if given[name] is not None}
         _refuse_of_codes(trained, pictures, draws, prior)
         choice = comm.on_main(lambda: choice_of(trained, class_name, vector))
@@ -345,8 +352,11 @@ def sources_of(trained: Trained, prior: str | Path | None, components: int | Non
         mixture = _mixture(trained, components, needed=prior == "gmm")
         if mixture is not None:
             sources["mixture"] = mixture
-        elif comm.is_main():
-            say(f"no mixture in {trained.folder}; run `vaescale fit-gmm {trained.folder}` to add its samples")
+        elif comm.is_main() and not isinstance(trained.model.condition, VectorCondition):
+            how = " --per-class" if trained.model.condition else ""
+            say(
+                f"no mixture in {trained.folder}; run `vaescale fit-gmm {trained.folder}{how}` to add its samples"
+            )
     return sources
 
 

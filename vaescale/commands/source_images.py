@@ -127,6 +127,8 @@ def _read(reader: ShardReader, data: DataConfig, number: int) -> Iterator[Batch]
 
 def _of_source(recipe: Recipe, source: str, choice: Choice) -> list[ImageSet]:
     opened = open_source(source, holdout=0, dtype=recipe.data.dtype)
+    if opened.holds == "sequences":
+        raise UserError(f"{source} gives sequences, and this reads images; give a source of images")
     sizing, words = _sizing(recipe, source, opened, choice)
     chosen = _chosen(source, list(opened.splits), choice.split)
     return [_of_split(recipe, source, opened, split, sizing, words, choice.limit) for split in chosen]

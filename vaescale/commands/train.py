@@ -85,7 +85,8 @@ def train(
         summary = comm.on_main(lambda: _summary(parts, steps, is_other=is_other))
     origin = parts.tags.get("latents_of")
     of_latents = {f"{recipe.data.holds}_of": origin["run"]} if origin else {}
-    return {"run_dir": str(parts.folder), "step": steps, **of_latents, **summary}
+    condition = {"condition": recipe.condition.kind} if recipe.condition else {}
+    return {"run_dir": str(parts.folder), "step": steps, **of_latents, **condition, **summary}
 
 
 @checked

@@ -31,5 +31,11 @@ def train_recipe(
         )
     if isinstance(recipe, Recipe):
         recipe = recipe.model_dump(mode="json")
-    result = train(recipe_of(recipe, overrides), allow_changes=allow_changes)
+    resolved = recipe_of(recipe, overrides)
+    if resolved.data.holds == "sequences":
+        raise UserError(
+            "vaescale.train opens the run that it trains, and runs of sequences (data.holds) are read by verbs alone; use `vaescale train "
+            "RECIPE`"
+        )
+    result = train(resolved, allow_changes=allow_changes)
     return load(Path(result["run_dir"]), device=device)

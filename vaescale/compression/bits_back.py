@@ -1,14 +1,16 @@
-"""Bits back with a flat VAE: images to bits on a stack, and from them. Townsend, Bird & Barber 2019 (BB-ANS).
+"""Bits back with a VAE: images to bits on a stack, and from them. Townsend, Bird & Barber 2019 (BB-ANS); Townsend et al. 2020 (HiLLoC).
 
     pop z with q(z|x);  push x with p(x|z);  push z with p(z)            length: -log p(x|z) - log p(z) + log q(z|x), the negative ELBO
 
+In a ladder the groups of z are popped from the top down, each with q(z_g | z_<g, x), and pushed from the bottom up with p(z_g | z_<g).
 The bits that choose z are those of the images before, and decoding gives them back. All images of a batch choose z first, so that the
 networks see them together.
 
-The networks run in float64 on one thread, in batches of one of two shapes, the rest of which is padding; `rounding.py` makes
+The networks run in float64 on one thread, in batches of one of three shapes, the rest of which is padding; `rounding.py` makes
 their outputs equal everywhere.
 
-Legend: B images, Z latents of an image, P parameters of an image. Levels are int64 [B, C, H, W].
+Legend: B images, G groups of latents (1 in a flat model), Z latents of a group, L of all, P parameters of an image. Levels are int64
+[B, C, H, W], labels int64 [B].
 """
 
 import copy
@@ -24,7 +26,7 @@ from torch import Tensor
 from vaescale import noise
 from vaescale.compression.ans import Stack
 from vaescale.compression.arithmetic import Reals
-from vaescale.compression.bins import centre, posterior_code, prior_code
+from vaescale.compression.bins import latents, posterior_code, prior_code
 from vaescale.compression.masses import (
     PRECISION,
     Code,
@@ -38,21 +40,28 @@ from vaescale.compression.masses import (
     received,
 )
 from vaescale.compression.pixels import pixel_code
-from vaescale.compression.rounding import Phases, Settled, margin_of, on_grid, settle
+from vaescale.compression.rounding import Phases, margin_of, on_grid, settle
+from vaescale.conditions.config import ClassCondition
 from vaescale.errors import UserError
-from vaescale.models.flat import FlatVAE
-from vaescale.models.vae import VAE
+from vaescale.models.posterior import Gaussian
+from vaescale.models.vae import VAE, Encoded
 
 LATENT_BITS: Final = 12
-BATCH, SMALL_SHARE = 64, 8  # images of the two shapes: BATCH, and BATCH / SMALL_SHARE
+LADDER_BITS: Final = 10  # a ladder has many latents, whose bits a chunk begins with
+BATCH, SMALL_SHARE = 64, 8  # images of the three shapes: BATCH, BATCH / SMALL_SHARE, and 1
 MOST_PARAMETERS = 1 << 22  # of a batch
+MOST_LATENTS = 1 << 20  # of a batch
+Labels = NDArray[np.int64]
+Posterior = Callable[[Encoded], Reals]
+"""A function from what the encoder makes of x to the means and log sigmas of q(z_g | z_<g, x), [B, 2 Z]."""
 
 
 class Grids(NamedTuple):
-    """The phases [B] of the grids of q(z|x) and of p(x|z)."""
+    """The phases of the grids of q(z_g | z_<g, x) [G, B], of p(x|z) [B], and of learned priors p(z_g | z_<g) [G, B], else 0."""
 
     posterior: Phases
     pixels: Phases
+    prior: Phases
 
 
 class Lengths(NamedTuple):
@@ -68,117 +77,222 @@ class Lengths(NamedTuple):
         return self.pixels + self.prior - self.back
 
 
+class Outputs(NamedTuple):
+    """The networks' outputs before rounding: means and log sigmas of q [B, 2 L], parameters of p(x|z) [B, P], means and log sigmas of
+    learned priors [B, 2 L], or [B, 0]."""
+
+    posterior: Reals
+    pixels: Reals
+    prior: Reals
+
+
 class Codec:
     """The coder of one model's images. Raises UserError for a model that it cannot code with."""
 
-    def __init__(self, model: VAE, *, latent_bits: int = LATENT_BITS) -> None:
-        """model: stays as it is. latent_bits: even; a latent has 2^latent_bits bins."""
+    def __init__(self, model: VAE, *, latent_bits: int | None = None) -> None:
+        """model: stays as it is. latent_bits: even; a latent has 2^latent_bits bins; None: 2^12, in a ladder 2^10."""
         refuse_model(model)
         self.pixels = pixel_code(model.likelihood)
         self.model = copy.deepcopy(model).to("cpu", torch.float64).eval()
         self.pixels.likelihood = self.model.likelihood
-        self.latent_bits = latent_bits
-        self.image_shape, self.latents = model.image_shape, model.latent_dim
-        self._parameters_shape = self._pixel_parameters(
-            torch.zeros(1, self.latents, dtype=torch.float64)
-        ).shape[1:]
+        self.classes = model.condition.classes if isinstance(model.condition, ClassCondition) else 0
+        self.image_shape, self.group_sizes = model.image_shape, model.group_sizes
+        self.latents, self.groups = sum(model.group_sizes), len(model.group_sizes)
+        self.latent_bits = latent_bits or (LATENT_BITS if self.groups == 1 else LADDER_BITS)
+        self.learned_prior, self._parameters_shape = self._learn_shapes()
         parameters = int(np.prod(self._parameters_shape))
-        self.batch = max(1, min(BATCH, MOST_PARAMETERS // parameters))
-        self.shapes = (max(1, self.batch // SMALL_SHARE), self.batch)
-        self.margins = (margin_of(2 * self.latents), margin_of(parameters))
+        self.batch = max(1, min(BATCH, MOST_PARAMETERS // parameters, MOST_LATENTS // self.latents))
+        self.small_batch = max(1, self.batch // SMALL_SHARE)
+        self.shapes = (1, self.small_batch, self.batch)
+        most = margin_of(2 * max(self.group_sizes))
+        self.margins = Margins(most, margin_of(parameters), most)
 
-    def encode(self, stack: Stack, levels: Integers) -> tuple[Grids, Lengths]:
-        """Push images, at most `batch`. Returns what `decode` needs besides the stack."""
-        q = self._settled_posterior(levels)
-        z = stack.pop(self._posterior_code(q.values))
-        bins = from_digits(z.symbols)
-        p = self._settled_pixels(bins)
-        x = coded(self._pixel_code(p.values), self.pixels.symbols(levels))
-        stack.push(x)
-        prior = self._prior(bins)
-        stack.push(prior)
-        return Grids(q.phases, p.phases), self._lengths(x, prior, z)
+    def encode(self, stack: Stack, levels: Integers, labels: Labels | None = None) -> tuple[Grids, Lengths]:
+        """Push images, at most `batch`. labels: the condition of a model that has one. Returns what `decode` needs besides the stack."""
+        image = self._infer(levels, labels, stack.pop)
+        stack.push(image.x)
+        for z in reversed(image.z):
+            stack.push(self._prior(z))
+        return image.grids, self._lengths(image)
 
-    def decode(self, stack: Stack, grids: Grids) -> Integers:
+    def decode(self, stack: Stack, grids: Grids, labels: Labels | None = None) -> Integers:
         """Pop the images of the last `encode`, and push what it popped."""
         number = len(grids.pixels)
-        bins = from_digits(stack.pop(prior_code(number * self.latents, self.latent_bits)).symbols)
-        p = on_grid(self.pixel_outputs(bins.reshape(number, -1)), grids.pixels)
-        levels = self.pixels.levels_of(stack.pop(self._pixel_code(p)).symbols)
-        q = on_grid(self.posterior_outputs(levels), grids.posterior)
-        stack.push(coded(self._posterior_code(q), digits_of(bins, 1 << self.latent_bits)))
+        groups = list[tuple[Reals | None, Integers, Posterior]]()
+
+        def choose(group: int, prior: Reals | None, posterior: Posterior) -> Reals:
+            p = None if prior is None else on_grid(prior, grids.prior[group])
+            code = prior_code(number * self.group_sizes[group], self.latent_bits)
+            bins = from_digits(stack.pop(code).symbols)
+            groups.append((p, bins, posterior))
+            return latents(bins.reshape(number, -1), p, self.latent_bits)
+
+        with one_thread(), torch.inference_mode():
+            model = self._given(labels, number)
+            p = on_grid(self._descend(model, number, choose), grids.pixels)
+            levels = self.pixels.levels_of(stack.pop(self._pixel_code(p)).symbols)
+            encoded = model.encode(self._target(levels))
+            for group in reversed(range(self.groups)):
+                prior, bins, posterior = groups[group]
+                q = on_grid(posterior(encoded), grids.posterior[group])
+                code = posterior_code(q, prior, self.latent_bits)
+                stack.push(coded(code, digits_of(bins, 1 << self.latent_bits)))
         return levels
 
-    def lengths(self, levels: Integers, stream: noise.Stream) -> Lengths:
+    def lengths(self, levels: Integers, stream: noise.Stream, labels: Labels | None = None) -> Lengths:
         """The lengths of images, at most `batch`, with latents that a stream chooses in place of a stack; nothing is written."""
-        q = self._settled_posterior(levels)
-        z = received(self._posterior_code(q.values), _uniform_choice(stream, self.latents))
-        bins = from_digits(z.symbols)
-        p = self._settled_pixels(bins)
-        x = coded(self._pixel_code(p.values), self.pixels.symbols(levels))
-        return self._lengths(x, self._prior(bins), z)
+        rounds = iter(range(1 << 16))
 
-    def posterior_outputs(self, levels: Integers) -> Reals:
-        """The mean and log sigma of q(z|x), [B, 2 Z]."""
+        def choose(code: Code) -> Coded:
+            return received(code, lambda table: _chosen_by(stream, next(rounds), table))
 
-        def outputs(x: Tensor) -> Tensor:
-            return torch.cat([*self.model.joint_posterior(x)], dim=1)
+        return self._lengths(self._infer(levels, labels, choose))
 
-        return self._run(outputs, torch.from_numpy(levels) / (self.pixels.levels - 1.0))
-
-    def pixel_outputs(self, bins: Integers) -> Reals:
-        """The parameters of p(x|z) for the latents of bins [B, Z], [B, P]."""
-        z = torch.from_numpy(centre(bins, self.latent_bits))
-        return self._run(lambda rows: self._pixel_parameters(rows).flatten(1), z)
-
-    def _pixel_parameters(self, z: Tensor) -> Tensor:
-        return self.pixels.parameters(self.model.decode(z, _NOWHERE))
-
-    def _run(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Reals:
-        """The outputs for rows [B, ...], float64, in the smaller shape that holds them."""
-        shape = next(size for size in self.shapes if size >= len(rows))
-        padded = torch.zeros(shape, *rows.shape[1:], dtype=torch.float64)
-        padded[: len(rows)] = rows
+    def outputs(self, levels: Integers, bins: Integers, labels: Labels | None = None) -> Outputs:
+        """What the networks compute of images whose latents are in these bins [B, L]."""
+        number = len(levels)
+        of_groups = np.split(bins, np.cumsum(self.group_sizes)[:-1], axis=1)
+        priors, posteriors = list[Reals](), list[Reals]()
         with one_thread(), torch.inference_mode():
-            outputs: Reals = function(padded)[: len(rows)].numpy()
-        return outputs
+            model = self._given(labels, number)
+            encoded = model.encode(self._target(levels))
 
-    def _settled_posterior(self, levels: Integers) -> Settled:
-        return settle(self.posterior_outputs(levels), self.margins[0])
+            def choose(group: int, prior: Reals | None, posterior: Posterior) -> Reals:
+                posteriors.append(posterior(encoded))
+                if prior is None:
+                    return latents(of_groups[group], None, self.latent_bits)
+                priors.append(prior)
+                return latents(of_groups[group], settle(prior, self.margins.prior).values, self.latent_bits)
 
-    def _settled_pixels(self, bins: Integers) -> Settled:
-        return settle(self.pixel_outputs(bins.reshape(-1, self.latents)), self.margins[1])
+            parameters = self._descend(model, number, choose)
+        none = np.zeros((number, 0))
+        return Outputs(np.concatenate(posteriors, 1), parameters, np.concatenate([none, *priors], axis=1))
 
-    def _posterior_code(self, q: Reals) -> Code:
-        mu, log_sigma = (half.reshape(-1) for half in np.split(q, 2, axis=1))
-        return posterior_code(mu, log_sigma, self.latent_bits)
+    def _infer(self, levels: Integers, labels: Labels | None, take: Callable[[Code], Coded]) -> "_Inferred":
+        """Code images with latents that `take` chooses by q(z|x)."""
+        number = len(levels)
+        z, phases_q, phases_p = list[Coded](), list[Phases](), list[Phases]()
+        with one_thread(), torch.inference_mode():
+            model = self._given(labels, number)
+            encoded = model.encode(self._target(levels))
+
+            def choose(group: int, prior: Reals | None, posterior: Posterior) -> Reals:  # noqa: ARG001
+                p = None if prior is None else settle(prior, self.margins.prior)
+                q = settle(posterior(encoded), self.margins.posterior)
+                values = None if p is None else p.values
+                z.append(take(posterior_code(q.values, values, self.latent_bits)))
+                phases_q.append(q.phases)
+                phases_p.append(np.zeros_like(q.phases) if p is None else p.phases)
+                return latents(from_digits(z[-1].symbols).reshape(number, -1), values, self.latent_bits)
+
+            p = settle(self._descend(model, number, choose), self.margins.pixels)
+        x = coded(self._pixel_code(p.values), self.pixels.symbols(levels))
+        return _Inferred(x, z, Grids(np.stack(phases_q), p.phases, np.stack(phases_p)))
+
+    def _descend(
+        self,
+        model: VAE,
+        number: int,
+        choose: Callable[[int, Reals | None, Posterior], Reals],
+    ) -> Reals:
+        """`VAE.descend` of `number` images in the smallest shape that holds them, with outputs [B, ...] as numbers."""
+
+        def of_tensors(
+            group: int, prior: Gaussian | None, posterior: Callable[[Encoded], Gaussian]
+        ) -> Tensor:
+            p = None if prior is None else self._numbers(_joined(prior), number)
+            z = choose(group, p, lambda encoded: self._numbers(_joined(posterior(encoded)), number))
+            return self._padded(torch.from_numpy(z))
+
+        params = model.descend(self._shape(number), of_tensors)
+        return self._numbers(self.pixels.parameters(params).flatten(1), number)
+
+    def _numbers(self, outputs: Tensor, number: int) -> Reals:
+        """The outputs [S, ...] of the networks for the images, [B, ...]."""
+        numbers: Reals = outputs[:number].numpy()
+        return numbers
+
+    def _target(self, levels: Integers) -> Tensor:
+        """The networks' input, padded."""
+        return self._padded(torch.from_numpy(levels) / (self.pixels.levels - 1.0))
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """Rows [B, ...] in float64 with rows of zeros after them, in the smallest shape that holds them."""
+        padded = torch.zeros(self._shape(len(rows)), *rows.shape[1:], dtype=torch.float64)
+        padded[: len(rows)] = rows
+        return padded
+
+    def _shape(self, number: int) -> int:
+        return next(size for size in self.shapes if size >= number)
+
+    def _given(self, labels: Labels | None, number: int) -> VAE:
+        """The model with the condition of the images, and with class 0 for padding."""
+        if not self.classes:
+            return self.model
+        assert labels is not None
+        condition = torch.zeros(self._shape(number), dtype=torch.int64)
+        condition[:number] = torch.from_numpy(labels)
+        return self.model.given(condition)
+
+    def _learn_shapes(self) -> tuple[bool, torch.Size]:
+        """Whether priors are learned, and the shape of an image's parameters."""
+        learned = list[bool]()
+
+        def choose(group: int, prior: Gaussian | None, posterior: object) -> Tensor:  # noqa: ARG001
+            learned.append(prior is not None)
+            return torch.zeros(1, self.group_sizes[group], dtype=torch.float64)
+
+        with one_thread(), torch.inference_mode():
+            model = self.model.given(self.model.any_condition(1))
+            parameters = self.pixels.parameters(model.descend(1, choose))
+        return any(learned), parameters.shape[1:]
 
     def _pixel_code(self, p: Reals) -> Code:
         return self.pixels.code(p.reshape(-1, *self._parameters_shape))
 
-    def _prior(self, bins: Integers) -> Coded:
-        return coded(prior_code(len(bins), self.latent_bits), digits_of(bins, 1 << self.latent_bits))
+    def _prior(self, z: Coded) -> Coded:
+        """The code of a group's bins, which all have the same mass under the prior."""
+        return coded(prior_code(len(z.symbols[0]), self.latent_bits), z.symbols)
 
-    def _lengths(self, x: Coded, prior: Coded, z: Coded) -> Lengths:
-        images = len(z.symbols[0]) // self.latents
-        return Lengths(
-            *(np.sum([bits.reshape(images, -1).sum(1) for bits in one.bits], axis=0) for one in (x, prior, z))
-        )
+    def _lengths(self, image: "_Inferred") -> Lengths:
+        number = len(image.grids.pixels)
+
+        def of_images(codes: list[Coded]) -> Reals:
+            rounds = [bits.reshape(number, -1).sum(1) for one in codes for bits in one.bits]
+            total: Reals = np.sum(rounds, axis=0)
+            return total
+
+        even = np.full(number, float(self.latents * self.latent_bits))
+        return Lengths(of_images([image.x]), even, of_images(image.z))
+
+
+class Margins(NamedTuple):
+    """The margin of each of `Outputs`."""
+
+    posterior: float
+    pixels: float
+    prior: float
+
+
+class _Inferred(NamedTuple):
+    """What is coded of images: pixels, the groups' latents under q, and grids."""
+
+    x: Coded
+    z: list[Coded]
+    grids: Grids
 
 
 def refuse_model(model: VAE) -> None:
     """Raise UserError for a model whose images have no code here."""
-    if model.num_codes or not isinstance(model, FlatVAE):
-        kind = (
-            "codes (posterior.kind quantized or finite_scalar)"
-            if model.num_codes
-            else "groups of latents (a ladder)"
-        )
+    if model.num_codes:
         raise UserError(
-            f"a run with {kind} cannot compress yet; choose a run with one latent vector or map and a Gaussian q(z|x)"
+            "a run with codes (posterior.kind quantized or finite_scalar) cannot compress yet; choose a run with a Gaussian q(z|x)"
         )
-    if model.condition is not None:
-        raise UserError("a run with a condition cannot compress yet; choose a run without")
+    if model.condition is not None and not isinstance(model.condition, ClassCondition):
+        raise UserError(
+            f"a run with a condition of {model.condition.words} cannot compress yet, because a file has the classes of images alone; choose a run "
+            "without, or with classes"
+        )
     if not model.has_bound:
         raise UserError(
             "this objective trains no likelihood of images, so it gives no code; choose a run with a bound on log p(x)"
@@ -197,15 +311,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _uniform_choice(stream: noise.Stream, latents: int) -> Callable[[Table], NDArray[np.int32]]:
-    """Symbols of the latents of the stream's slots by inverse distribution functions, with new numbers for each table."""
-    rounds = iter(range(1 << 16))
-
-    def take(table: Table) -> NDArray[np.int32]:
-        u = noise.uniform(stream, noise.POSTERIOR + next(rounds), (latents,)).double()
-        return chosen(table, (u * (1 << PRECISION)).long().flatten().numpy())
-
-    return take
+def _joined(gaussian: Gaussian) -> Tensor:
+    """The means and log sigmas [S, 2 Z]."""
+    mu, log_sigma = gaussian
+    return torch.cat([mu.flatten(1), log_sigma.expand_as(mu).flatten(1)], dim=1)
 
 
-_NOWHERE = noise.Stream(0, 0, torch.zeros(0, dtype=torch.int64))
+def _chosen_by(stream: noise.Stream, number: int, table: Table) -> NDArray[np.int32]:
+    """Symbols by inverse distribution functions, from the uniform numbers that the stream has for the table with this number."""
+    latents_of_image = len(table) // len(stream.slots)
+    u = noise.uniform(stream, noise.POSTERIOR + number, (latents_of_image,)).double()
+    return chosen(table, (u * (1 << PRECISION)).long().flatten().numpy())

@@ -37,7 +37,9 @@ class CodeLength:
             return
         for done, part in enumerate(torch.split(rows, self._codec.batch)):
             levels = (seen.x[part].double() * (self._codec.pixels.levels - 1)).round().long().cpu()
-            lengths = self._codec.lengths(levels.numpy(), noise.Stream(self._seed, 0, seen.slots[part].cpu()))
+            stream = noise.Stream(self._seed, 0, seen.slots[part].cpu())
+            labels = seen.batch.labels[part.to(seen.batch.labels.device)].cpu().numpy()
+            lengths = self._codec.lengths(levels.numpy(), stream, labels)
             self._sums += torch.tensor([float(lengths.total.sum()), len(part)], dtype=torch.float64)
             report(min(1.0, (done + 1) * self._codec.batch / len(rows)))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from vaescale.compression.bits_back import Grids
 from vaescale.compression.chunks import Coding, describe
-from vaescale.compression.rounding import PHASES
+from vaescale.compression.rounding import PHASES, Phases
 from vaescale.errors import DataError
 from vaescale.system.files import strict_json
 
@@ -118,8 +118,8 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def chunk(self, number: int, image_shape: tuple[int, int, int]) -> Chunk:
-        """Read a chunk. Raises DataError where it is damaged."""
+    def chunk(self, number: int, image_shape: tuple[int, int, int], *, groups: int = 1) -> Chunk:
+        """Read a chunk. groups: G, the number of groups of latents. Raises DataError where it is damaged."""
         record = self.records[number]
         if record.bytes > MOST_CHUNK_BYTES:
             raise DataError(f"it has {record.bytes} bytes; at most {MOST_CHUNK_BYTES} are read")
@@ -136,7 +136,7 @@ class Reader:
             parts.append(content[start : start + length])
             start += length
         try:
-            return _unpack(*parts, values=int(np.prod(image_shape)))
+            return _unpack(*parts, values=int(np.prod(image_shape)), groups=groups)
         except DataError:
             raise
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -209,11 +209,13 @@ class Reader:
         return self._file.read(max(0, min(length, self._bytes - offset)))
 
 
-def _unpack(coding: bytes, names: bytes, checks: bytes, words: bytes, *, values: int) -> Chunk:
-    """A chunk of its parts. Raises KeyError, TypeError, ValueError or DataError for what makes no sense. values: of an image."""
+def _unpack(coding: bytes, names: bytes, checks: bytes, words: bytes, *, values: int, groups: int) -> Chunk:
+    """A chunk of its parts. Raises KeyError, TypeError, ValueError or DataError for what makes no sense. values: of an image.
+    groups: of latents."""
     described = json.loads(_inflate(coding))
     batches = tuple(_natural(size) for size in described["batches"])
-    images, group = sum(batches), _natural(described["group"])
+    first, group = _natural(described.get("first_images", 0)), _natural(described["group"])
+    coded, images = sum(batches), first + sum(batches)
     if not 0 < images * values <= MOST_CHUNK_VALUES or min(batches) < 1 or group < 1:
         raise DataError(
             f"it would have {images} images of {values} values; at most {MOST_CHUNK_VALUES} values are decoded at once"
@@ -222,10 +224,14 @@ def _unpack(coding: bytes, names: bytes, checks: bytes, words: bytes, *, values:
     numbers = np.frombuffer(checks, "<u4")
     if len(numbers) != -(-images // group) or initial > MOST_CHUNK_VALUES:
         raise DataError("its checksums or initial words are too many or too few")
-    grids = Grids(*(_phases(described[name], images) for name in ("posterior_phases", "pixel_phases")))
+    grids = Grids(
+        _phases(described["posterior_phases"], groups * coded).reshape(groups, coded),
+        _phases(described["pixel_phases"], coded),
+        _phases(described.get("prior_phases", []), groups * coded).reshape(groups, coded),
+    )
     code = np.frombuffer(words, "<u4").astype(np.uint32)
     return Chunk(
-        Coding(code, batches, grids, group, tuple(map(int, numbers)), initial),
+        Coding(code, batches, grids, group, tuple(map(int, numbers)), initial, None, first),
         _unpack_names(json.loads(_inflate(names)), images),
     )
 
@@ -248,7 +254,7 @@ def _unpack_names(packed: dict[str, Any], images: int) -> Names:
             raise DataError("its keys are too long")
         keys = [f"{prefix}{number:0{width}d}" for number in range(first, first + images)]
     runs = [(_natural(first), _natural(number)) for first, number in packed["slots"]]
-    labels = tuple(int(label) for label in packed["labels"])
+    labels = tuple(np.array([int(label) for label in packed["labels"]], np.int64).tolist())
     if sum(number for _, number in runs) != images or len(labels) != images or len(keys) != images:
         raise DataError("it has not as many names as images")
     slots = tuple(slot for first, number in runs for slot in range(first, first + number))
@@ -276,12 +282,12 @@ def _runs(slots: tuple[int, ...]) -> list[list[int]]:
     return runs
 
 
-def _phases(pairs: list[list[int]], images: int) -> Any:
-    phases = np.zeros(images, np.uint8)
-    for image, phase in pairs:
-        if not (_natural(image) < images and _natural(phase) < PHASES):
+def _phases(pairs: list[list[int]], count: int) -> Phases:
+    phases = np.zeros(count, np.uint8)
+    for number, phase in pairs:
+        if not (_natural(number) < count and _natural(phase) < PHASES):
             raise DataError("a phase is out of range")
-        phases[image] = phase
+        phases[number] = phase
     return phases
 
 

@@ -21,46 +21,48 @@ from vaescale.errors import UserError
 
 SAMPLES = 8  # outputs of each network that a fingerprint holds
 ALLOWED = 0.25  # of the margin
+NAMES = ("q(z|x)", "p(x|z)", "p(z)")  # of the outputs
 
 
 class Fingerprint(NamedTuple):
-    """outputs: base64 of 2 SAMPLES float64 numbers, little-endian; words: sha256 of the pattern's code."""
+    """outputs: base64 of SAMPLES float64 numbers of q(z|x), of p(x|z) and of learned priors, little-endian; words: sha256 of the pattern's
+    code."""
 
     outputs: str
     words: str
 
     @property
     def numbers(self) -> Reals:
-        """The outputs [2, SAMPLES]. Raises ValueError if they are not so many."""
+        """The outputs [2 or 3, SAMPLES]. Raises ValueError if they are not so many."""
         raw = base64.b64decode(self.outputs, validate=True)
-        return np.frombuffer(raw, "<f8").reshape(2, SAMPLES)
+        return np.frombuffer(raw, "<f8").reshape(-1, SAMPLES)
 
 
 def fingerprint(codec: Codec) -> Fingerprint:
     """The fingerprint of a codec on this machine. Raises UserError for a model whose outputs depend too much on the batch's shape."""
-    levels = _pattern(codec)
+    levels, labels = _pattern(codec)
     bins = (np.arange(len(levels) * codec.latents) * 2_654_435_761 >> 7) % (1 << codec.latent_bits)
     bins = bins.reshape(len(levels), -1)
+    rows = np.arange(codec.batch) % len(levels)
+    shapes = [codec.outputs(levels[few], bins[few], labels[few]) for few in (slice(None), rows, slice(1))]
     samples = []
-    for name, function, rows, margin in (
-        ("q(z|x)", codec.posterior_outputs, levels, codec.margins[0]),
-        ("p(x|z)", codec.pixel_outputs, bins, codec.margins[1]),
-    ):
-        small = function(rows)
-        repeats = -(-codec.batch // len(rows))
-        large = function(np.concatenate([rows] * repeats)[: codec.batch])[: len(rows)]
-        apart = float(np.abs(large - small).max())
-        if not apart < ALLOWED * margin:
+    for name, margin, values, *others in zip(NAMES, codec.margins, *shapes, strict=True):
+        if not values.size:
+            continue
+        distances = [np.abs(values[: len(other)] - other[: len(values)]).max() for other in others]
+        if not max(distances) < ALLOWED * margin:
             raise UserError(
-                f"the model's {name} differs by {apart:.1e} between batches of {len(rows)} and {codec.batch} images, and at most "
-                f"{ALLOWED * margin:.1e} can be coded; its weights are too large for lossless coding"
+                f"the model's {name} differs by {max(distances):.1e} between batches of other sizes, and at most {ALLOWED * margin:.1e} "
+                "can be coded; its weights are too large for lossless coding"
             )
-        places = np.linspace(0, small.size - 1, SAMPLES).astype(np.int64)
-        samples.append(small.reshape(-1)[places])
+        places = np.linspace(0, values.size - 1, SAMPLES).astype(np.int64)
+        samples.append(values.reshape(-1)[places])
     need = len(levels) * codec.latents * codec.latent_bits // WORD_BITS
     stack = Stack(initial_words(need + SPARE_WORDS))
-    grids, _ = codec.encode(stack, levels)
-    code = [phases.tobytes() for phases in grids] + [stack.words().astype("<u4").tobytes()]
+    grids, _ = codec.encode(stack, levels, labels)
+    code = [phases.tobytes() for phases in (grids if codec.learned_prior else grids[:2])] + [
+        stack.words().astype("<u4").tobytes()
+    ]
     outputs = base64.b64encode(np.stack(samples).astype("<f8").tobytes()).decode()
     return Fingerprint(outputs, hashlib.sha256(b"".join(code)).hexdigest())
 
@@ -69,10 +71,11 @@ def refuse_other_arithmetic(codec: Codec, given: Fingerprint, *, written_with: s
     """Raise UserError where this machine would decode other images. written_with: `versions` of the machine that wrote them."""
     mine = fingerprint(codec)
     try:
-        apart = np.abs(mine.numbers - given.numbers).max(1)
+        numbers = given.numbers.reshape(mine.numbers.shape)
     except ValueError:
         raise UserError("the file's test pattern is damaged; get the file again") from None
-    for name, distance, margin in zip(("q(z|x)", "p(x|z)"), apart, codec.margins, strict=True):
+    apart = np.abs(mine.numbers - numbers).max(1)
+    for name, distance, margin in zip(NAMES, apart, codec.margins, strict=False):
         if not distance < ALLOWED * margin:
             raise UserError(
                 f"this machine computes the model's {name} {distance:.1e} away from the machine that wrote the file, and up to "
@@ -90,8 +93,9 @@ def versions() -> str:
     return ", ".join([*libraries, platform.machine()])
 
 
-def _pattern(codec: Codec) -> NDArray[np.int64]:
-    """Images for the smaller shape: waves and noise of whole numbers."""
-    shape = (codec.shapes[0], *codec.image_shape)
+def _pattern(codec: Codec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Images for the middle shape, waves and noise of whole numbers, and classes."""
+    shape = (codec.small_batch, *codec.image_shape)
     number = np.arange(int(np.prod(shape))).reshape(shape)
-    return (number * 2_654_435_761 >> 9) % 17 * (number % 97) % codec.pixels.levels
+    levels = (number * 2_654_435_761 >> 9) % 17 * (number % 97) % codec.pixels.levels
+    return levels, np.arange(len(levels)) % max(1, codec.classes)

@@ -20,7 +20,7 @@ class Fault(NamedTuple):
 class Batch(NamedTuple):
     """A batch of samples.
 
-    images: [B, C, H, W] in the stored type, moments of latents float32 [B, 2, C, H, W], or codes int32 [B, 1, h, w]; labels: int64 [B] (-1: none); slots: int64 [B]; mask: bool [B], false for padding and unusable
+    images: [B, C, H, W] in the stored type, moments of latents float32 [B, 2, C, H, W], codes int32 [B, 1, h, w], or sequences uint8 [B, T, C, H, W]; labels: int64 [B] (-1: none); slots: int64 [B]; mask: bool [B], false for padding and unusable
     samples. In training the slots count within the global batch; in evaluation they are the samples' numbers. keys: the images'
     names. faults: the samples of this batch that could not be used. vectors: float32 [B, V], NaN without one, where the recipe's condition
     reads vectors.
@@ -36,12 +36,16 @@ class Batch(NamedTuple):
 
 
 class Request(NamedTuple):
-    """The numbers of the samples to read, int64 [B]; which to mirror, bool [B]; whether to replace unusable ones; other changes."""
+    """The numbers of the samples to read, int64 [B]; which to mirror, bool [B]; whether to replace unusable ones; other changes.
+
+    places: of the windows of sequences, float64 [B] in [0, 1); None: the first windows.
+    """
 
     numbers: NDArray[np.int64]
     flips: NDArray[np.bool_] | None = None
     refill: bool = True
     changes: Changes | None = None
+    places: NDArray[np.float64] | None = None
 
 
 class Fetched(NamedTuple):

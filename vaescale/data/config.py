@@ -10,6 +10,8 @@ from vaescale.config import (
     CODE_MASS,
     CODE_MODEL,
     IMAGES,
+    SEQUENCE_MODEL,
+    SEQUENCES,
     UNBOUNDED_MEAN,
     WHOLE,
     Config,
@@ -28,6 +30,7 @@ Crop = Literal["square", "whole", "aspect"] | int
 Side = Annotated[int, Field(gt=0)]
 Filter = Literal["box", "bilinear", "bicubic", "lanczos"]
 MOST_CHANNELS = 16
+MOST_FRAMES = 100_000  # of a sequence
 MOST_CLIPPED = 0.001  # of the values, by data.range
 
 
@@ -103,7 +106,8 @@ class AugmentConfig(Config):
 
     shift: int = Field(default=0, ge=0, description="largest shift in pixels, along each side")
     padding: Literal["edge", "zero", "reflect"] = Field(
-        default="edge", description="what a shift uncovers: the nearest pixel, 0, or the mirrored image"
+        default="edge",
+        description="what a shift uncovers: the nearest pixel, what the model sees as 0, or the mirrored image",
     )
     crop: CropsConfig | None = Field(default=None, description="crops of random place and size")
     turns: Literal["half", "quarter"] | None = Field(
@@ -158,10 +162,17 @@ class DataConfig(Config):
     image_size: Side | tuple[Side, Side] = Field(
         description="side of the images in pixels, or [height, width]"
     )
-    holds: Literal["images", "latents", "codes"] = Field(
+    holds: Literal["images", "latents", "codes", "sequences"] = Field(
         default="images",
         description="what the shards hold: images, or the latents of another run that `vaescale encode` wrote, as means and "
-        "variances from which each step draws, or its codes, of which `vaescale fit-prior` trains a model",
+        "variances from which each step draws, or its codes, of which `vaescale fit-prior` trains a model, or sequences of frames",
+    )
+    frames: int | None = Field(
+        default=None,
+        ge=2,
+        le=MOST_FRAMES,
+        description="frames of a sample, of sequences: of a longer one, training takes as many that follow each other, at a place "
+        "drawn anew at each step, and evaluation the first ones",
     )
     channels: int = Field(
         default=1,
@@ -273,9 +284,17 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _fits_what_the_shards_hold(self) -> "DataConfig":
-        if self.holds == "images" and self.channels > MOST_CHANNELS:
+        if self.holds in ("images", "sequences") and self.channels > MOST_CHANNELS:
             raise ValueError(
                 f"channels (={self.channels}) must be at most {MOST_CHANNELS}, or set data.holds=latents"
+            )
+        if self.holds == "sequences" and self.frames is None:
+            raise ValueError(
+                "frames is not given, the number of a sample's frames; set it with holds: sequences"
+            )
+        if self.holds != "sequences" and self.frames is not None:
+            raise ValueError(
+                f"frames (={self.frames}) needs sequences; leave it out with holds: {self.holds}"
             )
         if not isinstance(self.image_size, int) and (self.crop == "square" or isinstance(self.crop, int)):
             raise ValueError(
@@ -358,13 +377,10 @@ class DataConfig(Config):
             raise ValueError(
                 f"augment.shift (={self.augment.shift}) moves images of {height}x{width} pixels out of sight; lower it"
             )
-        unfit: dict[str, Any] = {"crop": self.augment.crop, "jitter": self.augment.jitter}
-        unfit["padding=zero"] = self.augment.shift and self.augment.padding == "zero"
-        for name, value in unfit.items():
-            if value and self.dtype != "uint8":
-                raise ValueError(
-                    f"augment.{name} is for uint8, and dtype is {self.dtype}; leave it out: shift, turns and flip keep values as they are"
-                )
+        if self.augment.jitter and self.dtype != "uint8":
+            raise ValueError(
+                f"augment.jitter changes colours of 8-bit pictures, and values of dtype {self.dtype} are measurements; leave it out"
+            )
         for name in ("saturation", "hue"):
             if self.channels != 3 and self.augment.jitter and getattr(self.augment.jitter, name):
                 raise ValueError(
@@ -373,11 +389,14 @@ class DataConfig(Config):
         return self
 
     def offers(self) -> frozenset[Property]:
-        """The property of images, or that of codes."""
-        return {"images": frozenset({IMAGES}), "codes": frozenset({CODE_MAPS})}.get(self.holds, frozenset())
+        """The property of images, of codes or of sequences."""
+        offered = {"images": IMAGES, "codes": CODE_MAPS, "sequences": SEQUENCES}
+        return frozenset({offered[self.holds]} if self.holds in offered else ())
 
     def needs(self) -> Iterable[Need]:
-        """Latents have values outside of [0, 1]; codes have a model of their own."""
+        """Latents have values outside of [0, 1]; codes and sequences have models of their own."""
+        if self.holds == "sequences":
+            yield Need("data.holds (='sequences')", SEQUENCE_MODEL, "set network.kind=svg")
         if self.holds == "codes":
             yield Need("data.holds (='codes')", CODE_MODEL, "set network.kind=code_transformer")
             yield Need("data.holds (='codes')", CODE_MASS, "set likelihood.kind=categorical")

@@ -1,4 +1,4 @@
-"""The form of a sample: what a reader makes of its bytes, a picture, the moments of a latent, or a map of codes."""
+"""The form of a sample: what a reader makes of its bytes, a picture, the moments of a latent, a map of codes, or a window of a sequence."""
 
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from vaescale.config import Window
 from vaescale.data.config import Crop, Filter
 from vaescale.data.latent_format import LatentDtype, from_stored
 from vaescale.data.pictures import PictureFault, Values, decode, decode_deep, fit, to_channels
+from vaescale.data.sequences import frames_of, start_of, window_of
 
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "int16": torch.int16, "float32": torch.float32}
 
@@ -94,3 +95,40 @@ class CodeMaps(NamedTuple):
         if not 0 <= int(values.min()) <= int(values.max()) < codes:
             raise PictureFault("changed", f"it has codes that are not from 0 to {codes - 1}")
         return values
+
+
+class Windows(NamedTuple):
+    """Windows of sequences. image_shape: (C, H, W) of a frame; frames: of a window."""
+
+    image_shape: tuple[int, int, int]
+    frames: int
+    dtype: torch.dtype = torch.uint8
+    window: Window = Window()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample's values."""
+        return (self.frames, *self.image_shape)
+
+    def values(self, content: bytes, place: float = 0.0) -> NDArray[np.uint8]:
+        """The window [T, C, H, W] of a sequence's bytes at `place`. Raises PictureFault."""
+        return self._checked(window_of(content, self.frames, place))
+
+    def whole(self, content: bytes) -> NDArray[np.uint8]:
+        """All frames [n, C, H, W] of a sequence's bytes, T at least. Raises PictureFault."""
+        frames = self._checked(frames_of(content))
+        start_of(len(frames), self.frames, 0)
+        return frames
+
+    def cut(self, frames: NDArray[np.uint8], place: float) -> NDArray[np.uint8]:
+        """The window [T, C, H, W] of all frames at `place`."""
+        start = start_of(len(frames), self.frames, place)
+        return frames[start : start + self.frames]
+
+    def _checked(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if frames.shape[1:] != self.image_shape:
+            raise PictureFault("changed", "its frames are not of the shape that was indexed")
+        return frames
+
+
+Form = Pictures | Moments | CodeMaps | Windows

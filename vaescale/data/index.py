@@ -1,7 +1,7 @@
 """The index of WebDataset tars: the samples of each shard, and the position of each image.
 
     DIR/NAME.tar          plain WebDataset: members KEY.jpg (or png, webp, npy) and KEY.cls
-    DIR/NAME.index.npy    an entry per sample: its image's position, crc32, class and key
+    DIR/NAME.index.npy    an entry per sample: its image's position, crc32, class and key, and the frames of a sequence
     DIR/index.json        a row per shard: bytes, sha256, samples, bytes and sha256 of its .index.npy, name; the
                           images' shape, the type and range of their values where that is not uint8, the classes' names, how it was made; the folder of the tars where it is another one
 
@@ -27,8 +27,10 @@ from vaescale.errors import DataError
 INDEX = "index.json"
 LATENTS = "latents"  # `made.kind` of an index of latents, not images
 CODES = "codes"  # that of an index of codes
+SEQUENCES = "sequences"  # that of an index of sequences of frames
 FORMAT = {"format": "vaescale-shards", "version": 2}
 Entries = NDArray[np.void]
+_FRAMES = b"('frames', '<i4')"
 _KEY_BYTES = re.compile(rb"\('key', '\|S(\d{1,4})'\)")
 
 
@@ -213,11 +215,13 @@ def index_content(index: ShardIndex) -> bytes:
     return f'{json.dumps(head)[:-1]}, "shards": [\n{lines}\n]}}\n'.encode()
 
 
-def make_entries(rows: list[tuple[int, int, int, int, str]]) -> Entries:
-    """Build entries from rows of (offset, bytes, crc32, class or -1, key)."""
+def make_entries(rows: list[tuple[int, int, int, int, str]], frames: Sequence[int] | None = None) -> Entries:
+    """Build entries from rows of (offset, bytes, crc32, class or -1, key). frames: of each sample, of sequences."""
     keys = [row[4].encode() for row in rows]
-    kind = _entry_type(max(map(len, keys), default=1))
-    return np.array([(*row[:4], key) for row, key in zip(rows, keys, strict=True)], dtype=kind)
+    kind = _entry_type(max(map(len, keys), default=1), of_sequences=frames is not None)
+    lengths = [()] * len(rows) if frames is None else [(number,) for number in frames]
+    table = zip(rows, keys, lengths, strict=True)
+    return np.array([(*row[:4], key, *length) for row, key, length in table], dtype=kind)
 
 
 def entries_content(entries: Entries) -> bytes:
@@ -236,7 +240,7 @@ def parse_entries(content: bytes, shard: Shard, place: str) -> Entries:
         )
     # Not np.load: it evaluates the header, which CPython 3.11 cannot do in several threads, and accepts other types.
     match = _KEY_BYTES.search(content[:300])
-    kind = _entry_type(int(match[1])) if match else _entry_type(1)
+    kind = _entry_type(int(match[1]) if match else 1, of_sequences=_FRAMES in content[:300])
     start = _header(kind, shard.samples)
     if (
         match is None
@@ -246,6 +250,8 @@ def parse_entries(content: bytes, shard: Shard, place: str) -> Entries:
         raise DataError(f"{name} does not hold {shard.samples} entries; write the shards again")
     entries: Entries = np.frombuffer(content, kind, offset=len(start))
     least = min(entries["offset"].min(), entries["bytes"].min())
+    if "frames" in (kind.names or ()):
+        least = min(least, entries["frames"].min() - 1)
     if least < 0 or (entries["bytes"] > shard.bytes - entries["offset"]).any():
         raise DataError(f"{name} points outside of {shard.name}; write the shards again")
     return entries
@@ -276,9 +282,9 @@ def _header(kind: np.dtype[np.void], count: int) -> bytes:
     return buffer.getvalue()
 
 
-def _entry_type(key_bytes: int) -> np.dtype[np.void]:
+def _entry_type(key_bytes: int, *, of_sequences: bool) -> np.dtype[np.void]:
     fields = [("offset", "<i8"), ("bytes", "<i8"), ("crc32", "<u4"), ("label", "<i4")]
-    return np.dtype([*fields, ("key", f"S{max(1, key_bytes)}")])
+    return np.dtype([*fields, ("key", f"S{max(1, key_bytes)}"), *([("frames", "<i4")] * of_sequences)])
 
 
 def _first_line(error: Exception) -> str:

@@ -45,7 +45,11 @@ def training_batches(
     if workers and not reader.in_memory:
         batch_bytes = len(slots[0]) * reader.sample_bytes
         refuse_small_shared_memory(workers, batch_bytes, ranks_here=comm.ranks_on_this_node())
-    requests = (_request(plan, step, micro_slots, flip, augment) for step in steps for micro_slots in slots)
+    requests = (
+        _request(plan, step, micro_slots, flip, augment, reader.has_windows)
+        for step in steps
+        for micro_slots in slots
+    )
     batches = _fetch(reader, requests, workers)
     slot_tensors = [torch.from_numpy(micro_slots) for micro_slots in slots]
     with _ahead(reader, plan, np.concatenate(slots), steps) as ahead:
@@ -193,8 +197,14 @@ def _fetch(reader: ShardReader, requests: Iterable[Request], workers: int | Work
 
 
 def _request(
-    plan: Plan | MixedPlan, step: int, slots: NDArray[np.int64], flip: bool, augment: AugmentConfig | None
+    plan: Plan | MixedPlan,
+    step: int,
+    slots: NDArray[np.int64],
+    flip: bool,
+    augment: AugmentConfig | None,
+    windows: bool,
 ) -> Request:
+    """windows: whether samples are windows of sequences, whose places are drawn."""
     numbers = plan.samples(step, slots)
     flips = None
     if flip and isinstance(plan, Plan):
@@ -203,4 +213,7 @@ def _request(
     by_slot = noise.Stream(plan.seed, step, torch.from_numpy(slots))
     if flip and flips is None:  # a set may be read more than once in an epoch
         flips = (noise.uniform(by_slot, noise.FLIP, (1,))[:, 0] < 0.5).numpy()
-    return Request(numbers, flips, changes=draw(augment, by_slot) if augment else None)
+    places = None
+    if windows:
+        places = noise.uniform(by_slot, noise.WINDOW, (1,))[:, 0].double().numpy()
+    return Request(numbers, flips, changes=draw(augment, by_slot) if augment else None, places=places)

@@ -1,6 +1,6 @@
 """The reader of shards: whole batches of images, read by (shard, offset) and cut to size.
 
-Images are uint8 [B, C, H, W], or of the type that the index states; scaling to [0, 1] happens on the device. Latents are read as their moments (see `forms.py`). Each image's bytes are checked against the crc32 of
+Images are uint8 [B, C, H, W], or of the type that the index states; scaling to [0, 1] happens on the device. Latents are read as their moments (see `forms.py`), and sequences as windows uint8 [B, T, C, H, W]. Each image's bytes are checked against the crc32 of
 the index before they are decoded, so that image, class and key belong together whatever happened to the files. A sample that
 cannot be used is never skipped silently: in training the next usable one of the index takes its slot, which depends on the
 data alone and so is the same on every rank; in evaluation its slot is masked. In both cases the batch reports it.
@@ -27,13 +27,15 @@ from vaescale.data.augmentation import changed
 from vaescale.data.batch import Fault, Fetched, Request
 from vaescale.data.code_shards import CodeShards, codes_of_index
 from vaescale.data.config import DataConfig, VectorMember
-from vaescale.data.forms import CodeMaps, Moments, Pictures
-from vaescale.data.index import CODES, INDEX, LATENTS, ShardIndex, parse_index
+from vaescale.data.forms import CodeMaps, Form, Moments, Pictures, Windows
+from vaescale.data.index import CODES, INDEX, LATENTS, SEQUENCES, ShardIndex, parse_index
 from vaescale.data.latent_shards import LatentShards, latents_of_index
 from vaescale.data.pictures import PictureFault
+from vaescale.data.sequences import VIDEO, lengths_of, lengths_text
 from vaescale.data.shard_files import Located, ShardFiles
 from vaescale.data.storage import Folder, Remote, open_store, with_tars
 from vaescale.data.vector_members import ShardVectors
+from vaescale.data.videos import require_decoder
 from vaescale.errors import DataError
 from vaescale.system.console import say
 from vaescale.system.host import cores
@@ -43,20 +45,20 @@ SAID_BYTES = 1 << 26  # as many take a second or more to decode
 
 
 class _Decoded(NamedTuple):
-    images: Tensor
+    images: Tensor | list[NDArray[np.uint8]]  # of sequences, all frames of each
     labels: NDArray[np.int64]
     keys: NDArray[np.bytes_]
     faults: dict[int, Fault]
 
 
 class ShardReader(Dataset[Fetched]):
-    """Samples of shards by number, in a form: pictures cut to [C, H, W], moments of latents, or codes."""
+    """Samples of shards by number, in a form: pictures cut to [C, H, W], moments of latents, codes, or windows of sequences [T, C, H, W]."""
 
     def __init__(
         self,
         index: ShardIndex,
         store: Folder | Remote,
-        form: Pictures | Moments | CodeMaps,
+        form: Form,
         *,
         cache: Literal["memory", "none"] = "none",
         vectors: VectorMember | None = None,
@@ -66,6 +68,7 @@ class ShardReader(Dataset[Fetched]):
         self._files = ShardFiles(index, store)
         self._numbering: NDArray[np.int64] | None = None
         self._known_faults: dict[int, Fault] = {}
+        self._sound: set[int] = set()  # sequences that were decoded whole
         self.in_memory = cache == "memory"
         self._memory: _Decoded | None = None  # decoded when the first batch is wanted
         if self.in_memory:
@@ -87,7 +90,15 @@ class ShardReader(Dataset[Fetched]):
     @property
     def memory_bytes(self) -> int:
         """Bytes of the decoded images that are kept in memory, 0 without `cache: memory`."""
+        if isinstance(self.form, Windows) and self.in_memory:
+            frames = sum(length * number for length, number in lengths_of(self.index).items())
+            return frames * math.prod(self.image_shape)
         return len(self) * self.sample_bytes if self.in_memory else 0
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether a sample is a window of a sequence, at a place that a request gives."""
+        return isinstance(self.form, Windows)
 
     @property
     def sample_bytes(self) -> int:
@@ -104,7 +115,8 @@ class ShardReader(Dataset[Fetched]):
             values = fetched.images.numpy()  # torch does not flip uint16
             values[request.flips] = values[request.flips][..., ::-1]
         if request.changes is not None:
-            fetched = fetched._replace(images=changed(fetched.images, request.changes))
+            images = changed(fetched.images, request.changes, zero=self.window.low)
+            fetched = fetched._replace(images=images)
         return fetched
 
     def fetched(self, request: Request) -> Fetched:
@@ -126,7 +138,7 @@ class ShardReader(Dataset[Fetched]):
                 replacements = np.array([self._refilled(int(n), request.refill, faults) for n in numbers])
                 usable = replacements >= 0
                 numbers = np.where(usable, replacements, numbers)  # a masked slot keeps its own key and class
-            images = self._memory.images[torch.from_numpy(numbers)]
+            images = self._of_memory(self._memory.images, numbers, request.places)
             labels, keys = self._memory.labels[numbers], self._memory.keys[numbers].tolist()
             if self.vectors is not None:
                 taken = self._files.locate(numbers)
@@ -150,6 +162,22 @@ class ShardReader(Dataset[Fetched]):
     def _vectors_of(self, taken: list[Located], wanted: VectorMember) -> Tensor:
         rows = [self._files.vectors_of(located.shard, wanted).values[located.row] for located in taken]
         return torch.from_numpy(np.array(rows, np.float32).reshape(-1, wanted.size))
+
+    def _of_memory(
+        self,
+        images: Tensor | list[NDArray[np.uint8]],
+        numbers: NDArray[np.int64],
+        places: NDArray[np.float64] | None,
+    ) -> Tensor:
+        if isinstance(images, Tensor):
+            return images[torch.from_numpy(numbers)]
+        assert isinstance(self.form, Windows)
+        windows = torch.zeros((len(numbers), *self.form.shape), dtype=self.form.dtype)
+        for slot, number in enumerate(numbers.tolist()):
+            if number not in self._known_faults:
+                place = 0.0 if places is None else float(places[slot])
+                windows.numpy()[slot] = self.form.cut(images[number], place)
+        return windows
 
     def shards_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """The numbers of the shards that hold the samples."""
@@ -200,15 +228,16 @@ class ShardReader(Dataset[Fetched]):
         values = images.numpy()
         taken = self._files.locate(request.numbers)
         for slot, number in enumerate(request.numbers.tolist()):
+            place = 0.0 if request.places is None else float(request.places[slot])
             try:
-                values[slot] = self._decode(number, taken[slot])
+                values[slot] = self._decode(number, taken[slot], place)
             except PictureFault as error:
                 self._remember(number, error)
                 other = self._refilled(number, request.refill, faults)
                 usable[slot] = other >= 0
                 if usable[slot]:
                     (taken[slot],) = self._files.locate(np.array([other]))
-                    values[slot] = self._decode(other, taken[slot])
+                    values[slot] = self._decode(other, taken[slot], place)
         return images, taken
 
     def _refilled(self, number: int, refill: bool, faults: list[Fault]) -> int:
@@ -238,8 +267,9 @@ class ShardReader(Dataset[Fetched]):
 
     def _is_usable(self, number: int) -> bool:
         if self._memory is None and number not in self._known_faults:
+            (located,) = self._files.locate(np.array([number]))
             try:
-                self._decode(number, *self._files.locate(np.array([number])))
+                self._decode(number, located)
             except PictureFault as error:
                 self._remember(number, error)
         return number not in self._known_faults
@@ -254,8 +284,13 @@ class ShardReader(Dataset[Fetched]):
 
     def _decode_all(self) -> _Decoded:
         """Decode all images, in a thread per core: the decoders release the interpreter's lock."""
-        images = torch.empty((len(self), *self.form.shape), dtype=self.form.dtype)
-        values = images.numpy()
+        if isinstance(self.form, Windows):
+            whole: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(self)
+            images: Tensor | list[NDArray[np.uint8]] = whole
+            values: Any = whole
+        else:
+            images = torch.empty((len(self), *self.form.shape), dtype=self.form.dtype)
+            values = images.numpy()
 
         def work(
             shard_number: int,
@@ -268,7 +303,8 @@ class ShardReader(Dataset[Fetched]):
                         content = os.pread(file.fileno(), int(entry["bytes"]), int(entry["offset"]))
                         values[number] = self._values(content, int(entry["crc32"]))
                     except PictureFault as error:
-                        values[number] = 0
+                        if not self.has_windows:
+                            values[number] = 0
                         faults.append((number, error))
             if any(error.reason == "changed" for _, error in faults) and self._files.drop_cached(
                 shard_number
@@ -283,22 +319,37 @@ class ShardReader(Dataset[Fetched]):
         labels, keys = (np.concatenate([result[column] for result in results]) for column in (0, 1))
         return _Decoded(images, labels, keys, self._known_faults)
 
-    def _decode(self, number: int, located: Located) -> NDArray[Any]:
-        """Decode a sample to its values. Raises PictureFault."""
+    def _decode(self, number: int, located: Located, place: float = 0.0) -> NDArray[Any]:
+        """Decode a sample to its values, of a sequence the window at `place`. Raises PictureFault."""
         if number in self._known_faults:
             fault = self._known_faults[number]
             raise PictureFault(fault.reason, fault.words)
         try:
-            return self._values(self._files.content(located), located.crc32)
+            return self._window(number, located, place)
         except PictureFault as error:
             if error.reason != "changed" or not self._files.drop_cached(located.shard):
                 raise
-        return self._values(self._files.content(located), located.crc32)
+        return self._window(number, located, place)
+
+    def _window(self, number: int, located: Located, place: float) -> NDArray[Any]:
+        """The values of a sample; of a sequence the window at `place`.
+
+        Whether a sequence can be used is a fact about all of its frames, whatever the window: its first reading decodes them all.
+        """
+        content = self._files.content(located)
+        if not isinstance(self.form, Windows):
+            return self._values(content, located.crc32)
+        if number in self._sound:
+            _check(content, located.crc32)
+            return self.form.values(content, place)
+        frames = self._values(content, located.crc32)
+        self._sound.add(number)
+        return self.form.cut(frames, place)
 
     def _values(self, content: bytes, crc32: int) -> NDArray[Any]:
-        if zlib.crc32(content) != crc32:
-            raise PictureFault("changed", "its bytes are not those that were indexed")
-        return self.form.values(content)
+        """The values of a sample's bytes; of a sequence all frames."""
+        _check(content, crc32)
+        return self.form.whole(content) if isinstance(self.form, Windows) else self.form.values(content)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process needs of a reader: nothing that it can decode again."""
@@ -338,7 +389,12 @@ def refuse_big_memory(needed: int) -> None:
             )
 
 
-def _form(index: ShardIndex, config: DataConfig) -> Pictures | Moments | CodeMaps:
+def _check(content: bytes, crc32: int) -> None:
+    if zlib.crc32(content) != crc32:
+        raise PictureFault("changed", "its bytes are not those that were indexed")
+
+
+def _form(index: ShardIndex, config: DataConfig) -> Form:
     """The form in which a recipe reads a set. Raises DataError when the stored samples cannot be read so."""
     shape = config.image_shape
     if config.holds == "latents":
@@ -349,6 +405,12 @@ def _form(index: ShardIndex, config: DataConfig) -> Pictures | Moments | CodeMap
         codes = codes_of_index(index, Path(index.place))
         _refuse_other_codes(codes, shape)
         return CodeMaps(shape, codes.header)
+    if config.holds == "sequences":
+        assert config.frames is not None
+        _refuse_other_sequences(index, shape, config.frames, config.max_skipped)
+        if index.made.get("image_member") == VIDEO:
+            require_decoder()
+        return Windows(shape, config.frames)
     _refuse_misfit(index, config)
     return Pictures(shape, config.crop, config.resample, config.window)
 
@@ -378,10 +440,43 @@ def _refuse_other_codes(codes: CodeShards, shape: tuple[int, int, int]) -> None:
         )
 
 
+def _refuse_other_sequences(
+    index: ShardIndex, shape: tuple[int, int, int], frames: int, max_skipped: float
+) -> None:
+    """Raise DataError when sequences are of other frames than the recipe's, or when too many are shorter; say how many are."""
+    lengths = lengths_of(index)
+    assert index.image is not None
+    height, width, channels = index.image
+    if shape != (channels, height, width):
+        raise DataError(
+            f"{index.place} holds sequences of {height}x{width} frames with {channels} channels; set data.channels={channels} and "
+            f"data.image_size={size_text((height, width))}"
+        )
+    short = sum(number for length, number in lengths.items() if length < frames)
+    if not short:
+        return
+    message = (
+        f"{short} of {index.num_samples} sequences of {index.place}, which have {lengths_text(lengths)}, are shorter than data.frames "
+        f"(={frames})"
+    )
+    if short > max_skipped * index.num_samples:
+        raise DataError(
+            f"{message}; set data.frames={min(lengths)} or less, or write the shards again with longer ones"
+        )
+    if comm.rank() == 0:
+        say(f"{message}, and are left out")
+
+
 def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     """Raise DataError when the stored images cannot be read as the recipe says."""
     if index.made.get("kind") == CODES:
         raise DataError(f"{index.place} holds codes, not images; give data.train and data.val sets of images")
+    if index.made.get("kind") == SEQUENCES:
+        lengths = lengths_of(index)
+        raise DataError(
+            f"{index.place} holds sequences of {lengths_text(lengths)}, not images; give data.train and data.val sets of images, or set "
+            f"data.holds=sequences and data.frames={min(lengths)} with a model of sequences"
+        )
     if index.made.get("kind") == LATENTS:
         raise DataError(
             f"{index.place} holds latents, not images; give data.train and data.val sets of images, or set data.holds=latents to "

@@ -19,6 +19,7 @@ from vaescale.data.vector_members import ShardVectors, vectors_of
 from vaescale.errors import DataError
 
 OPEN_SHARDS = 128
+ENTRY_FIELDS = 5  # of an entry; one of a sequence also has the number of its frames
 
 
 class Located(NamedTuple):
@@ -53,7 +54,7 @@ class ShardFiles:
         shards = self.shards_of(numbers)
         rows = (numbers - self.starts[shards]).tolist()
         return [
-            Located._make((shard, *self.entries_of(shard)[row].item(), row))
+            Located._make((shard, *self.entries_of(shard)[row].item()[:ENTRY_FIELDS], row))
             for shard, row in zip(shards.tolist(), rows, strict=True)
         ]
 

@@ -9,10 +9,17 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import IO, Any, NamedTuple
+
+from vaescale.data.frame_files import FRAME
 
 BLOCK = 512
 LATENT_EXTENSIONS = ("moments.npy", "draws.npy", "moments.safetensors", "draws.safetensors", "codes.npy")
+SEQUENCE_EXTENSIONS = ("frames.npy", "mp4")
+FRAMES = "frames"  # in Roles: numbered frames
+LEAST_FRAMES = 2
+MOST_SEQUENCE_BYTES = 1 << 30  # of the files of a sequence
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "npy")
 MOST_CLASS_BYTES = 1 << 20  # of a member that holds a class
 MOST_CLASS_LETTERS = 200
@@ -25,7 +32,7 @@ _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 class TarFault(ValueError):
     """The fault of a tar: the message says why, member and offset where. key: of an unusable sample.
 
-    reason: of an unusable sample: image, twice, order, link or class.
+    reason: of an unusable sample: image, twice, order, missing, link or class.
     """
 
     def __init__(self, message: str, *, member: str, offset: int, key: str = "", reason: str = "") -> None:
@@ -48,7 +55,7 @@ Group = tuple[str, list[tuple[str, Member]]]
 class Roles(NamedTuple):
     """Which members of a sample are its image and its class.
 
-    images: extensions, of which each sample has one. label: `cls` or another extension; `json:FIELD`; `folder`, the one part of
+    images: extensions, of which each sample has one, or FRAMES where it has numbered ones. label: `cls` or another extension; `json:FIELD`; `folder`, the one part of
     a key before its last slash, or `folder:ABOVE` for keys that begin with ABOVE; `none`. words: the number of each
     class where classes are words, None where they are numbers.
     """
@@ -56,6 +63,11 @@ class Roles(NamedTuple):
     images: tuple[str, ...] = IMAGE_EXTENSIONS
     label: str = "cls"
     words: Mapping[str, int] | None = None
+
+    @property
+    def of_sequences(self) -> bool:
+        """Whether samples are sequences of frames."""
+        return set(self.images) <= {*SEQUENCE_EXTENSIONS, FRAMES}
 
 
 USUAL = Roles()
@@ -204,7 +216,13 @@ def _sample(
         return fault("order", "occurs again after another key, so that its members do not follow each other")
     if before is not extensions or len(set(extensions)) != len(extensions):
         return fault("twice", "occurs twice in it")
-    images = [member for extension, member in group if extension in roles.images]
+    if roles.images == (FRAMES,):
+        try:
+            images = [_part_of(_in_order(group))]
+        except TarFault as error:
+            return fault(error.reason, str(error))
+    else:
+        images = [member for extension, member in group if extension in roles.images]
     if len(images) != 1:
         known, dots = ", ".join(roles.images), ""
         if not images and any("." in extension for extension in extensions):
@@ -229,6 +247,40 @@ def _sample(
         label = int(text)
     content = _read(file, images[0])
     return Sample(key, images[0].offset, content, zlib.crc32(content), label)
+
+
+def _in_order(group: list[tuple[str, Member]]) -> list[Member]:
+    """The frames of a sample, whose numbers follow each other. Raises TarFault with a phrase and a reason."""
+    frames = [(int(match[1]), member) for ext, member in group if (match := FRAME.fullmatch(ext))]
+    for (before, _), (number, member) in pairwise(frames):
+        if number <= before:
+            raise _phrase("order", f"has frame {number} after frame {before} ({member.name})")
+        if number > before + 1:
+            missing = (
+                f"frame {before + 1}" if number == before + 2 else f"frames {before + 1} to {number - 1}"
+            )
+            raise _phrase("missing", f"misses {missing} of {frames[0][0]} to {frames[-1][0]}")
+    if len(frames) < LEAST_FRAMES:
+        raise _phrase(
+            "image",
+            f"has {len(frames)} numbered frames, such as KEY.000.png, {LEAST_FRAMES} at least are needed",
+        )
+    if links := [member for _, member in frames if member.is_link]:
+        raise _phrase("link", f"is a link ({links[0].name}), which is not followed")
+    return [member for _, member in frames]
+
+
+def _part_of(frames: list[Member]) -> Member:
+    """The part of a tar from the header of the first frame to the end of the last one."""
+    start = frames[0].offset - BLOCK
+    size = frames[-1].offset + frames[-1].bytes - start
+    if size > MOST_SEQUENCE_BYTES:
+        raise _phrase("image", f"has frames of {size} bytes, more than {MOST_SEQUENCE_BYTES}")
+    return Member(frames[0].name, start, size)
+
+
+def _phrase(reason: str, words: str) -> TarFault:
+    return TarFault(words, member="", offset=0, reason=reason)
 
 
 def _read(file: IO[bytes], member: Member) -> bytes:

@@ -4,7 +4,11 @@ import torch
 from torch import Tensor
 
 from vaescale import noise
+from vaescale.evaluation.futures import strips
+from vaescale.models.sequence_model import SequenceModel
 from vaescale.models.vae import VAE
+
+SEQUENCES = 3  # of which frames are shown
 
 
 @torch.no_grad()
@@ -13,11 +17,16 @@ def glimpse(model: VAE, images: Tensor, condition: Tensor | None, *, seed: int) 
     with the images' condition.
 
     The row of sigma(z), divided by its maximum, exists where sigma differs between pixels. images: uint8 [B, C, H, W]. All ranks
-    call it with the same images.
+    call it with the same images. Of a model of sequences: the rows of `futures.strips` for the first ones.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
+    if isinstance(model, SequenceModel):
+        first = images[:SEQUENCES]
+        of_each = strips(model, first, torch.arange(len(first)), seed=seed)
+        model.train(was_training)
+        return [row for rows in of_each for row in rows]
     given = model.given(condition)
     stream = noise.Stream(seed, 0, torch.arange(len(images), device=device))
     x = model.target(images.to(device), stream)

@@ -49,18 +49,19 @@ def observed(likelihood: Likelihood) -> Iterator[Callable[[], Tensor]]:
         yield sums
 
 
-def sigma_of_images(likelihood: Likelihood, sums: Tensor) -> dict[str, float]:
-    """The metrics data_sigma and sigma_gap_nats of images from their (number, sums) of `SigmaState`, over all ranks.
+def sigma_of_images(model: VAE, sums: Tensor) -> dict[str, float]:
+    """The metrics data_sigma and sigma_gap_nats (per image, or per sequence) from their (number, sums) of `SigmaState`, over all ranks.
 
     {} for a likelihood without a sigma for all images. sigma_gap_nats is absent where sigma is fitted to each image.
     """
+    likelihood = model.likelihood
     if not isinstance(likelihood, LocationScale) or likelihood.state.predicts or not sums[0]:
         return {}
     metrics = {"data_sigma": float(likelihood.state.fitted(sums))}
     return (
         metrics
         if likelihood.reads_x
-        else {**metrics, "sigma_gap_nats": float(likelihood.state.gap_nats(sums))}
+        else {**metrics, "sigma_gap_nats": model.predicted_frames * float(likelihood.state.gap_nats(sums))}
     )
 
 
@@ -116,7 +117,7 @@ class Bound:
             )
         metrics = {**model_metrics(self._model, total[:-2] / used), "images": used}
         if self._model.has_bound:
-            metrics |= sigma_of_images(self._model.likelihood, sigma_sums)
+            metrics |= sigma_of_images(self._model, sigma_sums)
         return metrics | ({"skipped": skipped} if skipped else {})
 
 
@@ -144,7 +145,8 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
     A likelihood that fits sigma to each image gives no bound: then the names are neg_profile_elbo_nats and
     profile_log_px_nats, and bits_per_dim is absent, as it is for a model of latents. A density of real numbers has no depth: nats_per_dim
     takes the place of bits_per_dim. A model of codes has no latents: neg_elbo_nats is the length of the codes, bits_per_dim that of one, and
-    mse the squared error of one-hot codes. The likelihood's `progress` is added.
+    mse the squared error of one-hot codes. Of sequences the nats are per sequence, neg_elbo_nats_per_frame is of each of the predicted
+    frames, and D counts their values. The likelihood's `progress` is added.
     Without a trained p(x|z) (VAE.has_bound) the bound, log_px_nats and bits_per_dim are absent.
 
     active_units: number of latents whose posterior mean, in units of the prior's standard deviations, has a variance above 0.01
@@ -154,7 +156,7 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
     code_perplexity, exp of the entropy of the codes over all images and places, at most K, and code_usage, the share of the K codes
     that is used at least once.
     """
-    likelihood, dimensions = model.likelihood, math.prod(model.image_shape)
+    likelihood, dimensions = model.likelihood, model.dimensions
     groups, latents = len(model.group_sizes), model.num_latents
     log_px, kl, squared_error, variance = means[:PER_IMAGE].tolist()
     by_group, below, unit_mean, unit_square, used = torch.split(
@@ -167,6 +169,8 @@ def model_metrics(model: VAE, means: Tensor) -> dict[str, float]:
         "kl_nats": kl,
         "mse": squared_error / dimensions,
     }
+    if model.predicted_frames > 1:
+        metrics[f"neg_{of}elbo_nats_per_frame"] = (kl - log_px) / model.predicted_frames
     if not likelihood.reads_x and not (model.of_latents and likelihood.measure == "density"):
         if likelihood.added_bits is None:
             metrics["nats_per_dim"] = (kl - log_px) / dimensions
@@ -253,6 +257,17 @@ def protocol(model: VAE) -> dict[str, str]:
         )
         meanings["code_perplexity"] = "exp of the entropy of the codes over all images and places"
         meanings["code_usage"] = "share of the codes that is used at least once"
+    if model.predicted_frames > 1:
+        frames = f"frames 2 to {model.predicted_frames + 1} given the first"
+        has = (
+            "none: sigma is fitted to each frame itself; of"
+            if likelihood.reads_x
+            else "one-sample ELBO per sequence, float32, of"
+        )
+        meanings["bound"] = f"{has} {frames}, summed over them; each frame has those before it"
+        meanings[f"neg_{'profile_' if likelihood.reads_x else ''}elbo_nats_per_frame"] = (
+            f"the same, divided by the {model.predicted_frames} frames"
+        )
     if not model.has_bound:
         meanings = {
             name: meaning

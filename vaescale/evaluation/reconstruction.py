@@ -91,7 +91,7 @@ METRICS: dict[str, Metric] = {
 
 
 class Reconstruction:
-    """The reconstructions of all images, in float32: the metrics of METRICS, and the calibration of p(x|z).
+    """The reconstructions of all images, or predicted frames, in float32: the metrics of METRICS, and the calibration of p(x|z).
 
     A metric is absent for images that are too small for it, coverage for a likelihood without noise around a mean. Raises DataError when no image can be used.
     """
@@ -112,10 +112,12 @@ class Reconstruction:
         mask, likelihood, sums = seen.mask, self._model.likelihood, self._sums
         if not mask.any():
             return
-        x, means = seen.x[mask], likelihood.mean(seen.params[mask]).float().clamp(0, 1)
+        x, params = self._model.images_of(seen.x[mask], seen.params[mask])
+        means = likelihood.mean(params).float().clamp(0, 1)
         sums.images.add_(len(x))
         _add_metrics(sums.values, self._metrics, x, means)
-        _add_calibration(sums, likelihood, x, seen.drawn.params[mask])
+        _, params = self._model.images_of(seen.x[mask], seen.drawn.params[mask])
+        _add_calibration(sums, likelihood, x, params)
 
     def metrics(self) -> dict[str, float]:
         """The metrics over all ranks."""

@@ -86,7 +86,7 @@ def refit_sigma(
         raise comm.known_to_all(
             DataError("no training image can be used; `vaescale verify-shards DIR --deep` names the faults")
         )
-    before, of_images = float(likelihood.sigma), sigma_of_images(likelihood, sums)
+    before, of_images = float(likelihood.sigma), sigma_of_images(model, sums)
     likelihood.state.refit(sums)
-    images_used = round(float(sums[0]) * sums[1:].numel() / likelihood.dimensions)
+    images_used = round(float(sums[0]) * sums[1:].numel() / model.dimensions)
     return Refitted(images_used, before, of_images["data_sigma"], of_images["sigma_gap_nats"])

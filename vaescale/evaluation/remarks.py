@@ -28,11 +28,13 @@ def arrived_sigma(
     is_running = isinstance(likelihood, LocationScaleConfig) and likelihood.sigma in OPTIMAL
     if not is_running or "sigma_gap_nats" not in metrics:
         return None
-    return _both(metrics["sigma"], metrics["data_sigma"], metrics["sigma_gap_nats"], of)
+    return _both(metrics, metrics["sigma"], metrics["data_sigma"], of)
 
 
-def _both(sigma: float, fitted: float, gap_nats: float, of: str) -> str:
-    nats = "" if math.isnan(gap_nats) else f" ({gap_nats:.3g} nats an image between them)"
+def _both(metrics: Mapping[str, float], sigma: float, fitted: float, of: str) -> str:
+    gap_nats = metrics.get("sigma_gap_nats", math.nan)
+    each = "a sequence" if "neg_elbo_nats_per_frame" in metrics else "an image"
+    nats = "" if math.isnan(gap_nats) else f" ({gap_nats:.3g} nats {each} between them)"
     return f"the running sigma is {sigma:.3g}, and {fitted:.3g} fits {of} errors best{nats}"
 
 
@@ -68,7 +70,7 @@ def _running_sigma(metrics: Mapping[str, float], likelihood: LocationScaleConfig
     sigma, error = metrics["sigma"], metrics.get("data_sigma", math.sqrt(metrics["mse"]))
     if 1 / DIFFERENT <= sigma / error <= DIFFERENT:
         return None
-    both = _both(sigma, error, metrics.get("sigma_gap_nats", math.nan), of)
+    both = _both(metrics, sigma, error, of)
     if sigma > error:
         horizon = likelihood.horizon_steps
         steps = "" if horizon is None else f" of {horizon:g} steps"

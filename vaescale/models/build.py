@@ -11,8 +11,9 @@ from vaescale.models.config import EquivarianceConfig, PosteriorConfig, Shows
 from vaescale.models.flat import FlatVAE
 from vaescale.models.ladder import LadderVAE
 from vaescale.models.quantized import QuantizedVAE
+from vaescale.models.sequence_model import SequenceModel
 from vaescale.models.vae import VAE
-from vaescale.networks.config import NetworkConfig
+from vaescale.networks.config import NetworkConfig, SvgConfig
 from vaescale.networks.spectral import SpectralSum
 
 
@@ -46,6 +47,13 @@ def build_vae(
         model = CodeModel(network, likelihood, image_size=sides(image_size), channels=channels)
         model.of_latents = of_latents
         return model
+    if isinstance(network, SvgConfig):
+        if spectral or equivariance or shows or condition or not has_bound:
+            raise UserError(
+                "a model of sequences (data.holds sequences) has the bound alone; set objective.kind=elbo or iwae, and leave adversarial, "
+                "perceptual and spectral terms and the condition out"
+            )
+        return SequenceModel(network, posterior, likelihood, image_size=sides(image_size), channels=channels)
     gaussian = LadderVAE if network.hierarchical else FlatVAE
     kind: Any = QuantizedVAE if posterior.quantized else gaussian
     model = kind(network, posterior, likelihood, image_size=sides(image_size), channels=channels)

@@ -13,7 +13,7 @@ from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.likelihoods.sigma import wide
 from vaescale.models.config import PosteriorConfig
 from vaescale.models.posterior import Gaussian, Posterior, bounded, draw, kl
-from vaescale.models.vae import VAE, Inferred, unit_moments
+from vaescale.models.vae import VAE, Choose, Inferred, unit_moments
 from vaescale.networks.config import NetworkConfig
 
 
@@ -124,6 +124,10 @@ class FlatVAE(VAE):
     def decode_means(self, encoded: Gaussian) -> Tensor:
         """The raw parameters from the posterior's mean."""
         return self._decoded(encoded.mu)
+
+    def descend(self, rows: int, choose: Choose) -> Tensor:
+        """The raw parameters from the latents that `choose` returns for the only group."""
+        return self.decode(choose(0, self._class_prior(rows), lambda encoded: encoded))
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """The raw parameters from draws of N(0, temperature^2), or of p(z|y) with its standard deviations times `temperature`."""

@@ -20,7 +20,7 @@ from vaescale.likelihoods.config import LikelihoodConfig
 from vaescale.likelihoods.sigma import wide
 from vaescale.models.config import PosteriorConfig
 from vaescale.models.posterior import Gaussian, Posterior, bounded, draw
-from vaescale.models.vae import VAE, Inferred, unit_moments
+from vaescale.models.vae import VAE, Choose, Inferred, unit_moments
 from vaescale.networks.config import NetworkConfig
 from vaescale.networks.ladder import Group, LadderNetwork
 from vaescale.networks.layers import recomputed
@@ -186,6 +186,17 @@ class LadderVAE(VAE):
     def decode_means(self, encoded: dict[int, Tensor]) -> Tensor:
         """The raw parameters from the mean of each group's posterior, given the means above it."""
         return self.network.finish(self._along_means(encoded, None)[0])
+
+    def descend(self, rows: int, choose: Choose) -> Tensor:
+        """The raw parameters from the latents that `choose` returns for each group, given those above it."""
+
+        def take(group: Group, number: int, feature_map: Tensor, prior: Gaussian) -> Tensor:
+            def posterior(seen: dict[int, Tensor]) -> Gaussian:
+                return self._posterior(group, feature_map, seen[group.block.resolution], prior)
+
+            return choose(number, prior, posterior).view(prior.mu.shape)
+
+        return self.network.finish(self._top_down(rows, take, like=next(self.parameters())))
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """The raw parameters from draws of every group's prior, given the draws above it."""

@@ -29,6 +29,6 @@ def mirrored(images: Tensor) -> Tensor:
     return images.flip(-1)
 
 
-def blank(count: int, image_shape: tuple[int, ...], window: Window, device: torch.device | str) -> Tensor:
-    """Images of zeros as they arrive from the reader, [count, C, H, W]."""
-    return torch.zeros(count, *image_shape, dtype=DTYPES[window.dtype], device=device)
+def blank(count: int, example_shape: tuple[int, ...], window: Window, device: torch.device | str) -> Tensor:
+    """Images of zeros as they arrive from the reader, [count, *example_shape]."""
+    return torch.zeros(count, *example_shape, dtype=DTYPES[window.dtype], device=device)

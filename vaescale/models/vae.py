@@ -8,6 +8,7 @@ channel of a map, its KL summed over the places.
 """
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -33,6 +34,10 @@ from vaescale.networks.spectral import SpectralSum
 
 Encoded = Gaussian | Quantized | dict[int, Tensor]
 """What `VAE.encode` makes of B images: q(z|x) of a flat model, or codes; the maps of a ladder's encoder, [B, W, R, R'] by resolution R."""
+
+Choose = Callable[[int, Gaussian | None, Callable[[Any], Gaussian]], Tensor]
+"""How `VAE.descend` asks for the latents z [B, Z, ...] of a group: from its number, its prior given the latents above, None for N(0, I), and
+a function from `VAE.encode`'s result to q(z|x) given the latents above."""
 
 
 class Terms(NamedTuple):
@@ -100,10 +105,12 @@ class VAE(nn.Module):
     """The number of values in each group."""
 
     group_maps: tuple[tuple[int, ...], ...]
-    """Height and width of the map of each group; () for a vector."""
+    """Height and width of the map of each group; () for a vector, and the number of steps of time of a model of sequences."""
 
     of_latents: bool
     """Whether x is the latent, or the codes, of another model, and no image."""
+    predicted_frames: int = 1
+    """The number of frames that the bound of an example is of; 1 for images."""
     num_codes: int = 0
     """The number K of codes of a place; 0 for a model without codes."""
 
@@ -146,6 +153,16 @@ class VAE(nn.Module):
     def window(self) -> Window:
         """The type of the stored images, and the values that are 0 and 1."""
         return self.likelihood.window
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """The shape of one stored example: that of an image, or of a sequence."""
+        return self.image_shape
+
+    @property
+    def dimensions(self) -> int:
+        """The number D of values of x that the bound is of."""
+        return math.prod(self.image_shape)
 
     @property
     def group_places(self) -> tuple[int, ...]:
@@ -331,7 +348,7 @@ class VAE(nn.Module):
         # Autocast ends here: log-probabilities are never computed in half precision.
         with torch.autocast(x.device.type, enabled=False):
             xs, masks = (tensor.repeat_interleave(draws, 0) if draws > 1 else tensor for tensor in (x, mask))
-            log_px = self.likelihood.log_prob(xs, inferred.params, masks)
+            log_px = self.log_px(xs, inferred.params, masks)
             nothing = log_px.new_zeros(len(x), 0)
             log_weights = (
                 rearrange(log_px, "(b k) -> b k", k=draws) + inferred.log_ratio if weighted else nothing
@@ -363,6 +380,14 @@ class VAE(nn.Module):
                 codes=nothing if inferred.codes is None else inferred.codes,
                 code_cost=nothing if inferred.code_cost is None else inferred.code_cost,
             )
+
+    def log_px(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:
+        """log p(x|z) [B K] in nats of x [B K, ...] from `target`; mask bool [B K]."""
+        return self.likelihood.log_prob(x, params, mask)
+
+    def images_of(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """The images that the bound is of, and their parameters, [N, ...] each: x and params, or the predicted frames of sequences."""
+        return x, params
 
     def collect(self, encoded: Any, stream: noise.Stream, mask: Tensor) -> None:
         """Keep what the state of a quantizer needs of a forward pass in training. encoded: from `encode`."""
@@ -398,6 +423,11 @@ class VAE(nn.Module):
             mean, log_variance = images.to(dtype).unbind(1)
             epsilon = noise.normal(stream, noise.LATENT, tuple(mean.shape[1:])).to(mean)
             return mean + torch.exp(0.5 * log_variance) * epsilon
+        return self._unit_target(images, stream)
+
+    def _unit_target(self, images: Tensor, stream: noise.Stream) -> Tensor:
+        """`target` of stored images of any shape."""
+        dtype = next(self.parameters()).dtype
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         x = to_unit(images, self.window, dtype=wide)
         return self.likelihood.target(x, stream)
@@ -459,6 +489,10 @@ class VAE(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """The likelihood's raw parameters from the posterior's means. x from `target`. For use without a gradient."""
         return self.decode_means(self.encode(x))
+
+    def descend(self, rows: int, choose: Choose) -> Tensor:
+        """The likelihood's raw parameters from the latents of `rows` images that `choose` returns, group by group from the top."""
+        raise NotImplementedError
 
     def from_prior(self, stream: noise.Stream, temperature: float = 1.0) -> Tensor:
         """The likelihood's raw parameters from draws of the prior, one per slot, with standard deviations times

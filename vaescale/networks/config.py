@@ -14,10 +14,14 @@ from vaescale.config import (
     GROUPS,
     LATENT_MAP,
     ONE_VECTOR,
+    SEQUENCE_MODEL,
+    SEQUENCES,
     TAKES_CONDITION,
+    UNCOMPILED,
     Config,
     Need,
     Property,
+    Sizes,
 )
 
 Norm = Literal["group", "batch", "none"]
@@ -57,8 +61,8 @@ Frozen = Annotated[
 class NetworkConfig(Config):
     """The section of an encoder and decoder.
 
-    Its implementation is a `base.FlatNetwork`, a `ladder.LadderNetwork` where `hierarchical`, or a
-    `code_transformer.CodeTransformer` where `of_codes`, built with image_size,
+    Its implementation is a `base.FlatNetwork`, a `ladder.LadderNetwork` where `hierarchical`, a
+    `code_transformer.CodeTransformer` where `of_codes`, or a `svg.SvgNetwork` where `of_sequences`, built with image_size,
     channels, encoder_out (channels that the posterior needs) and out_channels (channels that the likelihood needs). It
     raises UserError when the layers do not fit the image.
     """
@@ -67,6 +71,8 @@ class NetworkConfig(Config):
     """Whether the latents form groups that are drawn top-down."""
     of_codes: ClassVar[bool] = False
     """Whether it models codes of another run, and has no latents."""
+    of_sequences: ClassVar[bool] = False
+    """Whether it models sequences of frames, with latents at each step of time."""
 
     kind: str
     latent_dim: int
@@ -266,6 +272,67 @@ class CodeTransformerConfig(NetworkConfig):
         return self
 
 
+class SvgConfig(NetworkConfig):
+    """The stochastic video model SVG: LSTMs between a frame encoder and decoder, and latents at each step of time."""
+
+    of_sequences = True
+    implementation = "vaescale.networks.svg.SvgNetwork"
+    kind: Literal["svg"] = "svg"
+    latent_dim: int = Field(default=10, gt=0, description="number of latents at each step of time")
+    context: int = Field(
+        gt=0, description="frames that are given; their maps in the encoder also enter the decoder"
+    )
+    horizon: int = Field(
+        gt=0, description="frames that are predicted after the context; data.frames is the sum of both"
+    )
+    prior: Literal["learned", "fixed"] = Field(
+        default="learned",
+        description="p(z) of a step: from the frames before it by an LSTM (SVG-LP), or N(0, I) (SVG-FP)",
+    )
+    backbone: Literal["dcgan", "vgg"] = Field(
+        default="dcgan",
+        description="encoder and decoder of frames: strided convolutions, or blocks of 3x3 convolutions with pooling",
+    )
+    widths: tuple[Width, ...] = Field(
+        default=(64, 128, 256, 512),
+        min_length=1,
+        description="channels before each halving of the resolution",
+    )
+    features: int = Field(default=128, gt=0, description="size of the vector of a frame")
+    hidden: int = Field(default=256, gt=0, description="size of the LSTMs' states")
+    predictor_layers: int = Field(default=2, gt=0, description="layers of the LSTM that predicts a frame")
+    posterior_layers: int = Field(default=1, gt=0, description="layers of the LSTM of q(z|x)")
+    prior_layers: int = Field(default=1, gt=0, description="layers of the LSTM of a learned prior")
+    norm: Norm = Field(
+        default="group",
+        description="normalization layers; `batch` takes its statistics over all frames of the global batch",
+    )
+    standardize: Standardized = None
+
+    @property
+    def frames(self) -> int:
+        """The frames of a sequence."""
+        return self.context + self.horizon
+
+    def offers(self) -> frozenset[Property]:
+        """The property that sequences need."""
+        return frozenset({SEQUENCE_MODEL})
+
+    def needs(self) -> Iterable[Need]:
+        """The needs of sequences, and of LSTMs, which torch does not compile."""
+        key = "network.kind (='svg')"
+        yield Need(key, SEQUENCES, "set data.holds=sequences and data.frames")
+        yield Need(key, UNCOMPILED, "set training.compile to false")
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Refuse sequences of another length than context and horizon."""
+        if sizes.frames != self.frames:
+            raise ValueError(
+                f"data.frames (={sizes.frames}) must be network.context (={self.context}) plus network.horizon (={self.horizon}); set "
+                f"data.frames={self.frames}"
+            )
+
+
 NETWORKS: dict[str, type[NetworkConfig]] = {
     "conv": ConvConfig,
     "resnet": ResnetConfig,
@@ -273,4 +340,5 @@ NETWORKS: dict[str, type[NetworkConfig]] = {
     "linear": LinearConfig,
     "mlp": MlpConfig,
     "code_transformer": CodeTransformerConfig,
+    "svg": SvgConfig,
 }

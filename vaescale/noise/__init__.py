@@ -42,6 +42,7 @@ AUGMENT = 17 << 16
 LATENT = 18 << 16
 VIEW = 20 << 16
 CONDITION = 24 << 16
+WINDOW = 26 << 16
 
 # Blocks [B T] that are drawn together at most, 48 bytes each; a purpose that needs more is drawn alone.
 MOST_BLOCKS = 1 << 19

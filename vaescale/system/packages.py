@@ -25,6 +25,7 @@ OPTIONAL = {
     "deepspeed": "DeepSpeed ZeRO",
     "constriction": "compress, decompress",
     "h5py": "make-shards arrays:FILE.h5",
+    "av": "sequences in MP4 files",
     "transformers": "accelerate's DeepSpeed path",
     "onnx": "export --format onnx",
     "onnxruntime": "export --format onnx",

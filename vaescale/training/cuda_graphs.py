@@ -33,6 +33,8 @@ def capture(
         return "objective.equivariance scales the images of each step to another size"
     if strategy.model.of_latents:
         return "data.holds is latents or codes"
+    if strategy.model.predicted_frames > 1:
+        return "the model has LSTMs, whose capture is not tested"
     if strategy.model.condition is not None:
         return "the model has a condition"
     if strategy.model.num_codes:
@@ -63,7 +65,7 @@ class GraphedForward(nn.Module):
         super().__init__()
         self.model, self._seed, self._options = model, seed, options
         device = next(model.parameters()).device
-        pixels = blank(images, model.image_shape, model.window, device)
+        pixels = blank(images, model.example_shape, model.window, device)
         slots = torch.arange(images, device=device)
         mask = torch.ones(images, dtype=torch.bool, device=device)
         step = torch.zeros((), dtype=torch.int64, device=device)

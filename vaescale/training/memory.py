@@ -117,7 +117,7 @@ def _saved_bytes(
     the discriminators' pass, which follows the backward pass, counts if it keeps more.
     """
     device = next(model.parameters()).device
-    batch = blank(images, model.image_shape, model.window, device)
+    batch = blank(images, model.example_shape, model.window, device)
     stream = noise.Stream(0, 0, torch.zeros(images, dtype=torch.int64, device=device))
     mask = torch.ones(images, dtype=torch.bool, device=device)
     discriminators = discriminators_of(objective)

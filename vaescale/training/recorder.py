@@ -166,6 +166,8 @@ class Recorder:
         if comm.is_main() and rows:
             path = self.folder / "figures" / "progress" / f"step-{done:09d}.png"
             what = "held-out images, their reconstructions, and samples"
+            if model.predicted_frames > 1:
+                what = "held-out sequences, decoded given the frames before, and a future after the context"
             title = f"{self.name}, step {done}, averaged weights: {what}"
             figures.picture_rows(
                 path, [(name, row.numpy()) for name, row in rows], title=title, view=self.view

@@ -45,7 +45,7 @@ def peak_rate(device: torch.device, precision: Precision) -> float | None:
 def flops_of_an_image(model: VAE, *, importance_samples: int = 0) -> float:
     """The operations of a training step for one image, counted in a pass of two. Leaves the model as it was."""
     device, images = next(model.parameters()).device, 2
-    pixels = blank(images, model.image_shape, model.window, device)
+    pixels = blank(images, model.example_shape, model.window, device)
     stream = noise.Stream(0, 0, torch.arange(images, device=device))
     mask = torch.ones(images, dtype=torch.bool, device=device)
     with unchanged(model):

@@ -12,9 +12,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vaescale.data.frame_files import FRAME
+from vaescale.data.index import SEQUENCES
 from vaescale.data.making.sources.base import split_of
 from vaescale.data.making.sources.files import EXTENSIONS
-from vaescale.data.tars import IMAGE_EXTENSIONS, NUMBER, USUAL, Member, Roles, TarFault, class_of, groups
+from vaescale.data.tars import (
+    FRAMES,
+    IMAGE_EXTENSIONS,
+    LEAST_FRAMES,
+    NUMBER,
+    SEQUENCE_EXTENSIONS,
+    USUAL,
+    Member,
+    Roles,
+    TarFault,
+    class_of,
+    groups,
+)
 from vaescale.errors import DataError, UserError
 
 MOST_CLASSES = 100_000
@@ -26,7 +40,7 @@ class Survey(NamedTuple):
     """What the samples of a tar hold: their number, and the numbers of samples by what they have.
 
     members: by extension; images: by their usual images, joined with a comma; classes: by the class as text, for each place
-    of a class; folders: by the part of the key before its last slash; name: of a file in the tar, as an example. headers: the
+    of a class; folders: by the part of the key before its last slash; frames: by the number of their numbered members; name: of a file in the tar, as an example. headers: the
     tar's members for `unpacked_headers`, so that they are read once.
     """
 
@@ -36,6 +50,7 @@ class Survey(NamedTuple):
     classes: dict[str, Counter[str]]
     folders: Counter[str]
     name: str
+    frames: Counter[int]
     headers: bytes = b""
 
 
@@ -44,6 +59,7 @@ def survey(path: Path, labels: tuple[str, ...]) -> Survey:
     count, name = 0, ""
     headers: list[Member] = []
     members, images, folders = Counter[str](), Counter[str](), Counter[str]()
+    frames = Counter[int]()
     classes: dict[str, Counter[str]] = {label: Counter() for label in labels}
     try:
         with path.open("rb") as file:
@@ -55,6 +71,7 @@ def survey(path: Path, labels: tuple[str, ...]) -> Survey:
                 members.update(set(extensions))
                 images[",".join(sorted(set(extensions) & set(IMAGE_EXTENSIONS)))] += 1
                 folders[key.rpartition("/")[0]] += 1
+                frames[sum(FRAME.fullmatch(extension) is not None for extension in extensions)] += 1
                 for label, found in classes.items():
                     text = None
                     with suppress(ValueError):  # that sample is named when it is indexed
@@ -66,7 +83,7 @@ def survey(path: Path, labels: tuple[str, ...]) -> Survey:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     return Survey(
-        count, members, images, classes, folders, name, zlib.compress(json.dumps(headers).encode(), 1)
+        count, members, images, classes, folders, name, frames, zlib.compress(json.dumps(headers).encode(), 1)
     )
 
 
@@ -77,7 +94,7 @@ def unpacked_headers(headers: bytes) -> list[Member]:
 
 def together(surveys: Iterable[Survey]) -> Survey:
     """The survey of several tars."""
-    total = Survey(0, Counter(), Counter(), {}, Counter(), "")
+    total = Survey(0, Counter(), Counter(), {}, Counter(), "", Counter())
     for one in surveys:
         for counter, more in (
             (total.members, one.members),
@@ -85,6 +102,7 @@ def together(surveys: Iterable[Survey]) -> Survey:
             (total.folders, one.folders),
         ):
             counter.update(more)
+        total.frames.update(one.frames)
         for label, found in one.classes.items():
             total.classes.setdefault(label, Counter()).update(found)
         total = total._replace(samples=total.samples + one.samples, name=total.name or one.name)
@@ -133,6 +151,8 @@ def choose(
 def kept_roles(made: dict[str, Any], class_names: tuple[str, ...]) -> Roles:
     """The roles with which an index was made, from its own words."""
     images, label = made.get("image_member"), made.get("class_member")
+    if images is None and made.get("kind") == SEQUENCES:
+        images = SEQUENCE_EXTENSIONS[0]
     words = (
         {name: number for number, name in enumerate(class_names)} if made.get("classes") == "words" else None
     )
@@ -155,12 +175,18 @@ def _choose_images(
 ) -> tuple[tuple[str, ...], list[str]]:
     if wanted is not None:
         names = tuple(name.strip().lower().removeprefix(".") for name in wanted.split(","))
+        if names == (FRAMES,) and whole.frames.total() > whole.frames[0]:
+            return names, [_frames_taken(whole)]
         if unknown := [name for name in names if name not in whole.members]:
             raise UserError(
                 f"--image-member {wanted}: no sample in {place} has a member {unknown[0]!r}; the members are "
                 f"{_counts(whole.members)}"
             )
         return names, [f"images are the members {_counts({name: whole.members[name] for name in names})}"]
+    if not whole.images.total() - whole.images[""]:
+        for kind in SEQUENCE_EXTENSIONS:
+            if 2 * whole.members[kind] > whole.samples:
+                return (kind,), [f"sequences are the members {_counts({kind: whole.members[kind]})}"]
     candidates = _candidates(whole.members)
     several = sum(count for kinds, count in whole.images.items() if "," in kinds)
     single = sum(count for kinds, count in whole.images.items() if kinds and "," not in kinds)
@@ -175,13 +201,24 @@ def _choose_images(
     if not candidates:
         raise DataError(_without_images(whole, place))
     if len(candidates) > 1:
+        numbered = sum(1 for name in candidates if FRAME.fullmatch(name)) >= LEAST_FRAMES
+        frames = (
+            f"take them as the frames of sequences with --image-member {FRAMES}, or, " if numbered else "or, "
+        )
         raise DataError(
             f"each sample in {place} may have several images: {_counts(candidates)}; choose one with --image-member "
-            f"{_most(candidates)}, or, if these are dots in the names of single images, replace those "
+            f"{_most(candidates)}, {frames}if these are dots in the names of single images, replace those "
             f"dots: names are split at the first dot, as webdataset does (of {whole.name!r}, the key is "
             f"{whole.name.partition('.')[0]!r})"
         )
     return tuple(candidates), [f"images are the members {_counts(candidates)}"]
+
+
+def _frames_taken(whole: Survey) -> str:
+    numbers = [number for number in whole.frames if number]
+    least, most = min(numbers), max(numbers)
+    length = f"{most}" if least == most else f"{least} to {most}"
+    return f"sequences are the numbered members of a sample, {length} frames"
 
 
 def _candidates(members: Counter[str]) -> dict[str, int]:
@@ -305,6 +342,8 @@ def _left_out(whole: Survey, roles: Roles) -> list[str]:
     """A sentence on the members that are not used."""
     used = {*roles.images, roles.label.partition(":")[0]}
     unused = {name: count for name, count in whole.members.items() if name not in used}
+    if roles.images == (FRAMES,):
+        unused = {name: count for name, count in unused.items() if not FRAME.fullmatch(name)}
     if not unused:
         return []
     notes = {"txt": "captions"}

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 from vaescale.config import Dtype
 from vaescale.data.index import (
     INDEX,
+    SEQUENCES,
     Shard,
     ShardIndex,
     ShardTable,
@@ -39,15 +40,17 @@ from vaescale.data.making.tar_sets import FOREIGN, TarSet, find_tars
 from vaescale.data.pictures import Header, PictureFault, decode, read_header
 from vaescale.data.pictures.decoder import FLATTEN
 from vaescale.data.tars import IMAGE_EXTENSIONS, USUAL, Member, Roles, TarFault, groups, samples
-from vaescale.errors import DataError
+from vaescale.errors import DataError, UserError
 from vaescale.system.console import say
 from vaescale.system.files import write_whole
 
 MOST_HEADER_BYTES = 1 << 28  # of compressed headers that are held; those of more tars are read twice
+NAMED = 3  # shapes that a sentence names
 MOST_TRIED = 10_000  # samples, after which a set without a usable one is given up
 REMEDIES = {
     "order": "write the tars sorted by name (tar --sort=name)",
     "twice": "give each sample of a tar a key of its own",
+    "missing": "copy the missing frames, and pack the tars again",
     "link": "store the files themselves (tar --dereference --hard-dereference)",
     "class": "leave the classes out with --class-member none",
     "image": "name one member of each sample with --image-member",
@@ -62,7 +65,7 @@ class Made(NamedTuple):
     """A written shard: its row, its images' shapes, a sentence for each image that was left out, and counts (`remarks.py`).
 
     counts: for the table (`table.py`); None in notes of earlier versions. bounds: the least and the greatest value, of other types than
-    uint8.
+    uint8. sequences: their numbers by FRAMESxHEIGHTxWIDTHxCHANNELS.
     """
 
     shard: Shard | None
@@ -71,6 +74,7 @@ class Made(NamedTuple):
     remarks: dict[str, int] = {}  # noqa: RUF012  # never changed
     counts: dict[str, Any] | None = None
     bounds: tuple[float, float] | None = None
+    sequences: dict[str, int] = {}  # noqa: RUF012  # never changed
 
 
 class Unusable(NamedTuple):
@@ -138,6 +142,8 @@ def index_tars(
             skip_broken=skip_broken,
             alone=len(sets) == 1,
         )
+        if roles.of_sequences and dtype != "uint8":
+            raise UserError(f"--dtype (={dtype}) is for images; sequences are uint8, so leave it out")
         for sentence in sentences:
             say(f"{place}: {sentence}")
         targets = (one.target for one in sets.values() for _ in one.paths)
@@ -165,6 +171,7 @@ def _complete_set(split: str, tars: TarSet, made: list[Made], roles: Roles, dtyp
     names = _report_classes(tars, made, roles)
     origin = {"source": FOREIGN, **noted(roles), **({"split": split} if tars.by_name else {})}
     origin |= {} if dtype == "uint8" else {"dtype": dtype}
+    origin |= {"kind": SEQUENCES} if roles.of_sequences else {}
     elsewhere = "" if tars.target == tars.folder else os.path.abspath(tars.folder)
     return complete(tars.target, made, names, origin, tars=elsewhere)
 
@@ -270,9 +277,17 @@ def make_index(
     check: Callable[[bytes], Header] = read_header,
     listed: list[Member] | None = None,
     dtype: Dtype = "uint8",
-) -> tuple[Shard | None, list[list[int]], list[TarFault], Counter[str], tuple[float, float] | None]:
+) -> tuple[
+    Shard | None,
+    list[list[int]],
+    list[TarFault],
+    Counter[str],
+    tuple[float, float] | None,
+    dict[str, int],
+]:
     """Read a tar strictly and write the entries of shard `name`. Returns its row, its images' shapes, its unusable samples,
-    counts of what is remarkable in the headers of its images, and the least and the greatest value of types other than uint8.
+    counts of what is remarkable in the headers of its images, the least and the greatest value of types other than uint8, and the
+    numbers of sequences by FRAMESxHEIGHTxWIDTHxCHANNELS.
 
     check: reads an image's header, and raises PictureFault for one that cannot be used. listed: the tar's members, where its
     headers are read already. Raises TarFault when the tar itself is not sound.
@@ -281,6 +296,7 @@ def make_index(
     shapes: set[tuple[int, ...]] = set()
     faults: dict[str, TarFault] = {}
     remarks = Counter[str]()
+    frames: dict[str, Header] = {}
     low, high = math.inf, -math.inf
     with path.open("rb") as file:
         for sample in samples(file, roles, None if listed is None else groups(file, listed)):
@@ -300,25 +316,29 @@ def make_index(
                 )
                 continue
             shapes.add(header.shape)
+            if header.frames:
+                frames[sample.key] = header
             remarks.update(kept_remarks(sample.content, header))
             rows.append((sample.offset, len(sample.content), sample.crc32, sample.label, sample.key))
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if not rows:
-        return None, [], list(faults.values()), remarks, None
-    content = entries_content(make_entries(rows))
+        return None, [], list(faults.values()), remarks, None, {}
+    sequences = [frames[row[4]] for row in rows] if frames else []
+    content = entries_content(make_entries(rows, [one.frames for one in sequences] if frames else None))
     shard = Shard(name, size, sha256, len(rows), len(content), hashlib.sha256(content).hexdigest())
     write_whole(folder / shard.entries_name, content)
     bounds = None if dtype == "uint8" else (low, high)
-    return shard, sorted(map(list, shapes)), list(faults.values()), remarks, bounds
+    numbers = Counter("x".join(map(str, (one.frames, *one.shape))) for one in sequences)
+    return shard, sorted(map(list, shapes)), list(faults.values()), remarks, bounds, dict(numbers)
 
 
 def _index_one(path: Path, target: Path, roles: Roles, headers: bytes, dtype: Dtype) -> Indexed:
     doubtful = Counter[str]()
 
     def check(content: bytes) -> Header:
-        header = header_check(dtype)(content)
+        header = header_check(dtype, of_sequences=roles.of_sequences)(content)
         if dtype == "uint8" and _may_be_transparent(content, header.format):
             try:
                 decode(content)
@@ -328,7 +348,7 @@ def _index_one(path: Path, target: Path, roles: Roles, headers: bytes, dtype: Dt
 
     try:
         listed = unpacked_headers(headers) if headers else None
-        shard, shapes, faults, remarks, bounds = make_index(
+        shard, shapes, faults, remarks, bounds, sequences = make_index(
             target, path, path.name, roles, check, listed, dtype
         )
     except TarFault as error:
@@ -340,7 +360,7 @@ def _index_one(path: Path, target: Path, roles: Roles, headers: bytes, dtype: Dt
         for fault in faults
     ]
     return Indexed(
-        Made(shard, shapes, [fault.message for fault in unusable], dict(remarks), None, bounds),
+        Made(shard, shapes, [fault.message for fault in unusable], dict(remarks), None, bounds, sequences),
         unusable,
         doubtful,
     )
@@ -382,6 +402,9 @@ def complete(
         for result in results:
             counts.add(result.counts or {})
         made["table"] = counts.table(class_names, left_out)
+    if sequences := _counted(result.sequences for result in results):
+        _refuse_other_frames(folder, sequences)
+        made["lengths"] = {str(number): count for number, count in _by_length(sequences).items()}
     bounds = [result.bounds for result in results if result.bounds is not None]
     values = Values()
     if bounds:
@@ -389,6 +412,35 @@ def complete(
     index = ShardIndex(str(folder), ShardTable.of(shards), image, class_names, made, tars, values)  # type: ignore[arg-type]
     write_whole(folder / INDEX, index_content(index))
     return Written(index, skipped, dict(remarks))
+
+
+def _counted(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    total = Counter[str]()
+    for one in counts:
+        total.update(one)
+    return total
+
+
+def _by_length(sequences: Mapping[str, int]) -> dict[int, int]:
+    """The numbers of sequences by length, from those by FRAMESxHEIGHTxWIDTHxCHANNELS."""
+    lengths = Counter[int]()
+    for shape, count in sequences.items():
+        lengths[int(shape.partition("x")[0])] += count
+    return dict(sorted(lengths.items()))
+
+
+def _refuse_other_frames(folder: Path, sequences: Mapping[str, int]) -> None:
+    """Raise DataError where the frames of some sequences have another size than those of others, or other channels."""
+    frames = Counter[str]()
+    for shape, count in sequences.items():
+        frames[shape.partition("x")[2]] += count
+    if len(frames) > 1:
+        named = ", ".join(f"{count} of {shape}" for shape, count in frames.most_common(NAMED))
+        more = f" and {len(frames) - NAMED} more shapes" if len(frames) > NAMED else ""
+        raise DataError(
+            f"the sequences for {folder} differ in their frames: {named}{more}; write them from folders of frames with one --size "
+            "and --channels (`vaescale make-shards frames:DIR OUT`)"
+        )
 
 
 def _why_none(skipped: list[str]) -> str:

@@ -41,11 +41,25 @@ class Packed(NamedTuple):
     crc32: int = 0
 
 
+class Clip(NamedTuple):
+    """The frames of a sequence in order, each a file or its values [H, W, C].
+
+    whole: the name of the clip that it is a window of: those of one clip are in one split. fault: the reason (`PictureFault`) and the
+    sentence of a sequence that cannot be used.
+    """
+
+    frames: tuple[Place | Packed | bytes | Values, ...]
+    whole: str = ""
+    fault: tuple[str, str] | None = None
+
+
 class Item(NamedTuple):
-    """One image to write: a unique key, its file or its values [H, W, C], its class (-1: none), and further members by ending."""
+    """One image or sequence to write: a unique key, its file or its values [H, W, C] or its frames, its class (-1: none), and further
+    members by ending.
+    """
 
     key: str
-    content: Place | Packed | bytes | Values
+    content: Place | Packed | bytes | Values | Clip
     label: int
     members: tuple[tuple[str, bytes], ...] = ()
 
@@ -64,11 +78,16 @@ def members_of(vectors: NDArray[np.float32] | None, row: int) -> tuple[tuple[str
 
 
 def open_item(item: Item) -> bytes | Values:
-    """Read an item's file, or return its values.
+    """Read an image's file, or return its values.
 
     Raises DataError when the file cannot be read, and PictureFault for one that its archive does not hold soundly.
     """
-    content = item.content
+    assert not isinstance(item.content, Clip)
+    return open_content(item.content)
+
+
+def open_content(content: Place | Packed | bytes | Values) -> bytes | Values:
+    """Read a file, or return the values. Raises as `open_item` does."""
     if not isinstance(content, Place | Packed):
         return content
     try:
@@ -85,6 +104,8 @@ def name_of(item: Item) -> str:
     """The name of an item's file for a sentence, or its key."""
     if isinstance(item.content, Packed):
         return printable(f"{item.content.path}/{item.content.name}")
+    if isinstance(item.content, Clip):
+        return f"sequence {printable(item.key)}"
     return printable(str(item.content.path)) if isinstance(item.content, Place) else f"image {item.key}"
 
 

@@ -1,4 +1,4 @@
-"""How an image of a source is cut to size and stored."""
+"""How an image or a sequence of a source is cut to size and stored."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,7 @@ import numpy as np
 
 from vaescale.config import Dtype, Size
 from vaescale.data.config import Crop, Filter
-from vaescale.data.making.items import Item, open_item
+from vaescale.data.making.items import Clip, Item, open_content, open_item
 from vaescale.data.making.remarks import COLOUR, GREY, cut_remarks, kept_remarks, written_remarks
 from vaescale.data.pictures import (
     Colour,
@@ -30,6 +30,7 @@ from vaescale.data.pictures import (
     read_header,
     to_channels,
 )
+from vaescale.data.sequences import EXTENSION, encode_sequence, sequence_header
 
 _ADDED = {
     "flatten": None,
@@ -94,7 +95,9 @@ class Prepared(NamedTuple):
 
 
 def prepare(item: Item, making: Making) -> Prepared:
-    """Read an item's image, cut it to size and encode it. Raises PictureFault."""
+    """Read an item's image or frames, cut them to size and encode them. Raises PictureFault."""
+    if isinstance(item.content, Clip):
+        return _prepare_clip(item.content, making)
     content = open_item(item)
     if making.dtype != "uint8":
         return _prepare_deep(content, making)
@@ -129,6 +132,48 @@ def prepare(item: Item, making: Making) -> Prepared:
     height, width = source.image.shape[:2]
     remarks += cut_remarks(height, width, making.size, making.crop)
     return Prepared(making.encoding, encoded, remarks, _shape(source))
+
+
+def _prepare_clip(clip: Clip, making: Making) -> Prepared:
+    """Prepare a sequence: each frame as an image of its own, all of one shape, stored as one array."""
+    if clip.fault is not None:
+        raise PictureFault(*clip.fault)
+    frames: list[Picture] = []
+    cut: list[str] = []
+    for number, content in enumerate(map(open_content, clip.frames)):
+        try:
+            source = _frame(content, making)
+            frame = _as_stored(source, making)
+        except PictureFault as error:
+            raise PictureFault(error.reason, f"frame {number}: {error}") from error
+        if frames and frame.shape != frames[0].shape:
+            shapes = ["x".join(map(str, one.shape)) for one in (frame, frames[0])]
+            raise PictureFault(
+                "shape",
+                f"frame {number} is {shapes[0]}, the first one {shapes[1]}; --size and --channels make them alike",
+            )
+        if not frames:
+            cut = cut_remarks(source.shape[0], source.shape[1], making.size, making.crop)
+        frames.append(frame)
+    encoded = encode_sequence(np.stack(frames).transpose(0, 3, 1, 2))
+    sequence_header(encoded)  # its bounds
+    remarks = [GREY if frames[0].shape[2] == 1 else COLOUR, *cut]
+    return Prepared(
+        EXTENSION, encoded, remarks, f"{'x'.join(map(str, frames[0].shape))} {len(frames)} frames"
+    )
+
+
+def _frame(content: bytes | Values, making: Making) -> Picture:
+    """A frame [H, W, C] as its source has it."""
+    if isinstance(content, np.ndarray):
+        return content.astype(np.uint8, copy=False)
+    return decode_source(content, convert=True, colour=making.colour).image
+
+
+def _as_stored(frame: Picture, making: Making) -> Picture:
+    if making.size is not None:
+        frame = fit(frame, size=making.size, crop=making.crop, resample=making.resample)
+    return frame if making.channels is None else to_channels(frame, making.channels, grey_from_colour=True)
 
 
 def _prepare_deep(content: bytes | Values, making: Making) -> Prepared:
@@ -167,9 +212,9 @@ def values_of(content: bytes, dtype: Dtype) -> Values:
     return decode(content) if dtype == "uint8" else checked(decode_deep(content, dtype))
 
 
-def header_check(dtype: Dtype) -> Callable[[bytes], Header]:
-    """A function that reads an image's header, and raises PictureFault for values of another type."""
-    return partial(read_header, dtype=dtype)
+def header_check(dtype: Dtype, *, of_sequences: bool = False) -> Callable[[bytes], Header]:
+    """A function that reads an image's or a sequence's header, and raises PictureFault for values of another type."""
+    return sequence_header if of_sequences else partial(read_header, dtype=dtype)
 
 
 def _shape(source: Decoded) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vaescale.data.making.indexing import quietly
-from vaescale.data.making.items import Item, name_of, open_item
+from vaescale.data.making.items import Clip, Item, name_of, open_content
 from vaescale.data.making.remarks import cut_remarks, cut_sentences
 from vaescale.data.making.sources.base import Split
 from vaescale.data.making.storing import Making
@@ -29,6 +29,9 @@ def survey(
     for number, item in enumerate(islice(items, limit), start=1):
         try:
             height, width, channels, kind = _shape(item, making)
+            if isinstance(item.content, Clip):
+                number = len(item.content.frames)
+                kind = f"{number} frames" if number > 1 else "frames"  # one stands for an unknown number
         except PictureFault as error:
             counts.fault(error.reason, f"{name_of(item)}: {error}")
         else:
@@ -41,8 +44,10 @@ def survey(
 
 
 def _shape(item: Item, making: Making) -> tuple[int, int, int, str]:
-    """Height, width, channels and format."""
-    content = open_item(item)
+    """Height, width, channels and format; of a sequence those of its first frame."""
+    if isinstance(item.content, Clip) and item.content.fault is not None:
+        raise PictureFault(*item.content.fault)
+    content = open_content(item.content.frames[0] if isinstance(item.content, Clip) else item.content)
     if isinstance(content, np.ndarray):
         if content.dtype != making.dtype:
             raise PictureFault("depth", f"its values are {content.dtype}, not {making.dtype}")

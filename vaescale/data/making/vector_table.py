@@ -77,7 +77,7 @@ def key_of(name: str) -> str:
 
 
 def with_vectors(source: Source, table: VectorTable) -> Source:
-    """The source whose items have a member `vector.npy` each, from the row of their key, or of its last part.
+    """The source whose items have a member `vector.npy` each, from the row of SPLIT/KEY, of their key, or of its last part.
 
     Raises DataError, when a split is listed, for an item without a row, and for two items with one row.
     """
@@ -99,7 +99,8 @@ def _given(
     items: Iterable[Item], split: str, table: VectorTable, taken: dict[int, tuple[str, str]]
 ) -> Iterator[Item]:
     for item in items:
-        row = table.rows.get(item.key, table.rows.get(item.key.rpartition("/")[2]))
+        names = (f"{split}/{item.key}", item.key, item.key.rpartition("/")[2])
+        row = next((table.rows[name] for name in names if name in table.rows), None)
         if row is None:
             raise DataError(
                 f"image {item.key} of {split} has no row in {table.path}, whose first names are {', '.join(list(table.rows)[:3])}; add a row "
@@ -107,8 +108,8 @@ def _given(
             )
         if taken.setdefault(row, (split, item.key)) != (split, item.key):
             raise DataError(
-                f"{table.path} has one row for image {item.key} of {split} and image {taken[row][1]} of {taken[row][0]}; name the images "
-                "with their folders"
+                f"{table.path} has one row for image {item.key} of {split} and image {taken[row][1]} of {taken[row][0]}; name them "
+                f"SPLIT/NAME, such as {split}/{item.key}"
             )
         yield item._replace(members=(*item.members, *members_of(table.values, row)))
 

@@ -14,6 +14,7 @@ from vaescale.data.making.storing import values_of
 from vaescale.data.making.table import TABLE_KEYS
 from vaescale.data.making.tar_sets import split_of_tar
 from vaescale.data.pictures import PictureFault
+from vaescale.data.sequences import frames_of
 from vaescale.data.storage import Folder
 from vaescale.data.tars import LATENT_EXTENSIONS, Roles, Sample, TarFault, samples
 from vaescale.errors import DataError
@@ -124,7 +125,7 @@ def _compare(
                     continue  # the index of this very tar leaves it out: --skip-broken
                 if isinstance(sample, TarFault):
                     faults.append(_at(shard.name, sample))
-                elif message := _difference(sample, entry, dtype=dtype):
+                elif message := _difference(sample, entry, dtype=dtype, roles=roles):
                     faults.append(ShardFault(shard.name, sample.key, sample.offset, message))
     except TarFault as error:
         faults.append(_at(shard.name, error))
@@ -138,7 +139,7 @@ def _compare(
     return faults
 
 
-def _difference(sample: Sample, entry: object, *, dtype: Dtype | None) -> str:
+def _difference(sample: Sample, entry: object, *, dtype: Dtype | None, roles: Roles) -> str:
     """The fault of a sample, as a phrase, or an empty string."""
     if entry is None:
         return "it is not in the index"
@@ -151,7 +152,10 @@ def _difference(sample: Sample, entry: object, *, dtype: Dtype | None) -> str:
         )
     if dtype is not None:
         try:
-            values_of(sample.content, dtype)
+            if roles.of_sequences:
+                frames_of(sample.content)
+            else:
+                values_of(sample.content, dtype)
         except PictureFault as error:
             return str(error)
     return ""

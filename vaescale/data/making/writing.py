@@ -21,12 +21,13 @@ from filelock import FileLock, Timeout
 
 from vaescale.data.index import INDEX, Shard, ShardIndex
 from vaescale.data.making.indexing import Made, Written, complete, make_index, quietly
-from vaescale.data.making.items import Item, name_of
+from vaescale.data.making.items import Clip, Item, name_of
 from vaescale.data.making.pool import pool_of
 from vaescale.data.making.storing import Making, header_check, prepare
 from vaescale.data.making.table import NOTHING, Counts
 from vaescale.data.pictures import PictureFault
-from vaescale.data.tars import TarFault
+from vaescale.data.sequences import EXTENSION
+from vaescale.data.tars import USUAL, Roles, TarFault
 from vaescale.errors import DataError, UserError
 from vaescale.system.files import write_whole
 
@@ -170,7 +171,12 @@ def _in_order(
 
 def _held(chunks: list[list[Item]]) -> int:
     """Bytes of images from a stream that wait to be written."""
-    contents = (item.content for chunk in chunks for item in chunk)
+    contents = (
+        content
+        for chunk in chunks
+        for item in chunk
+        for content in (item.content.frames if isinstance(item.content, Clip) else (item.content,))
+    )
     return sum(
         content.nbytes if isinstance(content, np.ndarray) else len(content)
         for content in contents
@@ -223,9 +229,11 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
             label = {"cls": str(item.label).encode()} if item.label >= 0 else {}
             tar.write({"__key__": item.key, **label, image.extension: image.content, **dict(item.members)})
     try:
-        check = header_check(making.dtype)
-        shard, shapes, faults, _, bounds = make_index(
-            path.parent, temporary, path.name, check=check, dtype=making.dtype
+        of_sequences = any(isinstance(item.content, Clip) for item in items)
+        check = header_check(making.dtype, of_sequences=of_sequences)
+        roles = Roles((EXTENSION,)) if of_sequences else USUAL
+        shard, shapes, faults, _, bounds, sequences = make_index(
+            path.parent, temporary, path.name, roles, check, dtype=making.dtype
         )
     except TarFault as error:
         raise DataError(f"{temporary} was not written soundly: {error}") from error
@@ -234,7 +242,7 @@ def _write_shard(items: list[Item], path: Path, making: Making) -> Made:
     with temporary.open("rb") as whole:
         os.fsync(whole.fileno())
     temporary.replace(path)
-    made = Made(shard, shapes, skipped, dict(remarks), counts.content(), bounds)
+    made = Made(shard, shapes, skipped, dict(remarks), counts.content(), bounds, sequences)
     if shard is None:
         path.unlink()
     write_whole(note, json.dumps({"origin": origin, "made": made}).encode())
@@ -301,15 +309,15 @@ def _origin(items: list[Item], making: Making) -> str:
         digest.update(f"\n{item.key} {item.label} ".encode())
         for name, member in item.members:
             digest.update(f"{name} ".encode() + member)
-        content = item.content
-        if isinstance(content, np.ndarray):
-            digest.update(repr(content.shape).encode() + content.tobytes())  # the type is the making's
-        elif isinstance(content, bytes):
-            digest.update(content)
-        else:
-            with suppress(OSError):  # a missing file is reported when it is opened
-                status = content.path.stat()
-                digest.update(f"{content} {status.st_size} {status.st_mtime_ns}".encode())
+        for content in item.content.frames if isinstance(item.content, Clip) else (item.content,):
+            if isinstance(content, np.ndarray):
+                digest.update(repr(content.shape).encode() + content.tobytes())  # the type is the making's
+            elif isinstance(content, bytes):
+                digest.update(content)
+            else:
+                with suppress(OSError):  # a missing file is reported when it is opened
+                    status = content.path.stat()
+                    digest.update(f"{content} {status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 

@@ -1,6 +1,6 @@
 """The fault of an image that cannot be used."""
 
-REASONS = ("changed", "damaged", "format", "pixels", "depth", "transparency", "colour", "shape")
+REASONS = ("changed", "damaged", "format", "pixels", "depth", "transparency", "colour", "shape", "short")
 
 
 class PictureFault(ValueError):

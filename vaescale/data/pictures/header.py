@@ -35,7 +35,7 @@ class Header(NamedTuple):
     """The header of an image: jpg, png, webp or npy; height, width and channels (1 or 3, in npy up to 16) as `decode` returns them.
 
     orientation: of EXIF, already applied to height and width. has_profile: whether the file has an ICC profile. only_xmp: whether
-    only XMP says that it is to be turned, which is not applied. dtype: the type of its values.
+    only XMP says that it is to be turned, which is not applied. dtype: the type of its values. frames: of a sequence, 0 of an image.
     """
 
     format: str
@@ -46,6 +46,7 @@ class Header(NamedTuple):
     has_profile: bool = False
     only_xmp: bool = False
     dtype: Dtype = "uint8"
+    frames: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:

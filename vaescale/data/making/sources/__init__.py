@@ -9,17 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from vaescale.config import Dtype
+from vaescale.config import Dtype, Size
 from vaescale.data.making.sources.arrays import arrays
+from vaescale.data.making.sources.bair import bair
 from vaescale.data.making.sources.base import Source, Split, with_val
 from vaescale.data.making.sources.celeba import celeba
 from vaescale.data.making.sources.cifar import cifar
 from vaescale.data.making.sources.digits import digits
 from vaescale.data.making.sources.folder import folder
+from vaescale.data.making.sources.frame_folders import frame_folders
 from vaescale.data.making.sources.hugging_face import hugging_face
 from vaescale.data.making.sources.idx import idx
 from vaescale.data.making.sources.imagenet import imagenet
 from vaescale.data.making.sources.lsun import lsun
+from vaescale.data.making.sources.moving_mnist import moving_mnist
 from vaescale.data.making.sources.phantom import phantom
 from vaescale.data.making.sources.stacked import stacked
 from vaescale.data.making.sources.suggestions import refuse_stacks, suggest
@@ -60,6 +63,17 @@ SOURCES: dict[str, Kind] = {
     "cifar": Kind(cifar, options=("column",), needs="the folder of the batches, or one above it"),
     "phantom": Kind(phantom, "nothing"),
     "stacked": Kind(stacked, needs="the folder of the idx files"),
+    "frames": Kind(
+        frame_folders,
+        options=("window", "stride"),
+        needs="the folder that holds a folder of frames for each clip",
+    ),
+    "bair": Kind(bair, options=("column",), needs="the folder that holds train and test"),
+    "moving-mnist": Kind(
+        moving_mnist,
+        options=("frames", "size", "count", "deterministic"),
+        needs="the folder of the idx files",
+    ),
 }
 
 
@@ -72,13 +86,20 @@ def open_source(
     splits: str | None = None,
     classes_only: bool = False,
     dtype: Dtype = "uint8",
+    size: Size | None = None,
+    frames: int | None = None,
+    count: int | None = None,
+    deterministic: bool = False,
+    window: int | None = None,
+    stride: int | None = None,
 ) -> Source:
     """The source that `KIND:PATH` names.
 
     holdout: the fraction of train that becomes `val` where a source has no `val`; the image's key decides which images.
     None: 5% where train is the only split, otherwise nothing. config: the configuration of a hub data set. column: its columns, or
     the keys of arrays, as image=NAME,label=NAME. splits: folders of a folder's splits, as train=DIR,val=DIR;
-    classes_only: all its sub-folders are classes. dtype: the type of the values that are wanted. Raises UserError and DataError.
+    classes_only: all its sub-folders are classes. dtype: the type of the values that are wanted. size, frames, count,
+    deterministic: of sequences that are made; window, stride: of those that are cut of clips. Raises UserError and DataError.
     """
     import_installed()
     name, colon, rest = argument.partition(":")
@@ -89,9 +110,16 @@ def open_source(
         near = f"did you mean {suggestion}? " if suggestion else ""
         raise UserError(f"source {argument!r} is unknown; {near}known sources: {forms}")
     try:
-        options = {"column": column, "config": config, "splits": splits, "classes_only": classes_only or None}
-        if "dtype" in kind.options:
-            options["dtype"] = dtype
+        options: dict[str, Any] = {
+            "column": column,
+            "config": config,
+            "splits": splits,
+            "classes_only": classes_only or None,
+        }
+        options |= {"frames": frames, "count": count, "deterministic": deterministic or None}
+        options |= {"window": window, "stride": stride}
+        options |= {"dtype": dtype} if "dtype" in kind.options else {}
+        options |= {"size": size} if "size" in kind.options else {}
         source = kind.open(**_arguments(kind, rest, options))
     except DataError as error:
         raise _with_suggestion(error, name, rest) from error

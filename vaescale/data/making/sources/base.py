@@ -6,10 +6,10 @@ A listed image is small (a path, a range of a tar, bytes or an array); the proce
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from vaescale.data.config import Crop, Filter
-from vaescale.data.making.items import Item
+from vaescale.data.making.items import Clip, Item
 from vaescale.data.making.sources.forward import Streamed
 from vaescale.data.making.table import NOTHING
 from vaescale.errors import DataError
@@ -46,7 +46,7 @@ class Split(NamedTuple):
 class Source(NamedTuple):
     """A source's splits, each listed when it is called, and how its images are usually cut to size.
 
-    held_out: the fraction of `train` that became `val`, 0 if none did. complete: nothing is held out.
+    held_out: the fraction of `train` that became `val`, 0 if none did. complete: nothing is held out. holds: what its items are.
     """
 
     splits: Mapping[str, Callable[[], Split]]
@@ -55,6 +55,7 @@ class Source(NamedTuple):
     channels: int | None = None
     complete: bool = False
     held_out: float = 0
+    holds: Literal["images", "sequences"] = "images"
 
 
 def with_val(source: Source, holdout: float | None) -> Source:
@@ -96,7 +97,7 @@ def _held_out(whole: Callable[[], Split], fraction: float, held: bool) -> Split:
 
 def _lowest(items: Iterable[Item]) -> int:
     """The bound below which the hash of one of the items is. Raises DataError for fewer than two items: train would have none."""
-    hashes = sorted(map(_hash, items))
+    hashes = sorted(set(map(_hash, items)))
     if len(hashes) < 2:
         few = "one image, too few" if hashes else "no image"
         remedy = "; --holdout 0 writes it to train" if hashes else ""
@@ -135,4 +136,6 @@ def report_absent(split: str, class_names: Sequence[str], present: Container[str
 
 
 def _hash(item: Item) -> int:
-    return zlib.crc32(item.key.encode())
+    """The number that decides about an item: one for all windows of a clip, which look alike."""
+    whole = item.content.whole if isinstance(item.content, Clip) else ""
+    return zlib.crc32((whole or item.key).encode())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vaescale.data.making.items import STREAMED, Item, Packed, Place
+from vaescale.data.making.items import STREAMED, Clip, Item, Packed, Place
 from vaescale.data.making.sources.archives import (
     QUIET_SECONDS,
     ArchivePath,
@@ -233,7 +233,7 @@ def _real(path: TreePath) -> str:
     return os.path.realpath(path) if isinstance(path, Path) else path.inner
 
 
-def keyed(items: Iterable[tuple[str, Place | Packed, int]]) -> list[Item]:
+def keyed(items: Iterable[tuple[str, Place | Packed | Clip, int]]) -> list[Item]:
     """Items with unique keys without dots, at which webdataset would split them."""
     result, taken = [], set()
     for name, location, label in items:

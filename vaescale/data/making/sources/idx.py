@@ -19,11 +19,11 @@ from vaescale.system.console import say
 MOST_IDX_BYTES = 1 << 34
 
 
-def idx(path: Path) -> Source:
+def idx(path: Path, *, kind: str = "idx") -> Source:
     """MNIST, Fashion-MNIST, KMNIST, EMNIST: train and test. LeCun's idx format.
 
     The values that occur as labels in any split are the classes, in order: EMNIST's letters 1 to 26 become classes 0 to 25, and
-    keep their names. EMNIST's images, which its files hold transposed, are turned upright.
+    keep their names. EMNIST's images, which its files hold transposed, are turned upright. kind: that of the source, for messages.
     """
     files: dict[str, tuple[Path, Path | None]] = {}
     for name, prefix in (("train", "train"), ("test", "t10k"), ("test", "test")):
@@ -32,7 +32,7 @@ def idx(path: Path) -> Source:
             files[name] = images, _one_file(path, f"{prefix}*labels*idx1*")
     if not files:
         below = sorted({str(file.parent) for file in path.rglob("*idx3*")}) if path.is_dir() else []
-        remedy = f"did you mean idx:{below[0]}?" if below else "give their folder"
+        remedy = f"did you mean {kind}:{below[0]}?" if below else "give their folder"
         raise DataError(f"{path} holds no idx files such as train-images-idx3-ubyte.gz; {remedy}")
 
     @cache

@@ -24,7 +24,7 @@ def stacked(path: Path) -> Source:
     Image n has the channels that a generator of (SEED, n) draws, so it depends on the folder, the split and n alone. Its class is the
     combination of the channels' classes, the first channel's first: 731 has a 7, a 3 and a 1. Raises DataError without labels.
     """
-    opened = idx(path)
+    opened = idx(path, kind="stacked")
     return Source({name: partial(_split, path, name, listed) for name, listed in opened.splits.items()})
 
 

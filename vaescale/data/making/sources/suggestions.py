@@ -24,9 +24,8 @@ def suggest(path: Path, *, wrong: str = "") -> str | None:
     """
     if not path.exists():
         return None
-    if wrong and (
-        _has_arrays(path) if wrong == "arrays" else _FINDERS.get(wrong, _nothing)(path) is not None
-    ):
+    own: dict[str, Callable[[Path], bool]] = {"arrays": _has_arrays, "frames": holds_images}
+    if wrong and (own[wrong](path) if wrong in own else _FINDERS.get(wrong, _nothing)(path) is not None):
         return None
     homes = ((kind, find(path)) for kind, find in _FINDERS.items())
     return next((f"{kind}:{home}" for kind, home in homes if home is not None), None)
@@ -54,6 +53,12 @@ def _idx(path: Path) -> Path | None:
         return path.parent if "-ubyte" in path.name and "idx" in path.name else None
     file = _first([*path.glob("*idx3-ubyte*"), *path.glob("*/*idx3-ubyte*"), *path.glob("*/*/*idx3-ubyte*")])
     return None if file is None else file.parent
+
+
+def _bair(path: Path) -> Path | None:
+    """The folder above those of TFRecord files."""
+    file = _first([*path.glob("*/*.tfrecord*"), *path.glob("*/*/*.tfrecord*")]) if path.is_dir() else None
+    return None if file is None else file.parent.parent
 
 
 def _cifar(path: Path) -> Path | None:
@@ -115,6 +120,7 @@ def _may_hold_images(archive: Path) -> bool:
 
 _FINDERS: dict[str, Callable[[Path], Path | None]] = {
     "idx": _idx,
+    "bair": _bair,
     "cifar": _cifar,
     "imagenet": _imagenet,
     "celeba": _celeba,

@@ -1,0 +1,169 @@
+"""Runs of sequences: resumed bit by bit, evaluated by sequence and by frame, shown as strips and an animation, and refused by verbs of images."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from tests.clips import write_clips
+from tests.conftest import run_verb, tiny_recipe
+from vaescale.cli import VERBS
+from vaescale.data.batch import Request
+from vaescale.recipe import Recipe, load_recipe
+from vaescale.runs.folder import read_metrics
+from vaescale.trained import open_split, open_trained
+
+CONTEXT, HORIZON, STEPS = 2, 3, 6
+NETWORK = {"kind": "svg", "context": CONTEXT, "horizon": HORIZON, "latent_dim": 3, "features": 8, "hidden": 8}
+# What no run is opened for, or a recipe, a data set or several runs.
+OF_SEQUENCES = ("train", "launch", "sweep", "evaluate", "sample", "compare-runs", "average", "sync", "chaos")
+WITHOUT_RUNS = (
+    "doctor",
+    "make-shards",
+    "verify-shards",
+    "new-recipe",
+    "train-features",
+    "import",
+    "quickstart",
+    "decompress",
+)
+
+
+def content(data: Path, run: Path) -> dict[str, Any]:
+    recipe = tiny_recipe(data, run)
+    recipe["data"] |= {"holds": "sequences", "frames": CONTEXT + HORIZON, "global_batch": 16}
+    recipe["training"] |= {"steps": STEPS, "evaluate_every": 3, "checkpoint_every": 3}
+    return recipe | {"network": {**NETWORK, "widths": [4, 8]}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sequences")
+    recipe = content(write_clips(folder / "clips"), folder / "run")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert run_verb("train", folder / "recipe.yaml") == 0
+    return folder / "run"
+
+
+def test_a_resumed_run_is_bit_equal(run: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(again / f"checkpoints/step-{STEPS:09d}")
+    assert run_verb("train", run.parent / "recipe.yaml", f"run_dir={again}") == 0
+    for kind in ("model", "ema", "optimizer"):
+        whole, parts = (
+            load_file(one / f"checkpoints/step-{STEPS:09d}/{kind}.safetensors") for one in (run, again)
+        )
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(whole[key], parts[key]) for key in whole), kind
+
+
+def test_it_is_evaluated_by_sequence_and_by_frame(run: Path, vaescale: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    evaluated = vaescale("evaluate", folder, "--futures", "3", "--json")
+    assert evaluated.code == 0, evaluated.err
+    result = evaluated.json
+    metrics, frames, futures = (result[name] for name in ("metrics", "frames", "futures"))
+    predicted = CONTEXT + HORIZON - 1
+    assert metrics["neg_elbo_nats"] == pytest.approx(read_metrics(run)[-1]["val/neg_elbo_nats"], rel=1e-5)
+    assert metrics["neg_elbo_nats"] == pytest.approx(sum(row["neg_elbo_nats"] for row in frames), rel=1e-5)
+    assert metrics["kl_nats"] == pytest.approx(sum(row["kl_nats"] for row in frames), rel=1e-4)
+    assert metrics["mse"] == pytest.approx(sum(row["mse"] for row in frames) / predicted, rel=1e-5)
+    assert metrics["images"] == 21
+    assert [row["frame"] for row in frames] == [2, 3, 4, 5]
+    horizon = sum(row["neg_elbo_nats"] for row in frames[CONTEXT - 1 :])
+    assert metrics["horizon_neg_elbo_nats"] == pytest.approx(horizon)
+    assert metrics["horizon_bits_per_dim"] == pytest.approx(horizon / (HORIZON * 64 * math.log(2)) + 8)
+    assert "frames 2 to 5 given the first" in result["protocol"]["bound"]
+    assert [row["frame"] for row in futures] == [1, 2, 3]
+    for name in ("best_psnr_db", "mean_future_psnr_db", "futures_variance", "copied_psnr_db"):
+        assert metrics[name] == pytest.approx(sum(row[name] for row in futures) / HORIZON)
+    assert metrics["best_psnr_db"] > metrics["mean_future_psnr_db"]
+    assert 0 < metrics["mean_future_psnr_db_standard_error"] < 10
+    assert metrics["futures_variance"] > 0
+    assert "evaluation/val/best_psnr_db" in result["more_is_better"]
+    reader = open_split(load_recipe(folder / "recipe.yaml"), "val")
+    x = reader.__getitems__(Request(np.arange(21), refill=False)).images.double() / 255
+    error = (x[:, CONTEXT:] - x[:, CONTEXT - 1 : CONTEXT]).square().flatten(2).mean(2).clamp_min(1e-10)
+    assert metrics["copied_psnr_db"] == pytest.approx(float((-10 * error.log10()).mean()), rel=1e-5)
+    refitted = vaescale("evaluate", folder, "--refit-sigma", "--images", "5", "--json").json
+    assert "fitted to 64 training sequences" in refitted["sigma"]["sentence"]
+
+
+def test_its_samples_are_strips_and_an_animation_of_every_frame(
+    run: Path, vaescale: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    sampled = vaescale("sample", folder, "--count", "4", "--json")
+    assert sampled.code == 0, sampled.err
+    assert (sampled.json["futures"], sampled.json["context"]) == (4, CONTEXT)
+    strip, clip = sampled.json["figures"]
+    with Image.open(strip) as rows:
+        assert rows.height > rows.width > 100, "five frames, five rows of each of four sequences"
+    with Image.open(clip) as animated:
+        assert animated.n_frames == CONTEXT + HORIZON, "equal frames are kept, too"
+    assert len([*(run / "figures/progress").glob("*.png")]) == 2
+
+
+def test_verbs_of_images_say_that_it_is_of_sequences(run: Path, vaescale: Any, tmp_path: Path) -> None:
+    words = {
+        "score": (run, run.parent / "clips/val"),
+        "quality": (run, "--features", "pixels"),
+        "compress": (run, run.parent / "clips/val", tmp_path / "file"),
+        "export": (run, tmp_path / "out"),
+    }
+    for verb in sorted(set(VERBS) - {*OF_SEQUENCES, *WITHOUT_RUNS}):
+        refused = vaescale(verb, *words.get(verb, (run,)))
+        assert refused.code == 2, (verb, refused.err)
+        assert "is a model of sequences, and this reads models of images" in refused.err, (verb, refused.err)
+    for option in ("--importance-samples=2", "--per-class", "--code-length"):
+        refused = vaescale("evaluate", run, option)
+        assert refused.code == 2, option
+        assert "needs a model of images, and" in refused.err, option
+    for option in ("--prior=standard", "--temperature=0.5", "--decode=mean", "--map=4"):
+        refused = vaescale("sample", run, option)
+        assert refused.code == 2, option
+        assert "does not apply to a model of sequences" in refused.err, option
+    other = shutil.copytree(run, tmp_path / "other")
+    compared = vaescale("compare-runs", run, other, "--out", tmp_path / "page.html")
+    assert compared.code == 0, compared.err
+
+
+def test_futures_are_of_sequences(trained_run: Path, vaescale: Any) -> None:
+    refused = vaescale("evaluate", trained_run, "--futures", "2")
+    assert refused.code == 2
+    assert "--futures needs a model of sequences" in refused.err
+
+
+def test_recipes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    good = content(tmp_path, tmp_path / "run")
+    assert Recipe.model_validate(good).data.frames == CONTEXT + HORIZON
+    clip = {"optimizer": {**good["optimizer"], "clip_norm_per_dimension": 2}}
+    assert Recipe.model_validate(good | clip).optimizer.clip_norm == 2 * (CONTEXT + HORIZON - 1) * 64
+    conv = {"kind": "conv", "latent_dim": 4, "widths": [8]}
+    cases: dict[str, dict[str, Any]] = {
+        "set data.frames=5": {"data": {**good["data"], "frames": 6}},
+        "set network.kind=svg": {"network": conv},
+        "set data.holds=sequences": {"data": tiny_recipe(tmp_path, tmp_path)["data"]},
+        "needs a single latent vector or map": {"objective": {"mmd": {"weight": 1.0}}},
+        "choose diagonal or relative": {"posterior": {"kind": "isotropic"}},
+        "set training.compile to false": {"training": {**good["training"], "compile": True}},
+        "needs layers that take a condition": {"condition": {"kind": "class", "classes": 2}},
+    }
+    for message, change in cases.items():
+        with pytest.raises(ValidationError, match=message):
+            Recipe.model_validate(good | change)
+
+
+def test_it_opens_as_it_was_trained(run: Path) -> None:
+    trained = open_trained(run, of_sequences=True)
+    assert trained.model.example_shape == (CONTEXT + HORIZON, 1, 8, 8)
+    assert json.loads((run / "run.json").read_text()).get("latents_of") is None

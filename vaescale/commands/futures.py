@@ -1,0 +1,80 @@
+"""Pictures of what a run of sequences makes of held-out contexts: strips of frames, and an animation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaescale import figures
+from vaescale.data.batch import Request
+from vaescale.data.reader import ShardReader
+from vaescale.errors import UserError
+from vaescale.evaluation.futures import strips
+from vaescale.models.sequence_model import SequenceModel
+from vaescale.runs.tracking import push
+from vaescale.trained import Trained, open_split
+
+FUTURES = 20  # default
+MOST_FUTURES = 1000
+FEW, SHOWN = 4, 2  # sequences in a picture, and random futures of each
+
+
+def draw_futures(trained: Trained, *, number: int, seed: int) -> dict[str, Any]:
+    """Draw RUN/figures/samples.png and samples.gif: of the first held-out sequences the truth, the decoded means, the best of `number`
+    futures by PSNR, and two of them. Returns a description and the paths. Raises UserError for too many.
+    """
+    if number > MOST_FUTURES:
+        raise UserError(f"--count (={number}) must be at most {MOST_FUTURES} futures; lower it")
+    model = trained.model
+    assert isinstance(model, SequenceModel)
+    of_each = strips_of(
+        trained, open_split(trained.recipe, "val"), count=FEW, futures=number, shown=SHOWN, seed=seed
+    )
+    folder, view = trained.folder / "figures", trained.recipe.view
+    paths = [folder / "samples.png", folder / "samples.gif"]
+    context = model.context
+    title = trained.title(f"frames of held-out sequences; futures begin after frame {context}")
+    rows = [row for rows in of_each for row in rows]
+    figures.image_strips(paths[0], rows, title=title, view=view)
+    figures.animation(paths[1], of_each, given=context, view=view)
+    push(trained.folder, trained.recipe.tracking)
+    return {
+        "sequences": len(of_each),
+        "context": context,
+        "horizon": model.frames - context,
+        "futures": number,
+        "seed": seed,
+        "figures": [str(path) for path in paths],
+    }
+
+
+def strips_of(
+    trained: Trained,
+    reader: ShardReader,
+    *,
+    count: int,
+    futures: int = 1,
+    shown: int = 1,
+    seed: int | None = None,
+) -> list[list[tuple[str, Any]]]:
+    """`futures.strips` of the first `count` usable sequences, as arrays. seed: by default the recipe's."""
+    model = trained.model
+    assert isinstance(model, SequenceModel)
+    numbers = np.arange(min(2 * count, len(reader)))
+    fetched = reader.__getitems__(Request(numbers, refill=False))
+    images = fetched.images[fetched.usable][:count]
+    slots: Tensor = torch.from_numpy(numbers)[fetched.usable][:count]
+    seed = trained.recipe.seed if seed is None else seed
+    of_each = strips(model, images, slots, seed=seed, futures=futures, shown=shown)
+    return [[(name, frames.numpy()) for name, frames in rows] for rows in of_each]
+
+
+def refuse_for_futures(given: Sequence[str]) -> None:
+    """Raise UserError for options of `sample` that a run of sequences does not have. given: names of options."""
+    for name in given:
+        if name != "count":
+            raise UserError(
+                f"--{name} does not apply to a model of sequences, whose futures follow held-out contexts; leave it out"
+            )

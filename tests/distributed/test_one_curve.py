@@ -26,8 +26,7 @@ def launch(folder: Path, *words: str, launcher: tuple[str, ...]) -> subprocess.C
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     folder = make_project(tmp_path_factory.mktemp("project"), digits)
-    make_shards("digits", folder / "data/whole", jobs=1)  # its classes have names, as those of `few`
-    damaged = shutil.copytree(folder / "data/whole/train", folder / "data" / "damaged")
+    damaged = shutil.copytree(digits / "train", folder / "data" / "damaged")
     entries = np.load(damaged / "shard-000000.index.npy")[::100]
     with (damaged / "shard-000000.tar").open("r+b") as tar:
         for entry in entries:
@@ -89,8 +88,7 @@ PLAYERS = (
     *("training.checkpoint_every=25", "training.compare_replicas_every=25"),
     *("data.balance=class", "data.augment.shift=1", "data.augment.jitter.contrast=0.2"),
 )
-# That with BatchNorm is large: it makes 1e-3 of float32's rounding within 20 steps.
-# Early stopping ends it at 10 of its steps, on every rank.
+# Early stopping ends it at 10 of its 20 steps, on every rank.
 DEEP = (
     *(
         "training.evaluate_every=5",
@@ -101,6 +99,7 @@ DEEP = (
     "likelihood.kind=bitwise",
     *("condition.kind=vector", "condition.size=2", "condition.member=vector.npy", "condition.dropout=0.2"),
 )
+# That with BatchNorm is large: it makes 1e-3 of float32's rounding within 20 steps.
 STEPS = {
     "hard": 30,
     "16 bits, one by one": 10,

@@ -1,7 +1,7 @@
 """Print versions, devices, the way processes were launched, and missing software.
 
 Start it the way you start training, for example `accelerate launch --config_file recipes/backends/cpu2.yaml -m vaescale
-doctor`, to check the devices and processes of training. Under a launcher the processes exchange numbers for two seconds.
+doctor` or `torchrun --nproc-per-node 2 -m vaescale doctor`, to check the devices and processes of training. Under a launcher the processes exchange numbers for two seconds.
 """
 
 import argparse

@@ -53,7 +53,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from vaescale.commands.train import describe, train
 
     if arguments.dry_run:
-        return describe(recipe, processes=arguments.expect_processes, time_steps=arguments.time_steps)
+        return describe(
+            recipe,
+            processes=arguments.expect_processes,
+            allow_changes=arguments.allow_changes,
+            time_steps=arguments.time_steps,
+        )
     return train(recipe, processes=arguments.expect_processes, allow_changes=arguments.allow_changes)
 
 

@@ -197,7 +197,7 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
     try:
         # launch is one process for each node, or joins the ranks that another launcher has started.
         if _processes() > 1 and verb not in (*DISTRIBUTED, "launch"):
-            raise UserError("runs on one process for now; call it without `accelerate launch`")
+            raise UserError("runs on one process for now; call it without a launcher")
         provide_caches(shown=_is_first_process())
         import_named(modules)
         result = tool.run(options)

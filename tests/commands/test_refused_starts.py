@@ -47,6 +47,15 @@ def test_a_refused_start_changes_nothing(vaescale, recipe_file, recipe_content, 
         vaescale("train", path, *more).assert_refused(2, "choose another one")
     fewer = vaescale("train", path, "training.steps=6", "--allow-changes")
     assert "is trained to step 6 already" in fewer.err
+    at_12 = f"from step 12, with the checkpoint {run}/checkpoints/step-000000012 with"
+    for words, *said in (
+        ((), f"no more: {run} is trained to step 12 already"),
+        (more[:1], f"refused: run_dir {run} holds a run of another recipe", "training.steps: 12 -> 20"),
+        (more, at_12, "training.steps: 12 -> 20"),
+    ):
+        starts = vaescale("train", path, *words, "--dry-run", "--json").json["plan"]["starts"]
+        assert starts.startswith(said[0])
+        assert said[-1] in starts
     assert contents(run) == before
     assert vaescale("train", path, *more).code == 0
 

@@ -461,7 +461,8 @@ def test_a_dry_run_describes_and_writes_nothing(
     assert outcome.json["recipe"]["optimizer"]["lr"] == 5e-4
     assert plan["steps_per_epoch"] == 22
     assert plan["images_per_process_and_step"] == 64
-    assert plan["memory_total_bytes"] > 16 * plan["parameters"]
+    assert plan["memory_peak_bytes"] > 16 * plan["parameters"]
+    assert plan["starts"] == f"at step 0, in {recipe_content['run_dir']}"
     assert not Path(recipe_content["run_dir"]).exists()
     places = [recipe_content["data"][split] for split in ("train", "val")]
     mixed = f"data.train=[{{path: {places[0]}, weight: 1}}, {{path: {places[1]}, weight: 3}}]"
@@ -471,7 +472,10 @@ def test_a_dry_run_describes_and_writes_nothing(
     words = vaescale(
         *("train", recipe_file(recipe_content), "--dry-run", mixed, "data.augment.shift=1"),
         f"data.val={tmp_path / 'other'}",
+        "data.channels=3",
     )
+    assert words.err.count("1887 images are grey (") == 1
+    assert words.err.count("data.channels=3 repeats their one channel") == 1
     assert (
         f"1797 images: {places[0]} 0.312 passes (25.0% of the images); {places[1]} 3.74 passes" in words.out
     )

@@ -67,7 +67,9 @@ class Recorded(ModuleType):
         self.runs: list[dict[str, Any]] = []
         self.rows: list[tuple[int, dict[str, float]]] = []
 
-    def init(self, **given: Any) -> None:
+    def init(self, *, auto_log_cpu: bool | None = None, **given: Any) -> None:
+        print("* Created new run")  # noqa: T201  # as trackio does, on stdout
+        assert auto_log_cpu is False, "the load of the machine that sends"
         self.runs.append(given)
 
     def log(self, metrics: dict[str, float], step: int) -> None:

@@ -126,7 +126,7 @@ def _measured(
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     seconds = statistics.median(times)
     launches, in_kernels, top = _kernels(step, device)
-    expected = estimate(model, images=images, averages=1, precision=recipe.training.precision)["total"]
+    expected = estimate(model, images=images, averages=1, precision=recipe.training.precision)["peak"]
     return Measured(
         seconds=seconds,
         spread=(max(times) - min(times)) / seconds,

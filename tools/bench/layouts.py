@@ -58,7 +58,7 @@ def main() -> None:
         )
         result = json.loads(done.stdout.strip().splitlines()[-1])
         first = first or result
-        peak, seconds, total = result["peak_bytes"], result["seconds"], result["estimate"]["total"]
+        peak, seconds, total = result["peak_bytes"], result["seconds"], result["estimate"]["peak"]
         sys.stdout.write(
             f"{result['layout']:6s} {result['parameters'] / 1e6:6.1f}M parameters  peak {peak / 2**30:5.2f} GiB "
             f"({peak / first['peak_bytes']:.2f} of the first)  estimate {total / 2**30:5.2f} ({total / peak:.2f} of the peak)  "

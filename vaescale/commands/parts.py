@@ -25,6 +25,7 @@ from vaescale.data.training_sets import (
     describe_mixture,
     open_training,
     refuse_held_out,
+    tell_repeated,
     training_plan,
 )
 from vaescale.data.vectors import refuse_other_vectors
@@ -135,6 +136,8 @@ def _build(recipe: Recipe, launch: backends.Launch) -> Parts:
     val_reader = open_reader(data.val, data)
     train_reader = open_training(data, val_reader.index.class_names)
     refuse_held_out(train_reader, val_reader)
+    if data.holds == "images":
+        tell_repeated([train_reader, val_reader], data.channels)
     plan = training_plan(train_reader, data, recipe.seed)
     for reader in (train_reader, val_reader):
         refuse_clipping(reader)

@@ -9,6 +9,7 @@ import torch
 from vaescale import comm
 from vaescale.commands.parts import Parts, build_rival, lay_out
 from vaescale.data.loader import training_batches
+from vaescale.system.console import Progress
 from vaescale.training.step import train_step
 
 TIMED = 2  # steps, after a first one that compiles, allocates and starts readers
@@ -34,8 +35,8 @@ def time_steps(parts: Parts) -> dict[str, float]:
         augment=recipe.data.augment,
     )
     strategy.wrapped.train()
-    begin = 0.0
-    with closing(batches):
+    begin, shown = 0.0, comm.is_main()
+    with closing(batches), Progress("time steps", 1 + TIMED, unit="steps", shown=shown) as progress:
         for step, micro_batches in enumerate(parts.skips.counting(batches)):
             comm.at_step(step)
             train_step(
@@ -52,6 +53,7 @@ def time_steps(parts: Parts) -> dict[str, float]:
             )
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
+            progress.update(step + 1)
             if step == 0:
                 begin = time.perf_counter()
     seconds = max(comm.gather_object((time.perf_counter() - begin) / TIMED))

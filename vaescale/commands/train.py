@@ -21,7 +21,7 @@ from vaescale.commands.signature import Count, checked
 from vaescale.commands.step_time import time_steps as measure_steps
 from vaescale.data.loader import training_batches
 from vaescale.data.workers import Workers, end_workers, start_server
-from vaescale.errors import DataError, NotFinite, Preempted, TrainingStopped
+from vaescale.errors import DataError, NotFinite, Preempted, TrainingStopped, UserError
 from vaescale.recipe import Recipe, differences, load_recipe
 from vaescale.runs import checkpoint, class_table, origins
 from vaescale.runs import folder as run_folder
@@ -95,16 +95,20 @@ def describe(
     *,
     launch: InstanceOf[backends.Launch] | None = None,
     processes: Count | None = None,
+    allow_changes: bool = False,
     time_steps: bool = False,
 ) -> dict[str, Any]:
     """The resolved recipe, and the plan: data, steps, parameters and memory. Writes nothing. The arguments are those of `train`.
 
-    time_steps: also train three steps in memory, and add the seconds of a step and of all.
+    time_steps: also train three steps in memory, and add the seconds of a step and of all. The plan's `starts` says from which step of the run
+    folder training would go on, or why it would be refused.
     """
     refuse_ignored(os.environ, recipe.training, recipe.optimizer)
     with backends.launched(launch, processes=processes) as started:
         parts = build_parts(recipe, started)
-        plan = plan_of(parts)
+        plan = plan_of(parts) | {
+            "starts": comm.on_main(lambda: _would_start(parts, allow_changes=allow_changes))
+        }
         return {"recipe": recipe.public(), "plan": plan | (measure_steps(parts) if time_steps else {})}
 
 
@@ -130,27 +134,43 @@ def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Start:
     Changes nothing but the folder's lock. Raises UserError and DataError for the folder of another run.
     """
     folder, recipe, changes = parts.folder, parts.recipe, list[str]()
-    perceives = getattr(recipe.objective, "perceives", None)
-    perceptual = perceives.features if perceives else None
 
     def may_go_on() -> None:
-        changes[:] = refuse_foreign_folder(
-            folder,
-            parts.tags,
-            data={
-                "data_hash": recipe.data.train_words,
-                "val_data_hash": recipe.data.val,
-                **({"perceptual_hash": perceptual} if perceptual else {}),
-            },
-            recipe_changes=lambda: differences(
-                load_recipe(folder / run_folder.RECIPE).settings(), recipe.settings()
-            ),
-            shapes=parts.checkpoint_shapes,
-            may_resume=recipe.training.resume != "never",
-            allow_changes=allow_changes,
-        )
+        changes[:] = _accepted_changes(parts, allow_changes=allow_changes)
 
     stack.enter_context(run_folder.claimed(folder, may_go_on))
+    start = _start_of(parts, changes, allow_changes=allow_changes)
+    if not start.is_at_the_end:
+        refuse_unknown_metric(parts.model, recipe.training, recipe.optimizer)
+        checkpoint.refuse_too_little_room(folder, checkpoint.num_bytes(parts.checkpoint_shapes))
+    return start
+
+
+def _accepted_changes(parts: Parts, *, allow_changes: bool) -> list[str]:
+    """The changes of recipe and data since the folder's run was last started. Raises UserError and DataError where they are not accepted."""
+    folder, recipe = parts.folder, parts.recipe
+    perceives = getattr(recipe.objective, "perceives", None)
+    perceptual = perceives.features if perceives else None
+    return refuse_foreign_folder(
+        folder,
+        parts.tags,
+        data={
+            "data_hash": recipe.data.train_words,
+            "val_data_hash": recipe.data.val,
+            **({"perceptual_hash": perceptual} if perceptual else {}),
+        },
+        recipe_changes=lambda: differences(
+            load_recipe(folder / run_folder.RECIPE).settings(), recipe.settings()
+        ),
+        shapes=parts.checkpoint_shapes,
+        may_resume=recipe.training.resume != "never",
+        allow_changes=allow_changes,
+    )
+
+
+def _start_of(parts: Parts, changes: list[str], *, allow_changes: bool) -> Start:
+    """Where training goes on in a folder with these changes, from the files alone. Raises UserError for checkpoints of another run."""
+    folder, recipe = parts.folder, parts.recipe
     saved = checkpoint.newest(folder / "checkpoints")
     if saved is not None:
         refuse_other(saved, parts.tags, allow_changes=allow_changes)
@@ -162,11 +182,22 @@ def _claim(parts: Parts, stack: ExitStack, *, allow_changes: bool) -> Start:
     # The start that saved the last step may have been ended before it measured the held-out images.
     last = min(saved.step, recipe.training.steps) if saved else 0
     measured = any(row["step"] >= last and "val/mse" in row for row in rows) or not rows
-    start = Start(saved, changes, is_at_the_end=at_the_end and measured)
-    if not start.is_at_the_end:
-        refuse_unknown_metric(parts.model, recipe.training, recipe.optimizer)
-        checkpoint.refuse_too_little_room(folder, checkpoint.num_bytes(parts.checkpoint_shapes))
-    return start
+    return Start(saved, changes, is_at_the_end=at_the_end and measured)
+
+
+def _would_start(parts: Parts, *, allow_changes: bool) -> str:
+    """The words of a dry run on where training would start, or why it would be refused."""
+    try:
+        changes = _accepted_changes(parts, allow_changes=allow_changes)
+        start = _start_of(parts, changes, allow_changes=allow_changes)
+    except UserError as error:
+        return f"refused: {error}"
+    if start.saved is None:
+        return f"at step 0, in {parts.folder}"
+    if start.is_at_the_end:
+        return f"no more: {parts.folder} is trained to step {start.step} already"
+    changed = f" with {'; '.join(changes)}" if changes else ""
+    return f"from step {start.step}, with the checkpoint {start.saved.folder}{changed}"
 
 
 def _has_stalled(recipe: Recipe, saved: Checkpoint, rows: list[dict[str, float]]) -> bool:

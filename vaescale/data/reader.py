@@ -41,6 +41,7 @@ from vaescale.system.console import say
 from vaescale.system.host import cores
 
 NEXT_SAMPLES, NEXT_SHARDS = 16, 25  # tried in place of an unusable one
+SAID_BYTES = 1 << 26  # as many take a second or more to decode
 
 
 class _Decoded(NamedTuple):
@@ -124,6 +125,9 @@ class ShardReader(Dataset[Fetched]):
         numbers = request.numbers
         usable = np.ones(len(numbers), dtype=bool)
         if self.in_memory and self._memory is None:
+            if self.memory_bytes > SAID_BYTES and comm.rank() == 0:
+                size = f"{self.memory_bytes / 2**20:,.0f} MiB"
+                say(f"reading the {len(self)} images of {self.index.place} into memory, {size}")
             self._memory = self._decode_all()
         if self._memory is None:
             images, taken = self._read(request, usable, faults)
@@ -514,5 +518,3 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
             f"{index.place} holds {channels} channels, data.channels is {config.channels}; set data.channels={channels}, or "
             f"write the shards again to another folder with --channels {config.channels}"
         )
-    if channels < config.channels and comm.rank() == 0:
-        say(f"{index.place} holds grey images; data.channels={config.channels} repeats their one channel")

@@ -1,6 +1,7 @@
 """The training images of a recipe: one set or several, with one numbering of the classes, and the plan that draws from them."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,20 @@ def refuse_held_out(reader: ShardReader, val_reader: ShardReader) -> None:
         raise DataError(
             f"data.train mixes in {redact(same[0].place)}, whose {same[0].num_samples} images are those of data.val "
             f"(={redact(held_out.place)}); take it out of one of them"
+        )
+
+
+def tell_repeated(readers: Sequence[ShardReader], channels: int) -> None:
+    """Say how many grey images a recipe reads as images of several equal channels, if any. A set of several sizes says so when it is made."""
+    sets = {one.index.place: one.index for reader in readers for one in reader.sets}
+    grey = {
+        place: index.num_samples for place, index in sets.items() if index.image and index.image[2] < channels
+    }
+    if grey and comm.rank() == 0:
+        places = ", ".join(f"{number} of {redact(place)}" for place, number in grey.items())
+        say(
+            f"{sum(grey.values())} images are grey ({places}); data.channels={channels} repeats their one channel, which counts each value "
+            f"{channels} times; data.channels=1 takes them as they are"
         )
 
 

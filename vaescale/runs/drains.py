@@ -5,11 +5,13 @@ are gone. The two others take a step once, in rising order: `RUN/synced.json` sa
 was sent, and the newest row of a run that still trains waits, because its evaluation may follow.
 """
 
+import inspect
 import secrets
 import shutil
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,13 +106,18 @@ def to_trackio(run: Described, rows: list[Row]) -> dict[str, Any]:
     """Send rows to trackio, which keeps them where TRACKIO_DIR or its space says."""
     import trackio
 
-    with _newer(run, rows, "trackio") as (state, left, sent):
+    # It would log the load of the machine that sends, as if it were the run's.
+    automatic = ("auto_log_cpu", "auto_log_gpu")
+    unwanted = {name: False for name in automatic if name in inspect.signature(trackio.init).parameters}
+    # It prints to stdout, which is for results.
+    with redirect_stdout(sys.stderr), _newer(run, rows, "trackio") as (state, left, sent):
         trackio.init(
             project=run.project,
             name=f"{run.name}-{state['id']}",
             config=dict(run.config),
             resume="allow",
             embed=False,
+            **unwanted,
         )
         try:
             for row in left:

@@ -37,7 +37,8 @@ def estimate(
     layout: str = "ddp",
     processes: int = 1,
 ) -> dict[str, int]:
-    """Bytes per process: weights, gradients, Adam's two moments, averages of the weights, of which there are so many, and activations; `total` at the peak.
+    """Bytes per process: weights, gradients, Adam's two moments, averages of the weights, of which there are so many, and activations; `peak`, what a step
+    has of them at once.
 
     objective: where it has discriminators or a perceptual network, their activations count, too, and their weights are `discriminator`, with
     all that their training keeps, and `perceptual`. All ranks call it, since an objective may call collectives. Weights that are not trained have neither gradients, moments nor averages.
@@ -85,7 +86,7 @@ def estimate(
     copies = (frozen + whole) // 2 if layout == "ddp" and AUTOCAST[precision] is not None else 0
     shared = 0 if stay else min(gradients, max(0, activations - copies))
     estimates |= _networks_of(objective)
-    return {**estimates, "total": sum(estimates.values()) - shared}
+    return {**estimates, "peak": sum(estimates.values()) - shared}
 
 
 def _networks_of(objective: Objective | None) -> dict[str, int]:

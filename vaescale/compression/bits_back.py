@@ -52,7 +52,7 @@ LATENT_BITS: Final = 12
 LADDER_BITS: Final = 10  # a ladder has many latents, whose bits a chunk begins with
 BATCH, SMALL_SHARE = 64, 8  # images of the three shapes: BATCH, BATCH / SMALL_SHARE, and 1
 MOST_PARAMETERS = 1 << 22  # of a batch
-MOST_LATENTS = 1 << 20  # of a batch
+MOST_LATENTS = 1 << 20  # of a ladder's batch
 Labels = NDArray[np.int64]
 Posterior = Callable[[Encoded], Reals]
 """A function from what the encoder makes of x to the means and log sigmas of q(z_g | z_<g, x), [B, 2 Z]."""
@@ -103,11 +103,12 @@ class Codec:
         self.latent_bits = latent_bits or (LATENT_BITS if self.groups == 1 else LADDER_BITS)
         self.learned_prior, self._parameters_shape = self._learn_shapes()
         parameters = int(np.prod(self._parameters_shape))
-        self.batch = max(1, min(BATCH, MOST_PARAMETERS // parameters, MOST_LATENTS // self.latents))
+        most = MOST_LATENTS // self.latents if self.groups > 1 else BATCH
+        self.batch = max(1, min(BATCH, MOST_PARAMETERS // parameters, most))
         self.small_batch = max(1, self.batch // SMALL_SHARE)
         self.shapes = (1, self.small_batch, self.batch)
-        most = margin_of(2 * max(self.group_sizes))
-        self.margins = Margins(most, margin_of(parameters), most)
+        margin = margin_of(2 * max(self.group_sizes))
+        self.margins = Margins(margin, margin_of(parameters), margin)
 
     def encode(self, stack: Stack, levels: Integers, labels: Labels | None = None) -> tuple[Grids, Lengths]:
         """Push images, at most `batch`. labels: the condition of a model that has one. Returns what `decode` needs besides the stack."""

@@ -66,7 +66,7 @@ def test_shards_of_an_earlier_version_are_kept_without_a_table(tmp_path: Path) -
     folder = tmp_path / "out" / "train"
     notes = json.loads((folder / NOTES).read_bytes())
     for note in notes.values():
-        del note["made"][4]
+        del note["made"][4:]
     (folder / NOTES).write_text(json.dumps(notes))
     (folder / "shard-000000.tar").unlink()
     after = make_shards(source, tmp_path / "out", **options)["train"]

@@ -35,6 +35,7 @@ OTHERS = {
     "aae": {"objective", "posterior"},
     **{name: {"objective", "optimizer", "posterior"} for name in GAMES},
     "ladder": {"network", "posterior", "optimizer"},
+    "conditional_ladder": {"network", "posterior", "optimizer", "condition"},
     "second_stage": {"network", "data", "optimizer", "training"},
     "linear": {"network", "data", "optimizer", "training"},
 }

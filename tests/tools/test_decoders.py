@@ -40,7 +40,15 @@ OTHERS = {
     "linear": {"network", "data", "optimizer", "training"},
 }
 # A mixture is fitted to what the encoder gives: it does not depend on the decoder.
-WITH_MIXTURE = OTHERS.keys() - {"frozen_encoder", "adversarial", "perceptual", *GAMES, *CODES} | {"optimal"}
+WITH_MIXTURE = OTHERS.keys() - {
+    "frozen_encoder",
+    "conditional_ladder",
+    "adversarial",
+    "perceptual",
+    *GAMES,
+    *CODES,
+}
+WITH_MIXTURE |= {"optimal"}
 pytestmark = pytest.mark.slow
 
 

@@ -135,7 +135,7 @@ class Run:
                 return seen.model.joint_posterior(seen.x).mu
             return seen.model.posterior(seen.x).mu.float()
 
-        levels = as_levels(images, self.image_shape, layout=layout, window=self.window)
+        levels = self._levels(images, layout)
         return self._of_images(encoded, levels, first, (classes, vectors))
 
     @checked
@@ -150,7 +150,7 @@ class Run:
     ) -> Posterior:
         """q(z|x) of all latents, flat. The arguments are those of `encode`. Raises UserError for a run with codes."""
         refuse_codes(self.trained, "posterior", "take encode")
-        levels = as_levels(images, self.image_shape, layout=layout, window=self.window)
+        levels = self._levels(images, layout)
 
         def both(seen: Seen) -> Tensor:
             q = seen.model.joint_posterior(seen.x)
@@ -170,10 +170,7 @@ class Run:
         vectors: Any = None,
     ) -> Floats:
         """E[x|z] at the means of q(z|x), float32 in the images' order of axes. The arguments are those of `encode`."""
-        levels, likelihood = (
-            as_levels(images, self.image_shape, layout=layout, window=self.window),
-            self.trained.model.likelihood,
-        )
+        levels, likelihood = self._levels(images, layout), self.trained.model.likelihood
         means = self._of_images(
             lambda seen: likelihood.mean(seen.params).float(), levels, first, (classes, vectors)
         )
@@ -261,10 +258,7 @@ class Run:
         mean `vaescale evaluate` prints. Raises UserError for a run without a bound.
         """
         self._refuse_without_bound("elbo")
-        model, levels = (
-            self.trained.model,
-            as_levels(images, self.image_shape, layout=layout, window=self.window),
-        )
+        model, levels = self.trained.model, self._levels(images, layout)
 
         def bound(seen: Seen) -> Tensor:
             terms = model.terms(seen.x, seen.drawn, seen.mask, measured=False)
@@ -290,10 +284,7 @@ class Run:
         """
         self._refuse_without_bound("log_prob")
         refuse_codes(self.trained, "log_prob", "take elbo: each image has one code")
-        model, levels = (
-            self.trained.model,
-            as_levels(images, self.image_shape, layout=layout, window=self.window),
-        )
+        model, levels = self.trained.model, self._levels(images, layout)
         at_once = most_at_once(model)
         return self._of_images(
             lambda seen: bounds_of(
@@ -308,6 +299,10 @@ class Run:
             (classes, vectors),
             at_once=at_once,
         )
+
+    def _levels(self, images: Any, layout: Layout | None) -> Levels:
+        """The images as stored values, checked, and their order of axes."""
+        return as_levels(images, self.image_shape, layout=layout, window=self.window)
 
     def _refuse_without_bound(self, name: str) -> None:
         model = self.trained.model

@@ -131,7 +131,7 @@ def evaluate(
     name = "-".join([_result_name(name, split, data), *endings])
     with launch.joined():
         trained = open_trained(run, weights=weights, which=checkpoint, of_sequences=True)
-        asked = {"importance-samples": importance_samples, "per-class": per_class, "code-length": code_length}
+        asked = {"per-class": per_class, "code-length": code_length}
         _refuse_of_sequences(trained, futures, [name for name, value in asked.items() if value])
         if refit_sigma:
             refuse_refit(trained.recipe.likelihood)
@@ -308,6 +308,10 @@ def _measure(
         metrics |= _kept(earlier, origin)
     if "importance_samples" in metrics:
         protocol["neg_iwae_nats"] = IWAE_PROTOCOL
+        if isinstance(model, SequenceModel):
+            protocol["neg_iwae_nats"] += (
+                "; images are sequences, x their frames from the second on given the first, and a draw has the latents of all steps"
+            )
     return {
         "run": str(trained.folder),
         "data": images.description,

@@ -66,7 +66,7 @@ def one_step_at_a_time(model: SequenceModel, x: Tensor) -> tuple[Tensor, Tensor]
     for step in range(STEPS):
         before, maps = network.encoder(x[:, step])
         if step < CONTEXT:
-            given = maps
+            given = [each[:, None] for each in maps]
         now, _ = network.encoder(x[:, step + 1])
         raw, states[0] = network.posterior(now[:, None], states[0])
         q, p = model.gaussian(raw), None
@@ -75,7 +75,7 @@ def one_step_at_a_time(model: SequenceModel, x: Tensor) -> tuple[Tensor, Tensor]
             p = model.gaussian(raw)
         z = q.sample(epsilon[:, step, :, None])
         g, states[2] = network.predicted(before[:, None], z.transpose(1, 2), states[2])
-        params.append(network.decoder(g[:, 0], given))
+        params.append(network.decoder(g, given)[:, 0])
         costs.append(kl(q, p).flatten(1).sum(1))
     return torch.stack(params, 1), torch.stack(costs, 1)
 

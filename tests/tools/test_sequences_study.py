@@ -21,3 +21,14 @@ def test_the_lowest_bound_is_first_and_a_run_without_one_last() -> None:
     assert lines[0].startswith("| better | 1 | -9,966 | -1,423.7 | 7.500 | 1.50 | 0.0200 | 17.25 +- 0.12 |")
     assert [line.split(" | ")[0] for line in lines] == ["| better", "| worse", "| per_image"]
     assert "| none | none | none |" in lines[2]
+
+
+def test_true_and_copied_frames_follow_where_there_are_distances() -> None:
+    kinds = ("true", "means", "draws", "copied")
+    distances = {f"frechet_{level}_{kind}": 1.5 for level in ("frames", "videos") for kind in kinds}
+    row = Row("optimal", 0, metrics(neg_elbo_nats=1.0, neg_elbo_nats_per_frame=1.0, **distances))
+    head, rule, *lines = table([row]).splitlines()
+    assert {line.count("|") for line in (rule, *lines)} == {head.count("|")}
+    assert lines[0].endswith("| 0.250 +- 0.125 | 1.500 | 1.500 | 1.500 | 1.500 |")
+    assert lines[1].startswith("| (true sequences) | - |")
+    assert lines[2].endswith("| - | 1.500 | - | 1.500 | - |")

@@ -360,7 +360,7 @@ def _measure(
         **({"confusion": classification.confusion} if classification else {}),
         **({"frames": frames.table} if frames else {}),
         **({"futures": generated.table} if generated else {}),
-        **({"frechet": distance.table} if distance else {}),
+        **({"frechet": distance.table, "features_hash": distance.identity} if distance else {}),
         "notes": [] if refitted else remarks(metrics, trained.recipe.likelihood, of=images.kind),
         "sigma": _sigma(trained, metrics, refitted, images.kind),
         "interval_coverage": pictures.coverage,

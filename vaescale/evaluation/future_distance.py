@@ -92,6 +92,11 @@ class FutureDistance:
         }
 
     @property
+    def identity(self) -> dict[str, str]:
+        """The hash of the features by level."""
+        return {level: extractor.identity for level, extractor in self._levels.items()}
+
+    @property
     def measured(self) -> dict[str, str]:
         """The conditions under which two runs' metrics are comparable, by metric."""
         references = self._references

@@ -45,6 +45,11 @@ class Row(NamedTuple):
         """The negative ELBO in nats per sequence; infinite where sigma is fitted to each frame, which gives no bound."""
         return self.metrics.get("neg_elbo_nats", math.inf)
 
+    @property
+    def bits(self) -> float:
+        """The bound in bits per dimension, which masses and densities share; infinite without one."""
+        return self.metrics.get("bits_per_dim", math.inf)
+
 
 def main() -> None:
     """Train the missing runs, evaluate them, and write the table."""
@@ -127,11 +132,11 @@ def result_of(run: Trained, name: str) -> dict[str, Any]:
 
 
 def table(rows: list[Row]) -> str:
-    """The table as Markdown, the lowest bound first; runs without one last. Scores have their standard errors over the sequences.
+    """The table as Markdown, the lowest bits per dimension first; runs without a bound last. Scores have their standard errors over the sequences.
 
     Where runs have Frechet distances, lines for true sequences and for copies of the last frame follow.
     """
-    rows = sorted(rows, key=lambda row: (row.bound, row.name, row.seed))
+    rows = sorted(rows, key=lambda row: (row.bits, row.bound, row.name, row.seed))
     head = HEAD.format(futures=f"{rows[0].metrics['futures']:.0f}")
     lines, empty = [*map(_line, rows)], ["-"] * (head.count("|") - 2)
     distances = next((row.metrics for row in rows if "frechet_frames_true" in row.metrics), None)

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from vaescale import comm, noise
+from vaescale.commands import file_mixture
+from vaescale.commands.file_mixture import CodedPrior
 from vaescale.commands.make_shards import parse_crop
 from vaescale.commands.signature import Count, checked
 from vaescale.commands.source_images import Choice, ImageSet, open_images
@@ -31,6 +33,8 @@ from vaescale.compression.pixels import WHITE
 from vaescale.data.batch import Batch
 from vaescale.data.config import Crop, Filter
 from vaescale.errors import DataError, UserError
+from vaescale.mixtures import files as mixture_files
+from vaescale.mixtures.gaussian import Mixture
 from vaescale.system import heartbeat
 from vaescale.system.console import Progress, say
 from vaescale.system.files import replacing
@@ -77,6 +81,7 @@ def compress(
     check_each: bool = False,
     chunk_images: Count | None = None,
     latent_bits: LatentBits | None = None,
+    prior: CodedPrior = "standard",
     weights: Weights = "ema",
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
@@ -85,7 +90,8 @@ def compress(
     split, limit, crop, resample: as in `score`. binarize: code the black and white images that a bernoulli run makes of grey ones.
     check: decode each chunk again and compare. check_each: a checksum for each image even where that takes more than 0.2% of
     the file. chunk_images: number of images of a chunk. latent_bits: a latent has 2^latent_bits bins, by default 2^12, in
-    a ladder 2^10. checkpoint: see `Which`.
+    a ladder 2^10. prior: `gmm` codes the latents of a flat run under its mixture of fit-gmm, of which RUN/compression keeps a copy, in place of
+    N(0, I). checkpoint: see `Which`.
 
     Returns the sizes in bytes by part, and the images per second. Raises UserError for a run whose images have no code, for images that
     it cannot code, and for a file that exists; DataError for images that cannot be read.
@@ -94,7 +100,8 @@ def compress(
     with launch.joined():
         comm.on_main(lambda: _refuse_existing(out))
         trained = open_trained(run, weights=weights, which=checkpoint, device="cpu")
-        codec = comm.together(lambda: Codec(trained.model, latent_bits=latent_bits))
+        mixture = comm.together(lambda: file_mixture.chosen(trained) if prior == "gmm" else None)
+        codec = comm.together(lambda: Codec(trained.model, latent_bits=latent_bits, mixture=mixture))
         trained.announce(f"compress {redact(source)} with")
         sets = open_images(trained, source, choice)
         size = chunk_images or max(1, min(CHUNK_IMAGES, CHUNK_VALUES // trained.model.likelihood.dimensions))
@@ -113,7 +120,10 @@ def compress(
             seconds = time.monotonic() - begun
             every = [(rank, one) for rank, share in enumerate(comm.gather_object(parts)) for one in share]
             header = _header(trained, codec, mark, sets, binarize, sum(one.record.images for _, one in every))
+            header |= {} if mixture is None else {"mixture": _described(mixture)}
             result = comm.on_main(lambda: _join(out, header, every))
+            if mixture is not None:
+                comm.on_main(lambda: file_mixture.keep(trained, mixture))
         finally:
             part.unlink(missing_ok=True)
         return {
@@ -121,6 +131,7 @@ def compress(
             "step": trained.step,
             "weights": trained.weights,
             "source": redact(source),
+            "prior": "standard" if mixture is None else f"mixture of {len(mixture.weights)}",
             **result,
             "images_per_second": result["images"] / max(seconds, 1e-9),
             "checked": check,
@@ -245,6 +256,14 @@ def _header(
         "class_names": {images.split: list(images.class_names) for images in sets if images.class_names},
         "written_with": versions(),
         "pattern": mark._asdict(),
+    }
+
+
+def _described(mixture: Mixture) -> dict[str, Any]:
+    return {
+        "components": len(mixture.weights),
+        "covariance": mixture.kind,
+        "sha256": mixture_files.sha256(mixture),
     }
 
 

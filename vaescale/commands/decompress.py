@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vaescale import comm
+from vaescale.commands import file_mixture
 from vaescale.commands.signature import NonNegative, checked
 from vaescale.compression.bits_back import Codec
 from vaescale.compression.chunks import decode_chunk
@@ -86,6 +87,8 @@ class _Header(NamedTuple):
     class_names: dict[str, list[str]]
     written_with: str
     mark: Fingerprint
+    mixture: str | None
+    """The sha256 of the mixture; None: the prior is N(0, I)."""
 
     @classmethod
     def of(cls, reader: Reader) -> "_Header":
@@ -110,11 +113,14 @@ class _Header(NamedTuple):
                 names,
                 str(content["written_with"])[:200],
                 mark,
+                str(content["mixture"]["sha256"]) if "mixture" in content else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"the header of {reader.path} is invalid ({type(error).__name__}: {error})"
             ) from None
+        if header.mixture is not None and not re.fullmatch("[0-9a-f]{64}", header.mixture):
+            raise DataError(f"the header of {reader.path} has no sha256 of its mixture")
         if header.step < 0 or not (4 <= header.latent_bits <= 16 and header.latent_bits % 2 == 0):
             raise DataError(
                 f"the header of {reader.path} has latent_bits {header.latent_bits} and step {header.step}"
@@ -137,7 +143,8 @@ def _open_codec(trained: Trained, header: _Header, file: Path) -> Codec:
             f"{trained.folder} has other weights than {file} was made with (sha256 {trained.weights_hash[:12]}, not "
             f"{header.weights_hash[:12]!r}); give the run with these weights: --run RUN"
         )
-    codec = Codec(trained.model, latent_bits=header.latent_bits)
+    mixture = None if header.mixture is None else file_mixture.find(trained, header.mixture, file)
+    codec = Codec(trained.model, latent_bits=header.latent_bits, mixture=mixture)
     if codec.image_shape != header.image_shape or codec.pixels.levels != header.levels:
         raise DataError(f"the header of {file} is of other images than its run")
     refuse_other_arithmetic(codec, header.mark, written_with=header.written_with)

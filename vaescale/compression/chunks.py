@@ -59,7 +59,7 @@ def encode_chunk(
 
     progress: called with the number of images of each batch that is done.
     """
-    need = max(1, codec.latents * codec.latent_bits)  # bits that an image takes off the stack, at most
+    need = max(1, codec.taken_bits)
     first, initial = _beginning(levels, -(-need // WORD_BITS) + SPARE_WORDS, codec.pixels.levels)
     stack = Stack(initial)
     batches, grids, lengths = list[int](), list[Grids](), list[Lengths]()

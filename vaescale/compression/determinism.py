@@ -57,7 +57,7 @@ def fingerprint(codec: Codec) -> Fingerprint:
             )
         places = np.linspace(0, values.size - 1, SAMPLES).astype(np.int64)
         samples.append(values.reshape(-1)[places])
-    need = len(levels) * codec.latents * codec.latent_bits // WORD_BITS
+    need = len(levels) * codec.taken_bits // WORD_BITS
     stack = Stack(initial_words(need + SPARE_WORDS))
     grids, _ = codec.encode(stack, levels, labels)
     code = [phases.tobytes() for phases in (grids if codec.learned_prior else grids[:2])] + [

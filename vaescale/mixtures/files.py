@@ -1,5 +1,6 @@
 """Files of a fitted mixture: mixture.safetensors (weights, means, covariances, float64) and mixture.json."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,15 @@ def read_details(folder: Path) -> dict[str, object]:
         return dict(json.loads((folder / DETAILS).read_bytes()))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def sha256(mixture: Mixture) -> str:
+    """The hash of a mixture's kind, sizes and numbers."""
+    weights, means, covariances, kind = mixture
+    digest = hashlib.sha256(f"{kind} {list(means.shape)}".encode())
+    for tensor in (weights, means, covariances):
+        digest.update(tensor.numpy().astype("<f8").tobytes())
+    return digest.hexdigest()
 
 
 def compared(folder: Path) -> list[int]:

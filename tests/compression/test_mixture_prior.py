@@ -26,7 +26,7 @@ def mixture_of(kind: Kind, *, size: int = SIZE, seed: int = 0) -> Mixture:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     factors = normal(NUMBER, size, size) * 0.3 + 0.4 * torch.eye(size)
-    matrices = factors @ factors.mT + 0.01 * torch.eye(size)
+    matrices = factors @ factors.mT + 0.1 * torch.eye(size)
     covariances = {
         "full": matrices,
         "tied": matrices[0],

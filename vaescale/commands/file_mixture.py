@@ -50,8 +50,8 @@ def find(trained: Trained, sha256: str, file: Path) -> Mixture:
             refuse_misfit(mixture, trained.model, trained.folder)
             return mixture
     raise UserError(
-        f"{trained.folder} has no mixture with the sha256 {sha256[:12]!r} that {file} was made with; copy {KEPT}/{sha256[:12]} from the run "
-        "that compressed it"
+        f"{trained.folder} has no mixture with the sha256 {sha256[:12]!r} that {file} was made with; copy {_kept(trained, sha256)} from "
+        "where the file was written"
     )
 
 

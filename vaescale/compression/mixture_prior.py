@@ -191,7 +191,7 @@ def _below(masses: Reals, levels: int) -> Reals:
 
 def _added(rows: Reals) -> Reals:
     """The sum of rows [N, ...], one after the other."""
-    total = np.zeros_like(rows[0])
+    total: Reals = np.zeros_like(rows[0])
     for row in rows:
         total = total + row
     return total

@@ -16,7 +16,7 @@ from vaescale.commands.file_mixture import CodedPrior
 from vaescale.commands.make_shards import parse_crop
 from vaescale.commands.signature import Count, checked
 from vaescale.commands.source_images import Choice, ImageSet, open_images
-from vaescale.compression.bits_back import Codec, Labels
+from vaescale.compression.bits_back import Codec, Condition
 from vaescale.compression.chunks import Coding, decode_chunk, encode_chunk
 from vaescale.compression.container import (
     MOST_CHUNK_VALUES,
@@ -43,6 +43,9 @@ from vaescale.trained import Trained, Weights, Which, open_trained
 from vaescale.training import launch
 
 CHUNK_IMAGES, CHUNK_VALUES = 4096, 1 << 24  # the default size of a chunk: what is reached first
+VECTOR_VALUES = (
+    8  # a number of a vector counts as so many values of an image, since its text takes six bytes or less
+)
 LatentBits = Literal[4, 6, 8, 10, 12, 14, 16]
 
 
@@ -104,11 +107,12 @@ def compress(
         codec = comm.together(lambda: Codec(trained.model, latent_bits=latent_bits, mixture=mixture))
         trained.announce(f"compress {redact(source)} with")
         sets = open_images(trained, source, choice)
-        size = chunk_images or max(1, min(CHUNK_IMAGES, CHUNK_VALUES // trained.model.likelihood.dimensions))
-        if size * trained.model.likelihood.dimensions > MOST_CHUNK_VALUES:
+        values = trained.model.likelihood.dimensions + VECTOR_VALUES * codec.vector_size
+        size = chunk_images or max(1, min(CHUNK_IMAGES, CHUNK_VALUES // values))
+        if size * values > MOST_CHUNK_VALUES:
             raise UserError(
                 f"--chunk-images (={size}) makes chunks of more than {MOST_CHUNK_VALUES} values; give at most "
-                f"{MOST_CHUNK_VALUES // trained.model.likelihood.dimensions}"
+                f"{MOST_CHUNK_VALUES // values}"
             )
         options = Options(binarize, check, size, 1 if check_each else None)
         mark = comm.together(lambda: fingerprint(codec))
@@ -163,10 +167,10 @@ def _encode(
 
         for order, images in enumerate(sets):
             for number, (levels, names) in enumerate(_chunks(codec, trained, images, options)):
-                labels = np.array(names.labels)
-                coding = encode_chunk(codec, levels, labels=labels, group=options.group, progress=show)
+                condition = np.array(names.labels) if names.vectors is None else names.vectors
+                coding = encode_chunk(codec, levels, condition=condition, group=options.group, progress=show)
                 if options.check:
-                    _check(codec, coding, levels, labels)
+                    _check(codec, coding, levels, condition)
                 content = pack_chunk(Chunk(coding, names))
                 record = Record(file.tell(), len(content), len(levels))
                 file.write(content)
@@ -181,10 +185,10 @@ def _encode(
                 )
 
 
-def _check(codec: Codec, coding: Coding, levels: NDArray[np.uint8], labels: Labels) -> None:
+def _check(codec: Codec, coding: Coding, levels: NDArray[np.uint8], condition: Condition) -> None:
     """Decode a chunk, and raise DataError unless it holds the images."""
     try:
-        right = np.array_equal(decode_chunk(codec, coding, labels=labels), levels)
+        right = np.array_equal(decode_chunk(codec, coding, condition=condition), levels)
     except DataError as error:
         raise DataError(f"a chunk does not decode on this machine ({error}); no file is written") from None
     assert right, "the checksums agree and the images do not"
@@ -194,14 +198,22 @@ def _chunks(
     codec: Codec, trained: Trained, images: ImageSet, options: Options
 ) -> Iterator[tuple[NDArray[np.uint8], Names]]:
     """This rank's images in chunks, with their names."""
-    waiting: list[tuple[NDArray[np.uint8], str, int, int]] = []
+    waiting: list[_Image] = []
     skipped = 0
     for batch in images.batches():
         skipped += len(batch.faults)
         levels = _levels(codec, trained, batch, options.binarize)
         rows = torch.nonzero(batch.mask).flatten().tolist()
+        vectors = _vectors(codec, batch)
         waiting += [
-            (levels[row], batch.keys[row], int(batch.labels[row]), int(batch.slots[row])) for row in rows
+            _Image(
+                levels[row],
+                batch.keys[row],
+                int(batch.labels[row]),
+                int(batch.slots[row]),
+                None if vectors is None else vectors[row],
+            )
+            for row in rows
         ]
         while len(waiting) >= options.chunk_images:
             yield _joined(waiting[: options.chunk_images], images.split)
@@ -212,11 +224,32 @@ def _chunks(
         say(f"{skipped} images of {images.split or 'the source'} cannot be used and are left out")
 
 
-def _joined(
-    rows: list[tuple[NDArray[np.uint8], str, int, int]], split: str
-) -> tuple[NDArray[np.uint8], Names]:
-    levels, keys, labels, slots = zip(*rows, strict=True)
-    return np.stack(levels), Names(split, keys, labels, slots)
+class _Image(NamedTuple):
+    """One image with what is kept of it."""
+
+    levels: NDArray[np.uint8]
+    key: str
+    label: int
+    slot: int
+    vector: NDArray[np.float32] | None
+
+
+def _joined(images: list[_Image], split: str) -> tuple[NDArray[np.uint8], Names]:
+    levels, keys, labels, slots, vectors = zip(*images, strict=True)
+    of_run = None if vectors[0] is None else np.stack(vectors)
+    return np.stack(levels), Names(split, keys, labels, slots, of_run)
+
+
+def _vectors(codec: Codec, batch: Batch) -> NDArray[np.float32] | None:
+    """The vectors [B, V] of a batch; None where the run takes none. Raises UserError for images without."""
+    if not codec.vector_size:
+        return None
+    if batch.vectors is None:
+        raise UserError(
+            f"this run takes a vector of {codec.vector_size} numbers with each image, and these images have none; give shards that have "
+            "them, which make-shards --vectors writes"
+        )
+    return batch.vectors.numpy()
 
 
 def _levels(codec: Codec, trained: Trained, batch: Batch, binarize: bool) -> NDArray[np.uint8]:

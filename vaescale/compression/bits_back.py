@@ -10,7 +10,7 @@ The networks run in float64 on one thread, in batches of one of three shapes, th
 their outputs equal everywhere.
 
 Legend: B images, G groups of latents (1 in a flat model), Z latents of a group, L of all, P parameters of an image. Levels are int64
-[B, C, H, W], labels int64 [B].
+[B, C, H, W].
 """
 
 import copy
@@ -42,7 +42,7 @@ from vaescale.compression.masses import (
 from vaescale.compression.mixture_prior import MixturePrior
 from vaescale.compression.pixels import pixel_code
 from vaescale.compression.rounding import Phases, margin_of, on_grid, settle
-from vaescale.conditions.config import ClassCondition
+from vaescale.conditions.config import ClassCondition, VectorCondition
 from vaescale.errors import UserError
 from vaescale.mixtures.gaussian import Mixture
 from vaescale.models.flat import FlatVAE
@@ -55,7 +55,8 @@ LADDER_BITS: Final = 10  # a ladder has many latents, whose bits a chunk begins 
 BATCH, SMALL_SHARE = 64, 8  # images of the three shapes: BATCH, BATCH / SMALL_SHARE, and 1
 MOST_PARAMETERS = 1 << 22  # of a batch
 MOST_LATENTS = 1 << 20  # of a ladder's batch
-Labels = NDArray[np.int64]
+Condition = NDArray[np.int64] | NDArray[np.float32]
+"""Of images: classes [B], or vectors [B, V]."""
 Posterior = Callable[[Encoded], Reals]
 """A function from what the encoder makes of x to the means and log sigmas of q(z_g | z_<g, x), [B, 2 Z]."""
 
@@ -103,6 +104,7 @@ class Codec:
         self.model = copy.deepcopy(model).to("cpu", torch.float64).eval()
         self.pixels.likelihood = self.model.likelihood
         self.classes = model.condition.classes if isinstance(model.condition, ClassCondition) else 0
+        self.vector_size = model.condition.size if isinstance(model.condition, VectorCondition) else 0
         self.image_shape, self.group_sizes = model.image_shape, model.group_sizes
         self.latents, self.groups = sum(model.group_sizes), len(model.group_sizes)
         self.latent_bits = latent_bits or (LATENT_BITS if self.groups == 1 else LADDER_BITS)
@@ -122,9 +124,11 @@ class Codec:
         of_component = 0 if self.mixture is None else self.mixture.component_bits
         return self.latents * self.latent_bits + of_component
 
-    def encode(self, stack: Stack, levels: Integers, labels: Labels | None = None) -> tuple[Grids, Lengths]:
-        """Push images, at most `batch`. labels: the condition of a model that has one. Returns what `decode` needs besides the stack."""
-        image = self._infer(levels, labels, stack.pop)
+    def encode(
+        self, stack: Stack, levels: Integers, condition: Condition | None = None
+    ) -> tuple[Grids, Lengths]:
+        """Push images, at most `batch`. condition: of a model that has one. Returns what `decode` needs besides the stack."""
+        image = self._infer(levels, condition, stack.pop)
         stack.push(image.x)
         if self.mixture is not None:
             prior = self.mixture.coded(self._bins(image), stack.pop)
@@ -135,7 +139,7 @@ class Codec:
             stack.push(self._prior(z))
         return image.grids, self._lengths(image)
 
-    def decode(self, stack: Stack, grids: Grids, labels: Labels | None = None) -> Integers:
+    def decode(self, stack: Stack, grids: Grids, condition: Condition | None = None) -> Integers:
         """Pop the images of the last `encode`, and push what it popped."""
         number = len(grids.pixels)
         groups = list[tuple[Reals | None, Integers, Posterior]]()
@@ -151,7 +155,7 @@ class Codec:
             return latents(bins, p, self.latent_bits)
 
         with one_thread(), torch.inference_mode():
-            model = self._given(labels, number)
+            model = self._given(condition, number)
             p = on_grid(self._descend(model, number, choose), grids.pixels)
             levels = self.pixels.levels_of(stack.pop(self._pixel_code(p)).symbols)
             encoded = model.encode(self._target(levels))
@@ -162,24 +166,24 @@ class Codec:
                 stack.push(coded(code, digits_of(bins, 1 << self.latent_bits)))
         return levels
 
-    def lengths(self, levels: Integers, stream: noise.Stream, labels: Labels | None = None) -> Lengths:
+    def lengths(self, levels: Integers, stream: noise.Stream, condition: Condition | None = None) -> Lengths:
         """The lengths of images, at most `batch`, with latents that a stream chooses in place of a stack; nothing is written."""
         rounds = iter(range(1 << 16))
 
         def choose(code: Code) -> Coded:
             return received(code, lambda table: _chosen_by(stream, next(rounds), table))
 
-        image = self._infer(levels, labels, choose)
+        image = self._infer(levels, condition, choose)
         prior = None if self.mixture is None else self.mixture.coded(self._bins(image), choose)
         return self._lengths(image, None if prior is None else prior.bits)
 
-    def outputs(self, levels: Integers, bins: Integers, labels: Labels | None = None) -> Outputs:
+    def outputs(self, levels: Integers, bins: Integers, condition: Condition | None = None) -> Outputs:
         """What the networks compute of images whose latents are in these bins [B, L]."""
         number = len(levels)
         of_groups = np.split(bins, np.cumsum(self.group_sizes)[:-1], axis=1)
         priors, posteriors = list[Reals](), list[Reals]()
         with one_thread(), torch.inference_mode():
-            model = self._given(labels, number)
+            model = self._given(condition, number)
             encoded = model.encode(self._target(levels))
 
             def choose(group: int, prior: Reals | None, posterior: Posterior) -> Reals:
@@ -193,12 +197,14 @@ class Codec:
         none = np.zeros((number, 0))
         return Outputs(np.concatenate(posteriors, 1), parameters, np.concatenate([none, *priors], axis=1))
 
-    def _infer(self, levels: Integers, labels: Labels | None, take: Callable[[Code], Coded]) -> "_Inferred":
+    def _infer(
+        self, levels: Integers, condition: Condition | None, take: Callable[[Code], Coded]
+    ) -> "_Inferred":
         """Code images with latents that `take` chooses by q(z|x)."""
         number = len(levels)
         z, phases_q, phases_p = list[Coded](), list[Phases](), list[Phases]()
         with one_thread(), torch.inference_mode():
-            model = self._given(labels, number)
+            model = self._given(condition, number)
             encoded = model.encode(self._target(levels))
 
             def choose(group: int, prior: Reals | None, posterior: Posterior) -> Reals:  # noqa: ARG001
@@ -250,14 +256,15 @@ class Codec:
     def _shape(self, number: int) -> int:
         return next(size for size in self.shapes if size >= number)
 
-    def _given(self, labels: Labels | None, number: int) -> VAE:
-        """The model with the condition of the images, and with class 0 for padding."""
-        if not self.classes:
+    def _given(self, condition: Condition | None, number: int) -> VAE:
+        """The model with the condition of the images, and with class 0 or a vector of zeros for padding."""
+        if self.model.condition is None:
             return self.model
-        assert labels is not None
-        condition = torch.zeros(self._shape(number), dtype=torch.int64)
-        condition[:number] = torch.from_numpy(labels)
-        return self.model.given(condition)
+        assert condition is not None
+        given = torch.from_numpy(condition)
+        padded = given.new_zeros(self._shape(number), *given.shape[1:])
+        padded[:number] = given
+        return self.model.given(padded)
 
     def _learn_shapes(self) -> tuple[bool, torch.Size]:
         """Whether priors are learned, and the shape of an image's parameters."""
@@ -318,11 +325,6 @@ def refuse_model(model: VAE) -> None:
         raise UserError(
             "a run of sequences or of codes cannot compress yet; choose a run of single images with a Gaussian q(z|x)"
         )
-    if model.condition is not None and not isinstance(model.condition, ClassCondition):
-        raise UserError(
-            f"a run with a condition of {model.condition.words} cannot compress yet, because a file has the classes of images alone; choose a run "
-            "without, or with classes"
-        )
     if not model.has_bound:
         raise UserError(
             "this objective trains no likelihood of images, so it gives no code; choose a run with a bound on log p(x)"
@@ -334,7 +336,7 @@ def refuse_mixture(model: VAE) -> None:
     """Raise UserError for a model whose prior no mixture replaces."""
     if model.condition is not None:
         raise UserError(
-            "--prior gmm is for runs without a condition, since this run's mixtures are of its classes; leave it out"
+            f"--prior gmm is for runs without a condition, and this run has one of {model.condition.words}; leave it out"
         )
     if len(model.group_sizes) > 1:
         raise UserError(

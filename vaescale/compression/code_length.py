@@ -36,8 +36,11 @@ class CodeLength:
         for done, part in enumerate(torch.split(rows, self._codec.batch)):
             levels = (seen.x[part].double() * (self._codec.pixels.levels - 1)).round().long().cpu()
             stream = noise.Stream(self._seed, 0, seen.slots[part].cpu())
-            labels = seen.batch.labels[part.to(seen.batch.labels.device)].cpu().numpy()
-            lengths = self._codec.lengths(levels.numpy(), stream, labels)
+            batch = seen.batch
+            condition = batch.vectors if self._codec.vector_size else batch.labels
+            assert condition is not None
+            of_part = condition[part.to(condition.device)].cpu().numpy()
+            lengths = self._codec.lengths(levels.numpy(), stream, of_part)
             self._sums += torch.tensor([float(lengths.total.sum()), len(part)], dtype=torch.float64)
             report(min(1.0, (done + 1) * self._codec.batch / len(rows)))
 

@@ -4,6 +4,7 @@ A file may come from anybody: every length is checked against the file's and aga
 nothing in it is a path, code or a pickle.
 """
 
+import base64
 import json
 import struct
 import zlib
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vaescale.compression.bits_back import Grids
 from vaescale.compression.chunks import Coding, describe
@@ -33,12 +35,14 @@ MOST_TABLE_BYTES = 1 << 28
 
 
 class Names(NamedTuple):
-    """What is kept of a chunk's images besides pixels: the source's split, keys, labels (-1: none) and numbers in the source."""
+    """What is kept of a chunk's images besides pixels: the source's split, keys, labels (-1: none) and numbers in the source, and the
+    vectors [B, V] that are the condition of a run that has such."""
 
     split: str
     keys: tuple[str, ...]
     labels: tuple[int, ...]
     slots: tuple[int, ...]
+    vectors: NDArray[np.float32] | None = None
 
 
 class Chunk(NamedTuple):
@@ -250,7 +254,12 @@ def _pack_names(names: Names) -> dict[str, Any]:
         "keys": _counted(names.keys) or list(names.keys),
         "labels": list(names.labels),
         "slots": _runs(names.slots),
+        **({} if names.vectors is None else {"vectors": _packed_vectors(names.vectors)}),
     }
+
+
+def _packed_vectors(vectors: NDArray[np.float32]) -> str:
+    return base64.b64encode(vectors.astype("<f4").tobytes()).decode()
 
 
 def _unpack_names(packed: dict[str, Any], images: int) -> Names:
@@ -265,7 +274,11 @@ def _unpack_names(packed: dict[str, Any], images: int) -> Names:
     if sum(number for _, number in runs) != images or len(labels) != images or len(keys) != images:
         raise DataError("it has not as many names as images")
     slots = tuple(slot for first, number in runs for slot in range(first, first + number))
-    return Names(str(packed["split"]), tuple(map(str, keys)), labels, slots)
+    vectors = None
+    if "vectors" in packed:
+        content = base64.b64decode(packed["vectors"], validate=True)
+        vectors = np.frombuffer(content, "<f4").reshape(images, -1).astype(np.float32)
+    return Names(str(packed["split"]), tuple(map(str, keys)), labels, slots, vectors)
 
 
 def _counted(keys: tuple[str, ...]) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from vaescale.config import Size, sides
 from vaescale.data.batch import Batch
 from vaescale.errors import DataError, UserError
 from vaescale.system.files import strict_json, write_whole
+from vaescale.system.uncompiled import AdamW
 
 FORMAT = {"format": "vaescale-features", "version": 1}
 TENSORS, DETAILS = "features.safetensors", "features.json"
@@ -113,7 +114,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(shape)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
+    optimizer = AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     for done, (batch,) in enumerate(batches, start=1):
         loss = cross_entropy(model(batch.images.float() / 255), _classes(batch, shape.classes))

@@ -306,21 +306,23 @@ def test_black_and_white_images(binary_run: Path, digits: Path, tmp_path: Path) 
 
 def both_ways(rank: int, ranks: int, run: str, source: str, folder: str) -> list[int]:
     out = Path(folder) / "two.vsz"
-    coded = compress(Path(run), source, out, limit=LIMIT, chunk_images=40)
+    coded = compress(Path(run), source, out, limit=LIMIT, chunk_images=40, prior="gmm")
     back = decompress(out, Path(folder) / "two", run=Path(run))
     return [coded["images"], coded["chunks"], back["images"], len(back["damaged"])]
 
 
 @pytest.mark.distributed
 def test_two_processes_share_the_images(grey_run: Path, digits: Path, tmp_path: Path) -> None:
-    arguments = (str(grey_run), str(digits / "val"), str(tmp_path))
+    run = shutil.copytree(grey_run, tmp_path / "run")
+    other_mixture(run, 2)
+    arguments = (str(run), str(digits / "val"), str(tmp_path))
     assert on_ranks(tmp_path / "ranks", both_ways, *arguments) == [[LIMIT, 4, LIMIT, 0]] * 2
     images, _, keys = originals(grey_run)
     rows = {int(row["number"]): row for row in rows_of(tmp_path / "two")}
     assert [rows[number]["key"] for number in range(LIMIT)] == list(keys)
     for number, image in enumerate(images):
         assert np.array_equal(np.asarray(Image.open(tmp_path / "two" / rows[number]["file"])), image[0])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ranks", "two", "two.vsz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ranks", "run", "two", "two.vsz"]
 
 
 def test_refusals(vaescale, made, grey_run: Path, trained_run: Path, digits: Path, tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ def compress(
     with launch.joined():
         comm.on_main(lambda: _refuse_existing(out))
         trained = open_trained(run, weights=weights, which=checkpoint, device="cpu")
-        mixture = comm.together(lambda: file_mixture.chosen(trained) if prior == "gmm" else None)
+        # Read once: another fit may replace it meanwhile.
+        mixture = comm.on_main(lambda: file_mixture.chosen(trained) if prior == "gmm" else None)
         codec = comm.together(lambda: Codec(trained.model, latent_bits=latent_bits, mixture=mixture))
         trained.announce(f"compress {redact(source)} with")
         sets = open_images(trained, source, choice)

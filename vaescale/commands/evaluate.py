@@ -140,7 +140,7 @@ def evaluate(
         _refuse_of_sequences(trained, futures, [name for name, value in asked.items() if value])
         if refit_sigma:
             refuse_refit(trained.recipe.likelihood)
-        coder = comm.together(lambda: _coder(trained, prior)) if code_length else None
+        coder = _coder(trained, prior) if code_length else None
         if importance_samples:
             refuse_codes(trained, "--importance-samples", "leave it out: each image has one code")
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
@@ -176,8 +176,11 @@ def evaluate(
 
 
 def _coder(trained: Trained, prior: CodedPrior) -> code_lengths.CodeLength:
-    mixture = file_mixture.chosen(trained) if prior == "gmm" else None
-    return code_lengths.CodeLength(trained.model, seed=trained.recipe.seed, mixture=mixture)
+    """The measure of the code's length. All ranks call it."""
+    mixture = comm.on_main(lambda: file_mixture.chosen(trained) if prior == "gmm" else None)
+    return comm.together(
+        lambda: code_lengths.CodeLength(trained.model, seed=trained.recipe.seed, mixture=mixture)
+    )
 
 
 def _refuse_of_sequences(trained: Trained, futures: int | None, asked: Sequence[str]) -> None:

@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--refit-sigma", action="store_true", help=refit)
     code = "measure the size of the code of `compress` too, without writing it: a run of a mass with a Gaussian q(z|x)"
     add("--code-length", action="store_true", help=code)
+    prior = "prior of that code: `standard` for the model's, `gmm` for the mixture of fit-gmm, of a flat run; default: standard"
+    add("--prior", choices=("standard", "gmm"), default="standard", help=prior)
     first = "evaluate only the first N images, and write NAME-first-N.json; default: all"
     add("--images", type=integer(1, MOST), metavar="N", help=first)
     images = (

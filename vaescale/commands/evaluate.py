@@ -12,6 +12,8 @@ from pydantic import Field
 from vaescale import comm, figures
 from vaescale.aggregate import code_prior
 from vaescale.aggregate.code_prior import PriorBound
+from vaescale.commands import file_mixture
+from vaescale.commands.file_mixture import CodedPrior
 from vaescale.commands.futures import FEW, strips_of
 from vaescale.commands.signature import checked
 from vaescale.compression import code_length as code_lengths
@@ -105,6 +107,7 @@ def evaluate(
     refit_sigma: bool = False,
     per_class: bool = False,
     code_length: bool = False,
+    prior: CodedPrior = "standard",
     futures: Draws | None = None,
     features: str | None = None,
     trust_features: bool = False,
@@ -120,8 +123,8 @@ def evaluate(
     `importance_images` images or all. refit_sigma: use the maximum-likelihood sigma of the recipe's training images with these weights
     in place of the running one; the name of the result then ends with -refit. per_class: also the ELBO of each class's images and, of a conditional run, the classes that
     its bounds choose, and a bound of p(x) without the class: a pass for each class. code_length: the size of `compress`'s code, without
-    writing it. futures: of a run of sequences, the number of futures to generate after each context and to compare with the truth. features:
-    with futures, also their Frechet distance by these features, named as in `quality`; a folder of `train_features` has those of videos too.
+    writing it. prior: that of the code, `gmm` for the mixture of fit-gmm. futures: of a run of sequences, the number of futures to generate after each context and to compare with the
+    truth. features: with futures, also their Frechet distance by these features, named as in `quality`; a folder of `train_features` has those of videos too.
     cache: the folder that keeps the moments of the training sequences; None for vaescale/references below ~/.cache.
 
     Writes RUN/evaluation/NAME.json and pictures. Returns the metrics with their protocol. Raises UserError for arguments that
@@ -135,6 +138,8 @@ def evaluate(
         )
     if data and split:
         raise UserError("--data and --split both choose the images; give one of them")
+    if prior == "gmm" and not code_length:
+        raise UserError("--prior gmm is the prior of the code that --code-length measures; give both")
     split = split or "val"
     endings = [] if weights == "ema" else [weights]
     endings += [] if checkpoint == "last" else [checkpoint]
@@ -147,11 +152,7 @@ def evaluate(
         _refuse_of_sequences(trained, futures, [name for name, value in asked.items() if value])
         if refit_sigma:
             refuse_refit(trained.recipe.likelihood)
-        coder = (
-            comm.together(lambda: code_lengths.CodeLength(trained.model, seed=trained.recipe.seed))
-            if code_length
-            else None
-        )
+        coder = _coder(trained, prior) if code_length else None
         if importance_samples:
             refuse_codes(trained, "--importance-samples", "leave it out: each image has one code")
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
@@ -186,6 +187,14 @@ def evaluate(
             distance,
         )
         return comm.on_main(lambda: _save(trained, chosen, result))
+
+
+def _coder(trained: Trained, prior: CodedPrior) -> code_lengths.CodeLength:
+    """The measure of the code's length. All ranks call it."""
+    mixture = comm.on_main(lambda: file_mixture.chosen(trained) if prior == "gmm" else None)
+    return comm.together(
+        lambda: code_lengths.CodeLength(trained.model, seed=trained.recipe.seed, mixture=mixture)
+    )
 
 
 def _refuse_of_sequences(trained: Trained, futures: int | None, asked: Sequence[str]) -> None:
@@ -330,7 +339,7 @@ def _measure(
     if by_class is not None:
         protocol |= CLASS_PROTOCOL | (CLASSIFICATION_PROTOCOL if classification else {})
     if coder is not None:
-        protocol |= code_lengths.PROTOCOL
+        protocol |= coder.protocol
     for each in (frames, generated, distance):
         protocol |= each.protocol if each else {}
     if refitted is not None:

@@ -73,9 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--splits", metavar="DIRS", help="folders of a folder:'s splits, train=DIR,val=DIR; default: by name")
     add("--classes-only", **FLAG, help="take all sub-folders of a folder: as classes, whatever their names")
     add("--config", metavar="NAME", help="configuration of an hf: data set")
-    columns = (
-        "columns of hf:, arrays of arrays:, labels of cifar:, as image=NAME,label=NAME; default: by name"
-    )
+    columns = "columns of hf:, arrays of arrays:, labels of cifar:, as image=NAME,label=NAME,vector=NAME; default: by name"
     add("--column", metavar="NAMES", help=columns)
     vectors = (
         "table with a vector for each image, for conditions: CSV of name and numbers, list_attr_celeba.txt"

@@ -17,11 +17,13 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
 from vaescale.commands import DISTRIBUTED
 from vaescale.errors import DataError, TrainingStopped, UserError
+from vaescale.runs import folder
 from vaescale.system import collector, exit_codes, siblings
 from vaescale.system.caches import provide_caches
 from vaescale.system.early_stop import EarlyStop
@@ -200,6 +202,8 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
             raise UserError("runs on one process for now; call it without a launcher")
         provide_caches(shown=_is_first_process())
         import_named(modules)
+        if isinstance(run := getattr(options, "run", None), Path):
+            folder.refuse_other(run)  # before the verb imports torch
         result = tool.run(options)
         if _is_first_process():
             _print(tool, result, title=f"vaescale {verb}", as_json=options.json)

@@ -157,10 +157,7 @@ def open_trained(
         raise UserError(
             f"weights (={weights!r}) must be 'ema', 'raw' or an average's name such as 'ema-0.9999'"
         )
-    if not (folder / run_folder.RECIPE).is_file():
-        raise UserError(
-            f"{folder} is not a run folder (no {run_folder.RECIPE}); give the run_dir of a training run"
-        )
+    run_folder.refuse_other(folder)
     place = _device(device)
     recipe = load_recipe(folder / run_folder.RECIPE)
     if recipe.data.holds == "codes" and not of_latents:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -123,7 +124,27 @@ def test_columns_can_be_chosen(several: Path, column: str) -> None:
     assert (items[0].content == picture(9)) == ("mask" in column)
 
 
+def test_columns_of_numbers_are_vectors(tmp_path: Path) -> None:
+    columns = {
+        "angle": (datasets.Value("float32"), [0.5, None, 2.0]),
+        "flags": (datasets.List(INTEGER), [[1, 0], [0, 1], [1, 1]]),
+        "name": (TEXT, ["a", "b", "c"]),
+    }
+    folder = table(tmp_path, "train", columns, 3)
+    items = list(open_source(f"hf:{folder}", holdout=0, column="vector=flags+angle").splits["train"]().items)
+    vectors = [[np.load(io.BytesIO(content)) for _, content in item.members] for item in items]
+    np.testing.assert_array_equal(vectors[0], [[1, 0, 0.5]])
+    np.testing.assert_array_equal(vectors[2], [[1, 1, 2]])
+    assert not vectors[1], "a row without a value has no vector"
+    words = open_source(f"hf:{folder}", holdout=0, column="vector=name").splits["train"]()
+    with pytest.raises(
+        DataError, match=r"row 0: the columns name hold \['a'\], which are not finite numbers"
+    ):
+        list(words.items)
+
+
 FAULTS = {
+    "vector=angle": r"vector=angle: .* has no such column; its columns are img, mask",
     "label=nothing": r"label=nothing is no column of .*; its columns are img, mask, coarse",
     "label=boxes": r"label=boxes holds no whole numbers or words",
     "image=nothing": r"has no such column; its columns are img",

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -142,12 +143,33 @@ def test_another_step_s_mixture_is_refused(tmp_path: Path) -> None:
         mixture_files.load(tmp_path, step=4)
 
 
+def test_a_fit_that_was_killed_between_its_files_leaves_no_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    details = tmp_path / "mixture.json"
+    mixture_files.save(known("full"), tmp_path, {"step": 3})
+    before = details.read_bytes()
+    mixture_files.save(known("diag"), tmp_path, {"step": 4})
+    after = details.read_bytes()
+    details.write_bytes(before)
+    monkeypatch.setattr(mixture_files.time, "sleep", lambda _: None)
+    with pytest.raises(UserError, match="is of another fit than"):
+        mixture_files.load(tmp_path, step=3)
+    # A fit that is still saving: the details come while the mixture is read.
+    monkeypatch.setattr(mixture_files.time, "sleep", lambda _: details.write_bytes(after))
+    assert mixture_files.load(tmp_path, step=4).kind == "diag"
+
+
 def test_a_damaged_mixture_is_refused(tmp_path: Path) -> None:
     tensors_path = tmp_path / "mixture.safetensors"
 
     def saved(**changes: torch.Tensor) -> None:
         mixture_files.save(known("full"), tmp_path, {})
         save_file({**load_file(tensors_path), **changes}, tensors_path)
+        details = mixture_files.read_details(tmp_path)
+        (tmp_path / "mixture.json").write_text(
+            json.dumps({**details, mixture_files.HASH: sha256(tensors_path.read_bytes()).hexdigest()})
+        )
 
     with pytest.raises(UserError, match="vaescale fit-gmm"):
         mixture_files.load(tmp_path)

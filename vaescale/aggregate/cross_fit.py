@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from vaescale import comm, noise
+from vaescale.aggregate.densities import QUIET_SECONDS
 from vaescale.data.lookup import evenly
 from vaescale.mixtures import em
 from vaescale.mixtures.gaussian import Kind, Mixture, log_density
 from vaescale.mixtures.points import Moments, Points
 from vaescale.mixtures.simpler import simpler
 from vaescale.mixtures.starts import start
+from vaescale.system.console import Progress
 
 COMPONENTS = 10
 FULL_LATENTS, ONE_FULL_LATENTS = 128, 4096  # largest number of latents for ten full covariances, and for one
@@ -83,15 +85,21 @@ def _mixture(mean: Tensor, variance: Tensor, ridge: Tensor, seed: int) -> Mixtur
     share = torch.arange(comm.rank(), len(mean), comm.world_size())
     points = Points(mean[share], variance[share], numbers=share)
     kind: Kind = "full" if points.size <= FULL_LATENTS else "diag"
-    first = start(points, COMPONENTS, kind=kind, how="kmeans", seed=seed, ridge=ridge)
-    return em.fit(
-        points,
-        first,
-        ridge=ridge,
-        tolerance=TOLERANCE_NATS,
-        max_iterations=MAX_ITERATIONS,
-        dtype=torch.float64,  # so that any number of ranks returns the same to 1e-9
-    ).mixture
+    name = f"fit {COMPONENTS} components to a half of the images"
+    with Progress(
+        name, MAX_ITERATIONS, unit="iterations", shown=comm.is_main(), quiet_seconds=QUIET_SECONDS
+    ) as shown:
+        shown.update(0, "k-means", passing=True)
+        first = start(points, COMPONENTS, kind=kind, how="kmeans", seed=seed, ridge=ridge)
+        return em.fit(
+            points,
+            first,
+            ridge=ridge,
+            tolerance=TOLERANCE_NATS,
+            max_iterations=MAX_ITERATIONS,
+            dtype=torch.float64,  # so that any number of ranks returns the same to 1e-9
+            report=lambda done, nats: shown.update(done, f"{nats:.3f} nats"),
+        ).mixture
 
 
 def _has_density(mixture: Mixture) -> bool:

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from vaescale import comm
 from vaescale.mixtures.points import Moments
+from vaescale.system.console import Progress
 
 VALUES = 1 << 21
 CACHED_VALUES = 1 << 16
 # Expanded squares lose about this times 2^-52 nats: farther images are compared by squares of differences.
 EXPANDED = 1e8
+QUIET_SECONDS = 1.0  # what ends within it shows no progress
 LOG_2_PI = math.log(2 * math.pi)
 
 
@@ -38,31 +40,44 @@ def others_log_density(moments: Moments, z: Tensor, numbers: Tensor) -> Tensor:
 def marginal_log_densities(moments: Moments, z: Tensor) -> Tensor:
     """log q(z_j) [M, Z] in nats of z [M, Z] float64, latent by latent, over all ranks' images."""
     parts = []
-    for mean, variance, _ in batches(moments, z.numel()):
+    for mean, variance, _ in batches(moments, z.numel(), what="log q(z) by latent"):
         standard = (z[:, None] - mean) * variance.rsqrt()
         log_normal = -0.5 * (standard.square() + variance.log() + LOG_2_PI)
         parts.append(torch.logsumexp(log_normal, dim=1))
     return _over_ranks(parts, z) - math.log(moments.count)
 
 
-def batches(moments: Moments, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield this rank's means, variances (float64) and numbers in batches whose products with `width` fit in memory."""
-    rows, start, every = max(16, VALUES // max(1, width)), 0, moments.numbers
-    for means, variances in moments.parts():
-        assert variances is not None, "expected moments, got draws"
-        numbers = every[start : start + len(means)]
-        start += len(means)
-        for mean, variance, number in zip(
-            torch.split(means, rows), torch.split(variances, rows), torch.split(numbers, rows), strict=True
-        ):
-            yield mean.double().cpu(), variance.double().cpu(), number
+def batches(
+    moments: Moments, width: int, *, what: str = "latents"
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield this rank's means, variances (float64) and numbers in batches whose products with `width` fit in memory.
+
+    what: the name of the display of their progress, where it takes long.
+    """
+    rows, start, done, every = max(16, VALUES // max(1, width)), 0, 0, moments.numbers
+    with Progress(
+        what, len(every), unit="images", shown=comm.is_main(), quiet_seconds=QUIET_SECONDS
+    ) as progress:
+        for means, variances in moments.parts():
+            assert variances is not None, "expected moments, got draws"
+            numbers = every[start : start + len(means)]
+            start += len(means)
+            for mean, variance, number in zip(
+                torch.split(means, rows),
+                torch.split(variances, rows),
+                torch.split(numbers, rows),
+                strict=True,
+            ):
+                yield mean.double().cpu(), variance.double().cpu(), number
+                done += len(number)
+                progress.update(done)
 
 
 def _log_sum(moments: Moments, z: Tensor, without: Tensor | None = None) -> Tensor:
     """log sum_n N(z; mean_n, variance_n) [M]; for draw m without image without[m], if given."""
     centre, parts = z.mean(0), []
     z = z - centre
-    for mean, variance, numbers in batches(moments, len(z)):
+    for mean, variance, numbers in batches(moments, len(z), what="log q(z)"):
         joint = _log_normal(z, mean - centre, variance)
         if without is not None:
             draw = torch.searchsorted(without, numbers).clamp_max(len(without) - 1)

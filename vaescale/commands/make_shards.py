@@ -98,7 +98,7 @@ def make_shards(
     becomes val if the source has no val; by default 5% if train is its only split, else 0. limit: number of images of each split, the
     first ones. dry_run: write nothing, and return counts of each split by class, shape and fault. splits: folders of the
     splits of a folder:, as train=DIR,val=DIR; classes_only: all its sub-folders are classes. column: image=NAME,label=NAME
-    of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN] of arrays:; label=NAME of cifar:. vectors: a table, a CSV file or list_attr_celeba.txt, with
+    of an hf: data set; image=KEY[:AXES],label=KEY[.COLUMN],vector=KEY of arrays:; label=NAME of cifar:. vectors: a table, a CSV file or list_attr_celeba.txt, with
     a vector for each image by its name, for the condition of a model (`condition.kind=vector`). dtype: the type of the values, which are kept
     as they are; images of other types are refused. channels: 2 and 4 keep the alpha channel of files. quality: of jpg, by default 95. frames, count,
     deterministic: of a moving-mnist: source, the length of its sequences, by default 20, their number in train, by default 10,000, and whether digits

@@ -24,16 +24,14 @@ def sync(run: Path, *, to: Literal["mlflow", "tensorboard", "wandb", "trackio"] 
     to: another tracker than MLflow gets the metrics (TensorBoard the figures, too), see `runs/drains.py`. Nothing is sent twice. A run that was killed, so that its store shows it as running, gets the status that its folder tells.
     Raises UserError when the run names no store, or the store does not take all.
     """
-    path = run / run_folder.RECIPE
-    if not path.is_file():
-        raise UserError(f"{run} is not a run folder (no {run_folder.RECIPE})")
-    recipe = load_recipe(path)
+    run_folder.refuse_other(run)
+    recipe = load_recipe(run / run_folder.RECIPE)
     config = recipe.tracking
     if to != "mlflow":
         return drain(Described(run, recipe.name, config.experiment, recipe.public()), to)
     if config.mlflow is None:
         raise UserError(
-            f"{path} has tracking.mlflow: null; name a store there, such as sqlite:///runs/mlflow.db"
+            f"{run / run_folder.RECIPE} has tracking.mlflow: null; name a store there, such as sqlite:///runs/mlflow.db"
         )
     status, ended_ms = final_status(run, recipe.training.steps)
     say(f"sync {run} to {redact(config.mlflow)}")

@@ -1,8 +1,11 @@
 """Files of a fitted mixture: mixture.safetensors (weights, means, covariances, float64) and mixture.json."""
 
+import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,15 +18,19 @@ from vaescale.system.files import strict_json, write_whole
 
 FORMAT = {"format": "vaescale-gmm", "version": 1}
 TENSORS, DETAILS = "mixture.safetensors", "mixture.json"
+HASH = "tensors_sha256"
 MOST_BYTES = 1 << 34
+READ_AGAIN, SECONDS_TO_SAVE = 10, 0.2
 
 
 def save(mixture: Mixture, folder: Path, details: Mapping[str, object]) -> None:
-    """Write both files to `folder`. details: further entries of the JSON."""
+    """Write both files to `folder`. details: further entries of the JSON, which also has the hash of the other file: a fit that is killed
+    between the two leaves no mixture, in place of the new one under the old one's name.
+    """
     names = ("weights", "means", "covariances")
     tensors = to_bytes({name: getattr(mixture, name).contiguous() for name in names})
     write_whole(folder / TENSORS, tensors)
-    content = {**FORMAT, "covariance": mixture.kind, **details}
+    content = {**FORMAT, "covariance": mixture.kind, **details, HASH: _hash(tensors)}
     write_whole(folder / DETAILS, (strict_json(content, indent=1) + "\n").encode())
 
 
@@ -33,6 +40,15 @@ def read_details(folder: Path) -> dict[str, object]:
         return dict(json.loads((folder / DETAILS).read_bytes()))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def sha256(mixture: Mixture) -> str:
+    """The hash of a mixture's kind, sizes and numbers."""
+    weights, means, covariances, kind = mixture
+    digest = hashlib.sha256(f"{kind} {list(means.shape)}".encode())
+    for tensor in (weights, means, covariances):
+        digest.update(tensor.numpy().astype("<f8").tobytes())
+    return digest.hexdigest()
 
 
 def compared(folder: Path) -> list[int]:
@@ -50,7 +66,7 @@ def load(folder: Path | str, **expected: object) -> Mixture:
     if not (folder / DETAILS).is_file():
         raise UserError(f"{folder} holds no fitted mixture; fit one with `vaescale fit-gmm RUN`")
     try:
-        details = dict(json.loads((folder / DETAILS).read_text()))
+        details, content = _read(folder)
         if (
             any(details.get(key) != value for key, value in FORMAT.items())
             or details.get("covariance") not in KINDS
@@ -58,9 +74,7 @@ def load(folder: Path | str, **expected: object) -> Mixture:
             raise UserError(
                 f"{folder} holds no mixture of this version; fit it again with `vaescale fit-gmm`"
             )
-        if (folder / TENSORS).stat().st_size > MOST_BYTES:
-            raise ValueError(f"{TENSORS} is larger than {MOST_BYTES} bytes")
-        tensors = from_bytes((folder / TENSORS).read_bytes())
+        tensors = from_bytes(content)
     except UserError:
         raise
     except (ValueError, TypeError, OSError, SafetensorError) as error:
@@ -82,6 +96,23 @@ def load(folder: Path | str, **expected: object) -> Mixture:
                 f"`vaescale fit-gmm`"
             )
     return mixture
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """The details and the tensors' bytes. Both are of one fit, unless a fit was killed between them: while one is saved, they are read again."""
+    for _ in range(READ_AGAIN):
+        details = dict(json.loads((folder / DETAILS).read_bytes()))
+        if (folder / TENSORS).stat().st_size > MOST_BYTES:
+            raise ValueError(f"{TENSORS} is larger than {MOST_BYTES} bytes")
+        content = (folder / TENSORS).read_bytes()
+        if details.get(HASH) in (None, _hash(content)):
+            return details, content
+        time.sleep(SECONDS_TO_SAVE)
+    raise ValueError(f"{DETAILS} is of another fit than {TENSORS}")
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _fault(mixture: Mixture) -> str:

@@ -37,6 +37,12 @@ SUMMARY_WAIT_SECONDS = 60.0
 TAGS = "run.json"
 
 
+def refuse_other(folder: Path) -> None:
+    """Raise UserError for what is not a run folder."""
+    if not (folder / RECIPE).is_file():
+        raise UserError(f"{folder} is not a run folder (no {RECIPE}); give the run_dir of a training run")
+
+
 def append_metrics(folder: Path, step: int, metrics: Mapping[str, float]) -> None:
     """Add one line to metrics.jsonl: step, time (seconds since 1970) and the metrics that are numbers, not NaN or Inf."""
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vaescale.data.making.items import Item, members_of
+from vaescale.data.making.items import VECTOR, Item, members_of
 from vaescale.data.making.sources.base import Source, Split
 from vaescale.data.making.sources.forward import Streamed
-from vaescale.errors import DataError
+from vaescale.errors import DataError, UserError
 
 _ENDING = re.compile(r"\.[A-Za-z0-9]{1,5}$")
 
@@ -79,7 +79,8 @@ def key_of(name: str) -> str:
 def with_vectors(source: Source, table: VectorTable) -> Source:
     """The source whose items have a member `vector.npy` each, from the row of SPLIT/KEY, of their key, or of its last part.
 
-    Raises DataError, when a split is listed, for an item without a row, and for two items with one row.
+    Raises DataError, when a split is listed, for an item without a row, and for two items with one row; UserError for an item
+    that has a vector.
     """
     taken: dict[int, tuple[str, str]] = {}
     splits = {name: partial(_of_split, split, name, table, taken) for name, split in source.splits.items()}
@@ -99,6 +100,10 @@ def _given(
     items: Iterable[Item], split: str, table: VectorTable, taken: dict[int, tuple[str, str]]
 ) -> Iterator[Item]:
     for item in items:
+        if any(ending == VECTOR for ending, _ in item.members):
+            raise UserError(
+                f"--vectors {table.path}: image {item.key} of {split} has a vector of its source already; leave one of them out"
+            )
         names = (f"{split}/{item.key}", item.key, item.key.rpartition("/")[2])
         row = next((table.rows[name] for name in names if name in table.rows), None)
         if row is None:

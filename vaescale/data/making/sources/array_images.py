@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaescale.config import Dtype
-from vaescale.data.making.items import Item
+from vaescale.data.making.items import Item, members_of
 from vaescale.data.making.sources.base import Split
 from vaescale.data.making.sources.stored import Array, Stored
 from vaescale.data.pictures.header import MAX_PIXELS, MOST_CHANNELS
@@ -48,10 +48,11 @@ class Images(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Images of a split in one array, and their classes (-1: none)."""
+    """Images of a split in one array, their classes (-1: none), and their vectors float32 [N, V], NaN for none."""
 
     images: Images
     labels: Sequence[int] | NDArray[np.int64]
+    vectors: NDArray[np.float32] | None = None
 
 
 def array_split(parts: Sequence[Part], class_names: tuple[str, ...], scale: "Scale") -> Split:
@@ -59,16 +60,17 @@ def array_split(parts: Sequence[Part], class_names: tuple[str, ...], scale: "Sca
 
     def items() -> Iterator[Item]:
         number = 0
-        for images, labels in parts:
+        for images, labels, vectors in parts:
             start = number
             for block in images.blocks():
                 for image in to_bytes(block, scale, images.stored.name, number - start):
-                    yield Item(f"{number:06d}", image, int(labels[number - start]))
+                    row = number - start
+                    yield Item(f"{number:06d}", image, int(labels[row]), members_of(vectors, row))
                     number += 1
 
     def outline() -> Iterator[Item]:
         number = 0
-        for images, labels in parts:
+        for images, labels, _ in parts:
             blank = np.broadcast_to(
                 np.zeros((), images.stored.dtype if scale is RAW else np.uint8), images.shape
             )

@@ -1,9 +1,11 @@
-"""The classes of the images of an array, from an array of labels."""
+"""The classes and vectors of the images of an array, from other arrays."""
 
+import math
 import re
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vaescale.data.making.sources.stored import Array, Stored
 from vaescale.errors import DataError, UserError
@@ -12,6 +14,7 @@ from vaescale.system.console import say
 MOST_LABEL_BYTES = 1 << 30
 NO_CLASS = -1  # of images without a label, by convention
 Labels = list[int | str | None]
+Vectors = NDArray[np.float32]
 _SVHN = re.compile(r"(train|test|extra)_32x32")
 
 
@@ -73,6 +76,29 @@ def read_labels(
     if none := labels.count(None):
         say(f"{stored.name}: {none} labels are NaN or {NO_CLASS}, which is taken for no class")
     return labels
+
+
+def read_vectors(stored: Stored, key: str, number: int) -> Vectors:
+    """The vector of each of `number` images, float32 [number, V], from an array of numbers [number] or [number, V].
+
+    key: what --column calls the array. A row of NaN is no vector. Raises UserError for other arrays, infinite values, and rows
+    that are NaN in part.
+    """
+    chosen = f"--column vector={key}: {stored.name} ({stored.described()})"
+    if stored.dtype.kind not in "biuf" or len(stored.shape) not in (1, 2) or not math.prod(stored.shape):
+        raise UserError(f"{chosen} must hold numbers [N] or [N, V]; choose another array, or leave it out")
+    if stored.shape[0] != number:
+        raise UserError(f"{chosen} has {stored.shape[0]} rows for {number} images; choose another array")
+    with np.errstate(over="ignore"):
+        values = stored.whole().reshape(number, -1).astype(np.float32)
+    absent = np.isnan(values).all(1)
+    if wrong := int((~np.isfinite(values).all(1) & ~absent).sum()):
+        raise UserError(
+            f"{chosen} has {wrong} rows with NaN or infinite values; mend them, or make the whole row NaN for an image without a vector"
+        )
+    if absent.any():
+        say(f"{stored.name}: {int(absent.sum())} of {number} images have no vector, as their rows are NaN")
+    return values
 
 
 def _report_left_out(stored: Stored, why: str, chosen: str) -> None:

@@ -171,6 +171,25 @@ def label_arrays(
     return splits
 
 
+def vector_arrays(
+    inventory: Inventory, images: dict[str, list[Named]], wanted: str | None
+) -> dict[str, list[Named]]:
+    """The arrays of vectors of each split, one for each array of its images. wanted: their key, or None for no vectors.
+
+    Raises UserError for a key that is not there, and for a split without it.
+    """
+    if not wanted:
+        return {}
+    splits = _by_split(_by_key(inventory, "vector", wanted))
+    for name, parts in images.items():
+        if len(splits.get(name, [])) != len(parts):
+            raise UserError(
+                f"--column vector={wanted}: {name} of {inventory.path} has {len(splits.get(name, []))} such arrays for {len(parts)} arrays of "
+                "images; all splits must have vectors"
+            )
+    return {name: splits[name] for name in images}
+
+
 def _by_key(inventory: Inventory, role: str, wanted: str) -> list[Named]:
     exact = [one for one in inventory.arrays if one.key == wanted]
     chosen = exact or [one for one in inventory.arrays if one.bare == "_".join(_words(wanted))]

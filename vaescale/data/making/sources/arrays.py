@@ -18,8 +18,15 @@ from vaescale.data.making.sources.array_images import (
     as_images,
     find_scale,
 )
-from vaescale.data.making.sources.array_labels import number_of_labels, read_labels
-from vaescale.data.making.sources.array_names import Inventory, Named, image_arrays, label_arrays, list_arrays
+from vaescale.data.making.sources.array_labels import number_of_labels, read_labels, read_vectors
+from vaescale.data.making.sources.array_names import (
+    Inventory,
+    Named,
+    image_arrays,
+    label_arrays,
+    list_arrays,
+    vector_arrays,
+)
 from vaescale.data.making.sources.base import Source, Split
 from vaescale.data.making.sources.hub_columns import Columns, number_classes, parse_columns
 from vaescale.errors import DataError
@@ -33,6 +40,7 @@ class Wanted(NamedTuple):
     axes: str | None
     label: str | None
     column: str
+    vector: str | None
 
 
 def arrays(path: Path, *, column: str | None = None, dtype: Dtype = "uint8") -> Source:
@@ -40,20 +48,27 @@ def arrays(path: Path, *, column: str | None = None, dtype: Dtype = "uint8") -> 
 
     Keys and names of files tell splits, images and labels, as in train_images, x_test and train_32x32.mat; what else there is is
     said. column: `image=KEY[:AXES],label=KEY[.COLUMN]` chooses arrays, the layout of the images such as NHWC, and a column of
-    labels [N, K]. dtype: uint8 scales values whose black and white are plain to 0 to 255; with another type, the type of the arrays,
+    labels [N, K]; `vector=KEY` an array of numbers [N] or [N, V], whose rows become members `vector.npy`. dtype: uint8 scales values whose black and white are plain to 0 to 255; with another type, the type of the arrays,
     values stay as they are. Raises DataError where shapes or values do not tell what the images are, UserError for `column`.
     """
     inventory = list_arrays(path)
     wanted = _wanted(column, inventory)
     named = image_arrays(inventory, wanted.image, dtype)
     labels = label_arrays(inventory, named, wanted.label)
+    vectors = vector_arrays(inventory, named, wanted.vector)
     images = {split: _images(named[split], labels.get(split), wanted.axes, dtype) for split in named}
-    _report_left_out(inventory, named, labels)
+    _report_left_out(inventory, {"image": named, "label": labels, "vector": vectors})
     _report_other_files(path)
 
     @cache
     def parts() -> tuple[dict[str, list[Part]], tuple[str, ...]]:
-        return _numbered(path, images, labels, wanted)
+        rows, class_names = _numbered(path, images, labels, wanted)
+        for split, named in vectors.items():
+            rows[split] = [
+                part._replace(vectors=read_vectors(one.stored, one.bare or one.key, part.images.number))
+                for one, part in zip(named, rows[split], strict=True)
+            ]
+        return rows, class_names
 
     @cache
     def scale() -> Scale:
@@ -72,14 +87,14 @@ def arrays(path: Path, *, column: str | None = None, dtype: Dtype = "uint8") -> 
 
 
 def _wanted(column: str | None, inventory: Inventory) -> Wanted:
-    """`image=KEY[:AXES],label=KEY[.COLUMN]`. A key may contain a dot itself."""
-    given = parse_columns(column)
+    """`image=KEY[:AXES],label=KEY[.COLUMN],vector=KEY`. A key may contain a dot itself."""
+    given = parse_columns(column, ("image", "label", "vector"))
     image = given.get("image", "")
     key, colon, axes = image.rpartition(":") if ":" in image else (image, "", "")
     label, number = given.get("label"), ""
     if label and label not in {name for one in inventory.arrays for name in (one.key, one.bare)}:
         label, _, number = label.rpartition(".") if "." in label else (label, "", "")
-    return Wanted(key or None, axes.upper() if colon else None, label, number)
+    return Wanted(key or None, axes.upper() if colon else None, label, number, given.get("vector"))
 
 
 def _images(named: list[Named], labels: list[Named] | None, axes: str | None, dtype: Dtype) -> list[Images]:
@@ -104,14 +119,12 @@ def _images(named: list[Named], labels: list[Named] | None, axes: str | None, dt
     return images
 
 
-def _report_left_out(
-    inventory: Inventory, images: dict[str, list[Named]], labels: dict[str, list[Named]]
-) -> None:
-    taken = {one.stored.name for found in (images, labels) for each in found.values() for one in each}
+def _report_left_out(inventory: Inventory, chosen: dict[str, dict[str, list[Named]]]) -> None:
+    """Say which arrays are taken and which are not. chosen: the arrays of each split, by role."""
+    taken = {one.stored.name for found in chosen.values() for each in found.values() for one in each}
     rest = [one for one in inventory.arrays if one.stored.name not in taken]
     others = inventory._replace(arrays=rest).listed()
     if others:
-        chosen = {"image": images, "label": labels}
         names = [
             f"{role}={'/'.join(dict.fromkeys(one.key for each in found.values() for one in each))}"
             for role, found in chosen.items()
@@ -119,7 +132,7 @@ def _report_left_out(
         ]
         say(
             f"arrays:{inventory.path}: arrays taken: {','.join(names)}; left out: {others} (choose with --column "
-            "image=KEY,label=KEY)"
+            "image=KEY,label=KEY,vector=KEY)"
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -33,6 +34,7 @@ ANNOTATIONS = "_annotations.txt"  # the ending of files with classes, beside the
 SHOWN_EVERY = 1000  # files of a folder between two looks at the clock
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".tbz2", ".rar", ".7z")
 OF_ARRAYS = (".npz", ".mat", ".h5", ".hdf5")
+Row = TypeVar("Row")
 ARRAYS = ".npy"  # images only where there are no others: beside images, they are masks or features of them
 
 
@@ -58,6 +60,16 @@ def scan(
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     return folders, files
+
+
+def counted(what: str, rows: Sequence[Row], *, unit: str = "files") -> Iterator[Row]:
+    """The rows one by one, with their progress where it takes long, as with the million files of ImageNet."""
+    every = SHOWN_EVERY if unit == "files" else 1
+    with Progress(what, len(rows), unit=unit, quiet_seconds=QUIET_SECONDS) as progress:
+        for number, row in enumerate(rows, start=1):
+            yield row
+            if number % every == 0 or number == len(rows):
+                progress.update(number)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from vaescale.data.making.items import Packed, Place
 from vaescale.data.making.sources.archives import ArchivePath, TreePath, is_archive, opened, place_of
 from vaescale.data.making.sources.base import SPLIT_NAMES, Source, Split, split_of
-from vaescale.data.making.sources.files import holds_images, inner_folders, is_junk, scan, walk
+from vaescale.data.making.sources.files import counted, holds_images, inner_folders, is_junk, scan, walk
 from vaescale.data.making.sources.tree import annotated, tree_split, with_classes
 from vaescale.errors import DataError, UserError
 from vaescale.system.console import say
@@ -52,7 +52,11 @@ def tree_source(homes: dict[str, TreePath]) -> Source:
         home = homes[split]
         inner = [each for each in homes.values() if each != home and _is_inside(each, home)]
         files, others = walk(home, where_empty=_leave_out(split, homes))
-        mine = (file for file in files if not any(_is_inside(file, other) for other in inner))
+        mine = (
+            file
+            for file in counted(f"look at {split}", files)
+            if not any(_is_inside(file, other) for other in inner)
+        )
         return [(file.relative_to(home), place_of(file)) for file in mine], others  # type: ignore[arg-type]
 
     @cache

@@ -2,8 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vaescale.data.making.sources.base import report_absent
 from vaescale.errors import DataError, UserError
@@ -19,7 +22,7 @@ NAMED = 8
 class Columns(NamedTuple):
     """The columns that are read. label: empty for none, `COLUMN.FIELD` of a JSON object; has_names: it has names itself.
 
-    key: the column of WebDataset keys, or empty.
+    key: the column of WebDataset keys, or empty. vectors: columns of numbers, or of lists of them, that are joined.
     """
 
     image: str
@@ -27,10 +30,12 @@ class Columns(NamedTuple):
     key: str = ""
     has_names: bool = False
     class_names: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """The columns to read."""
-        return [name for name in (self.image, self.label.partition(".")[0], self.key) if name]
+        every = (self.image, self.label.partition(".")[0], self.key, *self.vectors)
+        return [name for name in dict.fromkeys(every) if name]
 
     def label_of(self, row: dict[str, Any]) -> Any:
         """The value of the class of a row, None where it has none."""
@@ -41,6 +46,22 @@ class Columns(NamedTuple):
         ):  # whole numbers with gaps, from pandas
             return None if math.isnan(value) else int(value)
         return value
+
+    def vector_of(self, row: dict[str, Any], number: int) -> NDArray[np.float32]:
+        """The vector of row `number`, float32 [V]; NaN where a column has no value. Raises DataError for other values."""
+        values = [row[name] for name in self.vectors]
+        try:
+            with np.errstate(over="ignore"):
+                parts = [np.asarray(math.nan if value is None else value, np.float64) for value in values]
+                vector = np.hstack(parts).ravel().astype(np.float32)
+        except (TypeError, ValueError):
+            vector = np.full(1, np.inf, np.float32)
+        if np.isinf(vector).any():
+            raise DataError(
+                f"row {number}: the columns {', '.join(self.vectors)} hold {str(values)[:60]}, which are not finite numbers; choose "
+                "others with --column vector=NAME"
+            )
+        return np.full_like(vector, np.nan) if np.isnan(vector).any() else vector
 
 
 class Numbering(NamedTuple):
@@ -63,24 +84,32 @@ class Numbering(NamedTuple):
 
 
 def choose_columns(source: str, features: dict[str, Any], wanted: str | None) -> Columns:
-    """The columns that are taken of `features`; says which are left out. wanted: `image=NAME,label=NAME`.
+    """The columns that are taken of `features`; says which are left out. wanted: `image=NAME,label=NAME,vector=NAME+NAME`.
 
     Raises UserError for a column that does not fit, and DataError where there is no image.
     """
-    given = parse_columns(wanted)
+    given = parse_columns(wanted, ("image", "label", "vector"))
     image = _image(source, features, given.get("image"))
     label = _label(source, features, given.get("label"), image)
     names = tuple(getattr(_kind(features, label), "names", ())) if label else ()
     key = "__key__" if "__key__" in features else ""
-    rest = [name for name in features if name not in (image, label.partition(".")[0], "__key__", "__url__")]
+    vectors = tuple(filter(None, given.get("vector", "").split("+")))
+    for name in vectors:
+        if name not in features:
+            raise UserError(
+                f"--column vector={name}: {source} has no such column; its columns are {', '.join(features)}"
+            )
+    taken_names = (image, label.partition(".")[0], "__key__", "__url__", *vectors)
+    rest = [name for name in features if name not in taken_names]
     if rest:
         more = f" and {len(rest) - NAMED} more" if len(rest) > NAMED else ""
         taken = f"image={image}" + (f",label={label}" if label else "")
+        taken += f",vector={'+'.join(vectors)}" if vectors else ""
         say(
             f"{source}: columns taken: {taken}; left out: {', '.join(rest[:NAMED])}{more} (choose with --column "
-            f"image=NAME,label=NAME)"
+            f"image=NAME,label=NAME,vector=NAME)"
         )
-    return Columns(image, label, key, bool(names), names)
+    return Columns(image, label, key, bool(names), names, vectors)
 
 
 def number_classes(
@@ -124,11 +153,12 @@ def number_classes(
     return Numbering(names, {value: number for number, value in enumerate(order)})
 
 
-def parse_columns(wanted: str | None) -> dict[str, str]:
-    """`image=NAME,label=NAME`, as --column gives it, as a dict. Raises UserError."""
+def parse_columns(wanted: str | None, roles: Sequence[str] = ("image", "label")) -> dict[str, str]:
+    """`image=NAME,label=NAME`, as --column gives it, as a dict. roles: what may be named. Raises UserError."""
     pairs = [part.partition("=") for part in wanted.split(",")] if wanted is not None else []
-    if any(not equals or name.strip() not in ("image", "label") for name, equals, _ in pairs):
-        raise UserError(f"--column {wanted} must be image=NAME,label=NAME, or one of them")
+    if any(not equals or name.strip() not in roles for name, equals, _ in pairs):
+        every = ",".join(f"{role}=NAME" for role in roles)
+        raise UserError(f"--column {wanted} must be {every}, or one of them")
     columns = {name.strip(): value.strip() for name, _, value in pairs}
     if len(columns) < len(pairs):
         raise UserError(f"--column {wanted} names one of them twice; leave one out")

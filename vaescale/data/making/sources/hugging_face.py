@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from vaescale.data.making.items import Item
+from vaescale.data.making.items import Item, members_of
 from vaescale.data.making.sources.base import Source, Split, split_of
 from vaescale.data.making.sources.hub_columns import Columns, Numbering, choose_columns, number_classes
 from vaescale.errors import DataError
@@ -17,7 +17,7 @@ def hugging_face(name: str, *, config: str | None = None, column: str | None = N
     """A data set of the hub, or a local folder in one of its formats, streamed through `datasets`.
 
     column: `image=NAME,label=NAME`, or one of them; by default the first image column and the first column of classes, and
-    what else there is is said. Numbers and words as classes are numbered in sorted order over all splits. Raises
+    what else there is is said; `vector=NAME` or `vector=NAME+NAME` takes columns of numbers, or of lists of them, as the vector of each image. Numbers and words as classes are numbered in sorted order over all splits. Raises
     DataError when there is no image column, and UserError for a column that does not fit.
     """
     import datasets
@@ -114,7 +114,8 @@ def _hub_split(name: str, data: Any, chosen: Callable[[], tuple[Columns, Numberi
             label = numbering.number(columns.label_of(row)) if columns.label else -1
             unlabelled += label < 0
             # A missing image counts as a broken one, which can be left out.
-            yield Item(_key(row, columns, number, keys), content or b"", label)
+            members = members_of(columns.vector_of(row, number)[None], 0) if columns.vectors else ()
+            yield Item(_key(row, columns, number, keys), content or b"", label, members)
         if columns.label and unlabelled:
             say(f"hf:{name}: {unlabelled} of {number + 1} images have no class ({columns.label})")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from vaescale.data.making.items import Packed, Place
 from vaescale.data.making.sources.archives import ArchivePath, TreePath, opened, place_of
 from vaescale.data.making.sources.base import Source, Split
-from vaescale.data.making.sources.files import image_files, keyed, readable, scan, shuffled, walk
+from vaescale.data.making.sources.files import counted, image_files, keyed, readable, scan, shuffled, walk
 from vaescale.data.making.sources.folder import descended
 from vaescale.data.making.sources.imagenet_batches import find_batches, imagenet_batches
 from vaescale.data.making.sources.tree import annotated, tree_split, with_classes
@@ -93,7 +93,7 @@ def _wnid_split(split: str, homes: Mapping[str, _Home], wnids: tuple[str, ...]) 
     labels = {wnid: number for number, wnid in enumerate(wnids)}
 
     def listed() -> Iterator[tuple[str, Place | Packed, int]]:
-        for wnid, home in sorted(homes.items()):
+        for wnid, home in counted(f"list {split}", sorted(homes.items()), unit="classes"):
             if not isinstance(home, tuple) and home.is_dir():
                 files = image_files(home) or (
                     image_files(home / "images") if (home / "images").is_dir() else []

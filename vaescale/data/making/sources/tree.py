@@ -11,7 +11,7 @@ from typing import NamedTuple
 from vaescale.data.making.items import Packed, Place
 from vaescale.data.making.sources.archives import TreePath
 from vaescale.data.making.sources.base import Split, report_absent
-from vaescale.data.making.sources.files import ANNOTATIONS, keyed, readable, shuffled
+from vaescale.data.making.sources.files import ANNOTATIONS, counted, keyed, readable, shuffled
 from vaescale.data.making.table import NOTHING
 from vaescale.system.console import say
 
@@ -80,5 +80,8 @@ def tree_split(
     without = sum(not one.class_name for one in rows)
     if names and 0 < without < len(rows):
         say(f"{without} of {len(rows)} images of {split} have no class")
-    items = keyed((str(one.inner.with_suffix("")), one.place, labels.get(one.class_name, -1)) for one in rows)
+    items = keyed(
+        (str(one.inner.with_suffix("")), one.place, labels.get(one.class_name, -1))
+        for one in counted(f"name {split}", rows)
+    )
     return Split(readable(shuffled(items)), len(items), names, left_out)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.launching import ROOT
-from vaescale.commands.compare_runs import measure_of, panels_of, read_picture, records_of_folders
+from vaescale.commands.compare_runs import measure_of, page, panels_of, read_picture, records_of_folders
 from vaescale.config import flat
 from vaescale.errors import UserError
 from vaescale.likelihoods.config import LIKELIHOODS
@@ -90,6 +90,21 @@ def test_what_does_not_compare_is_said() -> None:
     assert "binarized" in " ".join(compare([one, binary]).warnings)
     without = two._replace(metrics={"val/mse": 1.0})
     assert "without val/neg_elbo_nats: two" in compare([one, without]).warnings[0]
+
+
+def test_sequences_and_images_are_told_apart() -> None:
+    one, two = (
+        record(name, 1.0, data__holds="sequences", network__context=context)
+        for name, context in (("one", 2), ("two", 3))
+    )
+    image = record("three", 2.0, data__holds="images")
+    (words,) = compare([one, image]).warnings
+    assert "one is of sequences and three of images" in words
+    assert compare([one, one._replace(name="again")]).warnings == []
+    assert "network.context differs" in compare([one, two]).warnings[0]
+    shown = page(compare([one, two, image]), [], title="t")
+    assert shown.count("<h2>samples</h2>") == 1
+    assert shown.count("<h2>sequences: truth, decoded frames, best and other futures</h2>") == 1
 
 
 def test_what_was_measured_otherwise_is_said() -> None:

@@ -11,6 +11,7 @@ from tests.likelihoods.test_contract import CASES as LIKELIHOOD_CASES
 from vaescale import noise
 from vaescale.config import OneOf
 from vaescale.errors import UserError
+from vaescale.evaluation.futures import LEVEL, strips
 from vaescale.evaluation.likelihood import column_sums, model_metrics
 from vaescale.likelihoods.base import LocationScale
 from vaescale.likelihoods.config import LIKELIHOODS
@@ -66,7 +67,7 @@ def one_step_at_a_time(model: SequenceModel, x: Tensor) -> tuple[Tensor, Tensor]
     for step in range(STEPS):
         before, maps = network.encoder(x[:, step])
         if step < CONTEXT:
-            given = maps
+            given = [each[:, None] for each in maps]
         now, _ = network.encoder(x[:, step + 1])
         raw, states[0] = network.posterior(now[:, None], states[0])
         q, p = model.gaussian(raw), None
@@ -75,7 +76,7 @@ def one_step_at_a_time(model: SequenceModel, x: Tensor) -> tuple[Tensor, Tensor]
             p = model.gaussian(raw)
         z = q.sample(epsilon[:, step, :, None])
         g, states[2] = network.predicted(before[:, None], z.transpose(1, 2), states[2])
-        params.append(network.decoder(g[:, 0], given))
+        params.append(network.decoder(g, given)[:, 0])
         costs.append(kl(q, p).flatten(1).sum(1))
     return torch.stack(params, 1), torch.stack(costs, 1)
 
@@ -210,6 +211,26 @@ def test_the_weighted_bound_is_higher_with_more_draws() -> None:
     ratio = one[:, 0] - terms.log_px
     assert ratio.abs().max() > 0
     torch.testing.assert_close(many.mean(1), terms.log_px - terms.kl[:, 0], rtol=0.05, atol=3.0)
+
+
+@pytest.mark.parametrize("sigma", ["predicted", "optimal_per_image", "optimal"])
+def test_strips_show_sigma_where_it_differs(sigma: str) -> None:
+    model = build({"kind": "gaussian", "sigma": sigma}).eval()
+    drawn = strips(model, sequences(), torch.arange(3), seed=0)
+    levels = [frames for rows in drawn.rows for name, frames in rows if name == LEVEL]
+    if sigma == "optimal":
+        assert (drawn.level, levels) == (None, [])
+        return
+    x = model.target(sequences(), stream())
+    params = model.reconstruct(x).detach()
+    expected = model.likelihood.deviation(params.flatten(0, 1))
+    if sigma == "optimal_per_image":
+        error = (x[:, 1:] - model.means(params)).square().flatten(2).mean(2).sqrt()
+        expected = error[..., None, None, None].expand(-1, -1, 1, *SIZE)
+    assert expected is not None
+    shown = torch.stack(levels)
+    assert shown[:, 0].isnan().all(), "of the first frame, which is given"
+    torch.testing.assert_close(shown[:, 1:], expected.reshape(3, STEPS, 1, *SIZE), rtol=1e-4, atol=1e-5)
 
 
 def test_memory_and_operations_are_those_of_whole_sequences() -> None:

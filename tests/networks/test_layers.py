@@ -120,6 +120,11 @@ def test_fewer_values_are_not_normalized() -> None:
     layers = nn.Sequential(*normed("group", 8, "silu", places=1))
     x = torch.randn(3, 8)
     torch.testing.assert_close(layers(x), nn.functional.silu(x))
+    x = torch.randn(3, 16, 2, 2)
+    leaky = nn.Sequential(*normed("group", 16, "leaky_relu", places=4))
+    assert isinstance(leaky[1], nn.Identity), "the norm computes it"
+    torch.testing.assert_close(leaky(x), nn.functional.leaky_relu(nn.functional.group_norm(x, 4), 0.2))
+    x = torch.randn(3, 8)
     relu = nn.Sequential(*normed("group", 3, "relu", places=4))
     torch.testing.assert_close(relu(x[:, :3]), x[:, :3].relu())
 

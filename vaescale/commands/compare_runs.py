@@ -26,6 +26,7 @@ from vaescale.runs.comparison import (
     finite_points,
     groups,
     in_brief,
+    is_of_sequences,
     larger_is_better,
     limited_by,
     markdown,
@@ -47,6 +48,10 @@ CURVES = (
 )
 RATE, DISTORTION = "val/kl_nats", "val/mse"
 PICTURES = ("reconstructions.png", "samples.png")
+OF_SEQUENCES = {
+    "reconstructions.png": "sequences: truth, decoded frames and a future",
+    "samples.png": "sequences: truth, decoded frames, best and other futures",
+}
 PROGRESS = re.compile(r"step-(\d+)\.png")  # pictures that were drawn during training
 RESULTS = ("evaluation/*.json", "gmm/selection.json")
 
@@ -163,12 +168,13 @@ def _strips(records: Sequence[Record]) -> list[tuple[str, list[tuple[int, str, b
     """Pictures side by side. Runs that lack one show the last picture of their training too."""
     strips = []
     for name in PICTURES:
-        shown = [
-            (number, "", record.pictures[name])
-            for number, record in enumerate(records)
-            if name in record.pictures
-        ]
-        strips.append((name.removesuffix(".png"), shown))
+        for of_sequences in (False, True):
+            shown = [
+                (number, "", record.pictures[name])
+                for number, record in enumerate(records)
+                if name in record.pictures and is_of_sequences(record) == of_sequences
+            ]
+            strips.append((OF_SEQUENCES[name] if of_sequences else name.removesuffix(".png"), shown))
     during = []
     for number, record in enumerate(records):
         drawn = sorted(name for name in record.pictures if PROGRESS.fullmatch(name))
@@ -301,7 +307,8 @@ def draw_figures(comparison: Comparison, folder: Path) -> list[tuple[str, Path]]
     if plane := _plane(comparison):
         points = [(comparison.records[number].name, rate, mse) for number, rate, mse in plane.points]
         path = folder / "rate_distortion.png"
-        figures.rate_distortion(path, [], points, title="rate and distortion, held-out images")
+        held_out = "sequences" if all(map(is_of_sequences, comparison.records)) else "images"
+        figures.rate_distortion(path, [], points, title=f"rate and distortion, held-out {held_out}")
         drawn.append(("rate and distortion", path))
     return drawn
 

@@ -148,7 +148,7 @@ def evaluate(
     name = "-".join([_result_name(name, split, data), *endings])
     with launch.joined():
         trained = open_trained(run, weights=weights, which=checkpoint, of_sequences=True)
-        asked = {"importance-samples": importance_samples, "per-class": per_class, "code-length": code_length}
+        asked = {"per-class": per_class, "code-length": code_length}
         _refuse_of_sequences(trained, futures, [name for name, value in asked.items() if value])
         if refit_sigma:
             refuse_refit(trained.recipe.likelihood)
@@ -156,14 +156,15 @@ def evaluate(
         if importance_samples:
             refuse_codes(trained, "--importance-samples", "leave it out: each image has one code")
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
-        kind = "these images'" if data else {"val": "the held-out", "train": "the training"}[split]
+        noun = "sequences" if isinstance(trained.model, SequenceModel) else "images"
+        kind = f"these {noun}'" if data else {"val": "the held-out", "train": "the training"}[split]
         number = min(len(reader), images or len(reader))
         of_mixture = ", an epoch of the mixture" if isinstance(reader, MixtureReader) else ""
         description = (
             redact(data or split) + of_mixture + (f", the first {number} of {len(reader)}" if images else "")
         )
         chosen = Images(reader, description, name, kind, number)
-        what = f"evaluate, of the first {number} images," if images else "evaluate"
+        what = f"evaluate, of the first {number} {noun}," if images else "evaluate"
         trained.announce(what, **{split if data is None else "other": reader})
         refuse_unlabelled(trained, reader)
         classes = _classes(trained, reader) if per_class else None
@@ -353,6 +354,10 @@ def _measure(
         metrics |= _kept(earlier, origin)
     if "importance_samples" in metrics:
         protocol["neg_iwae_nats"] = IWAE_PROTOCOL
+        if isinstance(model, SequenceModel):
+            protocol["neg_iwae_nats"] += (
+                "; images are sequences, x their frames from the second on given the first, and a draw has the latents of all steps"
+            )
     return {
         "run": str(trained.folder),
         "data": images.description,
@@ -448,8 +453,9 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
         title = trained.title(
             f"{images.description} sequences, decoded from the mean of q(z|x), and a future"
         )
-        rows = [row for rows in strips_of(trained, images.reader, count=FEW) for row in rows]
-        figures.image_strips(paths[0], rows, title=title, view=trained.recipe.view)
+        of_each, scale = strips_of(trained, images.reader, count=FEW)
+        rows = [row for rows in of_each for row in rows]
+        figures.image_strips(paths[0], rows, title=title, view=trained.recipe.view, scale=scale)
     else:
         figures.image_rows(paths[0], _rows(trained, images.reader), title=title, view=trained.recipe.view)
     if result["interval_coverage"]:

@@ -11,9 +11,10 @@ from vaescale import figures
 from vaescale.data.batch import Request
 from vaescale.data.reader import ShardReader
 from vaescale.errors import UserError
-from vaescale.evaluation.futures import strips
+from vaescale.evaluation.futures import LEVEL, strips
 from vaescale.models.sequence_model import SequenceModel
 from vaescale.runs.tracking import push
+from vaescale.system.console import say
 from vaescale.trained import Trained, open_split
 
 FUTURES = 20  # default
@@ -22,23 +23,26 @@ FEW, SHOWN = 4, 2  # sequences in a picture, and random futures of each
 
 
 def draw_futures(trained: Trained, *, number: int, seed: int) -> dict[str, Any]:
-    """Draw RUN/figures/samples.png and samples.gif: of the first held-out sequences the truth, the decoded means, the best of `number`
-    futures by PSNR, and two of them. Returns a description and the paths. Raises UserError for too many.
+    """Draw RUN/figures/samples.png and samples.gif, and samples.mp4 where PyAV is installed: of the first held-out sequences the truth, the
+    decoded means, the best of `number` futures by PSNR, two of them, and sigma where it differs. Returns a description and the paths. Raises
+    UserError for too many.
     """
     if number > MOST_FUTURES:
         raise UserError(f"--count (={number}) must be at most {MOST_FUTURES} futures; lower it")
     model = trained.model
     assert isinstance(model, SequenceModel)
-    of_each = strips_of(
+    of_each, scale = strips_of(
         trained, open_split(trained.recipe, "val"), count=FEW, futures=number, shown=SHOWN, seed=seed
     )
     folder, view = trained.folder / "figures", trained.recipe.view
-    paths = [folder / "samples.png", folder / "samples.gif"]
+    strip, clip = folder / "samples.png", folder / "samples.gif"
     context = model.context
     title = trained.title(f"frames of held-out sequences; futures begin after frame {context}")
     rows = [row for rows in of_each for row in rows]
-    figures.image_strips(paths[0], rows, title=title, view=view)
-    figures.animation(paths[1], of_each, given=context, view=view)
+    figures.image_strips(strip, rows, title=title, view=view, scale=scale)
+    paths = [strip, *figures.animation(clip, of_each, given=context, view=view, scale=scale)]
+    if len(paths) == 2:  # a strip and a GIF
+        say("for samples.mp4 beside the GIF install PyAV: pip install 'vaescale[video]'")
     push(trained.folder, trained.recipe.tracking)
     return {
         "sequences": len(of_each),
@@ -58,8 +62,8 @@ def strips_of(
     futures: int = 1,
     shown: int = 1,
     seed: int | None = None,
-) -> list[list[tuple[str, Any]]]:
-    """`futures.strips` of the first `count` usable sequences, as arrays. seed: by default the recipe's."""
+) -> tuple[list[list[tuple[str, Any]]], figures.Scale | None]:
+    """`futures.strips` of the first `count` usable sequences, as arrays, and the scale of their sigma. seed: by default the recipe's."""
     model = trained.model
     assert isinstance(model, SequenceModel)
     numbers = np.arange(min(2 * count, len(reader)))
@@ -67,8 +71,12 @@ def strips_of(
     images = fetched.images[fetched.usable][:count]
     slots: Tensor = torch.from_numpy(numbers)[fetched.usable][:count]
     seed = trained.recipe.seed if seed is None else seed
-    of_each = strips(model, images, slots, seed=seed, futures=futures, shown=shown)
-    return [[(name, frames.numpy()) for name, frames in rows] for rows in of_each]
+    drawn = strips(model, images, slots, seed=seed, futures=futures, shown=shown)
+    of_each = [[(name, frames.numpy()) for name, frames in rows] for rows in drawn.rows]
+    if drawn.level is None:
+        return of_each, None
+    largest = max(float(np.nanmax(frames)) for rows in of_each for name, frames in rows if name == LEVEL)
+    return of_each, figures.Scale(LEVEL, largest, f"{drawn.level}, of values in [0, 1]")
 
 
 def refuse_for_futures(given: Sequence[str]) -> None:

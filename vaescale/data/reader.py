@@ -474,8 +474,8 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
     if index.made.get("kind") == SEQUENCES:
         lengths = lengths_of(index)
         raise DataError(
-            f"{index.place} holds sequences of {lengths_text(lengths)}, not images; give data.train and data.val sets of images, or set "
-            f"data.holds=sequences and data.frames={min(lengths)} with a model of sequences"
+            f"{index.place} holds sequences of {lengths_text(lengths)}, not images; give a set of images, or train a model of sequences "
+            f"on it: data.holds=sequences and data.frames={min(lengths)}"
         )
     if index.made.get("kind") == LATENTS:
         raise DataError(

@@ -5,6 +5,7 @@ section 4.1, with N = 100). It rises with N, and says that the truth is among th
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +14,11 @@ from vaescale import comm, noise
 from vaescale.errors import DataError
 from vaescale.evaluation.measures import Seen
 from vaescale.evaluation.reconstruction import psnr, ssim
+from vaescale.likelihoods.base import LocationScale
 from vaescale.models.sequence_model import SequenceModel
 
 SCORES = {"psnr_db": psnr, "ssim": ssim}
+LEVEL = "sigma"
 MORE_IS_BETTER = (
     *(f"{which}_{score}" for which in ("best", "mean_future", "copied") for score in SCORES),
     "futures_variance",
@@ -121,12 +124,21 @@ def _scores_of(truth: Tensor, means: Tensor) -> dict[str, Tensor]:
     return {name: value.view(shape) for name, value in values.items() if value is not None}
 
 
+class Strips(NamedTuple):
+    """Pictures of sequences. rows: named frames [T, C, H, W] in [0, 1] of each. The row named LEVEL, [T, 1, H, W], has standard deviations in
+    their place, NaN where a frame has none; level: what they are, None without such a row.
+    """
+
+    rows: list[list[tuple[str, Tensor]]]
+    level: str | None
+
+
 @torch.no_grad()
 def strips(
     model: SequenceModel, images: Tensor, slots: Tensor, *, seed: int, futures: int = 1, shown: int = 1
-) -> list[list[tuple[str, Tensor]]]:
-    """Named rows of frames [T, C, H, W] in [0, 1] for each of some sequences: the truth, the decoded means given the frames before each,
-    the best of several futures by PSNR, some futures after the context, and the noise level where it differs between values.
+) -> Strips:
+    """Rows for each of some sequences: the truth, the decoded means given the frames before each, the best of several futures by PSNR, some
+    futures after the context, and the decoder's standard deviation where it differs between values or frames.
 
     images: as stored [B, T, C, H, W]; slots: int64 [B]. The first frame, or the context, is the sequence's own.
     """
@@ -135,7 +147,7 @@ def strips(
     x = model.target(images.to(device), noise.Stream(seed, 0, slots))
     params = model.reconstruct(x)
     decoded = torch.cat([x[:, :1], model.means(params).to(x)], dim=1)
-    level = model.likelihood.noise_map(params.flatten(0, 1))
+    level = _level(model, x, params)
     drawn = [future(model, x, slots, seed=seed, number=number) for number in range(futures)]
     truth = x[:, context:].float()
     score = torch.stack([_scores_of(truth, each)["psnr_db"].mean(1) for each in drawn])  # [N, B]
@@ -151,10 +163,23 @@ def strips(
         if futures > 1:
             rows.append((f"best of {futures}", after(int(best[row]))))
         rows += [(f"future {number + 1}", after(number)) for number in range(min(shown, futures))]
+        rows = [(name, frames.float().clamp(0, 1).cpu()) for name, frames in rows]
         if level is not None:
-            values = level[1].view(*params.shape[:2], *model.image_shape)[row].float().mean(1, keepdim=True)
-            largest = float(values.max())
-            blank = torch.zeros_like(values[:1])
-            rows.append((f"{level[0]}, 0 to {largest:.2g}", torch.cat([blank, values / max(largest, 1e-12)])))
-        result.append([(name, frames.float().clamp(0, 1).cpu()) for name, frames in rows])
-    return result
+            values = level[1][row].float().cpu()
+            rows.append((LEVEL, torch.cat([torch.full_like(values[:1], torch.nan), values])))
+        result.append(rows)
+    return Strips(result, None if level is None else level[0])
+
+
+def _level(model: SequenceModel, x: Tensor, params: Tensor) -> tuple[str, Tensor] | None:
+    """The decoder's standard deviation with a description, the mean over channels [B, S, 1, H, W]; None where all values have one, or none."""
+    likelihood, images = model.likelihood, model.images_of(x, params)
+    named = likelihood.noise_map(images[1])
+    if likelihood.reads_x and isinstance(likelihood, LocationScale):
+        powered = (images[0] - likelihood.mean(images[1])).abs() ** likelihood.state.power
+        every = torch.ones(len(powered), dtype=torch.bool, device=powered.device)
+        sigma = torch.exp(likelihood.state.log_sigma(powered, None, every))
+        named = "sigma of each frame", sigma.expand_as(powered)
+    if named is None:
+        return None
+    return named[0], named[1].mean(1).view(*params.shape[:2], 1, *model.image_shape[1:])

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vaescale import noise
-from vaescale.evaluation.futures import strips
+from vaescale.evaluation.futures import LEVEL, strips
 from vaescale.models.sequence_model import SequenceModel
 from vaescale.models.vae import VAE
 
@@ -17,16 +17,25 @@ def glimpse(model: VAE, images: Tensor, condition: Tensor | None, *, seed: int) 
     with the images' condition.
 
     The row of sigma(z), divided by its maximum, exists where sigma differs between pixels. images: uint8 [B, C, H, W]. All ranks
-    call it with the same images. Of a model of sequences: the rows of `futures.strips` for the first ones.
+    call it with the same images. Of a model of sequences: the rows of `futures.strips` for the first
+    ones, in which sigma is divided by its maximum.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     if isinstance(model, SequenceModel):
         first = images[:SEQUENCES]
-        of_each = strips(model, first, torch.arange(len(first)), seed=seed)
+        drawn = strips(model, first, torch.arange(len(first)), seed=seed)
         model.train(was_training)
-        return [row for rows in of_each for row in rows]
+        rows = [row for rows in drawn.rows for row in rows]
+        levels = [frames.nan_to_num(0) for name, frames in rows if name == LEVEL]
+        largest = max((float(frames.max()) for frames in levels), default=1.0)
+        return [
+            (f"{name}, 0 to {largest:.2g}", frames.nan_to_num(0) / max(largest, 1e-12))
+            if name == LEVEL
+            else (name, frames)
+            for name, frames in rows
+        ]
     given = model.given(condition)
     stream = noise.Stream(seed, 0, torch.arange(len(images), device=device))
     x = model.target(images.to(device), stream)

@@ -13,6 +13,7 @@ from vaescale import comm, noise
 from vaescale.errors import DataError, UserError
 from vaescale.evaluation.likelihood import bits_per_dim, refuse_without_bound
 from vaescale.evaluation.measures import Seen
+from vaescale.models.sequence_model import SequenceModel
 from vaescale.models.vae import VAE, rows_of
 
 DRAWS = 4  # per image in one step of the stream: draw k is number k % 4 of step k // 4
@@ -29,7 +30,7 @@ class ImportanceBound:
     Gives neg_iwae_nats, its value as iwae_bits_per_dim (absent for real numbers), its standard error over the images; importance_neg_elbo_nats, the
     negative ELBO of the same images and draws; importance_samples (K), importance_images; and effective_samples, the mean over
     images of (sum w)^2 / sum w^2 (Kong 1992). Draw k of an image is a function of (seed, image number, k), so a larger K adds
-    draws to those of a smaller one. Raises UserError for a likelihood that fits sigma to each image, which gives no bound,
+    draws to those of a smaller one. Of sequences it is -log p(x_2..T | x_1), each with its own draws. Raises UserError for a likelihood that fits sigma to each image, which gives no bound,
     DataError when no image can be used.
     """
 
@@ -78,15 +79,20 @@ class ImportanceBound:
         }
 
     def _bits(self, nats: float) -> dict[str, float]:
-        likelihood = self._model.likelihood
-        if likelihood.added_bits is None:
-            return {}
-        return {"iwae_bits_per_dim": bits_per_dim(nats, likelihood.dimensions, likelihood.added_bits)}
+        added = self._model.likelihood.added_bits
+        return (
+            {} if added is None else {"iwae_bits_per_dim": bits_per_dim(nats, self._model.dimensions, added)}
+        )
 
 
 def most_at_once(model: VAE) -> int:
-    """The number of images whose DRAWS draws are decoded at once."""
-    return max(1, VALUES // (DRAWS * math.prod(model.image_shape)))
+    """The number of images, or sequences, whose draws of a step of the stream are decoded at once."""
+    return max(1, VALUES // (draws_of_a_step(model) * math.prod(model.example_shape)))
+
+
+def draws_of_a_step(model: VAE) -> int:
+    """The draws of an image in one step of the stream: DRAWS, and 1 of a sequence, whose noise in time depends on how many are drawn at once."""
+    return 1 if isinstance(model, SequenceModel) else DRAWS
 
 
 def bounds_of(
@@ -100,13 +106,13 @@ def bounds_of(
     given = seen.model.given_of(rows)
     mask = torch.ones(len(x), dtype=torch.bool, device=x.device)
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    squares, logs = total, torch.zeros_like(total)
-    for start in range(0, samples, DRAWS):
-        stream = noise.Stream(seen.stream.seed, start // DRAWS, slots)
-        inferred = given.infer(encoded, stream, min(DRAWS, samples - start), False, measured=False)
+    squares, logs, at_once = total, torch.zeros_like(total), draws_of_a_step(model)
+    for start in range(0, samples, at_once):
+        stream = noise.Stream(seen.stream.seed, start // at_once, slots)
+        inferred = given.infer(encoded, stream, min(at_once, samples - start), False, measured=False)
         weights = model.terms(x, inferred, mask, measured=False).log_weights.double()
         total = torch.logaddexp(total, torch.logsumexp(weights, dim=1))
         squares = torch.logaddexp(squares, torch.logsumexp(2 * weights, dim=1))
         logs = logs + weights.sum(1)
-        report(min(start + DRAWS, samples) / samples)
+        report(min(start + at_once, samples) / samples)
     return total - math.log(samples), logs / samples, torch.exp(2 * total - squares)

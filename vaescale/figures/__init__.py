@@ -1,6 +1,7 @@
 """Figures: PNG files and an HTML page from arrays, without a display."""
 
 from vaescale.figures.animation import animation
+from vaescale.figures.config import Scale
 from vaescale.figures.curves import calibration, curves_of_runs, group_rates, rate_distortion, training_curves
 from vaescale.figures.histograms import score_histograms
 from vaescale.figures.images import image_map, image_rows, image_strips, picture_rows, sample_panels
@@ -14,6 +15,7 @@ from vaescale.figures.latents import (
 )
 
 __all__ = [
+    "Scale",
     "animation",
     "calibration",
     "curves_of_runs",

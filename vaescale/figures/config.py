@@ -77,7 +77,53 @@ class View(NamedTuple):
 
     def map(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """The colours [..., 3] of values in [0, 1]."""
-        from matplotlib import colormaps
+        return _coloured(values, self.colours)
 
-        colours: NDArray[np.float32] = colormaps[self.colours](np.clip(values, 0, 1))[..., :3]
-        return colours.astype(np.float32)
+    def bar(self) -> "Bar | None":
+        """The bar that says which stored value each colour is, if there is one."""
+        return Bar(self.colours, self.window.low, self.window.high, self.label()) if self.has_bar else None
+
+
+class Scale(NamedTuple):
+    """Colours of the rows of one name, which hold other numbers than images do: from 0 to `largest`, and white where there is none."""
+
+    name: str
+    largest: float
+    label: str
+    colours: Colours = "viridis"
+
+    def of(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The colours [N, 3, H, W] of values [N, 1, H, W], NaN for none."""
+        coloured = _coloured(values[:, 0] / max(self.largest, 1e-12), self.colours)
+        coloured[np.isnan(values[:, 0])] = 1.0
+        return np.moveaxis(coloured, -1, 1)
+
+    def bar(self) -> "Bar":
+        """The bar that says which number each colour is."""
+        return Bar(self.colours, 0.0, self.largest, self.label)
+
+
+class Bar(NamedTuple):
+    """A labelled scale of colours from `low` to `high`."""
+
+    colours: Colours
+    low: float
+    high: float
+    label: str
+
+    def strip(self, places: int) -> NDArray[np.float32]:
+        """Its colours, [places, 3]."""
+        return _coloured(np.linspace(0, 1, places, dtype=np.float32), self.colours)
+
+    @property
+    def text(self) -> str:
+        """Both ends and the label in a line."""
+        return f"{self.low:.3g} to {self.high:.3g}, {self.label}"
+
+
+def _coloured(values: NDArray[np.float32], colours: Colours) -> NDArray[np.float32]:
+    """The colours [..., 3] of values in [0, 1]."""
+    from matplotlib import colormaps
+
+    coloured: NDArray[np.float32] = colormaps[colours](np.clip(values, 0, 1))[..., :3]
+    return coloured.astype(np.float32)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaescale.figures.config import View
+from vaescale.figures.config import Bar, Scale, View
 from vaescale.system.files import write_whole
 
 Images = NDArray[np.float32]
@@ -99,20 +99,31 @@ def montage(images: Images, columns: int, gap: int = 1) -> Images:
     return canvas
 
 
-def finish(figure: Any, path: Path, title: str, view: View = View()) -> None:  # noqa: B008  # a NamedTuple is frozen
-    """Add the title, on as many lines as the figure's width asks for, and write the figure as PNG. view: for a bar of colours."""
+def finish(
+    figure: Any,
+    path: Path,
+    title: str,
+    view: View = View(),  # noqa: B008  # a NamedTuple is frozen
+    scale: Scale | None = None,
+) -> None:
+    """Add the title, on as many lines as the figure's width asks for, and write the figure as PNG. view, scale: for bars of colours."""
     # matplotlib's place is a share of the height, which in a high figure is below the room for a title.
     place = {} if figure.get_layout_engine() else {"y": 1 - TITLE_GAP_INCHES / figure.get_figheight()}
     figure.suptitle(wrapped(title, figure.get_figwidth()), fontsize=TITLE_POINTS, **place)
-    if view.has_bar:
-        _add_bar(figure, view)
+    view_bar = view.bar()
+    if view_bar:
+        middle = (view.window.low + view.window.high) / 2
+        middle = middle if view.window.levels is None else math.floor(middle)
+        _add_bar(figure, view_bar, [view.window.low, middle, view.window.high])
+    if scale:
+        _add_bar(figure, scale.bar(), [0.0, scale.largest / 2, scale.largest])
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     write_whole(path, picture.getvalue())
 
 
-def _add_bar(figure: Any, view: View) -> None:
-    """Make the figure higher by BAR_INCHES, with a bar below that says which stored value each colour is."""
+def _add_bar(figure: Any, bar: Bar, ticks: Sequence[float]) -> None:
+    """Make the figure higher by BAR_INCHES, with a bar below that says which number each colour is."""
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()  # the places of its axes are decided now
         figure.set_layout_engine("none")
@@ -129,17 +140,14 @@ def _add_bar(figure: Any, view: View) -> None:
     inches = min(2.5, 0.7 * width)
     axis = figure.add_axes((0.5 - inches / width / 2, 0.33 / higher, inches / width, 0.1 / higher))
     axis.imshow(
-        view.map(np.linspace(0, 1, 256, dtype=np.float32))[None],
-        extent=(view.window.low, view.window.high, 0, 1),
+        bar.strip(256)[None],
+        extent=(bar.low, bar.high, 0, 1),
         aspect="auto",
     )
-    middle = (view.window.low + view.window.high) / 2
-    middle = middle if view.window.levels is None else math.floor(middle)
-    ticks = (view.window.low, middle, view.window.high)
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_xticks(ticks, [f"{tick:.3g}" if abs(tick) < 1 else f"{tick:g}" for tick in ticks])
     axis.set_yticks([])
     axis.tick_params(labelsize=TICK_POINTS, pad=1)
-    axis.set_title(view.label(), fontsize=TICK_POINTS, pad=2)
+    axis.set_title(bar.label, fontsize=TICK_POINTS, pad=2)
 
 
 def wrapped(title: str, inches: float) -> str:

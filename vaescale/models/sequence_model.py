@@ -178,7 +178,7 @@ class SequenceModel(VAE):
     def _generated(self, x: Tensor, stream: noise.Stream, horizon: int) -> Iterator[Tensor]:
         network, context = self.network, self.context
         h, maps = self._features(x)
-        maps = [each[:, -1] for each in maps]
+        maps = [each[:, -1:] for each in maps]
         of_prior = self._noise(stream, noise.PRIOR, context - 1 + horizon)[:, :, context - 1 :]
         state = prior_state = raw = None
         if context > 1:
@@ -194,7 +194,7 @@ class SequenceModel(VAE):
                 p = self.gaussian(raw[:, -1:])
                 z = p.sample(z.to(p.mu))
             g, state = network.predicted(h, rearrange(z, "b z t -> b t z"), state)
-            params = network.decoder(g[:, 0], maps)
+            params = network.decoder(g, maps)[:, 0]
             yield params
             if step == horizon - 1:
                 return
@@ -217,15 +217,12 @@ class SequenceModel(VAE):
 
     def _decoded(self, encoded: Encoded, z: Tensor) -> Tensor:
         """The raw parameters [B K, S, P, H, W] from latents [B K, Z, S], the frames before each one given."""
-        draws, steps = len(z) // len(encoded.h), z.shape[2]
+        draws = len(z) // len(encoded.h)
         h = encoded.h[:, :-1]
         h = h.repeat_interleave(draws, 0) if draws > 1 else h
         g, _ = self.network.predicted(h, rearrange(z, "b z t -> b t z"))
-        source = torch.arange(steps, device=z.device).clamp_max(self.context - 1)
-        maps = [each[:, source] for each in encoded.maps]
-        maps = [each.repeat_interleave(draws, 0) if draws > 1 else each for each in maps]
-        params: Tensor = self.network.decoder(g.flatten(0, 1), [each.flatten(0, 1) for each in maps])
-        return params.view(len(z), steps, *params.shape[1:])
+        params: Tensor = self.network.decoder(g, encoded.maps)
+        return params
 
     def _noise(self, stream: noise.Stream, purpose: int, steps: int, draws: int = 1) -> Tensor:
         """Standard normals [B K, Z, S]: one draw of a slot, time by time."""

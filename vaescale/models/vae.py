@@ -509,13 +509,15 @@ class VAE(nn.Module):
         return squared_error, x[0].numel() * variance.flatten(1).mean(1).to(squared_error).expand(len(x))
 
 
-def rows_of(encoded: Encoded, rows: Tensor) -> Encoded:
-    """The part of `VAE.encode`'s result that belongs to some of the images. rows: their indices, or a mask [B]."""
-    if isinstance(encoded, Gaussian):
-        return Gaussian(*(values[rows] for values in encoded))
-    if isinstance(encoded, Quantized):
-        return Quantized(*(values[rows] for values in encoded))
-    return {size: values[rows] for size, values in encoded.items()}
+def rows_of(encoded: Any, rows: Tensor) -> Any:
+    """The part of `VAE.encode`'s result that belongs to some of the images, or sequences. rows: their indices, or a mask [B]."""
+    if isinstance(encoded, Tensor):
+        return encoded[rows]
+    if isinstance(encoded, dict):
+        return {name: rows_of(values, rows) for name, values in encoded.items()}
+    if isinstance(encoded, list):
+        return [rows_of(values, rows) for values in encoded]
+    return None if encoded is None else type(encoded)(*(rows_of(values, rows) for values in encoded))
 
 
 def unit_moments(unit: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""GroupNorm with an optional SiLU, as one operation on CUDA. Wu & He 2018; SiLU: Elfwing et al. 2018.
+"""GroupNorm with an activation after it. Wu & He 2018; SiLU, with which it is one operation on CUDA: Elfwing et al. 2018.
 
 On CUDA, maps in channels_last order use Triton kernels (`group_norm_kernels.py`), and the output has the dtype and the order of the
 input. torch's group_norm returns another order (PyTorch issue 111824) and computes in float32 under autocast, so that each
 convolution after it copies its input twice. On a CPU such maps use compiled functions (`normalization.py`). Everywhere else this
-is torch's group_norm followed by torch's silu.
+is torch's group_norm followed by torch's activation.
 
 To compare the two: set `GroupNorm.fused = False`; or set VAESCALE_TRITON=0 (see `kernels.py`) or VAESCALE_NATIVE=0 in the environment.
 """
@@ -12,10 +12,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from vaescale.kernels import kernels_run
 from vaescale.networks import normalization
+from vaescale.networks.batch_norm import ACTIVATIONS
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 WIDEST = 1024
@@ -23,31 +23,34 @@ MOST_ELEMENTS = 2**31  # of one image; offsets inside an image are 32-bit
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's GroupNorm, with SiLU after it where `with_silu`. Parameters have the names, shapes and initial values of torch's."""
+    """torch's GroupNorm, with an activation after it. Parameters have the names, shapes and initial values of torch's."""
 
     fused: ClassVar[bool] = True
     """Whether to use the kernels where they apply."""
 
     def __init__(self, groups: int, width: int, *, with_silu: bool = False, eps: float = 1e-5) -> None:
         super().__init__(groups, width, eps=eps)
-        self.with_silu = with_silu
+        self.activation = "silu" if with_silu else None  # or another of ACTIVATIONS
+
+    @property
+    def with_silu(self) -> bool:
+        """Whether the activation is SiLU, which the kernels for CUDA compute too."""
+        return self.activation == "silu"
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x [B, C] or [B, C, H, W] over groups of channels and all places."""
         if x.is_cuda and GroupNorm.fused and self._fits(x) and kernels_run():
-            y: Tensor = group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, self.with_silu)[
-                0
-            ]
-            return y
+            settings = self.num_groups, self.eps, self.with_silu
+            y: Tensor = group_norm_silu(x, self.weight, self.bias, *settings)[0]
+            return y if self.with_silu else _activated(y, self.activation)
         if GroupNorm.fused and normalization.take(x):
-            act = "silu" if self.with_silu else None
-            return normalization.group_norm(x, self.weight, self.bias, self.num_groups, self.eps, act)
-        normed = super().forward(x)
-        return silu(normed) if self.with_silu else normed
+            groups, act = self.num_groups, self.activation
+            return normalization.group_norm(x, self.weight, self.bias, groups, self.eps, act)
+        return _activated(super().forward(x), self.activation)
 
     def extra_repr(self) -> str:
-        """torch's, and whether SiLU follows."""
-        return f"{super().extra_repr()}, with_silu={self.with_silu}"
+        """torch's, and which activation follows."""
+        return f"{super().extra_repr()}, activation={self.activation}"
 
     def _fits(self, x: Tensor) -> bool:
         return (
@@ -57,6 +60,10 @@ class GroupNorm(nn.GroupNorm):
             and 0 < x.numel() < MOST_ELEMENTS * len(x)
             and x.is_contiguous(memory_format=torch.channels_last)
         )
+
+
+def _activated(y: Tensor, activation: str | None) -> Tensor:
+    return y if activation is None else ACTIVATIONS[activation](y)
 
 
 @torch.library.custom_op("vaescale::group_norm_silu", mutates_args=())

@@ -101,16 +101,11 @@ def normed(
     exact: bool = False,
     eps: float = 1e-5,
 ) -> tuple[nn.Module, nn.Module]:
-    """Two layers, a normalization (see `norm`) and its activation. GroupNorm computes SiLU itself and batch normalization any
-    activation; the second layer is then the identity, so that the layers of an nn.Sequential keep their numbers in checkpoints.
+    """Two layers, a normalization (see `norm`) and its activation. Normalizations compute it themselves; the second layer is then the
+    identity, so that the layers of an nn.Sequential keep their numbers in checkpoints.
     """
     normalization = norm(kind, width, places=places, groups=groups, exact=exact, eps=eps)
-    if kind == "group" and activation == "silu":
-        if not isinstance(normalization, GroupNorm):
-            return nn.SiLU(), nn.Identity()
-        normalization.with_silu = True
-        return normalization, nn.Identity()
-    if isinstance(normalization, GlobalBatchNorm):
+    if isinstance(normalization, GroupNorm | GlobalBatchNorm):
         normalization.activation = activation
         return normalization, nn.Identity()
     return normalization, ACTIVATIONS[activation]()

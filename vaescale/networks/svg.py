@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from vaescale.networks.config import Norm, SvgConfig
+from vaescale.networks.convolutions import Conv2d
 from vaescale.networks.layers import (
     conv,
-    deconv,
     has_bias,
     nearest,
     norm,
@@ -25,6 +25,7 @@ from vaescale.networks.layers import (
     refuse_indivisible,
     standardized,
 )
+from vaescale.networks.shared_maps import Beside, SharedConv2d, SharedConvTranspose2d
 
 ACTIVATION = "leaky_relu"
 State = tuple[Tensor, Tensor]
@@ -106,7 +107,7 @@ class FrameEncoder(nn.Module):
         for number, width in enumerate(config.widths):
             halved = [side // 2 for side in size]
             if self._pools:
-                blocks.append(_vgg(channels, width, config.norm, size, layers=_vgg_layers(number)))
+                blocks.append(_vgg(channels, width, config.norm, size, number))
             else:
                 blocks.append(
                     _block(conv(channels, width, 4, stride=2, before=config.norm), config.norm, halved)
@@ -144,38 +145,55 @@ class FrameDecoder(nn.Module):
             size = [2 * side for side in size]
             width, below = widths[number], widths[max(0, number - 1)]
             if self._pools:
-                blocks.append(_vgg(2 * width, below, kind, size, layers=_vgg_layers(number), inner=width))
+                blocks.append(_vgg(2 * width, below, kind, size, number, inner=width, first=SharedConv2d))
             elif number:
-                blocks.append(_block(deconv(2 * width, below, 4, before=kind), kind, size))
+                blocks.append(_block(_shared_deconv(2 * width, below, kind), kind, size))
         self.blocks = nn.ModuleList(blocks)
         first = widths[0]
-        self.head = conv(first, out_channels, 3) if self._pools else deconv(2 * first, out_channels, 4)
+        self.head = (
+            conv(first, out_channels, 3) if self._pools else _shared_deconv(2 * first, out_channels, "none")
+        )
 
     def forward(self, g: Tensor, maps: list[Tensor]) -> Tensor:
-        """The raw parameters [N, out_channels, H, W] of features [N, F]; maps: those of `FrameEncoder` for each."""
-        inner = self.first_norm(self.first(g).view(-1, *self._start))
+        """The raw parameters [B K, S, out_channels, H, W] of features [B K, S, F] of the steps of K draws for each sequence.
+
+        maps: those of `FrameEncoder`, [B, c, W, ...] for each width, of the frames that are given; step s has number min(s, c - 1).
+        """
+        steps = g.shape[1]
+        inner = self.first_norm(self.first(g.flatten(0, 1)).view(-1, *self._start))
         for block, skip in zip(self.blocks, reversed(maps), strict=False):
-            inner = nearest(inner, 2) if self._pools else inner
-            inner = block(torch.cat([inner, skip], dim=1))
-        if not self._pools:
-            inner = torch.cat([inner, maps[0]], dim=1)
-        params: Tensor = self.head(inner)
-        return params
+            inner = block(nearest(inner, 2) if self._pools else inner, skip, steps)
+        params: Tensor = self.head(inner) if self._pools else self.head(inner, maps[0], steps)
+        return params.view(-1, steps, *params.shape[1:])
 
 
 def _block(layer: nn.Conv2d | nn.ConvTranspose2d, kind: Norm, size: list[int]) -> nn.Sequential:
-    return nn.Sequential(layer, *normed(kind, layer.out_channels, ACTIVATION, places=math.prod(size)))
+    return Beside(layer, *normed(kind, layer.out_channels, ACTIVATION, places=math.prod(size)))
+
+
+def _shared_deconv(channels: int, width: int, kind: Norm) -> SharedConvTranspose2d:
+    return SharedConvTranspose2d(channels, width, 4, stride=2, padding=1, bias=has_bias(kind))
 
 
 def _vgg(
-    channels: int, width: int, kind: Norm, size: list[int], *, layers: int, inner: int | None = None
+    channels: int,
+    width: int,
+    kind: Norm,
+    size: list[int],
+    number: int,
+    *,
+    inner: int | None = None,
+    first: type[nn.Conv2d] = Conv2d,
 ) -> nn.Sequential:
-    """3x3 convolutions to `width` channels, through `inner` channels if given."""
-    widths = [*([inner or width] * (layers - 1)), width]
-    pairs = zip([channels, *widths[:-1]], widths, strict=True)
-    return nn.Sequential(*(_block(conv(one, other, 3, before=kind), kind, size) for one, other in pairs))
+    """3x3 convolutions to `width` channels, through `inner` channels if given, at the resolution of this number, 0 for the frame's own.
 
-
-def _vgg_layers(number: int) -> int:
-    """Convolutions at the resolution of this number, 0 for the frame's own."""
-    return 2 if number < 2 else 3
+    first: the class of the first one.
+    """
+    widths = [*([inner or width] * (1 if number < 2 else 2)), width]
+    blocks: list[nn.Module] = []
+    before = channels
+    for other in widths:
+        layer = (first if not blocks else Conv2d)(before, other, 3, padding=1, bias=has_bias(kind))
+        blocks.append(_block(layer, kind, size))
+        before = other
+    return Beside(*blocks)

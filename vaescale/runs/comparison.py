@@ -19,12 +19,17 @@ Curves = dict[str, list[tuple[float, float]]]
 SHOWN_METRICS = (
     "val/neg_elbo_nats",
     "val/neg_profile_elbo_nats",
+    "val/neg_elbo_nats_per_frame",
+    "val/neg_profile_elbo_nats_per_frame",
     "val/bits_per_dim",
     "val/kl_nats",
     "val/mse",
     "val/sigma",
     "val/active_units",
     "val/code_perplexity",
+    "evaluation/val/horizon_neg_elbo_nats",
+    "evaluation/val/best_psnr_db",
+    "evaluation/val/best_ssim",
 )
 UNCOMPARED = (
     "name",
@@ -113,6 +118,7 @@ def compare(records: Sequence[Record], *, sort: str | None = None, columns: Sequ
     ordered = sorted(records, key=lambda record: _sort_key(record, metric, more=more))
     warnings = [
         *_warnings(records, metric),
+        *_kind_warnings(records),
         *_measure_warnings(records),
         *_measured_otherwise(records, shown),
         *_limited(records, shown),
@@ -307,6 +313,28 @@ def _warnings(records: Sequence[Record], sort: str) -> list[str]:
             "`vaescale evaluate` measures all"
         )
     return warnings
+
+
+def is_of_sequences(record: Record) -> bool:
+    """Whether a run is a model of sequences."""
+    return record.recipe.get("data.holds") == "sequences"
+
+
+def _kind_warnings(records: Sequence[Record]) -> list[str]:
+    """A warning of runs of sequences among runs of images, or of sequences that are predicted after other contexts."""
+    sequences = [record.name for record in records if is_of_sequences(record)]
+    images = [record.name for record in records if not is_of_sequences(record)]
+    if sequences and images:
+        return [
+            f"{', '.join(sequences[:MOST_NAMED])} {'is' if len(sequences) == 1 else 'are'} of sequences and "
+            f"{', '.join(images[:MOST_NAMED])} of images: nats are of a sequence or of an image, and neither they nor bits_per_dim and mse "
+            "compare"
+        ]
+    return [
+        f"{key} differs, so the bounds are of other frames and do not compare"
+        for key in ("network.context", "data.frames")
+        if len({str(record.recipe.get(key)) for record in records if is_of_sequences(record)}) > 1
+    ]
 
 
 def _measure_warnings(records: Sequence[Record]) -> list[str]:

@@ -35,8 +35,8 @@ def run_verbs(folder: Path, *verbs: list[str]) -> tuple[list[str], list[dict[str
     return lines, [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_no_verb_but_training_imports_torch_s_compiler() -> None:
-    """Torch's optimizers import it, so that training cannot do without."""
+def test_no_verb_imports_torch_s_compiler() -> None:
+    """Training on one process does without, too: `tests/test_optional_packages.py`."""
     verbs = ("evaluate", "sample", "fit_gmm", "latents", "encode", "quality", "export", "train")
     code = f"import sys\nfrom vaescale.commands import {', '.join(verbs)}\nassert 'torch' in sys.modules\n"
     code += "assert 'torch._dynamo' not in sys.modules, 'imported with the verbs'\n"

@@ -1,7 +1,7 @@
 """Folders have an order: a module imports from folders below its own, and inside a folder imports form no circle."""
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -76,19 +76,22 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path): path for path in FILES}
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def imported(path: Path) -> tuple[str, ...]:
     """The full name of everything that a module imports anywhere: `vaescale.data.plan.Plan`."""
+    names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += (f"{node.module}.{alias.name}" for alias in node.names)
+    return tuple(names)
 
 
-def own_modules(path: Path) -> set[str]:
+def own_modules(module: str) -> set[str]:
     """The modules of this project that one imports: the longest part of each name that is a module."""
-    names = {name.replace("vaescale.tools", "tools") for name in imported(path)}
+    names = {name.replace("vaescale.tools", "tools") for name in imported(MODULES[module])}
     candidates = {name if name in MODULES else name.rpartition(".")[0] for name in names}
     return {name for name in candidates if name in MODULES}
 
@@ -99,13 +102,10 @@ def room_of(module: str) -> str:
     return parts[1] if parts[0] == "vaescale" and len(parts) > 1 else parts[0]
 
 
-GRAPH = {name: own_modules(path) for name, path in MODULES.items()}
-
-
-@pytest.mark.parametrize("module", sorted(GRAPH))
+@pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_point_downwards(module: str) -> None:
     here = room_of(module)
-    for other in GRAPH[module]:
+    for other in own_modules(module):
         there = room_of(other)
         assert there == here or LEVEL[there] > LEVEL[here], f"{module} imports {other}, which is not below"
 
@@ -116,11 +116,11 @@ def test_imports_inside_a_room_form_no_circle() -> None:
     def visit(module: str, path: tuple[str, ...]) -> None:
         assert module not in path, f"a circle of imports: {' -> '.join([*path, module])}"
         if module not in done:
-            for other in sorted(GRAPH[module]):
+            for other in sorted(own_modules(module)):
                 visit(other, (*path, module))
             done.add(module)
 
-    for module in sorted(GRAPH):
+    for module in sorted(MODULES):
         visit(module, ())
 
 
@@ -152,7 +152,7 @@ def test_implementations_stand_beside_their_sections() -> None:
 
 
 def test_every_room_has_a_place_in_the_order() -> None:
-    assert {room_of(module) for module in GRAPH} == set(LEVEL)
+    assert {room_of(module) for module in MODULES} == set(LEVEL)
 
 
 def test_few_modules_stand_at_the_root() -> None:

@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chunk-images", type=integer(1), metavar="N", help=chunk)
     bits = "each latent has 2^N bins; default: 12, of a ladder 10"
     add("--latent-bits", type=int, choices=range(4, 17, 2), metavar="N", help=bits)
+    prior = "prior of the latents: `standard` for the model's, `gmm` for the mixture of fit-gmm, of a flat run; default: standard"
+    add("--prior", choices=("standard", "gmm"), default="standard", help=prior)
     add_weights(parser)
     add_checkpoint(parser)
 
@@ -59,6 +61,7 @@ def show(result: dict[str, Any]) -> None:
         f"{result['run']}, step {result['step']}, {result['source']} ({result['weights']} weights)",
         [
             ("file", result["out"]),
+            ("prior", result["prior"]),
             ("images", f"{result['images']} in {result['chunks']} chunks"),
             ("bytes", f"{result['bytes']}, {result['bytes'] / result['images']:.1f} an image"),
             ("code", f"{sizes['code']}, of them initial bits {sizes['initial_bits']}"),

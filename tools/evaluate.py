@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--refit-sigma", action="store_true", help=refit)
     code = "measure the size of the code of `compress` too, without writing it: a run of a mass with a Gaussian q(z|x)"
     add("--code-length", action="store_true", help=code)
+    prior = "prior of that code: `standard` for the model's, `gmm` for the mixture of fit-gmm, of a flat run; default: standard"
+    add("--prior", choices=("standard", "gmm"), default="standard", help=prior)
     first = "evaluate only the first N images, and write NAME-first-N.json; default: all"
     add("--images", type=integer(1, MOST), metavar="N", help=first)
     images = (
@@ -48,6 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--per-class", action="store_true", help=by_class)
     futures = "of a run of sequences, also compare the best and the mean of N futures of each context with the truth (PSNR, SSIM), usually 100"
     add("--futures", type=integer(1, 10_000), metavar="N", help=futures)
+    features = (
+        "with --futures, also the Frechet distance of futures from the training sequences by these features, named as for `vaescale quality`; "
+        "a classifier of sequences from `vaescale train-features` has those of videos too"
+    )
+    add("--features", metavar="WHICH", help=features)
+    trust = "allow --features FILE.pt2, which is a program and can do anything"
+    add("--trust-features", action="store_true", help=trust)
+    cache = "folder for the cached moments of training sequences; default: ~/.cache/vaescale/references"
+    add("--cache", type=Path, metavar="DIR", help=cache)
     add_checkpoint(parser)
 
 
@@ -99,6 +110,14 @@ def show(result: dict[str, Any]) -> None:
                 for row in result["futures"]
             ],
         )
+    if "frechet" in result:
+        levels = [name for name in result["frechet"][0] if name not in ("of", "sequences")]
+        head = f"  {'future':<10}{'sequences':>12}" + "".join(f"{name:>12}" for name in levels)
+        rows = [
+            (f"{row['of']:<10}", f"{row['sequences']:12}" + "".join(f"{row[name]:12.5g}" for name in levels))
+            for row in result["frechet"]
+        ]
+        table(f"Frechet distance from training sequences, by features of\n{head}", rows)
     if "classes" in result:
         head = f"  {'class':<16}{'images':>8}{'-ELBO (nats)':>16}{'standard error':>16}{'KL (nats)':>12}"
         cells = "{images:8.0f}{neg_elbo_nats:16.2f}{standard_error:16.2f}{kl_nats:12.2f}"

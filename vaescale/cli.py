@@ -200,10 +200,10 @@ def _call(tool: ModuleType, verb: str, options: argparse.Namespace) -> int:
         # launch is one process for each node, or joins the ranks that another launcher has started.
         if _processes() > 1 and verb not in (*DISTRIBUTED, "launch"):
             raise UserError("runs on one process for now; call it without a launcher")
-        if isinstance(run := getattr(options, "run", None), Path):
-            folder.refuse_other(run)  # before torch is imported
         provide_caches(shown=_is_first_process())
         import_named(modules)
+        if isinstance(run := getattr(options, "run", None), Path):
+            folder.refuse_other(run)  # before the verb imports torch
         result = tool.run(options)
         if _is_first_process():
             _print(tool, result, title=f"vaescale {verb}", as_json=options.json)

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from vaescale.compression import determinism
 from vaescale.compression.container import CRC, LENGTHS, MAGIC, Reader, pack_header
 from vaescale.data.batch import Request
 from vaescale.errors import UserError
+from vaescale.mixtures import files as mixture_files
+from vaescale.mixtures.gaussian import Mixture
 from vaescale.trained import open_split, open_trained
 
 pytest.importorskip("constriction")
@@ -175,6 +178,9 @@ def test_words_that_decode_to_other_images_are_noticed(made, grey_run: Path, tmp
         ({"class_names": None}, "invalid"),
         ({"step": 99}, "no sound checkpoint of step 99"),
         ({"weights": "../x"}, "must be 'ema'"),
+        ({"mixture": {"sha256": "../../x"}}, "no sha256"),
+        ({"mixture": {"sha256": "0" * 64}}, "has no mixture with the sha256"),
+        ({"mixture": None}, "invalid"),
     ],
 )
 def test_headers_that_do_not_fit_are_refused_before_anything_is_written(
@@ -234,6 +240,53 @@ def test_other_kernels_decode_alike(made, grey_run: Path, tmp_path: Path, thread
         assert decompress(made[0], tmp_path / "out", run=grey_run)["damaged"] == {}
 
 
+def other_mixture(run: Path, seed: int) -> Mixture:
+    """A mixture with full covariances in the place of one that fit-gmm fits to the run's latents."""
+    trained = open_trained(run)
+    generator = torch.Generator().manual_seed(seed)
+    size = trained.model.latent_dim
+    means = torch.randn(5, size, generator=generator, dtype=torch.float64)
+    factors = torch.eye(size) + 0.2 * torch.randn(5, size, size, generator=generator, dtype=torch.float64)
+    mixture = Mixture(torch.full((5,), 0.2, dtype=torch.float64), means, factors @ factors.mT)
+    mixture_files.save(mixture, run / "gmm", trained.identity)
+    return mixture
+
+
+def test_a_mixture_is_the_prior_and_no_other_one_decodes(
+    vaescale, grey_run: Path, digits: Path, tmp_path: Path
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "m.vsz"
+    shutil.copytree(grey_run, run)
+    words = ("compress", run, digits / "val", out, "--prior", "gmm", "--limit", 70)
+    vaescale(*words).assert_refused(2, "holds no fitted mixture; fit one")
+    mixture = other_mixture(run, 0)
+    result = compress(run, str(digits / "val"), out, limit=70, prior="gmm", check=True)
+    assert result["prior"] == "mixture of 5"
+    measured = evaluate(run, code_length=True, prior="gmm", images=70)
+    assert result["net_code_nats"] == pytest.approx(measured["metrics"]["code_length_gmm_nats"], rel=0.01)
+    assert "the mixture of 5" in measured["protocol"]["code_length_gmm_nats"]
+    with Reader(out) as reader:
+        assert reader.header["mixture"]["sha256"] == mixture_files.sha256(mixture)
+        assert reader.header["version"] == out.read_bytes()[len(MAGIC)] == 2
+
+    other_mixture(run, 1)
+    assert decompress(out, tmp_path / "kept", run=run)["damaged"] == {}, "the run keeps the mixture"
+    images, _, _ = originals(run)
+    for row, image in zip(rows_of(tmp_path / "kept"), images, strict=False):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "kept" / row["file"])), image[0])
+    shutil.rmtree(run / "compression")
+    vaescale("decompress", out, tmp_path / "no", "--run", run).assert_refused(
+        2, "has no mixture with the sha256"
+    )
+    (run / "gmm" / "mixture.safetensors").write_bytes(b"x")
+    refused = vaescale("decompress", out, tmp_path / "no", "--run", run)
+    refused.assert_refused(2, "has no mixture with the sha256")
+    assert "gmm is passed over: the mixture in" in refused.err
+    mixture_files.save(mixture, run / "gmm" / "components-5", {})
+    assert decompress(out, tmp_path / "compared", run=run)["images"] == 70
+    assert not (tmp_path / "no").exists()
+
+
 def test_black_and_white_images(binary_run: Path, digits: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has grey values"):
         compress(binary_run, str(digits / "val"), tmp_path / "grey.vsz", limit=30)
@@ -253,21 +306,23 @@ def test_black_and_white_images(binary_run: Path, digits: Path, tmp_path: Path) 
 
 def both_ways(rank: int, ranks: int, run: str, source: str, folder: str) -> list[int]:
     out = Path(folder) / "two.vsz"
-    coded = compress(Path(run), source, out, limit=LIMIT, chunk_images=40)
+    coded = compress(Path(run), source, out, limit=LIMIT, chunk_images=40, prior="gmm")
     back = decompress(out, Path(folder) / "two", run=Path(run))
     return [coded["images"], coded["chunks"], back["images"], len(back["damaged"])]
 
 
 @pytest.mark.distributed
 def test_two_processes_share_the_images(grey_run: Path, digits: Path, tmp_path: Path) -> None:
-    arguments = (str(grey_run), str(digits / "val"), str(tmp_path))
+    run = shutil.copytree(grey_run, tmp_path / "run")
+    other_mixture(run, 2)
+    arguments = (str(run), str(digits / "val"), str(tmp_path))
     assert on_ranks(tmp_path / "ranks", both_ways, *arguments) == [[LIMIT, 4, LIMIT, 0]] * 2
     images, _, keys = originals(grey_run)
     rows = {int(row["number"]): row for row in rows_of(tmp_path / "two")}
     assert [rows[number]["key"] for number in range(LIMIT)] == list(keys)
     for number, image in enumerate(images):
         assert np.array_equal(np.asarray(Image.open(tmp_path / "two" / rows[number]["file"])), image[0])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ranks", "two", "two.vsz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ranks", "run", "two", "two.vsz"]
 
 
 def test_refusals(vaescale, made, grey_run: Path, trained_run: Path, digits: Path, tmp_path: Path) -> None:
@@ -279,6 +334,7 @@ def test_refusals(vaescale, made, grey_run: Path, trained_run: Path, digits: Pat
     vaescale(*words[:3], made[0]).assert_refused(2, "exists; delete it")
     vaescale("compress", trained_run, *words[2:]).assert_refused(2, "has no lossless code")
     vaescale("evaluate", trained_run, "--code-length").assert_refused(2, "is a density")
+    vaescale("evaluate", grey_run, "--prior", "gmm").assert_refused(2, "--code-length measures; give both")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
     vaescale("decompress", made[0], tmp_path / "full", "--run", grey_run).assert_refused(2, "is not empty")

@@ -16,6 +16,7 @@ from tests.conftest import Outcome, run_verb, tiny_recipe
 from vaescale.commands.served import Served
 from vaescale.data.making.items import Item, members_of
 from vaescale.data.making.storing import Making
+from vaescale.data.making.vector_table import read_table
 from vaescale.data.making.writing import write_shards
 from vaescale.trained import open_split, open_trained
 
@@ -154,6 +155,23 @@ def test_what_has_no_meaning_for_vectors_is_refused(
 ) -> None:
     meant = {"RUN": run, "PLAIN": trained_run, "DATA": digits / "val"}
     vaescale(*(meant.get(str(word), word) for word in words)).assert_refused(2, sentence)
+
+
+def test_vectors_are_in_a_lossless_file(recipe: Path, digits: Path, tmp_path: Path, vaescale: Verb) -> None:
+    pytest.importorskip("constriction")
+    bitwise, out = tmp_path / "bitwise", tmp_path / "v.vsz"
+    words = ("likelihood={kind: bitwise}", "training.steps=1", f"run_dir={bitwise}")
+    assert run_verb("train", recipe, *words) == 0
+    coded = vaescale("compress", bitwise, recipe.parent / "val", out, "--check", "--json").json
+    result = vaescale("evaluate", bitwise, "--code-length", "--json").json
+    assert coded["net_code_nats"] == pytest.approx(result["metrics"]["code_length_nats"], rel=0.01)
+    back = vaescale("decompress", out, tmp_path / "out", "--run", bitwise, "--json").json
+    assert (back["images"], back["damaged"]) == (40, {})
+    table = read_table(tmp_path / "out" / "vectors.csv")
+    assert np.array_equal(table.values, VECTORS[:40])
+    assert all((tmp_path / "out" / f"{name}.png").is_file() for name in table.rows)
+    words = ("compress", bitwise, "digits", tmp_path / "none.vsz", "--limit", 3)
+    vaescale(*words).assert_refused(2, "these images have none")
 
 
 def test_images_without_vectors_are_said_where_they_were_hidden_in_training(

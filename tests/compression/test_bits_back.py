@@ -21,6 +21,7 @@ from vaescale.evaluation.measures import Seen
 from vaescale.models.posterior import kl
 
 SHAPES = [(1, 8, 8), (3, 4, 6), (2, 6, 4)]
+VECTORS: dict[str, Any] = {"kind": "vector", "size": 2, "member": "json:angle", "width": 4}
 LADDER: dict[str, Any] = {"kind": "ladder", "width": 8, "latent_dim": 2}
 NETWORKS: list[dict[str, Any]] = [
     {},
@@ -72,6 +73,8 @@ def test_images_come_back(
         (LADDER, {"classes": 3, "width": 4}),
         ({}, {"classes": 3, "width": 4, "dropout": 0.1}),
         ({}, {"classes": 3, "width": 4, "prior": True}),
+        ({}, {**VECTORS, "prior": True}),
+        (LADDER, {**VECTORS, "standardize": False}),
     ],
 )
 def test_priors_that_depend_on_the_groups_above_or_on_the_class(
@@ -83,24 +86,27 @@ def test_priors_that_depend_on_the_groups_above_or_on_the_class(
     codec = Codec(model, latent_bits=8)
     assert (codec.groups > 3) == (network == LADDER)
     levels = random_levels(30, (1, 8, 8), 256)
-    labels = np.arange(30) % 3
-    coding = chunks.encode_chunk(codec, levels, labels=labels)
+    given = np.arange(30) % 3
+    if codec.vector_size:
+        given = np.random.default_rng(1).normal(size=(30, 2)).astype(np.float32)
+    coding = chunks.encode_chunk(codec, levels, condition=given)
     assert max(coding.batches) > 1
-    assert np.array_equal(chunks.decode_chunk(codec, coding, labels=labels), levels)
+    assert np.array_equal(chunks.decode_chunk(codec, coding, condition=given), levels)
     bits = float(coding.lengths.total.sum()) + 32 * coding.initial_words
     assert 32 * len(coding.words) == pytest.approx(bits, rel=1e-4, abs=96)
     assert coding.lengths.prior == pytest.approx(codec.latents * 8), "each bin of a prior has the same mass"
-    alone = codec.lengths(levels[4:5].astype(np.int64), stream_of(1), labels[4:5]).total
+    alone = codec.lengths(levels[4:5].astype(np.int64), stream_of(1), given[4:5]).total
     assert alone == pytest.approx(
-        codec.lengths(levels[4:9].astype(np.int64), stream_of(5), labels[4:9]).total[:1]
+        codec.lengths(levels[4:9].astype(np.int64), stream_of(5), given[4:9]).total[:1]
     )
     if condition is not None:
-        other = codec.lengths(levels[4:5].astype(np.int64), stream_of(1), labels[5:6]).total
+        other = codec.lengths(levels[4:5].astype(np.int64), stream_of(1), given[5:6]).total
         assert abs(float(other[0] - alone[0])) > 0.1, "the class matters"
         with pytest.raises(DataError, match="checksums differ"):
-            chunks.decode_chunk(codec, coding, labels=(labels + 1) % 3)
-        with pytest.raises(UserError, match="class 3 is not one"):
-            codec.lengths(levels[:1].astype(np.int64), stream_of(1), np.array([3]))
+            chunks.decode_chunk(codec, coding, condition=np.roll(given, 1, 0))
+        wrong = np.full_like(given[:1], 3 if codec.classes else np.inf)
+        with pytest.raises(UserError, match=r"class 3 is not one|hold NaN or infinite"):
+            codec.lengths(levels[:1].astype(np.int64), stream_of(1), wrong)
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "bitwise"])
@@ -236,9 +242,6 @@ def test_models_without_a_code_are_refused() -> None:
     sequences = {"kind": "svg", "context": 2, "horizon": 2, "features": 4, "hidden": 4, "widths": [4]}
     with pytest.raises(UserError, match="a run of sequences"):
         Codec(small_model("bernoulli", network=sequences))
-    vectors = {"kind": "vector", "size": 2, "member": "json:angle", "width": 4}
-    with pytest.raises(UserError, match="vectors of 2 cannot compress yet"):
-        Codec(small_model("bernoulli", condition=vectors))
     model = small_model("bernoulli")
     model.has_bound = False
     with pytest.raises(UserError, match="trains no likelihood"):

@@ -173,7 +173,7 @@ def test_lengths_beyond_the_file_or_a_bound_are_refused(tmp_path: Path) -> None:
         reader.chunk(0, SHAPE)
     path = write(tmp_path / "head.vsz", chunk)
     content = bytearray(path.read_bytes())
-    struct.pack_into("<I", content, len(container.MAGIC), 0xFFFFFFFF)
+    struct.pack_into("<I", content, len(container.MAGIC) + 1, 0xFFFFFFFF)
     path.write_bytes(content)
     with pytest.raises(DataError, match="header of 4294967295 bytes"):
         Reader(path)
@@ -204,7 +204,7 @@ def test_files_of_another_kind_or_version_are_refused(tmp_path: Path) -> None:
     for content, fault in (
         (b"", "no .vsz"),
         (b"PNG" * 40, "no .vsz"),
-        (container.MAGIC[:-1] + b"\x02" + bytes(40), "version 2"),
+        (container.MAGIC + b"\x03" + bytes(40), "version 3 .* reads 1 and 2"),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=fault):

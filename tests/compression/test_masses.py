@@ -24,6 +24,8 @@ def test_functions_are_close_to_those_of_scipy() -> None:
     assert np.abs(arithmetic.exponential(x) / np.exp(x) - 1).max() < 1e-12
     assert np.abs(arithmetic.logistic(x) - expit(x)).max() < 1e-12
     assert np.abs(arithmetic.normal_cdf(x) - ndtr(x)).max() < 8e-8
+    positive = np.concatenate([np.exp(x * 10), np.linspace(0.5, 2, 999)])
+    assert np.allclose(arithmetic.logarithm(positive), np.log(positive), rtol=5e-16, atol=2e-16)
     far = arithmetic.normal_cdf(np.array([-np.inf, -1e6, 1e6, np.inf]))
     assert far.tolist() == [0, 0, 1, 1]
     assert np.isfinite(arithmetic.exponential(np.array([-1e9, 1e9]))).all()
@@ -34,6 +36,7 @@ def test_the_bits_of_the_functions_are_known() -> None:
     x = np.array([-30.0, -1.5, 0.1, 2.0, 11.0])
     assert [value.hex() for value in arithmetic.exponential(x)] == KNOWN_EXPONENTIALS
     assert [value.hex() for value in arithmetic.normal_cdf(x)] == KNOWN_NORMALS
+    assert [value.hex() for value in arithmetic.logarithm(np.abs(x))] == KNOWN_LOGARITHMS
 
 
 KNOWN_EXPONENTIALS = [
@@ -42,6 +45,13 @@ KNOWN_EXPONENTIALS = [
     "0x1.1aec7b35a00d4p+0",
     "0x1.d8e64b8d4ddaep+2",
     "0x1.d3c4488ee4f7fp+15",
+]
+KNOWN_LOGARITHMS = [
+    "0x1.b35a6f90bd69bp+1",
+    "0x1.9f323ecbf984cp-2",
+    "-0x1.26bb1bbb55515p+1",
+    "0x1.62e42fefa39efp-1",
+    "0x1.32ee3b77f374cp+1",
 ]
 KNOWN_NORMALS = [
     "0x1.a8e31216ff5cep-656",

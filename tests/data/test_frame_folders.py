@@ -46,6 +46,23 @@ def test_clips_are_folders_in_natural_order(tmp_path: Path) -> None:
     assert list(listed(tmp_path / "b.c")) == ["b_c"]  # the folder of a lone clip
 
 
+def test_folders_of_clips_within_splits_are_classes(tmp_path: Path) -> None:
+    for name in ("train/run/a", "train/jump/b", "train/jump/c", "val/walk/d"):
+        clip(tmp_path / name, [1, 2])
+    splits = open_source(f"frames:{tmp_path}").splits
+    train, val = splits["train"](), splits["val"]()
+    assert train.class_names == val.class_names == ("jump", "run", "walk")
+    assert sorted((item.key, item.label) for item in train.items) == [
+        ("jump/b", 0),
+        ("jump/c", 0),
+        ("run/a", 1),
+    ]
+    assert [item.label for item in val.items] == [2]
+    clip(tmp_path / "val" / "e", [1, 2])  # not below a class
+    val = open_source(f"frames:{tmp_path}").splits["val"]()
+    assert (val.class_names, [item.label for item in val.items]) == ((), [-1, -1])
+
+
 def test_windows_begin_every_stride(tmp_path: Path) -> None:
     clip(tmp_path / "a", list(range(7)))
     clip(tmp_path / "b", list(range(3)))

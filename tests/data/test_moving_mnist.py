@@ -110,6 +110,23 @@ def test_a_sequence_does_not_depend_on_the_others(idx_folder: Path) -> None:
     assert (small[0][0] > 0).sum() <= 2 * 16 * 16
 
 
+def test_the_class_is_the_unordered_pair_of_the_digits(idx_folder: Path) -> None:
+    without = listed(idx_folder, "train", count=40, frames=3)
+    for prefix, labels in (("train", [4, 7, 9, 4, 7, 9, 4, 7, 9, 4]), ("t10k", [9, 9, 7, 4, 4])):
+        (idx_folder / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">4BI", 0, 0, 8, 1, len(labels)) + bytes(labels)
+        )
+    split = open_source(f"moving-mnist:{idx_folder}", count=40, frames=3).splits["train"]()
+    assert split.class_names == ("4+4", "4+7", "4+9", "7+7", "7+9", "9+9")
+    items, outline = list(split.items), list(split.outline())  # type: ignore[misc]
+    assert [item.label for item in items] == [item.label for item in outline]
+    for number, (item, frames) in enumerate(zip(items, without, strict=True)):
+        assert isinstance(item.content, Clip)
+        np.testing.assert_array_equal(np.stack(item.content.frames), frames)  # type: ignore[arg-type]
+        digits = draw("train", number, 10, MOTION).digits
+        assert split.class_names[item.label] == "+".join(sorted("479"[digit % 3] for digit in digits))
+
+
 def test_what_cannot_be_made_is_refused(idx_folder: Path) -> None:
     with pytest.raises(UserError, match=r"--size .=8. of moving-mnist must be one number, 16 at least"):
         open_source(f"moving-mnist:{idx_folder}", size=8)

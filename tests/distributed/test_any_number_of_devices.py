@@ -63,6 +63,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         codes = [training_of_codes(layout, processes) for layout in CODES[processes]]
         priors = [training_of_a_prior(folder, layout, processes) for layout in PRIORS[processes]]
         clips = [training_of_sequences(layout, processes) for layout in SEQUENCES[processes]]
+        clips += judging_of_sequences(processes)
         commands = [*(training(*case) for case in cases), *frozen, *codes, *priors, *mapped, *latents, *clips]
         several(folder, commands, processes=processes)
     return folder
@@ -130,6 +131,15 @@ def training_of_sequences(layout: str, processes: int) -> Command:
     ]
     run = f"runs/sequences-{layout}-{processes}"
     return Command(layout, ["train", RECIPE, "tracking.mlflow=null", *words, f"run_dir={run}"])
+
+
+def judging_of_sequences(processes: int) -> list[Command]:
+    """The distance of the futures of one process' run, by features of frames and of videos; each time with its own reference."""
+    words = ["evaluate", "runs/sequences-ddp-1", "--futures", "1", "--features", "features/clips"]
+    words += ["--name", f"judged-{processes}", "--cache", f"data/cache-{processes}"]
+    training = ["train-features", "data/clips/train", "--out", "features/clips", "--frames", "4"]
+    judged = [Command("ddp", words)] if processes < 4 else []
+    return ([Command("ddp", [*training, "--steps", "2", "--width", "4"])] if processes == 1 else []) + judged
 
 
 def training_of_a_prior(folder: Path, layout: str, processes: int) -> Command:
@@ -235,6 +245,15 @@ def test_sequences_have_one_curve(project: Path, layout: str, processes: int) ->
     held_out = [read_metrics(run)[-1] for run in runs]
     for metric in ("val/neg_elbo_nats", "val/kl_nats", "val/mse", "val/data_sigma"):
         assert held_out[1][metric] == pytest.approx(held_out[0][metric], rel=1e-4), metric
+
+
+def test_futures_have_one_distance(project: Path) -> None:
+    judged = project / "runs/sequences-ddp-1/evaluation"
+    one, two = (json.loads((judged / f"judged-{processes}.json").read_text()) for processes in (1, 2))
+    for metric, value in one["metrics"].items():
+        if metric.startswith("frechet_"):
+            assert two["metrics"][metric] == pytest.approx(value, rel=1e-6), metric
+    assert len(one["frechet"]) == 4
 
 
 @pytest.mark.parametrize("layout", FROZEN[2])

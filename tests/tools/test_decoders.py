@@ -129,6 +129,15 @@ def test_the_recipes_differ_in_what_they_are_about_alone() -> None:
             assert path.stem in OTHERS or keys == {"base", "name", "likelihood"}, path
 
 
+def test_the_study_compares_recipes_that_differ_in_the_decoder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tools.studies import decoders
+
+    monkeypatch.chdir(ROOT)
+    differs = {name for name, changes in OTHERS.items() if changes - {"likelihood"}}
+    names = {path.stem for path in decoders.RECIPES.glob("*.yaml")} - {"base"}
+    assert set(decoders.recipes()) == names - differs
+
+
 def test_the_study_runs(
     vaescale, tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,8 +9,9 @@ def metrics(**changes: float) -> dict[str, float]:
     return {"kl_nats": 1.5, "mse": 0.02, "futures": 20.0, **scores, **errors, **changes}
 
 
-def test_the_lowest_bound_is_first_and_a_run_without_one_last() -> None:
+def test_the_lowest_bits_are_first_and_a_run_without_a_bound_last() -> None:
     rows = [
+        Row("mass", 0, metrics(neg_elbo_nats=9e9, neg_elbo_nats_per_frame=1e9, bits_per_dim=1.6)),
         Row("per_image", 0, metrics(neg_profile_elbo_nats=-9e9)),
         Row("worse", 0, metrics(neg_elbo_nats=5000.0, neg_elbo_nats_per_frame=714.3, bits_per_dim=8.1)),
         Row("better", 1, metrics(neg_elbo_nats=-9966.2, neg_elbo_nats_per_frame=-1423.7, bits_per_dim=7.5)),
@@ -18,6 +19,17 @@ def test_the_lowest_bound_is_first_and_a_run_without_one_last() -> None:
     head, rule, *lines = table(rows).splitlines()
     assert "PSNR, best of 20 (dB)" in head
     assert head.count("|") == rule.count("|") == lines[0].count("|")
-    assert lines[0].startswith("| better | 1 | -9,966 | -1,423.7 | 7.500 | 1.50 | 0.0200 | 17.25 +- 0.12 |")
-    assert [line.split(" | ")[0] for line in lines] == ["| better", "| worse", "| per_image"]
-    assert "| none | none | none |" in lines[2]
+    assert lines[1].startswith("| better | 1 | -9,966 | -1,423.7 | 7.500 | 1.50 | 0.0200 | 17.25 +- 0.12 |")
+    assert [line.split(" | ")[0] for line in lines] == ["| mass", "| better", "| worse", "| per_image"]
+    assert "| none | none | none |" in lines[3]
+
+
+def test_true_and_copied_frames_follow_where_there_are_distances() -> None:
+    kinds = ("true", "means", "draws", "copied")
+    distances = {f"frechet_{level}_{kind}": 1.5 for level in ("frames", "videos") for kind in kinds}
+    row = Row("optimal", 0, metrics(neg_elbo_nats=1.0, neg_elbo_nats_per_frame=1.0, **distances))
+    head, rule, *lines = table([row]).splitlines()
+    assert {line.count("|") for line in (rule, *lines)} == {head.count("|")}
+    assert lines[0].endswith("| 0.250 +- 0.125 | 1.500 | 1.500 | 1.500 | 1.500 |")
+    assert lines[1].startswith("| (true sequences) | - |")
+    assert lines[2].endswith("| - | 1.500 | - | 1.500 | - |")

@@ -18,6 +18,9 @@ from tests.clips import write_clips
 from tests.conftest import run_verb, tiny_recipe
 from vaescale.cli import VERBS
 from vaescale.data.batch import Request
+from vaescale.evaluation.features import open_extractor, open_video_extractor
+from vaescale.evaluation.frechet import frechet_distance, moments_here
+from vaescale.evaluation.futures import future
 from vaescale.recipe import Recipe, load_recipe
 from vaescale.runs.folder import read_metrics
 from vaescale.trained import open_split, open_trained
@@ -96,6 +99,86 @@ def test_it_is_evaluated_by_sequence_and_by_frame(run: Path, vaescale: Any, tmp_
     assert metrics["copied_psnr_db"] == pytest.approx(float((-10 * error.log10()).mean()), rel=1e-5)
     refitted = vaescale("evaluate", folder, "--refit-sigma", "--images", "5", "--json").json
     assert "fitted to 64 training sequences" in refitted["sigma"]["sentence"]
+
+
+@pytest.fixture(scope="module")
+def features(run: Path) -> Path:
+    """Of frames and of videos, of more clips than the run's."""
+    data = write_clips(run.parent / "more", train=200, val=60)
+    words = ("--out", run.parent / "clips-features", "--steps", "80", "--width", "8")
+    assert run_verb("train-features", data / "train", *words) == 0
+    return run.parent / "clips-features"
+
+
+@torch.no_grad()
+def distances(features: Path, x: torch.Tensor, references: torch.Tensor) -> list[float]:
+    """By all features at once, of the frames after the context and of the sequences [N, T, C, H, W]."""
+    how = {"image_shape": (1, 8, 8), "device": torch.device("cpu")}
+    frames = open_extractor(str(features), **how)
+    videos = open_video_extractor(str(features), frames=CONTEXT + HORIZON, **how)
+    assert videos is not None
+    pairs = [(frames.of(each[:, CONTEXT:].flatten(0, 1)), videos.of(each)) for each in (x, references)]
+    return [frechet_distance(*map(moments_here, pair)) for pair in zip(*pairs, strict=True)]
+
+
+def clips(folder: Path, split: str) -> torch.Tensor:
+    recipe = Recipe.model_validate(content(folder, folder / "run"))
+    reader = open_split(recipe, split)
+    return reader.__getitems__(Request(np.arange(len(reader)), refill=False)).images.float() / 255
+
+
+def test_features_of_videos_alone_see_the_order_of_frames(run: Path, features: Path) -> None:
+    train, val = (clips(run.parent / "more", split) for split in ("train", "val"))
+    of_frames, of_videos = distances(features, val, train)
+    backwards = torch.cat([val[:, :CONTEXT], val[:, CONTEXT:].flip(1)], dim=1)
+    again = distances(features, backwards, train)
+    assert again[0] == pytest.approx(of_frames, rel=1e-4)
+    assert again[1] > 3 * of_videos
+    assert distances(features, val[:, [2, 0, 4, 1, 3]], train)[1] > 8 * of_videos
+
+
+def test_the_distance_of_futures_is_that_of_all_their_features(
+    run: Path, features: Path, vaescale: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    words = ("evaluate", folder, "--futures", "1", "--features", features, "--cache", tmp_path / "cache")
+    judged = vaescale(*words, "--json")
+    assert judged.code == 0, judged.err
+    rows = {row["of"]: row for row in judged.json["frechet"]}
+    assert {row["sequences"] for row in rows.values()} == {21}
+    assert "64 training sequences" in judged.json["protocol"]["frechet_videos_means"]
+    train, val = (clips(run.parent / "clips", split) for split in ("train", "val"))
+    true = distances(features, val, train)
+    assert [rows["true"]["frames"], rows["true"]["videos"]] == pytest.approx(true, rel=1e-4)
+    copied = torch.cat([val[:, :CONTEXT], val[:, [CONTEXT - 1] * HORIZON]], dim=1)
+    wanted = distances(features, copied, train)
+    assert [rows["copied"]["frames"], rows["copied"]["videos"]] == pytest.approx(wanted, rel=1e-4)
+    trained = open_trained(run, of_sequences=True)
+    drawn = future(trained.model, val, torch.arange(21), seed=0, number=0)  # type: ignore[arg-type]
+    wanted = distances(features, torch.cat([val[:, :CONTEXT], (255 * drawn).round() / 255], dim=1), train)
+    assert [rows["means"]["frames"], rows["means"]["videos"]] == pytest.approx(wanted, rel=1e-3)
+    assert rows["draws"]["frames"] != rows["means"]["frames"]
+    again = vaescale(*words, "--json").json
+    assert again["metrics"] == pytest.approx(judged.json["metrics"]), "the references come from the cache"
+
+
+def test_features_that_do_not_fit_are_refused(run: Path, vaescale: Any, tmp_path: Path) -> None:
+    data, out = run.parent / "clips/train", tmp_path / "short"
+    assert (
+        vaescale("train-features", data, "--out", out, "--frames", "3", "--steps", "2", "--width", "4").code
+        == 0
+    )
+    cases = {
+        "are of videos of 3 frames, these have 5": (run, "--futures", "1", "--features", out),
+        "give --futures N": (run, "--features", out),
+    }
+    for message, words in cases.items():
+        refused = vaescale("evaluate", *words)
+        assert refused.code == 2, refused.err
+        assert message in refused.err
+    longer = vaescale("train-features", data, "--out", tmp_path / "long", "--frames", "6")
+    assert longer.code == 3
+    assert "6" in longer.err
 
 
 def test_its_samples_are_strips_and_an_animation_of_every_frame(

@@ -27,7 +27,8 @@ from vaescale.trained import in_order, open_split, open_trained
 
 RECIPES = Path("recipes/fashion_mnist")
 BETAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 3.0, 10.0)  # 1 is the recipe `fixed`
-OTHERS = ("base", "ladder")  # not part of the study: `base` has no decoder, `ladder` has another network
+# Not part of the study: `base` has no decoder, the others have another network or other images.
+OTHERS = ("base", "ladder", "second_stage", "with_mnist")
 SHOWN = 8
 # Numbers that are not comparable are in separate tables.
 GROUPS = (
@@ -73,8 +74,7 @@ def study(arguments: argparse.Namespace) -> None:
     selection = "-part" if arguments.only else ""
     out: Path = arguments.out or Path(f"runs/fashion_mnist-decoders{selection}{changed}")
     overrides = [*arguments.overrides, *(["tracking.mlflow=null"] if arguments.no_mlflow else [])]
-    names = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHERS)
-    names = arguments.only.split(",") if arguments.only else names
+    names = arguments.only.split(",") if arguments.only else recipes()
     decoders = [
         train(name, RECIPES / f"{name}.yaml", [f"name=fashion_mnist-{name}{changed}", *overrides])
         for name in names
@@ -90,6 +90,11 @@ def study(arguments: argparse.Namespace) -> None:
     sys.stdout.write(tables)
     draw(out, decoders, betas)
     log_files(decoders[0].recipe.tracking, "decoders: table and plots", sorted(out.iterdir()))
+
+
+def recipes() -> list[str]:
+    """The names of the recipes that are compared."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OTHERS)
 
 
 def table(decoders: list[Trained], betas: list[Trained]) -> str:

@@ -24,6 +24,7 @@ from vaescale.models.flat import FlatVAE
 from vaescale.models.posterior import Gaussian, kl
 from vaescale.models.vae import VAE
 from vaescale.system.console import Progress
+from vaescale.system.uncompiled import Adam
 
 RATE = 1e-2
 DRAWS = 4  # per image in a step of ascent
@@ -131,7 +132,7 @@ def _share(
 
 def _optimized(model: FlatVAE, x: Tensor, q: Gaussian, stream: noise.Stream, steps: int) -> Gaussian:
     mu, log_sigma = (tensor.detach().clone().requires_grad_() for tensor in q)
-    optimizer = torch.optim.Adam([mu, log_sigma], lr=RATE)
+    optimizer = Adam([mu, log_sigma], lr=RATE)
     for step in range(1, steps + 1):
         optimizer.param_groups[0]["lr"] = RATE * (1 - (step - 1) / steps)
         with torch.enable_grad():

@@ -18,6 +18,7 @@ from vaescale.errors import UserError
 from vaescale.mixtures import gaussian
 from vaescale.mixtures.gaussian import Mixture
 from vaescale.models.vae import VAE
+from vaescale.system.uncompiled import Adam
 
 
 class Refined(NamedTuple):
@@ -89,7 +90,7 @@ def refine(
     does not depend on z.
     """
     moved = z.detach().clone().requires_grad_()
-    optimizer = torch.optim.Adam([moved], lr=rate)
+    optimizer = Adam([moved], lr=rate)
     dimensions = model.likelihood.dimensions
     with torch.enable_grad():
         for _ in range(steps):

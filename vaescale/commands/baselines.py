@@ -23,6 +23,7 @@ from vaescale.runs import folder as run_folder
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
 from vaescale.system import heartbeat
+from vaescale.system.console import say
 from vaescale.trained import Trained, Which, open_split, open_trained, refuse_condition
 
 SHOWN, BATCH = 12, 500
@@ -69,6 +70,7 @@ def baselines(
     pictures, fit = _add_ppca(trained, train, val, images, rows, notes)
     if train.most_class() > 0 and val.most_class() > 0:
         notes += _probe_notes(trained.model, groups, min(labels or images, images, len(train)))
+        _begin("the means of q(z|x)")
         latents = [_latents(trained, reader, images, groups) for reader in (train, val)]
         for name, accuracies in _probe(trained, latents, labels, fit).items():
             rows.setdefault(name, {}).update(accuracies)
@@ -209,7 +211,7 @@ def _add_ppca(
     if not fitted:
         notes.append(f"no PCA: the images have {size} values, more than {MOST_DIMENSIONS}")
         return pictures, None
-    heartbeat.beat("probabilistic PCA")
+    _begin(f"probabilistic PCA of {len(known)} images of {size} values")
     fit = ppca(known, held_out, latents, depth=model.window.bits)
     if fit is None:
         notes.append("no PCA: the training images are all the same, or vary in one direction only")
@@ -224,6 +226,12 @@ def _add_ppca(
         notes.append(f"PCA's numbers use {len(held_out)} of the {len(val)} held-out images (--images)")
     pictures.append((fits[0], _pictures(fit.reconstructions[:SHOWN], model)))
     return pictures, fits
+
+
+def _begin(part: str) -> None:
+    """Say which part of the work begins; each may take a minute."""
+    heartbeat.beat(part)
+    say(f"baselines: {part}")
 
 
 def _probe_notes(model: VAE, groups: int, count: int) -> list[str]:
@@ -264,7 +272,7 @@ def _probe(
         )
     if len(set(train.classes[taken].tolist())) < 2:
         raise UserError(f"--labels (={labels}) images are all of one class; give more")
-    heartbeat.beat("probes of the classes")
+    _begin(f"probes of the classes of {len(taken)} images")
     inputs = {trained.recipe.name: (train.latents, val.latents)}
     if fit is not None:
         inputs[fit[0]] = (fit[1].train_scores, fit[1].val_scores)

@@ -284,7 +284,7 @@ def _start(setup: Setup, name: str) -> "subprocess.Popen[bytes]":
         config = shipped_file(setup.backend, BACKENDS)
         launcher = ["accelerate.commands.launch", "--config_file", str(config)]
         launcher += ["--num_processes", str(setup.processes)] if setup.processes else []
-        launcher += ["-m"]
+        launcher += ["--main_process_port", "0", "-m"]  # any free port: two trials do not meet
     command = [sys.executable, "-m", *launcher, "vaescale", "train", str(setup.recipe), *setup.overrides]
     if FULL in setup.faults:
         command = [*(own_shared_memory() or ()), *command]

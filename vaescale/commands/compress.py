@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from vaescale import comm, noise
+from vaescale.commands import file_mixture
+from vaescale.commands.file_mixture import CodedPrior
 from vaescale.commands.make_shards import parse_crop
 from vaescale.commands.signature import Count, checked
 from vaescale.commands.source_images import Choice, ImageSet, open_images
-from vaescale.compression.bits_back import Codec, Labels
+from vaescale.compression.bits_back import Codec, Condition
 from vaescale.compression.chunks import Coding, decode_chunk, encode_chunk
 from vaescale.compression.container import (
     MOST_CHUNK_VALUES,
@@ -31,6 +33,8 @@ from vaescale.compression.pixels import WHITE
 from vaescale.data.batch import Batch
 from vaescale.data.config import Crop, Filter
 from vaescale.errors import DataError, UserError
+from vaescale.mixtures import files as mixture_files
+from vaescale.mixtures.gaussian import Mixture
 from vaescale.system import heartbeat
 from vaescale.system.console import Progress, say
 from vaescale.system.files import replacing
@@ -39,6 +43,9 @@ from vaescale.trained import Trained, Weights, Which, open_trained
 from vaescale.training import launch
 
 CHUNK_IMAGES, CHUNK_VALUES = 4096, 1 << 24  # the default size of a chunk: what is reached first
+VECTOR_VALUES = (
+    8  # a number of a vector counts as so many values of an image, since its text takes six bytes or less
+)
 LatentBits = Literal[4, 6, 8, 10, 12, 14, 16]
 
 
@@ -77,6 +84,7 @@ def compress(
     check_each: bool = False,
     chunk_images: Count | None = None,
     latent_bits: LatentBits | None = None,
+    prior: CodedPrior = "standard",
     weights: Weights = "ema",
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
@@ -85,7 +93,8 @@ def compress(
     split, limit, crop, resample: as in `score`. binarize: code the black and white images that a bernoulli run makes of grey ones.
     check: decode each chunk again and compare. check_each: a checksum for each image even where that takes more than 0.2% of
     the file. chunk_images: number of images of a chunk. latent_bits: a latent has 2^latent_bits bins, by default 2^12, in
-    a ladder 2^10. checkpoint: see `Which`.
+    a ladder 2^10. prior: `gmm` codes the latents of a flat run under its mixture of fit-gmm, of which RUN/compression keeps a copy, in place of
+    N(0, I). checkpoint: see `Which`.
 
     Returns the sizes in bytes by part, and the images per second. Raises UserError for a run whose images have no code, for images that
     it cannot code, and for a file that exists; DataError for images that cannot be read.
@@ -94,14 +103,17 @@ def compress(
     with launch.joined():
         comm.on_main(lambda: _refuse_existing(out))
         trained = open_trained(run, weights=weights, which=checkpoint, device="cpu")
-        codec = comm.together(lambda: Codec(trained.model, latent_bits=latent_bits))
+        # Read once: another fit may replace it meanwhile.
+        mixture = comm.on_main(lambda: file_mixture.chosen(trained) if prior == "gmm" else None)
+        codec = comm.together(lambda: Codec(trained.model, latent_bits=latent_bits, mixture=mixture))
         trained.announce(f"compress {redact(source)} with")
         sets = open_images(trained, source, choice)
-        size = chunk_images or max(1, min(CHUNK_IMAGES, CHUNK_VALUES // trained.model.likelihood.dimensions))
-        if size * trained.model.likelihood.dimensions > MOST_CHUNK_VALUES:
+        values = trained.model.likelihood.dimensions + VECTOR_VALUES * codec.vector_size
+        size = chunk_images or max(1, min(CHUNK_IMAGES, CHUNK_VALUES // values))
+        if size * values > MOST_CHUNK_VALUES:
             raise UserError(
                 f"--chunk-images (={size}) makes chunks of more than {MOST_CHUNK_VALUES} values; give at most "
-                f"{MOST_CHUNK_VALUES // trained.model.likelihood.dimensions}"
+                f"{MOST_CHUNK_VALUES // values}"
             )
         options = Options(binarize, check, size, 1 if check_each else None)
         mark = comm.together(lambda: fingerprint(codec))
@@ -113,7 +125,10 @@ def compress(
             seconds = time.monotonic() - begun
             every = [(rank, one) for rank, share in enumerate(comm.gather_object(parts)) for one in share]
             header = _header(trained, codec, mark, sets, binarize, sum(one.record.images for _, one in every))
+            header |= {} if mixture is None else {"mixture": _described(mixture)}
             result = comm.on_main(lambda: _join(out, header, every))
+            if mixture is not None:
+                comm.on_main(lambda: file_mixture.keep(trained, mixture))
         finally:
             part.unlink(missing_ok=True)
         return {
@@ -121,6 +136,7 @@ def compress(
             "step": trained.step,
             "weights": trained.weights,
             "source": redact(source),
+            "prior": "standard" if mixture is None else f"mixture of {len(mixture.weights)}",
             **result,
             "images_per_second": result["images"] / max(seconds, 1e-9),
             "checked": check,
@@ -152,10 +168,10 @@ def _encode(
 
         for order, images in enumerate(sets):
             for number, (levels, names) in enumerate(_chunks(codec, trained, images, options)):
-                labels = np.array(names.labels)
-                coding = encode_chunk(codec, levels, labels=labels, group=options.group, progress=show)
+                condition = np.array(names.labels) if names.vectors is None else names.vectors
+                coding = encode_chunk(codec, levels, condition=condition, group=options.group, progress=show)
                 if options.check:
-                    _check(codec, coding, levels, labels)
+                    _check(codec, coding, levels, condition)
                 content = pack_chunk(Chunk(coding, names))
                 record = Record(file.tell(), len(content), len(levels))
                 file.write(content)
@@ -170,10 +186,10 @@ def _encode(
                 )
 
 
-def _check(codec: Codec, coding: Coding, levels: NDArray[np.uint8], labels: Labels) -> None:
+def _check(codec: Codec, coding: Coding, levels: NDArray[np.uint8], condition: Condition) -> None:
     """Decode a chunk, and raise DataError unless it holds the images."""
     try:
-        right = np.array_equal(decode_chunk(codec, coding, labels=labels), levels)
+        right = np.array_equal(decode_chunk(codec, coding, condition=condition), levels)
     except DataError as error:
         raise DataError(f"a chunk does not decode on this machine ({error}); no file is written") from None
     assert right, "the checksums agree and the images do not"
@@ -183,14 +199,22 @@ def _chunks(
     codec: Codec, trained: Trained, images: ImageSet, options: Options
 ) -> Iterator[tuple[NDArray[np.uint8], Names]]:
     """This rank's images in chunks, with their names."""
-    waiting: list[tuple[NDArray[np.uint8], str, int, int]] = []
+    waiting: list[_Image] = []
     skipped = 0
     for batch in images.batches():
         skipped += len(batch.faults)
         levels = _levels(codec, trained, batch, options.binarize)
         rows = torch.nonzero(batch.mask).flatten().tolist()
+        vectors = _vectors(codec, batch)
         waiting += [
-            (levels[row], batch.keys[row], int(batch.labels[row]), int(batch.slots[row])) for row in rows
+            _Image(
+                levels[row],
+                batch.keys[row],
+                int(batch.labels[row]),
+                int(batch.slots[row]),
+                None if vectors is None else vectors[row],
+            )
+            for row in rows
         ]
         while len(waiting) >= options.chunk_images:
             yield _joined(waiting[: options.chunk_images], images.split)
@@ -201,11 +225,32 @@ def _chunks(
         say(f"{skipped} images of {images.split or 'the source'} cannot be used and are left out")
 
 
-def _joined(
-    rows: list[tuple[NDArray[np.uint8], str, int, int]], split: str
-) -> tuple[NDArray[np.uint8], Names]:
-    levels, keys, labels, slots = zip(*rows, strict=True)
-    return np.stack(levels), Names(split, keys, labels, slots)
+class _Image(NamedTuple):
+    """One image with what is kept of it."""
+
+    levels: NDArray[np.uint8]
+    key: str
+    label: int
+    slot: int
+    vector: NDArray[np.float32] | None
+
+
+def _joined(images: list[_Image], split: str) -> tuple[NDArray[np.uint8], Names]:
+    levels, keys, labels, slots, vectors = zip(*images, strict=True)
+    of_run = None if vectors[0] is None else np.stack(vectors)
+    return np.stack(levels), Names(split, keys, labels, slots, of_run)
+
+
+def _vectors(codec: Codec, batch: Batch) -> NDArray[np.float32] | None:
+    """The vectors [B, V] of a batch; None where the run takes none. Raises UserError for images without."""
+    if not codec.vector_size:
+        return None
+    if batch.vectors is None:
+        raise UserError(
+            f"this run takes a vector of {codec.vector_size} numbers with each image, and these images have none; give shards that have "
+            "them, which make-shards --vectors writes"
+        )
+    return batch.vectors.numpy()
 
 
 def _levels(codec: Codec, trained: Trained, batch: Batch, binarize: bool) -> NDArray[np.uint8]:
@@ -245,6 +290,14 @@ def _header(
         "class_names": {images.split: list(images.class_names) for images in sets if images.class_names},
         "written_with": versions(),
         "pattern": mark._asdict(),
+    }
+
+
+def _described(mixture: Mixture) -> dict[str, Any]:
+    return {
+        "components": len(mixture.weights),
+        "covariance": mixture.kind,
+        "sha256": mixture_files.sha256(mixture),
     }
 
 

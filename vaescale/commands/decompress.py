@@ -6,15 +6,16 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vaescale import comm
+from vaescale.commands import file_mixture
 from vaescale.commands.signature import NonNegative, checked
-from vaescale.compression.bits_back import Codec
+from vaescale.compression.bits_back import Codec, Condition
 from vaescale.compression.chunks import decode_chunk
 from vaescale.compression.container import Names, Reader
 from vaescale.compression.determinism import Fingerprint, refuse_other_arithmetic
@@ -30,7 +31,8 @@ from vaescale.training import launch
 def decompress(
     file: Path, folder: Path, *, run: Path | None = None, chunks: Sequence[NonNegative] = ()
 ) -> dict[str, Any]:
-    """Decode a file to FOLDER/SPLIT/CLASS/NAME.png, with the keys and labels in FOLDER/labels.csv.
+    """Decode a file to FOLDER/SPLIT/CLASS/NAME.png, with the keys and labels in FOLDER/labels.csv, and with the vectors of a run that takes
+    such in FOLDER/vectors.csv, as make-shards reads it.
 
     run: the run that the file was made with, by default the relative path in the file. chunks: only these. Images of neither one nor three
     channels are .npy files.
@@ -86,6 +88,8 @@ class _Header(NamedTuple):
     class_names: dict[str, list[str]]
     written_with: str
     mark: Fingerprint
+    mixture: str | None
+    """The sha256 of the mixture; None: the prior is N(0, I)."""
 
     @classmethod
     def of(cls, reader: Reader) -> "_Header":
@@ -110,11 +114,14 @@ class _Header(NamedTuple):
                 names,
                 str(content["written_with"])[:200],
                 mark,
+                str(content["mixture"]["sha256"]) if "mixture" in content else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"the header of {reader.path} is invalid ({type(error).__name__}: {error})"
             ) from None
+        if header.mixture is not None and not re.fullmatch("[0-9a-f]{64}", header.mixture):
+            raise DataError(f"the header of {reader.path} has no sha256 of its mixture")
         if header.step < 0 or not (4 <= header.latent_bits <= 16 and header.latent_bits % 2 == 0):
             raise DataError(
                 f"the header of {reader.path} has latent_bits {header.latent_bits} and step {header.step}"
@@ -137,7 +144,8 @@ def _open_codec(trained: Trained, header: _Header, file: Path) -> Codec:
             f"{trained.folder} has other weights than {file} was made with (sha256 {trained.weights_hash[:12]}, not "
             f"{header.weights_hash[:12]!r}); give the run with these weights: --run RUN"
         )
-    codec = Codec(trained.model, latent_bits=header.latent_bits)
+    mixture = None if header.mixture is None else file_mixture.find(trained, header.mixture, file)
+    codec = Codec(trained.model, latent_bits=header.latent_bits, mixture=mixture)
     if codec.image_shape != header.image_shape or codec.pixels.levels != header.levels:
         raise DataError(f"the header of {file} is of other images than its run")
     refuse_other_arithmetic(codec, header.mark, written_with=header.written_with)
@@ -171,14 +179,37 @@ def _decode(
                     raise DataError(
                         f"it has batches of {max(chunk.coding.batches)} images; at most {codec.batch} are coded at once"
                     )
-                levels = decode_chunk(codec, chunk.coding, labels=np.array(chunk.names.labels), progress=show)
+                condition = _condition(codec, chunk.names)
+                levels = decode_chunk(codec, chunk.coding, condition=condition, progress=show)
             except UserError as error:
                 say(f"chunk {number} of {reader.path} is damaged and left out: {error}")
                 yield number, 0, str(error)
                 continue
             images = levels * WHITE if header.levels == 2 else levels
-            table.writerows(_write_images(images, chunk.names, header.class_names, folder))
+            rows = list(_write_images(images, chunk.names, header.class_names, folder))
+            table.writerows(rows)
+            if chunk.names.vectors is not None:
+                _write_vectors([row[0] for row in rows], chunk.names.vectors, folder)
             yield number, len(levels), ""
+
+
+def _condition(codec: Codec, names: Names) -> Condition:
+    """The condition of a chunk's images. Raises DataError where it is no vector that the run takes."""
+    if not codec.vector_size:
+        return np.array(names.labels)
+    if names.vectors is None or names.vectors.shape[1] != codec.vector_size:
+        raise DataError(f"it has no vectors of {codec.vector_size} numbers, which its run takes")
+    return names.vectors
+
+
+def _write_vectors(files: list[str], vectors: NDArray[np.float32], folder: Path) -> None:
+    """Append the vectors of images to this rank's table. Images without one have no row."""
+    with (folder / f"vectors.{comm.rank()}.csv").open("a", newline="") as file:
+        csv.writer(file).writerows(
+            [name, *vector.astype(str)]
+            for name, vector in zip(files, vectors, strict=True)
+            if not np.isnan(vector).any()
+        )
 
 
 def _write_images(
@@ -221,11 +252,20 @@ def file_name(text: str) -> str:
 
 
 def _join_tables(folder: Path) -> None:
-    """Join the tables of all ranks to labels.csv."""
+    """Join the tables of all ranks to labels.csv and, if there are vectors, vectors.csv."""
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerow(("file", "key", "label", "class", "split", "number"))
-        for rank in range(comm.world_size()):
-            path = folder / f"labels.{rank}.csv"
-            with path.open(newline="") as share:
-                shutil.copyfileobj(share, file)
-            path.unlink()
+        _join_shares(folder, "labels", file)
+    if list(folder.glob("vectors.*.csv")):
+        with (folder / "vectors.csv").open("w", newline="") as file:
+            _join_shares(folder, "vectors", file)
+
+
+def _join_shares(folder: Path, name: str, file: TextIO) -> None:
+    for rank in range(comm.world_size()):
+        path = folder / f"{name}.{rank}.csv"
+        if not path.exists():
+            continue  # no vector among this rank's images
+        with path.open(newline="") as share:
+            shutil.copyfileobj(share, file)
+        path.unlink()

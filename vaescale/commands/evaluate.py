@@ -12,6 +12,8 @@ from pydantic import Field
 from vaescale import comm, figures
 from vaescale.aggregate import code_prior
 from vaescale.aggregate.code_prior import PriorBound
+from vaescale.commands import file_mixture
+from vaescale.commands.file_mixture import CodedPrior
 from vaescale.commands.futures import FEW, strips_of
 from vaescale.commands.signature import checked
 from vaescale.compression import code_length as code_lengths
@@ -29,7 +31,10 @@ from vaescale.evaluation.classes import (
     ByClass,
     Classification,
 )
+from vaescale.evaluation.comparison import references_folder
+from vaescale.evaluation.features import Extractor, open_extractor, open_video_extractor
 from vaescale.evaluation.frames import FrameBounds
+from vaescale.evaluation.future_distance import FRAMES, VIDEOS, FutureDistance, references_of
 from vaescale.evaluation.futures import MORE_IS_BETTER as OF_FUTURES
 from vaescale.evaluation.futures import Futures
 from vaescale.evaluation.glimpse import error_maps
@@ -102,7 +107,11 @@ def evaluate(
     refit_sigma: bool = False,
     per_class: bool = False,
     code_length: bool = False,
+    prior: CodedPrior = "standard",
     futures: Draws | None = None,
+    features: str | None = None,
+    trust_features: bool = False,
+    cache: Path | None = None,
     checkpoint: Which = "last",
 ) -> dict[str, Any]:
     """Evaluate a run on a split of its recipe (by default `val`) or on other shards. Each image counts once; of a mixture's training
@@ -114,15 +123,23 @@ def evaluate(
     `importance_images` images or all. refit_sigma: use the maximum-likelihood sigma of the recipe's training images with these weights
     in place of the running one; the name of the result then ends with -refit. per_class: also the ELBO of each class's images and, of a conditional run, the classes that
     its bounds choose, and a bound of p(x) without the class: a pass for each class. code_length: the size of `compress`'s code, without
-    writing it. futures: of a run of sequences, the number of futures to generate after each context and to compare with the truth.
+    writing it. prior: that of the code, `gmm` for the mixture of fit-gmm. futures: of a run of sequences, the number of futures to generate after each context and to compare with the
+    truth. features: with futures, also their Frechet distance by these features, named as in `quality`; a folder of `train_features` has those of videos too.
+    cache: the folder that keeps the moments of the training sequences; None for vaescale/references below ~/.cache.
 
     Writes RUN/evaluation/NAME.json and pictures. Returns the metrics with their protocol. Raises UserError for arguments that
     contradict each other, DataError for images that cannot be used.
     """
     if importance_images and not importance_samples:
         raise UserError("--importance-images needs --importance-samples; give both")
+    if features and not futures:
+        raise UserError(
+            "--features is for the futures of a run of sequences; give --futures N, or use `vaescale quality`"
+        )
     if data and split:
         raise UserError("--data and --split both choose the images; give one of them")
+    if prior == "gmm" and not code_length:
+        raise UserError("--prior gmm is the prior of the code that --code-length measures; give both")
     split = split or "val"
     endings = [] if weights == "ema" else [weights]
     endings += [] if checkpoint == "last" else [checkpoint]
@@ -135,11 +152,7 @@ def evaluate(
         _refuse_of_sequences(trained, futures, [name for name, value in asked.items() if value])
         if refit_sigma:
             refuse_refit(trained.recipe.likelihood)
-        coder = (
-            comm.together(lambda: code_lengths.CodeLength(trained.model, seed=trained.recipe.seed))
-            if code_length
-            else None
-        )
+        coder = _coder(trained, prior) if code_length else None
         if importance_samples:
             refuse_codes(trained, "--importance-samples", "leave it out: each image has one code")
         reader = comm.together(lambda: open_split(trained.recipe, split, place=data))
@@ -154,6 +167,7 @@ def evaluate(
         trained.announce(what, **{split if data is None else "other": reader})
         refuse_unlabelled(trained, reader)
         classes = _classes(trained, reader) if per_class else None
+        distance = _distance(trained, features, trusted=trust_features, cache=cache) if features else None
         code = comm.on_main(git_revision)
         refitted = _refit(trained) if refit_sigma else None
         earlier = _earlier(trained, chosen, other_data=data is not None, samples=importance_samples)
@@ -170,8 +184,17 @@ def evaluate(
                 coder,
             ),
             futures,
+            distance,
         )
         return comm.on_main(lambda: _save(trained, chosen, result))
+
+
+def _coder(trained: Trained, prior: CodedPrior) -> code_lengths.CodeLength:
+    """The measure of the code's length. All ranks call it."""
+    mixture = comm.on_main(lambda: file_mixture.chosen(trained) if prior == "gmm" else None)
+    return comm.together(
+        lambda: code_lengths.CodeLength(trained.model, seed=trained.recipe.seed, mixture=mixture)
+    )
 
 
 def _refuse_of_sequences(trained: Trained, futures: int | None, asked: Sequence[str]) -> None:
@@ -185,6 +208,25 @@ def _refuse_of_sequences(trained: Trained, futures: int | None, asked: Sequence[
         raise UserError(
             f"--{asked[0]} needs a model of images, and {trained.folder} is one of sequences; leave it out"
         )
+
+
+def _distance(trained: Trained, features: str, *, trusted: bool, cache: Path | None) -> FutureDistance:
+    """The measure of the futures' distance from the recipe's training sequences. All ranks call it."""
+    model, device = trained.model, trained.device
+    assert isinstance(model, SequenceModel)
+    shape = model.image_shape
+
+    def levels() -> dict[str, Extractor]:
+        frames = open_extractor(features, image_shape=shape, device=device, trusted=trusted)
+        videos = open_video_extractor(features, image_shape=shape, frames=model.frames, device=device)
+        return {FRAMES: frames} | ({VIDEOS: videos} if videos else {})
+
+    opened = comm.together(levels)
+    train = comm.together(lambda: open_split(trained.recipe, "train"))
+    references = references_of(
+        train, opened, context=model.context, device=device, cache=references_folder(cache)
+    )
+    return FutureDistance(model, opened, references, seed=trained.recipe.seed)
 
 
 def _classes(trained: Trained, reader: ShardReader) -> ClassTable:
@@ -248,6 +290,7 @@ def _measure(
     classes: ClassTable | None,
     coder: code_lengths.CodeLength | None,
     futures: int | None,
+    distance: FutureDistance | None,
 ) -> dict[str, Any]:
     """The metrics of all images, with their protocol, and the coverage of p(x|z)'s intervals. All ranks call it."""
     model, seed, data = trained.model, trained.recipe.seed, trained.recipe.data
@@ -276,6 +319,8 @@ def _measure(
     if futures and isinstance(model, SequenceModel):
         generated = Futures(model, number=futures, seed=seed)
         measures.append(generated)
+    if distance is not None:
+        measures.append(distance)
     name = f"evaluate {trained.recipe.name}"
     with Progress(name, images.number, unit="images", shown=comm.is_main()) as progress:
         metrics = measure(
@@ -294,8 +339,8 @@ def _measure(
     if by_class is not None:
         protocol |= CLASS_PROTOCOL | (CLASSIFICATION_PROTOCOL if classification else {})
     if coder is not None:
-        protocol |= code_lengths.PROTOCOL
-    for each in (frames, generated):
+        protocol |= coder.protocol
+    for each in (frames, generated, distance):
         protocol |= each.protocol if each else {}
     if refitted is not None:
         protocol["sigma"] = refitted.protocol
@@ -315,13 +360,16 @@ def _measure(
         "data_hash": hashed,
         "code": code,
         "protocol": protocol | pictures.protocol,
-        "measured": _measured(images, metrics, refitted, is_given=model.condition is not None),
+        "measured": _measured(
+            images, metrics, refitted, is_given=model.condition is not None, distance=distance
+        ),
         "more_is_better": [f"evaluation/{images.name}/{key}" for key in metrics if _more_is_better(key)],
         "metrics": metrics,
         **({"classes": by_class.table} if by_class else {}),
         **({"confusion": classification.confusion} if classification else {}),
         **({"frames": frames.table} if frames else {}),
         **({"futures": generated.table} if generated else {}),
+        **({"frechet": distance.table, "features_hash": distance.identity} if distance else {}),
         "notes": [] if refitted else remarks(metrics, trained.recipe.likelihood, of=images.kind),
         "sigma": _sigma(trained, metrics, refitted, images.kind),
         "interval_coverage": pictures.coverage,
@@ -355,7 +403,12 @@ def _kept(earlier: dict[str, Any], origin: dict[str, str]) -> dict[str, float]:
 
 
 def _measured(
-    images: Images, metrics: dict[str, float], refitted: Refitted | None, *, is_given: bool
+    images: Images,
+    metrics: dict[str, float],
+    refitted: Refitted | None,
+    *,
+    is_given: bool,
+    distance: FutureDistance | None,
 ) -> dict[str, str]:
     """The conditions under which two runs' metrics are comparable, by prefix of the metric names."""
     prefix = f"evaluation/{images.name}/"
@@ -370,6 +423,11 @@ def _measured(
     if "futures" in metrics:
         how_many = f"{first}sequences {images.reader.index.data_hash[:12]}, {metrics['futures']:.0f} futures"
         measured |= {f"{prefix}{key}": how_many for key in OF_FUTURES if key in metrics}
+    if distance is not None:
+        hashed = images.reader.index.data_hash[:12]
+        measured |= {
+            f"{prefix}{key}": f"{first}sequences {hashed}, {how}" for key, how in distance.measured.items()
+        }
     if "importance_samples" in metrics:
         bound = f"{metrics['importance_samples']:.0f} importance samples of {metrics['importance_images']:.0f} images"
         measured |= {f"{prefix}{key}": bound for key in IMPORTANCE}

@@ -40,6 +40,7 @@ from vaescale.runs import checkpoint
 from vaescale.runs.class_table import ClassTable
 from vaescale.runs.identity import identity_tags
 from vaescale.system.console import say
+from vaescale.system.uncompiled import checkpoint_uncompiled
 from vaescale.trained import build_model, build_objective, device_name, noun_of, shape_text
 from vaescale.training import cuda_graphs
 from vaescale.training import launch as backends
@@ -220,9 +221,12 @@ def lay_out(recipe: Recipe, launch: backends.Launch, model: VAE, objective: Obje
     if config.compile:
         backends.refuse_to_compile(launch.strategy)
         model.compile()
+    else:
+        checkpoint_uncompiled()
     _set_precision(objective, config)
-    build = partial(build_optimizer, config=recipe.optimizer)
-    strategy = strategy_class(launch.strategy)(launch.accelerator, model, build, averages=averages_of(config))
+    layout = strategy_class(launch.strategy)
+    build = partial(build_optimizer, config=recipe.optimizer, kinds=layout.optimizers)
+    strategy = layout(launch.accelerator, model, build, averages=averages_of(config))
     if config.cuda_graphs and device.type == "cuda":
         _capture(strategy, recipe, objective)
     return strategy

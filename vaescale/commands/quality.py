@@ -28,6 +28,7 @@ from vaescale.evaluation.comparison import (
     SCORES,
     Kind,
     judge,
+    references_folder,
     references_of,
     to_levels,
 )
@@ -38,12 +39,10 @@ from vaescale.models.units import to_unit
 from vaescale.runs import class_table
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
-from vaescale.system.caches import cache_home
 from vaescale.system.console import say
 from vaescale.trained import Trained, Weights, Which, open_split, open_trained, refuse_unlabelled
 from vaescale.training import launch
 
-CACHE = "vaescale/references"
 DECODINGS = ("mean", "ancestral")
 SHOWN = 16  # pictures of each kind
 
@@ -77,7 +76,7 @@ def quality(
 
     features: `pixels`, a folder of `train_features`, `inception[:FILE]` or a FILE.pt2, which is a program and needs
     `trust_features`. count: samples of each kind, by default the number of held-out images, at most 10,000. decode: `mean`,
-    `ancestral` or `offset:ALPHA`. prior: the folder of a run that was trained on this run's latents, to judge its samples too. cache: the folder that keeps the training images' features; None for CACHE below ~/.cache. checkpoint: see `Which`.
+    `ancestral` or `offset:ALPHA`. prior: the folder of a run that was trained on this run's latents, to judge its samples too. cache: the folder that keeps the training images' features; None for vaescale/references below ~/.cache. checkpoint: see `Which`.
     per_class: also the Frechet distance of the pictures of each class from its training images, of a conditional run or one with mixtures of
     classes (fit-gmm --per-class). Samples of these have classes by their frequencies.
 
@@ -103,9 +102,8 @@ def quality(
         if second:
             priors["second stage"] = second
         samples = Samples(count or min(len(val), MOST_COMPARED), decodings, temperature, seed)
-        kept = cache.expanduser() if cache else cache_home() / CACHE
         references, cached = references_of(
-            train, extractor, trained.recipe.data, device=trained.device, cache=kept
+            train, extractor, trained.recipe.data, device=trained.device, cache=references_folder(cache)
         )
         kinds = kinds_of(trained, val, priors, samples, choice)
         labels = torch.from_numpy(train.labels())[evenly(len(train), len(references))] if per_class else None

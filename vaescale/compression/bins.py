@@ -23,12 +23,17 @@ def posterior_code(q: Reals, p: Reals | None, bits: int) -> Code:
         mu = (mu - prior_mu) * exponential(-prior_log_sigma)
         log_sigma = log_sigma - prior_log_sigma
     mu, inverse = mu.reshape(-1), exponential(-log_sigma).reshape(-1)
+    return gaussian_code(mu, inverse, bits)
+
+
+def gaussian_code(mu: Reals, inverse_sigma: Reals, bits: int) -> Code:
+    """The code of the bins of N(0, 1) under Gaussians with these means and inverse sigmas, [N]."""
     edges = _edges(bits)
 
     def cdf(indices: Integers) -> Reals:
         deviation = edges[indices]
         deviation -= mu
-        deviation *= inverse
+        deviation *= inverse_sigma
         return normal_cdf(deviation)
 
     return by_digits(cdf, len(mu), 1 << bits)

@@ -3,14 +3,14 @@
     pop z with q(z|x);  push x with p(x|z);  push z with p(z)            length: -log p(x|z) - log p(z) + log q(z|x), the negative ELBO
 
 In a ladder the groups of z are popped from the top down, each with q(z_g | z_<g, x), and pushed from the bottom up with p(z_g | z_<g).
-The bits that choose z are those of the images before, and decoding gives them back. All images of a batch choose z first, so that the
+A Gaussian mixture may take the place of N(0, I): see `mixture_prior.py`. The bits that choose z are those of the images before, and decoding gives them back. All images of a batch choose z first, so that the
 networks see them together.
 
 The networks run in float64 on one thread, in batches of one of three shapes, the rest of which is padding; `rounding.py` makes
 their outputs equal everywhere.
 
 Legend: B images, G groups of latents (1 in a flat model), Z latents of a group, L of all, P parameters of an image. Levels are int64
-[B, C, H, W], labels int64 [B].
+[B, C, H, W].
 """
 
 import copy
@@ -39,10 +39,12 @@ from vaescale.compression.masses import (
     from_digits,
     received,
 )
+from vaescale.compression.mixture_prior import MixturePrior
 from vaescale.compression.pixels import pixel_code
 from vaescale.compression.rounding import Phases, margin_of, on_grid, settle
-from vaescale.conditions.config import ClassCondition
+from vaescale.conditions.config import ClassCondition, VectorCondition
 from vaescale.errors import UserError
+from vaescale.mixtures.gaussian import Mixture
 from vaescale.models.flat import FlatVAE
 from vaescale.models.ladder import LadderVAE
 from vaescale.models.posterior import Gaussian
@@ -53,7 +55,8 @@ LADDER_BITS: Final = 10  # a ladder has many latents, whose bits a chunk begins 
 BATCH, SMALL_SHARE = 64, 8  # images of the three shapes: BATCH, BATCH / SMALL_SHARE, and 1
 MOST_PARAMETERS = 1 << 22  # of a batch
 MOST_LATENTS = 1 << 20  # of a ladder's batch
-Labels = NDArray[np.int64]
+Condition = NDArray[np.int64] | NDArray[np.float32]
+"""Of images: classes [B], or vectors [B, V]."""
 Posterior = Callable[[Encoded], Reals]
 """A function from what the encoder makes of x to the means and log sigmas of q(z_g | z_<g, x), [B, 2 Z]."""
 
@@ -91,16 +94,21 @@ class Outputs(NamedTuple):
 class Codec:
     """The coder of one model's images. Raises UserError for a model that it cannot code with."""
 
-    def __init__(self, model: VAE, *, latent_bits: int | None = None) -> None:
-        """model: stays as it is. latent_bits: even; a latent has 2^latent_bits bins; None: 2^12, in a ladder 2^10."""
+    def __init__(self, model: VAE, *, latent_bits: int | None = None, mixture: Mixture | None = None) -> None:
+        """model: stays as it is. latent_bits: even; a latent has 2^latent_bits bins; None: 2^12, in a ladder 2^10. mixture: the prior of a
+        flat model without a condition, in place of N(0, I)."""
         refuse_model(model)
+        if mixture is not None:
+            refuse_mixture(model)
         self.pixels = pixel_code(model.likelihood)
         self.model = copy.deepcopy(model).to("cpu", torch.float64).eval()
         self.pixels.likelihood = self.model.likelihood
         self.classes = model.condition.classes if isinstance(model.condition, ClassCondition) else 0
+        self.vector_size = model.condition.size if isinstance(model.condition, VectorCondition) else 0
         self.image_shape, self.group_sizes = model.image_shape, model.group_sizes
         self.latents, self.groups = sum(model.group_sizes), len(model.group_sizes)
         self.latent_bits = latent_bits or (LATENT_BITS if self.groups == 1 else LADDER_BITS)
+        self.mixture = None if mixture is None else MixturePrior(mixture, self.latent_bits)
         self.learned_prior, self._parameters_shape = self._learn_shapes()
         parameters = int(np.prod(self._parameters_shape))
         most = MOST_LATENTS // self.latents if self.groups > 1 else BATCH
@@ -110,28 +118,44 @@ class Codec:
         margin = margin_of(2 * max(self.group_sizes))
         self.margins = Margins(margin, margin_of(parameters), margin)
 
-    def encode(self, stack: Stack, levels: Integers, labels: Labels | None = None) -> tuple[Grids, Lengths]:
-        """Push images, at most `batch`. labels: the condition of a model that has one. Returns what `decode` needs besides the stack."""
-        image = self._infer(levels, labels, stack.pop)
+    @property
+    def taken_bits(self) -> int:
+        """About the most bits that an image takes off the stack."""
+        of_component = 0 if self.mixture is None else self.mixture.component_bits
+        return self.latents * self.latent_bits + of_component
+
+    def encode(
+        self, stack: Stack, levels: Integers, condition: Condition | None = None
+    ) -> tuple[Grids, Lengths]:
+        """Push images, at most `batch`. condition: of a model that has one. Returns what `decode` needs besides the stack."""
+        image = self._infer(levels, condition, stack.pop)
         stack.push(image.x)
+        if self.mixture is not None:
+            prior = self.mixture.coded(self._bins(image), stack.pop)
+            stack.push(prior.bins)
+            stack.push(prior.components)
+            return image.grids, self._lengths(image, prior.bits)
         for z in reversed(image.z):
             stack.push(self._prior(z))
         return image.grids, self._lengths(image)
 
-    def decode(self, stack: Stack, grids: Grids, labels: Labels | None = None) -> Integers:
+    def decode(self, stack: Stack, grids: Grids, condition: Condition | None = None) -> Integers:
         """Pop the images of the last `encode`, and push what it popped."""
         number = len(grids.pixels)
         groups = list[tuple[Reals | None, Integers, Posterior]]()
 
         def choose(group: int, prior: Reals | None, posterior: Posterior) -> Reals:
             p = None if prior is None else on_grid(prior, grids.prior[group])
-            code = prior_code(number * self.group_sizes[group], self.latent_bits)
-            bins = from_digits(stack.pop(code).symbols)
-            groups.append((p, bins, posterior))
-            return latents(bins.reshape(number, -1), p, self.latent_bits)
+            if self.mixture is None:
+                code = prior_code(number * self.group_sizes[group], self.latent_bits)
+                bins = from_digits(stack.pop(code).symbols).reshape(number, -1)
+            else:
+                bins = _popped(self.mixture, stack, number)
+            groups.append((p, bins.reshape(-1), posterior))
+            return latents(bins, p, self.latent_bits)
 
         with one_thread(), torch.inference_mode():
-            model = self._given(labels, number)
+            model = self._given(condition, number)
             p = on_grid(self._descend(model, number, choose), grids.pixels)
             levels = self.pixels.levels_of(stack.pop(self._pixel_code(p)).symbols)
             encoded = model.encode(self._target(levels))
@@ -142,22 +166,24 @@ class Codec:
                 stack.push(coded(code, digits_of(bins, 1 << self.latent_bits)))
         return levels
 
-    def lengths(self, levels: Integers, stream: noise.Stream, labels: Labels | None = None) -> Lengths:
+    def lengths(self, levels: Integers, stream: noise.Stream, condition: Condition | None = None) -> Lengths:
         """The lengths of images, at most `batch`, with latents that a stream chooses in place of a stack; nothing is written."""
         rounds = iter(range(1 << 16))
 
         def choose(code: Code) -> Coded:
             return received(code, lambda table: _chosen_by(stream, next(rounds), table))
 
-        return self._lengths(self._infer(levels, labels, choose))
+        image = self._infer(levels, condition, choose)
+        prior = None if self.mixture is None else self.mixture.coded(self._bins(image), choose)
+        return self._lengths(image, None if prior is None else prior.bits)
 
-    def outputs(self, levels: Integers, bins: Integers, labels: Labels | None = None) -> Outputs:
+    def outputs(self, levels: Integers, bins: Integers, condition: Condition | None = None) -> Outputs:
         """What the networks compute of images whose latents are in these bins [B, L]."""
         number = len(levels)
         of_groups = np.split(bins, np.cumsum(self.group_sizes)[:-1], axis=1)
         priors, posteriors = list[Reals](), list[Reals]()
         with one_thread(), torch.inference_mode():
-            model = self._given(labels, number)
+            model = self._given(condition, number)
             encoded = model.encode(self._target(levels))
 
             def choose(group: int, prior: Reals | None, posterior: Posterior) -> Reals:
@@ -171,12 +197,14 @@ class Codec:
         none = np.zeros((number, 0))
         return Outputs(np.concatenate(posteriors, 1), parameters, np.concatenate([none, *priors], axis=1))
 
-    def _infer(self, levels: Integers, labels: Labels | None, take: Callable[[Code], Coded]) -> "_Inferred":
+    def _infer(
+        self, levels: Integers, condition: Condition | None, take: Callable[[Code], Coded]
+    ) -> "_Inferred":
         """Code images with latents that `take` chooses by q(z|x)."""
         number = len(levels)
         z, phases_q, phases_p = list[Coded](), list[Phases](), list[Phases]()
         with one_thread(), torch.inference_mode():
-            model = self._given(labels, number)
+            model = self._given(condition, number)
             encoded = model.encode(self._target(levels))
 
             def choose(group: int, prior: Reals | None, posterior: Posterior) -> Reals:  # noqa: ARG001
@@ -228,14 +256,15 @@ class Codec:
     def _shape(self, number: int) -> int:
         return next(size for size in self.shapes if size >= number)
 
-    def _given(self, labels: Labels | None, number: int) -> VAE:
-        """The model with the condition of the images, and with class 0 for padding."""
-        if not self.classes:
+    def _given(self, condition: Condition | None, number: int) -> VAE:
+        """The model with the condition of the images, and with class 0 or a vector of zeros for padding."""
+        if self.model.condition is None:
             return self.model
-        assert labels is not None
-        condition = torch.zeros(self._shape(number), dtype=torch.int64)
-        condition[:number] = torch.from_numpy(labels)
-        return self.model.given(condition)
+        assert condition is not None
+        given = torch.from_numpy(condition)
+        padded = given.new_zeros(self._shape(number), *given.shape[1:])
+        padded[:number] = given
+        return self.model.given(padded)
 
     def _learn_shapes(self) -> tuple[bool, torch.Size]:
         """Whether priors are learned, and the shape of an image's parameters."""
@@ -257,16 +286,17 @@ class Codec:
         """The code of a group's bins, which all have the same mass under the prior."""
         return coded(prior_code(len(z.symbols[0]), self.latent_bits), z.symbols)
 
-    def _lengths(self, image: "_Inferred") -> Lengths:
+    def _bins(self, image: "_Inferred") -> Integers:
+        """The bins of a flat model's images, [B, L]."""
+        return from_digits(image.z[0].symbols).reshape(len(image.grids.pixels), -1)
+
+    def _lengths(self, image: "_Inferred", prior: Reals | None = None) -> Lengths:
+        """prior: the bits [B] of the latents under a mixture."""
         number = len(image.grids.pixels)
-
-        def of_images(codes: list[Coded]) -> Reals:
-            rounds = [bits.reshape(number, -1).sum(1) for one in codes for bits in one.bits]
-            total: Reals = np.sum(rounds, axis=0)
-            return total
-
-        even = np.full(number, float(self.latents * self.latent_bits))
-        return Lengths(of_images([image.x]), even, of_images(image.z))
+        if prior is None:
+            prior = np.full(number, float(self.latents * self.latent_bits))
+        back: Reals = np.sum([one.bits_of(number) for one in image.z], axis=0)
+        return Lengths(image.x.bits_of(number), prior, back)
 
 
 class Margins(NamedTuple):
@@ -295,16 +325,31 @@ def refuse_model(model: VAE) -> None:
         raise UserError(
             "a run of sequences or of codes cannot compress yet; choose a run of single images with a Gaussian q(z|x)"
         )
-    if model.condition is not None and not isinstance(model.condition, ClassCondition):
-        raise UserError(
-            f"a run with a condition of {model.condition.words} cannot compress yet, because a file has the classes of images alone; choose a run "
-            "without, or with classes"
-        )
     if not model.has_bound:
         raise UserError(
             "this objective trains no likelihood of images, so it gives no code; choose a run with a bound on log p(x)"
         )
     pixel_code(model.likelihood)
+
+
+def refuse_mixture(model: VAE) -> None:
+    """Raise UserError for a model whose prior no mixture replaces."""
+    if model.condition is not None:
+        raise UserError(
+            f"--prior gmm is for runs without a condition, and this run has one of {model.condition.words}; leave it out"
+        )
+    if len(model.group_sizes) > 1:
+        raise UserError(
+            "--prior gmm is for runs with one group of latents, and this run is a ladder, which learns the priors of its groups; leave it out"
+        )
+
+
+def _popped(mixture: MixturePrior, stack: Stack, number: int) -> Integers:
+    """Pop bins [B, Z] that `MixturePrior.coded` pushed, and push their components."""
+    weights = stack.pop(mixture.weight_code(number))
+    bins = mixture.bins_of(stack.pop(mixture.bins_code(from_digits(weights.symbols))))
+    stack.push(coded(mixture.component_code(bins), weights.symbols))
+    return bins
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vaescale import noise
 from vaescale.compression.ans import WORD_BITS, Stack, Words
-from vaescale.compression.bits_back import Codec, Grids, Labels, Lengths
+from vaescale.compression.bits_back import Codec, Condition, Grids, Lengths
 from vaescale.errors import DataError
 
 SPARE_WORDS = 4
@@ -50,16 +50,16 @@ def encode_chunk(
     codec: Codec,
     levels: Levels,
     *,
-    labels: Labels | None = None,
+    condition: Condition | None = None,
     group: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Coding:
-    """Code images uint8 [N, C, H, W]. labels: the classes [N] that a model with a condition needs. group: number of images of a checksum;
+    """Code images uint8 [N, C, H, W]. condition: that a model with one needs. group: number of images of a checksum;
     None: so that they take 0.2% of the code at most.
 
     progress: called with the number of images of each batch that is done.
     """
-    need = max(1, codec.latents * codec.latent_bits)  # bits that an image takes off the stack, at most
+    need = max(1, codec.taken_bits)
     first, initial = _beginning(levels, -(-need // WORD_BITS) + SPARE_WORDS, codec.pixels.levels)
     stack = Stack(initial)
     batches, grids, lengths = list[int](), list[Grids](), list[Lengths]()
@@ -67,7 +67,7 @@ def encode_chunk(
         size = min(codec.batch, len(levels) - done, max(1, (stack.bits - SPARE_WORDS * WORD_BITS) // need))
         rows = slice(done, done + size)
         coded, of_images = codec.encode(
-            stack, levels[rows].astype(np.int64), None if labels is None else labels[rows]
+            stack, levels[rows].astype(np.int64), None if condition is None else condition[rows]
         )
         batches.append(size)
         grids.append(coded)
@@ -95,12 +95,12 @@ def decode_chunk(
     codec: Codec,
     coding: Coding,
     *,
-    labels: Labels | None = None,
+    condition: Condition | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Levels:
     """The images of a chunk, uint8 [N, C, H, W]. Raises DataError when they are not those that were coded.
 
-    labels, progress: as in `encode_chunk`.
+    condition, progress: as in `encode_chunk`.
     """
     stack, done, first = Stack(coding.words, sealed=True), coding.images, coding.first_images
     levels = np.zeros((done, *codec.image_shape), np.uint8)
@@ -109,7 +109,7 @@ def decode_chunk(
         levels[rows] = codec.decode(
             stack,
             Grids(*(phases[..., done - size - first : done - first] for phases in coding.grids)),
-            None if labels is None else labels[rows],
+            None if condition is None else condition[rows],
         )
         done -= size
         if progress is not None:

@@ -4,6 +4,7 @@ A file may come from anybody: every length is checked against the file's and aga
 nothing in it is a path, code or a pickle.
 """
 
+import base64
 import json
 import struct
 import zlib
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vaescale.compression.bits_back import Grids
 from vaescale.compression.chunks import Coding, describe
@@ -19,8 +21,9 @@ from vaescale.compression.rounding import PHASES, Phases
 from vaescale.errors import DataError
 from vaescale.system.files import strict_json
 
-MAGIC, CHUNK_MAGIC, TABLE_MAGIC = b"VAESZ\x00\x00\x01", b"VSZC", b"VSZT"
-VERSION = 1
+MAGIC, CHUNK_MAGIC, TABLE_MAGIC = b"VAESZ\x00\x00", b"VSZC", b"VSZT"
+VERSION, MIXTURE_VERSION = 1, 2  # of a file whose prior is a mixture: earlier readers know N(0, I) alone
+VERSIONS = (VERSION, MIXTURE_VERSION)
 LENGTHS = struct.Struct("<4sIIII")  # of a chunk: magic, and the bytes of its four parts
 HEADER_LENGTH, CRC = struct.Struct("<I"), struct.Struct("<I")
 TRAILER = struct.Struct("<QII4s")  # offset, bytes and crc32 of the table, and its magic
@@ -32,12 +35,14 @@ MOST_TABLE_BYTES = 1 << 28
 
 
 class Names(NamedTuple):
-    """What is kept of a chunk's images besides pixels: the source's split, keys, labels (-1: none) and numbers in the source."""
+    """What is kept of a chunk's images besides pixels: the source's split, keys, labels (-1: none) and numbers in the source, and the
+    vectors [B, V] that are the condition of a run that has such."""
 
     split: str
     keys: tuple[str, ...]
     labels: tuple[int, ...]
     slots: tuple[int, ...]
+    vectors: NDArray[np.float32] | None = None
 
 
 class Chunk(NamedTuple):
@@ -56,10 +61,11 @@ class Record(NamedTuple):
 
 
 def pack_header(header: dict[str, Any]) -> bytes:
-    """The bytes of a header."""
-    packed = zlib.compress(strict_json({**header, "version": VERSION}).encode(), 9)
+    """The bytes of a header. Its "mixture", if it has one, makes the version 2."""
+    version = MIXTURE_VERSION if "mixture" in header else VERSION
+    packed = zlib.compress(strict_json({**header, "version": version}).encode(), 9)
     assert len(packed) <= MOST_HEADER_BYTES
-    content = MAGIC + HEADER_LENGTH.pack(len(packed)) + packed
+    content = MAGIC + bytes([version]) + HEADER_LENGTH.pack(len(packed)) + packed
     return content + CRC.pack(zlib.crc32(content))
 
 
@@ -143,13 +149,14 @@ class Reader:
             raise DataError(f"its content is invalid ({type(error).__name__})") from None
 
     def _read_header(self) -> dict[str, Any]:
-        start = self._at(0, len(MAGIC) + HEADER_LENGTH.size)
-        if start[: len(MAGIC) - 1] != MAGIC[:-1]:
+        size = len(MAGIC) + 1 + HEADER_LENGTH.size
+        start = self._at(0, size)
+        if start[: len(MAGIC)] != MAGIC or len(start) < size:
             raise DataError(f"{self.path} is no .vsz file")
-        (length,) = HEADER_LENGTH.unpack_from(start.ljust(len(MAGIC) + HEADER_LENGTH.size, b"\0"), len(MAGIC))
-        if start[len(MAGIC) - 1] != VERSION:
+        (length,), version = HEADER_LENGTH.unpack_from(start, len(MAGIC) + 1), start[len(MAGIC)]
+        if version not in VERSIONS:
             raise DataError(
-                f"{self.path} has version {start[len(MAGIC) - 1]} of the format, and this reads {VERSION}"
+                f"{self.path} has version {version} of the format, and this reads {' and '.join(map(str, VERSIONS))}"
             )
         if length > MOST_HEADER_BYTES:
             raise DataError(
@@ -165,8 +172,12 @@ class Reader:
             header = json.loads(_inflate(content[len(start) : -CRC.size]))
         except ValueError:
             raise DataError(f"the header of {self.path} is no JSON") from None
-        if not isinstance(header, dict) or header.get("version") != VERSION:
-            raise DataError(f"the header of {self.path} is not of version {VERSION}")
+        if not isinstance(header, dict) or header.get("version") != version:
+            raise DataError(f"the header of {self.path} is not of version {version}")
+        if ("mixture" in header) != (version == MIXTURE_VERSION):
+            raise DataError(
+                f"the header of {self.path} is invalid: version {version} and its prior contradict each other"
+            )
         return header
 
     def _read_table(self) -> list[Record]:
@@ -243,7 +254,12 @@ def _pack_names(names: Names) -> dict[str, Any]:
         "keys": _counted(names.keys) or list(names.keys),
         "labels": list(names.labels),
         "slots": _runs(names.slots),
+        **({} if names.vectors is None else {"vectors": _packed_vectors(names.vectors)}),
     }
+
+
+def _packed_vectors(vectors: NDArray[np.float32]) -> str:
+    return base64.b64encode(vectors.astype("<f4").tobytes()).decode()
 
 
 def _unpack_names(packed: dict[str, Any], images: int) -> Names:
@@ -258,7 +274,11 @@ def _unpack_names(packed: dict[str, Any], images: int) -> Names:
     if sum(number for _, number in runs) != images or len(labels) != images or len(keys) != images:
         raise DataError("it has not as many names as images")
     slots = tuple(slot for first, number in runs for slot in range(first, first + number))
-    return Names(str(packed["split"]), tuple(map(str, keys)), labels, slots)
+    vectors = None
+    if "vectors" in packed:
+        content = base64.b64decode(packed["vectors"], validate=True)
+        vectors = np.frombuffer(content, "<f4").reshape(images, -1).astype(np.float32)
+    return Names(str(packed["split"]), tuple(map(str, keys)), labels, slots, vectors)
 
 
 def _counted(keys: tuple[str, ...]) -> dict[str, Any] | None:

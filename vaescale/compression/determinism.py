@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vaescale.compression.ans import WORD_BITS, Stack
 from vaescale.compression.arithmetic import Reals
-from vaescale.compression.bits_back import Codec
+from vaescale.compression.bits_back import Codec, Condition
 from vaescale.compression.chunks import SPARE_WORDS, initial_words
 from vaescale.errors import UserError
 
@@ -40,11 +40,11 @@ class Fingerprint(NamedTuple):
 
 def fingerprint(codec: Codec) -> Fingerprint:
     """The fingerprint of a codec on this machine. Raises UserError for a model whose outputs depend too much on the batch's shape."""
-    levels, labels = _pattern(codec)
+    levels, condition = _pattern(codec)
     bins = (np.arange(len(levels) * codec.latents) * 2_654_435_761 >> 7) % (1 << codec.latent_bits)
     bins = bins.reshape(len(levels), -1)
     rows = np.arange(codec.batch) % len(levels)
-    shapes = [codec.outputs(levels[few], bins[few], labels[few]) for few in (slice(None), rows, slice(1))]
+    shapes = [codec.outputs(levels[few], bins[few], condition[few]) for few in (slice(None), rows, slice(1))]
     samples = []
     for name, margin, values, *others in zip(NAMES, codec.margins, *shapes, strict=True):
         if not values.size:
@@ -57,9 +57,9 @@ def fingerprint(codec: Codec) -> Fingerprint:
             )
         places = np.linspace(0, values.size - 1, SAMPLES).astype(np.int64)
         samples.append(values.reshape(-1)[places])
-    need = len(levels) * codec.latents * codec.latent_bits // WORD_BITS
+    need = len(levels) * codec.taken_bits // WORD_BITS
     stack = Stack(initial_words(need + SPARE_WORDS))
-    grids, _ = codec.encode(stack, levels, labels)
+    grids, _ = codec.encode(stack, levels, condition)
     code = [phases.tobytes() for phases in (grids if codec.learned_prior else grids[:2])] + [
         stack.words().astype("<u4").tobytes()
     ]
@@ -93,9 +93,12 @@ def versions() -> str:
     return ", ".join([*libraries, platform.machine()])
 
 
-def _pattern(codec: Codec) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Images for the middle shape, waves and noise of whole numbers, and classes."""
+def _pattern(codec: Codec) -> tuple[NDArray[np.int64], Condition]:
+    """Images for the middle shape, waves and noise of whole numbers, and classes or vectors."""
     shape = (codec.small_batch, *codec.image_shape)
     number = np.arange(int(np.prod(shape))).reshape(shape)
     levels = (number * 2_654_435_761 >> 9) % 17 * (number % 97) % codec.pixels.levels
+    if codec.vector_size:
+        steps = np.arange(len(levels) * codec.vector_size).reshape(len(levels), -1)
+        return levels, (steps % 9 / 4 - 1).astype(np.float32)
     return levels, np.arange(len(levels)) % max(1, codec.classes)

@@ -42,6 +42,11 @@ class Coded(NamedTuple):
             for symbol, table in zip(self.symbols, self.tables, strict=True)
         ]
 
+    def bits_of(self, images: int) -> Reals:
+        """The length of each image's symbols, [B], where each round has an equal number of symbols for each."""
+        total: Reals = np.sum([bits.reshape(images, -1).sum(1) for bits in self.bits], axis=0)
+        return total
+
 
 def table(weights: Sequence[Reals]) -> Table:
     """A table from S weights [N] each, not negative: masses of at least 1 in proportion to them.
@@ -102,6 +107,24 @@ def by_digits(cdf: Callable[[Integers], Reals], number: int, levels: int) -> Cod
         symbols = yield table(list(bounds[1:] - bounds[:-1]))
         low, high = bounds[symbols, rows], bounds[symbols + 1, rows]
         first = first + width * symbols
+
+
+def looked_up(below: Reals) -> Callable[[Integers], Reals]:
+    """A distribution function for `by_digits` from its values [L + 1, N] at all edges."""
+    places = np.arange(below.shape[1])
+    return lambda edges: below[edges, places]
+
+
+def values_received(code: Code) -> Generator[Table, Symbols, Integers]:
+    """Pass a code of digits on, and return the values [N] when they are known."""
+    symbols = list[Symbols]()
+    shown = next(code)
+    while True:
+        symbols.append((yield shown))
+        try:
+            shown = code.send(symbols[-1])
+        except StopIteration:
+            return from_digits(symbols)
 
 
 def coded(code: Code, symbols: Sequence[Symbols]) -> Coded:

@@ -4,7 +4,6 @@ Legend: B images, C channels, L levels, K components, D = C H W values, M = B H 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
 
 import numpy as np
 import torch
@@ -20,7 +19,9 @@ from vaescale.compression.masses import (
     digits,
     digits_of,
     from_digits,
+    looked_up,
     table,
+    values_received,
 )
 from vaescale.errors import UserError
 from vaescale.likelihoods.base import Likelihood
@@ -148,7 +149,7 @@ class CategoricalCode(LevelCode):
             for level in range(LEVELS):
                 np.add(below[level], masses[level], out=below[level + 1])
             below /= below[-1].copy()
-            yield from by_digits(_looked_up(below), masses.shape[1], LEVELS)
+            yield from by_digits(looked_up(below), masses.shape[1], LEVELS)
 
 
 class LogisticCode(LevelCode):
@@ -203,7 +204,7 @@ class MixtureCode(LevelCode):
             for number, values in enumerate(earlier):
                 mean += coefficients[first + number] * values
             mixture = _Mixture(_shares(weights), mean, exponential(-log_scales[channel]))
-            level = yield from _levels_received(by_digits(mixture.cdf, mean.shape[1], LEVELS))
+            level = yield from values_received(by_digits(mixture.cdf, mean.shape[1], LEVELS))
             if channel + 1 < channels:
                 weights = _shares(weights * mixture.component_masses(level))
                 earlier.append(np.asarray(level * (2 * HALF_LEVEL) - 1.0, np.float64))
@@ -266,23 +267,6 @@ def binary_table(logits: Reals) -> Table:
     """The table of independent bits with these logits, in the order of memory."""
     ones = logistic(logits.reshape(-1))
     return table([1.0 - ones, ones])
-
-
-def _looked_up(below: Reals) -> Callable[[Integers], Reals]:
-    places = np.arange(below.shape[1])
-    return lambda edges: below[edges, places]
-
-
-def _levels_received(code: Code) -> Generator[Table, Symbols, Integers]:
-    """Pass a code of digits on, and return the levels [M] when they are known."""
-    symbols = list[Symbols]()
-    shown = next(code)
-    while True:
-        symbols.append((yield shown))
-        try:
-            shown = code.send(symbols[-1])
-        except StopIteration:
-            return from_digits(symbols)
 
 
 def _shares(weights: Reals) -> Reals:

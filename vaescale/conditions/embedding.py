@@ -71,7 +71,7 @@ class VectorMap(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """Map vectors [B, V] to [B, width]."""
         is_none = y.isnan().any(1, keepdim=True)
-        mapped: Tensor = self.linear(torch.where(is_none, 0.0, y))
+        mapped: Tensor = self.linear(torch.where(is_none, 0.0, y).to(self.linear.weight.dtype))
         return (
             mapped if self.none is None else torch.where(is_none, self.none(is_none[:, 0].long() * 0), mapped)
         )

@@ -28,9 +28,11 @@ from vaescale.evaluation.frechet import Moments, frechet_distance, moments, mome
 from vaescale.evaluation.quality import kernel_distance, overlap
 from vaescale.models.units import to_stored, to_unit
 from vaescale.system import heartbeat
+from vaescale.system.caches import cache_home
 from vaescale.system.console import Progress
 from vaescale.system.files import write_whole
 
+CACHE = "vaescale/references"
 BATCH = 250
 MOST_REFERENCES = 50_000
 LEAST = 10  # minimum number of pictures of a kind, for five neighbours and a covariance
@@ -161,6 +163,11 @@ def references_of(
     features = features_of(Kind("training images", "", count, images), extractor)
     comm.on_main(lambda: write_whole(path, to_bytes({"features": features})))
     return features, False
+
+
+def references_folder(given: Path | None) -> Path:
+    """The folder that keeps what was made of reference images: the given one, or CACHE below ~/.cache."""
+    return given.expanduser() if given else cache_home() / CACHE
 
 
 def to_levels(images: Tensor, window: Window) -> Tensor:

@@ -1,7 +1,7 @@
 """Extractors of the features by which images are compared. Scores are comparable only with the same extractor.
 
 pixels              the pixel values, for small images
-DIR                 a classifier that `vaescale train-features` trained
+DIR                 a classifier that `vaescale train-features` trained; of sequences, one of frames and one of videos
 inception[:FILE]    torchmetrics' Inception v3 (torch-fidelity's weights), the FID of the literature
 FILE.pt2            a module that `torch.export.save` wrote: [B, C, H, W] in [0, 1] to [B, F]; it is a program and must be trusted
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vaescale.errors import UserError
-from vaescale.perceptual import classifier
+from vaescale.perceptual import classifier, video_classifier
 
 MOST_PIXELS = 4096
 INCEPTION = "inception"
@@ -41,6 +41,33 @@ class Extractor(NamedTuple):
     description: str
     identity: str
     of: Callable[[Tensor], Tensor]
+
+
+def open_video_extractor(
+    name: str, *, image_shape: tuple[int, int, int], frames: int, device: torch.device
+) -> Extractor | None:
+    """Open the extractor of sequences [B, T, C, H, W] in [0, 1] that is in the folder of a classifier of their frames.
+
+    None where the name is not that of a folder with one. frames: T. Raises UserError for features of another T or shape.
+    """
+    folder = Path(name)
+    if not (folder / video_classifier.DETAILS).is_file():
+        return None
+    frame, shape, details = classifier.load(folder)
+    _refuse_other_shape(folder, shape, image_shape)
+    model, known = video_classifier.load(folder, frame, shape, details["sha256"])
+    if known.frames != frames:
+        raise UserError(
+            f"the features in {folder} are of videos of {known.frames} frames, these have {frames}; train features with `vaescale train-features "
+            f"DIR --frames {frames}`"
+        )
+    for network in (frame, model):
+        network.to(device)
+    description = (
+        f"the {model.size} features of a classifier of {shape.classes} classes and of the order of frames, of videos of {frames} frames "
+        f"({folder.name}, held-out accuracy {known.accuracy}, of the order {known.order_accuracy})"
+    )
+    return Extractor(folder.name, description, known.identity, model.features)
 
 
 def open_extractor(
@@ -81,17 +108,21 @@ def _flat(images: Tensor) -> Tensor:
 
 def _trained(folder: Path, image_shape: tuple[int, int, int], device: torch.device) -> Extractor:
     model, shape, details = classifier.load(folder)
-    if shape.image_shape != image_shape:
-        raise UserError(
-            f"the features in {folder} are for {'x'.join(map(str, shape.image_shape))} images, these are "
-            f"{'x'.join(map(str, image_shape))}; train features on images of this shape"
-        )
+    _refuse_other_shape(folder, shape, image_shape)
     model.to(device)
     accuracy = str(details.get("accuracy"))
     if "balanced_accuracy" in details:
         accuracy += f", balanced {details['balanced_accuracy']}, share of the largest class {details['majority_share']}"
     description = f"the {model.size} features of a classifier of {shape.classes} classes ({folder.name}, held-out accuracy {accuracy})"
     return Extractor(folder.name, description, details["sha256"], model.features)
+
+
+def _refuse_other_shape(folder: Path, shape: classifier.Shape, image_shape: tuple[int, int, int]) -> None:
+    if shape.image_shape != image_shape:
+        raise UserError(
+            f"the features in {folder} are for {'x'.join(map(str, shape.image_shape))} images, these are "
+            f"{'x'.join(map(str, image_shape))}; train features on images of this shape"
+        )
 
 
 def _inception(location: str, device: torch.device) -> Extractor:

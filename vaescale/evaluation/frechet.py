@@ -20,28 +20,38 @@ class Moments(NamedTuple):
     images: int
 
 
-def moments(features: Iterable[Tensor]) -> Moments:
-    """The moments of features [B, F] over all ranks, in one pass: each batch is centred on its rows mean, then merged exactly.
+class Sums:
+    """What moments need of features that come batch by batch: each batch is centred on its rows' mean, then merged exactly.
 
-    Chan, Golub & LeVeque 1983, eq. 1.5b. A rank may have no features.
+    Chan, Golub & LeVeque 1983, eq. 1.5b. Its memory does not grow with the number of features.
     """
-    count, mean, scatter = 0, torch.zeros(0), torch.zeros(0)
+
+    def __init__(self) -> None:
+        self._sums = (0, torch.zeros(0), torch.zeros(0))
+
+    def add(self, features: Tensor) -> None:
+        """Add features [B, F] of this rank; B may be 0."""
+        if len(features):
+            rows = features.double().cpu()
+            mean = rows.mean(0)
+            batch = (len(rows), mean, (rows - mean).T @ (rows - mean))
+            self._sums = _merged(self._sums, batch) if self._sums[0] else batch
+
+    def moments(self) -> Moments:
+        """The moments over all ranks, of which some may have no features. All ranks call it."""
+        total, *others = [sums for sums in comm.gather_object(self._sums) if sums[0]]
+        for sums in others:
+            total = _merged(total, sums)
+        count, mean, scatter = total
+        return Moments(mean, scatter / (count - 1), count)
+
+
+def moments(features: Iterable[Tensor]) -> Moments:
+    """The moments of features [B, F] over all ranks, in one pass. A rank may have no features."""
+    sums = Sums()
     for batch in features:
-        if not len(batch):
-            continue
-        rows = batch.double().cpu()
-        batch_mean = rows.mean(0)
-        batch_scatter = (rows - batch_mean).T @ (rows - batch_mean)
-        if count == 0:
-            count, mean, scatter = len(rows), batch_mean, batch_scatter
-            continue
-        count, mean, scatter = _merged((count, mean, scatter), (len(rows), batch_mean, batch_scatter))
-    collected = [statistics for statistics in comm.gather_object((count, mean, scatter)) if statistics[0]]
-    total = collected[0]
-    for statistics in collected[1:]:
-        total = _merged(total, statistics)
-    count, mean, scatter = total
-    return Moments(mean, scatter / (count - 1), count)
+        sums.add(batch)
+    return sums.moments()
 
 
 def moments_here(features: Tensor) -> Moments:

@@ -42,6 +42,15 @@ def read_details(folder: Path) -> dict[str, object]:
         return {}
 
 
+def sha256(mixture: Mixture) -> str:
+    """The hash of a mixture's kind, sizes and numbers."""
+    weights, means, covariances, kind = mixture
+    digest = hashlib.sha256(f"{kind} {list(means.shape)}".encode())
+    for tensor in (weights, means, covariances):
+        digest.update(tensor.numpy().astype("<f8").tobytes())
+    return digest.hexdigest()
+
+
 def compared(folder: Path) -> list[int]:
     """The numbers of components that were compared in a run's gmm folder, from the names components-K, ascending."""
     suffixes = (path.name.removeprefix("components-") for path in folder.glob("components-*"))

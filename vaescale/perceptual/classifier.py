@@ -23,6 +23,7 @@ from vaescale.config import Size, sides
 from vaescale.data.batch import Batch
 from vaescale.errors import DataError, UserError
 from vaescale.system.files import strict_json, write_whole
+from vaescale.system.uncompiled import AdamW
 
 FORMAT = {"format": "vaescale-features", "version": 1}
 TENSORS, DETAILS = "features.safetensors", "features.json"
@@ -64,6 +65,11 @@ class Classifier(nn.Module):
         """The features [B, F] of images [B, C, H, W] in [0, 1]."""
         maps: Tensor = self.stages(self.stem(2 * x - 1))
         return maps.mean((2, 3))
+
+    def map_before_last(self, x: Tensor) -> Tensor:
+        """The map [B, F / 2, h, w] that the last stage reads, of images [B, C, H, W] in [0, 1]."""
+        maps: Tensor = self.stages[:-1](self.stem(2 * x - 1))
+        return maps
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits [B, classes] of images [B, C, H, W] in [0, 1]."""
@@ -113,10 +119,10 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(shape)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
+    optimizer = AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     for done, (batch,) in enumerate(batches, start=1):
-        loss = cross_entropy(model(batch.images.float() / 255), _classes(batch, shape.classes))
+        loss = cross_entropy(model(batch.images.float() / 255), classes_of(batch, shape.classes))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -138,12 +144,12 @@ class Accuracy(NamedTuple):
 
 
 @torch.no_grad()
-def accuracy(model: Classifier, batches: Iterable[Batch]) -> Accuracy:
-    """The accuracy of a classifier. Raises DataError when there are no images."""
-    right = torch.zeros(model.head.out_features, dtype=torch.float64)
+def accuracy(model: Callable[[Tensor], Tensor], classes: int, batches: Iterable[Batch]) -> Accuracy:
+    """The accuracy of a classifier, of images or sequences to logits. Raises DataError when there are no images."""
+    right = torch.zeros(classes, dtype=torch.float64)
     counts = torch.zeros_like(right)
     for batch in batches:
-        labels = _classes(batch, model.head.out_features)[batch.mask]
+        labels = classes_of(batch, classes)[batch.mask]
         predicted = model(batch.images[batch.mask].float() / 255).argmax(1)
         right += torch.bincount(labels[predicted == labels], minlength=len(right))
         counts += torch.bincount(labels, minlength=len(counts))
@@ -156,12 +162,17 @@ def accuracy(model: Classifier, batches: Iterable[Batch]) -> Accuracy:
 
 def save(model: Classifier, shape: Shape, folder: Path, details: dict[str, Any]) -> str:
     """Write features.safetensors and features.json. Returns the sha256 of the former."""
-    content = to_bytes({name: value.contiguous() for name, value in model.state_dict().items()})
-    sha256 = hashlib.sha256(content).hexdigest()
+    content, sha256 = weights_of(model)
     write_whole(folder / TENSORS, content)
-    content = {**FORMAT, **shape._asdict(), "sha256": sha256, **details}
-    write_whole(folder / DETAILS, (strict_json(content, indent=1) + "\n").encode())
+    text = strict_json({**FORMAT, **shape._asdict(), "sha256": sha256, **details}, indent=1)
+    write_whole(folder / DETAILS, (text + "\n").encode())
     return sha256
+
+
+def weights_of(model: nn.Module) -> tuple[bytes, str]:
+    """The content of the file of a network's weights, and its sha256."""
+    content = to_bytes({name: value.contiguous() for name, value in model.state_dict().items()})
+    return content, hashlib.sha256(content).hexdigest()
 
 
 def load(folder: Path) -> tuple[Classifier, Shape, dict[str, Any]]:
@@ -179,27 +190,29 @@ def load(folder: Path) -> tuple[Classifier, Shape, dict[str, Any]]:
             f"{folder} holds no features; train some with `vaescale train-features DIR --out {folder}`"
         ) from None
     except (ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise _damaged(folder, str(error)) from error
+        raise damaged(folder, str(error)) from error
     if any(details.get(key) != value for key, value in FORMAT.items()):
-        raise _damaged(folder, "it is of another version")
+        raise damaged(folder, "it is of another version")
     most = (16, MOST_SIZE, MOST_SIZE, MOST_CLASSES, MOST_WIDTH)
     if not all(type(value) is int and 0 < value <= bound for value, bound in zip(numbers, most, strict=True)):
-        raise _damaged(folder, f"its shape {shape} is invalid")
+        raise damaged(folder, f"its shape {shape} is invalid")
     if hashlib.sha256(content).hexdigest() != details.get("sha256"):
-        raise _damaged(folder, "the hash of the weights is not that in features.json")
+        raise damaged(folder, "the hash of the weights is not that in features.json")
     model = Classifier(shape)
     try:
         model.load_state_dict(tensors)
     except RuntimeError:
-        raise _damaged(folder, "the weights do not fit the network") from None
+        raise damaged(folder, "the weights do not fit the network") from None
     return model.eval(), shape, details
 
 
-def _damaged(folder: Path, fault: str) -> UserError:
+def damaged(folder: Path, fault: str) -> UserError:
+    """What to raise for features that cannot be read."""
     return UserError(f"the features in {folder} are damaged ({fault}); train them again")
 
 
-def _classes(batch: Batch, classes: int) -> Tensor:
+def classes_of(batch: Batch, classes: int) -> Tensor:
+    """The classes of a batch. Raises DataError for samples without one, or with one that is not below `classes`."""
     labels = batch.labels
     if bool((labels[batch.mask] < 0).any()):
         raise DataError("these images have no classes; train features on a labelled data set")

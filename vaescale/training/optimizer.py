@@ -6,19 +6,21 @@ import torch
 from torch import nn
 
 from vaescale.schedules import SCHEDULES
+from vaescale.system.uncompiled import Adam, AdamW
 from vaescale.training.config import OptimizerConfig
 
 MOST_RISE = 1.1  # of the learning rate between two steps without a word
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
+Optimizers = dict[str, Callable[..., torch.optim.Optimizer]]
+OPTIMIZERS: Optimizers = {"adam": Adam, "adamw": AdamW}
+TORCHS_OWN: Optimizers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, kinds: Optimizers = OPTIMIZERS
+) -> torch.optim.Optimizer:
     """Build the optimizer, with weight decay on matrices and kernels only, or on everything with `decay: all`.
 
-    It is fused, so that a tensor on the device, `found_inf`, skips a step and the host does not wait.
+    kinds: TORCHS_OWN where their types are asked for. It is fused, so that a tensor on the device, `found_inf`, skips a step and the host does not wait.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
@@ -30,7 +32,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]  # DeepSpeed takes no empty one
-    return OPTIMIZERS[config.kind](groups, lr=config.lr, betas=config.betas, eps=config.epsilon, fused=True)
+    return kinds[config.kind](groups, lr=config.lr, betas=config.betas, eps=config.epsilon, fused=True)
 
 
 def learning_rate(step: int, config: OptimizerConfig, *, total_steps: int) -> float:

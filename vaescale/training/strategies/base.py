@@ -20,6 +20,7 @@ from vaescale.models.vae import VAE, Terms
 from vaescale.system import heartbeat
 from vaescale.training.averages import MAIN, Average
 from vaescale.training.half_weights import HalfWeights
+from vaescale.training.optimizer import OPTIMIZERS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,6 +45,7 @@ class Strategy:
     """One process, or the same weights on each of several, their gradients averaged by DDP."""
 
     name = "ddp"
+    optimizers = OPTIMIZERS
 
     def __init__(
         self,
@@ -176,7 +178,8 @@ class Strategy:
         optimizer = build_optimizer(self.model)
         if self.model._compiled_call_impl is None:  # a compiled graph fuses the conversions
             HalfWeights(self.model, self.model.network, optimizer)
-        wrapped: nn.Module = self.accelerator.prepare_model(self.model)
+        # Told to place the model, accelerate need not import distributed tensors to see whether it is one.
+        wrapped: nn.Module = self.accelerator.prepare_model(self.model, device_placement=True)
         return wrapped, optimizer
 
     def _held(self) -> list[Tensor]:

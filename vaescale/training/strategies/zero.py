@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vaescale.training.averages import MAIN
+from vaescale.training.optimizer import TORCHS_OWN
 from vaescale.training.strategies.base import Strategy, Verdict, refuse_learned_codebook
 
 # Counts of values. DeepSpeed's defaults suit billions of weights: a bucket of 5e8 is 2 GB, and no model has 1e9 weights.
@@ -34,6 +35,7 @@ class Zero(Strategy):
     """The layout ZeRO; the launcher's environment sets the stage, 1, 2 or 3."""
 
     name = "zero"
+    optimizers = TORCHS_OWN  # DeepSpeed takes no others
     wrapped: Any  # DeepSpeed's engine
 
     def _wrap(

@@ -1,7 +1,8 @@
 """`frames:PATH`: folders of frames, one folder for each clip, as sequences or as windows of them.
 
-Folders train, val and test directly in PATH are splits. Files are in natural order: frame2 before frame10. Where names number the frames,
-a missing number is a gap, and what would span it is named and not used.
+Folders train, val and test directly in PATH are splits. Where all of their clips are CLASS/CLIP, as those of UCF-101, the first folder is
+the class. Files are in natural order: frame2 before frame10. Where names number the frames, a missing number is a gap, and what would
+span it is named and not used.
 """
 
 import os
@@ -21,6 +22,7 @@ from vaescale.errors import DataError, UserError
 from vaescale.system.console import say
 
 NAMED = 3  # clips that a sentence names
+CLASS_AND_CLIP = 2  # folders of a clip below that of its split
 _LAST_NUMBER = re.compile(r"^(.*?)(\d{1,12})(\D*)$", re.DOTALL)
 _NUMBERS = re.compile(r"(\d+)")
 
@@ -36,11 +38,21 @@ def frame_folders(path: Path, *, window: int | None = None, stride: int | None =
     if not path.is_dir():
         raise DataError(f"{path} is a file; give the folder that holds a folder of frames for each clip")
     homes = _homes(path)
+    clips = cache(lambda name: _clips(homes[name]))
+
+    @cache
+    def class_names() -> tuple[str, ...]:
+        inside = [folder.relative_to(home) for name, home in homes.items() for folder in clips(name)[0]]
+        names = {folder.parts[0] for folder in inside if len(folder.parts) == CLASS_AND_CLIP}
+        are_classes = path not in homes.values() and len(names) > 1
+        all_have = all(len(folder.parts) == CLASS_AND_CLIP for folder in inside)
+        return tuple(sorted(names)) if are_classes and all_have else ()
 
     @cache
     def split(name: str) -> Split:
-        items, others = _items(name, homes[name], window, stride or window or 1)
-        return Split(items, len(items), left_out=others)
+        found, others = clips(name)
+        items = _items(name, homes[name], found, window, stride or window or 1, class_names())
+        return Split(items, len(items), class_names(), left_out=others)
 
     return Source({name: partial(split, name) for name in homes}, holds="sequences")
 
@@ -86,14 +98,25 @@ def _homes(path: Path) -> dict[str, Path]:
     return homes
 
 
-def _items(split: str, home: Path, window: int | None, stride: int) -> tuple[list[Item], Mapping[str, int]]:
+def _clips(home: Path) -> tuple[dict[Path, list[Path]], Mapping[str, int]]:
+    """The frames of each folder of a split, in order, and the numbers of other files by ending."""
     files, others = walk(home)
+    paths = sorted((Path(str(file)) for file in files), key=_by_folder)
+    return {folder: list(inside) for folder, inside in groupby(paths, key=lambda file: file.parent)}, others
+
+
+def _items(
+    split: str,
+    home: Path,
+    clips: Mapping[Path, list[Path]],
+    window: int | None,
+    stride: int,
+    class_names: tuple[str, ...],
+) -> list[Item]:
     rows: list[tuple[str, Clip, int]] = []
     short: list[str] = []
     wanted = window or LEAST_FRAMES
-    paths = sorted((Path(str(file)) for file in files), key=_by_folder)
-    for folder, inside in groupby(paths, key=lambda file: file.parent):
-        frames = list(inside)
+    for folder, frames in clips.items():
         if len(frames) > MOST_FRAMES and window is None:
             raise DataError(
                 f"{folder} holds {len(frames)} frames, more than {MOST_FRAMES}; cut them with --window T"
@@ -103,7 +126,8 @@ def _items(split: str, home: Path, window: int | None, stride: int) -> tuple[lis
         if len(frames) < wanted:
             short.append(printable(name))
             continue
-        rows += _windows(name, frames, window or len(frames), stride if window else len(frames))
+        label = class_names.index(Path(name).parts[0]) if class_names else -1
+        rows += _windows(name, frames, window or len(frames), stride if window else len(frames), label)
     if short:
         more = f" and {len(short) - NAMED} more" if len(short) > NAMED else ""
         text = f"{split}: {len(short)} clips have fewer than {wanted} frames and are left out: {', '.join(short[:NAMED])}{more}"
@@ -111,14 +135,16 @@ def _items(split: str, home: Path, window: int | None, stride: int) -> tuple[lis
             remedy = "lower --window" if window else "give a folder that holds a folder for each clip"
             raise DataError(f"{text}; {remedy}")
         say(text)
-    return shuffled(keyed(rows)), others
+    return shuffled(keyed(rows))
 
 
 def _by_folder(path: Path) -> tuple[list[tuple[int, int, str]], list[tuple[int, int, str]]]:
     return natural(str(path.parent)), natural(path.name)
 
 
-def _windows(name: str, frames: list[Path], window: int, stride: int) -> Iterator[tuple[str, Clip, int]]:
+def _windows(
+    name: str, frames: list[Path], window: int, stride: int, label: int
+) -> Iterator[tuple[str, Clip, int]]:
     """The windows of a clip, each a row for `keyed`."""
     whole = window == len(frames)
     for start in range(0, len(frames) - window + 1, stride):
@@ -128,5 +154,5 @@ def _windows(name: str, frames: list[Path], window: int, stride: int) -> Iterato
         yield (
             name if whole else f"{name}_{start:06d}",
             Clip(places, name, None if gap is None else ("missing", f"it {gap}")),
-            -1,
+            label,
         )

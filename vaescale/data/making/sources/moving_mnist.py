@@ -6,10 +6,13 @@ brightness adds up to white at most.
 
 All choices are Philox words of a counter (event, sequence, digit, split): a sequence is the same whichever are made beside it. Event 0
 chooses the digit and its place, event 1 the first velocity, event 1 + k the velocity after bounce k. All arithmetic is of integers.
+
+The class of a sequence is the unordered pair of its digits' classes, such as 3+7, where their labels are beside the images.
 """
 
 from collections.abc import Iterator
 from functools import cache, partial
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +53,19 @@ class Paths(NamedTuple):
     corners: Integers
 
 
+class Digits(NamedTuple):
+    """The digits of a split: images [n, s, s]; their classes [n] (-1: none), and the number of classes."""
+
+    images: NDArray[np.uint8]
+    labels: Integers
+    classes: int
+
+    def pair(self, first: int, second: int) -> int:
+        """The number of the pair of two digits' classes, among the pairs (a, b) of a <= b in order; -1 where one has no class."""
+        low, high = sorted((int(self.labels[first]), int(self.labels[second])))
+        return -1 if low < 0 else low * self.classes - low * (low - 1) // 2 + high - low
+
+
 def moving_mnist(
     path: Path,
     *,
@@ -60,8 +76,8 @@ def moving_mnist(
 ) -> Source:
     """Sequences of two digits of an idx folder: `count` of its train images for train, a tenth as many of its test images for val.
 
-    Digits have half the side of a frame, and move by up to a sixteenth of it per frame along each axis. Raises UserError for frames that
-    are no squares, and DataError for a folder without train or test.
+    Digits have half the side of a frame, and move by up to a sixteenth of it per frame along each axis. Sequences have classes where the
+    images have labels. Raises UserError for frames that are no squares, and DataError for a folder without train or test.
     """
     size = SIZE if size is None else size
     if not isinstance(size, int) or size < LEAST_SIZE:
@@ -73,23 +89,33 @@ def moving_mnist(
     train = count or COUNT
     numbers = {"train": train, "val": max(1, train // VAL_SHARE)}
 
+    listed = cache(lambda name: splits[name]())
+
     @cache
-    def digits(name: str) -> NDArray[np.uint8]:
-        images = (item.content for item in splits[name]().items)
-        return np.stack([_resized(image, size // 2) for image in images])  # type: ignore[arg-type]
+    def digits(name: str) -> Digits:
+        items = list(listed(name).items)
+        images = [_resized(item.content, size // 2) for item in items]  # type: ignore[arg-type]
+        labels = np.array([item.label for item in items])
+        return Digits(np.stack(images), labels, len(listed(name).class_names))
 
     def split(name: str) -> Split:
         def items() -> Iterator[Item]:
             drawn = digits(SPLITS[name])
             for number in range(numbers[name]):
-                paths = draw(name, number, len(drawn), motion)
-                yield Item(f"{number:06d}", Clip(tuple(rendered(drawn, paths, size))), -1)
+                paths = draw(name, number, len(drawn.images), motion)
+                clip = Clip(tuple(rendered(drawn.images, paths, size)))
+                yield Item(f"{number:06d}", clip, drawn.pair(*paths.digits))
 
         def outline() -> Iterator[Item]:
+            drawn = digits(SPLITS[name])
             blank = Clip((np.broadcast_to(np.uint8(0), (size, size, 1)),) * motion.frames)
-            return (Item(f"{number:06d}", blank, -1) for number in range(numbers[name]))
+            for number in range(numbers[name]):
+                paths = draw(name, number, len(drawn.images), motion._replace(frames=1))
+                yield Item(f"{number:06d}", blank, drawn.pair(*paths.digits))
 
-        return Split(items(), numbers[name], outline=outline)
+        names = listed(SPLITS[name]).class_names
+        pairs = tuple("+".join(pair) for pair in combinations_with_replacement(names, DIGITS))
+        return Split(items(), numbers[name], pairs, outline=outline)
 
     return Source({name: partial(split, name) for name in SPLITS}, holds="sequences")
 

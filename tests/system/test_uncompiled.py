@@ -1,0 +1,37 @@
+"""Optimizers that leave torch's compiler out are torch's own in every bit."""
+
+import pytest
+import torch
+
+from vaescale.system import uncompiled
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_they_update_as_torch_s_own(kind: str) -> None:
+    def trained(optimizers: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 50))
+        optimizer = getattr(optimizers, kind)([{"params": [weight]}], lr=0.1, weight_decay=0.2, fused=True)
+        for step in range(4):
+            (weight.square() * torch.arange(50.0)).sum().backward()
+            optimizer.grad_scale = torch.full((), 2.0)
+            optimizer.found_inf = torch.full((), float(step == 2))
+            optimizer.step()
+            optimizer.zero_grad()
+        return weight.detach(), optimizer.state[weight]
+
+    (weight, state), (known, known_state) = trained(uncompiled), trained(torch.optim)
+    assert torch.equal(weight, known)
+    assert state.keys() == known_state.keys()
+    assert all(torch.equal(state[name], known_state[name]) for name in state)
+    assert not weight.equal(torch.linspace(-1, 1, 50))
+
+
+def test_their_hooks_run() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = uncompiled.Adam([weight], lr=0.1)
+    called = []
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    weight.sum().backward()
+    optimizer.step()
+    assert called == ["before", "after"]

@@ -13,6 +13,11 @@ SECTION_EXAMPLES = {
     "Standardize": "moments, {mean: 0.47, sigma: 0.25}",
     "Decreasing": "a series, {first: 1.0, last: 0.05}",
 }
+SHAPES = {  # what to write for a key whose value has several shapes, of which pydantic names one
+    "data.image_size": "give the side in pixels, or [height, width], such as [48, 96]",
+    "data.range": "give the two stored values that become 0 and 1, such as [-1024, 3071]",
+    "figures.channels": "name one channel, or three as red, green and blue, such as [3, 2, 1]",
+}
 REMEDIES = {
     "string_pattern_mismatch": "use letters, digits, '.', '_' and '-', and begin with a letter or digit",
 }
@@ -29,6 +34,9 @@ def sentence(error: ValidationError, content: Any, root: type[BaseModel]) -> str
         return _unknown_key(key, value, path, content, root)
     if kind == "missing":
         above = [key for key in fault["loc"][:-1] if isinstance(key, int) or key in _names(content)]
+        section = ".".join(map(str, above))
+        if section in SHAPES:  # a list that is too short
+            return f"{section} is {value!r}; {SHAPES[section]}"
         missing = ".".join(map(str, [*above, fault["loc"][-1]]))
         return f"{missing} is missing; add it to the recipe or as {missing}=VALUE"
     if kind == "union_tag_not_found":
@@ -39,6 +47,8 @@ def sentence(error: ValidationError, content: Any, root: type[BaseModel]) -> str
         return ".".join([*map(str, path), str(message)]) if is_section else f"{key} is {value!r}; {message}"
     if kind == "union_tag_invalid":
         key, value = f"{key}.kind", fault["ctx"]["tag"]
+    if key in SHAPES and kind != "greater_than":
+        return f"{key} is {value!r}; {SHAPES[key]}"
     return f"{key} is {value!r}; {_remedy(faults, fault, path, content, root)}"
 
 
@@ -67,6 +77,9 @@ def _clearest(faults: Sequence[Any]) -> Any:
 
 def _unknown_key(key: str, value: Any, path: list[Any], content: Any, root: type[BaseModel]) -> str:
     known = _known_keys(root, content, path[:-1])
+    word, colon, rest = str(path[-1]).partition(":")
+    if colon and value is None and word in known:  # {kind:class} is one key without a value
+        return f"unknown key {key}; YAML needs a space after the colon: {word}: {rest}"
     near = difflib.get_close_matches(str(path[-1]), known, 1, 0.8)
     if (elsewhere := _other_kinds(root, path)) and not near:
         kinds = f"which {path[0]}.kind {' or '.join(elsewhere)} has"

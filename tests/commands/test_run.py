@@ -127,6 +127,12 @@ def test_images_with_two_meanings_or_none_are_refused(
     assert message in str(caught.value)
 
 
+def test_no_images_have_no_bounds(opened: Run, images: np.ndarray) -> None:
+    for bounds in (opened.elbo(images[:0]), opened.log_prob(images[:0], draws=2)):
+        assert bounds.shape == (0,)
+        assert bounds.dtype == np.float64
+
+
 def test_only_equal_axes_need_a_layout(digits: Path, tmp_path: Path) -> None:
     run = untrained("linear", digits, tmp_path)
     shape = (3, 3, 3)

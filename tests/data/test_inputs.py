@@ -233,6 +233,8 @@ ROWS = [
     Row("a broken ICC profile", lambda: {"a.png": saved(icc_profile=b"no profile" * 20)}, f"folder:IN OUT {EACH} --size 4", 0, ("1 of 1 images have a broken ICC profile, which is ignored",)),
     Row("grey among colour", lambda: {"a.png": saved(mode="L"), "b.png": saved()}, f"folder:IN OUT {EACH}", 0, ("1 of 2 images have 1 channel",)),
     Row("48x96 with --size 48", lambda: {"a.png": saved(size=(96, 48))}, f"folder:IN OUT {EACH} --size 48", 0, ("leaves out 50% of their pixels", "--crop whole")),
+    Row("the phantom as 8-bit images", lambda: {"a.png": saved()}, "phantom OUT", 2, ("--dtype (=uint8) must be int16 for phantom",)),
+    Row("half of a --size", lambda: {"a.png": saved()}, "folder:IN OUT --size 48x", 2, ("'48x' must be a side, or HEIGHTxWIDTH such as 48x96",)),
     Row("a JPEG named .png", lambda: {"a.png": saved("JPEG"), "b.jpg": saved("BMP")}, f"folder:IN OUT {EACH}", 0, ("4x4x3 jpg (1)", "4x4x3 bmp (1)")),
     Row("an .npz named .npy", lambda: {"a.npy": stack()}, f"arrays:IN/a.npy OUT {EACH}", 0, ("OUT/train: 3 images 4x4x1",)),
     Row("an .npy named .mat", lambda: {"a.mat": array(STACK)}, f"arrays:IN/a.mat OUT {EACH}", 0, ("OUT/train: 3 images 4x4x1",)),

@@ -259,6 +259,8 @@ class Run:
         """
         self._refuse_without_bound("elbo")
         model, levels = self.trained.model, self._levels(images, layout)
+        if not len(levels.images):
+            return np.zeros(0)
 
         def bound(seen: Seen) -> Tensor:
             terms = model.terms(seen.x, seen.drawn, seen.mask, measured=False)
@@ -285,6 +287,8 @@ class Run:
         self._refuse_without_bound("log_prob")
         refuse_codes(self.trained, "log_prob", "take elbo: each image has one code")
         model, levels = self.trained.model, self._levels(images, layout)
+        if not len(levels.images):
+            return np.zeros(0)
         at_once = most_at_once(model)
         return self._of_images(
             lambda seen: bounds_of(

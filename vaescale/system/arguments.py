@@ -33,6 +33,8 @@ def size(least: int, most: int) -> Callable[[str], int | tuple[int, int]]:
 
     def parse(text: str) -> int | tuple[int, int]:
         height, cross, width = text.partition("x")
+        if cross and not (height.strip() and width.strip()):
+            raise argparse.ArgumentTypeError(f"{text!r} must be a side, or HEIGHTxWIDTH such as 48x96")
         return (side(height), side(width)) if cross else side(text)
 
     return parse

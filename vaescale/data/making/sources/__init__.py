@@ -61,7 +61,7 @@ SOURCES: dict[str, Kind] = {
         needs="a .npz, .npy, .mat or .h5 file, or the folder of the files",
     ),
     "cifar": Kind(cifar, options=("column",), needs="the folder of the batches, or one above it"),
-    "phantom": Kind(phantom, "nothing"),
+    "phantom": Kind(phantom, "nothing", options=("dtype",)),
     "stacked": Kind(stacked, needs="the folder of the idx files"),
     "frames": Kind(
         frame_folders,

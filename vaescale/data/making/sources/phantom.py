@@ -12,8 +12,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from vaescale.config import Dtype
 from vaescale.data.making.items import Item
 from vaescale.data.making.sources.base import Source, Split
+from vaescale.errors import UserError
 
 SIDE, FINER = 32, 4  # pixels, and points along each side of a pixel, which are averaged
 NUMBERS = {"train": 2000, "val": 250}
@@ -25,11 +27,15 @@ _AXIS = (np.arange(SIDE * FINER) + 0.5) / (SIDE * FINER) * 2 - 1
 _X, _Y = _AXIS[None], _AXIS[:, None]
 
 
-def phantom() -> Source:
+def phantom(*, dtype: Dtype = "int16") -> Source:
     """2,000 images for train and 250 for val, 32x32, int16, without classes: give --dtype int16.
 
-    Image n of a split depends on the split and n alone, whichever images are made beside it.
+    Image n of a split depends on the split and n alone, whichever images are made beside it. Raises UserError for another dtype.
     """
+    if dtype != "int16":
+        raise UserError(
+            f"--dtype (={dtype}) must be int16 for phantom, which has values from {LEAST} to {MOST}"
+        )
     return Source({split: partial(_split, split) for split in NUMBERS})
 
 

@@ -488,7 +488,8 @@ def _refuse_misfit(index: ShardIndex, config: DataConfig) -> None:
             "" if index.values.dtype == "uint8" else f" and data.range=[{low:g}, {high:g}], or a window in it"
         )
         raise DataError(
-            f"{index.place} holds {index.values.text()}, data.dtype is {config.dtype}; set data.dtype={index.values.dtype}{window}"
+            f"{index.place} holds {index.values.text()}, data.dtype is {config.dtype}; set data.dtype={index.values.dtype}{window}, or give "
+            f"shards of {config.dtype}"
         )
     if index.image is None:
         if config.crop is None:

@@ -47,7 +47,7 @@ def test_a_classifier_s_accuracy_has_its_balanced_one_beside() -> None:
                 faults=(),
             )
 
-    assert accuracy(model, batches()) == (4 / 6, 0.5, 4 / 6, 6)
+    assert accuracy(model, 3, batches()) == (4 / 6, 0.5, 4 / 6, 6)
 
 
 @pytest.mark.parametrize("directions", [0, 1])

@@ -126,9 +126,9 @@ def compress(
             every = [(rank, one) for rank, share in enumerate(comm.gather_object(parts)) for one in share]
             header = _header(trained, codec, mark, sets, binarize, sum(one.record.images for _, one in every))
             header |= {} if mixture is None else {"mixture": _described(mixture)}
-            result = comm.on_main(lambda: _join(out, header, every))
-            if mixture is not None:
+            if mixture is not None:  # before the file, which is lost without it
                 comm.on_main(lambda: file_mixture.keep(trained, mixture))
+            result = comm.on_main(lambda: _join(out, header, every))
         finally:
             part.unlink(missing_ok=True)
         return {

@@ -225,7 +225,12 @@ def _distance(trained: Trained, features: str, *, trusted: bool, cache: Path | N
     opened = comm.together(levels)
     train = comm.together(lambda: open_split(trained.recipe, "train"))
     references = references_of(
-        train, opened, context=model.context, device=device, cache=references_folder(cache)
+        train,
+        opened,
+        trained.recipe.data,
+        context=model.context,
+        device=device,
+        cache=references_folder(cache),
     )
     return FutureDistance(model, opened, references, seed=trained.recipe.seed)
 

@@ -52,6 +52,7 @@ def train_features(
     DataError for images without classes or of different shapes.
     """
     _refuse(out, width)
+    (out / video_classifier.DETAILS).unlink(missing_ok=True)  # of a training that was killed
     train_reader = _open(train, frames)
     val_reader = _open(val or _held_out_beside(train), _frames_of(train_reader), like=train_reader)
     classes = _classes_of_both(train_reader, val_reader)
@@ -128,15 +129,20 @@ def _accuracy(
     """The accuracy on the held-out set. of_frames: of each frame of its sequences."""
     batch = VIDEO_BATCH if val.has_windows else ACCURACY_BATCH
     batches = evaluation_batches(val, batch=batch, rank=0, world_size=1)
-    with Progress("held-out accuracy", len(val), unit="images", quiet_seconds=QUIET_SECONDS) as progress:
+    unit = _unit(val, of_frames=False)
+    with Progress("held-out accuracy", len(val), unit=unit, quiet_seconds=QUIET_SECONDS) as progress:
         shown = _shown(batches, progress)
         accuracy = classifier.accuracy(model, classes, all_frames(shown) if of_frames else shown)
     return {
         "accuracy": round(accuracy.plain, 4),
         "balanced_accuracy": round(accuracy.balanced, 4),
         "majority_share": round(accuracy.majority_share, 4),
-        "held_out_images": accuracy.images,
+        f"held_out_{_unit(val, of_frames=of_frames)}": accuracy.images,
     }
+
+
+def _unit(val: ShardReader, *, of_frames: bool) -> str:
+    return "frames" if of_frames else "sequences" if val.has_windows else "images"
 
 
 def _refuse(out: Path, width: int) -> None:

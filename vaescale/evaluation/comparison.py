@@ -29,7 +29,7 @@ from vaescale.evaluation.quality import kernel_distance, overlap
 from vaescale.models.units import to_stored, to_unit
 from vaescale.system import heartbeat
 from vaescale.system.caches import cache_home
-from vaescale.system.console import Progress
+from vaescale.system.console import Progress, say
 from vaescale.system.files import write_whole
 
 CACHE = "vaescale/references"
@@ -148,10 +148,7 @@ def references_of(
         raise comm.known_to_all(
             DataError(f"{count} training images are too few to compare with; {LEAST} are needed")
         )
-    read = (config.image_size, config.channels, str(config.crop), config.resample)
-    read += () if config.window == Window() else tuple(config.window)  # type: ignore[assignment]
-    key = json.dumps([extractor.identity, reader.index.data_hash, read, count])
-    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    path = cache / cache_name(extractor, reader, config, [count])
     kept = comm.on_main(lambda: _kept(path, count))
     if kept is not None:
         return kept, True
@@ -161,8 +158,27 @@ def references_of(
         return to_unit(images_at(reader, numbers[positions]).to(device), reader.window)
 
     features = features_of(Kind("training images", "", count, images), extractor)
-    comm.on_main(lambda: write_whole(path, to_bytes({"features": features})))
+    comm.on_main(lambda: keep(path, to_bytes({"features": features})))
     return features, False
+
+
+def cache_name(extractor: Extractor, reader: ShardReader, config: DataConfig, of: list[Any]) -> str:
+    """The name of a file that keeps what an extractor made of a data set, as the options of its reader and `of` tell it apart."""
+    read = (config.image_size, config.channels, str(config.crop), config.resample)
+    read += () if config.window == Window() else tuple(config.window)  # type: ignore[assignment]
+    key = json.dumps([extractor.identity, reader.index.data_hash, read, *of])
+    return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write a file of the cache. Prints a message where that is not possible: what it holds is made again next time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError as error:
+        say(
+            f"{path} cannot be written ({error.strerror}), so these features are computed again next time; --cache names another folder"
+        )
 
 
 def references_folder(given: Path | None) -> Path:

@@ -9,8 +9,6 @@ and the last frame of the context in the place of each frame after it. All have 
 Videos: Unterthiner et al. 2018, whose features (I3D) are not here. The memory does not grow with the number of sequences.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -24,10 +22,11 @@ from torch import Tensor
 
 from vaescale import comm, noise
 from vaescale.data.batch import Request
+from vaescale.data.config import DataConfig
 from vaescale.data.lookup import evenly
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError
-from vaescale.evaluation.comparison import LEAST, to_levels
+from vaescale.evaluation.comparison import LEAST, cache_name, keep, to_levels
 from vaescale.evaluation.features import Extractor
 from vaescale.evaluation.frechet import Moments, Sums, frechet_distance
 from vaescale.evaluation.measures import Seen
@@ -35,7 +34,6 @@ from vaescale.models.sequence_model import SequenceModel
 from vaescale.models.units import to_unit
 from vaescale.system import heartbeat
 from vaescale.system.console import Progress
-from vaescale.system.files import write_whole
 
 BATCH = 32  # sequences
 MOST_REFERENCES = 10_000
@@ -147,14 +145,20 @@ class FutureDistance:
 
 
 def references_of(
-    reader: ShardReader, levels: Levels, *, context: int, device: torch.device, cache: Path
+    reader: ShardReader,
+    levels: Levels,
+    config: DataConfig,
+    *,
+    context: int,
+    device: torch.device,
+    cache: Path,
 ) -> References:
     """The moments of at most 10,000 evenly spaced sequences of a set, the first T frames of each. All ranks call it.
 
-    Keeps them in the folder `cache`. Raises DataError for too few sequences.
+    config: the reader's options, on which the moments depend. Keeps them in the folder `cache`. Raises DataError for too few sequences.
     """
     count = min(MOST_REFERENCES, len(reader))
-    paths = {name: cache / _name(reader, levels[name], name, context, count) for name in levels}
+    paths = {name: cache / _name(reader, levels[name], config, name, context, count) for name in levels}
     kept = comm.on_main(lambda: {name: _kept(path) for name, path in paths.items()})
     missing = {name: levels[name] for name, moments in kept.items() if moments is None}
     sums = {name: Sums() for name in missing}
@@ -205,16 +209,17 @@ def _sequences(reader: ShardReader, count: int, device: torch.device) -> Iterato
             progress.update(done)
 
 
-def _name(reader: ShardReader, extractor: Extractor, level: str, context: int, count: int) -> str:
+def _name(
+    reader: ShardReader, extractor: Extractor, config: DataConfig, level: str, context: int, count: int
+) -> str:
     """The name of the file that keeps the moments of a level."""
-    key = json.dumps([extractor.identity, reader.index.data_hash, level, context, *reader.form.shape, count])
-    return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    return cache_name(extractor, reader, config, [level, context, *reader.form.shape, count])
 
 
 def _keep(path: Path, moments: Moments) -> None:
     number = torch.tensor([moments.images], dtype=torch.int64)
     content = {"mean": moments.mean, "covariance": moments.covariance, "number": number}
-    comm.on_main(lambda: write_whole(path, to_bytes(content)))
+    comm.on_main(lambda: keep(path, to_bytes(content)))
 
 
 def _kept(path: Path) -> Moments | None:

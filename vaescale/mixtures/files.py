@@ -29,6 +29,10 @@ def save(mixture: Mixture, folder: Path, details: Mapping[str, object]) -> None:
     """
     names = ("weights", "means", "covariances")
     tensors = to_bytes({name: getattr(mixture, name).contiguous() for name in names})
+    if HASH not in read_details(
+        folder
+    ):  # of an earlier version, which cannot tell which tensors it belongs to
+        (folder / DETAILS).unlink(missing_ok=True)
     write_whole(folder / TENSORS, tensors)
     content = {**FORMAT, "covariance": mixture.kind, **details, HASH: _hash(tensors)}
     write_whole(folder / DETAILS, (strict_json(content, indent=1) + "\n").encode())

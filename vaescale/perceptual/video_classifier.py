@@ -78,8 +78,10 @@ class _Pairs(nn.Module):
 
 
 def permuted(x: Tensor, stream: noise.Stream) -> Tensor:
-    """Sequences [B, T, ...] with their frames in an order that is drawn, a function of seed, step and slot."""
+    """Sequences [B, T, ...] with their frames in another order, which is drawn: a function of seed, step and slot."""
     order = noise.uniform(stream, noise.CHOICE, (x.shape[1],)).argsort(1)
+    unchanged = (order == torch.arange(x.shape[1])).all(1)
+    order[unchanged] = order[unchanged].roll(1, 1)
     return x[torch.arange(len(x))[:, None], order]
 
 

@@ -21,6 +21,7 @@ CODED: dict[str, dict[str, Any]] = {
     "categorical": {},
     "discretized_logistic": {},
     "discretized_logistic_mixture": {"components": 3},
+    "autoregressive_logistic_mixture": {"components": 2, "radius": 2, "width": 5, "blocks": 1},
 }
 
 

@@ -43,6 +43,13 @@ CASES: dict[str, dict[str, Any]] = {
     "logistic, shared": {"kind": "discretized_logistic", "scale": "shared"},
     "logistic, fixed": {"kind": "discretized_logistic", "scale": 0.05},
     "mixture": {"kind": "discretized_logistic_mixture", "components": 3},
+    "autoregressive": {
+        "kind": "autoregressive_logistic_mixture",
+        "components": 2,
+        "radius": 1,
+        "width": 6,
+        "blocks": 1,
+    },
 }
 SHAPE = (3, 3, 4)
 SHAPES = {
@@ -146,7 +153,9 @@ def support(likelihood: Likelihood, params: Tensor) -> tuple[Tensor, Tensor]:
     return x, value
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if name != "autoregressive"]
+)  # whose mean is another one, see test_autoregressive.py
 def test_samples_have_the_mean_and_the_variance(name: str) -> None:
     likelihood = build(name)
     params = decoded(likelihood, 1, scale=1.0 if name == "mixture" else 0.7).float()
@@ -211,7 +220,7 @@ def test_learned_numbers_get_the_right_gradient(name: str) -> None:
                     sides.append(float(likelihood.log_prob(x, params, everything(x)).sum()))
                     parameter.view(-1)[place] -= sign * 1e-6
             slope = (sides[0] - sides[1]) / 2e-6
-            assert float(gradient.view(-1)[place]) == pytest.approx(slope, rel=1e-5)
+            assert float(gradient.view(-1)[place]) == pytest.approx(slope, rel=1e-5, abs=2e-7)
 
 
 @pytest.mark.parametrize("name", CASES)

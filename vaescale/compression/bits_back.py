@@ -156,8 +156,8 @@ class Codec:
 
         with one_thread(), torch.inference_mode():
             model = self._given(condition, number)
-            p = on_grid(self._descend(model, number, choose), grids.pixels)
-            levels = self.pixels.levels_of(stack.pop(self._pixel_code(p)).symbols)
+            features = self._descend(model, number, choose)
+            levels = self.pixels.levels_of(stack.pop(self.pixels.decoding(features, grids.pixels)).symbols)
             encoded = model.encode(self._target(levels))
             for group in reversed(range(self.groups)):
                 prior, bins, posterior = groups[group]
@@ -193,7 +193,7 @@ class Codec:
                 priors.append(prior)
                 return latents(of_groups[group], settle(prior, self.margins.prior).values, self.latent_bits)
 
-            parameters = self._descend(model, number, choose)
+            parameters = self._known(self._descend(model, number, choose), levels)
         none = np.zeros((number, 0))
         return Outputs(np.concatenate(posteriors, 1), parameters, np.concatenate([none, *priors], axis=1))
 
@@ -216,7 +216,7 @@ class Codec:
                 phases_p.append(np.zeros_like(q.phases) if p is None else p.phases)
                 return latents(from_digits(z[-1].symbols).reshape(number, -1), values, self.latent_bits)
 
-            p = settle(self._descend(model, number, choose), self.margins.pixels)
+            p = settle(self._known(self._descend(model, number, choose), levels), self.margins.pixels)
         x = coded(self._pixel_code(p.values), self.pixels.symbols(levels))
         return _Inferred(x, z, Grids(np.stack(phases_q), p.phases, np.stack(phases_p)))
 
@@ -225,8 +225,9 @@ class Codec:
         model: VAE,
         number: int,
         choose: Callable[[int, Reals | None, Posterior], Reals],
-    ) -> Reals:
-        """`VAE.descend` of `number` images in the smallest shape that holds them, with outputs [B, ...] as numbers."""
+    ) -> Tensor:
+        """`VAE.descend` of `number` images in the smallest shape that holds them, with outputs [B, ...] as numbers. Returns the pixels'
+        features."""
 
         def of_tensors(
             group: int, prior: Gaussian | None, posterior: Callable[[Encoded], Gaussian]
@@ -236,7 +237,11 @@ class Codec:
             return self._padded(torch.from_numpy(z))
 
         params = model.descend(self._shape(number), of_tensors)
-        return self._numbers(self.pixels.parameters(params).flatten(1), number)
+        return self.pixels.features(params)[:number]
+
+    def _known(self, features: Tensor, levels: Integers) -> Reals:
+        """The pixels' parameters [B, P] of known images."""
+        return self._numbers(self.pixels.known(features, levels).flatten(1), len(levels))
 
     def _numbers(self, outputs: Tensor, number: int) -> Reals:
         """The outputs [S, ...] of the networks for the images, [B, ...]."""
@@ -276,7 +281,8 @@ class Codec:
 
         with one_thread(), torch.inference_mode():
             model = self.model.given(self.model.any_condition(1))
-            parameters = self.pixels.parameters(model.descend(1, choose))
+            features = self.pixels.features(model.descend(1, choose))
+            parameters = self.pixels.known(features, np.zeros((1, *self.image_shape), np.int64))
         return any(learned), parameters.shape[1:]
 
     def _pixel_code(self, p: Reals) -> Code:

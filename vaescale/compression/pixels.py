@@ -4,6 +4,7 @@ Legend: B images, C channels, L levels, K components, D = C H W values, M = B H 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 
 import numpy as np
 import torch
@@ -23,7 +24,9 @@ from vaescale.compression.masses import (
     table,
     values_received,
 )
+from vaescale.compression.rounding import Phases, on_grid
 from vaescale.errors import UserError
+from vaescale.likelihoods.autoregressive import AutoregressiveLogisticMixture
 from vaescale.likelihoods.base import Likelihood
 from vaescale.likelihoods.bernoulli import Bernoulli
 from vaescale.likelihoods.bitwise import Bitwise
@@ -39,7 +42,10 @@ Shape = tuple[int, int, int]
 
 
 class PixelCode(ABC):
-    """How the pixels of one likelihood are coded. Images are of `shape` (C, H, W) and have `levels` levels."""
+    """How the pixels of one likelihood are coded. Images are of `shape` (C, H, W) and have `levels` levels.
+
+    `features` of the decoder's output are the parameters, unless these depend on pixels, too: see `AutoregressiveCode`.
+    """
 
     levels = LEVELS
 
@@ -49,6 +55,21 @@ class PixelCode(ABC):
     @abstractmethod
     def parameters(self, params: Tensor) -> Tensor:
         """The numbers that the masses are made of, float64 [B, P, H, W], from the decoder's output in float64."""
+
+    def features(self, params: Tensor) -> Tensor:
+        """What is kept of the decoder's output in float64 until the pixels are coded."""
+        return self.parameters(params)
+
+    def known(self, features: Tensor, levels: Integers) -> Tensor:  # noqa: ARG002
+        """The parameters of known images [B, P, H, W], not on the grid yet. features: [B, ...], as `features` returned them."""
+        return features
+
+    def decoding(self, features: Tensor, phases: Phases) -> Code:
+        """The code of unknown images."""
+        parameters = features.numpy()
+        yield from self.code(
+            on_grid(parameters.reshape(len(parameters), -1), phases).reshape(parameters.shape)
+        )
 
     @abstractmethod
     def code(self, parameters: Reals) -> Code:
@@ -210,6 +231,90 @@ class MixtureCode(LevelCode):
                 earlier.append(np.asarray(level * (2 * HALF_LEVEL) - 1.0, np.float64))
 
 
+class AutoregressiveCode(MixtureCode):
+    """A mixture of discretized logistics given the pixels before, coded wave after wave."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        super().__init__(likelihood)
+        assert isinstance(likelihood, AutoregressiveLogisticMixture)
+        self._waves = [one.numpy() for one in torch.split(likelihood.order.cpu(), likelihood.wave_sizes)]
+
+    @property
+    def _autoregressive(self) -> AutoregressiveLogisticMixture:
+        assert isinstance(self.likelihood, AutoregressiveLogisticMixture)
+        return self.likelihood
+
+    @property
+    def _logistics(self) -> DiscretizedLogisticMixture:
+        return self._autoregressive.mixture
+
+    def features(self, params: Tensor) -> Tensor:
+        """The features of the network at each pixel."""
+        return params
+
+    def known(self, features: Tensor, levels: Integers) -> Tensor:
+        """The parameters of all pixels in one pass."""
+        x = torch.from_numpy(levels) / (self.levels - 1.0)
+        return self.parameters(self._autoregressive.mixture_params(x.to(features), features))
+
+    def decoding(self, features: Tensor, phases: Phases) -> Code:
+        """Wave after wave: the parameters of the next follow from the values of those before."""
+        for _, mixture, values in self._autoregressive.params_by_wave(features):
+            parameters = self.parameters(mixture).numpy()
+            rounded = on_grid(parameters.reshape(len(parameters), -1), phases).reshape(parameters.shape)
+            levels = yield from _levels_received(super().code(rounded), self.shape[0])
+            values.copy_(
+                torch.from_numpy(levels.reshape(len(levels), len(features), -1).swapaxes(0, 1))
+                / (self.levels - 1.0)
+            )
+
+    def code(self, parameters: Reals) -> Code:
+        """The waves of known images."""
+        flat = parameters.reshape(*parameters.shape[:2], -1)
+        for places in self._waves:
+            yield from super().code(np.ascontiguousarray(flat[:, :, None, places]))
+
+    def symbols(self, levels: Integers) -> list[Symbols]:
+        """Those of each wave's pixels."""
+        flat = levels.reshape(*levels.shape[:2], -1)
+        return [
+            one
+            for places in self._waves
+            for one in super(AutoregressiveCode, self).symbols(flat[:, :, None, places])
+        ]
+
+    def levels_of(self, symbols: list[Symbols]) -> Integers:
+        """The levels of the waves' digits, each at its place."""
+        channels, height, width = self.shape
+        rounds = channels * digits(LEVELS)
+        images = len(symbols[0]) // len(self._waves[0])
+        levels = np.empty((images, channels, height * width), np.int64)
+        for number, places in enumerate(self._waves):
+            of_wave = symbols[rounds * number : rounds * (number + 1)]
+            levels[:, :, places] = _by_channel(of_wave, channels).reshape(channels, images, -1).swapaxes(0, 1)
+        return levels.reshape(images, *self.shape)
+
+
+def _by_channel(symbols: list[Symbols], channels: int) -> Integers:
+    """The levels [C, M] of digits."""
+    count = digits(LEVELS)
+    return np.stack(
+        [from_digits(symbols[count * channel : count * (channel + 1)]) for channel in range(channels)]
+    )
+
+
+def _levels_received(code: Code, channels: int) -> Generator[Table, Symbols, Integers]:
+    """Pass a code on, and return the levels [C, M] of its symbols."""
+    symbols = list[Symbols]()
+    shown = next(code)
+    while True:
+        symbols.append((yield shown))
+        try:
+            shown = code.send(symbols[-1])
+        except StopIteration:
+            return _by_channel(symbols, channels)
+
+
 class _Mixture:
     """Logistics on [-1, 1] with weights, means and inverse scales [K, M] each."""
 
@@ -250,7 +355,8 @@ def pixel_code(likelihood: Likelihood) -> PixelCode:
             return implementation(likelihood)
     raise UserError(
         f"likelihood.kind (={likelihood.config.kind!r}, {likelihood.levels} levels) has no lossless code; choose a run with "
-        "bernoulli, or with bitwise, categorical, discretized_logistic or discretized_logistic_mixture of 256 levels"
+        "bernoulli, or with bitwise, categorical, discretized_logistic, discretized_logistic_mixture or autoregressive_logistic_mixture of 256 "
+        "levels"
     )
 
 
@@ -260,6 +366,7 @@ CODES: dict[type[Likelihood], type[PixelCode]] = {
     Categorical: CategoricalCode,
     DiscretizedLogistic: LogisticCode,
     DiscretizedLogisticMixture: MixtureCode,
+    AutoregressiveLogisticMixture: AutoregressiveCode,
 }
 
 

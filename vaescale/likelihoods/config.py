@@ -20,6 +20,7 @@ from vaescale.config import (
 )
 
 MOST_CHAINED = 4  # channels of a mixture: its mean takes 8 times as long for each more
+MOST_RADIUS = 8
 MOST_LOGITS = 256  # of a value, one for each level
 SCALE_CEILING = 20.0  # largest scale of a discretized logistic on [-1, 1]; beyond it float32 cannot resolve the masses of the levels
 OPTIMAL = ("optimal", "optimal_per_image", "optimal_per_pixel", "optimal_per_channel")
@@ -378,9 +379,29 @@ class DiscretizedLogisticMixtureConfig(LikelihoodConfig):
         super().check_sizes(sizes)
         if sizes.channels > MOST_CHAINED:
             raise ValueError(
-                f"likelihood.kind (=discretized_logistic_mixture) conditions each channel on those before it, {MOST_CHAINED} at most, and "
+                f"likelihood.kind (={self.kind}) conditions each channel on those before it, {MOST_CHAINED} at most, and "
                 f"data.channels is {sizes.channels}; take discretized_logistic"
             )
+
+
+class AutoregressiveLogisticMixtureConfig(DiscretizedLogisticMixtureConfig):
+    """A mixture of discretized logistics given z and the pixels before that are near: a local autoregressive decoder."""
+
+    implementation = "vaescale.likelihoods.autoregressive.AutoregressiveLogisticMixture"
+    kind: Literal["autoregressive_logistic_mixture"] = "autoregressive_logistic_mixture"  # type: ignore[assignment]
+    components: int = Field(default=5, ge=1, description="number of mixture components")
+    radius: int = Field(
+        default=3,
+        ge=1,
+        le=MOST_RADIUS,
+        description="how many rows up and columns to either side a pixel sees; what is farther away, only z tells",
+    )
+    width: int = Field(
+        default=64,
+        ge=1,
+        description="channels of the network at each pixel, and features that the decoder returns for it",
+    )
+    blocks: int = Field(default=2, ge=1, description="residual blocks of the network at each pixel")
 
 
 LIKELIHOODS: dict[str, type[LikelihoodConfig]] = {
@@ -394,4 +415,5 @@ LIKELIHOODS: dict[str, type[LikelihoodConfig]] = {
     "bitwise": BitwiseConfig,
     "discretized_logistic": DiscretizedLogisticConfig,
     "discretized_logistic_mixture": DiscretizedLogisticMixtureConfig,
+    "autoregressive_logistic_mixture": AutoregressiveLogisticMixtureConfig,
 }

@@ -123,14 +123,22 @@ class DiscretizedLogisticMixture(Mass):
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
         """Draw a component for each pixel, then channel by channel; returns multiples of 1/(L - 1)."""
+        return self.draw(params, *self.uniform(stream))
+
+    def uniform(self, stream: noise.Stream) -> tuple[Tensor, Tensor]:
+        """The uniform numbers of `draw` for images of the whole shape: [B, H, W], which choose components, and [B, C, H, W]."""
+        of_components = noise.uniform(stream, noise.DECODER, self.image_shape[1:])
+        return of_components, noise.uniform(stream, noise.DECODER + 1, self.image_shape)
+
+    def draw(self, params: Tensor, of_components: Tensor, of_levels: Tensor) -> Tensor:
+        """A draw [B, C, H, W] as a function of uniform numbers in [0, 1), those of `uniform`; H and W may be other than the images'."""
         parts = self._split(params)
-        channels, height, width = self.image_shape
         edges = parts.log_weights.exp().double().cumsum(1)
-        u = noise.uniform(stream, noise.DECODER, (height, width)).double() + 2.0**-25
+        u = of_components.double() + 2.0**-25
         component = (edges[:, :-1] < (u * edges[:, -1])[:, None]).sum(1, keepdim=True)
         drawn: list[Tensor] = []
-        u = noise.uniform(stream, noise.DECODER + 1, (channels, height, width)).to(parts.means) + 2.0**-25
-        for c in range(channels):
+        u = of_levels.to(parts.means) + 2.0**-25
+        for c in range(self.image_shape[0]):
             mean = self._mean_of_channel(parts, c, drawn).gather(1, component)
             scale = parts.log_scales[:, :, c].gather(1, component).exp()
             drawn.append(2 * _to_level(mean + scale * torch.logit(u[:, c, None]), self.num_levels) - 1)

@@ -1,0 +1,168 @@
+"""A mixture of discretized logistics at each pixel, given z and the pixels before it that are near: a local autoregressive decoder.
+
+    p(x|z) = product over pixels i of p(x_i | z, the pixels before i within the radius),      raster order
+
+The decoder returns features of each pixel. A small network, equal at every pixel, maps them and the levels of the pixels before it to
+the mixture's parameters. Gulrajani et al. 2017 (PixelVAE); Chen et al. 2017: since a pixel sees only its neighbourhood, z has what is
+global, and loses what neighbours tell already. The mass and its gradient take one pass over all pixels; draws and means go through the
+pixels in waves: all pixels of a wave (`waves`) depend on earlier waves alone.
+
+Legend: r the radius; V = 2 r (r + 1) pixels before a pixel; F features; P pixels; N parameters of a mixture.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad, silu, unfold
+
+from vaescale import noise
+from vaescale.likelihoods.base import Mass
+from vaescale.likelihoods.config import AutoregressiveLogisticMixtureConfig
+from vaescale.likelihoods.discretized_logistic import DiscretizedLogisticMixture
+from vaescale.likelihoods.sigma import wide
+
+
+class AutoregressiveLogisticMixture(Mass):
+    """Discretized logistics given z and near pixels before. The decoder returns F features of each pixel."""
+
+    config: AutoregressiveLogisticMixtureConfig
+
+    def __init__(
+        self, config: AutoregressiveLogisticMixtureConfig, *, image_shape: tuple[int, int, int]
+    ) -> None:
+        super().__init__(config, image_shape=image_shape)
+        self.mixture = DiscretizedLogisticMixture(config, image_shape=image_shape)
+        self.network = PixelNetwork(
+            (image_shape[0] + 1) * pixels_before(config.radius),
+            config.width,
+            config.blocks,
+            self.mixture.num_params(image_shape[0]),
+        )
+        order, self.wave_sizes = waves(*image_shape[1:], config.radius)
+        self.register_buffer("order", order, persistent=False)  # [P], int64
+        self.order: Tensor
+
+    def num_params(self, channels: int) -> int:  # noqa: ARG002
+        """The number F of features."""
+        return self.config.width
+
+    def log_prob(self, x: Tensor, params: Tensor, mask: Tensor) -> Tensor:
+        """The log mass in nats [B]. x holds multiples of 1/(L - 1)."""
+        return self.mixture.log_prob(x, self.mixture_params(x, params), mask)
+
+    def mixture_params(self, x: Tensor, params: Tensor) -> Tensor:
+        """The parameters [B, N, H, W] of the mixtures of known images, float32 or wider."""
+        radius, (height, width) = self.config.radius, x.shape[2:]
+        window = (radius + 1, 2 * radius + 1)
+        known = unfold(self._framed(x), window).view(len(x), x.shape[1] + 1, -1, height * width)
+        before = known[:, :, : pixels_before(radius)].flatten(1, 2).transpose(1, 2)
+        made: Tensor = self.network(before, wide(params).flatten(2).transpose(1, 2))
+        return made.transpose(1, 2).reshape(len(x), -1, height, width)
+
+    def mean(self, params: Tensor) -> Tensor:
+        """In place of E[x|z], which has no closed form: each pixel's mean given the means of the pixels before it, [B, C, H, W]."""
+        return self._one_after_the_other(params, lambda mixture, _: self.mixture.mean(mixture))
+
+    def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
+        """A draw, pixel after pixel: multiples of 1/(L - 1)."""
+        uniform = self.mixture.uniform(stream)
+
+        def draw(mixture: Tensor, places: Tensor) -> Tensor:
+            at_places = (one.flatten(-2)[..., None, places] for one in uniform)
+            return self.mixture.draw(mixture, *at_places)
+
+        return self._one_after_the_other(params, draw)
+
+    def params_by_wave(self, params: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Go through the waves of images that are not known yet. Yields the places [P'] of a wave as y W + x, the parameters [B, N, 1, P'] of
+        their mixtures and values [B, C, P'], in which the caller writes the pixels, in [0, 1], before it goes on.
+        """
+        radius, (height, width) = self.config.radius, params.shape[2:]
+        channels = self.image_shape[0]
+        features = wide(params).flatten(2).transpose(1, 2)  # [B, P, F]
+        empty = features.new_zeros(len(params), channels, height, width)
+        framed = self._framed(empty)
+        framed[:, :channels] = 0
+        framed_width, inside = framed.shape[-1], framed.flatten(2)
+        offsets = torch.tensor(
+            [down * framed_width + right for down in range(radius + 1) for right in range(2 * radius + 1)]
+        )[: pixels_before(radius)].to(params.device)
+        for places in torch.split(self.order, self.wave_sizes):
+            corners = places // width * framed_width + places % width  # of each pixel's window
+            before = inside[:, :, corners[:, None] + offsets]  # [B, C + 1, P', V]
+            rows = before.permute(0, 2, 1, 3).flatten(2)
+            made: Tensor = self.network(rows, features[:, places])
+            values = features.new_empty(len(params), channels, len(places))
+            yield places, made.transpose(1, 2)[:, :, None], values
+            inside[:, :channels, corners + radius * framed_width + radius] = self._centred(values)
+
+    def _one_after_the_other(self, params: Tensor, choose: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Images [B, C, H, W] whose pixels `choose` returns, [B, C, 1, P'], from parameters [B, N, 1, P'] and places [P']."""
+        images = wide(params).new_empty(len(params), self.image_shape[0], math.prod(params.shape[2:]))
+        for places, mixture, values in self.params_by_wave(params):
+            values.copy_(choose(mixture, places)[:, :, 0])
+            images[:, :, places] = values
+        return images.view(len(params), -1, *params.shape[2:])
+
+    def _centred(self, x: Tensor) -> Tensor:
+        """Levels around 0, at most 1 away from it: numbers that half precision holds exactly, if there are 256 levels."""
+        half = self.num_levels / 2
+        return (wide(x) * (self.num_levels - 1) - half) / half
+
+    def _framed(self, x: Tensor) -> Tensor:
+        """Centred images with a channel of ones, and a frame of zeros that the windows reach into, [B, C + 1, H + r, W + 2 r]."""
+        radius = self.config.radius
+        return pad(
+            torch.cat([self._centred(x), torch.ones_like(x[:, :1])], dim=1), (radius, radius, radius, 0)
+        )
+
+
+class PixelNetwork(nn.Module):
+    """The network of one pixel: a residual network of the pixels before it and its features."""
+
+    def __init__(self, inputs: int, width: int, blocks: int, outputs: int) -> None:
+        super().__init__()
+        self.first, self.last = _weights(width, inputs), _weights(outputs, width)
+        self.inner = nn.Parameter(torch.stack([_weights(width, width) for _ in range(2 * blocks)]).detach())
+        self.first_bias, self.last_bias = (
+            nn.Parameter(torch.zeros(width)),
+            nn.Parameter(torch.zeros(outputs)),
+        )
+        self.inner_bias = nn.Parameter(torch.zeros(2 * blocks, width))
+
+    def forward(self, before: Tensor, features: Tensor) -> Tensor:
+        """before: [B, P, (C + 1) V]; features: [B, P, F]. Returns [B, P, N] in their precision."""
+        with torch.autocast(before.device.type, enabled=False):  # what it returns are parameters of masses
+            y = features + self._layer(before, self.first, self.first_bias)
+            for number in range(0, len(self.inner), 2):
+                inside = self._layer(silu(y), self.inner[number], self.inner_bias[number])
+                y = y + self._layer(silu(inside), self.inner[number + 1], self.inner_bias[number + 1])
+            return self._layer(silu(y), self.last, self.last_bias)
+
+    @staticmethod
+    def _layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear(x, weight.to(x.dtype), bias.to(x.dtype))
+
+
+def _weights(outputs: int, inputs: int) -> nn.Parameter:
+    weights = torch.empty(outputs, inputs)
+    nn.init.kaiming_uniform_(weights, a=math.sqrt(5))
+    return nn.Parameter(weights)
+
+
+def pixels_before(radius: int) -> int:
+    """The number V of pixels before a pixel that are at most `radius` rows and columns away."""
+    return 2 * radius * (radius + 1)
+
+
+def waves(height: int, width: int, radius: int) -> tuple[Tensor, list[int]]:
+    """The places y W + x in an order in which each comes after all that it depends on, [P], and the numbers of places that may be
+    computed at once: those with equal x + (r + 1) y, since a pixel reaches r to the right in the row above it.
+    """
+    number = torch.arange(height * width)
+    wave = number % width + (radius + 1) * (number // width)
+    order = torch.argsort(wave, stable=True)
+    sizes = torch.bincount(wave)
+    return order, sizes[sizes > 0].tolist()

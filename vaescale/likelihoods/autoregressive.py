@@ -21,6 +21,7 @@ from vaescale import noise
 from vaescale.likelihoods.base import Mass
 from vaescale.likelihoods.config import AutoregressiveLogisticMixtureConfig
 from vaescale.likelihoods.discretized_logistic import DiscretizedLogisticMixture
+from vaescale.likelihoods.level_means import level_mean
 from vaescale.likelihoods.sigma import wide
 
 
@@ -62,8 +63,18 @@ class AutoregressiveLogisticMixture(Mass):
         return made.transpose(1, 2).reshape(len(x), -1, height, width)
 
     def mean(self, params: Tensor) -> Tensor:
-        """In place of E[x|z], which has no closed form: each pixel's mean given the means of the pixels before it, [B, C, H, W]."""
-        return self._one_after_the_other(params, lambda mixture, _: self.mixture.mean(mixture))
+        """In place of E[x|z], which would need all images: the mean of each value given the means of those before it, [B, C, H, W]."""
+        return self._one_after_the_other(params, lambda mixture, _: self.pixel_mean(mixture))
+
+    def pixel_mean(self, mixture: Tensor) -> Tensor:
+        """The weighted means [B, C, H, W] of the components, in each of which a channel moves with the means of those before it."""
+        parts = self.mixture.components(mixture)
+        means = list[Tensor]()
+        for channel in range(self.image_shape[0]):
+            centre = self.mixture.mean_of_channel(parts, channel, means)
+            means.append(level_mean(centre, parts.log_scales[:, :, channel].exp(), self.num_levels))
+        weighted = (parts.log_weights.exp()[:, :, None] * torch.stack(means, dim=2)).sum(1)
+        return ((weighted + 1) / 2).clamp(0, 1)
 
     def sample(self, params: Tensor, stream: noise.Stream) -> Tensor:
         """A draw, pixel after pixel: multiples of 1/(L - 1)."""
@@ -86,9 +97,8 @@ class AutoregressiveLogisticMixture(Mass):
         framed = self._framed(empty)
         framed[:, :channels] = 0
         framed_width, inside = framed.shape[-1], framed.flatten(2)
-        offsets = torch.tensor(
-            [down * framed_width + right for down in range(radius + 1) for right in range(2 * radius + 1)]
-        )[: pixels_before(radius)].to(params.device)
+        window = torch.arange(pixels_before(radius), device=params.device)
+        offsets = window // (2 * radius + 1) * framed_width + window % (2 * radius + 1)
         for places in torch.split(self.order, self.wave_sizes):
             corners = places // width * framed_width + places % width  # of each pixel's window
             before = inside[:, :, corners[:, None] + offsets]  # [B, C + 1, P', V]

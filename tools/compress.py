@@ -1,9 +1,9 @@
 """Compress images without loss with a run's VAE, to one file whose size is the negative ELBO: bits back.
 
 SOURCE is a source of make-shards (digits, idx:PATH, folder:PATH, hf:NAME, ...), a folder or URL of shards, or a folder of
-pictures, brought to the run's size as its own images were. For flat runs with bernoulli, bitwise, categorical, discretized_logistic or
-discretized_logistic_mixture. Labels and keys are kept. Runs on any number of processes, which code chunks of images. Needs the package
-constriction:
+pictures, brought to the run's size as its own images were. For flat runs with bernoulli, bitwise, categorical, discretized_logistic,
+discretized_logistic_mixture or autoregressive_logistic_mixture. Labels and keys are kept. Runs on any number of processes, which code
+chunks of images. Needs the package constriction:
 
   vaescale compress runs/fashion_mnist-discretized_logistic_mixture data/fashion_mnist/test fashion.vsz --check
   vaescale decompress fashion.vsz fashion

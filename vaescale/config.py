@@ -42,6 +42,7 @@ LEARNED_PRIOR = Property("objective", "a loss without a comparison with N(0, I)"
 IMAGES = Property("data", "images")
 SEQUENCES = Property("data", "sequences of frames")
 SEQUENCE_MODEL = Property("network", "a model of sequences")
+DECODED_MEAN = Property("likelihood", "a decoded mean")
 SIGMA_OF_DRAWS = Property("likelihood", "a sigma that is not fitted to the mean over draws")
 
 

@@ -18,7 +18,14 @@ SHORT = (
     "training.checkpoint_every=4",
     "tracking.mlflow=null",
 )
-MASSES = {"bernoulli", "categorical", "bitwise", "discretized_logistic", "discretized_logistic_mixture"}
+MASSES = {
+    "bernoulli",
+    "categorical",
+    "bitwise",
+    "discretized_logistic",
+    "discretized_logistic_mixture",
+    "autoregressive",
+}
 WITHOUT_SIGMA = MASSES | {"continuous_bernoulli", "structured"}
 CODES = ("vq_vae", "fsq")
 GAMES = ("vae_gan", "alpha_gan", "veegan")  # without a likelihood of images

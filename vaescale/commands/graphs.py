@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from vaescale.conditions.config import ClassCondition, ConditionConfig, VectorCondition
-from vaescale.config import Window
+from vaescale.config import DECODED_MEAN, Window
 from vaescale.errors import UserError
 from vaescale.models.units import to_stored, to_unit
 from vaescale.models.vae import VAE
@@ -99,6 +99,11 @@ def graphs_of(trained: Trained) -> dict[str, Graph]:
     refuse_codes(
         trained, "this format", "export --format mlflow takes every kind, and the prior of fit-prior with it"
     )
+    if DECODED_MEAN not in trained.recipe.likelihood.offers():
+        raise UserError(
+            f"this format needs a decoded mean, and likelihood.kind {trained.recipe.likelihood.kind!r} goes from pixel to pixel; export "
+            "--format mlflow takes every kind"
+        )
     model = copy.deepcopy(trained.model).cpu().float().eval()
     if hasattr(model.network, "checkpointing"):
         model.network.checkpointing = False  # of use in a backward pass only

@@ -3,17 +3,21 @@
 To add a likelihood: a module (see `base.py`), its section, which names the module, and a line in LIKELIHOODS.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from vaescale.config import (
     CODE_MASS,
+    DECODED_MEAN,
     MEAN_ALONE,
     SIGMA_OF_ANY_SIZE,
     SIGMA_OF_DRAWS,
     UNBOUNDED_MEAN,
+    UNCOMPILED,
     Config,
+    Need,
     Property,
     Sizes,
     Window,
@@ -44,8 +48,8 @@ class LikelihoodConfig(Config):
     kind: str
 
     def offers(self) -> frozenset[Property]:
-        """The property of importance weights: a sigma that is not fitted to the mean over draws."""
-        return frozenset({SIGMA_OF_DRAWS})
+        """The properties of importance weights, a sigma that is not fitted to the mean over draws, and of losses of decoded images."""
+        return frozenset({SIGMA_OF_DRAWS, DECODED_MEAN})
 
     @property
     def window(self) -> Window:
@@ -402,6 +406,19 @@ class AutoregressiveLogisticMixtureConfig(DiscretizedLogisticMixtureConfig):
         description="channels of the network at each pixel, and features that the decoder returns for it",
     )
     blocks: int = Field(default=2, ge=1, description="residual blocks of the network at each pixel")
+    relative: bool = Field(
+        default=True,
+        description="whether the network sees and returns differences from the mean of the pixel to the left and the one above, in which "
+        "photographs are learned many times as fast; false leaves more to z",
+    )
+
+    def offers(self) -> frozenset[Property]:
+        """Without that of losses of decoded images: its mean is computed pixel after pixel, without a gradient."""
+        return super().offers() - {DECODED_MEAN}
+
+    def needs(self) -> Iterable[Need]:
+        """A model that is not compiled, for the same reason."""
+        yield Need(f"likelihood.kind (={self.kind})", UNCOMPILED, "set training.compile to false")
 
 
 LIKELIHOODS: dict[str, type[LikelihoodConfig]] = {

@@ -101,7 +101,7 @@ class DiscretizedLogisticMixture(Mass):
         v = 2 * x - 1
         parts = self._split(params)
         means = torch.stack(
-            [self._mean_of_channel(parts, c, v[:, None].unbind(2)) for c in range(v.shape[1])], dim=2
+            [self.mean_of_channel(parts, c, v[:, None].unbind(2)) for c in range(v.shape[1])], dim=2
         )
         log_mass = log_level_mass(v[:, None], means, parts.log_scales, self.num_levels).sum(2)
         return total(torch.logsumexp(parts.log_weights + log_mass, dim=1))
@@ -139,7 +139,7 @@ class DiscretizedLogisticMixture(Mass):
         drawn: list[Tensor] = []
         u = of_levels.to(parts.means) + 2.0**-25
         for c in range(self.image_shape[0]):
-            mean = self._mean_of_channel(parts, c, drawn).gather(1, component)
+            mean = self.mean_of_channel(parts, c, drawn).gather(1, component)
             scale = parts.log_scales[:, :, c].gather(1, component).exp()
             drawn.append(2 * _to_level(mean + scale * torch.logit(u[:, c, None]), self.num_levels) - 1)
         return (torch.cat(drawn, dim=1) + 1) / 2
@@ -159,7 +159,7 @@ class DiscretizedLogisticMixture(Mass):
         )
         return Components(log_weights, means, log_scales, torch.tanh(coefficients))
 
-    def _mean_of_channel(
+    def mean_of_channel(
         self, parts: Components, channel: int, earlier: "tuple[Tensor, ...] | list[Tensor]"
     ) -> Tensor:
         """The mean of channel c [B, K, H, W], shifted by the channels before it, [B, K or 1, H, W] each (eq. 3)."""

@@ -18,6 +18,7 @@ from vaescale.adversaries.config import (
 )
 from vaescale.config import (
     CONDITIONED_LOSS,
+    DECODED_MEAN,
     FIXED_POSTERIOR,
     GAUSSIAN,
     GROUPS,
@@ -219,6 +220,7 @@ def needs_of_players(key: str) -> Iterable[Need]:
     """The needs of a loss with a second player. key: the section's."""
     yield Need(key, UNCOMPILED, "set training.compile to false")
     yield Need(key, UNSCALED_LOSS, "set training.precision to bf16 or fp32")
+    yield Need(key, DECODED_MEAN, "choose another likelihood.kind")
 
 
 class IwaeConfig(ObjectiveConfig):

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from pydantic import Field, model_validator
 
-from vaescale.config import UNCOMPILED, Config, Need, Sizes
+from vaescale.config import DECODED_MEAN, UNCOMPILED, Config, Need, Sizes
 
 PROGRAM = ".pt2"
 
@@ -47,6 +47,7 @@ class PerceptualConfig(Config):
     def needs_for(self, key: str) -> Iterable[Need]:
         """The needs of a term that reads the decoded mean. key: the section's."""
         yield Need(key, UNCOMPILED, "set training.compile to false")
+        yield Need(key, DECODED_MEAN, "choose another likelihood.kind")
 
     def check_start(self, key: str, sizes: Sizes) -> None:
         """Raise ValueError where the term never comes."""

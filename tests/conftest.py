@@ -18,6 +18,7 @@ from vaescale.data.making.sources import open_source
 from vaescale.data.making.storing import Making
 from vaescale.data.making.writing import write_shards
 from vaescale.models.vae import Terms
+from vaescale.system import collector
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 ROOT = Path(__file__).parents[1]
@@ -41,6 +42,16 @@ LONGEST = (
     "distributed/test_one_curve.py",
     "distributed/test_launches.py",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """To collect the tests imports everything: a third of it was Python's collections of garbage, of which there is none."""
+    if not config.getoption("numprocesses", default=None):  # or the workers collect the tests
+        collector.pause_until_start()
+
+
+def pytest_collection_finish() -> None:
+    collector.start()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

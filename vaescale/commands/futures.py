@@ -42,7 +42,7 @@ def draw_futures(trained: Trained, *, number: int, seed: int) -> dict[str, Any]:
     figures.image_strips(strip, rows, title=title, view=view, scale=scale)
     paths = [strip, *figures.animation(clip, of_each, given=context, view=view, scale=scale)]
     if len(paths) == 2:  # a strip and a GIF
-        say("for samples.mp4 beside the GIF install PyAV: pip install 'vaescale[video]'")
+        say("for samples.mp4 beside the GIF install PyAV with libx264: pip install 'vaescale[video]'")
     push(trained.folder, trained.recipe.tracking)
     return {
         "sequences": len(of_each),

@@ -203,12 +203,10 @@ def _condition(codec: Codec, names: Names) -> Condition:
 
 
 def _write_vectors(files: list[str], vectors: NDArray[np.float32], folder: Path) -> None:
-    """Append the vectors of images to this rank's table. Images without one have no row."""
+    """Append the vectors of images to this rank's table. The row of an image without one is nan, which make-shards reads as such."""
     with (folder / f"vectors.{comm.rank()}.csv").open("a", newline="") as file:
         csv.writer(file).writerows(
-            [name, *vector.astype(str)]
-            for name, vector in zip(files, vectors, strict=True)
-            if not np.isnan(vector).any()
+            [name, *vector.astype(str)] for name, vector in zip(files, vectors, strict=True)
         )
 
 

@@ -22,7 +22,7 @@ FEW, SHOWN = 4, 2  # sequences in a picture, and random futures of each
 
 
 def draw_futures(trained: Trained, *, number: int, seed: int) -> dict[str, Any]:
-    """Draw RUN/figures/samples.png and samples.gif, and samples.mp4 where PyAV is installed: of the first held-out sequences the truth, the
+    """Draw RUN/figures/samples.png and samples.gif, and samples.mp4 where PyAV with libx264 is installed: of the first held-out sequences the truth, the
     decoded means, the best of `number` futures by PSNR, two of them, and sigma where it differs. Returns a description and the paths. Raises
     UserError for too many, DataError where no sequence can be used.
     """

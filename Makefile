@@ -11,7 +11,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --con
 # pip compiles nothing (all packages take a minute); Python does, when it first imports a module.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: quickstart test check lint format gpu docker-check offline-wheels setup clean
+.PHONY: quickstart test check lint compiled format gpu docker-check offline-wheels setup clean
 
 quickstart: setup
 	@$(BIN)/vaescale quickstart
@@ -26,6 +26,10 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+# All that the tests import, compiled by one process: in a new .venv each of the four workers would compile it at the same time.
+compiled: setup
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --collect-only --quiet -p no:cacheprovider > .venv/compiled
 
 format: setup
 	$(BIN)/ruff format

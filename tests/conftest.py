@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from tests.blank_figures import true_curves, white_curves
 from vaescale.data.making.items import Item
 from vaescale.data.making.sources import open_source
 from vaescale.data.making.storing import Making
@@ -66,6 +67,20 @@ def as_many_threads_as_before() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def curves_are_white() -> Iterator[None]:
+    """Half of a tiny training is the drawing of its curves: see tests/blank_figures.py."""
+    with white_curves():
+        yield
+
+
+@pytest.fixture
+def drawn_curves() -> Iterator[None]:
+    """The trainings of this test draw their curves in full."""
+    with true_curves():
+        yield
 
 
 class Outcome(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from vaescale.data.making.storing import Making
@@ -43,7 +44,7 @@ def numbers(run: str | Path) -> list[dict]:
     ]
 
 
-def test_a_run_folder_holds_what_is_promised(vaescale, recipe_file, recipe_content) -> None:
+def test_a_run_folder_holds_what_is_promised(drawn_curves, vaescale, recipe_file, recipe_content) -> None:
     outcome = vaescale("train", recipe_file(recipe_content), "--json")
     assert outcome.code == 0, outcome.err
     run = Path(recipe_content["run_dir"])
@@ -67,7 +68,9 @@ def test_a_run_folder_holds_what_is_promised(vaescale, recipe_file, recipe_conte
     assert train[-1]["train/neg_elbo_nats"] < train[0]["train/neg_elbo_nats"]
     tags = json.loads((run / "run.json").read_text())
     assert {"git_revision", "recipe_hash", "data_hash", "plan_hash", "world_size"} <= tags.keys()
-    assert (run / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(run / "figures" / "curves.png") as curves:
+        assert curves.format == "PNG"
+        assert len(curves.getcolors(1 << 20)) > 2, "lines in their colours on white"
 
 
 def test_words_go_to_stderr_and_json_alone_to_stdout(vaescale, recipe_file, recipe_content) -> None:
@@ -153,7 +156,9 @@ def test_a_damaged_checkpoint_is_passed_over(vaescale, recipe_file, recipe_conte
     assert numbers(run) == expected
 
 
-def test_a_lost_last_checkpoint_leaves_no_stale_results(vaescale, recipe_file, recipe_content) -> None:
+def test_a_lost_last_checkpoint_leaves_no_stale_results(
+    drawn_curves, vaescale, recipe_file, recipe_content
+) -> None:
     path, run = recipe_file(recipe_content), Path(recipe_content["run_dir"])
     first = vaescale("train", path, "--json").json
     curves = (run / "figures" / "curves.png").read_bytes()

@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 
+from tests.blank_figures import white_curves
 from tests.ranks import PRELOADED, forked
 
 # accelerate and DeepSpeed import the last two at the start of each rank: transformers, and an optimizer that compiles.
@@ -135,6 +136,7 @@ def run(command: Command, out: Path) -> int:
         patch.object(cli, "FIRST_SPEAKS_SECONDS", 0.0),  # no launcher ends the first rank
         out.open("a") as printed,
         contextlib.redirect_stdout(printed),
+        white_curves(),
     ):
         try:
             return cli.main(command.words)

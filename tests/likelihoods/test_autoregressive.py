@@ -11,10 +11,14 @@ from vaescale.likelihoods.autoregressive import AutoregressiveLogisticMixture, w
 from vaescale.likelihoods.config import AutoregressiveLogisticMixtureConfig
 
 
-def build(shape: tuple[int, int, int], radius: int = 2) -> AutoregressiveLogisticMixture:
+def build(
+    shape: tuple[int, int, int], radius: int = 2, *, relative: bool = True
+) -> AutoregressiveLogisticMixture:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = AutoregressiveLogisticMixtureConfig(components=3, radius=radius, width=8, blocks=1)
+        config = AutoregressiveLogisticMixtureConfig(
+            components=3, radius=radius, width=8, blocks=1, relative=relative
+        )
         likelihood = AutoregressiveLogisticMixture(config, image_shape=shape).double().eval()
         with torch.no_grad():
             likelihood.network.last *= 4  # so that the pixels before matter
@@ -45,10 +49,10 @@ def test_all_images_of_two_pixels_sum_to_one() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("radius", [1, 2])
-def test_a_pixel_sees_the_near_pixels_before_it(radius: int) -> None:
+@pytest.mark.parametrize(("radius", "relative"), [(1, True), (2, True), (2, False)])
+def test_a_pixel_sees_the_near_pixels_before_it(radius: int, relative: bool) -> None:
     channels, height, width = shape = (2, 4, 5)
-    likelihood, x = build(shape, radius), torch.zeros(1, *shape, dtype=torch.float64)
+    likelihood, x = build(shape, radius, relative=relative), torch.zeros(1, *shape, dtype=torch.float64)
     given = features(likelihood, 1)
     before = likelihood.mixture_params(x, given)
     for row, column in itertools.product(range(height), range(width)):

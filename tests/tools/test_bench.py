@@ -1,5 +1,6 @@
 """The benches run; what they measure is no test's business."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -68,13 +69,16 @@ def test_the_mixture_s_bench_runs(run, tmp_path: Path) -> None:
         assert line in printed
 
 
-def test_the_decoders_bench_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """On one process. As a program it goes on with two, from which it cannot return."""
+@pytest.mark.usefixtures("one_core")
+def test_the_decoders_bench_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On one process and core, with a few small images. As a program it goes on with two, from which it cannot return."""
     from accelerate.state import AcceleratorState
 
     from tools.bench import sigma
 
     AcceleratorState._reset_state(True)
+    monkeypatch.setattr(sigma, "GLOBAL_BATCH", 8)
+    monkeypatch.setattr(sigma, "SIZE", 12)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sigma.measure(1, "predicted")
@@ -100,7 +104,15 @@ def test_the_step_of_the_gpu_s_bench_runs(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bench takes all cores. Beside other tests, its threads would wait for each other, busily."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+
+
+@pytest.fixture
+def run(
+    one_core: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """Runs a bench in this process and returns what it prints."""
 
     def run_bench(name: str, *words: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from tests.launching import ROOT, finished
 from vaescale.mixtures import files as mixture_files
@@ -463,7 +464,7 @@ def test_a_flat_run_has_one_group(vaescale, run: Path) -> None:
     vaescale("fit-gmm", run, "--groups", 2).assert_refused(2, "a flat model")
 
 
-def test_a_ladder_is_trained_evaluated_and_sampled(vaescale, ladder_run: Path) -> None:
+def test_a_ladder_is_trained_evaluated_and_sampled(drawn_curves, vaescale, ladder_run: Path) -> None:
     rows = [json.loads(line) for line in (ladder_run / "metrics.jsonl").read_text().splitlines()]
     train = [row for row in rows if "train/beta" in row]
     assert [row["train/beta"] for row in train] == pytest.approx([min(1, s / 6) for s in range(12)])
@@ -483,6 +484,8 @@ def test_a_ladder_is_trained_evaluated_and_sampled(vaescale, ladder_run: Path) -
     assert sampled.json["priors"] == ["prior"]
     assert "train/spectral" in train[-1]
     assert (ladder_run / "figures" / "samples.png").is_file()
+    with Image.open(ladder_run / "figures" / "groups.png") as groups:
+        assert len(groups.getcolors(1 << 20)) > 2, "groups in their colours on white"
     vaescale("fit-gmm", ladder_run).assert_refused(
         2, "the posterior of the top group has collapsed"
     )  # after 12 steps

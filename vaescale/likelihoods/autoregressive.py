@@ -3,8 +3,8 @@
     p(x|z) = product over pixels i of p(x_i | z, the pixels before i within the radius),      raster order
 
 The decoder returns features of each pixel. A small network, equal at every pixel, maps them and the values of the pixels before it to
-the mixture's parameters. As in lossless codecs, what it sees and what it returns is relative to a prediction: the mean of the pixel to the
-left and the one above. Gulrajani et al. 2017 (PixelVAE); Chen et al. 2017: since a pixel sees only its neighbourhood, z has what is
+the mixture's parameters. As in lossless codecs, what it sees and what it returns may be relative to a prediction: the mean of the pixel to
+the left and the one above. Gulrajani et al. 2017 (PixelVAE); Chen et al. 2017: since a pixel sees only its neighbourhood, z has what is
 global, and loses what neighbours tell already. The mass and its gradient take one pass over all pixels; draws and means go through the
 pixels in waves: all pixels of a wave (`waves`) depend on earlier waves alone.
 
@@ -124,15 +124,18 @@ class AutoregressiveLogisticMixture(Mass):
         """
         channels, radius = self.image_shape[0], self.config.radius
         v, within = before[:, :channels], before[:, channels:]
-        near = [before.shape[-1] - 1, (radius - 1) * (2 * radius + 1) + radius]  # to the left, and above
-        prediction = v[..., near].sum(-1) / within[..., near].sum(-1).clamp_min(1)  # [B, C, P]
-        difference = (v - prediction[..., None]) * (within / UNIT)
+        prediction, unit = v.new_zeros(v.shape[:3]), 1.0  # [B, C, P]
+        if self.config.relative:
+            near = [before.shape[-1] - 1, (radius - 1) * (2 * radius + 1) + radius]  # to the left, and above
+            prediction = v[..., near].sum(-1) / within[..., near].sum(-1).clamp_min(1)
+            unit = UNIT
+        difference = (v - prediction[..., None]) * (within / unit)
         rows = torch.cat([difference, within], dim=1).transpose(1, 2).flatten(2)
         made: Tensor = self.network(torch.cat([rows, prediction.transpose(1, 2)], dim=2), features)
         parts = rearrange(made, "b p (k n) -> b k n p", k=self.config.components)
         pairs = channels * (channels - 1) // 2
         logits, means, scales, coefficients = torch.split(parts, [1, channels, channels, pairs], dim=2)
-        means = prediction[:, None] + UNIT * means
+        means = prediction[:, None] + unit * means
         # A channel moves with the differences of those before it from their predictions.
         moved = list(means.unbind(2))
         for channel in range(channels):

@@ -406,6 +406,11 @@ class AutoregressiveLogisticMixtureConfig(DiscretizedLogisticMixtureConfig):
         description="channels of the network at each pixel, and features that the decoder returns for it",
     )
     blocks: int = Field(default=2, ge=1, description="residual blocks of the network at each pixel")
+    relative: bool = Field(
+        default=True,
+        description="whether the network sees and returns differences from the mean of the pixel to the left and the one above, in which "
+        "photographs are learned many times as fast; false leaves more to z",
+    )
 
     def offers(self) -> frozenset[Property]:
         """Without that of losses of decoded images: its mean is computed pixel after pixel, without a gradient."""

@@ -258,6 +258,12 @@ def refuse_unlabelled(trained: Trained, reader: ShardReader) -> None:
     condition = trained.model.condition
     if isinstance(condition, ClassCondition) and not condition.dropout:
         refuse_other_classes(reader, condition.classes)
+    refuse_unfit_vectors(trained, reader)
+
+
+def refuse_unfit_vectors(trained: Trained, reader: ShardReader) -> None:
+    """Raise DataError for images whose vectors a conditional model does not take. All ranks call it."""
+    condition = trained.model.condition
     if reader.vectors is not None and condition is not None:
         refuse_other_vectors(reader, reader.vectors, may_miss=condition.dropout > 0)
 

@@ -105,6 +105,12 @@ def test_sequences_and_images_are_told_apart() -> None:
     shown = page(compare([one, two, image]), [], title="t")
     assert shown.count("<h2>samples</h2>") == 1
     assert shown.count("<h2>sequences: truth, decoded frames, best and other futures</h2>") == 1
+    one, image = (
+        each._replace(pictures={"step-000000008.png": each.pictures["samples.png"]}) for each in (one, image)
+    )
+    shown = page(compare([one, image]), [], title="t")
+    assert shown.count("<h2>last pictures of the training</h2>") == 1
+    assert shown.count("<h2>sequences: last pictures of the training</h2>") == 1
 
 
 def test_what_was_measured_otherwise_is_said() -> None:

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import shutil
 import zlib
 from pathlib import Path
@@ -16,12 +17,12 @@ from PIL import Image
 from tests.conftest import run_verb, tiny_recipe
 from tests.ranks import on_ranks
 from vaescale.commands.compress import compress
-from vaescale.commands.decompress import decompress, file_name
+from vaescale.commands.decompress import _join_tables, decompress, file_name
 from vaescale.commands.evaluate import evaluate
-from vaescale.compression import determinism
+from vaescale.compression import container, determinism
 from vaescale.compression.container import CRC, LENGTHS, MAGIC, Reader, pack_header
 from vaescale.data.batch import Request
-from vaescale.errors import UserError
+from vaescale.errors import DataError, UserError
 from vaescale.mixtures import files as mixture_files
 from vaescale.mixtures.gaussian import Mixture
 from vaescale.trained import open_split, open_trained
@@ -138,7 +139,18 @@ def rewritten(source: Path, path: Path, *, header: dict[str, Any] | None = None,
 def test_names_of_a_stranger_stay_inside_the_folder(made, grey_run: Path, tmp_path: Path) -> None:
     def wicked(parts: list[bytes]) -> list[bytes]:
         names = json.loads(zlib.decompress(parts[1]))
-        keys = ["../../up", "/etc/passwd", "..", "", "a\0b", "x" * 5000, "=cmd()", "same", "same", "same.png"]
+        keys = [
+            "../../up",
+            "/etc/passwd",
+            "..",
+            "",
+            "a\0b",
+            "x" * 5000,
+            "=cmd()",
+            "same",
+            "same",
+            "\ud800.png",
+        ]
         names |= {"split": "../..", "keys": keys * 6}
         return [parts[0], zlib.compress(json.dumps(names).encode()), *parts[2:]]
 
@@ -152,6 +164,15 @@ def test_names_of_a_stranger_stay_inside_the_folder(made, grey_run: Path, tmp_pa
     assert all(path.resolve().is_relative_to((tmp_path / "a" / "out").resolve()) for path in written)
     assert rows_of(tmp_path / "a" / "out")[0]["key"] == "../../up"
     assert [file_name(text) for text in ("..", "a/../b", "", ".x", "é")] == ["_", "a_.._b", "_", "x", "_"]
+
+
+def test_a_missing_table_of_labels_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vectors.0.csv").write_text("a.png,1\n")
+    with pytest.raises(DataError, match=r"labels.0.csv cannot be read .No such file"):
+        _join_tables(tmp_path)
+    (tmp_path / "labels.0.csv").write_text("a.png,a,3,3,val,0\n")
+    _join_tables(tmp_path)
+    assert rows_of(tmp_path)[0]["key"] == "a"
 
 
 def test_words_that_decode_to_other_images_are_noticed(made, grey_run: Path, tmp_path: Path) -> None:
@@ -174,6 +195,8 @@ def test_words_that_decode_to_other_images_are_noticed(made, grey_run: Path, tmp
         ({"latent_bits": 8}, "codes the file's test pattern in other bits|away from the machine"),
         ({"image_shape": [3, 1 << 20, 1 << 20]}, "of other images"),
         ({"image_shape": 3}, "invalid"),
+        ({"image_shape": [1, 8, math.inf]}, "invalid"),
+        ({"step": math.inf}, "invalid"),
         ({"pattern": {"outputs": "AAAA", "words": ""}}, "test pattern is damaged"),
         ({"class_names": None}, "invalid"),
         ({"step": 99}, "no sound checkpoint of step 99"),
@@ -184,8 +207,14 @@ def test_words_that_decode_to_other_images_are_noticed(made, grey_run: Path, tmp
     ],
 )
 def test_headers_that_do_not_fit_are_refused_before_anything_is_written(
-    made, grey_run: Path, tmp_path: Path, header: dict[str, Any], fault: str
+    made,
+    grey_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    header: dict[str, Any],
+    fault: str,
 ) -> None:
+    monkeypatch.setattr(container, "strict_json", json.dumps)  # with Infinity
     file = rewritten(made[0], tmp_path / "file.vsz", header=header)
     with pytest.raises(UserError, match=fault):
         decompress(file, tmp_path / "out", run=grey_run)
@@ -193,9 +222,14 @@ def test_headers_that_do_not_fit_are_refused_before_anything_is_written(
 
 
 def test_a_run_elsewhere_is_not_opened_by_its_name_in_a_file(made, tmp_path: Path) -> None:
-    for run in ("/runs/x", "../x"):
+    for run, fault in (
+        ("/runs/x", "give it: --run RUN"),
+        ("../x", "give it: --run RUN"),
+        ("a\0b", "is not a run folder"),
+        ("\ud800", "is not a run folder"),
+    ):
         file = rewritten(made[0], tmp_path / "file.vsz", header={"run": run})
-        with pytest.raises(UserError, match="give it: --run RUN"):
+        with pytest.raises(UserError, match=fault):
             decompress(file, tmp_path / "out")
 
 

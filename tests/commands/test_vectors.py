@@ -157,7 +157,13 @@ def test_what_has_no_meaning_for_vectors_is_refused(
     vaescale(*(meant.get(str(word), word) for word in words)).assert_refused(2, sentence)
 
 
-def test_vectors_are_in_a_lossless_file(recipe: Path, digits: Path, tmp_path: Path, vaescale: Verb) -> None:
+def test_vectors_are_in_a_lossless_file(
+    recipe: Path,
+    digits: Path,
+    make_items: Callable[..., list[Item]],
+    tmp_path: Path,
+    vaescale: Verb,
+) -> None:
     pytest.importorskip("constriction")
     bitwise, out = tmp_path / "bitwise", tmp_path / "v.vsz"
     words = ("likelihood={kind: bitwise}", "training.steps=1", f"run_dir={bitwise}")
@@ -172,6 +178,20 @@ def test_vectors_are_in_a_lossless_file(recipe: Path, digits: Path, tmp_path: Pa
     assert all((tmp_path / "out" / f"{name}.png").is_file() for name in table.rows)
     words = ("compress", bitwise, "digits", tmp_path / "none.vsz", "--limit", 3)
     vaescale(*words).assert_refused(2, "these images have none")
+    for name, size in (("some", 2), ("other", 3)):
+        vectors = np.tile(VECTORS, (1, 2))[:5, :size].copy()
+        vectors[0] = np.nan
+        items = [item._replace(members=members_of(vectors, n)) for n, item in enumerate(make_items(5))]
+        write_shards(items, tmp_path / name, Making())
+    words = ("compress", bitwise, tmp_path / "other", tmp_path / "other.vsz")
+    vaescale(*words).assert_refused(3, "4 have another size (3 values)")
+    coded = vaescale("compress", bitwise, tmp_path / "some", tmp_path / "some.vsz")
+    assert "1 of 5 images of" in coded.err
+    assert vaescale("decompress", tmp_path / "some.vsz", tmp_path / "back", "--run", bitwise).code == 0
+    words = ("--vectors", tmp_path / "back/vectors.csv", "--holdout", 0)
+    again = vaescale("make-shards", f"folder:{tmp_path}/back", tmp_path / "again", *words)
+    assert again.code == 0, again.err
+    assert "1 of 5 images have no vector" in again.err
 
 
 def test_images_without_vectors_are_said_where_they_were_hidden_in_training(

@@ -15,7 +15,11 @@ from vaescale.compression.bits_back import Grids
 from vaescale.compression.chunks import Coding, describe
 from vaescale.compression.container import (
     CRC,
+    HEADER_LENGTH,
     LENGTHS,
+    MAGIC,
+    TABLE_MAGIC,
+    TRAILER,
     Chunk,
     Names,
     Reader,
@@ -161,6 +165,23 @@ def test_descriptions_that_make_no_sense_are_refused(
         reader.chunk(0, SHAPE)
 
 
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    nested = zlib.compress(b"[" * (1 << 16) + b"]" * (1 << 16))
+    header = MAGIC + b"\x01" + HEADER_LENGTH.pack(len(nested)) + nested
+    (tmp_path / "header.vsz").write_bytes(header + CRC.pack(zlib.crc32(header)))
+    with pytest.raises(DataError, match="is no JSON"):
+        Reader(tmp_path / "header.vsz")
+    parts = [LENGTHS.pack(b"VSZC", len(nested), 0, 0, 0), nested]
+    chunk = b"".join([*parts, CRC.pack(zlib.crc32(b"".join(parts)))])
+    start = pack_header({"run": "runs/x"}) + chunk
+    trailer = TRAILER.pack(len(start), len(nested), zlib.crc32(nested), TABLE_MAGIC)
+    (tmp_path / "table.vsz").write_bytes(start + nested + trailer)
+    with Reader(tmp_path / "table.vsz") as reader:
+        assert not reader.is_whole
+        with pytest.raises(DataError, match=r"invalid \(RecursionError"):
+            reader.chunk(0, SHAPE)
+
+
 def test_lengths_beyond_the_file_or_a_bound_are_refused(tmp_path: Path) -> None:
     chunk = pack_chunk(chunk_of(3))
     long = bytearray(chunk)
@@ -173,7 +194,7 @@ def test_lengths_beyond_the_file_or_a_bound_are_refused(tmp_path: Path) -> None:
         reader.chunk(0, SHAPE)
     path = write(tmp_path / "head.vsz", chunk)
     content = bytearray(path.read_bytes())
-    struct.pack_into("<I", content, len(container.MAGIC) + 1, 0xFFFFFFFF)
+    struct.pack_into("<I", content, len(MAGIC) + 1, 0xFFFFFFFF)
     path.write_bytes(content)
     with pytest.raises(DataError, match="header of 4294967295 bytes"):
         Reader(path)
@@ -204,7 +225,7 @@ def test_files_of_another_kind_or_version_are_refused(tmp_path: Path) -> None:
     for content, fault in (
         (b"", "no .vsz"),
         (b"PNG" * 40, "no .vsz"),
-        (container.MAGIC + b"\x03" + bytes(40), "version 3 .* reads 1 and 2"),
+        (MAGIC + b"\x03" + bytes(40), "version 3 .* reads 1 and 2"),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=fault):

@@ -124,10 +124,12 @@ def test_columns_can_be_chosen(several: Path, column: str) -> None:
     assert (items[0].content == picture(9)) == ("mask" in column)
 
 
-def test_columns_of_numbers_are_vectors(tmp_path: Path) -> None:
+def test_columns_of_numbers_are_vectors(tmp_path: Path, capsys) -> None:
     columns = {
         "angle": (datasets.Value("float32"), [0.5, None, 2.0]),
-        "flags": (datasets.List(INTEGER), [[1, 0], [0, 1], [1, 1]]),
+        "flags": (datasets.List(INTEGER), [[1, 0], None, [1, 1]]),
+        "part": (datasets.List(INTEGER), [[1, 0], [0, 1], []]),
+        "long": (datasets.List(INTEGER), [[1, 0], [], [0, 1, 1]]),
         "name": (TEXT, ["a", "b", "c"]),
     }
     folder = table(tmp_path, "train", columns, 3)
@@ -136,11 +138,17 @@ def test_columns_of_numbers_are_vectors(tmp_path: Path) -> None:
     np.testing.assert_array_equal(vectors[0], [[1, 0, 0.5]])
     np.testing.assert_array_equal(vectors[2], [[1, 1, 2]])
     assert not vectors[1], "a row without a value has no vector"
-    words = open_source(f"hf:{folder}", holdout=0, column="vector=name").splits["train"]()
-    with pytest.raises(
-        DataError, match=r"row 0: the columns name hold \['a'\], which are not finite numbers"
+    assert "1 of 3 images have no vector (flags, angle)" in capsys.readouterr().err
+    for column, fault in (
+        ("name", r"row 0: the columns name hold \['a'\], which are not finite numbers"),
+        ("part+angle", r"row 1: some of the columns part, angle have no value \(\[\[0, 1\], None\]\)"),
+        ("angle+part", "row 1: some of the columns"),
+        ("part+flags", "row 1: some of the columns"),
+        ("long", "row 2: the columns long hold 3 numbers, and those of rows before 2"),
     ):
-        list(words.items)
+        other = open_source(f"hf:{folder}", holdout=0, column=f"vector={column}").splits["train"]()
+        with pytest.raises(DataError, match=fault):
+            list(other.items)
 
 
 FAULTS = {

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Outcome
+from vaescale.commands.make_shards import make_shards
 from vaescale.data.batch import Request
 from vaescale.data.config import DataConfig, VectorMember
 from vaescale.data.making.items import Item, members_of
@@ -125,6 +126,8 @@ def test_a_table_gives_each_image_its_vector(
     [
         ("0,1\n1,1\n2,1\n3,1\n4,1\n", "image b/5 of train has no row"),
         ("0,1\n1,1\n2,1\n3,x\n4,1\n5,1\n", "1 of 6 rows are not a name and 1 finite numbers, such as '3,x'"),
+        ("0,1,nan\n1,1,1\n", "1 of 2 rows are not a name and 2 finite numbers, such as '0,1,nan'"),
+        ("0,inf\n1,1\n", "1 of 2 rows are not a name and 1 finite numbers, such as '0,inf'"),
         ("0,1\n1,1\n2,1\n3,1\n4,1\n4,1\n5,1\n", "1 of 7 names occur twice"),
         ("", "has no rows of a name and numbers"),
     ],
@@ -146,3 +149,31 @@ def test_two_images_of_one_name_need_their_folders(
     vaescale(*words, "--holdout", 0).assert_refused(
         3, "has one row for image", "name them SPLIT/NAME, such as train/"
     )
+
+
+def test_held_out_images_have_the_rows_of_train_and_nan_is_no_vector(
+    pictures: Path, tmp_path: Path, vaescale: Callable[..., Outcome]
+) -> None:
+    rows = [f"train/{'ab'[n % 2]}/{n}.npy,{n if n else 'nan'}" for n in range(6)]
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    words = ("make-shards", f"folder:{pictures}", tmp_path / "out", "--vectors", tmp_path / "table.csv")
+    made = vaescale(*words, "--holdout", 0.4)
+    assert made.code == 0, made.err
+    assert "1 of 6 images have no vector, as their rows are nan" in made.err
+    given = {}
+    for split in ("train", "val"):
+        reader = opened(tmp_path / "out" / split, VectorMember("vector.npy", 1))
+        fetched = reader.__getitems__(Request(np.arange(len(reader))))
+        assert fetched.vectors is not None
+        given |= dict(zip(fetched.keys, fetched.vectors[:, 0].tolist(), strict=True))
+    assert len(given) == 6
+    for key, number in given.items():
+        np.testing.assert_equal(number, float(key[-1]) or np.nan)
+
+
+def test_a_row_that_is_missing_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x_train=np.zeros((3, 8, 8), np.uint8), x_test=np.zeros((2, 8, 8), np.uint8))
+    (tmp_path / "t.csv").write_text("".join(f"train/{n:06d},1\n" for n in range(3)) + "test/000000,1\n")
+    with pytest.raises(DataError, match="image 000001 of test has no row in"):
+        make_shards(f"arrays:{tmp_path}/a.npz", tmp_path / "out", vectors=tmp_path / "t.csv")
+    assert not (tmp_path / "out").exists()

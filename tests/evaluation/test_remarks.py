@@ -22,7 +22,12 @@ SOUND = {"active_units": 3.0, "bits_per_dim": 7.0, "sigma": 0.1, "mse": 0.01}
         ({"mse": 0.0075}, {"kind": "gaussian", "sigma": 0.1}, []),
         ({"mse": 0.0075}, {"kind": "laplace"}, []),
         ({"data_sigma": 0.08, "sigma_gap_nats": 3.0}, {"kind": "laplace"}, ["best (3 nats an image between them): its average lags"]),
-        ({"active_units": 0.0}, {"kind": "gaussian"}, ["no latent is active"]),
+        ({"active_units": 0.0}, {"kind": "gaussian"}, ["take likelihood.sigma=optimal"]),
+        (
+            {"active_units": 0.0},
+            {"kind": "autoregressive_logistic_mixture"},
+            ["set likelihood.relative=false"],
+        ),
         ({"bits_per_dim": 8.1}, {"kind": "gaussian"}, ["8.1 bits per dimension"]),
         ({"bits_per_dim": 8.1}, {"kind": "categorical"}, ["8.1 bits per dimension"]),
         ({"bits_per_dim": 1.1}, {"kind": "bernoulli"}, ["a uniform distribution, which has 1"]),

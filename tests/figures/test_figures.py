@@ -370,5 +370,10 @@ def test_channels_are_chosen_and_one_may_have_colours_with_a_bar(tmp_path: Path)
             sizes.append(pixels(tmp_path / "one.png").shape)
         assert sizes[1][0] > sizes[0][0]
         assert sizes[1][1] == sizes[0][1]
+    for low, high, text in ((-1024, 3071, "-1024 to 3071"), (0, 65535, "0 to 65535")):
+        bar = FiguresConfig().view(1, Window("int16" if low else "uint16", low, high)).bar()
+        assert bar is not None
+        assert bar.text.startswith(f"{text}, ")
+    assert figures.Scale("sigma", 0.123456, "sigma").bar().text == "0 to 0.123, sigma"
     with pytest.raises(ValueError, match=r"colours \(=magma\) is for one channel"):
         FiguresConfig.model_validate({"channels": [3, 2, 1], "colours": "magma"})

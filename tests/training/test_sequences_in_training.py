@@ -16,8 +16,13 @@ from safetensors.torch import load_file
 
 from tests.clips import write_clips
 from tests.conftest import run_verb, tiny_recipe
+from vaescale import figures
 from vaescale.cli import VERBS
+from vaescale.commands import futures
+from vaescale.commands.evaluate import Images, _save
+from vaescale.commands.futures import strips_of
 from vaescale.data.batch import Request
+from vaescale.errors import DataError
 from vaescale.evaluation.features import open_extractor, open_video_extractor
 from vaescale.evaluation.frechet import frechet_distance, moments_here
 from vaescale.evaluation.futures import future
@@ -102,6 +107,48 @@ def test_it_is_evaluated_by_sequence_and_by_frame(run: Path, vaescale: Any, tmp_
     assert metrics["copied_psnr_db"] == pytest.approx(float((-10 * error.log10()).mean()), rel=1e-5)
     refitted = vaescale("evaluate", folder, "--refit-sigma", "--images", "5", "--json").json
     assert "fitted to 64 training sequences" in refitted["sigma"]["sentence"]
+
+
+class _Unusable:
+    """A reader whose first samples cannot be used."""
+
+    def __init__(self, reader: Any, number: int) -> None:
+        self.reader, self.number = reader, number
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitems__(self, request: Request) -> Any:
+        fetched = self.reader.__getitems__(request)
+        return fetched._replace(usable=torch.from_numpy(request.numbers >= self.number))
+
+
+def test_pictures_are_of_the_first_sequences_that_can_be_used(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = open_trained(shutil.copytree(run, tmp_path / "run"), of_sequences=True)
+    reader = open_split(trained.recipe, "val")
+    some: Any = _Unusable(reader, 9)
+    of_each, _ = strips_of(trained, some, count=4)
+    truth = reader.__getitems__(Request(np.arange(9, 13), refill=False)).images.numpy() / 255
+    np.testing.assert_allclose([rows[0][1] for rows in of_each], truth, atol=1e-6)
+    none: Any = _Unusable(reader, 21)
+    images = Images(none, "val", "val", "the held-out", 21)
+    result = {"metrics": {"mse": 0.1}, "interval_coverage": {}}
+    assert _save(trained, images, result)["figures"] == []
+    assert "reconstructions.png is not drawn" in capsys.readouterr().err
+    monkeypatch.setattr(futures, "open_split", lambda *_: none)
+    with pytest.raises(DataError, match="can be used; `vaescale verify-shards"):
+        futures.draw_futures(trained, number=2, seed=0)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(figures, "image_strips", fail)
+    with pytest.raises(RuntimeError, match="no picture"):
+        _save(trained, images._replace(reader=reader), {**result, "metrics": {"mse": 0.2}})
+    saved = json.loads((trained.folder / "evaluation/val.json").read_text())
+    assert saved["metrics"] == {"mse": 0.2}, "before the picture"
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ KINDS: dict[str, dict[str, object]] = {
     "bitwise": {},
     "discretized_logistic": {},
     "discretized_logistic_mixture": {"components": 5},
+    "autoregressive_logistic_mixture": {},
 }
 
 

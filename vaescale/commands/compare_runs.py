@@ -166,21 +166,23 @@ def _plane(comparison: Comparison) -> Plane | None:
 
 def _strips(records: Sequence[Record]) -> list[tuple[str, list[tuple[int, str, bytes]]]]:
     """Pictures side by side. Runs that lack one show the last picture of their training too."""
-    strips = []
+    strips, kinds = [], (False, True)
     for name in PICTURES:
-        for of_sequences in (False, True):
+        for of_sequences in kinds:
             shown = [
                 (number, "", record.pictures[name])
                 for number, record in enumerate(records)
                 if name in record.pictures and is_of_sequences(record) == of_sequences
             ]
             strips.append((OF_SEQUENCES[name] if of_sequences else name.removesuffix(".png"), shown))
-    during = []
-    for number, record in enumerate(records):
-        drawn = sorted(name for name in record.pictures if PROGRESS.fullmatch(name))
-        if drawn and not all(name in record.pictures for name in PICTURES):
-            during.append((number, f", step {int(drawn[-1][5:-4])}", record.pictures[drawn[-1]]))
-    strips.append(("last pictures of the training", during))
+    for of_sequences in kinds:
+        during = []
+        for number, record in enumerate(records):
+            drawn = sorted(name for name in record.pictures if PROGRESS.fullmatch(name))
+            has_all = all(name in record.pictures for name in PICTURES)
+            if drawn and not has_all and is_of_sequences(record) == of_sequences:
+                during.append((number, f", step {int(drawn[-1][5:-4])}", record.pictures[drawn[-1]]))
+        strips.append(("sequences: " * of_sequences + "last pictures of the training", during))
     return [(heading, pictures) for heading, pictures in strips if pictures]
 
 

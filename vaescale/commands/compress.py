@@ -39,7 +39,7 @@ from vaescale.system import heartbeat
 from vaescale.system.console import Progress, say
 from vaescale.system.files import replacing
 from vaescale.system.secrets import redact
-from vaescale.trained import Trained, Weights, Which, open_trained
+from vaescale.trained import Trained, Weights, Which, open_trained, refuse_unfit_vectors
 from vaescale.training import launch
 
 CHUNK_IMAGES, CHUNK_VALUES = 4096, 1 << 24  # the default size of a chunk: what is reached first
@@ -115,6 +115,9 @@ def compress(
                 f"--chunk-images (={size}) makes chunks of more than {MOST_CHUNK_VALUES} values; give at most "
                 f"{MOST_CHUNK_VALUES // values}"
             )
+        for images in sets:
+            if images.reader is not None:
+                refuse_unfit_vectors(trained, images.reader)
         options = Options(binarize, check, size, 1 if check_each else None)
         mark = comm.together(lambda: fingerprint(codec))
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -116,7 +116,7 @@ class _Header(NamedTuple):
                 mark,
                 str(content["mixture"]["sha256"]) if "mixture" in content else None,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"the header of {reader.path} is invalid ({type(error).__name__}: {error})"
             ) from None
@@ -161,7 +161,7 @@ def _decode(
     folder.mkdir(parents=True, exist_ok=True)
     done = 0
     with (
-        (folder / f"labels.{comm.rank()}.csv").open("w", newline="") as file,
+        (folder / f"labels.{comm.rank()}.csv").open("w", newline="", errors="backslashreplace") as file,
         Progress("decompress", total, unit="images", shown=comm.is_main()) as progress,
     ):
         table = csv.writer(file)
@@ -203,12 +203,10 @@ def _condition(codec: Codec, names: Names) -> Condition:
 
 
 def _write_vectors(files: list[str], vectors: NDArray[np.float32], folder: Path) -> None:
-    """Append the vectors of images to this rank's table. Images without one have no row."""
+    """Append the vectors of images to this rank's table. The row of an image without one is nan, which make-shards reads as such."""
     with (folder / f"vectors.{comm.rank()}.csv").open("a", newline="") as file:
         csv.writer(file).writerows(
-            [name, *vector.astype(str)]
-            for name, vector in zip(files, vectors, strict=True)
-            if not np.isnan(vector).any()
+            [name, *vector.astype(str)] for name, vector in zip(files, vectors, strict=True)
         )
 
 
@@ -255,17 +253,23 @@ def _join_tables(folder: Path) -> None:
     """Join the tables of all ranks to labels.csv and, if there are vectors, vectors.csv."""
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerow(("file", "key", "label", "class", "split", "number"))
-        _join_shares(folder, "labels", file)
-    if list(folder.glob("vectors.*.csv")):
+        _join_shares([folder / f"labels.{rank}.csv" for rank in range(comm.world_size())], file)
+    with_vectors = [folder / f"vectors.{rank}.csv" for rank in range(comm.world_size())]
+    with_vectors = [path for path in with_vectors if path.exists()]  # a rank may have had no chunk
+    if with_vectors:
         with (folder / "vectors.csv").open("w", newline="") as file:
-            _join_shares(folder, "vectors", file)
+            _join_shares(with_vectors, file)
 
 
-def _join_shares(folder: Path, name: str, file: TextIO) -> None:
-    for rank in range(comm.world_size()):
-        path = folder / f"{name}.{rank}.csv"
-        if not path.exists():
-            continue  # no vector among this rank's images
-        with path.open(newline="") as share:
-            shutil.copyfileobj(share, file)
+def _join_shares(shares: list[Path], file: TextIO) -> None:
+    """Append the tables of the ranks, and delete them. Raises DataError where one is missing."""
+    for path in shares:
+        try:
+            with path.open(newline="") as share:
+                shutil.copyfileobj(share, file)
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read ({error.strerror}), so the labels of its images are lost; give a folder that all processes share, "
+                "and decompress again"
+            ) from None
         path.unlink()

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -18,8 +17,8 @@ from vaescale.commands.futures import FEW, strips_of
 from vaescale.commands.signature import checked
 from vaescale.compression import code_length as code_lengths
 from vaescale.conditions.config import ClassCondition
-from vaescale.data.batch import Request
 from vaescale.data.classes import count_classes
+from vaescale.data.lookup import MOST_LOOKED_AT, first_usable, usable_at
 from vaescale.data.mixed_reader import MixtureReader
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError, UserError
@@ -50,6 +49,7 @@ from vaescale.runs import folder as run_folder
 from vaescale.runs.class_table import ClassTable
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
+from vaescale.runs.tracking import push
 from vaescale.system.console import Progress, say
 from vaescale.system.secrets import redact
 from vaescale.trained import (
@@ -449,25 +449,10 @@ def _more_is_better(metric: str) -> bool:
 
 
 def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str, Any]:
-    """Draw the pictures and save the result. Returns the result with the pictures' paths."""
-    suffix = "" if images.name == "val" else f"-{images.name}"
-    folder = trained.folder / "figures"
-    paths = [folder / f"reconstructions{suffix}.png"]
-    title = trained.title(f"{images.description} images, decoded from the mean of q(z|x)")
-    if isinstance(trained.model, SequenceModel):
-        title = trained.title(
-            f"{images.description} sequences, decoded from the mean of q(z|x), and a future"
-        )
-        of_each, scale = strips_of(trained, images.reader, count=FEW)
-        rows = [row for rows in of_each for row in rows]
-        figures.image_strips(paths[0], rows, title=title, view=trained.recipe.view, scale=scale)
-    else:
-        figures.image_rows(paths[0], _rows(trained, images.reader), title=title, view=trained.recipe.view)
-    if result["interval_coverage"]:
-        paths.append(folder / f"calibration{suffix}.png")
-        label = f"{trained.recipe.name}, step {trained.step}"
-        title = f"calibration of p(x|z), {Path(images.description).name} images"
-        figures.calibration(paths[-1], [(label, result["interval_coverage"])], title=title)
+    """Save the result and draw the pictures. Returns the result with the pictures' paths.
+
+    The result, which may have taken hours, is saved before a picture can fail, and sent with the pictures.
+    """
     # The metrics of other data than the recipe's have names of their own.
     metrics = {f"evaluation/{images.name}/{key}": value for key, value in result["metrics"].items()}
     save_result(
@@ -477,17 +462,47 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
         step=trained.step,
         metrics=metrics,
         tracking=trained.recipe.tracking,
+        send=False,
     )
+    suffix = "" if images.name == "val" else f"-{images.name}"
+    folder = trained.folder / "figures"
+    paths = _draw_reconstructions(trained, images, folder / f"reconstructions{suffix}.png")
+    if result["interval_coverage"]:
+        paths.append(folder / f"calibration{suffix}.png")
+        label = f"{trained.recipe.name}, step {trained.step}"
+        title = f"calibration of p(x|z), {Path(images.description).name} images"
+        figures.calibration(paths[-1], [(label, result["interval_coverage"])], title=title)
+    push(trained.folder, trained.recipe.tracking)
     return {**result, "figures": [str(path) for path in paths]}
 
 
+def _draw_reconstructions(trained: Trained, images: Images, path: Path) -> list[Path]:
+    """Draw the first images, or sequences, with what the model makes of them. Returns the path; nothing where none can be used."""
+    title = trained.title(f"{images.description} images, decoded from the mean of q(z|x)")
+    if isinstance(trained.model, SequenceModel):
+        title = trained.title(
+            f"{images.description} sequences, decoded from the mean of q(z|x), and a future"
+        )
+        of_each, scale = strips_of(trained, images.reader, count=FEW)
+        rows = [row for rows in of_each for row in rows]
+        if rows:
+            figures.image_strips(path, rows, title=title, view=trained.recipe.view, scale=scale)
+    else:
+        rows = _rows(trained, images.reader)
+        if rows:
+            figures.image_rows(path, rows, title=title, view=trained.recipe.view)
+    if not rows:
+        number = min(len(images.reader), MOST_LOOKED_AT)
+        say(f"none of the first {number} samples can be used; {path.name} is not drawn")
+    return [path] if rows else []
+
+
 def _rows(trained: Trained, reader: ShardReader) -> list[tuple[str, NDArray[np.float32]]]:
-    """The first images, their reconstructions, the errors, and sigma where it differs between values."""
-    numbers = np.arange(min(2 * SHOWN, len(reader)))
-    fetched = reader.__getitems__(Request(numbers, refill=False))
-    images = fetched.images[fetched.usable][:SHOWN]
-    slots = torch.from_numpy(numbers)[fetched.usable][:SHOWN]
+    """The first images, their reconstructions, the errors, and sigma where it differs between values. Nothing where none can be used."""
+    slots = first_usable(reader, SHOWN)
+    if not len(slots):
+        return []
+    fetched = usable_at(reader, slots)
     condition = trained.model.condition_of(fetched.labels, fetched.vectors)
-    condition = None if condition is None else condition[fetched.usable.to(condition.device)][:SHOWN]
-    rows = error_maps(trained.model, images, slots, condition=condition, seed=trained.recipe.seed)
+    rows = error_maps(trained.model, fetched.images, slots, condition=condition, seed=trained.recipe.seed)
     return [(name, pictures.numpy()) for name, pictures in rows]

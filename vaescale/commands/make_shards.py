@@ -20,7 +20,7 @@ from vaescale.data.making.storing import Making
 from vaescale.data.making.survey import survey
 from vaescale.data.making.table import table_rows
 from vaescale.data.making.tar_sets import find_tars
-from vaescale.data.making.vector_table import read_table, with_vectors
+from vaescale.data.making.vector_table import listed_before, read_table, with_vectors
 from vaescale.data.making.writing import damaged_shards, differing
 from vaescale.data.pictures import Encoding, parse_colour
 from vaescale.data.storage import Folder
@@ -158,6 +158,8 @@ def make_shards(
             result = {split: {**found, "holds": "sequences"} for split, found in result.items()}
         _report_held_out(data_set, {split: found["images"] for split, found in result.items()}, limit)
         return result
+    if table is not None:
+        data_set = listed_before(data_set)
     for split in data_set.splits:
         origin: dict[str, Any] = {"source": source, "split": split}
         given: dict[str, Any] = {"config": config, "column": column, "limit": limit, "splits": splits}

@@ -37,7 +37,7 @@ class ImageSet(NamedTuple):
     """One split of a source. number: of its images, None where it is known only after reading.
 
     batches: yields this rank's batches, whose slots begin at 0; all ranks call it. sizing: how the images are brought to the
-    run's size, for results.
+    run's size, for results. reader: of shards.
     """
 
     split: str
@@ -45,6 +45,7 @@ class ImageSet(NamedTuple):
     number: int | None
     batches: Callable[[], Iterator[Batch]]
     sizing: dict[str, Any]
+    reader: ShardReader | None = None
 
 
 class Choice(NamedTuple):
@@ -110,7 +111,9 @@ def _of_shards(recipe: Recipe, split: str, place: str, choice: Choice) -> ImageS
     number = min(len(reader), choice.limit or len(reader))
     batches = partial(_read, reader, data, number)
     sizing = {"size": size, "crop": crop, "resample": resample if crop else None, "channels": channels}
-    return ImageSet(split, index.class_names, number, batches, {**sizing, "data_hash": index.data_hash})
+    return ImageSet(
+        split, index.class_names, number, batches, {**sizing, "data_hash": index.data_hash}, reader
+    )
 
 
 def _read(reader: ShardReader, data: DataConfig, number: int) -> Iterator[Batch]:

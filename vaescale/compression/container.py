@@ -145,7 +145,7 @@ class Reader:
             return _unpack(*parts, values=int(np.prod(image_shape)), groups=groups)
         except DataError:
             raise
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise DataError(f"its content is invalid ({type(error).__name__})") from None
 
     def _read_header(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Reader:
         self._after_header = len(content)
         try:
             header = json.loads(_inflate(content[len(start) : -CRC.size]))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"the header of {self.path} is no JSON") from None
         if not isinstance(header, dict) or header.get("version") != version:
             raise DataError(f"the header of {self.path} is not of version {version}")
@@ -192,7 +192,7 @@ class Reader:
             raise DataError("damaged table")
         try:
             records = [Record(*map(_natural, entry)) for entry in json.loads(_inflate(content))]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             raise DataError("damaged table") from None
         position = self._after_header
         for record in records:

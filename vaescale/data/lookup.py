@@ -1,4 +1,4 @@
-"""Images by their numbers: some at equal distances, and those with given numbers."""
+"""Images by their numbers: some at equal distances, the first that can be used, and those with given numbers."""
 
 import numpy as np
 import torch
@@ -7,6 +7,8 @@ from torch import Tensor
 from vaescale.data.batch import Fetched, Request
 from vaescale.data.reader import ShardReader
 from vaescale.errors import DataError
+
+MOST_LOOKED_AT = 1024  # samples, for a few to show
 
 
 def evenly(count: int, most: int) -> Tensor:
@@ -30,3 +32,15 @@ def usable_at(reader: ShardReader, numbers: Tensor) -> Fetched:
             f"{fetched.faults[0].words}; write the shards again; `vaescale verify-shards DIR --deep` names all faults"
         )
     return fetched
+
+
+def first_usable(reader: ShardReader, count: int) -> Tensor:
+    """The numbers of the first `count` samples that can be used, int64 [B]: fewer, or none, where the first MOST_LOOKED_AT hold no more."""
+    found: list[int] = []
+    for start in range(0, min(len(reader), MOST_LOOKED_AT), 2 * count):
+        numbers = np.arange(start, min(start + 2 * count, len(reader), MOST_LOOKED_AT))
+        usable = reader.__getitems__(Request(numbers, refill=False)).usable.numpy()
+        found += numbers[usable].tolist()
+        if len(found) >= count:
+            break
+    return torch.tensor(found[:count], dtype=torch.int64)

@@ -3,7 +3,13 @@
 import math
 from collections.abc import Mapping
 
-from vaescale.likelihoods.config import OPTIMAL, GaussianConfig, LikelihoodConfig, LocationScaleConfig
+from vaescale.likelihoods.config import (
+    OPTIMAL,
+    AutoregressiveLogisticMixtureConfig,
+    GaussianConfig,
+    LikelihoodConfig,
+    LocationScaleConfig,
+)
 
 FAR = 1.5  # between sigma and the root mean square error: at least 0.13 nats a value
 DIFFERENT = 1.05  # between a running sigma and the root mean square error: 0.002 nats a value
@@ -17,7 +23,7 @@ def remarks(
     metrics: those of `likelihood.model_metrics`, data_sigma and sigma_gap_nats; names that are absent are not judged. of: what kind of
     images were measured, as an article.
     """
-    found = [_collapse(metrics), _sigma(metrics, likelihood, of), _bound(metrics, likelihood)]
+    found = [_collapse(metrics, likelihood), _sigma(metrics, likelihood, of), _bound(metrics, likelihood)]
     return [sentence for sentence in found if sentence]
 
 
@@ -38,9 +44,14 @@ def _both(metrics: Mapping[str, float], sigma: float, fitted: float, of: str) ->
     return f"the running sigma is {sigma:.3g}, and {fitted:.3g} fits {of} errors best{nats}"
 
 
-def _collapse(metrics: Mapping[str, float]) -> str | None:
+def _collapse(metrics: Mapping[str, float], likelihood: LikelihoodConfig) -> str | None:
     if metrics.get("active_units") != 0:
         return None
+    if isinstance(likelihood, AutoregressiveLogisticMixtureConfig):
+        return (
+            "no latent is active: the pixels before a pixel say what z could; for latents that say more set likelihood.relative=false, "
+            "lower likelihood.radius, or take another likelihood.kind"
+        )
     return (
         "no latent is active: q(z|x) is the same for all images; take likelihood.sigma=optimal, lower objective.beta or "
         "optimizer.lr, or change the network"

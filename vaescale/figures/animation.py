@@ -27,7 +27,7 @@ def animation(
 ) -> list[Path]:
     """Draw rows of named clips of equally many frames [T, C, H, W], the names of the first row above it. Returns the paths.
 
-    path: of the GIF; the MP4 has the same name and is there where PyAV is installed. scale: of the clips of its name, with a bar of its
+    path: of the GIF; the MP4 has the same name and is there where PyAV with libx264 is installed. scale: of the clips of its name, with a bar of its
     colours. A bar below shows the time, grey for the first `given` frames. It also keeps each frame: of equal ones that follow each other
     Pillow writes the first alone. A GIF has 256 colours, enough for every level of grey.
     """

@@ -118,7 +118,12 @@ class Bar(NamedTuple):
     @property
     def text(self) -> str:
         """Both ends and the label in a line."""
-        return f"{self.low:.3g} to {self.high:.3g}, {self.label}"
+        return f"{number_text(self.low)} to {number_text(self.high)}, {self.label}"
+
+
+def number_text(number: float) -> str:
+    """A number at a scale of colours: levels of deep images in full, fractions to three digits."""
+    return f"{number:.3g}" if abs(number) < 1 else f"{number:g}"
 
 
 def _coloured(values: NDArray[np.float32], colours: Colours) -> NDArray[np.float32]:

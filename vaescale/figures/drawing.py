@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaescale.figures.config import Bar, Scale, View
+from vaescale.figures.config import Bar, Scale, View, number_text
 from vaescale.system.files import write_whole
 
 Images = NDArray[np.float32]
@@ -144,7 +144,7 @@ def _add_bar(figure: Any, bar: Bar, ticks: Sequence[float]) -> None:
         extent=(bar.low, bar.high, 0, 1),
         aspect="auto",
     )
-    axis.set_xticks(ticks, [f"{tick:.3g}" if abs(tick) < 1 else f"{tick:g}" for tick in ticks])
+    axis.set_xticks(ticks, [number_text(tick) for tick in ticks])
     axis.set_yticks([])
     axis.tick_params(labelsize=TICK_POINTS, pad=1)
     axis.set_title(bar.label, fontsize=TICK_POINTS, pad=2)

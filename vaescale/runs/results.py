@@ -25,7 +25,7 @@ def save_result(
 ) -> None:
     """Save a result in a run folder and send the run's new metrics and files to MLflow.
 
-    Draw the result's pictures first, because they are sent too. name: the JSON file within the folder, such as
+    Draw the result's pictures first, because they are sent too, or after it with send=False, and call `push` then. name: the JSON file within the folder, such as
     evaluation/val.json, which is written whole. metrics: by full name; NaN and Inf are left out. summary: the sections of
     summary.json to replace. send: false for a caller that holds a lock, and calls `push` after its release.
     """

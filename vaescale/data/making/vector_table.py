@@ -5,8 +5,10 @@ The first column names the images, as their files are named or as keys of sample
 
 import csv
 import hashlib
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from vaescale.data.making.items import VECTOR, Item, members_of
 from vaescale.data.making.sources.base import Source, Split
 from vaescale.data.making.sources.forward import Streamed
 from vaescale.errors import DataError, UserError
+from vaescale.system.console import say
 
 _ENDING = re.compile(r"\.[A-Za-z0-9]{1,5}$")
 
@@ -33,7 +36,10 @@ class VectorTable(NamedTuple):
 
 
 def read_table(path: Path) -> VectorTable:
-    """Read a table. Raises DataError for a file that is none, and for rows of other lengths, NaN and names that occur twice."""
+    """Read a table. A row of `nan` alone is of an image without a vector.
+
+    Raises DataError for a file that is none, and for rows of other lengths, other values that are not finite, and names that occur twice.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -54,12 +60,14 @@ def read_table(path: Path) -> VectorTable:
             f"--vectors {path} has no rows of a name and numbers; give a CSV file, or list_attr_celeba.txt"
         )
     size = len(columns) or len(cells[0]) - 1
-    wrong = [row for row in cells if len(row) != size + 1 or not all(map(_is_number, row[1:]))]
+    wrong = [row for row in cells if len(row) != size + 1 or not (_are_finite(row[1:]) or _are_nan(row[1:]))]
     if wrong:
         raise DataError(
             f"--vectors {path}: {len(wrong)} of {len(cells)} rows are not a name and {size} finite numbers, such as {','.join(wrong[0])[:80]!r}; "
-            "mend them"
+            "mend them, or make all numbers of an image without a vector nan"
         )
+    if absent := sum(_are_nan(row[1:]) for row in cells):
+        say(f"--vectors {path}: {absent} of {len(cells)} images have no vector, as their rows are nan")
     rows = {key_of(row[0]): number for number, row in enumerate(cells)}
     if len(rows) < len(cells):
         raise DataError(
@@ -77,34 +85,51 @@ def key_of(name: str) -> str:
 
 
 def with_vectors(source: Source, table: VectorTable) -> Source:
-    """The source whose items have a member `vector.npy` each, from the row of SPLIT/KEY, of their key, or of its last part.
+    """The source whose items have a member `vector.npy` each, from the row of SPLIT/KEY, of their key, or of its last part. What is held out
+    of train for val may have the row of train/KEY.
 
     Raises DataError, when a split is listed, for an item without a row, and for two items with one row; UserError for an item
     that has a vector.
     """
     taken: dict[int, tuple[str, str]] = {}
-    splits = {name: partial(_of_split, split, name, table, taken) for name, split in source.splits.items()}
+    splits = {}
+    for name, split in source.splits.items():
+        named = (name, "train") if source.held_out and name == "val" else (name,)
+        splits[name] = partial(_of_split, split, partial(_given, named=named, table=table, taken=taken))
     return source._replace(splits=splits)
 
 
-def _of_split(whole: Any, name: str, table: VectorTable, taken: dict[int, tuple[str, str]]) -> Split:
-    split: Split = whole()
+def listed_before(source: Source) -> Source:
+    """The source with all splits listed, so that what is found when one is listed is raised before another is written."""
+    ready = {name: split() for name, split in source.splits.items()}
+
+    def once(name: str) -> Split:
+        return ready.pop(name) if name in ready else source.splits[name]()
+
+    return source._replace(splits={name: partial(once, name) for name in source.splits})
+
+
+def _of_split(whole: Callable[[], Split], given: Callable[[Iterable[Item]], Iterator[Item]]) -> Split:
+    split = whole()
     if isinstance(split.items, Streamed):
-        listed = list(_given(split.items.listed, name, table, taken))
-        return split._replace(items=Streamed(listed, split.items.opened))
-    items = _given(split.items, name, table, taken)
+        return split._replace(items=Streamed(list(given(split.items.listed)), split.items.opened))
+    if split.outline is not None:  # its keys are known before its images are read
+        deque(given(split.outline()), maxlen=0)
+    items = given(split.items)
     return split._replace(items=list(items) if isinstance(split.items, list) else items)
 
 
 def _given(
-    items: Iterable[Item], split: str, table: VectorTable, taken: dict[int, tuple[str, str]]
+    items: Iterable[Item], named: tuple[str, ...], table: VectorTable, taken: dict[int, tuple[str, str]]
 ) -> Iterator[Item]:
+    """The items with their vectors. named: the split, and what else its rows may be named after."""
+    split = named[0]
     for item in items:
         if any(ending == VECTOR for ending, _ in item.members):
             raise UserError(
                 f"--vectors {table.path}: image {item.key} of {split} has a vector of its source already; leave one of them out"
             )
-        names = (f"{split}/{item.key}", item.key, item.key.rpartition("/")[2])
+        names = (*(f"{name}/{item.key}" for name in named), item.key, item.key.rpartition("/")[2])
         row = next((table.rows[name] for name in names if name in table.rows), None)
         if row is None:
             raise DataError(
@@ -121,6 +146,15 @@ def _given(
 
 def _is_number(text: str) -> bool:
     try:
-        return bool(np.isfinite(float(text)))
+        float(text)
     except ValueError:
         return False
+    return True
+
+
+def _are_finite(cells: list[str]) -> bool:
+    return all(_is_number(cell) and math.isfinite(float(cell)) for cell in cells)
+
+
+def _are_nan(cells: list[str]) -> bool:
+    return all(_is_number(cell) and math.isnan(float(cell)) for cell in cells)

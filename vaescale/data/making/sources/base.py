@@ -138,4 +138,4 @@ def report_absent(split: str, class_names: Sequence[str], present: Container[str
 def _hash(item: Item) -> int:
     """The number that decides about an item: one for all windows of a clip, which look alike."""
     whole = item.content.whole if isinstance(item.content, Clip) else ""
-    return zlib.crc32((whole or item.key).encode())
+    return zlib.crc32((whole or item.key).encode(errors="surrogateescape"))

@@ -47,8 +47,10 @@ class Columns(NamedTuple):
             return None if math.isnan(value) else int(value)
         return value
 
-    def vector_of(self, row: dict[str, Any], number: int) -> NDArray[np.float32]:
-        """The vector of row `number`, float32 [V]; NaN where a column has no value. Raises DataError for other values."""
+    def vector_of(self, row: dict[str, Any], number: int) -> NDArray[np.float32] | None:
+        """The vector of row `number`, float32 [V]; None where no column has a value. Raises DataError where some have none, and for
+        values that are no numbers.
+        """
         values = [row[name] for name in self.vectors]
         try:
             with np.errstate(over="ignore"):
@@ -56,12 +58,19 @@ class Columns(NamedTuple):
                 vector = np.hstack(parts).ravel().astype(np.float32)
         except (TypeError, ValueError):
             vector = np.full(1, np.inf, np.float32)
+        names, shown = ", ".join(self.vectors), str(values)[:60]
         if np.isinf(vector).any():
             raise DataError(
-                f"row {number}: the columns {', '.join(self.vectors)} hold {str(values)[:60]}, which are not finite numbers; choose "
-                "others with --column vector=NAME"
+                f"row {number}: the columns {names} hold {shown}, which are not finite numbers; choose others with --column vector=NAME"
             )
-        return np.full_like(vector, np.nan) if np.isnan(vector).any() else vector
+        if np.isnan(vector).all():
+            return None
+        if np.isnan(vector).any() or not all(part.size for part in parts):
+            raise DataError(
+                f"row {number}: some of the columns {names} have no value ({shown}); give all of them or none, or choose others with "
+                "--column vector=NAME"
+            )
+        return vector
 
 
 class Numbering(NamedTuple):

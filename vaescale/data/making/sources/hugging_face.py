@@ -103,8 +103,8 @@ def _hub_split(name: str, data: Any, chosen: Callable[[], tuple[Columns, Numberi
     data = data.cast_column(columns.image, datasets.Image(decode=False))
 
     def items() -> Iterator[Item]:
-        unlabelled, keys = 0, set[int]()
-        number = -1
+        unlabelled, absent, keys = 0, 0, set[int]()
+        number, size = -1, 0
         for number, row in enumerate(_rows(name, data)):
             image = row[columns.image] or {}
             content = image.get("bytes")
@@ -113,11 +113,21 @@ def _hub_split(name: str, data: Any, chosen: Callable[[], tuple[Columns, Numberi
                     content = file.read()
             label = numbering.number(columns.label_of(row)) if columns.label else -1
             unlabelled += label < 0
+            vector = columns.vector_of(row, number) if columns.vectors else None
+            absent += vector is None
+            size = size or (0 if vector is None else len(vector))
+            if vector is not None and len(vector) != size:
+                raise DataError(
+                    f"row {number}: the columns {', '.join(columns.vectors)} hold {len(vector)} numbers, and those of rows before {size}; "
+                    "choose others with --column vector=NAME"
+                )
+            members = () if vector is None else members_of(vector[None], 0)
             # A missing image counts as a broken one, which can be left out.
-            members = members_of(columns.vector_of(row, number)[None], 0) if columns.vectors else ()
             yield Item(_key(row, columns, number, keys), content or b"", label, members)
         if columns.label and unlabelled:
             say(f"hf:{name}: {unlabelled} of {number + 1} images have no class ({columns.label})")
+        if columns.vectors and absent:
+            say(f"hf:{name}: {absent} of {number + 1} images have no vector ({', '.join(columns.vectors)})")
 
     count = data.info.splits[data.split].num_examples if data.info.splits and data.split else None
     return Split(items(), count, numbering.class_names)

@@ -26,7 +26,12 @@ SOUND = {"active_units": 3.0, "bits_per_dim": 7.0, "sigma": 0.1, "mse": 0.01}
         (
             {"active_units": 0.0},
             {"kind": "autoregressive_logistic_mixture"},
-            ["set likelihood.relative=false"],
+            ["set likelihood.relative=false, lower likelihood.radius, lower objective.beta"],
+        ),
+        (
+            {"active_units": 0.0},
+            {"kind": "autoregressive_logistic_mixture", "relative": False, "radius": 1},
+            ["for latents that say more lower objective.beta"],
         ),
         ({"bits_per_dim": 8.1}, {"kind": "gaussian"}, ["8.1 bits per dimension"]),
         ({"bits_per_dim": 8.1}, {"kind": "categorical"}, ["8.1 bits per dimension"]),

@@ -114,5 +114,7 @@ def mean_log_sigma(model: VAE, z: Tensor, stream: noise.Stream) -> Tensor:
     """The mean over an image's values of log sigma(z), [B]. Raises UserError when sigma does not depend on z."""
     variance = model.likelihood.variance(model.decode(z, stream))
     if variance is None or variance.shape[0] != len(z):
-        raise UserError("this decoder's sigma does not depend on z; train with likelihood.sigma=predicted")
+        raise UserError(
+            "this decoder's sigma does not depend on z; train with likelihood.kind gaussian or laplace, and likelihood.sigma=predicted"
+        )
     return 0.5 * variance.flatten(1).log().mean(1)

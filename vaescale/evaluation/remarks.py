@@ -48,9 +48,12 @@ def _collapse(metrics: Mapping[str, float], likelihood: LikelihoodConfig) -> str
     if metrics.get("active_units") != 0:
         return None
     if isinstance(likelihood, AutoregressiveLogisticMixtureConfig):
+        remedies = ["set likelihood.relative=false"] if likelihood.relative else []
+        remedies += ["lower likelihood.radius"] if likelihood.radius > 1 else []
+        remedies += ["lower objective.beta", "train longer, or take another likelihood.kind"]
         return (
-            "no latent is active: the pixels before a pixel say what z could; for latents that say more set likelihood.relative=false, "
-            "lower likelihood.radius, or take another likelihood.kind"
+            "no latent is active: the pixels before a pixel say what z could; for latents that say more "
+            + ", ".join(remedies)
         )
     return (
         "no latent is active: q(z|x) is the same for all images; take likelihood.sigma=optimal, lower objective.beta or "
@@ -94,7 +97,9 @@ def _bound(metrics: Mapping[str, float], likelihood: LikelihoodConfig) -> str | 
     bits, uniform = metrics.get("bits_per_dim", -math.inf), math.log2(likelihood.levels or 1)
     if bits <= uniform:
         return None
+    has_sigma = isinstance(likelihood, LocationScaleConfig)
+    of_sigma = "; a fixed or predicted sigma may be too small or too large" if has_sigma else ""
     return (
         f"{bits:.4g} bits per dimension is worse than a uniform distribution, which has {uniform:g}: lower optimizer.lr, set "
-        "optimizer.clip_norm, or train longer; a fixed or predicted sigma may be too small or too large"
+        f"optimizer.clip_norm, or train longer{of_sigma}"
     )

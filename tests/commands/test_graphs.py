@@ -96,6 +96,12 @@ class Unwritable(torch.nn.Module):
         return torch.special.bessel_j0(z)
 
 
+def test_a_decoder_that_goes_from_pixel_to_pixel_has_no_graph() -> None:
+    model = build("linear", {"kind": "autoregressive_logistic_mixture", "components": 2, "width": 4})
+    with pytest.raises(UserError, match=r"needs a decoded mean, .*export --format mlflow takes every kind"):
+        graphs_of_model(model)
+
+
 def test_what_cannot_be_traced_is_answered_with_a_sentence() -> None:
     graph = Graph(Unwritable(depends=True), torch.rand(2, 3), "z", ("mean",))
     with pytest.raises(

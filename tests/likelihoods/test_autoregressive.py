@@ -1,14 +1,17 @@
 """A pixel's mixture depends on near pixels before it alone, and draws, means and known images agree about it."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from vaescale import noise
+from vaescale.errors import UserError
 from vaescale.likelihoods.autoregressive import AutoregressiveLogisticMixture, waves
 from vaescale.likelihoods.config import AutoregressiveLogisticMixtureConfig
+from vaescale.recipe import load_recipe
 
 
 def build(
@@ -99,3 +102,16 @@ def test_each_wave_comes_after_what_it_depends_on(height: int, width: int, radiu
             other = (row - up, column + right)
             if other in wave_of and (up > 0 or right < 0):
                 assert wave_of[other] < number
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("training.compile=true", "needs an uncompiled model"),
+        ("objective.kind=vae_gan", "needs a decoded mean"),
+        ("objective.perceptual={features: f, weight: 1}", "needs a decoded mean"),
+    ],
+)
+def test_what_needs_a_decoded_mean_or_a_compiler_is_refused(key: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_recipe(Path(__file__).parents[2] / "recipes/digits/autoregressive.yaml", [key])

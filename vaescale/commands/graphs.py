@@ -99,9 +99,10 @@ def graphs_of(trained: Trained) -> dict[str, Graph]:
     refuse_codes(
         trained, "this format", "export --format mlflow takes every kind, and the prior of fit-prior with it"
     )
-    if DECODED_MEAN not in trained.recipe.likelihood.offers():
+    config = trained.model.likelihood.config
+    if DECODED_MEAN not in config.offers():
         raise UserError(
-            f"this format needs a decoded mean, and likelihood.kind {trained.recipe.likelihood.kind!r} goes from pixel to pixel; export "
+            f"this format needs a decoded mean, and likelihood.kind {config.kind!r} goes from pixel to pixel; export "
             "--format mlflow takes every kind"
         )
     model = copy.deepcopy(trained.model).cpu().float().eval()

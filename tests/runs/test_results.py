@@ -1,11 +1,13 @@
-"""A result is saved once: JSON, finite metrics, a section of the summary, and MLflow with the pictures drawn before."""
+"""A result is saved once: JSON, finite metrics, a section of the summary, the pictures, and MLflow."""
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from vaescale.errors import UserError
 from vaescale.runs import results
 from vaescale.runs.tracking import TrackingConfig
 
@@ -55,3 +57,29 @@ def test_a_caller_that_holds_a_lock_sends_later(tmp_path: Path, pushed: list[set
     )
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
     assert pushed == []
+
+
+def test_pictures_are_drawn_after_the_result_is_written_and_sent_with_it(
+    tmp_path: Path, pushed: list[set[str]]
+) -> None:
+    def save(name: str, draw: Callable[[], object]) -> None:
+        results.save_result(
+            tmp_path,
+            name,
+            {"a": 1},
+            step=3,
+            metrics={},
+            tracking=TrackingConfig(mlflow=None),
+            draw=draw,
+        )
+
+    save("x.json", (tmp_path / "picture.png").touch)
+    assert {"x.json", "picture.png"} <= pushed[-1]
+
+    def fail() -> None:
+        raise UserError("it cannot be drawn")
+
+    with pytest.raises(UserError):
+        save("y.json", fail)
+    assert json.loads((tmp_path / "y.json").read_text()) == {"a": 1}
+    assert len(pushed) == 1

@@ -98,11 +98,15 @@ def baselines(
 
 
 def _save(trained: Trained, result: dict[str, Any], pictures: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Draw the figure and save the result. Returns the result with the figure's path."""
+    """Save the result and draw the figure. Returns the result with the figure's path."""
     path = trained.folder / "figures" / "baselines.png"
-    by_pca = " and by probabilistic PCA" if len(pictures) > 2 else ""
-    title = trained.title(f"held-out images, reconstructed by the run{by_pca}")
-    figures.image_rows(path, _with_errors(pictures, result["rows"]), title=title, view=trained.recipe.view)
+
+    def draw() -> None:
+        by_pca = " and by probabilistic PCA" if len(pictures) > 2 else ""
+        title = trained.title(f"held-out images, reconstructed by the run{by_pca}")
+        rows = _with_errors(pictures, result["rows"])
+        figures.image_rows(path, rows, title=title, view=trained.recipe.view)
+
     metrics = {
         f"baselines/{'run' if name == trained.recipe.name else 'ppca'}/{key}": value
         for name, row in result["rows"].items()
@@ -117,6 +121,7 @@ def _save(trained: Trained, result: dict[str, Any], pictures: list[tuple[str, An
         step=trained.step,
         metrics=metrics,
         tracking=trained.recipe.tracking,
+        draw=draw,
     )
     return {**result, "figure": str(path)}
 

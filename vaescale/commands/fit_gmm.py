@@ -271,7 +271,8 @@ def _write_files(
     picture = folder / "figures" / PICTURE
     if len(candidates) == 1:
         picture.unlink(missing_ok=True)  # from an earlier fit
-    else:
+
+    def draw() -> None:
         figures.mixture_selection(
             picture,
             result["candidates"],
@@ -279,6 +280,7 @@ def _write_files(
             prior_nats=metrics["gmm/val_prior_log_density_nats"],
             title=f"{folder.name}, step {trained.step}: {chosen.mixture.kind} mixtures of q(z)",
         )
+
     save_result(
         folder,
         "gmm/selection.json",
@@ -287,6 +289,7 @@ def _write_files(
         metrics=metrics,
         tracking=trained.recipe.tracking,
         summary={"gmm": {name: value for name, value in result.items() if name not in NOT_SUMMED_UP}},
+        draw=draw if len(candidates) > 1 else None,
         send=False,  # MLflow may take minutes, and another fit waits
     )
 

@@ -202,10 +202,10 @@ def _measured(
 
 
 def _save(trained: Trained, shards: LatentShards, result: dict[str, Any]) -> list[str]:
-    """Draw the figures and save the result. Returns the paths of the figures."""
-    paths = _draw(trained, shards, result)
-    for kind in result["sigma"]["kinds"].values() if result["sigma"] else ():
-        kind.pop("points")  # only for the picture
+    """Save the result and draw the figures. Returns the paths of the figures."""
+    kinds = result["sigma"]["kinds"] if result["sigma"] else {}
+    points = {name: kind.pop("points") for name, kind in kinds.items()}  # only for the picture
+    paths: list[Path] = []
     result["more_is_better"] = list(MORE_IS_BETTER)
     save_result(
         trained.folder,
@@ -214,11 +214,15 @@ def _save(trained: Trained, shards: LatentShards, result: dict[str, Any]) -> lis
         step=trained.step,
         metrics=_metrics(result),
         tracking=trained.recipe.tracking,
+        draw=lambda: paths.extend(_draw(trained, shards, result, points)),
     )
     return [str(path) for path in paths]
 
 
-def _draw(trained: Trained, shards: LatentShards, result: dict[str, Any]) -> list[Path]:
+def _draw(
+    trained: Trained, shards: LatentShards, result: dict[str, Any], points: dict[str, Any]
+) -> list[Path]:
+    """Draw the figures. points: of sigma(z) against a density, by kind. Returns their paths."""
     folder = trained.folder / "figures"
     head = f"{trained.recipe.name}, step {trained.step}"
     curves = [
@@ -249,7 +253,7 @@ def _draw(trained: Trained, shards: LatentShards, result: dict[str, Any]) -> lis
         title = f"{head}: variance of the images"
         figures.variance_split(paths[-1], bars, data=variance["data_total"], title=title)
     if sigma := result["sigma"]:
-        sets = [(name, *kind["points"]) for name, kind in sigma["kinds"].items()]
+        sets = [(name, *of_kind) for name, of_kind in points.items()]
         paths.append(folder / "latent_sigma.png")
         title = f"{head}: sigma(z) against {sigma['drawn']}, Spearman {sigma['spearman'][sigma['drawn']]:.2f}"
         figures.sigma_and_density(paths[-1], sets, density=sigma["drawn"], title=title)

@@ -260,14 +260,16 @@ def _protocol(extractor: Extractor, samples: Samples, references: int, data_hash
 
 
 def _save(trained: Trained, result: dict[str, Any], first: list[Tensor]) -> dict[str, Any]:
-    """Draw the figures and save the result. first: some pictures of each row. Returns the result with the figures' paths."""
+    """Save the result and draw the figures. first: some pictures of each row. Returns the result with the figures' paths."""
     name, rows = result["features"], result["rows"]
     paths = [trained.folder / "figures" / f"quality-{name}{suffix}.png" for suffix in ("", "-pictures")]
-    figures.quality(paths[0], rows, title=trained.title(f"against training images, features: {name}"))
-    strips = [(_label(row), pictures.numpy()) for row, pictures in zip(rows, first, strict=True)]
-    figures.image_strips(
-        paths[1], strips, title=trained.title("the pictures that are judged"), view=trained.recipe.view
-    )
+
+    def draw() -> None:
+        figures.quality(paths[0], rows, title=trained.title(f"against training images, features: {name}"))
+        strips = [(_label(row), pictures.numpy()) for row, pictures in zip(rows, first, strict=True)]
+        title = trained.title("the pictures that are judged")
+        figures.image_strips(paths[1], strips, title=title, view=trained.recipe.view)
+
     metrics = {f"quality/{name}/{_metric_name(row)}/{score}": row[score] for row in rows for score in SCORES}
     result["more_is_better"] = [key for key in metrics if key.rpartition("/")[2] in MORE_IS_BETTER]
     save_result(
@@ -277,6 +279,7 @@ def _save(trained: Trained, result: dict[str, Any], first: list[Tensor]) -> dict
         step=trained.step,
         metrics=metrics,
         tracking=trained.recipe.tracking,
+        draw=draw,
     )
     return {**result, "figures": [str(path) for path in paths]}
 

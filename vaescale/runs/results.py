@@ -1,7 +1,7 @@
 """The one way to save a verb's result: JSON in the run folder, rows of metrics.jsonl and summary.json, then MLflow."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,17 +21,21 @@ def save_result(
     metrics: Mapping[str, float],
     tracking: TrackingConfig,
     summary: Mapping[str, Mapping[str, Any]] = NOTHING,
+    draw: Callable[[], object] | None = None,
     send: bool = True,
 ) -> None:
     """Save a result in a run folder and send the run's new metrics and files to MLflow.
 
-    Draw the result's pictures first, because they are sent too, or after it with send=False, and call `push` then. name: the JSON file within the folder, such as
+    name: the JSON file within the folder, such as
     evaluation/val.json, which is written whole. metrics: by full name; NaN and Inf are left out. summary: the sections of
-    summary.json to replace. send: false for a caller that holds a lock, and calls `push` after its release.
+    summary.json to replace. draw: draws the result's pictures, after the result is written, which may have taken hours, and before both are
+    sent. send: false for a caller that holds a lock or draws itself, and calls `push` then.
     """
     write_json(folder / name, result)
     append_metrics(folder, step, {key: value for key, value in metrics.items() if math.isfinite(value)})
     for section, content in summary.items():
         update_summary(folder, section, content)
+    if draw:
+        draw()
     if send:
         push(folder, tracking)

@@ -132,7 +132,7 @@ def test_a_killed_rank_ends_the_run_and_nothing_is_lost(project: Path) -> None:
     code, _ = train_until(project, run, 25, *options, backend="cpu2", send=signal.SIGKILL, to_rank=0)
     assert code != 0
     assert checkpoints(run)
-    outcome = train(project, *options, f"run_dir={run}")  # on one process: it starts sooner
+    outcome = train(project, *options, f"run_dir={run}", backend="cpu2")
     assert outcome.returncode == 0, outcome.stderr
     for own, peace in zip(numbers(run), numbers(project / "peace"), strict=True):
         for name in ("train/neg_elbo_nats", "train/sigma"):

@@ -220,7 +220,10 @@ def test_learned_numbers_get_the_right_gradient(name: str) -> None:
                     sides.append(float(likelihood.log_prob(x, params, everything(x)).sum()))
                     parameter.view(-1)[place] -= sign * 1e-6
             slope = (sides[0] - sides[1]) / 2e-6
-            assert float(gradient.view(-1)[place]) == pytest.approx(slope, rel=1e-5, abs=1e-6)
+            rounding = (
+                1e-6 if name == "autoregressive" else None
+            )  # some of its slopes are 1e-3, of sums of 1e3
+            assert float(gradient.view(-1)[place]) == pytest.approx(slope, rel=1e-5, abs=rounding)
 
 
 @pytest.mark.parametrize("name", CASES)

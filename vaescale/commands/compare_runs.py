@@ -182,7 +182,8 @@ def _strips(records: Sequence[Record]) -> list[tuple[str, list[tuple[int, str, b
             has_all = all(name in record.pictures for name in PICTURES)
             if drawn and not has_all and is_of_sequences(record) == of_sequences:
                 during.append((number, f", step {int(drawn[-1][5:-4])}", record.pictures[drawn[-1]]))
-        strips.append(("sequences: " * of_sequences + "last pictures of the training", during))
+        of_what = "sequences: " if of_sequences else ""
+        strips.append((f"{of_what}last pictures of the training", during))
     return [(heading, pictures) for heading, pictures in strips if pictures]
 
 

@@ -49,7 +49,6 @@ from vaescale.runs import folder as run_folder
 from vaescale.runs.class_table import ClassTable
 from vaescale.runs.identity import git_revision
 from vaescale.runs.results import save_result
-from vaescale.runs.tracking import push
 from vaescale.system.console import Progress, say
 from vaescale.system.secrets import redact
 from vaescale.trained import (
@@ -449,10 +448,8 @@ def _more_is_better(metric: str) -> bool:
 
 
 def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str, Any]:
-    """Save the result and draw the pictures. Returns the result with the pictures' paths.
-
-    The result, which may have taken hours, is saved before a picture can fail, and sent with the pictures.
-    """
+    """Save the result and draw the pictures. Returns the result with the pictures' paths."""
+    paths: list[Path] = []
     # The metrics of other data than the recipe's have names of their own.
     metrics = {f"evaluation/{images.name}/{key}": value for key, value in result["metrics"].items()}
     save_result(
@@ -462,8 +459,13 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
         step=trained.step,
         metrics=metrics,
         tracking=trained.recipe.tracking,
-        send=False,
+        draw=lambda: paths.extend(_draw(trained, images, result)),
     )
+    return {**result, "figures": [str(path) for path in paths]}
+
+
+def _draw(trained: Trained, images: Images, result: dict[str, Any]) -> list[Path]:
+    """Draw the pictures. Returns their paths."""
     suffix = "" if images.name == "val" else f"-{images.name}"
     folder = trained.folder / "figures"
     paths = _draw_reconstructions(trained, images, folder / f"reconstructions{suffix}.png")
@@ -472,8 +474,7 @@ def _save(trained: Trained, images: Images, result: dict[str, Any]) -> dict[str,
         label = f"{trained.recipe.name}, step {trained.step}"
         title = f"calibration of p(x|z), {Path(images.description).name} images"
         figures.calibration(paths[-1], [(label, result["interval_coverage"])], title=title)
-    push(trained.folder, trained.recipe.tracking)
-    return {**result, "figures": [str(path) for path in paths]}
+    return paths
 
 
 def _draw_reconstructions(trained: Trained, images: Images, path: Path) -> list[Path]:

@@ -115,8 +115,8 @@ def looked_up(below: Reals) -> Callable[[Integers], Reals]:
     return lambda edges: below[edges, places]
 
 
-def values_received(code: Code) -> Generator[Table, Symbols, Integers]:
-    """Pass a code of digits on, and return the values [N] when they are known."""
+def symbols_received(code: Code) -> Generator[Table, Symbols, list[Symbols]]:
+    """Pass a code on, and return its symbols, round by round, when they are known."""
     symbols = list[Symbols]()
     shown = next(code)
     while True:
@@ -124,7 +124,12 @@ def values_received(code: Code) -> Generator[Table, Symbols, Integers]:
         try:
             shown = code.send(symbols[-1])
         except StopIteration:
-            return from_digits(symbols)
+            return symbols
+
+
+def values_received(code: Code) -> Generator[Table, Symbols, Integers]:
+    """Pass a code of digits on, and return the values [N] when they are known."""
+    return from_digits((yield from symbols_received(code)))
 
 
 def coded(code: Code, symbols: Sequence[Symbols]) -> Coded:

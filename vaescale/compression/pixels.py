@@ -4,7 +4,6 @@ Legend: B images, C channels, L levels, K components, D = C H W values, M = B H 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from vaescale.compression.masses import (
     digits_of,
     from_digits,
     looked_up,
+    symbols_received,
     table,
     values_received,
 )
@@ -66,10 +66,7 @@ class PixelCode(ABC):
 
     def decoding(self, features: Tensor, phases: Phases) -> Code:
         """The code of unknown images."""
-        parameters = features.numpy()
-        yield from self.code(
-            on_grid(parameters.reshape(len(parameters), -1), phases).reshape(parameters.shape)
-        )
+        yield from self.code(_rounded(features, phases))
 
     @abstractmethod
     def code(self, parameters: Reals) -> Code:
@@ -144,11 +141,8 @@ class LevelCode(PixelCode):
     def levels_of(self, symbols: list[Symbols]) -> Integers:
         """The levels of the digits."""
         channels, height, width = self.shape
-        count = digits(LEVELS)
-        values = [
-            from_digits(symbols[count * channel : count * (channel + 1)]) for channel in range(channels)
-        ]
-        return np.stack([value.reshape(-1, height, width) for value in values], axis=1)
+        images = len(symbols[0]) // (height * width)
+        return _levels_of(symbols, channels, images).reshape(images, *self.shape)
 
 
 class CategoricalCode(LevelCode):
@@ -260,13 +254,10 @@ class AutoregressiveCode(MixtureCode):
     def decoding(self, features: Tensor, phases: Phases) -> Code:
         """Wave after wave: the parameters of the next follow from the values of those before."""
         for _, mixture, values in self._autoregressive.params_by_wave(features):
-            parameters = self.parameters(mixture).numpy()
-            rounded = on_grid(parameters.reshape(len(parameters), -1), phases).reshape(parameters.shape)
-            levels = yield from _levels_received(super().code(rounded), self.shape[0])
-            values.copy_(
-                torch.from_numpy(levels.reshape(len(levels), len(features), -1).swapaxes(0, 1))
-                / (self.levels - 1.0)
-            )
+            rounded = _rounded(self.parameters(mixture), phases)
+            symbols = yield from symbols_received(super().code(rounded))
+            levels = _levels_of(symbols, self.shape[0], images=len(features))
+            values.copy_(torch.from_numpy(levels) / (self.levels - 1.0))
 
     def code(self, parameters: Reals) -> Code:
         """The waves of known images."""
@@ -291,28 +282,20 @@ class AutoregressiveCode(MixtureCode):
         levels = np.empty((images, channels, height * width), np.int64)
         for number, places in enumerate(self._waves):
             of_wave = symbols[rounds * number : rounds * (number + 1)]
-            levels[:, :, places] = _by_channel(of_wave, channels).reshape(channels, images, -1).swapaxes(0, 1)
+            levels[:, :, places] = _levels_of(of_wave, channels, images)
         return levels.reshape(images, *self.shape)
 
 
-def _by_channel(symbols: list[Symbols], channels: int) -> Integers:
-    """The levels [C, M] of digits."""
+def _levels_of(symbols: list[Symbols], channels: int, images: int) -> Integers:
+    """The levels [B, C, places of an image] of digits, channel after channel."""
     count = digits(LEVELS)
-    return np.stack(
-        [from_digits(symbols[count * channel : count * (channel + 1)]) for channel in range(channels)]
-    )
+    values = [from_digits(symbols[count * channel : count * (channel + 1)]) for channel in range(channels)]
+    return np.stack([value.reshape(images, -1) for value in values], axis=1)
 
 
-def _levels_received(code: Code, channels: int) -> Generator[Table, Symbols, Integers]:
-    """Pass a code on, and return the levels [C, M] of its symbols."""
-    symbols = list[Symbols]()
-    shown = next(code)
-    while True:
-        symbols.append((yield shown))
-        try:
-            shown = code.send(symbols[-1])
-        except StopIteration:
-            return _by_channel(symbols, channels)
+def _rounded(parameters: Tensor, phases: Phases) -> Reals:
+    """The parameters [B, ...] on the grids of their images."""
+    return on_grid(parameters.flatten(1).numpy(), phases).reshape(parameters.shape)
 
 
 class _Mixture:

@@ -158,7 +158,10 @@ def references_of(
     config: the reader's options, on which the moments depend. Keeps them in the folder `cache`. Raises DataError for too few sequences.
     """
     count = min(MOST_REFERENCES, len(reader))
-    paths = {name: cache / _name(reader, levels[name], config, name, context, count) for name in levels}
+    paths = {
+        name: cache / cache_name(extractor, reader, config, [name, context, *reader.form.shape, count])
+        for name, extractor in levels.items()
+    }
     kept = comm.on_main(lambda: {name: _kept(path) for name, path in paths.items()})
     missing = {name: levels[name] for name, moments in kept.items() if moments is None}
     sums = {name: Sums() for name in missing}
@@ -207,13 +210,6 @@ def _sequences(reader: ShardReader, count: int, device: torch.device) -> Iterato
             yield to_unit(fetched.images[fetched.usable].to(device), reader.window)
             done += len(part)
             progress.update(done)
-
-
-def _name(
-    reader: ShardReader, extractor: Extractor, config: DataConfig, level: str, context: int, count: int
-) -> str:
-    """The name of the file that keeps the moments of a level."""
-    return cache_name(extractor, reader, config, [level, context, *reader.form.shape, count])
 
 
 def _keep(path: Path, moments: Moments) -> None:

@@ -158,10 +158,8 @@ class PixelNetwork(nn.Module):
         super().__init__()
         self.first, self.last = _weights(width, inputs), _weights(outputs, width)
         self.inner = nn.Parameter(torch.stack([_weights(width, width) for _ in range(2 * blocks)]).detach())
-        self.first_bias, self.last_bias = (
-            nn.Parameter(torch.zeros(width)),
-            nn.Parameter(torch.zeros(outputs)),
-        )
+        self.first_bias = nn.Parameter(torch.zeros(width))
+        self.last_bias = nn.Parameter(torch.zeros(outputs))
         self.inner_bias = nn.Parameter(torch.zeros(2 * blocks, width))
 
     def forward(self, before: Tensor, features: Tensor) -> Tensor:

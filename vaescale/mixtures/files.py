@@ -29,9 +29,8 @@ def save(mixture: Mixture, folder: Path, details: Mapping[str, object]) -> None:
     """
     names = ("weights", "means", "covariances")
     tensors = to_bytes({name: getattr(mixture, name).contiguous() for name in names})
-    if HASH not in read_details(
-        folder
-    ):  # of an earlier version, which cannot tell which tensors it belongs to
+    if HASH not in read_details(folder):
+        # Of an earlier version, which cannot tell which tensors it belongs to.
         (folder / DETAILS).unlink(missing_ok=True)
     write_whole(folder / TENSORS, tensors)
     content = {**FORMAT, "covariance": mixture.kind, **details, HASH: _hash(tensors)}

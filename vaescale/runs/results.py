@@ -29,7 +29,7 @@ def save_result(
     name: the JSON file within the folder, such as
     evaluation/val.json, which is written whole. metrics: by full name; NaN and Inf are left out. summary: the sections of
     summary.json to replace. draw: draws the result's pictures, after the result is written, which may have taken hours, and before both are
-    sent. send: false for a caller that holds a lock or draws itself, and calls `push` then.
+    sent. send: false for a caller that holds a lock, and calls `push` after its release.
     """
     write_json(folder / name, result)
     append_metrics(folder, step, {key: value for key, value in metrics.items() if math.isfinite(value)})

@@ -38,7 +38,8 @@ class VectorTable(NamedTuple):
 def read_table(path: Path) -> VectorTable:
     """Read a table. A row of `nan` alone is of an image without a vector.
 
-    Raises DataError for a file that is none, and for rows of other lengths, other values that are not finite, and names that occur twice.
+    Raises DataError for a file that is no table, and for rows with other lengths, with other values that are not finite, or with a name that an
+    earlier row has.
     """
     try:
         content = path.read_bytes()

@@ -113,20 +113,24 @@ def _hub_split(name: str, data: Any, chosen: Callable[[], tuple[Columns, Numberi
                     content = file.read()
             label = numbering.number(columns.label_of(row)) if columns.label else -1
             unlabelled += label < 0
-            vector = columns.vector_of(row, number) if columns.vectors else None
-            absent += vector is None
-            size = size or (0 if vector is None else len(vector))
-            if vector is not None and len(vector) != size:
-                raise DataError(
-                    f"row {number}: the columns {', '.join(columns.vectors)} hold {len(vector)} numbers, and those of rows before {size}; "
-                    "choose others with --column vector=NAME"
-                )
-            members = () if vector is None else members_of(vector[None], 0)
+            members: tuple[tuple[str, bytes], ...] = ()
+            if columns.vectors:
+                vector = columns.vector_of(row, number)
+                if vector is None:
+                    absent += 1
+                else:
+                    size = size or len(vector)
+                    if len(vector) != size:
+                        raise DataError(
+                            f"row {number}: the columns {', '.join(columns.vectors)} hold {len(vector)} numbers, and those of rows before "
+                            f"{size}; choose others with --column vector=NAME"
+                        )
+                    members = members_of(vector[None], 0)
             # A missing image counts as a broken one, which can be left out.
             yield Item(_key(row, columns, number, keys), content or b"", label, members)
         if columns.label and unlabelled:
             say(f"hf:{name}: {unlabelled} of {number + 1} images have no class ({columns.label})")
-        if columns.vectors and absent:
+        if absent:
             say(f"hf:{name}: {absent} of {number + 1} images have no vector ({', '.join(columns.vectors)})")
 
     count = data.info.splits[data.split].num_examples if data.info.splits and data.split else None

@@ -148,10 +148,10 @@ def test_the_switch_and_a_missing_compiler(
 ) -> None:
     source = normalization.SOURCE
     monkeypatch.setenv(native.SWITCH, "0")
-    assert native.load.__wrapped__(source) is None
+    assert native._loaded.__wrapped__(source) is None
     monkeypatch.delenv(native.SWITCH)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert native.load.__wrapped__(source) is None
+    assert native._loaded.__wrapped__(source) is None
     assert "there is no C++ compiler" in capsys.readouterr().err
 
 
@@ -160,14 +160,14 @@ def test_a_source_that_does_not_compile(tmp_path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = tmp_path / "wrong.cpp"
     source.write_text("int f( {")
-    assert native.load.__wrapped__(source) is None
+    assert native._loaded.__wrapped__(source) is None
     assert "cannot compile wrong.cpp (" in capsys.readouterr().err
     source.write_text('extern "C" int seven() { return 7; }')
-    library = native.load.__wrapped__(source)
+    library = native._loaded.__wrapped__(source)
     assert library is not None
     assert library.seven() == 7
     kept = list((tmp_path / "vaescale" / "native").iterdir())
     assert len(kept) == 1
     stamp = kept[0].stat().st_mtime_ns
-    assert native.load.__wrapped__(source) is not None
+    assert native._loaded.__wrapped__(source) is not None
     assert kept[0].stat().st_mtime_ns == stamp, "it was compiled again"

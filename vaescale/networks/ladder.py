@@ -16,6 +16,7 @@ from torch.nn.functional import avg_pool2d, gelu, pad
 
 from vaescale.config import size_text
 from vaescale.errors import UserError
+from vaescale.networks import bottleneck
 from vaescale.networks.config import LadderConfig
 from vaescale.networks.layers import conv, nearest, recomputed, standardized
 from vaescale.networks.modulation import Shift
@@ -108,9 +109,7 @@ class LadderNetwork(nn.Module):
 
     def bottom_up(self, x: Tensor, embedding: Tensor | None = None) -> Maps:
         """Map [B, C, H, W] in [0, 1] to the last map of each resolution. embedding: of the condition, [B, E]."""
-        feature_map = self.stem(
-            standardized(x, self._standardize).contiguous(memory_format=torch.channels_last)
-        )
+        feature_map = self.stem(self._ordered(standardized(x, self._standardize)))
         maps = {feature_map.shape[-2]: feature_map}
         for number, block in enumerate(self.encoder):
             if embedding is not None and self.encoder_shifts is not None:
@@ -137,7 +136,12 @@ class LadderNetwork(nn.Module):
         if block.mixes is not None:
             smaller = _to_width(maps[block.mixes], width)
             feature_map = feature_map + nearest(smaller, size // block.mixes)
-        return feature_map.contiguous(memory_format=torch.channels_last)
+        return self._ordered(feature_map)
+
+    def _ordered(self, x: Tensor) -> Tensor:
+        """x in the memory order in which the convolutions are fast."""
+        body = cast("Group", self.groups[0]).prior_body
+        return x if bottleneck.take(x, body.layers) else x.contiguous(memory_format=torch.channels_last)
 
     def shifted(self, number: int, feature_map: Tensor, embedding: Tensor) -> Tensor:
         """The input map of a group plus the shift of the condition, whose embedding is [B, E]."""
@@ -166,7 +170,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, W, R, R'] to [B, W, R / pools, R' / pools]."""
-        x = x + self.body(x)
+        _, x = self.body.outputs(x, apart=0, added=True)
         return avg_pool2d(x, self.pools) if self.pools > 1 else x
 
 
@@ -177,7 +181,7 @@ class Group(nn.Module):
         self, width: int, inner: int, block: Block, *, latent_dim: int, encoder_out: int, scale: int
     ) -> None:
         super().__init__()
-        self.block, self.latent_dim = block, latent_dim
+        self.block, self.latent_dim, self.encoder_out = block, latent_dim, encoder_out
         self.posterior_body = Convolutions(2 * width, inner, encoder_out, block)
         self.prior_body = Convolutions(width, inner, 2 * latent_dim + width, block)
         nn.init.zeros_(self.prior_body.c4.weight)
@@ -188,15 +192,12 @@ class Group(nn.Module):
 
     def posterior(self, feature_map: Tensor, seen: Tensor) -> Tensor:
         """Raw parameters of q(z|above, x), from the map and the encoder's map of this resolution."""
-        raw: Tensor = self.posterior_body(torch.cat([feature_map, seen], dim=1))
+        raw, _ = self.posterior_body.outputs(feature_map, seen, apart=self.encoder_out, added=False)
         return raw
 
     def prior(self, feature_map: Tensor) -> tuple[Tensor, Tensor]:
         """Raw parameters of p(z|above) [B, 2 Z, R, R'], and the updated map."""
-        raw = self.prior_body(feature_map)
-        # Not two slices: their gradients would be two maps of zeros in another memory order, filled and summed.
-        parameters, change = raw.split([2 * self.latent_dim, feature_map.shape[1]], dim=1)
-        return parameters, feature_map + change
+        return self.prior_body.outputs(feature_map, apart=2 * self.latent_dim, added=True)
 
     def with_latents(self, feature_map: Tensor, z: Tensor) -> Tensor:
         """The map after z is added and the map is refined."""
@@ -213,9 +214,30 @@ class Convolutions(nn.Module):
         self.c1, self.c2 = conv(channels, inner, 1), conv(inner, inner, kernel)
         self.c3, self.c4 = conv(inner, inner, kernel), conv(inner, width, 1)
 
+    @property
+    def layers(self) -> tuple[nn.Conv2d, ...]:
+        """The four convolutions."""
+        return self.c1, self.c2, self.c3, self.c4
+
+    def outputs(
+        self, x: Tensor, seen: Tensor | None = None, *, apart: int, added: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The convolutions of a map [B, C, R, R'], and of `seen` beside it, as two maps.
+
+        The first `apart` outputs, and the others plus x if `added`. Without the former or the latter a map has no channels.
+        """
+        if bottleneck.take(x, self.layers):
+            return bottleneck.convolutions(self.layers, x, seen, apart=apart, added=added)
+        y = self(x if seen is None else torch.cat([x, seen], dim=1))
+        if not added:
+            return y, y[:, apart:]
+        # Not two slices: their gradients would be two maps of zeros in another memory order, filled and summed.
+        first, change = y.split([apart, y.shape[1] - apart], dim=1) if apart else (y[:, :0], y)
+        return first, x + change
+
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, channels, R, R'] to [B, width, R, R']."""
-        for layer in (self.c1, self.c2, self.c3, self.c4):
+        for layer in self.layers:
             x = layer(gelu(x))
         return x
 

@@ -18,6 +18,8 @@
 #include <cstring>
 #include <vector>
 
+#include "numbers.h"
+
 namespace {
 
 enum Act { NONE, SILU, RELU, LEAKY };
@@ -25,25 +27,6 @@ constexpr float SLOPE = 0.2f;        // of LEAKY
 constexpr int64_t SPAN = 512;        // floats that the inner loops go over at once
 constexpr int64_t PARTIAL = 64;      // spans that are summed in float32
 constexpr int64_t TOGETHER = 1 << 14;  // values of an image that one thread takes at once
-
-inline float number(float value) { return value; }
-
-inline float number(uint16_t value) {
-    uint32_t bits = static_cast<uint32_t>(value) << 16;
-    float result;
-    std::memcpy(&result, &bits, 4);
-    return result;
-}
-
-inline void put(float* place, float value) { *place = value; }
-
-// To the nearest bfloat16, ties to even.
-inline void put(uint16_t* place, float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    *place = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
-}
 
 // e^x to 2 units of the last place of a float: 2^n times the Taylor series of e^r, |r| <= ln(2) / 2.
 inline float exponential(float x) {

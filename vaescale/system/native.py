@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -25,13 +27,32 @@ FLAGS = (
     *("-std=c++20", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
     # What lets loops use a processor's vectors; neither changes a sum's order nor loses an Inf or a NaN.
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    "-Wno-psabi",  # no function outside of a source takes a vector
 )
 LONGEST_SECONDS = 120
 
 
-@cache
+_switched_off = 0
+
+
 def load(source: Path) -> ctypes.CDLL | None:
-    """The library of a C++ source, or None where it cannot be compiled, with the reason said once."""
+    """The library of a C++ source, or None where it cannot be compiled, with the reason said once, and where functions are switched off."""
+    return None if _switched_off else _loaded(source)
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Use torch's operations in the block, for what counts or compares them."""
+    global _switched_off
+    _switched_off += 1
+    try:
+        yield
+    finally:
+        _switched_off -= 1
+
+
+@cache
+def _loaded(source: Path) -> ctypes.CDLL | None:
     if os.environ.get(SWITCH, "1") == "0":
         return None
     try:
@@ -43,6 +64,12 @@ def load(source: Path) -> ctypes.CDLL | None:
     return library
 
 
+@cache
+def multiplies_tiles() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 (AMX), which torch's convolutions use and these functions do not."""
+    return "amx_bf16" in _processor().split()
+
+
 def _built(source: Path) -> Path:
     compiler = shutil.which(os.environ.get("CXX") or "g++")
     if compiler is None:
@@ -51,7 +78,8 @@ def _built(source: Path) -> Path:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=True, timeout=LONGEST_SECONDS
     ).stdout
-    text = "\n".join((*FLAGS, version, str(runtime), _processor(), source.read_text()))
+    sources = [*sorted(source.parent.glob("*.h")), source]
+    text = "\n".join((*FLAGS, version, str(runtime), _processor(), *(path.read_text() for path in sources)))
     folder = cache_home() / "vaescale" / "native"
     built = folder / f"{source.stem}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.so"
     if built.exists():

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from vaescale import noise
 from vaescale.models.units import blank
 from vaescale.models.vae import VAE
+from vaescale.system import native
 from vaescale.training.config import Precision
 from vaescale.training.memory import unchanged
 
@@ -48,7 +49,8 @@ def flops_of_an_image(model: VAE, *, importance_samples: int = 0) -> float:
     pixels = blank(images, model.example_shape, model.window, device)
     stream = noise.Stream(0, 0, torch.arange(images, device=device))
     mask = torch.ones(images, dtype=torch.bool, device=device)
-    with unchanged(model):
+    # The counter sees torch's operations alone.
+    with unchanged(model), native.switched_off():
         model.train()
         with FlopCounterMode(display=False) as forward:
             condition = model.any_condition(images)

@@ -60,7 +60,7 @@ def test_the_wheel_holds_recipes_and_verbs(wheel: Path) -> None:
         assert path.relative_to(ROOT).as_posix() in held
     for verb in VERBS:
         assert f"vaescale/tools/{verb.replace('-', '_')}.py" in held
-    assert {"vaescale/py.typed", "vaescale/networks/normalization.cpp", "vaescale/networks/numbers.h"} <= held
+    assert {"vaescale/py.typed", "vaescale/networks/normalization.cpp", "vaescale/system/vectors.h"} <= held
     assert {f"vaescale/figures/browser/{name}" for name in ("page.css", "table.js", "charts.js")} <= held
     assert not [
         name for name in held if name.startswith(("tests", "tools", "recipes", "vaescale/tools/bench"))

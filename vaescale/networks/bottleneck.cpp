@@ -18,15 +18,11 @@
 #include <memory>
 #include <vector>
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-
 #include "numbers.h"
+#include "vectors.h"
 
 namespace {
 
-constexpr int64_t LANES = 16;      // floats of a vector
 constexpr int64_t STEP = 32;       // places that loops go over at once; a plane has a multiple
 constexpr int64_t TOGETHER = 1024;  // places of the images that one core takes at once, about
 constexpr int64_t ENOUGH = 256;    // places that are worth a read of all weights
@@ -34,28 +30,6 @@ constexpr int64_t SLICES = 16;     // sums of weights' gradients are made of so 
 constexpr int64_t BLOCK = 16;      // outputs of a convolution that are computed before they are read
 constexpr int TILE = 8, FEW = 4;   // outputs that are computed at once
 constexpr int WIDE = 3;            // vectors of places that are computed at once
-
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint16_t Shorts __attribute__((vector_size(32)));
-typedef Floats LooseFloats __attribute__((aligned(2), may_alias));
-typedef Ints LooseInts __attribute__((aligned(2), may_alias));
-typedef Shorts LooseShorts __attribute__((aligned(2), may_alias));
-
-inline Floats as_floats(Ints x) { return reinterpret_cast<Floats>(x); }
-inline Ints as_ints(Floats x) { return reinterpret_cast<Ints>(x); }
-inline Floats all(float x) { return Floats{} + x; }
-// The smaller and the larger one; NaN for a NaN x.
-inline Floats at_most(Floats limit, Floats x) { return limit < x ? limit : x; }
-inline Floats at_least(Floats limit, Floats x) { return limit > x ? limit : x; }
-
-template <int N>
-inline Floats polynomial(const float (&coefficients)[N], Floats x) {
-    Floats sum = all(coefficients[N - 1]);
-#pragma GCC unroll 16
-    for (int k = N - 2; k >= 0; --k) sum = sum * x + coefficients[k];
-    return sum;
-}
 
 // A unit is what a convolution multiplies at once: a float, or two channels in bfloat16.
 template <typename T> struct Kind;
@@ -69,26 +43,14 @@ template <> struct Kind<float> {
     static Vector units(Floats first, Floats) { return first; }
     static Vector all_of(Unit w) { return all(w); }
     static Floats add_product(Floats sum, Vector a, Vector b) { return sum + a * b; }
-    static Floats load(const float* place) { return *reinterpret_cast<const LooseFloats*>(place); }
-    static void store(float* place, Floats values) { *reinterpret_cast<LooseFloats*>(place) = values; }
 
     // P(X <= x) of a standard normal X, and its sum with x times the density, the slope of GELU; to 2e-7. Abramowitz & Stegun 1964, 7.1.26.
     static void normal(Floats x, Floats& below, Floats& slope) {
         constexpr float series[] = {0.254829592f, -0.284496736f, 1.421413741f, -1.453152027f, 1.061405429f};
-        Floats z = (x < 0.0f ? -x : x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z), e = exponential(-z * z);
+        Floats z = magnitude(x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z), e = exponential(-z * z);
         Floats tail = 0.5f * polynomial(series, t) * t * e;
         below = x < 0.0f ? tail : 1.0f - tail;
         slope = below + x * 0.39894228f * e;
-    }
-    // e^x for x <= 0 to 2 units of the last place: 2^n times the Taylor series of e^r, |r| <= ln(2) / 2.
-    static Floats exponential(Floats x) {
-        constexpr float series[] = {1.0f, 1.0f, 0.5f, 1.0f / 6, 1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040};
-        constexpr float shift = 12582912.0f;  // a float next to it has no digits after the point
-        x = at_least(all(-87.0f), x);
-        Floats n = (x * 1.44269504f + shift) - shift;
-        Floats r = x - n * 0.693115234375f;  // ln 2 in two parts; the first has few digits, so the product is exact
-        r = r - n * 3.19461832987e-5f;
-        return polynomial(series, r) * as_floats((__builtin_convertvector(n, Ints) + 127) << 23);
     }
 };
 
@@ -107,21 +69,12 @@ template <> struct Kind<uint16_t> {
         return __builtin_convertvector(rounded(first), Ints) | __builtin_convertvector(rounded(second), Ints) << 16;
     }
     static Vector all_of(Unit w) { return Vector{} + static_cast<int32_t>(w); }
-    static Floats load(const uint16_t* place) {
-        return as_floats(__builtin_convertvector(*reinterpret_cast<const LooseShorts*>(place), Ints) << 16);
-    }
-    static void store(uint16_t* place, Floats values) { *reinterpret_cast<LooseShorts*>(place) = rounded(values); }
 #ifdef __AVX512BF16__
-    static Shorts rounded(Floats x) { return reinterpret_cast<Shorts>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x))); }
     static Floats add_product(Floats sum, Vector a, Vector b) {
         return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a),
                                                          reinterpret_cast<__m512bh>(b)));
     }
 #else
-    static Shorts rounded(Floats x) {
-        Ints bits = as_ints(x), even = bits + 0x7fff + (bits >> 16 & 1);
-        return __builtin_convertvector((x == x ? even : Ints{} + 0x7fc00000) >> 16, Shorts);
-    }
     static Floats add_product(Floats sum, Vector a, Vector b) {
         Ints high = Ints{} + static_cast<int32_t>(0xffff0000);
         return sum + as_floats(a << 16) * as_floats(b << 16) + as_floats(a & high) * as_floats(b & high);
@@ -133,7 +86,7 @@ template <> struct Kind<uint16_t> {
                                    6.55276464e-05f, -2.93883958e-06f, 7.57096327e-08f, -8.46059592e-10f};
         constexpr float second[] = {0.797013131f,     -0.262976023f,    0.056809393f,     -0.00806630364f, 0.000772452735f,
                                     -4.91849184e-05f, 1.98285414e-06f, -4.55442609e-08f, 4.52083264e-10f};
-        Floats near = at_least(all(-4.25f), at_most(all(4.25f), x)), square = near * near;
+        Floats near = at_least(-4.25f, at_most(4.25f, x)), square = near * near;
         below = x < -4.25f ? Floats{} : 0.5f + near * polynomial(first, square);  // not a rounding, times a large x
         slope = 0.5f + near * polynomial(second, square);
     }
@@ -413,7 +366,7 @@ void add_sums(const Job& job, const Planes<T>& dy, int64_t outputs, bool anew, f
 template <typename T, typename F>
 void pair_up(const Plan& plan, const T* first, const T* second, Unit<T>* out, F f) {
     for (int64_t q = plan.margin; q < plan.margin + plan.places; q += LANES) {
-        Floats low = f(Kind<T>::load(first + q)), high = Kind<T>::CHANNELS == 1 ? low : f(Kind<T>::load(second + q));
+        Floats low = f(load(first + q)), high = Kind<T>::CHANNELS == 1 ? low : f(load(second + q));
         *reinterpret_cast<typename Kind<T>::Loose*>(out + q) = Kind<T>::units(low, high);
     }
 }
@@ -492,7 +445,7 @@ void forward_of(const Sizes& sizes, const Parameters& all, const T* x, const T* 
                         const float* from = block[o];
                         T* to = h + (first + o) * plan.stride;
                         for (int64_t q = plan.margin; q < plan.margin + plan.places; q += LANES)
-                            Kind<T>::store(to + q, Kind<float>::load(from + q));
+                            store(to + q, load(from + q));
                     }
                     auto plane = [&](int64_t c) { return h + (first + c) * plan.stride; };
                     pair_all<T>(plan, count, plane, *next, first / Kind<T>::CHANNELS, Gelu<T>());
@@ -555,10 +508,10 @@ void backward_of(const Sizes& sizes, const Parameters& all, const T* x, const T*
                             const T* before = h + (first + o) * plan.stride;
                             T *to = (*next)[first + o], *after = a[first + o];
                             for (int64_t q = plan.margin; q < plan.margin + plan.places; q += LANES) {
-                                Floats value = Kind<T>::load(before + q), below, slope;
+                                Floats value = load(before + q), below, slope;
                                 Kind<T>::normal(value, below, slope);
-                                Kind<T>::store(after + q, value * below);
-                                Kind<T>::store(to + q, Kind<float>::load(from + q) * slope);
+                                store(after + q, value * below);
+                                store(to + q, load(from + q) * slope);
                             }
                         }
                         auto plane = [&](int64_t c) { return (*next)[first + c]; };
@@ -579,10 +532,10 @@ void backward_of(const Sizes& sizes, const Parameters& all, const T* x, const T*
                         float* from = block[o];
                         T *before = some[0], *after = a[o];
                         for (int64_t q = plan.margin; q < plan.margin + plan.places; q += LANES) {
-                            Floats value = Kind<T>::load(before + q), below, slope;
+                            Floats value = load(before + q), below, slope;
                             Kind<T>::normal(value, below, slope);
-                            Kind<T>::store(after + q, value * below);
-                            Kind<float>::store(from + q, Kind<float>::load(from + q) * slope);
+                            store(after + q, value * below);
+                            store(from + q, load(from + q) * slope);
                         }
                         const T* skipped = sizes.added ? dadded : nullptr;
                         if (c < sizes.first) job.store(from, skipped, sizes.first, c, dx);

@@ -98,7 +98,7 @@ class _Bottleneck(torch.autograd.Function):
             int(x.dtype == torch.bfloat16),
             ctypes.byref(sizes),
             ctypes.byref(_places(parameters)),
-            *map(_place, (x, seen, of_apart, of_added, kept)),
+            *map(native.place, (x, seen, of_apart, of_added, kept)),
             torch.get_num_threads(),
         )
         ctx.save_for_backward(x, seen, kept, *parameters)
@@ -116,7 +116,7 @@ class _Bottleneck(torch.autograd.Function):
             int(x.dtype == torch.bfloat16),
             ctypes.byref(ctx.sizes),
             ctypes.byref(_places(parameters)),
-            *map(_place, (x, seen, dapart, dadded, kept, dx, dseen)),
+            *map(native.place, (x, seen, dapart, dadded, kept, dx, dseen)),
             ctypes.byref(_places(gradients)),
             torch.get_num_threads(),
         )
@@ -128,10 +128,6 @@ def _library() -> ctypes.CDLL:
     assert library is not None
     library.kept_size.restype = ctypes.c_int64
     return library
-
-
-def _place(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def _places(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:

@@ -132,7 +132,7 @@ def _call(name: str, x: Tensor, act: str | bool | None, *arguments: Tensor | int
     # Contiguous tensors are kept by the caller until the call returns.
     for argument in arguments:
         if isinstance(argument, Tensor):
-            codes.append(ctypes.c_void_p(argument.data_ptr()))
+            codes.append(native.place(argument))
         else:
             codes.append(ctypes.c_int64(argument) if isinstance(argument, int) else argument)
     library[name](*codes, torch.get_num_threads())

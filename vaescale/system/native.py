@@ -15,10 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vaescale.errors import UserError
 from vaescale.system.caches import cache_home
 from vaescale.system.console import say
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SWITCH = "VAESCALE_NATIVE"
 """The environment variable that switches the compiled functions off, with the value 0."""
@@ -29,6 +33,7 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
     "-Wno-psabi",  # no function outside of a source takes a vector
 )
+HEADERS = Path(__file__).parent
 LONGEST_SECONDS = 120
 
 
@@ -64,6 +69,11 @@ def _loaded(source: Path) -> ctypes.CDLL | None:
     return library
 
 
+def place(tensor: "Tensor | None") -> ctypes.c_void_p:
+    """Where a tensor's values lie in memory, for a C function; the caller keeps the tensor until it returns."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
 @cache
 def multiplies_tiles() -> bool:
     """Whether the processor multiplies matrices of bfloat16 (AMX), which torch's convolutions use and these functions do not."""
@@ -75,11 +85,10 @@ def _built(source: Path) -> Path:
     if compiler is None:
         raise UserError("there is no C++ compiler (apt-get install g++)")
     runtime = _openmp()
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=LONGEST_SECONDS
-    ).stdout
-    sources = [*sorted(source.parent.glob("*.h")), source]
-    text = "\n".join((*FLAGS, version, str(runtime), _processor(), *(path.read_text() for path in sources)))
+    sources = [*sorted(HEADERS.glob("*.h")), source]
+    text = "\n".join(
+        (*FLAGS, _version(compiler), str(runtime), _processor(), *(path.read_text() for path in sources))
+    )
     folder = cache_home() / "vaescale" / "native"
     built = folder / f"{source.stem}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.so"
     if built.exists():
@@ -89,7 +98,16 @@ def _built(source: Path) -> Path:
     descriptor, aside = tempfile.mkstemp(dir=folder, suffix=".so")
     os.close(descriptor)
     try:
-        command = [compiler, *FLAGS, str(source), "-o", aside, "-Wl,--as-needed", str(runtime)]
+        command = [
+            compiler,
+            *FLAGS,
+            f"-I{HEADERS}",
+            str(source),
+            "-o",
+            aside,
+            "-Wl,--as-needed",
+            str(runtime),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST_SECONDS)
         if done.returncode:
             faults = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
@@ -98,6 +116,12 @@ def _built(source: Path) -> Path:
     finally:
         Path(aside).unlink(missing_ok=True)
     return built
+
+
+@cache
+def _version(compiler: str) -> str:
+    command = [compiler, "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=LONGEST_SECONDS).stdout
 
 
 def _openmp() -> Path:

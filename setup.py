@@ -85,7 +85,7 @@ setup(
     packages=[*find_packages(include=["vaescale", "vaescale.*"]), "vaescale.tools", "vaescale.recipes"],
     package_dir={"vaescale.tools": "tools", "vaescale.recipes": "recipes"},
     package_data={
-        "vaescale": ["py.typed", "__init__.pyi", "networks/*.cpp", "system/*.h", "figures/browser/*"],
+        "vaescale": ["py.typed", "__init__.pyi", "**/*.cpp", "system/*.h", "figures/browser/*"],
         "vaescale.recipes": ["**/*.yaml", "**/*.md", "**/*.sbatch", "**/*.sh"],
     },
     install_requires=DEPENDENCIES,

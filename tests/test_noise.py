@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from vaescale import kernels, noise
+from vaescale.system import native
 
 # Random123, kat_vectors, philox4x32 10: counter, key, answer.
 KNOWN = [
@@ -70,9 +71,13 @@ def test_philox_in_place_and_in_numpy_give_them_too(counter, key, answer) -> Non
     assert [word.item() for word in in_numpy] == list(answer)
 
 
-@pytest.mark.parametrize("few", [0, 1 << 15], ids=["torch", "numpy"])
-def test_each_way_gives_the_bits_of_the_oracle(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noise, "FEW_BLOCKS", few)
+@pytest.mark.parametrize("way", ["torch", "numpy", "compiled"])
+def test_each_way_gives_the_bits_of_the_oracle(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "FEW_BLOCKS", 1 << 15 if way == "numpy" else 0)
+    if way == "torch":
+        monkeypatch.setattr(native, "_switched_off", 1)
+    elif way == "compiled" and native.load(noise.SOURCE) is None:
+        pytest.skip("needs a C++ compiler and GNU OpenMP")
     streams = (
         stream(5),
         stream(3, seed=(1 << 40) + 7, step=2**31 + 3, first=2**40),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vaescale.models import gaussians
 from vaescale.models.config import DiagonalConfig, FixedConfig, PosteriorConfig
 
 LOG_SIGMA_BOUND = 8.0
@@ -56,15 +57,22 @@ def draw(q: Gaussian, p: Gaussian | None, epsilon: Tensor) -> tuple[Tensor, Tens
     if torch.compiler.is_compiling():  # fuses the plain form
         cost = kl(q, p)
         return q.sample(epsilon), cost.sum(tuple(range(2, cost.ndim))) if cost.ndim > 2 else cost
-    prior = (None, None) if p is None else p
+    prior: tuple[Tensor | None, Tensor | None] = (None, None) if p is None else (p.mu, p.log_sigma)
+    if gaussians.take(*q, *prior, epsilon):
+        return gaussians.draw(*q, *prior, epsilon)
     z, cost = _Draw.apply(*q, *prior, epsilon)  # type: ignore[no-untyped-call]
     return z, cost
 
 
 def bounded(raw: Tensor) -> Tensor:
-    """Bound raw log sigma smoothly to +-8, near the identity around 0: exp stays finite and the gradient never vanishes."""
+    """Bound raw log sigma smoothly to +-8, near the identity around 0: exp stays finite and the gradient never vanishes.
+
+    On a CPU a map's bound and its draws below are compiled functions (`gaussians.py`).
+    """
     if torch.compiler.is_compiling():
         return LOG_SIGMA_BOUND * torch.tanh(raw / LOG_SIGMA_BOUND)
+    if gaussians.take(raw):
+        return gaussians.bounded(raw)
     log_sigma: Tensor = _Bounded.apply(raw)  # type: ignore[no-untyped-call]
     return log_sigma
 

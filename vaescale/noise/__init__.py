@@ -10,9 +10,11 @@ differ by the devices' log and cos only. Salmon, Moraes, Dror & Shaw 2011, "Para
 Legend: B slots, N numbers for each, T blocks of four numbers, of all purposes that are drawn together.
 """
 
+import ctypes
 import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaescale.noise import gpu
+from vaescale.system import native
 
 STEPS = 1 << 32  # of a stream; slots and blocks of four numbers have as many
 # Streams that must never share a counter. A hierarchical model adds its group's number.
@@ -48,6 +51,7 @@ WINDOW = 26 << 16
 MOST_BLOCKS = 1 << 19
 # On a CPU, torch has one thread for so few elements too, and a call of numpy costs a third of torch's.
 FEW_BLOCKS = 1 << 15
+SOURCE = Path(__file__).with_name("philox.cpp")
 _ROUNDS = 10
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -176,7 +180,26 @@ def _words(stream: Stream, blocks: Blocks) -> Tensor:
         words = philox((numbers, slots.numpy()[:, None] & _MASK, np.full_like(numbers, step), tags), key)
         return torch.from_numpy(np.stack(np.broadcast_arrays(*words)))
     block, tag = _counters_on(slots.device, blocks)
+    if slots.device.type == "cpu" and type(slots) is Tensor and (library := native.load(SOURCE)) is not None:
+        return _compiled(library, slots.contiguous(), block, tag, step, key)
     return _philox_in_place(_stacked(block, slots[:, None], torch.full_like(block, step), tag), key)
+
+
+def _compiled(
+    library: ctypes.CDLL, slots: Tensor, block: Tensor, tag: Tensor, step: int, key: tuple[int, int]
+) -> Tensor:
+    words = torch.empty(4, len(slots), len(block), dtype=torch.int64)
+    numbers = map(ctypes.c_int64, (len(block), step, *key))
+    places = map(native.place, (block, tag))
+    library.words(
+        native.place(slots),
+        ctypes.c_int64(len(slots)),
+        *places,
+        *numbers,
+        native.place(words),
+        torch.get_num_threads(),
+    )
+    return words
 
 
 def _stacked(*counter: Tensor) -> Tensor:

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "vectors.h"
 
@@ -14,16 +13,6 @@ namespace {
 
 constexpr float BOUND = 8.0f;
 constexpr int64_t TOGETHER = 1 << 12;  // values that one thread takes at once
-
-// The values that are left, at most a vector, and zeros.
-inline Floats load_some(const float* place, int64_t left) {
-    if (left >= LANES) return load(place);
-    Floats values{};
-    std::memcpy(&values, place, left * sizeof(float));
-    return values;
-}
-
-inline void store_some(float* place, Floats values, int64_t left) { std::memcpy(place, &values, std::min(left, LANES) * sizeof(float)); }
 
 // e^x - 1 - x, near 0 by its series, where the terms would cancel.
 inline Floats excess(Floats x) {

@@ -2,7 +2,7 @@
 
 Weights: the gradient of a convolution is one product of two matrices, once the windows of a map stand in rows. It takes 41 ms where
 torch's (2.13, oneDNN) takes 169 for 512 to 1024 channels on 8x8 maps, but more for few weights on large maps. Where few channels come
-out, the windows are those of the output's gradient. Biases: the sum over the output's gradient takes a hundredth of the time of
+out, the convolution and its weights' gradient are compiled functions (`few_outputs.py`), or the windows are those of the output's gradient. Biases: the sum over the output's gradient takes a hundredth of the time of
 torch's for a transposed convolution. Gradients of inputs are torch's, and so are forward passes, but for transposed convolutions with
 few outputs, where torch's takes as long for 1 as for 3. Chellapilla, Puri & Simard 2006.
 """
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, conv_transpose2d, pad, pixel_shuffle
 
+from vaescale.networks import few_outputs
+
 MANY_WEIGHTS = 1 << 21
-FEW_OUTPUTS = 8
 
 
 class Conv2d(nn.Conv2d):
@@ -71,6 +72,9 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.settings, ctx.biased = (stride, padding), bias is not None
+        ctx.is_compiled = few_outputs.take(x, weight, stride, padding)
+        if ctx.is_compiled:
+            return few_outputs.convolve(x, weight, bias, padding[0])
         return conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
@@ -80,7 +84,9 @@ class _Convolution(torch.autograd.Function):
         stride, padding = ctx.settings
         dx, dweight, dy = _gradients(ctx, dy, x, weight, stride, padding, None)
         if ctx.needs_input_grad[1] and dweight is None:
-            if _is_read_backwards(weight, stride):
+            if ctx.is_compiled:
+                dweight = few_outputs.weight_gradient(dy, x, weight, padding[0]).to(weight.dtype)
+            elif few_outputs.have_few(weight, stride):
                 around = weight.shape[2] - 1 - padding[0], weight.shape[3] - 1 - padding[1]
                 product = _rows(x).t() @ _windows(dy, weight.shape[2:], (1, 1), around)
                 ordered = product.view(weight.shape[1], *weight.shape[2:], weight.shape[0])
@@ -104,7 +110,7 @@ class _Transposed(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.settings, ctx.biased = (stride, padding, output_padding), bias is not None
-        few = weight.shape[1] <= FEW_OUTPUTS and weight.shape[2:] == (4, 4)
+        few = weight.shape[1] <= few_outputs.FEW_OUTPUTS and weight.shape[2:] == (4, 4)
         if few and (stride, padding, output_padding) == ((2, 2), (1, 1), (0, 0)):
             return _by_corners(x, weight, bias)
         return conv_transpose2d(x, weight, bias, stride, padding, output_padding)
@@ -136,7 +142,7 @@ def _gradients(
     """
     dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
     transposed = output_padding is not None
-    by_product = weight.numel() >= MANY_WEIGHTS or (not transposed and _is_read_backwards(weight, stride))
+    by_product = weight.numel() >= MANY_WEIGHTS or (not transposed and few_outputs.have_few(weight, stride))
     wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not by_product, False]
     if not any(wanted):
         return None, None, dy
@@ -174,16 +180,11 @@ def _windows(x: Tensor, kernel: torch.Size, stride: tuple[int, int], padding: tu
     return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, high * wide * x.shape[1])
 
 
-def _is_read_backwards(weight: Tensor, stride: tuple[int, int]) -> bool:
-    """Whether a convolution has so few outputs that the windows of its output's gradient are the smaller ones."""
-    return len(weight) <= FEW_OUTPUTS < weight.shape[1] and stride == (1, 1) and weight.shape[2] > 1
-
-
 def _pays(layer: Conv2d) -> bool:
     """Whether a convolution has a gradient that is faster here."""
     stride: Any = layer.stride
     return layer.kernel_size != (1, 1) and (
-        layer.weight.numel() >= MANY_WEIGHTS or _is_read_backwards(layer.weight, stride)
+        layer.weight.numel() >= MANY_WEIGHTS or few_outputs.have_few(layer.weight, stride)
     )
 
 

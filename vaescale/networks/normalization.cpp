@@ -15,10 +15,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "numbers.h"
+#include "vectors.h"
 
 namespace {
 
@@ -28,51 +29,34 @@ constexpr int64_t SPAN = 512;        // floats that the inner loops go over at o
 constexpr int64_t PARTIAL = 64;      // spans that are summed in float32
 constexpr int64_t TOGETHER = 1 << 14;  // values of an image that one thread takes at once
 
-// e^x to 2 units of the last place of a float: 2^n times the Taylor series of e^r, |r| <= ln(2) / 2.
-inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    float n = std::nearbyint(x * 1.44269504f);
-    float r = x - n * 0.693115234375f;  // ln 2 in two parts; the first has few digits, so the product is exact
-    r = r - n * 3.19461832987e-5f;
-    float series = 1.0f / 5040;
-    series = series * r + 1.0f / 720;
-    series = series * r + 1.0f / 120;
-    series = series * r + 1.0f / 24;
-    series = series * r + 1.0f / 6;
-    series = series * r + 0.5f;
-    series = series * r + 1.0f;
-    series = series * r + 1.0f;
-    int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, 4);
-    return series * power;
-}
-
 template <int ACT>
-inline float activated(float h) {
+inline Floats activated(Floats h) {
     if (ACT == SILU) return h / (1.0f + exponential(-h));
-    if (ACT == RELU) return h < 0 ? 0.0f : h;
-    if (ACT == LEAKY) return h < 0 ? SLOPE * h : h;
+    if (ACT == RELU) return h < 0.0f ? Floats{} : h;
+    if (ACT == LEAKY) return h < 0.0f ? SLOPE * h : h;
     return h;
 }
 
 // act'(h), with torch's values where the derivative does not exist.
 template <int ACT>
-inline float slope(float h) {
+inline Floats slope(Floats h) {
     if (ACT == SILU) {
-        float s = 1.0f / (1.0f + exponential(-h));
+        Floats s = 1.0f / (1.0f + exponential(-h));
         return s * (1.0f + h * (1.0f - s));
     }
-    if (ACT == RELU) return h > 0 ? 1.0f : 0.0f;
-    if (ACT == LEAKY) return h > 0 ? 1.0f : SLOPE;
-    return 1.0f;
+    if (ACT == RELU) return h > 0.0f ? all(1.0f) : Floats{};
+    if (ACT == LEAKY) return h > 0.0f ? all(1.0f) : all(SLOPE);
+    return all(1.0f);
 }
 
-// Rows of C values are taken `rows` at once, so that the inner loop is long where there are few channels.
+// Rows of C values are taken `rows` at once, so that the inner loop is long where there are few channels, and goes over whole vectors.
 struct Shape {
     int64_t places, channels, rows, span;
-    Shape(int64_t P, int64_t C) : places(P), channels(C), rows(std::max<int64_t>(1, SPAN / C)), span(rows * C) {}
+    Shape(int64_t P, int64_t C) : places(P), channels(C) {
+        int64_t whole = LANES / std::gcd(LANES, C);
+        rows = (std::max<int64_t>(1, SPAN / C) + whole - 1) / whole * whole;
+        span = rows * C;
+    }
     int64_t size() const { return places * channels; }
     // A vector of each channel, repeated for the rows of a span.
     std::vector<float> repeated(const float* values) const {
@@ -80,10 +64,16 @@ struct Shape {
         for (int64_t row = 0; row < rows; ++row) std::copy(values, values + channels, all.begin() + row * channels);
         return all;
     }
+    // f(i, k, left) for the vectors from value i on of a map, at place k of a span; `left` values from there to the end of the map.
+    template <typename F>
+    void each_vector(int64_t begin, int64_t end, F f) const {
+        for (int64_t base = begin; base < end; base += span)
+            for (int64_t k = 0, length = std::min(span, end - base); k < length; k += LANES) f(base + k, k, end - base - k);
+    }
 };
 
-// Two sums of each channel over the places of an image. `add(i, k, first, second)` adds the terms of value i of the map, at place k
-// of a span, to the two partial sums.
+// Two sums of each channel over the places of an image. `add(i, k, left, first, second)` adds the terms of the vector at value i of the map,
+// at place k of a span, to the two partial sums.
 template <typename F>
 void sum_over_places(const Shape& shape, float* first, float* second, F add) {
     std::vector<float> a(shape.span), b(shape.span);
@@ -91,13 +81,12 @@ void sum_over_places(const Shape& shape, float* first, float* second, F add) {
     for (int64_t start = 0; start < shape.size(); start += PARTIAL * shape.span) {
         std::fill(a.begin(), a.end(), 0.0f);
         std::fill(b.begin(), b.end(), 0.0f);
-        float *pa = a.data(), *pb = b.data();
-        int64_t end = std::min(shape.size(), start + PARTIAL * shape.span);
-        for (int64_t base = start; base < end; base += shape.span) {
-            int64_t length = std::min(shape.span, end - base);
-#pragma omp simd
-            for (int64_t k = 0; k < length; ++k) add(base + k, k, pa[k], pb[k]);
-        }
+        shape.each_vector(start, std::min(shape.size(), start + PARTIAL * shape.span), [&](int64_t i, int64_t k, int64_t left) {
+            Floats sum = load(a.data() + k), other = load(b.data() + k);
+            add(i, k, left, sum, other);
+            store(a.data() + k, sum);
+            store(b.data() + k, other);
+        });
         for (int64_t k = 0; k < shape.span; ++k) {
             wide_a[k % shape.channels] += a[k];
             wide_b[k % shape.channels] += b[k];
@@ -116,8 +105,8 @@ void image_moments(const T* x, const Shape& shape, float* mean, float* deviation
     for (int64_t c = 0; c < shape.channels; ++c) first[c] = number(x[c]);
     auto shift = shape.repeated(first.data());
     const float* s = shift.data();
-    sum_over_places(shape, mean, deviations, [=](int64_t i, int64_t k, float& sum, float& square) {
-        float d = number(x[i]) - s[k];
+    sum_over_places(shape, mean, deviations, [=](int64_t i, int64_t k, int64_t left, Floats& sum, Floats& square) {
+        Floats d = only(load_some(x + i, left) - load(s + k), left);
         sum += d;
         square += d * d;
     });
@@ -132,12 +121,9 @@ template <typename T, int ACT>
 void image_affine(const T* x, T* y, const Shape& shape, const float* scales, const float* shifts) {
     auto a = shape.repeated(scales), b = shape.repeated(shifts);
     const float *pa = a.data(), *pb = b.data();
-    for (int64_t base = 0; base < shape.size(); base += shape.span) {
-        int64_t length = std::min(shape.span, shape.size() - base);
-#pragma omp simd
-        for (int64_t k = 0; k < length; ++k)
-            put(y + base + k, activated<ACT>(number(x[base + k]) * pa[k] + pb[k]));
-    }
+    shape.each_vector(0, shape.size(), [=](int64_t i, int64_t k, int64_t left) {
+        store_some(y + i, activated<ACT>(load_some(x + i, left) * load(pa + k) + load(pb + k)), left);
+    });
 }
 
 template <typename T, int ACT>
@@ -145,10 +131,10 @@ void image_sums(const T* dy, const T* x, const Shape& shape, const float* scales
                 const float* centres, float* s1, float* s2) {
     auto a = shape.repeated(scales), b = shape.repeated(shifts), c = shape.repeated(centres);
     const float *pa = a.data(), *pb = b.data(), *pc = c.data();
-    sum_over_places(shape, s1, s2, [=](int64_t i, int64_t k, float& sum, float& product) {
-        float value = number(x[i]), g = number(dy[i]) * slope<ACT>(value * pa[k] + pb[k]);
+    sum_over_places(shape, s1, s2, [=](int64_t i, int64_t k, int64_t left, Floats& sum, Floats& product) {
+        Floats value = load_some(x + i, left), g = load_some(dy + i, left) * slope<ACT>(value * load(pa + k) + load(pb + k));
         sum += g;
-        product += g * (value - pc[k]);
+        product += g * (value - load(pc + k));
     });
 }
 
@@ -158,14 +144,11 @@ void image_gradient(const T* dy, const T* x, T* dx, const Shape& shape, const fl
     auto a = shape.repeated(scales), b = shape.repeated(shifts), c = shape.repeated(centres);
     auto p = shape.repeated(slopes), q = shape.repeated(constants);
     const float *pa = a.data(), *pb = b.data(), *pc = c.data(), *pp = p.data(), *pq = q.data();
-    for (int64_t base = 0; base < shape.size(); base += shape.span) {
-        int64_t length = std::min(shape.span, shape.size() - base);
-#pragma omp simd
-        for (int64_t k = 0; k < length; ++k) {
-            float value = number(x[base + k]), g = number(dy[base + k]) * slope<ACT>(value * pa[k] + pb[k]);
-            put(dx + base + k, pa[k] * g + pp[k] * (value - pc[k]) + pq[k]);
-        }
-    }
+    shape.each_vector(0, shape.size(), [=](int64_t i, int64_t k, int64_t left) {
+        Floats value = load_some(x + i, left), scale = load(pa + k);
+        Floats g = load_some(dy + i, left) * slope<ACT>(value * scale + load(pb + k));
+        store_some(dx + i, scale * g + load(pp + k) * (value - load(pc + k)) + load(pq + k), left);
+    });
 }
 
 // What GroupNorm needs of an image: mean and 1 / sigma of each group, and a and b of each channel.

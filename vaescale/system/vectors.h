@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -43,6 +44,58 @@ inline Floats load(const uint16_t* place) {
 }
 inline void store(float* place, Floats values) { *reinterpret_cast<LooseFloats*>(place) = values; }
 inline void store(uint16_t* place, Floats values) { *reinterpret_cast<LooseShorts*>(place) = rounded(values); }
+
+// At most `left` values, and zeros.
+template <typename T>
+inline Floats load_some(const T* place, int64_t left) {
+    if (left >= LANES) return load(place);
+    T values[LANES] = {};
+    std::memcpy(values, place, left * sizeof(T));
+    return load(values);
+}
+
+template <typename T>
+inline void store_some(T* place, Floats values, int64_t left) {
+    if (left >= LANES) return store(place, values);
+    T rest[LANES];
+    store(rest, values);
+    std::memcpy(place, rest, left * sizeof(T));
+}
+
+// The first `left` values, and zeros.
+inline Floats only(Floats values, int64_t left) {
+    if (left < LANES)
+        for (int64_t i = left; i < LANES; ++i) values[i] = 0.0f;
+    return values;
+}
+
+// The sum of products of two bfloat16 in each lane, added to a float.
+inline Floats add_pairs(Floats sum, Ints a, Ints b) {
+#ifdef __AVX512BF16__
+    return reinterpret_cast<Floats>(
+        _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+#else
+    Ints high = Ints{} + static_cast<int32_t>(0xffff0000);
+    return sum + as_floats(a << 16) * as_floats(b << 16) + as_floats(a & high) * as_floats(b & high);
+#endif
+}
+
+// The sums over the lanes of 16 vectors, as one.
+inline Floats sums_of(const Floats (&x)[16]) {
+    Floats half[8], quarter[4], eighth[2];
+    constexpr Ints low8{0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
+    constexpr Ints low4{0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27};
+    constexpr Ints low2{0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
+    constexpr Ints low1{0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30};
+    auto folded = [](Floats a, Floats b, Ints low, int32_t distance) {
+        return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + distance);
+    };
+    // Lane i of the result is the sum of x[i]: its bits choose the operand at each fold.
+    for (int i = 0; i < 8; ++i) half[i] = folded(x[i], x[i + 8], low8, 8);
+    for (int i = 0; i < 4; ++i) quarter[i] = folded(half[i], half[i + 4], low4, 4);
+    for (int i = 0; i < 2; ++i) eighth[i] = folded(quarter[i], quarter[i + 2], low2, 2);
+    return folded(eighth[0], eighth[1], low1, 1);
+}
 
 // The lowest power first.
 template <int N>

@@ -233,6 +233,7 @@ def test_an_exported_run_is_loaded_by_mlflow(vaescale, run: Path, tmp_path: Path
             ".pyi",
             ".typed",
             ".cpp",
+            ".h",
             ".js",
             ".css",
         )

@@ -164,6 +164,28 @@ def test_autocast_chooses_the_precision_and_frozen_weights_have_no_gradient() ->
 
 
 @compiled
+def test_maps_that_do_not_fit_are_refused_as_by_torch() -> None:
+    case = CASES["posterior"]
+    body, (x, seen) = case.layers(), case.maps(torch.float32)
+    for given in ((x[:, :5], seen), (x, seen[:1]), (x, seen[:, :, :4]), (x, None)):
+        with pytest.raises(RuntimeError):
+            body.outputs(*given, apart=case.apart, added=False)
+
+
+@compiled
+def test_evaluation_keeps_nothing_for_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, kept = CASES["block"], []
+    body, (x,) = case.layers(), case.maps(torch.float32)
+    library = bottleneck._library()
+    monkeypatch.setattr(library, "kept_size", lambda sizes: kept.append(sizes) or 1)
+    with torch.no_grad():
+        found = body.outputs(x, apart=0, added=True)[1]
+    assert not kept
+    monkeypatch.undo()
+    torch.testing.assert_close(found, body.outputs(x, apart=0, added=True)[1].detach(), rtol=0, atol=0)
+
+
+@compiled
 def test_what_is_left_to_torch() -> None:
     case = CASES["block"]
     body, (x,) = case.layers(), case.maps(torch.float32)

@@ -55,7 +55,7 @@ def test_values_and_gradients_are_torch_s(
     reference = reference.double()
     x = torch.randn(images, channels, *size).to(dtype).contiguous(memory_format=torch.channels_last)
     wide, x = x.double().requires_grad_(), x.requires_grad_()
-    assert few_outputs.take(x, layer.weight, (1, 1), (padding, padding))
+    assert few_outputs.take(x, layer.weight.to(dtype), (1, 1), (padding, padding))
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         y = layer(x)
     expected = reference(wide)
@@ -93,5 +93,7 @@ def test_what_is_left_to_torch() -> None:
     assert not few_outputs.take(x.double(), weight, *settings)
     assert not few_outputs.take(x, weight, (2, 2), (1, 1))
     assert not few_outputs.take(x, weight[:, :20], *settings)
+    assert not few_outputs.take(x.bfloat16(), weight, *settings)
+    assert not few_outputs.take(torch.randn(2, 64, 6, 5), weight, *settings)
     assert not few_outputs.take(x, weight[..., :2], *settings)
     assert not few_outputs.take(x, torch.randn(9, 32, 3, 3), *settings)

@@ -113,7 +113,6 @@ def _map(x: Tensor | None) -> Any:
 
 
 def _call(name: str, like: Tensor, *arguments: Any) -> None:
-    library = native.load(SOURCE)
-    assert library is not None
+    library = native.loaded(SOURCE)
     sizes = _Sizes(*like.shape[:2], math.prod(like.shape[2:]))
     library[name](ctypes.byref(sizes), *arguments, torch.get_num_threads())

@@ -34,6 +34,7 @@ def take(x: Tensor, layers: Sequence[nn.Conv2d]) -> bool:
         and x.device.type == "cpu"
         and x.numel() > 0
         and layers[1].in_channels <= MOST_CHANNELS
+        and x.dtype in DTYPES
         and _dtype(x) in DTYPES
         and not torch.compiler.is_compiling()
         and all(_is_plain(layer) for layer in layers)
@@ -42,18 +43,27 @@ def take(x: Tensor, layers: Sequence[nn.Conv2d]) -> bool:
     )
 
 
+def fit(layers: Sequence[nn.Conv2d], x: Tensor, seen: Tensor | None, *, apart: int, added: bool) -> bool:
+    """Whether the maps have the channels that the layers take and return; torch's operations say what does not."""
+    beside = 0 if seen is None else seen.shape[1]
+    outputs = apart + (x.shape[1] if added else 0)
+    return (layers[0].in_channels, layers[3].out_channels) == (x.shape[1] + beside, outputs) and (
+        seen is None or (type(seen) is Tensor and (len(seen), *seen.shape[2:]) == (len(x), *x.shape[2:]))
+    )
+
+
 def convolutions(
     layers: Sequence[nn.Conv2d], x: Tensor, seen: Tensor | None = None, *, apart: int, added: bool
 ) -> tuple[Tensor, Tensor]:
     """The four convolutions of x [B, C, H, W] and `seen` [B, C', H, W], each after a GELU, in the precision of autocast, with a gradient.
 
-    Returns the first `apart` outputs [B, apart, H, W], if there are any, and the others [B, C, H, W] plus x if `added`.
+    Returns the first `apart` outputs [B, apart, H, W], and the others [B, C, H, W] plus x if `added`; a map without channels is None.
     """
     dtype = _dtype(x)
     x = x.to(dtype).contiguous()
     seen = None if seen is None else seen.to(dtype).contiguous()
     parameters = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
-    first, second = _Bottleneck.apply(apart, added, x, seen, *parameters)  # type: ignore[no-untyped-call]
+    first, second = _Bottleneck.apply(torch.is_grad_enabled(), apart, added, x, seen, *parameters)  # type: ignore[no-untyped-call]
     return first, second
 
 
@@ -79,7 +89,13 @@ _Parameters = ctypes.c_void_p * 8
 class _Bottleneck(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, apart: int, added: bool, x: Tensor, seen: Tensor | None, *parameters: Tensor
+        ctx: Any,
+        differentiated: bool,
+        apart: int,
+        added: bool,
+        x: Tensor,
+        seen: Tensor | None,
+        *parameters: Tensor,
     ) -> tuple[Tensor | None, Tensor | None]:
         images, first, height, width = x.shape
         parameters = tuple(parameter.detach().float().contiguous() for parameter in parameters)
@@ -90,7 +106,7 @@ class _Bottleneck(torch.autograd.Function):
         )
         library = _library()
         kept = None
-        if any(ctx.needs_input_grad):
+        if differentiated and any(ctx.needs_input_grad):
             kept = x.new_empty(library.kept_size(ctypes.byref(sizes)))
         of_apart = x.new_empty(images, apart, height, width) if apart else None
         of_added = torch.empty_like(x) if added else None
@@ -120,12 +136,11 @@ class _Bottleneck(torch.autograd.Function):
             ctypes.byref(_places(gradients)),
             torch.get_num_threads(),
         )
-        return None, None, dx, dseen, *gradients
+        return None, None, None, dx, dseen, *gradients
 
 
 def _library() -> ctypes.CDLL:
-    library = native.load(SOURCE)
-    assert library is not None
+    library = native.loaded(SOURCE)
     library.kept_size.restype = ctypes.c_int64
     return library
 
@@ -142,7 +157,9 @@ def _dtype(x: Tensor) -> torch.dtype:
 def _is_plain(layer: nn.Conv2d) -> bool:
     """Whether a layer's weights are whole and its own: neither divided by DeepSpeed or FSDP2 nor another's."""
     shape = (layer.out_channels, layer.in_channels, *layer.kernel_size)
+    # Not as attributes: DeepSpeed would gather the weights that it divides.
+    own = (dict.get(layer._parameters, name) for name in ("weight", "bias"))
     return all(
-        type(parameter) is nn.Parameter and parameter.shape == expected
-        for parameter, expected in ((layer.weight, shape), (layer.bias, shape[:1]))
+        type(parameter) is nn.Parameter and "ds_id" not in vars(parameter) and parameter.shape == expected
+        for parameter, expected in zip(own, (shape, shape[:1]), strict=True)
     )

@@ -32,7 +32,9 @@ def take(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int,
         and high == wide
         and padding[0] == padding[1]
         and min(x.shape[2:]) + 2 * padding[0] >= high
+        and x.shape[1] == weight.shape[1]
         and weight.shape[1] % CHANNELS == 0
+        and x.dtype == weight.dtype
         and x.dtype in DTYPES
         and x.numel() > 0
         and native.load(SOURCE) is not None
@@ -47,7 +49,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Te
     weight = weight.permute(0, 2, 3, 1).contiguous()
     bias = None if bias is None else bias.float().contiguous()
     places = map(native.place, (x, weight, bias, y))
-    _library().forward(int(x.dtype == torch.bfloat16), ctypes.byref(sizes), *places, torch.get_num_threads())
+    native.loaded(SOURCE).forward(
+        int(x.dtype == torch.bfloat16), ctypes.byref(sizes), *places, torch.get_num_threads()
+    )
     return y.permute(0, 3, 1, 2)
 
 
@@ -56,7 +60,7 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, padding: int) -> Tens
     sizes = _sizes(x, weight, padding)
     gradient = x.new_empty(len(weight), *weight.shape[2:], weight.shape[1], dtype=torch.float32)
     places = map(native.place, (x, dy, gradient))
-    _library().weight_gradient(
+    native.loaded(SOURCE).weight_gradient(
         int(x.dtype == torch.bfloat16), ctypes.byref(sizes), *places, torch.get_num_threads()
     )
     return gradient.permute(0, 3, 1, 2)
@@ -84,9 +88,3 @@ def _sizes(x: Tensor, weight: Tensor, padding: int) -> _Sizes:
 def _more(sizes: _Sizes) -> int:
     """By how much a side grows."""
     return int(2 * sizes.padding - sizes.kernel + 1)
-
-
-def _library() -> ctypes.CDLL:
-    library = native.load(SOURCE)
-    assert library is not None
-    return library

@@ -224,9 +224,9 @@ class Convolutions(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The convolutions of a map [B, C, R, R'], and of `seen` beside it, as two maps.
 
-        The first `apart` outputs, and the others plus x if `added`. Without the former or the latter a map has no channels.
+        The first `apart` outputs, and the others plus x if `added`. A map without channels may be None.
         """
-        if bottleneck.take(x, self.layers):
+        if bottleneck.take(x, self.layers) and bottleneck.fit(self.layers, x, seen, apart=apart, added=added):
             return bottleneck.convolutions(self.layers, x, seen, apart=apart, added=added)
         y = self(x if seen is None else torch.cat([x, seen], dim=1))
         if not added:

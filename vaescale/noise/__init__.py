@@ -180,15 +180,16 @@ def _words(stream: Stream, blocks: Blocks) -> Tensor:
         words = philox((numbers, slots.numpy()[:, None] & _MASK, np.full_like(numbers, step), tags), key)
         return torch.from_numpy(np.stack(np.broadcast_arrays(*words)))
     block, tag = _counters_on(slots.device, blocks)
-    if slots.device.type == "cpu" and type(slots) is Tensor and (library := native.load(SOURCE)) is not None:
-        return _compiled(library, slots.contiguous(), block, tag, step, key)
+    plain = all(type(given) is Tensor and given.device.type == "cpu" for given in (slots, block, tag))
+    if plain and (library := native.load(SOURCE)) is not None:
+        return _compiled(library, slots.to(torch.int64).contiguous(), block, tag, step, key)
     return _philox_in_place(_stacked(block, slots[:, None], torch.full_like(block, step), tag), key)
 
 
 def _compiled(
     library: ctypes.CDLL, slots: Tensor, block: Tensor, tag: Tensor, step: int, key: tuple[int, int]
 ) -> Tensor:
-    words = torch.empty(4, len(slots), len(block), dtype=torch.int64)
+    words = slots.new_empty(4, len(slots), len(block))
     numbers = map(ctypes.c_int64, (len(block), step, *key))
     places = map(native.place, (block, tag))
     library.words(

@@ -41,8 +41,11 @@ _switched_off = 0
 
 
 def load(source: Path) -> ctypes.CDLL | None:
-    """The library of a C++ source, or None where it cannot be compiled, with the reason said once, and where functions are switched off."""
-    return None if _switched_off else _loaded(source)
+    """The library of a C++ source, or None where it cannot be compiled, with the reason said once, and where functions are switched off.
+
+    None without AVX-512, too: on half as wide vectors the functions are slower than torch's operations.
+    """
+    return None if _switched_off or not has_wide_vectors() else _loaded(source)
 
 
 @contextmanager
@@ -72,6 +75,19 @@ def _loaded(source: Path) -> ctypes.CDLL | None:
 def place(tensor: "Tensor | None") -> ctypes.c_void_p:
     """Where a tensor's values lie in memory, for a C function; the caller keeps the tensor until it returns."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def loaded(source: Path) -> ctypes.CDLL:
+    """The library that `load` has returned in this process, also where it is switched off meanwhile."""
+    library = _loaded(source)
+    assert library is not None
+    return library
+
+
+@cache
+def has_wide_vectors() -> bool:
+    """Whether the processor has AVX-512."""
+    return Path("/proc/cpuinfo").exists() and "avx512f" in _processor().split()
 
 
 @cache

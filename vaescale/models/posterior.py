@@ -52,7 +52,8 @@ def _excess(log_square: Tensor) -> Tensor:
 def draw(q: Gaussian, p: Gaussian | None, epsilon: Tensor) -> tuple[Tensor, Tensor]:
     """The draw `q.sample(epsilon)`, and `kl(q, p)` summed over the places of a map, [B, Z], in one node of the graph.
 
-    Values and gradients are those of the two functions, with half of the operations and fewer maps kept for the backward pass.
+    Values and gradients are those of the two functions, of a compiled one but for rounding, with half of the operations and fewer maps kept for
+    the backward pass.
     """
     if torch.compiler.is_compiling():  # fuses the plain form
         cost = kl(q, p)

@@ -352,8 +352,9 @@ void pair_all(const Plan& plan, int64_t channels, P planes, Planes<Unit<T>>& out
     for (int64_t c = 0; c < channels; c += Kind<T>::CHANNELS) {
         bool single = Kind<T>::CHANNELS == 2 && c + 1 == channels;
         if (single) nothing.assign(plan.stride, T(0));
-        const T* second = Kind<T>::CHANNELS == 1 ? planes(c) : single ? nothing.data() : planes(c + 1);
-        pair_up<T>(plan, planes(c), second, out[first_unit + c / Kind<T>::CHANNELS], f);
+        const T* one = planes(c);
+        const T* second = Kind<T>::CHANNELS == 1 ? one : single ? nothing.data() : planes(c + 1);
+        pair_up<T>(plan, one, second, out[first_unit + c / Kind<T>::CHANNELS], f);
     }
 }
 

@@ -2,7 +2,8 @@
 
 Weights: the gradient of a convolution is one product of two matrices, once the windows of a map stand in rows. It takes 41 ms where
 torch's (2.13, oneDNN) takes 169 for 512 to 1024 channels on 8x8 maps, but more for few weights on large maps. Where few channels come
-out, the convolution and its weights' gradient are compiled functions (`few_outputs.py`), or the windows are those of the output's gradient. Biases: the sum over the output's gradient takes a hundredth of the time of
+out, the convolution and its weights' gradient are compiled functions (`few_outputs.py`), or the windows are those of the output's
+gradient. Biases: the sum over the output's gradient takes a hundredth of the time of
 torch's for a transposed convolution. Gradients of inputs are torch's, and so are forward passes, but for transposed convolutions with
 few outputs, where torch's takes as long for 1 as for 3. Chellapilla, Puri & Simard 2006.
 """

@@ -97,3 +97,15 @@ def test_what_is_left_to_torch() -> None:
     assert not few_outputs.take(torch.randn(2, 64, 6, 5), weight, *settings)
     assert not few_outputs.take(x, weight[..., :2], *settings)
     assert not few_outputs.take(x, torch.randn(9, 32, 3, 3), *settings)
+
+
+@compiled
+def test_what_is_not_finite_stays_in_the_taps_that_see_it() -> None:
+    """Beside the last output of an odd width there is no second place to multiply."""
+    x = torch.ones(1, 32, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last)
+    x[..., 2] = torch.inf
+    dy, weight = torch.ones(1, 2, 3, 1).bfloat16(), torch.ones(2, 32, 3, 3).bfloat16()
+    dy = dy.contiguous(memory_format=torch.channels_last)
+    gradient = few_outputs.weight_gradient(dy[:, :, :1], x, weight, 0)
+    assert gradient[..., :2].eq(1).all()
+    assert gradient[..., 2].isinf().all()

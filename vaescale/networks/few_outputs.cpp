@@ -131,7 +131,8 @@ void add_gradient(const Sizes& s, const T* x, const T* dy, const T* zeros, int64
             for (int k = 0; k < THREE; ++k) {
                 int64_t at = left + kx + k - s.padding;
                 typename P::Vector values[2];
-                P::read(place_of(s, row, at, zeros) + c, place_of(s, row, at + 1, zeros) + c, values);
+                const T* next = left + 1 < s.wide() ? place_of(s, row, at + 1, zeros) : zeros;
+                P::read(place_of(s, row, at, zeros) + c, next + c, values);
 #pragma GCC unroll 4
                 for (int i = 0; i < FOUR; ++i) P::add(sums[i][k][0], sums[i][k][1], gradients[i], values);
             }

@@ -25,7 +25,7 @@ namespace {
 
 enum Act { NONE, SILU, RELU, LEAKY };
 constexpr float SLOPE = 0.2f;        // of LEAKY
-constexpr int64_t SPAN = 512;        // floats that the inner loops go over at once
+constexpr int64_t SPAN = 512;        // floats that the inner loops go over at once, about
 constexpr int64_t PARTIAL = 64;      // spans that are summed in float32
 constexpr int64_t TOGETHER = 1 << 14;  // values of an image that one thread takes at once
 

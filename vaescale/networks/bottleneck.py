@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 from vaescale.system import native
 
 DTYPES = (torch.bfloat16, torch.float32)
-MOST_CHANNELS = 48
-"""Of the inner convolutions. torch's are faster for more (tools/bench/README.md)."""
+MOST_CHANNELS, MOST_BESIDE_TILES = 48, 24
+"""Of the inner convolutions; the second one for bfloat16 on a processor that multiplies tiles of it. torch's are faster for more (tools/bench/README.md)."""
 
 SOURCE = Path(__file__).with_name("bottleneck.cpp")
 
@@ -27,19 +27,23 @@ def are_usable() -> bool:
     return native.load(SOURCE) is not None
 
 
+def most_channels(dtype: torch.dtype) -> int:
+    """The most channels of the inner convolutions for which the function is used in a precision."""
+    return MOST_BESIDE_TILES if dtype == torch.bfloat16 and native.multiplies_tiles() else MOST_CHANNELS
+
+
 def take(x: Tensor, layers: Sequence[nn.Conv2d]) -> bool:
     """Whether the function is used for a map x [B, C, H, W] and these four layers."""
     return (
         type(x) is Tensor  # neither the memory estimate's tensors without values nor an exporter's
         and x.device.type == "cpu"
         and x.numel() > 0
-        and layers[1].in_channels <= MOST_CHANNELS
         and x.dtype in DTYPES
         and _dtype(x) in DTYPES
+        and layers[1].in_channels <= most_channels(_dtype(x))
         and not torch.compiler.is_compiling()
         and all(_is_plain(layer) for layer in layers)
         and are_usable()
-        and not (_dtype(x) == torch.bfloat16 and native.multiplies_tiles())
     )
 
 

@@ -35,3 +35,28 @@ def test_their_hooks_run() -> None:
     weight.sum().backward()
     optimizer.step()
     assert called == ["before", "after"]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("of_gradient", [torch.channels_last, torch.contiguous_format])
+def test_a_gradient_in_another_order_than_its_weight_moves_the_same_numbers(
+    layout: torch.memory_format, of_gradient: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(8, 6, 3, 3), torch.randn(3, 8, 6, 3, 3)
+
+    def trained(kind: type[torch.optim.Optimizer], fused: bool, *orders: torch.memory_format) -> torch.Tensor:
+        weight = torch.nn.Parameter(start.clone().contiguous(memory_format=orders[0]))
+        optimizer = kind([weight], lr=0.1, fused=fused)  # type: ignore[call-arg]
+        ordered = [gradient.contiguous(memory_format=orders[1]) for gradient in gradients]
+        with torch.profiler.profile() as profile:
+            for gradient in ordered:
+                weight.grad = gradient
+                optimizer.step()
+        copies = sum("clone" in event.name for event in profile.events() or [])
+        assert not fused or copies == (len(gradients) if layout != of_gradient else 0)
+        assert weight.stride() == start.contiguous(memory_format=orders[0]).stride()
+        return weight.detach()
+
+    expected = trained(torch.optim.AdamW, False, torch.contiguous_format, torch.contiguous_format)
+    torch.testing.assert_close(trained(uncompiled.AdamW, True, layout, of_gradient), expected)

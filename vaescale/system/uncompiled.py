@@ -1,4 +1,4 @@
-"""Optimizers without torch's compiler, which torch would import for nothing, for about a second at every start.
+"""Optimizers without torch's compiler, which torch would import for nothing, for about a second at every start, and which go over numbers in their own order.
 
 Some functions of torch are excluded from compilation. They import the compiler at their first call, to say so to it, whether anything is compiled
 or not (`torch._compile`, `torch.optim.optimizer`, torch 2.13). DistributedDataParallel imports it too, and so do DeepSpeed and FSDP2.
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import checkpoint
 
@@ -31,7 +32,32 @@ def checkpoint_uncompiled() -> None:
     _call_as_they_are(_CHECKPOINTS)
 
 
-class Adam(torch.optim.Adam):
+class _InOrder(Optimizer):
+    """torch's fused update on a CPU goes over four tensors as they lie in memory (2.13). It updates wrong numbers where a gradient lies in another order than its
+    weight (findings/torch_fused_optimizers_mix_up_layouts.sh), and copies a gradient [B, H, W, C], whose copy it does not use. So it gets views of one order.
+    """
+
+    def _init_group(self, group: Any, weights: Any, gradients: Any, *more: Any) -> Any:
+        result = super()._init_group(group, weights, gradients, *more)  # type: ignore[misc]
+        for place, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+            order = sorted(range(weight.dim()), key=weight.stride, reverse=True)
+            if (
+                weight.device.type != "cpu"
+                or type(gradient) is not Tensor
+                or not weight.permute(order).is_contiguous()
+            ):
+                continue
+            gradients[place] = gradient.permute(
+                order
+            ).contiguous()  # a view, or a copy of one in another order
+            for tensors in (weights, *more[:3]):
+                if tensors:
+                    tensors[place] = tensors[place].permute(order)
+                    assert tensors[place].is_contiguous()
+        return result
+
+
+class Adam(_InOrder, torch.optim.Adam):
     """torch's Adam, the same code without the import. It must not be called in what is compiled."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -44,7 +70,7 @@ class Adam(torch.optim.Adam):
             return _STEP(self, closure)
 
 
-class AdamW(torch.optim.AdamW):
+class AdamW(_InOrder, torch.optim.AdamW):
     """torch's AdamW, the same code without the import. It must not be called in what is compiled."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

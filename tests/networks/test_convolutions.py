@@ -6,16 +6,29 @@ from torch import nn
 
 from vaescale.networks import convolutions
 from vaescale.networks.convolutions import Conv2d, ConvTranspose2d
+from vaescale.system import native
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (4, 2), (5, 2), (5, 1), (3, 2)])
 @pytest.mark.parametrize("outputs", [3, 12])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-def test_gradients_are_torch_s(
-    kernel: int, stride: int, outputs: int, transposed: bool, biased: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("products", ["of weights", "of weights, with tiles", "all"])
+def test_values_and_gradients_are_torch_s(
+    kernel: int,
+    stride: int,
+    outputs: int,
+    transposed: bool,
+    biased: bool,
+    products: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(native, "multiplies_tiles", lambda: "tiles" in products)
     monkeypatch.setattr(convolutions, "MANY_WEIGHTS", 1)
+    monkeypatch.setattr(convolutions, "MORE_VALUES", 1000)
+    if products == "all":
+        monkeypatch.setattr(convolutions, "MOST_WEIGHTS", 1)
+        monkeypatch.setattr(convolutions, "FEW_VALUES", 1000)
     torch.manual_seed(0)
     settings = {"stride": stride, "padding": (kernel - 1) // 2, "bias": biased}
     if transposed and stride == 2:

@@ -1,13 +1,15 @@
 """torch's convolutions with gradients of weights and biases that a CPU computes faster, where maps are [B, H, W, C].
 
 Weights: the gradient of a convolution is one product of two matrices, once the windows of a map stand in rows. It takes 41 ms where
-torch's (2.13, oneDNN) takes 169 for 512 to 1024 channels on 8x8 maps, but more for few weights on large maps. Where few channels come
+torch's (2.13, oneDNN) takes 169 for 512 to 1024 channels on 8x8 maps, but more for few weights on large maps. Where the weights are even more than the
+windows, all three passes are products. Where few channels come
 out, the convolution and its weights' gradient are compiled functions (`few_outputs.py`), or the windows are those of the output's
 gradient. Biases: the sum over the output's gradient takes a hundredth of the time of
-torch's for a transposed convolution. Gradients of inputs are torch's, and so are forward passes, but for transposed convolutions with
+torch's for a transposed convolution. Other gradients of inputs are torch's, and so are forward passes, but for transposed convolutions with
 few outputs, where torch's takes as long for 1 as for 3. Chellapilla, Puri & Simard 2006.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +18,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, conv_transpose2d, pad, pixel_shuffle
 
 from vaescale.networks import few_outputs
+from vaescale.system import native
 
-MANY_WEIGHTS = 1 << 21
+MANY_WEIGHTS, MOST_WEIGHTS = 1 << 21, 1 << 22
+"""Weights from which on their gradient is a product, and all passes are one if the windows have few values."""
+FEW_VALUES, MORE_VALUES = 2, 7
+"""Values of the windows for each weight, up to which all passes are products, and the weights' gradient on a processor that multiplies tiles."""
 
 
 class Conv2d(nn.Conv2d):
@@ -73,9 +79,14 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.settings, ctx.biased = (stride, padding), bias is not None
-        ctx.is_compiled = few_outputs.take(x, weight, stride, padding)
+        ctx.by_products, ctx.is_compiled = False, few_outputs.take(x, weight, stride, padding)
         if ctx.is_compiled:
             return few_outputs.convolve(x, weight, bias, padding[0])
+        high, wide = _sides(x, weight, stride, padding)
+        ctx.by_products = _are_products(len(x) * high * wide, weight)
+        if ctx.by_products:
+            y = _windows(x, weight.shape[2:], stride, padding) @ _matrix(weight).t()
+            return _map(y if bias is None else y + bias, len(x), high, wide)
         return conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
@@ -84,10 +95,12 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         stride, padding = ctx.settings
         dx, dweight, dy = _gradients(ctx, dy, x, weight, stride, padding, None)
+        if ctx.by_products and ctx.needs_input_grad[0]:
+            dx = _folded(_rows(dy) @ _matrix(weight), x.shape, weight, stride, padding)
         if ctx.needs_input_grad[1] and dweight is None:
             if ctx.is_compiled:
                 dweight = few_outputs.weight_gradient(dy, x, weight, padding[0]).to(weight.dtype)
-            elif few_outputs.have_few(weight, stride):
+            elif few_outputs.go_by_windows(weight, stride):
                 around = weight.shape[2] - 1 - padding[0], weight.shape[3] - 1 - padding[1]
                 product = _rows(x).t() @ _windows(dy, weight.shape[2:], (1, 1), around)
                 ordered = product.view(weight.shape[1], *weight.shape[2:], weight.shape[0])
@@ -112,8 +125,18 @@ class _Transposed(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.settings, ctx.biased = (stride, padding, output_padding), bias is not None
         few = weight.shape[1] <= few_outputs.FEW_OUTPUTS and weight.shape[2:] == (4, 4)
+        ctx.by_products = _are_products(_places(x), weight)
         if few and (stride, padding, output_padding) == ((2, 2), (1, 1), (0, 0)):
             return _by_corners(x, weight, bias)
+        if ctx.by_products:
+            around = zip(x.shape[2:], stride, padding, weight.shape[2:], output_padding, strict=True)
+            high, wide = (
+                (size - 1) * step - 2 * pad + kernel + more for size, step, pad, kernel, more in around
+            )
+            y = _folded(
+                _rows(x) @ _matrix(weight), (len(x), weight.shape[1], high, wide), weight, stride, padding
+            )
+            return y if bias is None else y + bias[:, None, None]
         return conv_transpose2d(x, weight, bias, stride, padding, output_padding)
 
     @staticmethod
@@ -122,8 +145,12 @@ class _Transposed(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         stride, padding, output_padding = ctx.settings
         dx, dweight, dy = _gradients(ctx, dy, x, weight, stride, padding, output_padding)
-        if ctx.needs_input_grad[1] and dweight is None:
-            product = _rows(x).t() @ _windows(dy, weight.shape[2:], stride, padding)
+        wanted = ctx.by_products and ctx.needs_input_grad[0], ctx.needs_input_grad[1] and dweight is None
+        windows = _windows(dy, weight.shape[2:], stride, padding) if any(wanted) else dy
+        if wanted[0]:
+            dx = _map(windows @ _matrix(weight).t(), len(x), *x.shape[2:])
+        if wanted[1]:
+            product = _rows(x).t() @ windows
             dweight = product.view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
         return dx, dweight, dy.sum((0, 2, 3)) if ctx.biased else None, None, None, None
 
@@ -143,8 +170,14 @@ def _gradients(
     """
     dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
     transposed = output_padding is not None
-    by_product = weight.numel() >= MANY_WEIGHTS or (not transposed and few_outputs.have_few(weight, stride))
-    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not by_product, False]
+    by_product = _is_product(_places(x if transposed else dy), weight) or (
+        not transposed and (ctx.is_compiled or few_outputs.go_by_windows(weight, stride))
+    )
+    wanted = [
+        ctx.needs_input_grad[0] and not ctx.by_products,
+        ctx.needs_input_grad[1] and not by_product,
+        False,
+    ]
     if not any(wanted):
         return None, None, dy
     dx, dweight, _ = torch.ops.aten.convolution_backward(
@@ -168,9 +201,62 @@ def _by_corners(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y.contiguous(memory_format=torch.channels_last)
 
 
+def _are_products(places: int, weight: Tensor) -> bool:
+    """Whether all passes are products. places: those of the smaller map, whose windows have `places / len(weight)` values for each weight."""
+    return weight.numel() >= MOST_WEIGHTS and places <= FEW_VALUES * len(weight)
+
+
+def _is_product(places: int, weight: Tensor) -> bool:
+    """Whether the gradient of the weights is a product. places: those of the smaller map."""
+    if native.multiplies_tiles():
+        return places <= MORE_VALUES * len(weight)
+    return weight.numel() >= MANY_WEIGHTS
+
+
+def _places(x: Tensor) -> int:
+    return len(x) * x.shape[2] * x.shape[3]
+
+
+def _sides(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the outputs."""
+    around = zip(x.shape[2:], padding, weight.shape[2:], stride, strict=True)
+    high, wide = ((size + 2 * pad - kernel) // step + 1 for size, pad, kernel, step in around)
+    return high, wide
+
+
 def _rows(x: Tensor) -> Tensor:
     """A map [B, C, H, W] as [B H W, C]."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _map(rows: Tensor, *sizes: int) -> Tensor:
+    """Rows [B H W, C] as a map [B, C, H, W]. sizes: B, H and W."""
+    return rows.view(*sizes, -1).permute(0, 3, 1, 2)
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """Weights [O, C, k, k] as [O, kernel places C]."""
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def _folded(
+    rows: Tensor, shape: Sequence[int], weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """The map [B, C, H, W] that is the sum of windows as rows, as `_windows` returns them; the sum is in float32 at least."""
+    (images, channels, high, wide), (down, right) = shape, padding
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    padded = rows.new_zeros(images, high + 2 * down, wide + 2 * right, channels, dtype=dtype)
+    tall, broad = weight.shape[2:]
+    lines, columns = (
+        (side + 2 * pad - kernel) // step + 1
+        for side, pad, kernel, step in zip((high, wide), padding, (tall, broad), stride, strict=True)
+    )
+    windows = rows.view(images, lines, columns, tall, broad, channels)
+    for i in range(tall):
+        for j in range(broad):
+            below, beside = i + stride[0] * lines, j + stride[1] * columns
+            padded[:, i : below : stride[0], j : beside : stride[1]] += windows[:, :, :, i, j]
+    return padded[:, down : high + down, right : wide + right].to(rows.dtype).contiguous().permute(0, 3, 1, 2)
 
 
 def _windows(x: Tensor, kernel: torch.Size, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
@@ -185,7 +271,8 @@ def _pays(layer: Conv2d) -> bool:
     """Whether a convolution has a gradient that is faster here."""
     stride: Any = layer.stride
     return layer.kernel_size != (1, 1) and (
-        layer.weight.numel() >= MANY_WEIGHTS or few_outputs.have_few(layer.weight, stride)
+        layer.weight.numel() >= (1 if native.multiplies_tiles() else MANY_WEIGHTS)
+        or few_outputs.have_few(layer.weight, stride)
     )
 
 

@@ -16,12 +16,20 @@ FEW_OUTPUTS = 8
 CHANNELS = 32
 """The functions take a multiple of them."""
 
+MANY_CHANNELS = 128
+"""From which on torch's gradient of the weights takes longer than one by windows on a processor that multiplies tiles."""
+
 SOURCE = Path(__file__).with_name("few_outputs.cpp")
 
 
 def have_few(weight: Tensor, stride: tuple[int, int]) -> bool:
     """Whether the weights of a convolution, [O, C, k, k], have so few outputs that torch's operations are slow for them."""
     return len(weight) <= FEW_OUTPUTS < weight.shape[1] and stride == (1, 1) and weight.shape[2] > 1
+
+
+def go_by_windows(weight: Tensor, stride: tuple[int, int]) -> bool:
+    """Whether the gradient of weights that are not compiled goes by the windows of the output's gradient, which are the smaller ones."""
+    return have_few(weight, stride) and (weight.shape[1] >= MANY_CHANNELS or not native.multiplies_tiles())
 
 
 def take(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> bool:

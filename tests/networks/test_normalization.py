@@ -171,3 +171,24 @@ def test_a_source_that_does_not_compile(tmp_path, monkeypatch: pytest.MonkeyPatc
     stamp = kept[0].stat().st_mtime_ns
     assert native._loaded.__wrapped__(source) is not None
     assert kept[0].stat().st_mtime_ns == stamp, "it was compiled again"
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_silu_of_small_and_large_values_and_of_nan(dtype: torch.dtype) -> None:
+    values = [0.0, 1e-3, 0.1, 0.7, 1.0, 2.5, 5.0, 20.0, 80.0, 90.0, 1e4, 1e30, float("inf")]
+    x = torch.tensor([*values, *(-value for value in values[1:-1]), float("nan")]).to(dtype)
+    x = x.view(1, 1, -1, 1).expand(1, 16, -1, 1).contiguous(memory_format=torch.channels_last)
+    one, zero = torch.ones(1, 16), torch.zeros(1, 16)
+    y = normalization.affine(x, one, zero, "silu").double()
+    wide = x.double().requires_grad_()
+    expected = silu(wide)
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 4e-3}[dtype]
+    torch.testing.assert_close(y, expected.detach(), rtol=tolerance, atol=1e-30, equal_nan=True)
+    (slope,) = torch.autograd.grad(expected.sum(), wide)
+    found = normalization.input_gradient(
+        torch.ones_like(x), x, *(one, zero, zero, zero, zero), "silu"
+    ).double()
+    finite = x.isfinite()
+    torch.testing.assert_close(found[finite], slope[finite], rtol=tolerance, atol=tolerance / 30)
+    assert found[x.isnan()].isnan().all()

@@ -29,19 +29,23 @@ constexpr int64_t SPAN = 512;        // floats that the inner loops go over at o
 constexpr int64_t PARTIAL = 64;      // spans that are summed in float32
 constexpr int64_t TOGETHER = 1 << 14;  // values of an image that one thread takes at once
 
-template <int ACT>
+// 1 / (1 + e^-h): to a rounding for float32, to a tenth of a rounding for bfloat16.
+template <typename T> inline Floats logistic(Floats h) { return 1.0f / (1.0f + exponential(-h)); }
+template <> inline Floats logistic<uint16_t>(Floats h) { return near_reciprocal(1.0f + near_power_of_two(h * -1.44269504f)); }
+
+template <typename T, int ACT>
 inline Floats activated(Floats h) {
-    if (ACT == SILU) return h / (1.0f + exponential(-h));
+    if (ACT == SILU) return h * logistic<T>(h);
     if (ACT == RELU) return h < 0.0f ? Floats{} : h;
     if (ACT == LEAKY) return h < 0.0f ? SLOPE * h : h;
     return h;
 }
 
 // act'(h), with torch's values where the derivative does not exist.
-template <int ACT>
+template <typename T, int ACT>
 inline Floats slope(Floats h) {
     if (ACT == SILU) {
-        Floats s = 1.0f / (1.0f + exponential(-h));
+        Floats s = logistic<T>(h);
         return s * (1.0f + h * (1.0f - s));
     }
     if (ACT == RELU) return h > 0.0f ? all(1.0f) : Floats{};
@@ -122,7 +126,7 @@ void image_affine(const T* x, T* y, const Shape& shape, const float* scales, con
     auto a = shape.repeated(scales), b = shape.repeated(shifts);
     const float *pa = a.data(), *pb = b.data();
     shape.each_vector(0, shape.size(), [=](int64_t i, int64_t k, int64_t left) {
-        store_some(y + i, activated<ACT>(load_some(x + i, left) * load(pa + k) + load(pb + k)), left);
+        store_some(y + i, activated<T, ACT>(load_some(x + i, left) * load(pa + k) + load(pb + k)), left);
     });
 }
 
@@ -132,7 +136,7 @@ void image_sums(const T* dy, const T* x, const Shape& shape, const float* scales
     auto a = shape.repeated(scales), b = shape.repeated(shifts), c = shape.repeated(centres);
     const float *pa = a.data(), *pb = b.data(), *pc = c.data();
     sum_over_places(shape, s1, s2, [=](int64_t i, int64_t k, int64_t left, Floats& sum, Floats& product) {
-        Floats value = load_some(x + i, left), g = load_some(dy + i, left) * slope<ACT>(value * load(pa + k) + load(pb + k));
+        Floats value = load_some(x + i, left), g = load_some(dy + i, left) * slope<T, ACT>(value * load(pa + k) + load(pb + k));
         sum += g;
         product += g * (value - load(pc + k));
     });
@@ -146,7 +150,7 @@ void image_gradient(const T* dy, const T* x, T* dx, const Shape& shape, const fl
     const float *pa = a.data(), *pb = b.data(), *pc = c.data(), *pp = p.data(), *pq = q.data();
     shape.each_vector(0, shape.size(), [=](int64_t i, int64_t k, int64_t left) {
         Floats value = load_some(x + i, left), scale = load(pa + k);
-        Floats g = load_some(dy + i, left) * slope<ACT>(value * scale + load(pb + k));
+        Floats g = load_some(dy + i, left) * slope<T, ACT>(value * scale + load(pb + k));
         store_some(dx + i, scale * g + load(pp + k) * (value - load(pc + k)) + load(pq + k), left);
     });
 }

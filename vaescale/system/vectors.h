@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -115,6 +115,31 @@ inline Floats exponential(Floats x) {
     Floats r = x - n * 0.693115234375f;  // ln 2 in two parts; the first has few digits, so the product is exact
     r = r - n * 3.19461832987e-5f;
     return polynomial(series, r) * as_floats((__builtin_convertvector(n, Ints) + 127) << 23);
+}
+
+// 2^x to 3e-6 of it, by a polynomial of least maximum error; 0 and Inf beyond the range of floats.
+inline Floats near_power_of_two(Floats x) {
+    constexpr float series[] = {0.999999261f, 0.693121815f, 0.240247448f, 0.0559178616f, 0.00957010195f};
+#ifdef __AVX512DQ__
+    constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    __m512 wide = reinterpret_cast<__m512>(x), n = _mm512_roundscale_ps(wide, nearest);
+    Floats rest = reinterpret_cast<Floats>(_mm512_reduce_ps(wide, nearest));  // x - n; 0 for Inf
+    return reinterpret_cast<Floats>(_mm512_scalef_ps(reinterpret_cast<__m512>(polynomial(series, rest)), n));
+#else
+    constexpr float shift = 12582912.0f;
+    x = at_least(-126.0f, at_most(128.0f, x));
+    Floats n = (x + shift) - shift;
+    return polynomial(series, x - n) * as_floats((__builtin_convertvector(n, Ints) + 127) << 23);
+#endif
+}
+
+// 1 / x to 6e-5 of it.
+inline Floats near_reciprocal(Floats x) {
+#ifdef __AVX512F__
+    return reinterpret_cast<Floats>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
+#else
+    return 1.0f / x;
+#endif
 }
 
 }  // namespace

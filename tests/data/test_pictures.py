@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 from vaescale.data.pictures import (
     FILTERS,
     PictureFault,
+    Resizer,
     decode,
     decode_source,
     decoder,
@@ -478,3 +479,21 @@ def test_bits_of_jpeg_xl(name: str) -> None:
     """ISO/IEC 18181-1, image metadata and bit depth."""
     fields, bits = JXL_BITS[name]
     assert jxl_header(b"\xff\x0a" + bits_of(*fields)) == (8, 8, bits)
+
+
+@pytest.mark.parametrize("resample", list(FILTERS))
+def test_parts_that_are_resized_at_once_have_the_values_of_one(resample: str) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [*[(40, 30)] * 20, (16, 12), *[(50, 20)] * 3, *[(40, 30)] * 2]
+    parts = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    places = rng.permutation(len(parts))
+    images = np.zeros((len(parts), 3, 16, 12), np.uint8)
+    resizer = Resizer(images, resample)
+    for place, part in zip(places.tolist(), parts, strict=True):
+        spent = part.copy()
+        resizer.add(place, spent)
+        spent[:] = 0  # what was added may be used again
+    resizer.flush()
+    for place, part in zip(places.tolist(), parts, strict=True):
+        alone = fit(part, size=(16, 12), crop="whole", resample=resample)
+        assert np.array_equal(images[place], alone.transpose(2, 0, 1))

@@ -33,6 +33,7 @@ from vaescale.data.making.writing import write_shards
 from vaescale.data.pictures import Encoding, decode, encode, fit
 from vaescale.data.plan import Plan
 from vaescale.data.reader import open_reader
+from vaescale.system.host import keep_freed_pages
 
 CROP, SIZE, BATCH = 148, 64, 128
 Run = Callable[[], int]
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["jpeg", "encodings", "memory", "epochs"])
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    keep_freed_pages()  # as every verb does
     files = load(arguments.images, arguments.count)
     with tempfile.TemporaryDirectory() as folder:
         for part in arguments.parts:

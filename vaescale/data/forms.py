@@ -1,6 +1,6 @@
 """The form of a sample: what a reader makes of its bytes, a picture, the moments of a latent, a map of codes, or a window of a sequence."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from vaescale.config import Window
 from vaescale.data.config import Crop, Filter
 from vaescale.data.latent_format import LatentDtype, from_stored
-from vaescale.data.pictures import PictureFault, Values, decode, decode_deep, fit, to_channels
+from vaescale.data.pictures import PictureFault, Values, cut, decode, decode_deep, to_channels
 from vaescale.data.sequences import frames_of, start_of, window_of
 
 DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "int16": torch.int16, "float32": torch.float32}
@@ -33,8 +33,8 @@ class Pictures(NamedTuple):
         """The shape of a sample's values."""
         return self.image_shape
 
-    def values(self, content: bytes) -> NDArray[Any]:
-        """The values [C, H, W] of a picture's bytes. Raises PictureFault."""
+    def part(self, content: bytes) -> Values:
+        """The part [h, w, C] of a picture, which a `Resizer` makes an image. Raises PictureFault."""
         channels, size = self.image_shape[0], self.image_shape[1:]
         if self.window.dtype == "uint8":
             image: Values = to_channels(decode(content), channels)
@@ -42,8 +42,7 @@ class Pictures(NamedTuple):
             image = decode_deep(content, self.window.dtype)
             if image.shape[2] != channels:
                 raise PictureFault("shape", f"it has {image.shape[2]} channels, not {channels}")
-        values: NDArray[Any] = fit(image, size=size, crop=self.crop, resample=self.resample)
-        return values.transpose(2, 0, 1)
+        return cut(image, size=size, crop=self.crop)
 
 
 class Moments(NamedTuple):

@@ -30,7 +30,7 @@ from vaescale.data.config import DataConfig, VectorMember
 from vaescale.data.forms import CodeMaps, Form, Moments, Pictures, Windows
 from vaescale.data.index import CODES, INDEX, LATENTS, SEQUENCES, ShardIndex, parse_index
 from vaescale.data.latent_shards import LatentShards, latents_of_index
-from vaescale.data.pictures import PictureFault
+from vaescale.data.pictures import PictureFault, Resizer
 from vaescale.data.sequences import VIDEO, lengths_of, lengths_text
 from vaescale.data.shard_files import Located, ShardFiles
 from vaescale.data.storage import Folder, Remote, open_store, with_tars
@@ -227,18 +227,32 @@ class ShardReader(Dataset[Fetched]):
         images = torch.zeros((len(request.numbers), *self.form.shape), dtype=self.form.dtype)
         values = images.numpy()
         taken = self._files.locate(request.numbers)
+        resizer = self._resizer(values)
         for slot, number in enumerate(request.numbers.tolist()):
             place = 0.0 if request.places is None else float(request.places[slot])
             try:
-                values[slot] = self._decode(number, taken[slot], place)
+                self._put(slot, self._decode(number, taken[slot], place), values, resizer)
             except PictureFault as error:
                 self._remember(number, error)
                 other = self._refilled(number, request.refill, faults)
                 usable[slot] = other >= 0
                 if usable[slot]:
                     (taken[slot],) = self._files.locate(np.array([other]))
-                    values[slot] = self._decode(other, taken[slot], place)
+                    self._put(slot, self._decode(other, taken[slot], place), values, resizer)
+        if resizer is not None:
+            resizer.flush()
         return images, taken
+
+    def _resizer(self, values: Any) -> Resizer | None:
+        """What resizes pictures into `values`; None for other samples."""
+        return Resizer(values, self.form.resample) if isinstance(self.form, Pictures) else None
+
+    def _put(self, slot: int, part: NDArray[Any], values: Any, resizer: Resizer | None) -> None:
+        """Store what `_decode` returns, a picture at the latest when the resizer is flushed."""
+        if resizer is None:
+            values[slot] = part
+        else:
+            resizer.add(slot, part)
 
     def _refilled(self, number: int, refill: bool, faults: list[Fault]) -> int:
         """The sample for a slot: `number`, the next usable one of the index, or -1 where no other one may take it."""
@@ -297,15 +311,18 @@ class ShardReader(Dataset[Fetched]):
         ) -> tuple[NDArray[np.int64], NDArray[np.bytes_], list[tuple[int, PictureFault]]]:
             entries, faults = self._files.load_entries(shard_number), []
             start = int(self._files.starts[shard_number])
+            resizer = self._resizer(values)
             with self._files.open_shard(shard_number) as file:
                 for number, entry in enumerate(entries, start=start):
                     try:
                         content = os.pread(file.fileno(), int(entry["bytes"]), int(entry["offset"]))
-                        values[number] = self._values(content, int(entry["crc32"]))
+                        self._put(number, self._part(content, int(entry["crc32"])), values, resizer)
                     except PictureFault as error:
                         if not self.has_windows:
                             values[number] = 0
                         faults.append((number, error))
+            if resizer is not None:
+                resizer.flush()
             if any(error.reason == "changed" for _, error in faults) and self._files.drop_cached(
                 shard_number
             ):
@@ -320,7 +337,7 @@ class ShardReader(Dataset[Fetched]):
         return _Decoded(images, labels, keys, self._known_faults)
 
     def _decode(self, number: int, located: Located, place: float = 0.0) -> NDArray[Any]:
-        """Decode a sample to its values, of a sequence the window at `place`. Raises PictureFault."""
+        """Decode a sample to its values, a picture to the part that is resized, of a sequence the window at `place`. Raises PictureFault."""
         if number in self._known_faults:
             fault = self._known_faults[number]
             raise PictureFault(fault.reason, fault.words)
@@ -332,24 +349,26 @@ class ShardReader(Dataset[Fetched]):
         return self._window(number, located, place)
 
     def _window(self, number: int, located: Located, place: float) -> NDArray[Any]:
-        """The values of a sample; of a sequence the window at `place`.
+        """The values of a sample, or the part of a picture; of a sequence the window at `place`.
 
         Whether a sequence can be used is a fact about all of its frames, whatever the window: its first reading decodes them all.
         """
         content = self._files.content(located)
         if not isinstance(self.form, Windows):
-            return self._values(content, located.crc32)
+            return self._part(content, located.crc32)
         if number in self._sound:
             _check(content, located.crc32)
             return self.form.values(content, place)
-        frames = self._values(content, located.crc32)
+        frames = self._part(content, located.crc32)
         self._sound.add(number)
         return self.form.cut(frames, place)
 
-    def _values(self, content: bytes, crc32: int) -> NDArray[Any]:
-        """The values of a sample's bytes; of a sequence all frames."""
+    def _part(self, content: bytes, crc32: int) -> NDArray[Any]:
+        """The values of a sample's bytes, the part of a picture, of a sequence all frames."""
         _check(content, crc32)
-        return self.form.whole(content) if isinstance(self.form, Windows) else self.form.values(content)
+        if isinstance(self.form, Windows):
+            return self.form.whole(content)
+        return self.form.part(content) if isinstance(self.form, Pictures) else self.form.values(content)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process needs of a reader: nothing that it can decode again."""

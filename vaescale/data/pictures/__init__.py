@@ -5,7 +5,7 @@ from vaescale.data.pictures.decoder import Decoded, decode, decode_source, has_o
 from vaescale.data.pictures.deep import Values, checked, decode_deep, decode_deep_source
 from vaescale.data.pictures.encoder import Encoding, encode
 from vaescale.data.pictures.faults import REASONS, PictureFault
-from vaescale.data.pictures.geometry import FILTERS, cut_of, fit
+from vaescale.data.pictures.geometry import FILTERS, Resizer, cut, cut_of, fit
 from vaescale.data.pictures.header import MAX_PIXELS, Header, is_known, read_header
 
 __all__ = [
@@ -18,8 +18,10 @@ __all__ = [
     "Header",
     "Picture",
     "PictureFault",
+    "Resizer",
     "Values",
     "checked",
+    "cut",
     "cut_of",
     "decode",
     "decode_deep",

@@ -9,16 +9,19 @@
 // A few images at once go through all layers, so that their maps stay in a core's cache. Their channels are planes of `stride` numbers: the
 // rows of an image and a row of zeros, each row followed by a zero, so a window's place is a constant distance away. Convolutions take planes
 // of pairs of channels in bfloat16 (units), because its products add two numbers: 16 places at once, times a weight for each output. Gradients
-// of weights take planes of single channels and add over places. Sums do not depend on the number of threads.
+// of weights take planes of single channels and add over places. Where the processor multiplies tiles of bfloat16, both are products of them, with
+// weights or pairs of places packed for it. Sums do not depend on the number of threads.
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "numbers.h"
+#include "tiles.h"
 #include "vectors.h"
 
 namespace {
@@ -27,7 +30,7 @@ constexpr int64_t STEP = 32;       // places that loops go over at once; a plane
 constexpr int64_t TOGETHER = 1024;  // places of the images that one core takes at once, about
 constexpr int64_t ENOUGH = 256;    // places that are worth a read of all weights
 constexpr int64_t SLICES = 16;     // sums of weights' gradients are made of so many parts, if there are as many images
-constexpr int64_t BLOCK = 16;      // outputs of a convolution that are computed before they are read
+constexpr int64_t BLOCK = 16;      // outputs of a convolution that are computed before they are read; as many as a tile has rows
 constexpr int TILE = 8, FEW = 4;   // outputs that are computed at once
 constexpr int WIDE = 3;            // vectors of places that are computed at once
 
@@ -132,10 +135,12 @@ struct Planes {
     const T* operator[](int64_t plane) const { return data.get() + plane * stride; }
 };
 
+template <typename T> bool by_tiles() { return std::is_same_v<T, uint16_t> && has_tiles(); }
+
 template <typename T> int64_t units(int64_t channels) { return (channels + Kind<T>::CHANNELS - 1) / Kind<T>::CHANNELS; }
 
 // A layer's weights [outputs, channels, taps], or those of its gradient by its inputs, as the convolution reads them:
-// [tiles, taps, units, outputs of the tile].
+// [tiles, taps, units, outputs of the tile]; for a product of tiles [blocks of 16 outputs, taps, groups of 16 units, outputs, units].
 template <typename T>
 struct Weights {
     int64_t outputs, channels;
@@ -147,13 +152,19 @@ struct Weights {
 
     Weights(const float* weight_, const float* bias, int64_t O, int64_t C, int taps_, bool transposed_)
         : outputs(transposed_ ? C : O), channels(transposed_ ? O : C), taps(taps_), weight(weight_), transposed(transposed_) {
-        int64_t whole = (outputs + FEW - 1) / FEW * FEW;
-        packed.resize(whole * taps * units<T>(channels));
+        int64_t some = by_tiles<T>() ? SIDE : FEW, whole = (outputs + some - 1) / some * some;
+        packed.resize(whole * taps * columns());
         biases.assign(whole, 0.0f);
         if (bias) std::copy(bias, bias + outputs, biases.begin());
     }
+    // Units for each tap and output in `packed`.
+    int64_t columns() const {
+        int64_t count = units<T>(channels);
+        return by_tiles<T>() ? (count + SIDE - 1) / SIDE * SIDE : count;
+    }
     // In a parallel region: the threads share the work, and wait for each other later.
     void pack() {
+        if (by_tiles<T>()) return pack_blocks();
         int64_t count = units<T>(channels);
 #pragma omp for schedule(static) nowait
         for (int64_t first = 0; first < outputs; first += TILE) {
@@ -164,12 +175,22 @@ struct Weights {
                     for (int o = 0; o < size; ++o) *next++ = Kind<T>::unit(value(first + o, c, tap), value(first + o, c + 1, tap));
         }
     }
+    void pack_blocks() {
+#pragma omp for schedule(static) nowait
+        for (int64_t first = 0; first < outputs; first += SIDE) {
+            Unit<T>* next = packed.data() + first * taps * columns();
+            for (int tap = 0; tap < taps; ++tap)
+                for (int64_t unit = 0; unit < columns(); unit += SIDE)
+                    for (int64_t o = first; o < first + SIDE; ++o)
+                        for (int64_t c = 2 * unit; c < 2 * (unit + SIDE); c += 2) *next++ = Kind<T>::unit(value(o, c, tap), value(o, c + 1, tap));
+        }
+    }
     float value(int64_t o, int64_t c, int tap) const {
         if (o >= outputs || c >= channels) return 0.0f;
         return transposed ? weight[(c * outputs + o) * taps + taps - 1 - tap] : weight[(o * channels + c) * taps + tap];
     }
     int tile(int64_t first) const { return outputs - first > FEW ? TILE : FEW; }
-    const Unit<T>* of_tile(int64_t first) const { return packed.data() + first * taps * units<T>(channels); }
+    const Unit<T>* of_tile(int64_t first) const { return packed.data() + first * taps * columns(); }
 };
 
 // What a thread knows of a job besides its planes.
@@ -267,6 +288,77 @@ void convolve_tiles(const Job& job, const Unit<T>* in, int64_t count, const Unit
     while (q < end) tile.template operator()<1>();
 }
 
+#ifdef __AMX_BF16__
+// A block of 16 outputs, or of the last ones, by products of tiles.
+inline void convolve_block(const Job& job, const uint32_t* in, int64_t count, const uint32_t* w, const float* biases, int64_t number, float* out) {
+    int64_t stride = job.plan.stride, end = job.plan.margin + job.plan.places, q = job.plan.margin;
+    float start[SIDE * SIDE];
+    for (int64_t i = 0; i < SIDE * SIDE; ++i) start[i] = biases[i / SIDE];
+    auto tiles = [&]<int P>() {
+        multiply_by_weights<P>(in + q, job.away.data(), job.away.size(), count, stride, w, start, out + q);
+        for (int64_t o = 0; o < number; ++o)
+            for (int64_t place = q; place < q + P * LANES; place += LANES) {
+                Ints keep = *reinterpret_cast<const LooseInts*>(job.mask.data() + place);
+                store(out + o * stride + place, as_floats(as_ints(load(out + o * stride + place)) & keep));
+            }
+        q += P * LANES;
+    };
+    while (q + 4 * LANES <= end) tiles.template operator()<4>();
+    while (q < end) tiles.template operator()<1>();
+}
+
+// Planes as pairs of neighbouring places, for each 32 places [16 pairs, 16 planes]; zeros where there are no more planes.
+inline void transpose_pairs(const uint16_t* planes, int64_t stride, int64_t number, int64_t places, uint32_t* out) {
+    for (int64_t q = 0; q < places; q += 2 * LANES, out += SIDE * SIDE) {
+        Ints x[16];
+        for (int64_t i = 0; i < SIDE; ++i) x[i] = i < number ? *reinterpret_cast<const LooseInts*>(planes + i * stride + q) : Ints{};
+        auto swap = [&]<int D>(Ints low) {  // the bit D of rows with that of places
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; ++i) {
+                if (i & D) continue;
+                Ints a = x[i], b = x[i + D];
+                x[i] = __builtin_shuffle(a, b, low);
+                x[i + D] = __builtin_shuffle(a, b, low + D);
+            }
+        };
+        swap.template operator()<8>(Ints{0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23});
+        swap.template operator()<4>(Ints{0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27});
+        swap.template operator()<2>(Ints{0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29});
+        swap.template operator()<1>(Ints{0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30});
+        for (int64_t i = 0; i < SIDE; ++i) *reinterpret_cast<LooseInts*>(out + i * SIDE) = x[i];
+    }
+}
+
+// `add_gradient` by products of tiles.
+inline void add_gradient_by_tiles(const Job& job, const Planes<uint16_t>& dy, int64_t outputs, const Planes<uint16_t>& x, int64_t channels,
+                                  int64_t column, int64_t columns, int taps, bool anew, float* gradient) {
+    int64_t begin = job.plan.margin, places = job.plan.places, none = 0;
+    const int64_t* away = taps == 1 ? &none : job.away.data();
+    std::vector<uint32_t> pairs(places / 2 * SIDE);
+    float sums[3 * SIDE * SIDE];
+    for (int64_t o = 0; o < outputs; o += SIDE) {
+        int64_t wide = std::min(SIDE, outputs - o);
+        transpose_pairs(dy[o] + begin, dy.stride, wide, places, pairs.data());
+        for (int64_t c = 0; c < channels; c += SIDE) {
+            int64_t high = std::min(SIDE, channels - c);
+            Tiles tiles(high, 0);
+            for (int tap = 0; tap < taps; tap += 3) {  // 1 or 9
+                int number = std::min(3, taps - tap);
+                auto multiply = number == 3 ? multiply_over_places<3> : multiply_over_places<1>;
+                multiply(x[c] + begin, away + tap, x.stride, pairs.data(), places, sums);
+                for (int t = 0; t < number; ++t)
+                    for (int64_t i = 0; i < high; ++i)
+                        for (int64_t j = 0; j < wide; ++j) {
+                            float& sum = gradient[((o + j) * columns + column + c + i) * taps + tap + t];
+                            float more = sums[(t * SIDE + i) * SIDE + j];
+                            sum = anew ? more : sum + more;
+                        }
+            }
+        }
+    }
+}
+#endif
+
 // A convolution of planes of units, a block of its outputs after another, 0 outside of the images: use(out, first, number) with planes of
 // floats.
 template <typename T, typename F>
@@ -274,6 +366,20 @@ void convolve(const Job& job, const Planes<Unit<T>>& in, const Weights<T>& weigh
     int64_t count = units<T>(weights.channels);
     Job one(job);
     if (weights.taps == 1) one.away.assign(1, 0);
+#ifdef __AMX_BF16__
+    if constexpr (std::is_same_v<T, uint16_t>)
+        if (by_tiles<T>()) {
+            for (int64_t first = 0; first < weights.outputs; first += BLOCK) {
+                int64_t number = std::min(BLOCK, weights.outputs - first);
+                {
+                    Tiles tiles(SIDE, count % SIDE);
+                    convolve_block(one, in[0], count, weights.of_tile(first), weights.biases.data() + first, number, out[0]);
+                }
+                use(out, first, number);
+            }
+            return;
+        }
+#endif
     for (int64_t first = 0; first < weights.outputs; first += BLOCK) {
         int64_t number = std::min(BLOCK, weights.outputs - first);
         for (int64_t o = first; o < first + number;) {
@@ -291,6 +397,10 @@ void convolve(const Job& job, const Planes<Unit<T>>& in, const Weights<T>& weigh
 template <typename T>
 void add_gradient(const Job& job, const Planes<T>& dy, int64_t outputs, const Planes<T>& x, int64_t channels, int64_t column,
                   int64_t columns, int taps, bool anew, float* gradient) {
+#ifdef __AMX_BF16__
+    if constexpr (std::is_same_v<T, uint16_t>)
+        if (by_tiles<T>()) return add_gradient_by_tiles(job, dy, outputs, x, channels, column, columns, taps, anew, gradient);
+#endif
     constexpr int64_t places = LANES * Kind<T>::CHANNELS;
     typedef typename Kind<T>::Loose Loose;
     int64_t begin = job.plan.margin, end = begin + job.plan.places;

@@ -19,12 +19,6 @@ compiled = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def _beside_tiles_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the processor multiplies tiles, torch's are faster for many of these channels."""
-    monkeypatch.setattr(bottleneck, "MOST_BESIDE_TILES", bottleneck.MOST_CHANNELS)
-
-
 class Case(NamedTuple):
     """Sizes of a map, of one beside it, and of the outputs that are a map of their own. added: whether x is added to the others."""
 
@@ -68,6 +62,7 @@ CASES = {
     "a column": Case(2, 16, 2, channels=16, inner=13),
     "several images at once, and a rest": Case(37, 4, 4, channels=3, inner=1),
     "wider than a group of places": Case(1, 3, 1100, channels=2, inner=3),
+    "more than a tile, and rests": Case(3, 9, 8, channels=37, inner=43, beside=2, apart=7),
 }
 
 
@@ -200,11 +195,10 @@ def test_what_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not bottleneck.take(x[:0], body.layers)
     many = Convolutions(64, bottleneck.MOST_CHANNELS + 1, 64, Block(32, 32))
     assert not bottleneck.take(x, many.layers)
-    monkeypatch.setattr(bottleneck, "MOST_BESIDE_TILES", 15)
-    for tiles in (False, True):
-        monkeypatch.setattr(native, "multiplies_tiles", lambda tiles=tiles: tiles)
-        assert bottleneck.take(x, body.layers)
-        assert bottleneck.take(x.bfloat16(), body.layers) == (not tiles)
+    monkeypatch.setattr(native, "multiplies_tiles", lambda: False)
+    assert not bottleneck.take(x.bfloat16(), many.layers)
+    monkeypatch.setattr(native, "multiplies_tiles", lambda: True)
+    assert bottleneck.take(x.bfloat16(), many.layers) == bool(bottleneck._library().multiplies_tiles())
     with native.switched_off():
         assert not bottleneck.take(x, body.layers)
     body.c3.weight = nn.Parameter(torch.zeros(0))  # as DeepSpeed leaves what other processes hold

@@ -25,6 +25,7 @@ def test_values_and_gradients_are_torch_s(
 ) -> None:
     monkeypatch.setattr(native, "multiplies_tiles", lambda: "tiles" in products)
     monkeypatch.setattr(convolutions, "MANY_WEIGHTS", 1)
+    monkeypatch.setattr(convolutions, "MANY_BY_TILES", 1)
     monkeypatch.setattr(convolutions, "MORE_VALUES", 1000)
     if products == "all":
         monkeypatch.setattr(convolutions, "MOST_WEIGHTS", 1)
@@ -52,6 +53,7 @@ def test_values_and_gradients_are_torch_s(
 @pytest.mark.parametrize("frozen", ["input", "weight"])
 def test_what_needs_no_gradient_gets_none(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, "MANY_WEIGHTS", 1)
+    monkeypatch.setattr(convolutions, "MANY_BY_TILES", 1)
     layer = Conv2d(4, 6, 3)
     x = torch.randn(2, 4, 6, 6).contiguous(memory_format=torch.channels_last)
     x.requires_grad_(frozen != "input")

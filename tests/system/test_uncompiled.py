@@ -60,3 +60,13 @@ def test_a_gradient_in_another_order_than_its_weight_moves_the_same_numbers(
 
     expected = trained(torch.optim.AdamW, False, torch.contiguous_format, torch.contiguous_format)
     torch.testing.assert_close(trained(uncompiled.AdamW, True, layout, of_gradient), expected)
+
+
+def test_a_weight_whose_memory_is_replaced_is_updated_where_it_lies() -> None:
+    weight = torch.nn.Parameter(torch.ones(4, 2, 3, 3).contiguous(memory_format=torch.channels_last))
+    optimizer = uncompiled.Adam([weight], lr=0.1, fused=True)
+    for value in (1.0, 5.0):
+        weight.data = torch.full_like(weight, value)
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), torch.full_like(weight, value - 0.1))

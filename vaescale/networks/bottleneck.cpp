@@ -641,6 +641,9 @@ void backward_of(const Sizes& sizes, const Parameters& all, const T* x, const T*
 
 extern "C" {
 
+// Whether convolutions of bfloat16 are products of tiles.
+int multiplies_tiles() { return has_tiles(); }
+
 // Numbers that `kept` holds.
 int64_t kept_size(const Sizes* sizes) {
     Plan plan(sizes->images, sizes->height, sizes->width, sizes->taps);

@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 from vaescale.system import native
 
 DTYPES = (torch.bfloat16, torch.float32)
-MOST_CHANNELS, MOST_BESIDE_TILES = 48, 24
-"""Of the inner convolutions; the second one for bfloat16 on a processor that multiplies tiles of it. torch's are faster for more (tools/bench/README.md)."""
+MOST_CHANNELS, MOST_BY_TILES = 48, 96
+"""Of the inner convolutions; the second one for bfloat16 where the function multiplies tiles of it. torch's are faster for more (tools/bench/README.md)."""
 
 SOURCE = Path(__file__).with_name("bottleneck.cpp")
 
@@ -29,7 +29,8 @@ def are_usable() -> bool:
 
 def most_channels(dtype: torch.dtype) -> int:
     """The most channels of the inner convolutions for which the function is used in a precision."""
-    return MOST_BESIDE_TILES if dtype == torch.bfloat16 and native.multiplies_tiles() else MOST_CHANNELS
+    by_tiles = dtype == torch.bfloat16 and native.multiplies_tiles() and _library().multiplies_tiles()
+    return MOST_BY_TILES if by_tiles else MOST_CHANNELS
 
 
 def take(x: Tensor, layers: Sequence[nn.Conv2d]) -> bool:
@@ -40,10 +41,10 @@ def take(x: Tensor, layers: Sequence[nn.Conv2d]) -> bool:
         and x.numel() > 0
         and x.dtype in DTYPES
         and _dtype(x) in DTYPES
-        and layers[1].in_channels <= most_channels(_dtype(x))
         and not torch.compiler.is_compiling()
         and all(_is_plain(layer) for layer in layers)
         and are_usable()
+        and layers[1].in_channels <= most_channels(_dtype(x))
     )
 
 

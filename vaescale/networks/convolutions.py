@@ -22,8 +22,10 @@ from vaescale.system import native
 
 MANY_WEIGHTS, MOST_WEIGHTS = 1 << 21, 1 << 22
 """Weights from which on their gradient is a product, and all passes are one if the windows have few values."""
+MANY_BY_TILES = 1 << 17
+"""Weights from which on their gradient is a product on a processor that multiplies tiles, if the windows have few values."""
 FEW_VALUES, MORE_VALUES = 2, 7
-"""Values of the windows for each weight, up to which all passes are products, and the weights' gradient on a processor that multiplies tiles."""
+"""Few values of the windows, for each weight, and few for the gradient of the weights alone."""
 
 
 class Conv2d(nn.Conv2d):
@@ -209,7 +211,7 @@ def _are_products(places: int, weight: Tensor) -> bool:
 def _is_product(places: int, weight: Tensor) -> bool:
     """Whether the gradient of the weights is a product. places: those of the smaller map."""
     if native.multiplies_tiles():
-        return places <= MORE_VALUES * len(weight)
+        return weight.numel() >= MANY_BY_TILES and places <= MORE_VALUES * len(weight)
     return weight.numel() >= MANY_WEIGHTS
 
 
@@ -271,7 +273,7 @@ def _pays(layer: Conv2d) -> bool:
     """Whether a convolution has a gradient that is faster here."""
     stride: Any = layer.stride
     return layer.kernel_size != (1, 1) and (
-        layer.weight.numel() >= (1 if native.multiplies_tiles() else MANY_WEIGHTS)
+        layer.weight.numel() >= (MANY_BY_TILES if native.multiplies_tiles() else MANY_WEIGHTS)
         or few_outputs.have_few(layer.weight, stride)
     )
 

@@ -40,21 +40,30 @@ class _InOrder(Optimizer):
     def _init_group(self, group: Any, weights: Any, gradients: Any, *more: Any) -> Any:
         result = super()._init_group(group, weights, gradients, *more)  # type: ignore[misc]
         for place, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
-            order = sorted(range(weight.dim()), key=weight.stride, reverse=True)
-            if (
-                weight.device.type != "cpu"
-                or type(gradient) is not Tensor
-                or not weight.permute(order).is_contiguous()
-            ):
+            if weight.device.type != "cpu" or type(gradient) is not Tensor:
                 continue
-            gradients[place] = gradient.permute(
-                order
-            ).contiguous()  # a view, or a copy of one in another order
-            for tensors in (weights, *more[:3]):
-                if tensors:
-                    tensors[place] = tensors[place].permute(order)
-                    assert tensors[place].is_contiguous()
+            if weight.is_contiguous():
+                if not gradient.is_contiguous():
+                    gradients[place] = gradient.contiguous()
+                continue
+            order = sorted(range(weight.dim()), key=weight.stride, reverse=True)
+            if weight.permute(order).is_contiguous():
+                gradients[place] = gradient.permute(
+                    order
+                ).contiguous()  # a view, or a copy of one in another order
+                for tensors in (weights, *more[:3]):
+                    if tensors:
+                        tensors[place] = self._in_order(tensors[place], order)
         return result
+
+    def _in_order(self, tensor: Tensor, order: list[int]) -> Tensor:
+        """A dense view of a weight or of one of its moments, which lie in one order; it is kept for the next step."""
+        views: dict[int, Tensor] = self.__dict__.setdefault("_views", {})
+        view = views.get(id(tensor))
+        if view is None or view._base is not tensor or view.data_ptr() != tensor.data_ptr():
+            view = views[id(tensor)] = tensor.permute(order)
+            assert view.is_contiguous()
+        return view
 
 
 class Adam(_InOrder, torch.optim.Adam):

@@ -205,7 +205,7 @@ def _by_corners(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _are_products(places: int, weight: Tensor) -> bool:
     """Whether all passes are products. places: those of the smaller map, whose windows have `places / len(weight)` values for each weight."""
-    return weight.numel() >= MOST_WEIGHTS and places <= FEW_VALUES * len(weight)
+    return weight.numel() >= MOST_WEIGHTS and 0 < places <= FEW_VALUES * len(weight)
 
 
 def _is_product(places: int, weight: Tensor) -> bool:

@@ -28,7 +28,7 @@ def test_values_and_gradients_are_torch_s(
     monkeypatch.setattr(convolutions, "MANY_BY_TILES", 1)
     monkeypatch.setattr(convolutions, "MORE_VALUES", 1000)
     if products == "all":
-        monkeypatch.setattr(convolutions, "MOST_WEIGHTS", 1)
+        monkeypatch.setattr(convolutions, "MORE_WEIGHTS", 1)
         monkeypatch.setattr(convolutions, "FEW_VALUES", 1000)
     torch.manual_seed(0)
     settings = {"stride": stride, "padding": (kernel - 1) // 2, "bias": biased}

@@ -1,12 +1,11 @@
 """torch's convolutions with gradients of weights and biases that a CPU computes faster, where maps are [B, H, W, C].
 
 Weights: the gradient of a convolution is one product of two matrices, once the windows of a map stand in rows. It takes 41 ms where
-torch's (2.13, oneDNN) takes 169 for 512 to 1024 channels on 8x8 maps, but more for few weights on large maps. Where the weights are even more than the
-windows, all three passes are products. Where few channels come
-out, the convolution and its weights' gradient are compiled functions (`few_outputs.py`), or the windows are those of the output's
-gradient. Biases: the sum over the output's gradient takes a hundredth of the time of
-torch's for a transposed convolution. Other gradients of inputs are torch's, and so are forward passes, but for transposed convolutions with
-few outputs, where torch's takes as long for 1 as for 3. Chellapilla, Puri & Simard 2006.
+torch's (2.13, oneDNN) takes 169 for 512 to 1024 channels on 8x8 maps, but more for few weights on large maps. Where there are more weights
+than values in the windows, or half as many, the forward pass and the gradient of the input are products, too. Where few channels come out,
+the convolution and its weights' gradient are compiled functions (`few_outputs.py`), or the windows are those of the output's gradient.
+Biases: the sum over the output's gradient takes a hundredth of the time of torch's for a transposed convolution. The rest is torch's, but
+for transposed convolutions with few outputs, where torch's takes as long for 1 as for 3. Chellapilla, Puri & Simard 2006.
 """
 
 from collections.abc import Sequence
@@ -20,12 +19,12 @@ from torch.nn.functional import conv2d, conv_transpose2d, pad, pixel_shuffle
 from vaescale.networks import few_outputs
 from vaescale.system import native
 
-MANY_WEIGHTS, MOST_WEIGHTS = 1 << 21, 1 << 22
-"""Weights from which on their gradient is a product, and all passes are one if the windows have few values."""
+MANY_WEIGHTS, MORE_WEIGHTS = 1 << 21, 1 << 22
+"""Numbers of weights from which on their gradient is a product, and from which on all three passes are, if the windows have few values."""
 MANY_BY_TILES = 1 << 17
-"""Weights from which on their gradient is a product on a processor that multiplies tiles, if the windows have few values."""
+"""That for the gradient on a processor that multiplies tiles, if the windows have few values."""
 FEW_VALUES, MORE_VALUES = 2, 7
-"""Few values of the windows, for each weight, and few for the gradient of the weights alone."""
+"""The most values of the windows for each weight: for all three passes, and for the gradient of the weights alone."""
 
 
 class Conv2d(nn.Conv2d):
@@ -205,7 +204,7 @@ def _by_corners(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _are_products(places: int, weight: Tensor) -> bool:
     """Whether all passes are products. places: those of the smaller map, whose windows have `places / len(weight)` values for each weight."""
-    return weight.numel() >= MOST_WEIGHTS and 0 < places <= FEW_VALUES * len(weight)
+    return weight.numel() >= MORE_WEIGHTS and 0 < places <= FEW_VALUES * len(weight)
 
 
 def _is_product(places: int, weight: Tensor) -> bool:

@@ -92,7 +92,7 @@ def has_wide_vectors() -> bool:
 
 @cache
 def multiplies_tiles() -> bool:
-    """Whether the processor multiplies matrices of bfloat16 (AMX), which torch's convolutions use and these functions do not."""
+    """Whether the processor multiplies tiles of bfloat16 matrices (AMX), as torch's convolutions and `bottleneck.cpp` do there."""
     return "amx_bf16" in _processor().split()
 
 

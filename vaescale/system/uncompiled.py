@@ -1,4 +1,4 @@
-"""Optimizers without torch's compiler, which torch would import for nothing, for about a second at every start, and which go over numbers in their own order.
+"""Optimizers without torch's compiler, which torch would import for nothing, for about a second at every start, and safe for any memory format.
 
 Some functions of torch are excluded from compilation. They import the compiler at their first call, to say so to it, whether anything is compiled
 or not (`torch._compile`, `torch.optim.optimizer`, torch 2.13). DistributedDataParallel imports it too, and so do DeepSpeed and FSDP2.
@@ -33,8 +33,10 @@ def checkpoint_uncompiled() -> None:
 
 
 class _InOrder(Optimizer):
-    """torch's fused update on a CPU goes over four tensors as they lie in memory (2.13). It updates wrong numbers where a gradient lies in another order than its
-    weight (findings/torch_fused_optimizers_mix_up_layouts.sh), and copies a gradient [B, H, W, C], whose copy it does not use. So it gets views of one order.
+    """Adam whose fused update on a CPU gets weights, gradients and moments as dense views of one order.
+
+    torch's (2.13) goes over their memory, whatever its order: where a gradient has another memory format than its weight, it moves other weights than
+    those of the gradient (findings/torch_fused_optimizers_mix_up_layouts.sh). It also copies each gradient that is [B, H, W, C].
     """
 
     def _init_group(self, group: Any, weights: Any, gradients: Any, *more: Any) -> Any:
@@ -48,9 +50,7 @@ class _InOrder(Optimizer):
                 continue
             order = sorted(range(weight.dim()), key=weight.stride, reverse=True)
             if weight.permute(order).is_contiguous():
-                gradients[place] = gradient.permute(
-                    order
-                ).contiguous()  # a view, or a copy of one in another order
+                gradients[place] = gradient.permute(order).contiguous()  # a copy only in another order
                 for tensors in (weights, *more[:3]):
                     if tensors:
                         tensors[place] = self._in_order(tensors[place], order)

@@ -33,6 +33,7 @@ RECIPES = ("cifar10/ladder_bounded", "mnist/ladder", "cifar10/conv", "digits/opt
 SOURCES = (
     ("training/strategies/base.py", "backward", "backward"),
     ("training/strategies/base.py", "_grad_norm", "gradient norm"),
+    ("training/gradient_norm.py", "", "gradient norm"),
     ("training/strategies/base.py", "_average", "average of weights"),
     ("training/strategies/base.py", "", "optimizer"),
     ("likelihoods", "end_step", "end_step"),

@@ -162,7 +162,8 @@ class Guard:
 
         loss []: this rank's loss; grad_norm []: the norm of the global gradient of the scaled loss, before clipping.
         """
-        both = torch.stack([loss.detach(), grad_norm.detach()]).double()
+        grad_norm = grad_norm.detach()
+        both = torch.stack([loss.detach(), grad_norm]).double()
         norm, divided_by = both[1], None
         if self._scaled:
             divided_by = self.state.scale.value / comm.world_size()
@@ -179,7 +180,8 @@ class Guard:
             clipped = clipped if divided_by is None else clipped * divided_by
             # Where no weights move, the gradient is divided by one: NaN would stay NaN, but Inf / Inf would be another fault.
             divisor = torch.where(finite, clipped, self._one)
-        return Verdict(norm.float(), divisor.float(), skip.float())
+        unscaled = grad_norm if divided_by is None else norm
+        return Verdict(unscaled.float(), divisor.float(), skip.float())
 
     def _update(self, sums: Tensor, finite: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Add a step to the numbers. Returns whether it is skipped, bool [], and the sums without an overflow's faults."""

@@ -19,6 +19,7 @@ from vaescale.errors import TrainingStopped, UserError
 from vaescale.models.vae import VAE, Terms
 from vaescale.system import heartbeat
 from vaescale.training.averages import MAIN, Average
+from vaescale.training.gradient_norm import total_norm
 from vaescale.training.half_weights import HalfWeights
 from vaescale.training.optimizer import OPTIMIZERS
 
@@ -196,7 +197,7 @@ class Strategy:
     def _grad_norm(self) -> Tensor:
         """The norm of the global gradient, neither unscaled nor clipped."""
         gradients = [tensor.grad for tensor in self._held() if tensor.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        return total_norm(gradients)
 
     def _full(self, parameter: Tensor, key: str | None) -> Tensor:
         """The full tensor of a parameter, or of one of its states in the optimizer, gathered from all ranks."""

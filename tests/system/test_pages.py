@@ -44,7 +44,9 @@ def printed(how: str, **environment: str) -> int:
 def test_freed_pages_are_used_again() -> None:
     assert printed("kept") < 1000
     assert printed("kept", MALLOC_MMAP_THRESHOLD_="131072") > 10_000, "the environment has the last word"
-    assert printed("given back", MALLOC_MMAP_THRESHOLD_="131072") > 10_000, "or there would be nothing to keep"
+    assert printed("given back", MALLOC_MMAP_THRESHOLD_="131072") > 10_000, (
+        "or there would be nothing to keep"
+    )
 
 
 @pytest.mark.skipif(

@@ -1,4 +1,8 @@
-"""Optimizers that leave torch's compiler out are torch's own in every bit."""
+"""Optimizers that leave torch's compiler out are torch's own in every bit, and DistributedDataParallel needs no compiler."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,3 +74,30 @@ def test_a_weight_whose_memory_is_replaced_is_updated_where_it_lies() -> None:
         weight.grad = torch.ones_like(weight)
         optimizer.step()
         torch.testing.assert_close(weight.detach(), torch.full_like(weight, value - 0.1))
+
+
+PARALLEL = """
+import sys, torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from vaescale.system.uncompiled import parallel_uncompiled
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+with parallel_uncompiled():
+    model = DistributedDataParallel(torch.nn.Linear(3, 1))
+    assert torch._dynamo.utils.get_optimize_ddp_mode() == "ddp_optimizer"
+for _ in range(2):
+    model(torch.ones(2, 3)).sum().backward()
+assert model.module.weight.grad.tolist() == [[4, 4, 4]]
+assert "torch._dynamo" not in sys.modules
+assert torch._dynamo.utils.get_optimize_ddp_mode() == "ddp_optimizer", "torch has another default"
+assert "torch._dynamo" in sys.modules and torch._dynamo is sys.modules["torch._dynamo"]
+with parallel_uncompiled():
+    assert torch._dynamo is sys.modules["torch._dynamo"]
+distributed.destroy_process_group()
+"""
+
+
+def test_ranks_train_without_the_compiler(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARALLEL, str(tmp_path / "meeting")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr

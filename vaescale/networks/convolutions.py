@@ -266,7 +266,7 @@ def _folded_product(
     )
     values = rows.new_empty(len(rows), broad * channels)
     windows = values.view(images, lines, columns, broad, channels)
-    for i, line in enumerate(_matrix(weight).split(broad * channels, 1)):
+    for i, line in enumerate(torch.split(_matrix(weight), broad * channels, 1)):
         torch.mm(rows, line, out=values)
         for j in range(broad):
             below, beside = i + stride[0] * lines, j + stride[1] * columns

@@ -1,15 +1,20 @@
-"""Optimizers without torch's compiler, which torch would import for nothing, for about a second at every start, and safe for any memory format.
+"""Optimizers and DistributedDataParallel without torch's compiler, which torch would import for nothing, for about a second at every start, and safe for any memory format.
 
 Some functions of torch are excluded from compilation. They import the compiler at their first call, to say so to it, whether anything is compiled
-or not (`torch._compile`, `torch.optim.optimizer`, torch 2.13). DistributedDataParallel imports it too, and so do DeepSpeed and FSDP2.
+or not (`torch._compile`, `torch.optim.optimizer`, torch 2.13). DistributedDataParallel also asks it for a setting. DeepSpeed and FSDP2 import it, too.
 """
 
+import importlib
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils import checkpoint
 
@@ -24,12 +29,40 @@ _CHECKPOINTS: tuple[Callable[..., Any], ...] = (
     checkpoint.checkpoint,
     checkpoint._run_fn_with_dynamo_disabled,
 )
+_COMPILER = "torch._dynamo"
 _STEP: Callable[..., Any] = inspect.unwrap(torch.optim.Adam.step)  # AdamW has the same one
 
 
 def checkpoint_uncompiled() -> None:
     """Let activation checkpointing work without the compiler. For a process whose models are not compiled."""
     _call_as_they_are(_CHECKPOINTS)
+
+
+@contextmanager
+def parallel_uncompiled() -> Iterator[None]:
+    """Let a DistributedDataParallel be built in the block, and run later, without the compiler. For a process whose models are not compiled."""
+    if _COMPILER in sys.modules:
+        yield
+        return
+    forward: Any = DistributedDataParallel._inside_ddp_forward
+    _call_as_they_are((forward,))
+    compiler: Any = _StandIn(_COMPILER)
+    compiler.utils = _StandIn(f"{_COMPILER}.utils")
+    compiler.utils.get_optimize_ddp_mode = lambda: "ddp_optimizer"  # the compiler's default
+    torch._dynamo = compiler
+    try:
+        yield
+    finally:
+        if torch.__dict__.get("_dynamo") is compiler:
+            del torch._dynamo
+
+
+class _StandIn(ModuleType):
+    """For a module that is imported once it is asked for something that was not set here."""
+
+    def __getattr__(self, name: str) -> Any:
+        """The module's attribute."""
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 class _InOrder(Optimizer):

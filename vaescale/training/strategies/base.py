@@ -18,6 +18,7 @@ from vaescale import comm
 from vaescale.errors import TrainingStopped, UserError
 from vaescale.models.vae import VAE, Terms
 from vaescale.system import heartbeat
+from vaescale.system.uncompiled import parallel_uncompiled
 from vaescale.training.averages import MAIN, Average
 from vaescale.training.gradient_norm import total_norm
 from vaescale.training.half_weights import HalfWeights
@@ -177,10 +178,12 @@ class Strategy:
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Wrap the model for the forward pass, and build the optimizer of the tensors that this rank holds."""
         optimizer = build_optimizer(self.model)
-        if self.model._compiled_call_impl is None:  # a compiled graph fuses the conversions
+        is_compiled = self.model._compiled_call_impl is not None
+        if not is_compiled:  # a compiled graph fuses the conversions
             HalfWeights(self.model, self.model.network, optimizer)
-        # Told to place the model, accelerate need not import distributed tensors to see whether it is one.
-        wrapped: nn.Module = self.accelerator.prepare_model(self.model, device_placement=True)
+        with nullcontext() if is_compiled else parallel_uncompiled():
+            # Told to place the model, accelerate need not import distributed tensors to see whether it is one.
+            wrapped: nn.Module = self.accelerator.prepare_model(self.model, device_placement=True)
         return wrapped, optimizer
 
     def _held(self) -> list[Tensor]:

@@ -24,6 +24,8 @@ def test_values_and_gradients_are_torch_s(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(native, "multiplies_tiles", lambda: "tiles" in products)
+    monkeypatch.setattr(convolutions, "_by_tiles", lambda _: "tiles" in products)
+    monkeypatch.setattr(convolutions, "MANY_VALUES", 1)
     monkeypatch.setattr(convolutions, "MANY_WEIGHTS", 1)
     monkeypatch.setattr(convolutions, "MANY_BY_TILES", 1)
     monkeypatch.setattr(convolutions, "MORE_VALUES", 1000)

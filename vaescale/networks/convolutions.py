@@ -2,8 +2,8 @@
 
 Weights: the gradient of a convolution is one product of two matrices, once the windows of a map stand in rows. It takes 41 ms where
 torch's (2.13, oneDNN) takes 169 for 512 to 1024 channels on 8x8 maps, but more for few weights on large maps. Where there are more weights
-than values in the windows, or half as many, the forward pass and the gradient of the input are products, too. Where few channels come out,
-the convolution and its weights' gradient are compiled functions (`few_outputs.py`), or the windows are those of the output's gradient.
+than values in the windows, or half as many, the forward pass and the gradient of the input are products, too, in float32 and where a processor multiplies
+tiles of bfloat16. Where few channels come out, the convolution and its weights' gradient are compiled functions (`few_outputs.py`), or the windows are those of the output's gradient.
 Biases: the sum over the output's gradient takes a hundredth of the time of torch's for a transposed convolution. The rest is torch's, but
 for transposed convolutions with few outputs, where torch's takes as long for 1 as for 3. Chellapilla, Puri & Simard 2006.
 """
@@ -23,6 +23,7 @@ MANY_WEIGHTS, MORE_WEIGHTS = 1 << 21, 1 << 22
 """Numbers of weights from which on their gradient is a product, and from which on all three passes are, if the windows have few values."""
 MANY_BY_TILES = 1 << 17
 """That for the gradient on a processor that multiplies tiles, if the windows have few values."""
+HALF = (torch.bfloat16, torch.float16)
 FEW_VALUES, MORE_VALUES = 2, 7
 """The most values of the windows for each weight: for all three passes, and for the gradient of the weights alone."""
 
@@ -205,14 +206,20 @@ def _by_corners(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _are_products(places: int, weight: Tensor) -> bool:
     """Whether all passes are products. places: those of the smaller map, whose windows have `places / len(weight)` values for each weight."""
-    return weight.numel() >= MORE_WEIGHTS and 0 < places <= FEW_VALUES * len(weight)
+    pays = weight.dtype not in HALF or _by_tiles(weight.dtype)
+    return pays and weight.numel() >= MORE_WEIGHTS and 0 < places <= FEW_VALUES * len(weight)
 
 
 def _is_product(places: int, weight: Tensor) -> bool:
     """Whether the gradient of the weights is a product. places: those of the smaller map."""
-    if native.multiplies_tiles():
+    if _by_tiles(weight.dtype):
         return weight.numel() >= MANY_BY_TILES and places <= MORE_VALUES * len(weight)
     return weight.numel() >= MANY_WEIGHTS
+
+
+def _by_tiles(dtype: torch.dtype) -> bool:
+    """Whether products of matrices of this precision are products of tiles here."""
+    return dtype == torch.bfloat16 and native.multiplies_tiles()
 
 
 def _places(x: Tensor) -> int:
@@ -244,7 +251,7 @@ def _matrix(weight: Tensor) -> Tensor:
 def _product(rows: Tensor, others: Tensor) -> Tensor:
     """`rows.t() @ others`. oneDNN's product of tiles (torch 2.13) takes 53 ms of such a view where it takes 33 with the copy."""
     columns = rows.t()
-    if rows.dtype != torch.float32 and rows.numel() >= MANY_VALUES and native.multiplies_tiles():
+    if rows.numel() >= MANY_VALUES and _by_tiles(rows.dtype):
         columns = columns.contiguous()
     return columns @ others
 

@@ -34,7 +34,7 @@ SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 def printed(how: str, **environment: str) -> int:
     """Page faults, or KiB on huge pages."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "THP_"))}
     command = [sys.executable, "-c", SCRIPT, how]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean | environment)
     return int(done.stdout)

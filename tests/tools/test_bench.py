@@ -1,5 +1,6 @@
 """The benches run; what they measure is no test's business."""
 
+import multiprocessing
 import os
 import runpy
 import subprocess
@@ -101,6 +102,23 @@ def test_the_step_of_the_gpu_s_bench_runs(tmp_path: Path) -> None:
         assert measured.images == 4
         assert measured.seconds > 0
         assert measured.flops == rows["recipe"].flops > 1e6
+
+
+def test_the_steps_of_the_choices_are_timed() -> None:
+    """One of its processes, in this one."""
+    from accelerate.state import AcceleratorState
+
+    from tools.bench import choices
+
+    AcceleratorState._reset_state(True)
+    own, other = multiprocessing.Pipe()
+    own.send(0.0)
+    own.send(None)
+    choices._serve(other, BENCH.parents[1] / "recipes/digits/optimal.yaml", 4, "[B, H, W, C]")
+    assert own.recv() is None  # built
+    times = own.recv()
+    assert len(times) == choices.LEAST
+    assert min(times) > 0
 
 
 @pytest.fixture

@@ -3,16 +3,18 @@
     python -m tools.bench.choices
     python -m tools.bench.choices recipes/mnist/conv.yaml --images 32 --rounds 9
 
-Random images; the steps of one recipe lie in one process and are timed in turn. The last column is the faster of the two fixed
+Random images; each choice has a process of its own, and their steps are timed in turn. The last column is the faster of the two fixed
 choices, in times of this build's step: below 1, a fixed choice would have been faster. Run it on a machine that does nothing else.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest import mock
 
@@ -41,14 +43,12 @@ RECIPES = {
     "cifar10/ladder_bounded": 4,
     "celeba64/conv": 100,
     "celeba64/optimal": 16,
-    "imagenet32/ladder_bounded": 1,
-    "imagenet64/ladder_bounded": 1,
 }
 FIXED = {
     "[B, C, H, W]": ("training.channels_last=false",),
     "[B, H, W, C]": ("training.channels_last=true",),
 }
-WARM_UP = 3
+WARM_UP, LEAST = 6, 2  # steps before the first round, and of a round
 
 
 def main() -> None:
@@ -64,7 +64,6 @@ def main() -> None:
     root = Path(__file__).parents[2] / "recipes"
     chosen = dict.fromkeys(arguments.recipes, arguments.images or 32)
     chosen = chosen or {root / f"{name}.yaml": arguments.images or n for name, n in RECIPES.items()}
-    keep_freed_pages()
     sys.stdout.write(f"{'milliseconds':>44s}{'this build':>14s}{''.join(f'{name:>14s}' for name in FIXED)}\n")
     for path, images in chosen.items():
         line = measured(path, images, rounds=arguments.rounds, seconds=arguments.seconds)
@@ -78,29 +77,44 @@ def main() -> None:
 
 def measured(path: Path, images: int, *, rounds: int, seconds: float) -> dict[str, float]:
     """Median seconds of a step of this build and of the fixed choices, in turn."""
-
-    def built(*options: str) -> Callable[[int], object]:
-        recipe = load_recipe(path, [*options, f"data.global_batch={images}", "training.accumulation=1"])
-        return _ours(recipe, images, torch.device("cpu"))[1]
-
-    steps = {"this build": built()}
-    with torchs_operations():
-        steps |= {name: built(*options) for name, options in FIXED.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    number = 0
-    for round_ in range(rounds + 1):
-        for name, step in steps.items():
-            with torchs_operations() if name in FIXED else nullcontext():
-                for _ in range(0 if round_ else WARM_UP):
-                    step(number := number + 1)
-                begin, least = time.perf_counter(), len(times[name]) + 2
-                while len(times[name]) < least or (round_ and time.perf_counter() - begin < seconds):
-                    before = time.perf_counter()
-                    step(number := number + 1)
-                    times[name].append(time.perf_counter() - before)
-        if not round_:
-            times = {name: [] for name in steps}  # the first round warms up
+    spawning = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in ("this build", *FIXED):
+        pipes[name], other = spawning.Pipe()
+        processes.append(spawning.Process(target=_serve, args=(other, path, images, name), daemon=True))
+        processes[-1].start()
+        other.close()
+        pipes[name].recv()  # they build and warm up one after the other
+    times: dict[str, list[float]] = {name: [] for name in pipes}
+    for _ in range(rounds):
+        for name, pipe in pipes.items():
+            pipe.send(seconds)
+            times[name] += pipe.recv()
+    for pipe in pipes.values():
+        pipe.send(None)
+    for process in processes:
+        process.join()
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _serve(pipe: Connection, path: Path, images: int, name: str) -> None:
+    """Send the times of steps, for each number of seconds that comes, until None comes."""
+    keep_freed_pages()
+    with torchs_operations() if name in FIXED else nullcontext():
+        options = (*FIXED.get(name, ()), f"data.global_batch={images}", "training.accumulation=1")
+        step = _ours(load_recipe(path, list(options)), images, torch.device("cpu"))[1]
+        for number in range(WARM_UP):
+            step(number)
+        number = WARM_UP
+        pipe.send(None)
+        while (seconds := pipe.recv()) is not None:
+            times: list[float] = []
+            while len(times) < LEAST or sum(times) < seconds:
+                begin = time.perf_counter()
+                step(number)
+                times.append(time.perf_counter() - begin)
+                number += 1
+            pipe.send(times)
 
 
 @contextmanager

@@ -65,6 +65,39 @@ def test_what_needs_no_gradient_gets_none(frozen: str, monkeypatch: pytest.Monke
     assert (layer.weight.grad is None) == (frozen == "weight")
 
 
+@pytest.mark.parametrize("has_tiles", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_products_are_taken_where_they_pay(
+    dtype: torch.dtype, has_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "multiplies_tiles", lambda: has_tiles)
+    by_tiles = has_tiles and dtype == torch.bfloat16
+    large, middle = (torch.empty(width, 512, 4, 4, dtype=dtype, device="meta") for width in (1024, 32))
+    assert convolutions._are_products(512, large) == (by_tiles or dtype == torch.float32)
+    assert not convolutions._are_products(4096, large), "the windows have four values for each weight"
+    assert not convolutions._are_products(32, middle)
+    assert convolutions._is_product(512, large)
+    assert convolutions._is_product(32, middle) == by_tiles
+    layer = Conv2d(512, 32, 4, stride=2, dtype=dtype, device="meta")
+    assert convolutions._pays(layer) == by_tiles
+    with torch.autocast("cpu", torch.bfloat16):
+        assert convolutions._pays(layer) == has_tiles
+
+
+def test_folds_of_bfloat16_are_sums_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine values of one place: their sum is rounded once."""
+    for name, value in (("MORE_WEIGHTS", 1), ("FEW_VALUES", 1000), ("_by_tiles", lambda _: True)):
+        monkeypatch.setattr(convolutions, name, value)
+    layer = ConvTranspose2d(1, 1, 3, padding=1, bias=False, dtype=torch.bfloat16)
+    layer.to(memory_format=torch.channels_last)
+    nn.init.ones_(layer.weight)
+    x = torch.full((1, 1, 3, 3), 2.0**-9, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    x[0, 0, 0, 0] = 1
+    y = layer(x.requires_grad_())
+    assert y.dtype == torch.bfloat16
+    assert y[0, 0, 1, 1] == 1 + 2.0**-6, "8 / 512 are lost if they are added to 1 one by one"
+
+
 def test_autocast_computes_in_its_precision() -> None:
     layer = ConvTranspose2d(16, 8, 4, stride=2, padding=1)
     x = torch.randn(2, 16, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()

@@ -12,7 +12,7 @@ from vaescale.system import native
 
 ACTS = {None: lambda h: h, "silu": silu, "relu": relu, "leaky_relu": lambda h: leaky_relu(h, 0.2)}
 # Images, channels, height, width: fewer rows than a span, channels that do not divide it, more channels than a span.
-SHAPES = [(3, 32, 32, 32), (2, 24, 15, 13), (2, 1040, 2, 3), (1, 8, 64, 64)]
+SHAPES = [(3, 32, 32, 32), (2, 24, 15, 13), (2, 1040, 2, 3), (1, 8, 64, 64), (1, 32, 96, 96)]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 5e-3}
 
 compiled = pytest.mark.skipif(not normalization.are_usable(), reason="needs a C++ compiler and GNU OpenMP")

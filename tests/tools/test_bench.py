@@ -104,13 +104,14 @@ def test_the_step_of_the_gpu_s_bench_runs(tmp_path: Path) -> None:
         assert measured.flops == rows["recipe"].flops > 1e6
 
 
-def test_the_steps_of_the_choices_are_timed() -> None:
+def test_the_steps_of_the_choices_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of its processes, in this one."""
     from accelerate.state import AcceleratorState
 
     from tools.bench import choices
 
     AcceleratorState._reset_state(True)
+    monkeypatch.setattr(choices, "keep_freed_pages", lambda: None)
     own, other = multiprocessing.Pipe()
     own.send(0.0)
     own.send(None)

@@ -4,7 +4,7 @@
     python -m tools.bench.choices recipes/mnist/conv.yaml --images 32 --rounds 9
 
 Random images; each choice has a process of its own, and their steps are timed in turn. The last column is the faster of the two fixed
-choices, in times of this build's step: below 1, a fixed choice would have been faster. Run it on a machine that does nothing else.
+choices, in times of this build's step: below 1, a fixed choice would have been faster. The fixed choices, too, have this build's optimizer, norms of gradients and pages. Run it on a machine that does nothing else.
 """
 
 import argparse

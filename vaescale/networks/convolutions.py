@@ -2,8 +2,8 @@
 
 Weights: the gradient of a convolution is one product of two matrices, once the windows of a map stand in rows. It takes 41 ms where
 torch's (2.13, oneDNN) takes 169 for 512 to 1024 channels on 8x8 maps, but more for few weights on large maps. Where there are more weights
-than values in the windows, or half as many, the forward pass and the gradient of the input are products, too, in float32 and where a processor multiplies
-tiles of bfloat16. Where few channels come out, the convolution and its weights' gradient are compiled functions (`few_outputs.py`), or the windows are those of the output's gradient.
+than values in the windows, or half as many, and more than four million, the forward pass and the gradient of the input are products, too, in float32 and
+where a processor multiplies tiles of bfloat16. Where few channels come out, the convolution and its weights' gradient are compiled functions (`few_outputs.py`), or the windows are those of the output's gradient.
 Biases: the sum over the output's gradient takes a hundredth of the time of torch's for a transposed convolution. The rest is torch's, but
 for transposed convolutions with few outputs, where torch's takes as long for 1 as for 3. Chellapilla, Puri & Simard 2006.
 """
@@ -299,10 +299,12 @@ def _window_columns(x: Tensor, kernel: torch.Size, padding: tuple[int, int]) -> 
 
 
 def _pays(layer: Conv2d) -> bool:
-    """Whether a convolution has a gradient that is faster here."""
+    """Whether a convolution may have a gradient that is faster here."""
     stride: Any = layer.stride
+    is_cast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if is_cast else layer.weight.dtype
     return layer.kernel_size != (1, 1) and (
-        layer.weight.numel() >= (MANY_BY_TILES if native.multiplies_tiles() else MANY_WEIGHTS)
+        layer.weight.numel() >= (MANY_BY_TILES if _by_tiles(dtype) else MANY_WEIGHTS)
         or few_outputs.have_few(layer.weight, stride)
     )
 

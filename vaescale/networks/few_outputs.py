@@ -16,7 +16,7 @@ FEW_OUTPUTS = 8
 CHANNELS = 32
 """The functions take a multiple of them."""
 
-MANY_CHANNELS = 64
+MANY_CHANNELS = 128
 """From which on torch's gradient of the weights takes longer than one by windows on a processor that multiplies tiles."""
 
 SOURCE = Path(__file__).with_name("few_outputs.cpp")

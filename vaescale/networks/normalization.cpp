@@ -27,7 +27,7 @@ enum Act { NONE, SILU, RELU, LEAKY };
 constexpr float SLOPE = 0.2f;        // of LEAKY
 constexpr int64_t SPAN = 512;        // floats that the inner loops go over at once, about
 constexpr int64_t PARTIAL = 64;      // spans that are summed in float32
-constexpr int64_t KEPT = 1 << 18;      // the most values of an image of which g is kept between two passes, in a core's cache
+constexpr int64_t KEPT = 1 << 18;    // the most values of an image of which g is kept between two passes, in a core's cache
 constexpr int64_t TOGETHER = 1 << 14;  // values of an image that one thread takes at once
 
 // 1 / (1 + e^-h): to a rounding for float32, to a tenth of a rounding for bfloat16.

@@ -61,7 +61,7 @@ def keep_freed_pages() -> None:
 
     By default glibc returns blocks above 128 KiB to the kernel, which zeroes their pages again for the next tensor: the
     evaluation of a small convolutional network on one core spent 11.5 of 24.8 s in the kernel, and 2.1 of 15.7 s with
-    this setting. On pages of 2 MiB, which Linux gives to tensors of that size and more, training steps of convolutional networks take 2 to 7% less
+    this setting. On pages of 2 MiB, which Linux gives to tensors of that size and more, training steps of convolutional networks take 1 to 7% less
     (tools/bench/README.md). To be called before torch makes a tensor. Does nothing on other systems, or where the environment configures malloc itself.
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):

@@ -40,7 +40,7 @@ def checkpoint_uncompiled() -> None:
 
 @contextmanager
 def parallel_uncompiled() -> Iterator[None]:
-    """Let a DistributedDataParallel be built in the block, and run later, without the compiler. For a process whose models are not compiled."""
+    """Let a DistributedDataParallel be built in the block, and all of the process run later, without the compiler. Not for models that are compiled."""
     if _COMPILER in sys.modules:
         yield
         return
@@ -58,7 +58,7 @@ def parallel_uncompiled() -> Iterator[None]:
 
 
 class _StandIn(ModuleType):
-    """For a module that is imported once it is asked for something that was not set here."""
+    """In place of a module, which is imported as soon as it is asked for something that was not set here."""
 
     def __getattr__(self, name: str) -> Any:
         """The module's attribute."""

@@ -162,7 +162,6 @@ class Guard:
 
         loss []: this rank's loss; grad_norm []: the norm of the global gradient of the scaled loss, before clipping.
         """
-        grad_norm = grad_norm.detach()
         both = torch.stack([loss.detach(), grad_norm]).double()
         norm, divided_by = both[1], None
         if self._scaled:

@@ -4,8 +4,8 @@
 #       clip_grad_norm_ leaves.
 # Seen: torch.linalg.vector_norm adds a whole tensor's squares in float32 in a few long sums. Of 13 million draws of a standard
 #       normal it is 0.05% too small, of 100 million 1%, of 100 million values 0.3 it is 8% too small (of 13 million such values 1%
-#       too large); torch.sum of the squares
-#       is right to 1e-6, and so are the norms of rows of 10,000, to 3e-6. clip_grad_norm_ to 1 leaves a gradient of norm 1.08.
+#       too large). torch.sum of the squares is right to 1e-6, and the norm of the norms of rows of 10,000 to 3e-6.
+#       clip_grad_norm_ to 1 leaves a gradient whose norm is 1.086.
 set -euo pipefail
 
 folder=$(mktemp -d)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vaescale.networks.convolutions import computed_dtype
 from vaescale.system import native
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -40,11 +41,11 @@ def take(x: Tensor, layers: Sequence[nn.Conv2d]) -> bool:
         and x.device.type == "cpu"
         and x.numel() > 0
         and x.dtype in DTYPES
-        and _dtype(x) in DTYPES
+        and computed_dtype(x) in DTYPES
         and not torch.compiler.is_compiling()
         and all(_is_plain(layer) for layer in layers)
         and are_usable()
-        and layers[1].in_channels <= most_channels(_dtype(x))
+        and layers[1].in_channels <= most_channels(computed_dtype(x))
     )
 
 
@@ -64,7 +65,7 @@ def convolutions(
 
     Returns the first `apart` outputs [B, apart, H, W], and the others [B, C, H, W] plus x if `added`; a map without channels is None.
     """
-    dtype = _dtype(x)
+    dtype = computed_dtype(x)
     x = x.to(dtype).contiguous()
     seen = None if seen is None else seen.to(dtype).contiguous()
     parameters = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
@@ -152,11 +153,6 @@ def _library() -> ctypes.CDLL:
 
 def _places(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return _Parameters(*(tensor.data_ptr() for tensor in tensors))
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    """The precision that autocast would choose for a convolution of x."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def _is_plain(layer: nn.Conv2d) -> bool:

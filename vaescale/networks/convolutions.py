@@ -1,11 +1,12 @@
 """torch's convolutions with gradients of weights and biases that a CPU computes faster, where maps are [B, H, W, C].
 
 Weights: the gradient of a convolution is one product of two matrices, once the windows of a map stand in rows. It takes 41 ms where
-torch's (2.13, oneDNN) takes 169 for 512 to 1024 channels on 8x8 maps, but more for few weights on large maps. Where there are more weights
-than values in the windows, or half as many, and more than four million, the forward pass and the gradient of the input are products, too, in float32 and
-where a processor multiplies tiles of bfloat16. Where few channels come out, the convolution and its weights' gradient are compiled functions (`few_outputs.py`), or the windows are those of the output's gradient.
-Biases: the sum over the output's gradient takes a hundredth of the time of torch's for a transposed convolution. The rest is torch's, but
-for transposed convolutions with few outputs, where torch's takes as long for 1 as for 3. Chellapilla, Puri & Simard 2006.
+torch's (2.13, oneDNN) takes 169 for 512 to 1024 channels on 8x8 maps, but more for few weights on large maps. Where there are more than four million
+weights, at least half as many as values in the windows, the forward pass and the gradient of the input are products, too, in float32 and, on a
+processor that multiplies tiles, in bfloat16. Where few channels come out, the convolution and its weights' gradient are compiled functions
+(`few_outputs.py`), or the windows are those of the output's gradient. Biases: the sum over the output's gradient takes a hundredth of the time of
+torch's for a transposed convolution. The rest is torch's, but for transposed convolutions with few outputs, where torch's takes as long for 1 as
+for 3. Chellapilla, Puri & Simard 2006.
 """
 
 from collections.abc import Sequence
@@ -23,12 +24,16 @@ MANY_WEIGHTS, MORE_WEIGHTS = 1 << 21, 1 << 22
 """Numbers of weights from which on their gradient is a product, and from which on all three passes are, if the windows have few values."""
 MANY_BY_TILES = 1 << 17
 """That for the gradient on a processor that multiplies tiles, if the windows have few values."""
-HALF = (torch.bfloat16, torch.float16)
 FEW_VALUES, MORE_VALUES = 2, 7
 """The most values of the windows for each weight: for all three passes, and for the gradient of the weights alone."""
 
 MANY_VALUES = 1 << 18
 """Values from which on it pays to copy a view for a product by tiles."""
+
+
+def computed_dtype(x: Tensor) -> torch.dtype:
+    """The precision that autocast would choose for a convolution of x on a CPU."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 class Conv2d(nn.Conv2d):
@@ -206,7 +211,7 @@ def _by_corners(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _are_products(places: int, weight: Tensor) -> bool:
     """Whether all passes are products. places: those of the smaller map, whose windows have `places / len(weight)` values for each weight."""
-    pays = weight.dtype not in HALF or _by_tiles(weight.dtype)
+    pays = weight.dtype.itemsize > 2 or _by_tiles(weight.dtype)  # in half precision by tiles alone
     return pays and weight.numel() >= MORE_WEIGHTS and 0 < places <= FEW_VALUES * len(weight)
 
 
@@ -301,11 +306,9 @@ def _window_columns(x: Tensor, kernel: torch.Size, padding: tuple[int, int]) -> 
 def _pays(layer: Conv2d) -> bool:
     """Whether a convolution may have a gradient that is faster here."""
     stride: Any = layer.stride
-    is_cast = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if is_cast else layer.weight.dtype
+    many = MANY_BY_TILES if _by_tiles(computed_dtype(layer.weight)) else MANY_WEIGHTS
     return layer.kernel_size != (1, 1) and (
-        layer.weight.numel() >= (MANY_BY_TILES if _by_tiles(dtype) else MANY_WEIGHTS)
-        or few_outputs.have_few(layer.weight, stride)
+        layer.weight.numel() >= many or few_outputs.have_few(layer.weight, stride)
     )
 
 
@@ -335,7 +338,4 @@ def _is_plain(x: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
 
 def _cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Tensors in the precision that autocast would choose."""
-    if not torch.is_autocast_enabled("cpu"):
-        return tensors
-    dtype = torch.get_autocast_dtype("cpu")
-    return tuple(tensor if tensor is None else tensor.to(dtype) for tensor in tensors)
+    return tuple(tensor if tensor is None else tensor.to(computed_dtype(tensor)) for tensor in tensors)
